@@ -1,0 +1,62 @@
+"""`mt config`: look at a run's configuration without running it."""
+
+import json
+import math
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mt_cli.completion import preset_names
+
+app = typer.Typer(
+    help="Show, check and compare configurations.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+Files = Annotated[list[Path] | None, typer.Argument(help="TOML files; later ones override earlier ones.")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override one value: section.field=value.")]
+Preset = Annotated[str | None, typer.Option(help="Start from this preset.", autocompletion=preset_names)]
+
+
+@app.command()
+def show(files: Files = None, overrides: Overrides = None, preset: Preset = None) -> None:
+    """Print the resolved configuration as TOML: defaults, preset, files and overrides together."""
+    from mt_cli.run_config import load_run_config, to_toml
+
+    print(to_toml(load_run_config(files or [], overrides or [], preset, rules=False)), end="")
+
+
+@app.command()
+def check(files: Files = None, overrides: Overrides = None, preset: Preset = None) -> None:
+    """Check a configuration and say what it would train; every problem is listed at once."""
+    from mt_cli.run_config import load_run_config
+
+    config = load_run_config(files or [], overrides or [], preset)
+    shapes = config.model.canonical_shapes().values()
+    parameters = sum(math.prod(shape) for shape in shapes)
+    tokens = config.schedule.steps * config.batch.global_batch * config.data.seq_length
+    flops = tokens * config.model.flops_per_token(config.data.seq_length)
+    print(f"ok: {parameters:,} parameters, {tokens:,} tokens, {flops:.3g} FLOP")
+
+
+@app.command()
+def diff(first: Path, second: Path) -> None:
+    """Print every value that differs between two configurations, defaults and presets included."""
+    from mt_cli.config_values import differences
+    from mt_cli.run_config import load_run_config
+
+    one, two = (load_run_config([path], rules=False).model_dump(mode="json") for path in (first, second))
+    for key, was, now in differences(one, two):
+        print(f"{key}: {json.dumps(was)} -> {json.dumps(now)}")
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of a run's configuration, with every field's documentation."""
+    from mt_cli.run_config import run_config_type
+    from mt_core.config.load import schema as json_schema
+
+    print(json.dumps(json_schema(run_config_type()), indent=2))

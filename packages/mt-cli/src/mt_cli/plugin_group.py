@@ -1,0 +1,60 @@
+"""A command group whose subcommands are installed components, listed from metadata and imported only when run."""
+
+from typing import Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from mt_core.errors import MtError
+from mt_core.plugins import Component, Kind, components, did_you_mean
+
+
+class LazyCommand(TyperCommand):
+    """Stands for a command until it is run, so that listing commands imports none of them."""
+
+    def __init__(self, component: Component) -> None:
+        super().__init__(component.name, help=component.summary)
+        self.component = component
+
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        """Import the real command and hand over to it."""
+        target = self.component.load()
+        if not isinstance(target, typer.Typer):  # a plain function with annotated options
+            app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
+            app.command()(target)
+            target = app
+        return typer.main.get_command(target).make_context(*args, **kwargs)
+
+
+class PluginGroup(TyperGroup):
+    """Subclasses name the kind of component that they list."""
+
+    kind: Kind
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Names of the installed components of this kind."""
+        return list(components(self.kind))
+
+    def get_command(self, ctx: Any, cmd_name: str) -> LazyCommand | None:
+        """A stand-in for the command, or None."""
+        component = components(self.kind).get(cmd_name)
+        return LazyCommand(component) if component else None
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """As Typer does, but an unknown name is told with the nearest known one."""
+        known = components(self.kind)
+        if args and not args[0].startswith("-") and args[0] not in known and not ctx.resilient_parsing:
+            raise MtError(f"mt {self.kind}", f"unknown name {args[0]!r}", did_you_mean(args[0], known))
+        return super().resolve_command(ctx, args)
+
+
+def plugin_group(kind: Kind, help: str) -> typer.Typer:
+    """A Typer application that lists the components of `kind` as its commands."""
+    group = type(f"{kind}Group", (PluginGroup,), {"kind": kind})
+    app = typer.Typer(cls=group, help=help, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
+    app.callback(help=help)(_no_options)
+    return app
+
+
+def _no_options() -> None:
+    pass

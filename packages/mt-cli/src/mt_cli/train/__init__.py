@@ -1,0 +1,1 @@
+"""`mt train`: composes data, model and training loop."""

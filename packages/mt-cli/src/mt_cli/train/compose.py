@@ -1,0 +1,118 @@
+"""From a resolved configuration to a running training loop: the one readable path through all packages."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mt_cli.train.run_directory import prepare
+from mt_cli.train.view import screen
+from mt_core.checkpoint.native import resolve, steps
+from mt_core.errors import MtError
+from mt_core.parallel.axis import Axis
+from mt_core.parallel.launch import data_axis, pick_device
+from mt_core.plugins import component
+from mt_core.training.loop import Run, train
+from mt_core.training.metrics import open_sinks
+from mt_core.training.optimizer import parameter_groups
+from mt_core.training.state import Position, TrainState
+from mt_core.training.step import Batch
+from mt_core.training.stop import on_sigterm
+from mt_core.training.weights import DTYPES, Weights
+from mt_data.torch import batches
+
+
+def run(config: Any) -> bool:
+    """Train as `config` says; False if SIGTERM ended the run early (its state is then saved)."""
+    device = pick_device(config.runtime.device)
+    run_dir = Path(config.runtime.run_dir)
+    with ExitStack() as stack:
+        axis = stack.enter_context(data_axis(device))
+        stop = stack.enter_context(on_sigterm())
+        torch.set_num_threads(config.runtime.threads or max(1, (os.cpu_count() or 1) // axis.size))
+        check_ranks(config, axis)
+        tokenizer_files = prepare(run_dir, config) if axis.rank == 0 else []
+        train_batches, valid_batches = open_data(config, run_dir, axis)
+        state = build_state(config, device, resume=bool(committed := steps(run_dir)))
+        if committed:
+            state.load(resolve(committed[-1]))
+        sinks = []
+        if axis.rank == 0:
+            position = state.position
+            sinks = open_sinks(run_dir, config.log.sinks, position.step, screen(config.schedule.steps))
+        for sink in sinks:
+            stack.callback(sink.close)
+        training = Run(
+            config=config,
+            state=state,
+            axis=axis,
+            device=device,
+            train_batches=train_batches(consumed=state.position.samples),
+            valid_batches=valid_batches,
+            sinks=sinks,
+            tokenizer_files=tokenizer_files,
+        )
+        return train(training, stop)
+
+
+def check_ranks(config: Any, axis: Axis) -> None:
+    """Refuse a number of ranks that the configuration or the batch does not fit."""
+    if config.parallel.data not in (None, axis.size):
+        raise MtError("parallel.data", f"{config.parallel.data}, but {axis.size} ranks run", f"allowed: {axis.size}")
+    unit = config.batch.micro_batch * axis.size
+    if config.batch.global_batch % unit:
+        found = f"{config.batch.global_batch} is no multiple of micro_batch × ranks = {unit}"
+        raise MtError("batch.global_batch", found, f"allowed: {-(-config.batch.global_batch // unit) * unit}")
+
+
+def open_data(
+    config: Any, run_dir: Path, axis: Axis
+) -> tuple[Callable[..., Iterator[Batch]], Callable[[], Iterator[Batch]] | None]:
+    """Functions that iterate over this rank's training micro-batches (from `consumed=`) and validation ones."""
+    schedule, batch = config.schedule, config.batch
+    samples = (
+        schedule.steps * batch.global_batch,
+        schedule.eval_batches * batch.global_batch if schedule.eval_every else 0,
+        0,
+    )
+    cache = Path(config.data.cache_dir) if config.data.cache_dir else run_dir / "index-cache"
+    build = component("dataset", config.data.kind)
+    splits = build(config.data, samples=samples, seed=config.runtime.seed, cache_dir=cache, builder=axis.rank == 0)
+    iterate = partial(
+        batches,
+        micro_batch=batch.micro_batch,
+        data_rank=axis.rank,
+        data_size=axis.size,
+        workers=config.data.loader_workers,
+        vocab_size=config.model.vocab_size,
+    )
+    return partial(iterate, splits.train), partial(iterate, splits.valid, consumed=0) if splits.valid else None
+
+
+def build_state(config: Any, device: torch.device, *, resume: bool) -> TrainState:
+    """Model, weights and optimizer at step 0: initialised from the seed or, if this is no resume, from a checkpoint."""
+    with device:
+        model = config.model.build().to(DTYPES["fp64" if config.precision.dtype == "fp64" else "fp32"])
+    if config.checkpoint.init and not resume:
+        load_weights(model, config.checkpoint.init)
+    elif not resume:
+        model.initialize(config.runtime.seed)
+    weights = Weights(model, DTYPES[config.precision.dtype])
+    if config.runtime.compile:
+        for block in model.layers.values():
+            block.compile()
+    groups = parameter_groups(weights.masters, config.optim.weight_decay)
+    optimizer = component("optimizer", config.optim.name)(groups, config.optim)
+    return TrainState(model, weights, optimizer, Position())
+
+
+def load_weights(model: Any, init: str) -> None:
+    """Fill a model from `LOADER:PATH`; a checkpoint of another shape is refused with all differences."""
+    from mt_models.canonical import load_stream
+
+    name, _, path = init.partition(":")
+    load_stream(model, component("ckpt-loader", name)(Path(path)).tensors())

@@ -1,0 +1,1 @@
+"""Configuration: sections, loading from TOML with presets and overrides, and rules between fields."""

@@ -1,0 +1,181 @@
+"""From TOML files, presets and `--set a.b=c` to one frozen, validated tree; all problems are told at once.
+
+Precedence: defaults < preset < files in order < `--set`.
+"""
+
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from mt_core.config.section import Section
+from mt_core.errors import MtError, Problem, raise_if
+from mt_core.plugins import component, components, did_you_mean, manager
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """Plain values and where they come from."""
+
+    source: str
+    values: Mapping[str, Any]
+
+
+def read_toml(path: Path, source: str | None = None) -> Layer:
+    """One file; a missing file or a syntax error (with its line) is an `MtError`."""
+    try:
+        return Layer(source or str(path), tomllib.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError as err:
+        raise MtError(str(path), "no such file", "give a TOML file of settings") from err
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as err:
+        raise MtError(str(path), f"not TOML: {err}") from err
+
+
+def read_preset(name: str) -> Layer:
+    """A preset by name."""
+    return read_toml(Path(str(component("preset", name))), f"preset {name}")
+
+
+def read_override(text: str) -> Layer:
+    """`a.b=c` as a layer; the value is TOML, or else a plain string."""
+    path, equals, value = text.partition("=")
+    if not equals or not all(path.split(".")):
+        raise MtError(f"--set {text}", "not of the form section.field=value", "for example --set batch.micro_batch=4")
+    try:
+        parsed: Any = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        parsed = value
+    for key in reversed(path.strip().split(".")):
+        parsed = {key: parsed}
+    return Layer("--set", parsed)
+
+
+def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """`above` over `below`, table by table; a table whose `kind` changes is replaced as a whole."""
+    merged = dict(below)
+    for key, value in above.items():
+        old = merged.get(key)
+        if isinstance(value, Mapping) and isinstance(old, Mapping) and value.get("kind") in (None, old.get("kind")):
+            merged[key] = merge(old, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def load(
+    tree: type[Section],
+    files: Sequence[Path],
+    overrides: Sequence[str] = (),
+    preset: str | None = None,
+    *,
+    rules: bool = True,
+) -> Any:
+    """The validated tree; `rules` also checks what plugins say between sections, such as files that must exist.
+
+    A file may name its preset with a top-level `preset = "NAME"`.
+    """
+    layers = [read_toml(path) for path in files]
+    for layer in layers:
+        preset = preset or layer.values.get("preset")
+    layers = [Layer(x.source, {k: v for k, v in x.values.items() if k != "preset"}) for x in layers]
+    layers = [*([read_preset(preset)] if preset else []), *layers, *map(read_override, overrides)]
+    values: dict[str, Any] = {}
+    for layer in layers:
+        values = merge(values, layer.values)
+    config = validate(tree, values, layers)
+    if rules:
+        raise_if(rule_problems(config))
+    return config
+
+
+def validate(tree: type[Section], values: Mapping[str, Any], layers: Sequence[Layer] = ()) -> Any:
+    """`values` as a `tree`, or one `MtError` naming every wrong field and where its value came from."""
+    try:
+        return tree.model_validate(values)
+    except ValidationError as err:
+        raise MtError.of(_problem(tree, values, layers, dict(e)) for e in err.errors()) from None
+
+
+def rule_problems(config: Any) -> Iterator[Problem]:
+    """What the rules of every installed plugin say about a valid tree."""
+    for problems in manager().hook.mt_config_rules(config=config):
+        yield from problems
+
+
+def model_config(values: Mapping[str, Any]) -> Any:
+    """A model section as plain values → the configuration of that kind of model."""
+    section = component("model", str(values.get("kind", "gpt")))
+    return validate(section, values, [Layer("model", {})])
+
+
+def model_union() -> Any:
+    """The type of the model section: every installed `model` component, told apart by `kind`."""
+    from typing import Annotated, Union
+
+    from pydantic import Field
+
+    kinds = [found.load() for found in components("model").values()]
+    if not kinds:
+        raise MtError("model", "no model family is installed", "pip install mt-models")
+    return kinds[0] if len(kinds) == 1 else Annotated[Union[tuple(kinds)], Field(discriminator="kind")]  # noqa: UP007
+
+
+def _problem(tree: type[Section], values: Any, layers: Sequence[Layer], error: dict[str, Any]) -> Problem:
+    section, path = _walk(tree, values, error["loc"])
+    where = ".".join(path) or "configuration"
+    source = next((x.source for x in reversed(layers) if _holds(x.values, path)), "")
+    where = f"{source}: {where}" if source else where
+    if error["type"] == "extra_forbidden":
+        return Problem(where, "unknown key", did_you_mean(path[-1], section.model_fields) if section else "")
+    if error["type"] == "missing":
+        return Problem(where, "required, but not given", "set it in a file, a preset or with --set")
+    message = error["msg"].removeprefix("Value error, ")
+    if isinstance(error["input"], Mapping):
+        return Problem(where, message)
+    return Problem(where, f"{error['input']!r}", message[:1].lower() + message[1:])
+
+
+def _walk(tree: type[Section], values: Any, loc: Sequence[int | str]) -> tuple[type[BaseModel] | None, list[str]]:
+    """The section that holds the last key of `loc`, and `loc` as the user writes it, without the tags of unions."""
+    section: type[BaseModel] | None = tree
+    path: list[str] = []
+    for key in map(str, loc):
+        fields = section.model_fields if section else {}
+        is_tag = isinstance(values, Mapping) and key not in values and key == str(values.get("kind", key)) and path
+        if is_tag and key not in fields:
+            continue
+        path.append(key)
+        values = values.get(key) if isinstance(values, Mapping) else None
+        if key in fields and isinstance(values, Mapping):
+            section = _section_of(fields[key].annotation, values)
+        elif key in fields:
+            section = section if key == str(loc[-1]) else None
+    return section, path
+
+
+def _section_of(annotation: Any, values: Mapping[str, Any]) -> type[BaseModel] | None:
+    """The member of a field's type that `values` selects by its `kind`."""
+    from typing import get_args
+
+    members = [m for m in (annotation, *get_args(annotation)) if isinstance(m, type) and issubclass(m, BaseModel)]
+    for member in members:
+        kind = member.model_fields.get("kind")
+        if kind is None or values.get("kind", kind.default) == kind.default:
+            return member
+    return None
+
+
+def _holds(values: Any, path: Sequence[str]) -> bool:
+    for key in path:
+        if not isinstance(values, Mapping) or key not in values:
+            return False
+        values = values[key]
+    return True
+
+
+def schema(tree: type[Section]) -> dict[str, Any]:
+    """JSON schema of the tree, with every field's documentation."""
+    return TypeAdapter(tree).json_schema()

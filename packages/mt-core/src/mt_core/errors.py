@@ -1,0 +1,48 @@
+"""What goes wrong because of the user's input: one line that says where, what was found, what is allowed, what to do.
+
+`mt` prints an `MtError` and exits with 2. Anything else that escapes is a bug in mt and shows a traceback.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+EXIT_USER_ERROR = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong with the input."""
+
+    where: str
+    """File, file:line or configuration path."""
+    found: str
+    allowed: str = ""
+    """Values that would pass, or what to do."""
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.found}" + (f"; {self.allowed}" if self.allowed else "")
+
+
+class MtError(Exception):
+    """A mistake the user can correct. `str(error)` has one line for each problem."""
+
+    def __init__(self, where: str, found: str, allowed: str = "") -> None:
+        self.problems: tuple[Problem, ...] = (Problem(where, found, allowed),)
+        super().__init__(str(self.problems[0]))
+
+    @classmethod
+    def of(cls, problems: Iterable[Problem]) -> "MtError":
+        """One error for several problems, reported together."""
+        problems = tuple(problems)
+        assert problems, "an error needs a problem"
+        error = cls(problems[0].where, problems[0].found, problems[0].allowed)
+        error.problems = problems
+        error.args = ("\n".join(map(str, problems)),)
+        return error
+
+
+def raise_if(problems: Iterable[Problem]) -> None:
+    """Raise one `MtError` naming every problem, if there is any."""
+    problems = tuple(problems)
+    if problems:
+        raise MtError.of(problems)

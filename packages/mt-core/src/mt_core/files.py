@@ -1,0 +1,74 @@
+"""Files that are either whole or absent: written under a temporary name, flushed to disk, then renamed."""
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from mt_core.errors import MtError
+
+TEMPORARY = ".tmp"
+"""Suffix of everything unfinished; left-overs with it can be deleted at any time."""
+
+
+def sync_directory(path: Path) -> None:
+    """Make a rename inside `path` durable."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn a full disk or a missing permission into an `MtError` that names `path`."""
+    try:
+        yield
+    except OSError as err:
+        if err.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise MtError(
+                str(path), "the disk is full", "free some space and run again; nothing was committed"
+            ) from err
+        if err.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise MtError(str(path), "cannot be written", f"check its permissions ({err.strerror})") from err
+        raise
+
+
+@contextmanager
+def atomic_file(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
+    """Open a file for writing that appears under `path` only when the block ends well."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
+    with disk_errors(path):
+        try:
+            with temporary.open(mode, encoding=None if "b" in mode else "utf-8") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+            sync_directory(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_directory(path: Path) -> Iterator[Path]:
+    """Yield a temporary directory that is renamed to `path` when the block ends well; `path` must not exist."""
+    if path.exists():
+        raise MtError(str(path), "already exists", "choose another directory or remove it")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
+    with disk_errors(path):
+        try:
+            temporary.mkdir(parents=True)
+            yield temporary
+            for file in temporary.rglob("*"):
+                if file.is_file():
+                    with file.open("rb") as handle:
+                        os.fsync(handle.fileno())
+            temporary.rename(path)
+            sync_directory(path.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)

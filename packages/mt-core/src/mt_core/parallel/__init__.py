@@ -1,0 +1,1 @@
+"""Meshes, collectives and data parallelism. Layers know nothing of it."""

@@ -1,0 +1,27 @@
+"""One mesh axis as this rank sees it. An axis of size 1 has no group, and every collective on it is the identity."""
+
+from dataclasses import dataclass
+
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """A named line of ranks: this rank's place, their number, and the group that connects them."""
+
+    name: str
+    rank: int = 0
+    size: int = 1
+    group: dist.ProcessGroup | None = None
+
+    def sum_(self, tensor: Tensor) -> Tensor:
+        """Sum a tensor over the axis, in place."""
+        if self.size > 1:
+            dist.all_reduce(tensor, group=self.group)
+        return tensor
+
+    def barrier(self) -> None:
+        """Wait for every rank of the axis."""
+        if self.size > 1:
+            dist.barrier(group=self.group)

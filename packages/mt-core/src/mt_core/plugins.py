@@ -1,0 +1,143 @@
+"""The only place that knows plugins: hook specifications, the manager, and lazy look-up of components.
+
+A plugin is a module under the entry-point group `mt`. It registers light `Component` records; what they name is
+imported when it is first used, so `mt --help` imports none of it.
+"""
+
+import difflib
+import importlib
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import entry_points
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import pluggy
+
+from mt_core.errors import MtError, Problem
+
+hookspec, hookimpl = pluggy.HookspecMarker("mt"), pluggy.HookimplMarker("mt")
+
+Kind = Literal[
+    "command",
+    "tokenizer",
+    "dataset",
+    "model",
+    "preset",
+    "attention",
+    "ckpt-loader",
+    "ckpt-saver",
+    "eval-task",
+    "optimizer",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Component:
+    """A name a user can type, and where its implementation lives. Holding one imports nothing.
+
+    The contract that an implementation of each kind meets is a Protocol in `mt_core.types`.
+    """
+
+    kind: Kind
+    name: str
+    target: str
+    """`package.module:attribute`, or `package.module:file.toml` for a data file inside a package."""
+    summary: str
+    requires: tuple[str, ...] = ()
+    """What to `pip install` when importing the target fails."""
+
+    def load(self) -> Any:
+        """Import and return the implementation; `MtError` names the missing package when one is missing."""
+        module, _, attribute = self.target.partition(":")
+        try:
+            if attribute.endswith(".toml"):
+                return files(module) / attribute
+            return getattr(importlib.import_module(module), attribute)
+        except ModuleNotFoundError as err:
+            install = " ".join(f"'{r}'" for r in self.requires) or err.name
+            raise MtError(
+                f"{self.kind} {self.name!r}", f"needs {err.name!r}, which is not installed", f"pip install {install}"
+            ) from err
+
+
+class Hooks:
+    """Hook specifications. Nothing inside a training step calls one."""
+
+    @hookspec
+    def mt_components(self) -> Iterable[Component]:
+        """Names this plugin provides. Must be cheap: no torch, no file access."""
+        raise NotImplementedError
+
+    @hookspec
+    def mt_metric_sinks(self, run_dir: Path, names: tuple[str, ...]) -> Any:
+        """Return a list of `mt_core.types.MetricSink` for those of `log.sinks` that this plugin provides."""
+
+    @hookspec
+    def mt_config_rules(self, config: Any) -> Any:
+        """Return a list of `Problem` for what is wrong between sections of a loaded `RunConfig`."""
+
+
+broken: dict[str, str] = {}
+"""Plugins that could not be imported, with the reason. `mt plugins` lists them."""
+
+
+@cache
+def manager() -> pluggy.PluginManager:
+    """Every installed plugin, registered. One that fails to import goes into `broken` and stops nothing."""
+    plugins = pluggy.PluginManager("mt")
+    plugins.add_hookspecs(Hooks)
+    for name in filter(None, os.environ.get("MT_DISABLE_PLUGINS", "").split(",")):
+        plugins.set_blocked(name)
+    for entry in entry_points(group="mt"):
+        name = entry.dist.name if entry.dist else entry.value
+        name = name if entry.name in name else f"{name}:{entry.name}"
+        if plugins.is_blocked(name) or plugins.has_plugin(name):
+            continue
+        try:
+            plugins.register(entry.load(), name=name)
+        except Exception as err:  # somebody else's plugin must not take `mt` down
+            broken[name] = f"{type(err).__name__}: {err}"
+    return plugins
+
+
+def _all() -> Iterator[Component]:
+    for batch in manager().hook.mt_components():
+        yield from batch
+
+
+def components(kind: Kind) -> dict[str, Component]:
+    """Components of a kind by name, sorted; two plugins that provide one name are an error naming both."""
+    assert kind in get_args(Kind), kind
+    found: dict[str, Component] = {}
+    problems = []
+    for component in _all():
+        if component.kind == kind and (first := found.setdefault(component.name, component)) is not component:
+            problems.append(
+                Problem(
+                    f"{kind} {component.name!r}",
+                    f"provided by both {first.target} and {component.target}",
+                    "uninstall one, or name its plugin in MT_DISABLE_PLUGINS",
+                )
+            )
+    if problems:
+        raise MtError.of(problems)
+    return dict(sorted(found.items()))
+
+
+def component(kind: Kind, name: str) -> Any:
+    """The implementation behind a name, imported now; an unknown name suggests the nearest."""
+    known = components(kind)
+    if name not in known:
+        raise MtError(kind, f"unknown name {name!r}", did_you_mean(name, known))
+    return known[name].load()
+
+
+def did_you_mean(name: str, known: Iterable[str] | Mapping[str, Any]) -> str:
+    """A hint for a misspelt name: the nearest known one, and all that are allowed."""
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=1)
+    return (f"did you mean {near[0]!r}? " if near else "") + f"allowed: {', '.join(known) or 'none'}"

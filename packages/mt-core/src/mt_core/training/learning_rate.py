@@ -1,0 +1,38 @@
+"""Learning rate as a pure function of the number of steps done; torch-free. Source: spec/core.md §6.9 (Megatron's)."""
+
+import math
+
+from mt_core.config.sections import ScheduleConfig
+
+
+def learning_rate(schedule: ScheduleConfig, peak: float, step: int) -> float:
+    """Rate of the step that follows `step` finished ones; the first step of a warm-up therefore has rate 0."""
+    warmup, floor = schedule.warmup_steps, schedule.min_lr
+    end = schedule.decay_steps or schedule.steps
+    if warmup and step <= warmup:
+        return peak * step / warmup
+    if schedule.decay == "constant":
+        return peak
+    if step > end:
+        return floor
+    if schedule.decay == "inverse_sqrt":
+        return max(floor, peak * math.sqrt(max(warmup, 1)) / math.sqrt(max(step, 1)))
+    if schedule.decay == "wsd":
+        assert schedule.anneal_steps is not None, "checked by the rules of the configuration"
+        start = end - schedule.anneal_steps
+        share = 1.0 if step <= start else anneal_share(schedule.anneal, (step - start) / schedule.anneal_steps)
+    else:
+        done = (step - warmup) / (end - warmup)
+        share = 1 - done if schedule.decay == "linear" else (1 + math.cos(math.pi * done)) / 2
+    return floor + share * (peak - floor)
+
+
+def anneal_share(shape: str, done: float) -> float:
+    """What is left of (peak − floor) after the fraction `done` of a "wsd" anneal."""
+    shares = {
+        "linear": 1 - done,
+        "cosine": (1 + math.cos(math.pi * done)) / 2,
+        "exponential": 2 * 0.5**done - 1,
+        "minus_sqrt": 1 - math.sqrt(done),
+    }
+    return shares[shape]
