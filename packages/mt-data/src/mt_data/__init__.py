@@ -1,0 +1,1 @@
+"""Tokenizers, preprocessing, Megatron-compatible indexed datasets and samplers. Imports no torch."""

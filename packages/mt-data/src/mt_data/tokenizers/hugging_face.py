@@ -1,0 +1,113 @@
+"""`HuggingFaceTokenizer`: any tokenizer.json, alone or in a model directory, on the `tokenizers` library.
+
+Special tokens standing in a text get their ids, as with Hugging Face and Megatron's wrapper of it: chat-formatted data
+relies on it. Unlike there, none is added around a text: preprocessing appends the end of document itself.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from mt_core.errors import MtError
+from mt_data.config import TokenizerConfig
+from mt_data.tokenizers.saved import write_saved, write_text
+
+TYPE = "HuggingFaceTokenizer"
+TOKEN_FILES = ("tokenizer_config.json", "special_tokens_map.json")
+ID_FILES = ("config.json", "generation_config.json")
+COMMON_ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", "[EOS]")
+
+
+class HuggingFaceTokenizer:
+    """The tokenizer of a tokenizer.json; its end of document is the model's end-of-sequence token."""
+
+    def __init__(self, config: TokenizerConfig) -> None:
+        if not config.model:
+            raise MtError(TYPE, "needs model", "give --tokenizer-model: a tokenizer.json or a directory with one")
+        path = Path(config.model)
+        self._path = path / "tokenizer.json" if path.is_dir() else path
+        self._tokenizer = read_tokenizer(self._path)
+        vocabulary = self.vocabulary()
+        self.vocab_size = max(vocabulary.values()) + 1
+        self.eod = find_end(self._path.parent, vocabulary)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text; adds no special tokens of its own."""
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode` of each text, faster."""
+        return [e.ids for e in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of token ids, special tokens included."""
+        return self._tokenizer.decode(list(ids), skip_special_tokens=False)
+
+    def vocabulary(self) -> dict[str, int]:
+        """Token to id, added tokens included."""
+        return self._tokenizer.get_vocab(with_added_tokens=True)
+
+    def save(self, directory: Path) -> None:
+        """Write tokenizer.json as it was read, and a tokenizer_config.json that names the end of document."""
+        tokenizer = self._path.read_text("utf-8")
+        config = read_object(self._path.with_name("tokenizer_config.json"))
+        config.setdefault("tokenizer_class", "PreTrainedTokenizerFast")
+        if not config.get("eos_token"):
+            config["eos_token"] = self._tokenizer.id_to_token(self.eod)
+        write_text(directory / "tokenizer.json", tokenizer)
+        write_text(directory / "tokenizer_config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+        write_saved(self, TYPE, directory)
+
+
+def read_tokenizer(path: Path) -> Tokenizer:
+    """The library's tokenizer, neither truncating nor padding."""
+    if not path.is_file():
+        raise MtError(str(path), "does not exist", "a tokenizer.json or a directory that holds one")
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as err:  # the library raises plain Exception
+        raise MtError(str(path), f"is not a tokenizer.json ({err})", "a file of the Hugging Face library") from err
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def find_end(directory: Path, vocabulary: dict[str, int]) -> int:
+    """Id of the end of document: what the files beside the tokenizer name, else a well-known token it has."""
+    for candidate in _named_ends(directory):
+        number = candidate if isinstance(candidate, int) else vocabulary.get(candidate)
+        if number is not None:
+            return number
+    for token in COMMON_ENDS:
+        if token in vocabulary:
+            return vocabulary[token]
+    raise MtError(
+        str(directory / "tokenizer.json"),
+        "does not say which token ends a document",
+        f'put {{"eos_token": "…"}} into {directory / "tokenizer_config.json"}',
+    )
+
+
+def _named_ends(directory: Path) -> Iterator[str | int]:
+    for name in TOKEN_FILES:
+        token = read_object(directory / name).get("eos_token")
+        if token := token.get("content") if isinstance(token, dict) else token:
+            yield token
+    for name in ID_FILES:
+        numbers = read_object(directory / name).get("eos_token_id")
+        numbers = numbers if isinstance(numbers, list) else [numbers]
+        yield from (number for number in numbers[:1] if isinstance(number, int))
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file, or an empty one if there is no such file."""
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except ValueError as err:
+        raise MtError(str(path), f"is not JSON ({err})", "an object") from err
+    return value if isinstance(value, dict) else {}

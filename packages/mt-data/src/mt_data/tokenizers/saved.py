@@ -1,0 +1,70 @@
+"""`mt_tokenizer.json`: what `save` writes beside a tokenizer's own files, so that `load` gets the same ids back."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from mt_core.errors import MtError
+from mt_core.files import atomic_file
+from mt_core.types import Tokenizer
+
+SAVED = "mt_tokenizer.json"
+
+
+@dataclass(frozen=True, slots=True)
+class SavedTokenizer:
+    """Contents of `mt_tokenizer.json`."""
+
+    type: str
+    """Component of kind `tokenizer`."""
+    eod: int
+    vocab_size: int
+    fingerprint: str
+    """`fingerprint` of the tokenizer."""
+
+
+def fingerprint(tokenizer: Tokenizer) -> str:
+    """SHA-256 of the map from id to token: equal where two tokenizers give every id the same meaning.
+
+    A tokenizer tells its map by `vocabulary() -> dict[str, int]`; of one that has none, each id is decoded.
+    """
+    if vocabulary := getattr(tokenizer, "vocabulary", None):
+        pairs = sorted((number, token) for token, number in vocabulary().items())
+    else:
+        pairs = [(number, tokenizer.decode([number])) for number in range(tokenizer.vocab_size)]
+    return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()
+
+
+def write_saved(tokenizer: Tokenizer, type: str, directory: Path) -> None:
+    """Write `mt_tokenizer.json`."""
+    saved = SavedTokenizer(type, tokenizer.eod, tokenizer.vocab_size, fingerprint(tokenizer))
+    write_text(directory / SAVED, json.dumps(asdict(saved), indent=2) + "\n")
+
+
+def read_saved(directory: Path) -> SavedTokenizer:
+    """Read `mt_tokenizer.json`."""
+    path = directory / SAVED
+    try:
+        return SavedTokenizer(**json.loads(path.read_text("utf-8")))
+    except (ValueError, TypeError) as err:
+        raise MtError(str(path), f"is damaged: {err}", "save the tokenizer again, or remove this file") from err
+
+
+def check_fingerprint(tokenizer: Tokenizer, directory: Path) -> None:
+    """Raise if the files beside `mt_tokenizer.json` no longer give the ids that it was written with."""
+    if (directory / SAVED).is_file():
+        saved = read_saved(directory)
+        if (tokenizer.eod, fingerprint(tokenizer)) != (saved.eod, saved.fingerprint):
+            raise MtError(
+                str(directory),
+                f"holds a tokenizer other than the one that {SAVED} describes",
+                "restore its files, or remove that one if the change is meant",
+            )
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file whole or not at all, its folder made if need be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path, "w") as file:
+        file.write(text)

@@ -1,0 +1,75 @@
+"""What mt-data must not import, and what it registers."""
+
+import pkgutil
+import subprocess
+import sys
+
+import pytest
+
+import mt_data
+from mt_core.plugins import components
+from mt_data.config import DataConfig
+from mt_data.plugin import mt_config_rules
+from mt_models.config import GQA, Dense, GPTConfig, LayerNorm, Learned
+
+MODULES = sorted(module.name for module in pkgutil.walk_packages(mt_data.__path__, "mt_data."))
+
+
+def imports(*modules: str, blocked: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
+    block = "".join(f"sys.modules[{name!r}] = None; " for name in blocked)
+    load = "".join(f"importlib.import_module({name!r}); " for name in modules)
+    return subprocess.run(
+        [sys.executable, "-c", f"import importlib, sys; {block}{load}"], capture_output=True, text=True
+    )
+
+
+def test_every_module_but_the_loader_imports_without_torch():
+    others = [name for name in MODULES if name != "mt_data.torch"]
+    assert len(others) > 20
+    ran = imports(*others, blocked=("torch",))
+    assert ran.returncode == 0, ran.stderr
+    assert imports("mt_data.torch", blocked=("torch",)).returncode != 0
+
+
+@pytest.mark.parametrize("module", ["mt_data", "mt_data.plugin", "mt_data.config", "mt_data.rules", "mt_data.command"])
+def test_what_every_command_imports_is_light(module: str):
+    ran = imports(module, blocked=("torch", "numpy", "tokenizers", "zstandard"))
+    assert ran.returncode == 0, ran.stderr
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        ("command", {"data"}),
+        ("tokenizer", {"GPT2BPETokenizer", "HuggingFaceTokenizer", "bytes"}),
+        ("dataset", {"gpt"}),
+    ],
+)
+def test_components_are_registered_and_load(kind: str, names: set[str]):
+    known = components(kind)  # pyright: ignore[reportArgumentType]
+    assert names <= known.keys()
+    assert all(callable(known[name].load()) for name in names)
+
+
+class Run:
+    """The two sections that the rules look at, as `RunConfig` holds them."""
+
+    def __init__(self, seq_length: int) -> None:
+        self.data = DataConfig(seq_length=seq_length)
+        self.model = GPTConfig(
+            layers=1,
+            model_size=8,
+            vocab_size=9,
+            max_positions=64,
+            attention=GQA(heads=1, kv_groups=1, head_size=8),
+            mlp=Dense(size=8),
+            norm=LayerNorm(),
+            position=Learned(),
+        )
+
+
+def test_a_sequence_longer_than_the_models_positions():
+    assert mt_config_rules(Run(64)) == []
+    assert [str(problem) for problem in mt_config_rules(Run(65))] == [
+        "data.seq_length: 65 is longer than the model's positions, model.max_positions = 64; at most 64"
+    ]
