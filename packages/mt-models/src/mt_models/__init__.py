@@ -1,0 +1,1 @@
+"""Model families composed of parts, their layers and presets."""

@@ -1,0 +1,31 @@
+"""Initial weights that depend on the seed and the canonical name only: not on layout, fusion, padding, dtype or device.
+
+Projections into the residual stream draw from N(0, init_std / sqrt(2 · layers)), other weights from N(0, init_std);
+biases are zero, norm weights one (spec/core.md §2.7).
+"""
+
+import hashlib
+import math
+
+import torch
+from torch import Tensor
+
+from mt_models.config import GPTConfig
+
+INTO_RESIDUAL = (".attn.out.weight", ".mlp.down.weight")
+
+
+def initial(config: GPTConfig, seed: int, *, name: str, shape: tuple[int, ...]) -> Tensor:
+    """The initial value of canonical tensor `name`, fp32 on the CPU."""
+    if name.endswith(".bias"):
+        return torch.zeros(shape, dtype=torch.float32, device="cpu")
+    if name.endswith("norm.weight"):
+        return torch.ones(shape, dtype=torch.float32, device="cpu")
+    std = config.init_std / (math.sqrt(2 * config.layers) if name.endswith(INTO_RESIDUAL) else 1.0)
+    return torch.randn(shape, generator=generator(seed, name), dtype=torch.float32, device="cpu").mul_(std)
+
+
+def generator(seed: int, name: str) -> torch.Generator:
+    """A CPU generator of its own for each seed and name, seeded by 32 bits: torch's uses no more of a seed."""
+    digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=4).digest()
+    return torch.Generator("cpu").manual_seed(int.from_bytes(digest, "little"))

@@ -1,0 +1,36 @@
+"""Grouped-query attention, written for one device.
+
+Shape suffixes: B batch, T tokens, S tokens so far, D model size, G key/value groups, R queries per group,
+H = G·R heads, K head size. A suffix names logical axes: under tensor parallelism G and H are this rank's share,
+and no line changes.
+"""
+
+from torch import Tensor, nn
+
+from mt_models.config import GPTConfig
+from mt_models.layers.attention_cores import Core
+from mt_models.layers.cache import LayerCache
+from mt_models.layers.linear import Linear
+from mt_models.layers.rope import Rotation, rotate
+
+
+class Attention(nn.Module):
+    """Causal self-attention; each of G groups has R query heads and one key and one value head."""
+
+    def __init__(self, config: GPTConfig, core: Core) -> None:
+        super().__init__()
+        part, D = config.attention, config.model_size
+        self.qkv = Linear(D, (part.kv_groups, config.queries_per_group + 2, part.head_size), bias=part.qkv_bias)
+        self.out = Linear((part.heads, part.head_size), D, bias=part.out_bias)
+        self.core = core
+
+    def forward(self, x_BTD: Tensor, rotation: Rotation | None, cache: LayerCache | None = None) -> Tensor:
+        """[B, T, D] to the same shape; with a cache the T tokens follow those already in it."""
+        qkv_BTGXK = self.qkv(x_BTD)  # X = R + 2
+        q_BTHK = qkv_BTGXK[..., :-2, :].flatten(2, 3)
+        k_BSGK, v_BSGK = qkv_BTGXK[..., -2, :], qkv_BTGXK[..., -1, :]  # S = T until the cache adds the past
+        if rotation is not None:
+            q_BTHK, k_BSGK = rotate(q_BTHK, rotation), rotate(k_BSGK, rotation)
+        if cache is not None:
+            k_BSGK, v_BSGK = cache.append(k_BSGK, v_BSGK)
+        return self.out(self.core(q_BTHK, k_BSGK, v_BSGK))  # the only place where heads meet

@@ -1,0 +1,57 @@
+"""Feed-forward layers. Shape suffixes: B batch, T tokens, D model size, F hidden features."""
+
+from functools import partial
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mt_models import config
+from mt_models.layers.linear import Linear
+
+
+def squared_relu(x: Tensor) -> Tensor:
+    """max(x, 0)² (arXiv:2109.08668)."""
+    return F.relu(x).square()
+
+
+ACTIVATIONS = {
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "relu": F.relu,
+    "squared_relu": squared_relu,
+    "silu": F.silu,
+}
+
+
+class Dense(nn.Module):
+    """down(activation(up(x)))."""
+
+    def __init__(self, part: config.Dense, size: int) -> None:
+        super().__init__()
+        self.up = Linear(size, part.size, bias=part.bias)
+        self.down = Linear(part.size, size, bias=part.bias)
+        self.activation = ACTIVATIONS[part.activation]
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """[B, T, D] to the same shape."""
+        return self.down(self.activation(self.up(x_BTD)))
+
+
+class Gated(nn.Module):
+    """down(activation(gate(x)) · up(x)) (arXiv:2002.05202); gate and up are one weight [2, F, D]."""
+
+    def __init__(self, part: config.Gated, size: int) -> None:
+        super().__init__()
+        self.gate_up = Linear(size, (2, part.size), bias=part.bias)
+        self.down = Linear(part.size, size, bias=part.bias)
+        self.activation = ACTIVATIONS[part.activation]
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """[B, T, D] to the same shape."""
+        gate_BTF, up_BTF = self.gate_up(x_BTD).unbind(-2)
+        return self.down(self.activation(gate_BTF) * up_BTF)
+
+
+def make_mlp(part: config.Dense | config.Gated, size: int) -> nn.Module:
+    """The feed-forward layer that a configuration part describes."""
+    return Gated(part, size) if part.kind == "gated" else Dense(part, size)

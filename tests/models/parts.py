@@ -1,0 +1,37 @@
+"""Tiny configurations, and every combination of the parts that a GPT is composed of."""
+
+from itertools import product
+from typing import Any
+
+from mt_models.config import GPTConfig
+
+SIZES = {"layers": 2, "model_size": 16, "vocab_size": 37, "max_positions": 16, "init_std": 0.3}
+GATED = {"kind": "gated", "size": 24}
+DENSE = {"kind": "dense", "size": 24}
+RMS, LAYER = {"kind": "rms"}, {"kind": "layer"}
+ROPE, LEARNED, NO_POSITION = {"kind": "rope"}, {"kind": "learned"}, {"kind": "none"}
+
+
+def attention(kv_groups: int = 2, **settings: Any) -> dict[str, Any]:
+    return {"heads": 4, "kv_groups": kv_groups, "head_size": 6, **settings}
+
+
+def tiny(**changes: Any) -> GPTConfig:
+    """A Llama-like model; keyword arguments replace its fields."""
+    parts = {"attention": attention(), "mlp": GATED, "norm": RMS, "position": ROPE}
+    return GPTConfig.model_validate(SIZES | parts | changes)
+
+
+COMBINATIONS = {
+    f"{groups}-groups-{mlp['kind']}-{norm['kind']}-{position['kind']}"
+    f"{'-bias' if bias else ''}{'-tied' if tied else ''}": tiny(
+        attention=attention(groups, qkv_bias=bias, out_bias=bias),
+        mlp=mlp | {"bias": bias},
+        norm=norm,
+        position=position,
+        tied=tied,
+    )
+    for groups, mlp, norm, position, bias, tied in product(
+        (1, 2, 4), (DENSE, GATED), (RMS, LAYER), (ROPE, LEARNED, NO_POSITION), (False, True), (False, True)
+    )
+}

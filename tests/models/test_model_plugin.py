@@ -1,0 +1,61 @@
+"""What mt-models registers, what configuration refuses, and that neither needs torch."""
+
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+from pydantic import ValidationError
+
+from models.parts import attention, tiny
+from mt_core.plugins import component, components
+from mt_models.config import GPTConfig
+from mt_models.plugin import mt_config_rules
+
+
+def test_the_model_and_the_cores_are_listed():
+    assert component("model", "gpt") is GPTConfig
+    assert {"eager", "sdpa"} <= components("attention").keys()
+
+
+def test_plugin_config_and_presets_work_without_torch():
+    script = """
+import sys, tomllib
+sys.modules["torch"] = None
+import mt_models.plugin
+from mt_core.plugins import component, components
+for name in components("preset"):
+    model = tomllib.loads(component("preset", name).read_text())["model"]
+    component("model", "gpt").model_validate(model).canonical_shapes()
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"attention": attention(3)}, "kv_groups 3 does not divide heads 4"),
+        ({"attention": attention(head_size=5)}, r"rotary positions need an even attention\.head_size, got 5"),
+    ],
+)
+def test_impossible_shapes_are_refused(changes, message):
+    with pytest.raises(ValidationError, match=message):
+        tiny(**changes)
+
+
+def test_an_odd_head_size_is_fine_without_rotary_positions():
+    assert tiny(attention=attention(head_size=5), position={"kind": "learned"}).attention.head_size == 5
+
+
+def test_a_misspelt_core_is_a_configuration_problem():
+    (problem,) = mt_config_rules(SimpleNamespace(model=tiny(attention=attention(core="eagr"))))
+    assert str(problem).startswith("model.attention.core: unknown attention core 'eagr'; did you mean 'eager'?")
+
+
+@pytest.mark.parametrize("core", ["auto", "sdpa", "eager"])
+def test_known_cores_are_no_problem(core):
+    assert mt_config_rules(SimpleNamespace(model=tiny(attention=attention(core=core)))) == []
+
+
+def test_models_of_others_are_left_alone():
+    assert mt_config_rules(SimpleNamespace(model=SimpleNamespace(kind="other"))) == []

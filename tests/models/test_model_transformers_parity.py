@@ -1,0 +1,124 @@
+"""Logits equal those of transformers for the same weights, on tiny random models in fp32."""
+
+import pytest
+import torch
+
+from models.parts import attention
+from mt_models.canonical import load_stream
+from mt_models.config import GPTConfig
+
+transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+
+CLOSE = {"rtol": 0, "atol": 1e-5}
+SIZES = {"layers": 3, "model_size": 32, "vocab_size": 99, "max_positions": 64}
+
+LLAMA_NAMES = {
+    "self_attn.q_proj": "attn.q",
+    "self_attn.k_proj": "attn.k",
+    "self_attn.v_proj": "attn.v",
+    "self_attn.o_proj": "attn.out",
+    "mlp.gate_proj": "mlp.gate",
+    "mlp.up_proj": "mlp.up",
+    "mlp.down_proj": "mlp.down",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "mlp_norm",
+    "model.embed_tokens": "embed",
+    "model.norm": "norm",
+    "model.layers": "layers",
+    "lm_head": "head",
+}
+GPT2_NAMES = {
+    "attn.c_proj": "attn.out",
+    "mlp.c_fc": "mlp.up",
+    "mlp.c_proj": "mlp.down",
+    "ln_1": "attn_norm",
+    "ln_2": "mlp_norm",
+    "transformer.wte": "embed",
+    "transformer.wpe": "position",
+    "transformer.ln_f": "norm",
+    "transformer.h": "layers",
+}
+
+
+def renamed(name, names):
+    for theirs, ours in names.items():
+        name = name.replace(theirs, ours)
+    return name
+
+
+def randomised(model):
+    """Larger weights than an initial model's, no bias zero and no norm one, so that nothing is invisible."""
+    torch.manual_seed(0)
+    for parameter in model.parameters():
+        parameter.data.normal_(0, 0.2).add_(1.0 if parameter.ndim == 1 else 0.0)
+    return model.eval()
+
+
+def tokens():
+    return torch.randint(0, 99, (2, 50), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("kv_groups", [1, 2, 4])
+@torch.no_grad()
+def test_llama(kv_groups, tied):
+    theirs = randomised(
+        transformers.LlamaForCausalLM(
+            transformers.LlamaConfig(
+                vocab_size=99,
+                hidden_size=32,
+                intermediate_size=48,
+                num_hidden_layers=3,
+                num_attention_heads=4,
+                num_key_value_heads=kv_groups,
+                head_dim=10,
+                max_position_embeddings=64,
+                rms_norm_eps=1e-3,
+                rope_parameters={"rope_type": "default", "rope_theta": 500.0},
+                tie_word_embeddings=tied,
+            )
+        )
+    )
+    parts = {
+        "attention": attention(kv_groups, head_size=10),
+        "mlp": {"kind": "gated", "size": 48},
+        "norm": {"kind": "rms", "eps": 1e-3},
+        "position": {"kind": "rope", "theta": 500.0},
+    }
+    ours = GPTConfig.model_validate(SIZES | parts | {"tied": tied}).build()
+    state = {renamed(name, LLAMA_NAMES): tensor for name, tensor in theirs.state_dict().items()}
+    if tied:
+        del state["head.weight"]
+    load_stream(ours, state.items())
+    torch.testing.assert_close(ours(tokens()), theirs(tokens()).logits, **CLOSE)
+
+
+def gpt2_tensors(model):
+    """Canonical tensors of transformers' GPT-2, which keeps (in, out) weights and one matrix for q, k and v."""
+    for name, tensor in model.state_dict().items():
+        name = renamed(name, GPT2_NAMES)
+        if name.startswith("layers") and tensor.ndim == 2:
+            tensor = tensor.T
+        if "c_attn" in name:
+            yield from ((name.replace("c_attn", p), part) for p, part in zip("qkv", tensor.chunk(3), strict=True))
+        elif name != "lm_head.weight":
+            yield name, tensor
+
+
+@torch.no_grad()
+def test_gpt2():
+    sizes = {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_inner": 48, "n_positions": 64, "vocab_size": 99}
+    theirs = randomised(
+        transformers.GPT2LMHeadModel(
+            transformers.GPT2Config(**sizes, activation_function="gelu_new", layer_norm_epsilon=1e-3)
+        )
+    )
+    parts = {
+        "attention": attention(4, head_size=8, qkv_bias=True, out_bias=True),
+        "mlp": {"kind": "dense", "size": 48, "activation": "gelu_tanh", "bias": True},
+        "norm": {"kind": "layer", "eps": 1e-3},
+        "position": {"kind": "learned"},
+    }
+    ours = GPTConfig.model_validate(SIZES | parts | {"tied": True}).build()
+    load_stream(ours, gpt2_tensors(theirs))
+    torch.testing.assert_close(ours(tokens()), theirs(tokens()).logits, **CLOSE)
