@@ -1,0 +1,74 @@
+"""`mt ckpt`: convert and inspect checkpoints."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mt_core.plugins import Kind, components
+
+if TYPE_CHECKING:
+    from mt_ckpt.convert import Converted
+
+app = typer.Typer(
+    help="Convert and inspect checkpoints.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+
+def _complete(kind: Kind, typed: str) -> list[tuple[str, str]]:
+    """Names of components for the shell, with what each one is."""
+    return [(name, found.summary) for name, found in components(kind).items() if name.startswith(typed)]
+
+
+def _loaders(incomplete: str) -> list[tuple[str, str]]:
+    return _complete("ckpt-loader", incomplete)
+
+
+def _savers(incomplete: str) -> list[tuple[str, str]]:
+    return _complete("ckpt-saver", incomplete)
+
+
+def _dtypes(incomplete: str) -> list[str]:
+    return [name for name in ("fp32", "bf16", "fp16") if name.startswith(incomplete)]
+
+
+@app.command()
+def convert(
+    loader: Annotated[str, typer.Option(help="Format to read.", autocompletion=_loaders)],
+    load_dir: Annotated[Path, typer.Option(help="Checkpoint to read.")],
+    saver: Annotated[str, typer.Option(help="Format to write.", autocompletion=_savers)],
+    save_dir: Annotated[Path, typer.Option(help="Directory to write; must not exist.")],
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="Round every tensor to fp32, bf16 or fp16; else each keeps its own.", autocompletion=_dtypes),
+    ] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Compare logits of source and result, in fp32.")] = False,
+    model_type: Annotated[str | None, typer.Option(help="Refuse a source of another kind, such as GPT.")] = None,
+) -> None:
+    """Convert a checkpoint from one format to another, one tensor at a time."""
+    from mt_ckpt.convert import convert as run
+
+    _report(run(loader, load_dir, saver, save_dir, dtype=dtype, verify=verify, model_type=model_type))
+
+
+def _report(done: "Converted") -> None:
+    from mt_ckpt.inspect import size_text
+
+    print(f"wrote {done.path}: {done.tensors} tensors, {done.parameters:,} parameters, {size_text(done.bytes)}")
+    print(f"tokenizer files: {', '.join(done.tokenizer_files) or 'none'}")
+    for comparison in done.comparisons:
+        print(f"verified: {comparison}")
+
+
+@app.command()
+def inspect(
+    path: Annotated[Path, typer.Argument(help="A run, a step, or a directory in Hugging Face format.")],
+) -> None:
+    """Show a checkpoint's tensors, totals and configuration."""
+    from mt_ckpt.inspect import inspect_checkpoint, report
+
+    for line in report(inspect_checkpoint(path)):
+        print(line)

@@ -1,0 +1,1 @@
+"""Loaders: a model's configuration and its canonical tensors, read from some format."""

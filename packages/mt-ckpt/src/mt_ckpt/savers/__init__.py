@@ -1,0 +1,1 @@
+"""Savers: a model's configuration and canonical tensors, written in some format."""

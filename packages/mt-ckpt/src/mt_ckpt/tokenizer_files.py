@@ -1,0 +1,40 @@
+"""The tokenizer's files, which travel with the weights unchanged, and the special ids they declare."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from mt_ckpt.sources import read_json
+
+NAMES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "chat_template.jinja",
+    "generation_config.json",
+    "mt_tokenizer.json",
+)
+
+
+def in_directory(path: Path) -> list[Path]:
+    """Those of the known files that a directory holds."""
+    return [path / name for name in NAMES if (path / name).is_file()]
+
+
+def special_ids(files: Iterable[Path]) -> dict[str, Any]:
+    """`eos_token_id`, and `bos_token_id` where declared, as a generation_config.json holds them; empty if unknown."""
+    by_name = {file.name: read_json(file) for file in files if file.suffix == ".json"}
+    declared = by_name.get("generation_config.json", {})
+    ids = {key: declared[key] for key in ("bos_token_id", "eos_token_id") if declared.get(key) is not None}
+    if "eos_token_id" in ids:
+        return ids
+    if "eod" in by_name.get("mt_tokenizer.json", {}):
+        return ids | {"eos_token_id": by_name["mt_tokenizer.json"]["eod"]}
+    token = by_name.get("tokenizer_config.json", {}).get("eos_token")
+    text = token.get("content") if isinstance(token, dict) else token
+    added = {t["content"]: t["id"] for t in by_name.get("tokenizer.json", {}).get("added_tokens", ())}
+    return ids | ({"eos_token_id": added[text]} if text in added else {})

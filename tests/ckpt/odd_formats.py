@@ -1,0 +1,48 @@
+"""Loaders and savers of a third party that misbehave, registered by tests as `ckpt.odd_formats:NAME`."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mt_ckpt.loaders.native import Native
+from mt_ckpt.savers import hf
+from mt_models.config import GPTConfig
+
+
+class WrongTensors(Native):
+    """Gives one tensor twice, one in another shape, one too many and one not at all."""
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in super().tensors():
+            if name == "layers.0.attn.q.weight":
+                yield name, tensor[:-1]
+            elif name != "layers.1.mlp.up.weight":
+                yield name, tensor
+        yield "embed.weight", torch.zeros(61, 32)
+        yield "layers.0.attn.sink", torch.zeros(4)
+
+
+class Interrupted(Native):
+    """Ctrl-C after the third tensor."""
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        for number, pair in enumerate(super().tensors()):
+            if number == 3:
+                raise KeyboardInterrupt
+            yield pair
+
+
+def swaps_gate_and_up(path: Path, config: GPTConfig, tensors: Any, tokenizer_files: Any = ()) -> None:
+    """A saver with the classic mistake: every name and shape is right, the meaning is not."""
+    swap = {"gate": "up", "up": "gate"}
+    names = ((".".join(swap.get(part, part) for part in name.split(".")), tensor) for name, tensor in tensors)
+    hf.save(path, config, names, tokenizer_files)
+
+
+def writes_text(path: Path, config: GPTConfig, tensors: Any, tokenizer_files: Any = ()) -> None:
+    """A format that no loader reads."""
+    path.mkdir()
+    (path / "names.txt").write_text("\n".join(name for name, _ in tensors))
