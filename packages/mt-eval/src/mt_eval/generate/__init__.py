@@ -1,0 +1,1 @@
+"""Text generation: how a token is chosen, how sequences grow, and the `mt generate` command."""

@@ -1,0 +1,113 @@
+"""Open a checkpoint of any format for evaluation: its model in eval mode, and the tokenizer it was trained with.
+
+Loaders are found as components, so a third party's format works here too; mt-eval imports no format itself.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mt_core.errors import MtError
+from mt_core.plugins import component, components
+from mt_core.types import CheckpointLoader, Tokenizer
+
+if TYPE_CHECKING:
+    import torch
+
+    from mt_data.config import TokenizerConfig
+    from mt_models.gpt import GPT
+
+DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
+DEVICES = ("auto", "cpu", "cuda")
+OURS = ("native", "hf")
+"""Loaders that mt-ckpt provides."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Where a checkpoint is, and the loader that reads it."""
+
+    path: Path
+    loader: CheckpointLoader
+
+    @classmethod
+    def open(cls, path: Path, loader: str | None = None) -> "Checkpoint":
+        """Find the loader by name, or by what the directory holds."""
+        name = loader or detect_loader(path)
+        if name in OURS and name not in components("ckpt-loader"):
+            raise MtError(f"ckpt-loader {name!r}", "is not installed", "pip install mt-ckpt")
+        return cls(path, component("ckpt-loader", name)(path))
+
+
+def detect_loader(path: Path) -> str:
+    """`native` for a run or step directory, `hf` for a Hugging Face directory."""
+    if not path.is_dir():
+        raise MtError(str(path), "no such directory", "the directory of a checkpoint")
+    if (path / "meta.json").exists() or any(path.glob("step-*")):
+        return "native"
+    if (path / "config.json").exists():
+        return "hf"
+    holds = "a directory with step-*/ or meta.json (native) or config.json (Hugging Face), or name its --loader"
+    raise MtError(str(path), "no checkpoint that mt recognises", holds)
+
+
+def pick_device(name: str = "auto") -> "torch.device":
+    """The device of that name; `auto` is a CUDA device if there is one, else the CPU."""
+    import torch
+
+    if name not in DEVICES:
+        raise MtError("--device", f"unknown device {name!r}", f"allowed: {', '.join(DEVICES)}")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise MtError("--device", "cuda, but this machine has no CUDA device", "--device cpu or --device auto")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def pick_dtype(name: str = "fp32") -> "torch.dtype":
+    """The type of parameters and activations."""
+    import torch
+
+    if name not in DTYPES:
+        raise MtError("--dtype", f"unknown type {name!r}", f"allowed: {', '.join(DTYPES)}")
+    return getattr(torch, DTYPES[name])
+
+
+def load_model(checkpoint: Checkpoint, *, device: str = "auto", dtype: str = "fp32") -> "GPT":
+    """The model with its weights, in eval mode, converted to `dtype` on `device`."""
+    import torch
+
+    from mt_models.canonical import load_stream
+
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(pick_dtype(dtype))
+        with pick_device(device):
+            model: GPT = checkpoint.loader.config().build()  # pyright: ignore[reportAssignmentType]
+    finally:
+        torch.set_default_dtype(before)
+    load_stream(model, checkpoint.loader.tensors())
+    return model.eval().requires_grad_(False)
+
+
+def load_tokenizer(checkpoint: Checkpoint, override: "TokenizerConfig | None" = None) -> Tokenizer:
+    """The tokenizer that travels with the checkpoint, or the one of `override` if it is the same vocabulary."""
+    from mt_data import tokenizers
+
+    files = checkpoint.loader.tokenizer_files()
+    own = tokenizers.load(files[0].parent) if files else None
+    tokenizer = tokenizers.build(override) if override else own
+    if tokenizer is None:
+        raise MtError(str(checkpoint.path), "no tokenizer travels with this checkpoint", "name one: --tokenizer-type …")
+    check_tokenizer(tokenizer, own=own, where=str(checkpoint.path), vocab_size=checkpoint.loader.config().vocab_size)
+    return tokenizer
+
+
+def check_tokenizer(tokenizer: Tokenizer, *, own: Tokenizer | None, where: str, vocab_size: int) -> None:
+    """Refuse a tokenizer with ids the model does not know, or whose ids mean other tokens than in training."""
+    from mt_data.tokenizers import fingerprint
+
+    if tokenizer.vocab_size > vocab_size:
+        found = f"the tokenizer has {tokenizer.vocab_size:,} token ids, the model knows {vocab_size:,}"
+        raise MtError(where, found, "use the tokenizer that the checkpoint was trained with")
+    if own is not None and tokenizer is not own and fingerprint(tokenizer) != fingerprint(own):
+        found = "the given tokenizer's vocabulary is not that of the checkpoint's own tokenizer"
+        raise MtError(where, found, "leave out the tokenizer options to use its own")

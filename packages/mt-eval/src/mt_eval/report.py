@@ -1,0 +1,70 @@
+"""Results of an evaluation: a table for people, JSON for programs."""
+
+import json
+import platform
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from mt_core.errors import MtError
+from mt_core.files import atomic_file
+
+Value = int | float | str
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What was measured, on what, and how."""
+
+    task: str
+    model: str
+    data: str
+    metrics: Mapping[str, float]
+    counts: Mapping[str, int]
+    settings: Mapping[str, Value]
+    seconds: float
+
+    def document(self) -> dict[str, Any]:
+        """Plain values for JSON, with the versions that computed them."""
+        versions = {"python": platform.python_version()} | {name: version(name) for name in ("torch", "mt-eval")}
+        return asdict(self) | {"versions": versions}
+
+    def rows(self) -> Iterator[tuple[str, str]]:
+        """Name and value of every line of the table."""
+        yield from (("model", self.model), ("data", self.data))
+        yield from ((name, f"{value:.4f}") for name, value in self.metrics.items())
+        yield from ((name, f"{value:,}") for name, value in self.counts.items())
+        yield from ((name, str(value)) for name, value in self.settings.items())
+        yield "seconds", f"{self.seconds:.1f}"
+
+
+def check_output(path: Path | None) -> None:
+    """Refuse, before the work is done, an output whose directory is missing."""
+    if path is not None and not path.absolute().parent.is_dir():
+        raise MtError("--output", f"{path}: its directory does not exist", "create it first")
+
+
+def publish(report: Report, output: Path | None = None) -> None:
+    """Print the table on stdout, and write the JSON file, whole or not at all."""
+    if output is not None:
+        with atomic_file(output, "w") as file:
+            file.write(json.dumps(report.document(), indent=2, ensure_ascii=False) + "\n")
+    if sys.stdout.isatty():
+        _print_table(report)
+    else:
+        rows = [(name.replace("_", " "), value) for name, value in report.rows()]
+        width = max(len(name) for name, _ in rows)
+        print(report.task, *(f"{name:<{width}}  {value}" for name, value in rows), sep="\n")
+
+
+def _print_table(report: Report) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=report.task, show_header=False)
+    for name, value in report.rows():
+        table.add_row(name.replace("_", " "), value, style="bold" if name in report.metrics else None)
+    Console().print(table)

@@ -1,0 +1,93 @@
+"""The subcommands of `mt eval`; only `mt` imports this module.
+
+Each leaves the arithmetic to the file of its own name. Heavy imports wait until a task runs, so --help is instant.
+"""
+
+from typing import Annotated
+
+from typer import Option
+
+from mt_eval.options import ModelOptions, TaskOptions, TokenizerOptions, spread
+
+
+@spread
+def lambada(
+    task: TaskOptions,
+    model: ModelOptions,
+    tokenizer: TokenizerOptions,
+    strict: Annotated[
+        bool | None,
+        Option("--strict/--loose", help="Whole last words or last tokens only; both if not given.", show_default=False),
+    ] = None,
+) -> None:
+    """LAMBADA: how often the last word of a passage is the model's first choice.
+
+    --data is a JSONL file with a passage under "text" on each line. Published figures are strict.
+    """
+    from mt_eval.tasks.evaluation import Evaluation
+    from mt_eval.tasks.lambada import MODES, clozes, count_correct, longest, read_passages
+
+    run = Evaluation.start("lambada", task, model=model, tokenizer=tokenizer)
+    passages = read_passages(task.data)
+    modes = list(MODES) if strict is None else ["strict" if strict else "loose"]
+    examples = {mode: clozes(passages, mode, run.tokenizer) for mode in modes}
+    seq_length, network = run.seq_length(longest(examples)), run.load_model()
+    batch_size = run.batch_size(network, seq_length)
+    correct = count_correct(network, examples, seq_length=seq_length, batch_size=batch_size)
+    run.finish(
+        {f"{mode}_accuracy": count / len(passages) for mode, count in correct.items()},
+        counts={"passages": len(passages)} | {f"{mode}_correct": count for mode, count in correct.items()},
+        settings={"seq_length": seq_length, "batch_size": batch_size},
+    )
+
+
+@spread
+def wikitext103(
+    task: TaskOptions,
+    model: ModelOptions,
+    tokenizer: TokenizerOptions,
+    overlapping_eval: Annotated[
+        int, Option(min=1, help="Targets scored by each window after the first; fewer is slower. Published: 32.")
+    ] = 32,
+) -> None:
+    """WikiText-103: perplexity per word of the original file, as published for Megatron.
+
+    --data is the word-tokenised test file. Windows have --seq-length tokens: 1024, or the model's positions if fewer.
+    Each starts --overlapping-eval tokens after the one before; with the sequence length they do not overlap, which is
+    32 times as fast and gives a somewhat higher perplexity.
+    """
+    from mt_eval.documents import read_text
+    from mt_eval.tasks.evaluation import Evaluation
+    from mt_eval.tasks.wikitext103 import metrics, prepare
+
+    run = Evaluation.start("wikitext103", task, model=model, tokenizer=tokenizer)
+    tokens, words = prepare(read_text(task.data), run.tokenizer)
+    loss_sum, settings = run.score(tokens, overlapping_eval)
+    counts = {"tokens": len(tokens), "original_words": words}
+    run.finish(metrics(loss_sum, tokens, words), counts=counts, settings=settings)
+
+
+@spread
+def perplexity(
+    task: TaskOptions,
+    model: ModelOptions,
+    tokenizer: TokenizerOptions,
+    overlapping_eval: Annotated[
+        int | None,
+        Option(min=1, help="Targets scored by each window after the first; all if not given.", show_default=False),
+    ] = None,
+) -> None:
+    """Perplexity per token, and bits per byte, of held-out text.
+
+    --data is a text file, or a .jsonl file with a document under "text" on each line. Windows have --seq-length tokens:
+    1024, or the model's positions if fewer.
+    """
+    from mt_eval.tasks.evaluation import Evaluation
+    from mt_eval.tasks.perplexity import metrics, prepare, read_documents
+
+    run = Evaluation.start("perplexity", task, model=model, tokenizer=tokenizer)
+    documents = read_documents(task.data)
+    tokens, size = prepare(documents, run.tokenizer)
+    loss_sum, settings = run.score(tokens, overlapping_eval)
+    counts = {"documents": len(documents), "tokens": len(tokens), "bytes": size}
+    run.finish(metrics(loss_sum, tokens, size), counts=counts, settings=settings)

@@ -1,0 +1,188 @@
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from typing import Annotated
+
+import pytest
+from typer import Option, Typer
+from typer.testing import CliRunner
+
+from mt_core.errors import MtError
+from mt_core.plugins import Component, hookimpl, manager
+from mt_eval.command import app
+from mt_eval.generate.command import generate, pieces
+from mt_eval.options import TokenizerOptions, spread
+
+TEXT = "It was the best of times, it was the worst of times. " * 4
+
+
+def run(application, *arguments):
+    return CliRunner().invoke(application, [str(a) for a in arguments], catch_exceptions=False)
+
+
+def run_generate(*arguments):
+    application = Typer()
+    application.command()(generate)
+    return run(application, *arguments).stdout
+
+
+@pytest.fixture
+def held_out(tmp_path):
+    (tmp_path / "text.txt").write_text(TEXT)
+    return tmp_path / "text.txt"
+
+
+@pytest.fixture
+def passages(tmp_path):
+    (tmp_path / "lambada.jsonl").write_text('{"text": "one two three"}\n{"text": "It was the best of times"}\n')
+    return tmp_path / "lambada.jsonl"
+
+
+def test_perplexity_prints_a_table_and_writes_json(checkpoint, held_out, tmp_path):
+    output = tmp_path / "r.json"
+    result = run(app, "perplexity", "--load-dir", checkpoint, "--data", held_out, "--output", output, "--device", "cpu")
+    found = json.loads(output.read_text())
+    assert result.stdout.startswith("perplexity\n")
+    assert f"bits per byte     {found['metrics']['bits_per_byte']:.4f}\n" in result.stdout
+    assert found["counts"] == {"documents": 1, "tokens": len(TEXT) + 1, "bytes": len(TEXT)}
+    assert found["settings"] == {
+        "seq_length": 64,
+        "overlapping_eval": 64,
+        "batch_size": 32,
+        "device": "cpu",
+        "dtype": "fp32",
+        "tokenizer": "BytesTokenizer",
+    }
+    assert (found["model"], found["data"], found["task"]) == (str(checkpoint), str(held_out), "perplexity")
+    assert found["versions"].keys() == {"python", "torch", "mt-eval"}
+    assert found["seconds"] > 0
+
+
+def test_wikitext103_overlaps_by_32_unless_told_otherwise(checkpoint, held_out):
+    stdout = run(app, "wikitext103", "--load-dir", checkpoint, "--data", held_out).stdout
+    assert stdout.splitlines()[3].startswith("adjusted perplexity")
+    assert "overlapping eval     32\n" in stdout
+    assert f"original words       {len(TEXT.split())}\n" in stdout
+
+
+def test_lambada_tells_both_accuracies_unless_one_is_asked_for(checkpoint, passages):
+    arguments = ("lambada", "--load-dir", checkpoint, "--data", passages)
+    assert {"strict accuracy", "loose accuracy"} <= {
+        line[:15].strip() for line in run(app, *arguments).stdout.splitlines()
+    }
+    assert "loose" not in run(app, *arguments, "--strict").stdout
+    assert "strict" not in run(app, *arguments, "--loose").stdout
+
+
+def test_a_sequence_longer_than_the_models_positions_is_refused(checkpoint, held_out, passages):
+    for task, data in (("perplexity", held_out), ("lambada", passages)):
+        with pytest.raises(MtError, match="--seq-length: 65 tokens; 1 to 64, the model's positions"):
+            run(app, task, "--load-dir", checkpoint, "--data", data, "--seq-length", 65)
+
+
+def test_an_output_without_a_directory_is_refused_before_the_work(checkpoint, tmp_path):
+    output = tmp_path / "nowhere" / "r.json"
+    with pytest.raises(MtError, match=r"--output: .*r\.json: its directory does not exist; create it first"):
+        run(app, "perplexity", "--load-dir", checkpoint, "--data", tmp_path / "missing", "--output", output)
+
+
+def test_files_of_a_tokenizer_need_its_type(checkpoint, held_out):
+    with pytest.raises(MtError, match="--tokenizer-type: not given, but files of a tokenizer are"):
+        run(app, "perplexity", "--load-dir", checkpoint, "--data", held_out, "--vocab-file", "vocab.json")
+
+
+def test_a_task_of_a_third_party_is_listed_without_being_imported():
+    class Plugin:
+        @staticmethod
+        @hookimpl
+        def mt_components():
+            return [
+                Component("eval-task", "theirs", "their_package.tasks:theirs", "Their own task", ("their-package",))
+            ]
+
+    manager().register(Plugin, name="theirs")
+    try:
+        assert "Their own task" in run(app, "--help").stdout
+        with pytest.raises(MtError, match="needs 'their_package', which is not installed; pip install 'their-package'"):
+            run(app, "theirs")
+    finally:
+        manager().unregister(name="theirs")
+
+
+@pytest.mark.parametrize("arguments", [["eval", "--help"], ["eval", "lambada", "--help"], ["generate", "--help"]])
+def test_help_imports_neither_torch_nor_numpy(arguments):
+    program = (
+        "import sys; from mt_cli.main import app\n"
+        f"try: app({arguments})\n"
+        "except SystemExit: pass\n"
+        "print(sorted({'torch', 'numpy', 'tokenizers'} & sys.modules.keys()))"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert result.stdout.endswith("[]\n")
+
+
+def test_spread_shows_a_dataclass_as_one_option_a_field():
+    @dataclass(frozen=True)
+    class Place:
+        city: Annotated[str, Option(help="Where.")]
+        floor: Annotated[int, Option(help="How high.")] = 3
+
+    told = []
+    application = Typer()
+
+    @application.command()
+    @spread
+    def go(place: Place, options: TokenizerOptions, loud: bool = False) -> None:
+        told.append((place, options, loud))
+
+    run(application, "--city", "Oslo", "--loud")
+    assert told == [(Place("Oslo", 3), TokenizerOptions(), True)]
+
+
+def test_generate_prints_the_prompt_and_what_follows(checkpoint):
+    stdout = run_generate(checkpoint, "--prompt", "It was", "--max-new-tokens", 8, "--top-k", 1)
+    assert stdout.startswith("It was")
+    assert len(stdout) > len("It was\n")
+    assert stdout == run_generate(checkpoint, "--prompt", "It was", "--max-new-tokens", 8, "--top-k", 1)
+
+
+def test_the_same_seed_prints_the_same_text(checkpoint):
+    def text(seed):
+        return run_generate(checkpoint, "--prompt", "a", "--max-new-tokens", 20, "--seed", seed)
+
+    assert text(1) == text(1)
+    assert text(1) != text(2)
+
+
+def test_several_prompts_are_printed_in_their_order(checkpoint, tmp_path):
+    (tmp_path / "prompts.txt").write_text("third\n\n")
+    stdout = run_generate(
+        checkpoint,
+        "--prompt",
+        "first",
+        "--prompt",
+        "second one",
+        "--prompt-file",
+        tmp_path / "prompts.txt",
+        "--max-new-tokens",
+        5,
+    )
+    for number, prompt in enumerate(("first", "second one", "third"), start=1):
+        assert f"--- prompt {number}\n{prompt}" in stdout
+
+
+def test_an_empty_prompt_begins_a_document(checkpoint):
+    assert len(run_generate(checkpoint, "--prompt", "", "--max-new-tokens", 5)) > 1
+
+
+def test_generate_needs_a_prompt_that_fits(checkpoint):
+    with pytest.raises(MtError, match="--prompt: no prompt"):
+        run_generate(checkpoint)
+    with pytest.raises(MtError, match="prompt 1: 60 tokens and 5 new ones exceed the model's 64 positions"):
+        run_generate(checkpoint, "--prompt", "x" * 60, "--max-new-tokens", 5)
+
+
+def test_a_character_is_held_back_until_its_last_byte(tokenizer):
+    assert list(pieces(iter("aé!".encode()), tokenizer)) == ["a", "é", "!"]
+    assert list(pieces(iter(b"a\xc3"), tokenizer)) == ["a", "\ufffd"]

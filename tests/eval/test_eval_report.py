@@ -1,0 +1,47 @@
+import os
+import pty
+import re
+import subprocess
+import sys
+
+from mt_eval.report import Report, publish
+
+REPORT = Report(
+    task="lambada",
+    model="run",
+    data="d.jsonl",
+    metrics={"strict_accuracy": 0.4567891},
+    counts={"passages": 5153},
+    settings={"dtype": "fp32"},
+    seconds=12.34,
+)
+
+
+def test_lines_are_aligned_where_there_is_no_terminal(capsys):
+    publish(REPORT)
+    assert capsys.readouterr().out == (
+        "lambada\n"
+        "model            run\n"
+        "data             d.jsonl\n"
+        "strict accuracy  0.4568\n"
+        "passages         5,153\n"
+        "dtype            fp32\n"
+        "seconds          12.3\n"
+    )
+
+
+def test_a_terminal_gets_a_table():
+    ours, theirs = pty.openpty()
+    program = (
+        "from mt_eval.report import Report, publish; publish(Report('lambada', 'm', 'd', {'accuracy': 0.5}, {}, {}, 1))"
+    )
+    subprocess.run([sys.executable, "-c", program], stdout=theirs, check=True)
+    os.close(theirs)
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", os.read(ours, 10_000).decode())
+    os.close(ours)
+    assert "│ accuracy │ 0.5000 │" in shown
+
+
+def test_nothing_unfinished_is_left_beside_the_output(tmp_path):
+    publish(REPORT, tmp_path / "r.json")
+    assert [path.name for path in tmp_path.iterdir()] == ["r.json"]
