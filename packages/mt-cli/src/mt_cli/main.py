@@ -7,7 +7,7 @@ import typer
 from mt_cli.plugin_group import plugin_group
 from mt_core.errors import EXIT_USER_ERROR, MtError
 
-app = plugin_group("command", "Train, convert and evaluate language models.")
+app = plugin_group("command", "Train, convert and evaluate language models.", completion=True)
 
 
 def _print_version(value: bool) -> None:

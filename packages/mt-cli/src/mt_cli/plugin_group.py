@@ -48,10 +48,20 @@ class PluginGroup(TyperGroup):
         return super().resolve_command(ctx, args)
 
 
-def plugin_group(kind: Kind, help: str) -> typer.Typer:
-    """A Typer application that lists the components of `kind` as its commands."""
+def plugin_group(kind: Kind, help: str, *, completion: bool = False) -> typer.Typer:
+    """A Typer application that lists the components of `kind` as its commands.
+
+    `completion` adds the options that install shell completion.
+    """
     group = type(f"{kind}Group", (PluginGroup,), {"kind": kind})
-    app = typer.Typer(cls=group, help=help, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
+    app = typer.Typer(
+        cls=group,
+        help=help,
+        no_args_is_help=True,
+        add_completion=completion,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+    )
     app.callback(help=help)(_no_options)
     return app
 

@@ -1,6 +1,7 @@
 """The whole configuration of a run, assembled from the sections of the installed packages. Torch-free."""
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from mt_core.config.sections import (
 from mt_core.errors import MtError
 
 
+@cache
 def run_config_type() -> type[Section]:
     """The type of the tree: `model` is any installed model family, `data` comes from mt-data."""
     from pydantic import create_model

@@ -40,6 +40,9 @@ class MtError(Exception):
         error.args = ("\n".join(map(str, problems)),)
         return error
 
+    def __reduce__(self) -> tuple[object, ...]:
+        return (MtError.of, (self.problems,))  # so that it crosses from worker processes
+
 
 def raise_if(problems: Iterable[Problem]) -> None:
     """Raise one `MtError` naming every problem, if there is any."""

@@ -25,16 +25,18 @@ def sync_directory(path: Path) -> None:
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn a full disk or a missing permission into an `MtError` that names `path`."""
+    """Turn a full disk, a missing permission or a file in place of a directory into an `MtError` that names `path`."""
     try:
         yield
     except OSError as err:
-        if err.errno in (errno.ENOSPC, errno.EDQUOT):
+        if err.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise MtError(
                 str(path), "the disk is full", "free some space and run again; nothing was committed"
             ) from err
         if err.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise MtError(str(path), "cannot be written", f"check its permissions ({err.strerror})") from err
+        if err.errno in (errno.ENOTDIR, errno.EEXIST):
+            raise MtError(str(path), "a part of this path is a file, not a directory", "choose another path") from err
         raise
 
 

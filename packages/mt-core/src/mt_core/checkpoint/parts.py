@@ -4,8 +4,8 @@ Each file's header carries DCP's sharding record, so `torch.distributed.checkpoi
 safetensors reader sees plain tensors. Nothing is pickled.
 """
 
-import errno
 import json
+import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -42,12 +42,17 @@ def write_part(directory: Path, tensors: Iterable[tuple[str, Tensor]]) -> None:
 
 def _write_file(directory: Path, shard: int, tensors: Mapping[str, Tensor]) -> None:
     record = {name: {"saved_offsets": [0] * tensor.dim()} for name, tensor in tensors.items()}
-    metadata = {"format": "pt", "DCP_VERSION": "1.0", "DCP_SHARDING_INFO": json.dumps(record)}
+    metadata = {"DCP_VERSION": "1.0", "DCP_SHARDING_INFO": json.dumps(record)}
+    write_safetensors(directory / f"shard-{shard:05d}.safetensors", tensors, metadata)
+
+
+def write_safetensors(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """One safetensors file of CPU tensors; a full disk is an `OSError`, as in every other write."""
     try:
-        save_file(dict(tensors), directory / f"shard-{shard:05d}.safetensors", metadata)
+        save_file(dict(tensors), file, {"format": "pt", **(metadata or {})})
     except SafetensorError as err:
-        if f"os error {errno.ENOSPC}" in str(err) or f"os error {errno.EFBIG}" in str(err):
-            raise OSError(errno.ENOSPC, str(err)) from err
+        if found := re.search(r"os error (\d+)", str(err)):
+            raise OSError(int(found[1]), str(err)) from err
         raise
 
 

@@ -1,0 +1,57 @@
+"""Files appear whole or not at all."""
+
+import pytest
+
+from mt_core.errors import MtError
+from mt_core.files import atomic_directory, atomic_file
+
+
+def test_a_file_appears_when_the_block_ends(tmp_path):
+    with atomic_file(tmp_path / "a", "w") as file:
+        file.write("x")
+        assert not (tmp_path / "a").exists()
+    assert (tmp_path / "a").read_text() == "x"
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_failed_write_keeps_the_old_file_and_leaves_nothing(tmp_path):
+    (tmp_path / "a").write_text("old")
+    with pytest.raises(ZeroDivisionError), atomic_file(tmp_path / "a", "w") as file:
+        file.write("new")
+        raise ZeroDivisionError
+    assert (tmp_path / "a").read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_failed_directory_leaves_nothing(tmp_path):
+    with pytest.raises(ZeroDivisionError), atomic_directory(tmp_path / "d") as folder:
+        (folder / "x").write_text("x")
+        raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_directory_is_never_overwritten(tmp_path):
+    (tmp_path / "d").mkdir()
+    with pytest.raises(MtError, match="already exists"), atomic_directory(tmp_path / "d"):
+        pass
+
+
+def test_a_full_disk_is_one_clear_error(tmp_path):
+    full = "/dev/full"
+    with (
+        pytest.raises(MtError, match="the disk is full"),
+        atomic_file(tmp_path / "a") as _,
+        open(full, "wb", 0) as disk,
+    ):
+        disk.write(b"x")
+
+
+def test_a_missing_permission_is_one_clear_error(tmp_path):
+    with pytest.raises(MtError, match="cannot be written"), atomic_file(tmp_path / "a"):
+        raise PermissionError(13, "Permission denied")
+
+
+def test_a_file_in_place_of_a_directory_is_one_clear_error(tmp_path):
+    (tmp_path / "a").write_text("x")
+    with pytest.raises(MtError, match="a part of this path is a file"), atomic_directory(tmp_path / "a" / "b"):
+        pass
