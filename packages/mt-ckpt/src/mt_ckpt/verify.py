@@ -109,7 +109,9 @@ def our_logits(
 def transformers_logits(path: Path, tokens_BT: Tensor) -> Tensor:
     """Logits [B, T, V] of transformers' model, in fp32; only safetensors and code of its own are used."""
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     model = AutoModelForCausalLM.from_pretrained(
         path, dtype=torch.float32, local_files_only=True, trust_remote_code=False, use_safetensors=True
     )

@@ -1,0 +1,43 @@
+"""Training on a GPU: agrees with the CPU, in bf16 within its rounding, and resumes bit for bit."""
+
+import pytest
+from tiny import byte_corpus, metrics, run_toml
+
+from mt_cli.run_config import load_run_config
+from mt_cli.train.compose import run
+from mt_core.checkpoint import native
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture
+def losses(tmp_path):
+    """Losses of the tiny byte model's run with some overrides."""
+    corpus = byte_corpus(tmp_path / "bytes_text_document")
+
+    def train(name: str, *overrides: str) -> list[dict]:
+        toml = run_toml(tmp_path / "run.toml", corpus, tmp_path / name)
+        assert run(load_run_config([toml], overrides))
+        return metrics(tmp_path / name)
+
+    return train
+
+
+def test_fp32_on_the_gpu_agrees_with_the_cpu(losses):
+    cpu, gpu = losses("cpu", "runtime.device=cpu"), losses("gpu", "runtime.device=cuda")
+    for a, b in zip(cpu, gpu, strict=True):
+        assert b["loss"] == pytest.approx(a["loss"], rel=1e-5)
+        assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=1e-3)
+
+
+def test_bf16_on_the_gpu_stays_within_its_rounding(losses):
+    exact, rounded = losses("fp64", "precision.dtype=fp64"), losses("bf16", "precision.dtype=bf16")
+    for a, b in zip(exact, rounded, strict=True):
+        assert b["loss"] == pytest.approx(a["loss"], rel=2**-7)
+
+
+def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(tmp_path, losses):
+    whole = losses("whole", "precision.dtype=bf16", "checkpoint.every=3")
+    losses("cut", "precision.dtype=bf16", "checkpoint.every=3")
+    (native.step_directory(tmp_path / "cut", 6) / native.COMMITTED).unlink()
+    assert losses("cut", "precision.dtype=bf16", "checkpoint.every=3") == whole
