@@ -40,8 +40,7 @@ docs: $(SYNCED) ## Build the documentation into site/
 .PHONY: bench
 bench: $(SYNCED) ## Measure what docs/benchmarks.md records and this machine can run
 	$(BIN)/python bench/command_line.py
-	$(BIN)/python bench/preprocess.py
-	$(BIN)/python bench/cpu_training.py
+	$(BIN)/python bench/training.py bench/nanogpt_cpu.toml --steps 200
 
 # uv resolves from the pins in uv.lock and writes addresses into it; the pinned file is put back whatever happens.
 sync = cp -p uv.lock .uv.lock.pinned && { $(UV) sync --all-packages $(1); s=$$?; mv .uv.lock.pinned uv.lock; exit $$s; }

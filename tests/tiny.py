@@ -77,7 +77,7 @@ def run_toml(path: Path, corpus: Path, run_dir: Path, **sections) -> Path:
 
 
 def metrics(run_dir: Path) -> list[dict]:
-    """Lines of metrics.jsonl without the columns that depend on the clock."""
-    clock = {"step_ms", "tokens_per_s", "eta_s", "tflops_per_rank"}
+    """Lines of metrics.jsonl without the columns that depend on the clock or the machine."""
+    clock = {"step_ms", "tokens_per_s", "eta_s", "tflops_per_rank", "peak_memory_gib", "share_of_peak"}
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     return [{key: value for key, value in line.items() if key not in clock} for line in lines]
