@@ -105,23 +105,6 @@ def test_a_path_that_holds_no_checkpoint_says_what_was_looked_for(name, tmp_path
         mt_ckpt("inspect", tmp_path / name)
 
 
-@pytest.mark.parametrize(
-    ("typed", "names"),
-    [
-        ("--loader ", {"hf", "llama_mistral", "native"}),
-        ("--loader l", {"llama_mistral"}),
-        ("--saver ", {"hf", "native"}),
-        ("--dtype b", {"bf16"}),
-    ],
-)
-def test_names_complete_in_the_shell(typed, names, monkeypatch):
-    monkeypatch.setenv("_MT_COMPLETE", "complete_zsh")
-    monkeypatch.setenv("_TYPER_COMPLETE_ARGS", f"mt convert {typed}")
-    out = CliRunner().invoke(app, [], prog_name="mt", complete_var="_MT_COMPLETE").stdout
-    assert {line.split('"')[1] for line in out.splitlines() if '"' in line} >= names
-    assert not {"hf", "llama_mistral", "native", "bf16"} - names & set(out.split('"'))
-
-
 def test_every_component_loads():
     mine = [c for kind in ("command", "ckpt-loader", "ckpt-saver") for c in components(kind).values()]
     mine = [component for component in mine if component.target.startswith("mt_ckpt.")]

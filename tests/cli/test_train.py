@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from mt_ckpt.convert import convert
 from mt_cli.run_config import load_run_config
 from mt_cli.train.compose import run
 from mt_core.checkpoint import native
@@ -155,10 +156,15 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path, toml):
     assert_same_end(whole, cut, 60)
 
 
-def test_weights_come_from_another_checkpoint(tmp_path, toml):
+@pytest.mark.parametrize("loader", ["native", "hf"])
+def test_weights_come_from_another_checkpoint(tmp_path, toml, loader):
     common = [*ONE, "schedule.eval_every=1"]
     source = train(toml, *common, f"runtime.run_dir={tmp_path / 'source'}")
-    still = ["optim.lr=1e-30", f"checkpoint.init=native:{source}", f"runtime.run_dir={tmp_path / 'next'}"]
+    start = source
+    if loader == "hf":
+        start = tmp_path / "hf"
+        convert("native", source, "hf", start)
+    still = ["optim.lr=1e-30", f"checkpoint.init={loader}:{start}", f"runtime.run_dir={tmp_path / 'next'}"]
     run_dir = train(toml, *common, *still)
     assert metrics(run_dir)[-1]["valid_loss"] == metrics(source)[-1]["valid_loss"]
     assert metrics(run_dir)[0]["loss"] != metrics(source)[0]["loss"]

@@ -1,11 +1,11 @@
 """Training on a GPU: agrees with the CPU, in bf16 within its rounding, and resumes bit for bit."""
 
 import pytest
-from tiny import byte_corpus, metrics, run_toml
 
 from mt_cli.run_config import load_run_config
 from mt_cli.train.compose import run
 from mt_core.checkpoint import native
+from tiny import byte_corpus, metrics, run_toml
 
 pytestmark = pytest.mark.gpu
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     help="Convert and inspect checkpoints.",
+    add_completion=False,
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,

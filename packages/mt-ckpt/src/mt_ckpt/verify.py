@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mt_ckpt.detect import detect, open_checkpoint
+from mt_ckpt.detect import open_checkpoint
 from mt_ckpt.dtypes import cast
+from mt_ckpt.loaders.hf import HuggingFace
 from mt_core.errors import MtError, Problem, raise_if
 from mt_core.types import CheckpointLoader, ModelConfig
 from mt_models.canonical import load_stream
@@ -69,15 +70,16 @@ def _comparisons(
     source: CheckpointLoader, source_path: Path, result_path: Path, dtype: torch.dtype | None, tokens_BT: Tensor
 ) -> Iterator[Comparison]:
     ours = our_logits(source, tokens_BT)
-    if _for_transformers(source_path):
+    if _for_transformers(source):
         yield compare("source in transformers", "source in mt", transformers_logits(source_path, tokens_BT), ours)
     name = "source in mt"
     if dtype:
         ours = our_logits(source, tokens_BT, lambda name, tensor: cast(name, tensor, dtype))
         name = f"source in mt, rounded to {str(dtype).removeprefix('torch.')},"
-    result = our_logits(open_checkpoint(result_path), tokens_BT)
+    result_loader = open_checkpoint(result_path)
+    result = our_logits(result_loader, tokens_BT)
     yield compare(name, "result in mt", ours, result)
-    if _for_transformers(result_path):
+    if _for_transformers(result_loader):
         yield compare("result in mt", "result in transformers", result, transformers_logits(result_path, tokens_BT))
 
 
@@ -118,5 +120,5 @@ def transformers_logits(path: Path, tokens_BT: Tensor) -> Tensor:
     return model.eval()(tokens_BT).logits
 
 
-def _for_transformers(path: Path) -> bool:
-    return detect(path) == "hf" and find_spec("transformers") is not None
+def _for_transformers(loader: CheckpointLoader) -> bool:
+    return isinstance(loader, HuggingFace) and find_spec("transformers") is not None

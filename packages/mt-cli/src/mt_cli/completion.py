@@ -1,8 +1,19 @@
 """Names of components for the shell's completion."""
 
-from mt_core.plugins import components
+from collections.abc import Callable
+
+from mt_core.plugins import Kind, components
 
 
-def preset_names(incomplete: str) -> list[str]:
-    """Presets that start with what was typed."""
-    return [name for name in components("preset") if name.startswith(incomplete)]
+def names(kind: Kind) -> Callable[[str], list[tuple[str, str]]]:
+    """For `typer.Option(autocompletion=…)`: installed names that start with what was typed, and their summaries."""
+
+    def complete(incomplete: str) -> list[tuple[str, str]]:
+        found = components(kind).values()
+        return [(component.name, component.summary) for component in found if component.name.startswith(incomplete)]
+
+    return complete
+
+
+preset_names = names("preset")
+"""Presets that start with what was typed."""

@@ -11,6 +11,7 @@ from mt_cli.completion import preset_names
 
 app = typer.Typer(
     help="Show, check and compare configurations.",
+    add_completion=False,
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,

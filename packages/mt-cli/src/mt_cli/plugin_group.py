@@ -6,7 +6,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from mt_core.errors import MtError
-from mt_core.plugins import Component, Kind, components, did_you_mean
+from mt_core.plugins import Component, Kind, components, unknown_name
 
 
 class LazyCommand(TyperCommand):
@@ -17,8 +17,13 @@ class LazyCommand(TyperCommand):
         self.component = component
 
     def make_context(self, *args: Any, **kwargs: Any) -> Any:
-        """Import the real command and hand over to it."""
-        target = self.component.load()
+        """Import the real command and hand over to it; one that cannot be imported completes to nothing."""
+        try:
+            target = self.component.load()
+        except MtError:
+            if kwargs.get("resilient_parsing"):
+                return super().make_context(*args, **kwargs)
+            raise
         if not isinstance(target, typer.Typer):  # a plain function with annotated options
             app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
             app.command()(target)
@@ -44,7 +49,7 @@ class PluginGroup(TyperGroup):
         """As Typer does, but an unknown name is told with the nearest known one."""
         known = components(self.kind)
         if args and not args[0].startswith("-") and args[0] not in known and not ctx.resilient_parsing:
-            raise MtError(f"mt {self.kind}", f"unknown name {args[0]!r}", did_you_mean(args[0], known))
+            raise unknown_name(self.kind, args[0])
         return super().resolve_command(ctx, args)
 
 

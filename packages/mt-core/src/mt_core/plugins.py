@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 
 import pluggy
 
-from mt_core.errors import MtError, Problem
+from mt_core.errors import MtError, Problem, raise_if
 
 hookspec, hookimpl = pluggy.HookspecMarker("mt"), pluggy.HookimplMarker("mt")
 
@@ -49,6 +49,12 @@ class Component:
     summary: str
     requires: tuple[str, ...] = ()
     """What to `pip install` when importing the target fails."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(Kind):
+            raise ValueError(
+                f"component {self.name!r} has kind {self.kind!r}; {did_you_mean(self.kind, get_args(Kind))}"
+            )
 
     def load(self) -> Any:
         """Import and return the implementation; `MtError` names the missing package when one is missing."""
@@ -82,7 +88,7 @@ class Hooks:
 
 
 broken: dict[str, str] = {}
-"""Plugins that could not be imported, with the reason. `mt plugins` lists them."""
+"""Plugins that could not be used, with the reason. `mt plugins` lists them."""
 
 
 @cache
@@ -90,50 +96,72 @@ def manager() -> pluggy.PluginManager:
     """Every installed plugin, registered. One that fails to import goes into `broken` and stops nothing."""
     plugins = pluggy.PluginManager("mt")
     plugins.add_hookspecs(Hooks)
-    for name in filter(None, os.environ.get("MT_DISABLE_PLUGINS", "").split(",")):
+    for name in filter(None, map(str.strip, os.environ.get("MT_DISABLE_PLUGINS", "").split(","))):
         plugins.set_blocked(name)
     for entry in entry_points(group="mt"):
         name = entry.dist.name if entry.dist else entry.value
-        name = name if entry.name in name else f"{name}:{entry.name}"
-        if plugins.is_blocked(name) or plugins.has_plugin(name):
+        if plugins.has_plugin(name) or name in broken:  # the second plugin of one distribution
+            name = f"{name}:{entry.name}"
+        if plugins.is_blocked(name):
             continue
         try:
             plugins.register(entry.load(), name=name)
         except Exception as err:  # somebody else's plugin must not take `mt` down
-            broken[name] = f"{type(err).__name__}: {err}"
+            broken[name] = _reason(err)
     return plugins
 
 
-def _all() -> Iterator[Component]:
-    for batch in manager().hook.mt_components():
-        yield from batch
+def _reason(err: Exception) -> str:
+    return " ".join(f"{type(err).__name__}: {err}".split())
+
+
+def provided() -> Iterator[tuple[str, Component]]:
+    """The name of a plugin and one of its components, for all there are; a plugin that fails here is broken too."""
+    hooks: list[Any] = manager().hook.mt_components.get_hookimpls()
+    for hook in hooks:
+        try:
+            found = tuple(hook.function())
+            if strange := [thing for thing in found if not isinstance(thing, Component)]:
+                raise TypeError(f"mt_components gave {strange[0]!r}, which is not a Component")
+        except Exception as err:  # as above
+            broken[hook.plugin_name] = _reason(err)
+            continue
+        yield from ((hook.plugin_name, component) for component in found)
 
 
 def components(kind: Kind) -> dict[str, Component]:
     """Components of a kind by name, sorted; two plugins that provide one name are an error naming both."""
     assert kind in get_args(Kind), kind
-    found: dict[str, Component] = {}
+    found: dict[str, tuple[str, Component]] = {}
     problems = []
-    for component in _all():
-        if component.kind == kind and (first := found.setdefault(component.name, component)) is not component:
+    for plugin, component in provided():
+        if component.kind != kind:
+            continue
+        first, other = found.setdefault(component.name, (plugin, component))
+        if other is not component:
             problems.append(
                 Problem(
                     f"{kind} {component.name!r}",
-                    f"provided by both {first.target} and {component.target}",
-                    "uninstall one, or name its plugin in MT_DISABLE_PLUGINS",
+                    f"provided by both {first} ({other.target}) and {plugin} ({component.target})",
+                    f"uninstall one, or disable one: MT_DISABLE_PLUGINS={plugin}",
                 )
             )
-    if problems:
-        raise MtError.of(problems)
-    return dict(sorted(found.items()))
+    raise_if(problems)
+    return {name: found[name][1] for name in sorted(found)}
 
 
 def component(kind: Kind, name: str) -> Any:
     """The implementation behind a name, imported now; an unknown name suggests the nearest."""
     known = components(kind)
     if name not in known:
-        raise MtError(kind, f"unknown name {name!r}", did_you_mean(name, known))
+        raise unknown_name(kind, name)
     return known[name].load()
+
+
+def unknown_name(kind: Kind, name: str) -> MtError:
+    """The error for a name that no plugin provides: the nearest, all there are, and plugins that could not be used."""
+    hint = did_you_mean(name, components(kind))
+    return MtError(kind, f"unknown name {name!r}", hint + (f"; broken plugins: {', '.join(broken)}" if broken else ""))
 
 
 def did_you_mean(name: str, known: Iterable[str] | Mapping[str, Any]) -> str:

@@ -45,6 +45,7 @@ class Dense(Section):
     size: PositiveInt
     """Hidden features."""
     activation: Literal["gelu", "gelu_tanh", "relu", "squared_relu", "silu"] = "gelu_tanh"
+    """Function between the projections; "gelu_tanh" is GPT-2's approximation."""
     bias: bool = False
     """Biases on both projections."""
 
@@ -56,6 +57,7 @@ class Gated(Section):
     size: PositiveInt
     """Hidden features."""
     activation: Literal["silu", "gelu", "gelu_tanh"] = "silu"
+    """Function of the gate."""
     bias: bool = False
     """Biases on all three projections."""
 
@@ -65,6 +67,7 @@ class RMSNorm(Section):
 
     kind: Literal["rms"] = "rms"
     eps: PositiveFloat = 1e-5
+    """Added to the mean of the squares."""
 
 
 class LayerNorm(Section):
@@ -72,6 +75,7 @@ class LayerNorm(Section):
 
     kind: Literal["layer"] = "layer"
     eps: PositiveFloat = 1e-5
+    """Added to the variance."""
 
 
 class Rope(Section):
@@ -107,9 +111,13 @@ class GPTConfig(Section):
     max_positions: PositiveInt
     """Longest sequence in tokens."""
     attention: GQA
+    """Attention of every block."""
     mlp: Annotated[Dense | Gated, Field(discriminator="kind")]
+    """Feed-forward layer of every block."""
     norm: Annotated[RMSNorm | LayerNorm, Field(discriminator="kind")]
+    """Before attention and feed-forward layer of every block, and before the output layer."""
     position: Annotated[Rope | Learned | NoPosition, Field(discriminator="kind")]
+    """How the model knows where a token stands."""
     tied: bool = False
     """The output layer uses the embedding's weight."""
     init_std: PositiveFloat = 0.02

@@ -1,0 +1,48 @@
+"""nanoGPT's `ckpt.pt`: GPT-2's names, but linear weights are [out, in], GELU is exact, one switch sets all biases."""
+
+from pathlib import Path
+from pickle import UnpicklingError
+
+import torch
+
+from mt_ckpt.families.gpt2 import NAMES
+from mt_core.config.load import model_config
+from mt_core.errors import MtError
+
+
+class NanoGPT:
+    """A `mt_core.types.CheckpointLoader` for the output directory of a nanoGPT run."""
+
+    def __init__(self, path: Path) -> None:
+        file = path / "ckpt.pt"
+        try:  # weights_only: nothing in the file is executed; mmap: a tensor is read when it is used
+            saved = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+            self.args, self.weights = saved["model_args"], saved["model"]
+        except (OSError, RuntimeError, UnpicklingError, EOFError, KeyError, TypeError) as err:
+            raise MtError(str(file), "missing, cut short or not nanoGPT's", "give the out_dir of its train.py") from err
+
+    def config(self):
+        """The model's configuration, from `model_args`."""
+        layers, size, heads, bias = (self.args[name] for name in ("n_layer", "n_embd", "n_head", "bias"))
+        sizes = {"vocab_size": self.args["vocab_size"], "max_positions": self.args["block_size"]}
+        attention = {"heads": heads, "kv_groups": heads, "head_size": size // heads, "qkv_bias": bias, "out_bias": bias}
+        mlp = {"kind": "dense", "size": 4 * size, "activation": "gelu", "bias": bias}
+        parts = {"attention": attention, "mlp": mlp, "norm": {"kind": "layer"}, "position": {"kind": "learned"}}
+        return model_config({"layers": layers, "model_size": size, **sizes, **parts, "tied": True})
+
+    def tensors(self):
+        """Canonical name and tensor, one at a time; zeros for LayerNorm's biases where nanoGPT has none."""
+        for name, tensor in self.weights.items():
+            name = name.removeprefix("_orig_mod.")  # of torch.compile
+            if ".c_attn." in name:  # query, key and value one below the other
+                for letter, part in zip("qkv", tensor.chunk(3), strict=True):
+                    yield NAMES.ours(name.replace("c_attn", f"c_attn.{letter}")), part
+            elif name != "lm_head.weight" and not NAMES.ignored(name):  # the head is tied to the embedding
+                yield NAMES.ours(name) or name, tensor
+        if not self.args["bias"]:
+            shapes = self.config().canonical_shapes().items()
+            yield from ((name, torch.zeros(shape)) for name, shape in shapes if name.endswith("norm.bias"))
+
+    def tokenizer_files(self):
+        """None: nanoGPT keeps no tokenizer with its weights."""
+        return ()

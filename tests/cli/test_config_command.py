@@ -1,0 +1,115 @@
+"""`mt config` and `mt --version` as a user runs them."""
+
+import importlib.metadata
+import json
+import tomllib
+
+import pytest
+
+PRESETS = {
+    "gpt-tiny": None,
+    "gpt2-124m": 124_439_808,
+    "gpt-345m": 354_823_168,
+    "gpt3-175b": None,
+    "llama2-7b": 6_738_415_616,
+    "llama3-8b": 8_030_261_248,
+    "mistral-7b": 7_241_732_096,
+    "smollm2-135m": 134_515_008,
+}
+"""Parameters, where they are published."""
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text: str, name: str = "run.toml"):
+        (tmp_path / name).write_text(text)
+        return tmp_path / name
+
+    return write
+
+
+def test_the_version_is_the_package_s(mt):
+    assert mt("--version").stdout == f"mt {importlib.metadata.version('mt-cli')}\n"
+
+
+def test_show_prints_everything_resolved_as_toml_that_shows_the_same(mt, write):
+    first = write('preset = "gpt2-124m"\n[schedule]\nsteps = 7\nwarmup_steps = 1\n')
+    second = write("[schedule]\nsteps = 8\n", "second.toml")
+    shown = mt("config", "show", first, second, "--set", "optim.lr=0.5").stdout
+    config = tomllib.loads(shown)
+    assert (config["model"]["layers"], config["schedule"]["steps"], config["optim"]["lr"]) == (12, 8, 0.5)
+    assert config["schedule"]["warmup_steps"] == 1
+    assert config["optim"]["beta2"] == 0.95  # the preset's
+    assert mt("config", "show", write(shown, "shown.toml")).stdout == shown
+
+
+def test_show_does_not_ask_for_the_data_that_a_run_needs(mt, write):
+    run = write('preset = "gpt-tiny"\n[data]\npaths = ["not-there-yet"]\n')
+    assert mt("config", "show", run).returncode == 0
+    checked = mt("config", "check", run)
+    assert checked.stderr.startswith("mt: data.paths: ")
+    assert checked.returncode == 2
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_check_says_what_would_be_trained(mt, preset):
+    ran = mt("config", "check", "--preset", preset)
+    ok, parameters, _, tokens, *_ = ran.stdout.split()
+    assert (ok, ran.returncode) == ("ok:", 0)
+    shown = tomllib.loads(mt("config", "show", "--preset", preset).stdout)
+    samples = shown["schedule"]["steps"] * shown["batch"]["global_batch"]
+    assert int(tokens.replace(",", "")) == samples * shown["data"]["seq_length"]
+    if PRESETS[preset]:
+        assert int(parameters.replace(",", "")) == PRESETS[preset]
+
+
+def test_two_errors_are_two_lines_and_exit_code_2(mt, write):
+    run = write('preset = "gpt-tiny"\n[model]\nlayrs = 3\n[batch]\nmicro_batch = 0\n')
+    ran = mt("config", "check", run)
+    first, second = ran.stderr.splitlines()
+    assert first.startswith(f"mt: {run}: model.layrs: unknown key; did you mean 'layers'? allowed: kind, layers,")
+    assert second == f"mt: {run}: batch.micro_batch: 0; input should be greater than 0"
+    assert (ran.stdout, ran.returncode) == ("", 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[model\n", ": not TOML: "),
+        ('preset = "gpt-tinny"\n', "mt: preset: unknown name 'gpt-tinny'; did you mean 'gpt-tiny'?"),
+        ("", "mt: model: required, but not given; set it in a file, a preset or with --set"),
+    ],
+)
+def test_a_file_that_cannot_be_a_configuration(mt, write, text, told):
+    ran = mt("config", "show", write(text))
+    assert told in ran.stderr
+    assert (ran.stdout, ran.returncode) == ("", 2)
+
+
+def test_a_missing_file(mt, tmp_path):
+    ran = mt("config", "show", tmp_path / "run.toml")
+    assert ran.stderr == f"mt: {tmp_path / 'run.toml'}: no such file; give a TOML file of settings\n"
+
+
+def test_diff_prints_what_differs_presets_and_defaults_included(mt, write):
+    one = write('preset = "gpt-tiny"\n[batch]\nmicro_batch = 1\n')  # the default, so no difference
+    two = write('preset = "gpt-tiny"\n[optim]\nlr = 1e-5\n[log]\nsinks = ["tensorboard"]\n', "two.toml")
+    assert mt("config", "diff", one, one).stdout == ""
+    assert mt("config", "diff", one, two).stdout == 'log.sinks: [] -> ["tensorboard"]\noptim.lr: 0.003 -> 1e-05\n'
+
+
+def test_schema_documents_every_field(mt):
+    schema = json.loads(mt("config", "schema").stdout)
+    assert schema["properties"].keys() == {
+        *("model", "data", "batch", "optim", "schedule", "precision", "parallel", "checkpoint", "log", "runtime"),
+    }
+    fields = schema["$defs"]["BatchConfig"]["properties"]
+    assert fields["micro_batch"]["description"] == "Sequences in one forward pass of one rank."
+    assert schema["additionalProperties"] is False
+
+
+def test_no_arguments_show_help_and_an_unknown_subcommand_the_nearest(mt):
+    assert "show    Print the resolved configuration as TOML" in mt("config").stderr
+    ran = mt("config", "shwo")
+    assert "No such command 'shwo'. Did you mean 'show'" in ran.stderr
+    assert ran.returncode == 2
