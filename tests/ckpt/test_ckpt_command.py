@@ -126,3 +126,8 @@ def test_the_readmes_commands_run(save_model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for line in lines:
         assert mt_ckpt(*line.split("#")[0].split()[2:]).exit_code == 0
+
+
+def test_the_loader_is_found_from_the_files(save_model, tmp_path):
+    mt_ckpt("convert", "--load-dir", save_model("gpt2"), "--saver", "native", "--save-dir", tmp_path / "native")
+    assert detect(tmp_path / "native") == "native"

@@ -35,7 +35,7 @@ def toml(tmp_path, corpus):
 def train(toml: Path, *overrides: str) -> Path:
     """Train in this process; the run directory."""
     config = load_run_config([toml], overrides)
-    assert run(config)
+    assert run(config) == 0
     return Path(config.runtime.run_dir)
 
 
@@ -114,22 +114,32 @@ def test_an_error_on_the_first_rank_ends_all_with_exit_code_2(toml):
     assert "mt [rank 0]: the valid split" in done.stderr
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_sigterm_saves_and_the_run_goes_on_from_there(tmp_path, toml, ranks):
-    whole = train(toml, f"runtime.run_dir={tmp_path / 'whole'}", "schedule.steps=60")
+@pytest.mark.parametrize(("ranks", "number"), [(1, signal.SIGTERM), (1, signal.SIGINT), (2, signal.SIGTERM)])
+def test_a_signal_saves_and_the_run_goes_on_from_there(tmp_path, toml, ranks, number):
+    options = ["schedule.steps=60", "log.every=1"]
+    whole = train(toml, f"runtime.run_dir={tmp_path / 'whole'}", *options)
     cut = tmp_path / "cut"
-    command = [*MT, "train", str(toml), "--nproc", str(ranks), "--set", f"runtime.run_dir={cut}"]
-    command += ["--set", "schedule.steps=60"]
+    command = [*MT, "train", str(toml), "--nproc", str(ranks)]
+    command += [part for text in [f"runtime.run_dir={cut}", *options] for part in ("--set", text)]
     process = subprocess.Popen(command)
     wait_for_steps(cut, 3)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) == 128 + signal.SIGTERM
-    stopped = native.read_meta(native.resolve(cut))["step"]
-    assert 3 <= stopped < 60
-    subprocess.run(command, check=True, timeout=120)
+    process.send_signal(number)
+    assert process.wait(timeout=60) == 128 + number
+    stopped = native.resolve(cut)
+    assert 3 <= native.read_meta(stopped)["step"] < 60
+    again = subprocess.run(command, check=True, timeout=120, stderr=subprocess.PIPE, text=True)
+    assert f"mt: resuming from {stopped}" in again.stderr
+    assert f"mt: step 60 of 60 is in {native.resolve(cut)}" in again.stderr
     if ranks == 1:
         assert_same_end(whole, cut, 60)
     assert metrics(cut)[-1]["loss"] == pytest.approx(metrics(whole)[-1]["loss"], rel=1e-4)
+
+
+def test_a_preset_alone_can_be_trained(tmp_path, corpus):
+    options = [*ONE, f"data.paths=['{corpus}']", f"runtime.run_dir={tmp_path / 'run'}", "log.every=1"]
+    command = [*MT, "train", "--preset", "gpt-tiny", *(part for text in options for part in ("--set", text))]
+    subprocess.run(command, check=True, timeout=120)
+    assert metrics(tmp_path / "run")[0]["step"] == 1
 
 
 def wait_for_steps(run_dir: Path, steps: int) -> None:

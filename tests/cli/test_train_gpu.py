@@ -17,7 +17,7 @@ def losses(tmp_path):
 
     def train(name: str, *overrides: str) -> list[dict]:
         toml = run_toml(tmp_path / "run.toml", corpus, tmp_path / name)
-        assert run(load_run_config([toml], overrides))
+        assert run(load_run_config([toml], overrides)) == 0
         return metrics(tmp_path / name)
 
     return train

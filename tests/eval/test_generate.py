@@ -74,7 +74,7 @@ def test_no_new_tokens_are_none(model):
 @pytest.mark.parametrize(
     ("prompts", "new", "message"),
     [
-        ([], 4, "--prompt: no prompt; at least one"),
+        ([], 4, "--prompt: no prompt; give at least one --prompt, or a --prompt-file"),
         ([[1], []], 4, "prompt 2: has no tokens; at least one token"),
         ([[1]], -1, "--max-new-tokens: -1; 0 or more"),
         (

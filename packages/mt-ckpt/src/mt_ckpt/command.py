@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mt_core.plugins import Kind, components
+from mt_cli.completion import names
 
 if TYPE_CHECKING:
     from mt_ckpt.convert import Converted
@@ -19,29 +19,19 @@ app = typer.Typer(
 )
 
 
-def _complete(kind: Kind, typed: str) -> list[tuple[str, str]]:
-    """Names of components for the shell, with what each one is."""
-    return [(name, found.summary) for name, found in components(kind).items() if name.startswith(typed)]
-
-
-def _loaders(incomplete: str) -> list[tuple[str, str]]:
-    return _complete("ckpt-loader", incomplete)
-
-
-def _savers(incomplete: str) -> list[tuple[str, str]]:
-    return _complete("ckpt-saver", incomplete)
-
-
 def _dtypes(incomplete: str) -> list[str]:
     return [name for name in ("fp32", "bf16", "fp16") if name.startswith(incomplete)]
 
 
 @app.command()
 def convert(
-    loader: Annotated[str, typer.Option(help="Format to read.", autocompletion=_loaders)],
     load_dir: Annotated[Path, typer.Option(help="Checkpoint to read.")],
-    saver: Annotated[str, typer.Option(help="Format to write.", autocompletion=_savers)],
+    saver: Annotated[str, typer.Option(help="Format to write.", autocompletion=names("ckpt-saver"))],
     save_dir: Annotated[Path, typer.Option(help="Directory to write; must not exist.")],
+    loader: Annotated[
+        str | None,
+        typer.Option(help="Format to read; found from the files if not given.", autocompletion=names("ckpt-loader")),
+    ] = None,
     dtype: Annotated[
         str | None,
         typer.Option(help="Round every tensor to fp32, bf16 or fp16; else each keeps its own.", autocompletion=_dtypes),
@@ -51,8 +41,11 @@ def convert(
 ) -> None:
     """Convert a checkpoint from one format to another, one tensor at a time."""
     from mt_ckpt.convert import convert as run
+    from mt_ckpt.detect import detect
 
-    _report(run(loader, load_dir, saver, save_dir, dtype=dtype, verify=verify, model_type=model_type))
+    _report(
+        run(loader or detect(load_dir), load_dir, saver, save_dir, dtype=dtype, verify=verify, model_type=model_type)
+    )
 
 
 def _report(done: "Converted") -> None:

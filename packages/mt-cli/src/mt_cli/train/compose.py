@@ -1,6 +1,7 @@
 """From a resolved configuration to a running training loop: the one readable path through all packages."""
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
@@ -14,38 +15,32 @@ from mt_cli.train.view import screen
 from mt_core.checkpoint.native import resolve, steps
 from mt_core.errors import MtError
 from mt_core.parallel.axis import Axis
-from mt_core.parallel.launch import data_axis, pick_device
+from mt_core.parallel.launch import data_axis, local_ranks, pick_device
 from mt_core.plugins import component
 from mt_core.training.loop import Run, train
 from mt_core.training.metrics import open_sinks
 from mt_core.training.optimizer import parameter_groups
 from mt_core.training.state import Position, TrainState
 from mt_core.training.step import Batch
-from mt_core.training.stop import on_sigterm
+from mt_core.training.stop import stop_requests
 from mt_core.training.weights import DTYPES, Weights
+from mt_core.types import MetricSink
 from mt_data.torch import batches
 
 
-def run(config: Any) -> bool:
-    """Train as `config` says; False if SIGTERM ended the run early (its state is then saved)."""
+def run(config: Any) -> int:
+    """Train as `config` says; the exit code: 0, or 128 + the signal that ended the run early, its state saved."""
     device = pick_device(config.runtime.device)
     run_dir = Path(config.runtime.run_dir)
     with ExitStack() as stack:
         axis = stack.enter_context(data_axis(device))
-        stop = stack.enter_context(on_sigterm())
-        torch.set_num_threads(config.runtime.threads or max(1, (os.cpu_count() or 1) // axis.size))
+        stop = stack.enter_context(stop_requests(insistent=axis.size == 1))
+        torch.set_num_threads(config.runtime.threads or max(1, (os.cpu_count() or 1) // local_ranks()))
         check_ranks(config, axis)
         tokenizer_files = prepare(run_dir, config) if axis.rank == 0 else []
         train_batches, valid_batches = open_data(config, run_dir, axis)
-        state = build_state(config, device, resume=bool(committed := steps(run_dir)))
-        if committed:
-            state.load(resolve(committed[-1]))
-        sinks = []
-        if axis.rank == 0:
-            position = state.position
-            sinks = open_sinks(run_dir, config.log.sinks, position.step, screen(config.schedule.steps))
-        for sink in sinks:
-            stack.callback(sink.close)
+        state = restore(build_state(config, device, resume=bool(steps(run_dir))), run_dir, axis)
+        sinks = start_sinks(config, state.position.step, stack) if axis.rank == 0 else []
         training = Run(
             config=config,
             state=state,
@@ -56,7 +51,27 @@ def run(config: Any) -> bool:
             sinks=sinks,
             tokenizer_files=tokenizer_files,
         )
-        return train(training, stop)
+        code = 0 if train(training, stop) else stop.exit_code
+    if axis.rank == 0:
+        print(f"mt: step {state.position.step} of {config.schedule.steps} is in {steps(run_dir)[-1]}", file=sys.stderr)
+    return code
+
+
+def restore(state: TrainState, run_dir: Path, axis: Axis) -> TrainState:
+    """Go on from the latest checkpoint of the run directory, if there is one."""
+    if committed := steps(run_dir):
+        if axis.rank == 0:
+            print(f"mt: resuming from {committed[-1]}", file=sys.stderr)
+        state.load(resolve(committed[-1]))
+    return state
+
+
+def start_sinks(config: Any, step: int, stack: ExitStack) -> list[MetricSink]:
+    """All receivers of metrics; `stack` closes them."""
+    sinks = open_sinks(Path(config.runtime.run_dir), config.log.sinks, step, screen(config.schedule.steps))
+    for sink in sinks:
+        stack.callback(sink.close)
+    return sinks
 
 
 def check_ranks(config: Any, axis: Axis) -> None:

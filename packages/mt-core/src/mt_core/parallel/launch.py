@@ -17,6 +17,11 @@ def launched() -> bool:
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
+def local_ranks() -> int:
+    """Ranks of this run on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if launched() else 1
+
+
 def rank_label() -> str:
     """ " [rank 3]" in a launched process, else ""."""
     return f" [rank {os.environ['RANK']}]" if launched() else ""
@@ -68,5 +73,6 @@ def data_axis(device: torch.device) -> Iterator[Axis]:
     dist.init_process_group(backend, device_id=device if device.type == "cuda" else None)
     try:
         yield Axis("data", dist.get_rank(), dist.get_world_size(), dist.group.WORLD)
+        dist.barrier()  # no rank tears its connections down while another still uses them
     finally:
         dist.destroy_process_group()

@@ -56,7 +56,9 @@ def train(run: Run, stop: StopRequest) -> bool:
     while position.step < schedule.steps:
         batches = list(islice(run.train_batches, run.micro_batches))
         assert len(batches) == run.micro_batches, "the dataset is sized for the whole run"
-        agreed = run.axis.sum_(torch.tensor([valid_tokens(batches), float(stop.asked)], dtype=torch.float64))
+        agreed = run.axis.sum_(
+            torch.tensor([valid_tokens(batches), float(stop.signal is not None)], dtype=torch.float64)
+        )
         if stopped := bool(agreed[1]):
             break
         _step(run, batches, float(agreed[0]), clock)

@@ -1,30 +1,38 @@
-"""SIGTERM as a request to save and leave, honoured between two steps."""
+"""SIGTERM and Ctrl-C as requests to save and leave, honoured between two steps."""
 
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-EXIT_TERMINATED = 128 + signal.SIGTERM
-"""Exit code of a run that SIGTERM ended, after its checkpoint was committed."""
-
 
 class StopRequest:
-    """Whether SIGTERM has come."""
+    """Which signal asked the run to stop, if one has."""
 
-    asked = False
+    signal: int | None = None
+
+    @property
+    def exit_code(self) -> int:
+        """128 + the signal's number, as shells count; SIGTERM's if it came to another rank."""
+        return 128 + (self.signal or signal.SIGTERM)
 
 
 @contextmanager
-def on_sigterm() -> Iterator[StopRequest]:
-    """While the block runs, SIGTERM sets the flag instead of killing the process."""
+def stop_requests(*, insistent: bool) -> Iterator[StopRequest]:
+    """While the block runs, SIGTERM and Ctrl-C are noted; if `insistent`, a second Ctrl-C interrupts at once.
+
+    Ranks are not insistent: a launcher passes on the Ctrl-C that the terminal has sent them already.
+    """
     request = StopRequest()
 
-    def handle(_number: int, _frame: FrameType | None) -> None:
-        request.asked = True
+    def handle(number: int, _frame: FrameType | None) -> None:
+        request.signal = number
+        if insistent:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    before = signal.signal(signal.SIGTERM, handle)
+    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield request
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

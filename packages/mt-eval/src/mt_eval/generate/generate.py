@@ -85,7 +85,7 @@ def check_prompts(prompts: Prompts, *, max_new_tokens: int, max_positions: int) 
     """Refuse, in one report, prompts that are empty or leave too little room for the new tokens."""
     problems = []
     if not prompts:
-        problems.append(Problem("--prompt", "no prompt", "at least one"))
+        problems.append(Problem("--prompt", "no prompt", "give at least one --prompt, or a --prompt-file"))
     if max_new_tokens < 0:
         problems.append(Problem("--max-new-tokens", f"{max_new_tokens}", "0 or more"))
     for number, prompt in enumerate(prompts, start=1):

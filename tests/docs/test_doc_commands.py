@@ -1,0 +1,75 @@
+"""Every command of the documentation runs, page by page and in order, and prints what the page shows."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from docs.pages import DOCS, PAGES, ROOT, matches, read
+
+TUTORIAL = DOCS / "tutorials" / "first-model.md"
+ROLES = {"corpus": "train.jsonl", "heldout": "heldout.jsonl", "config": str(Path(__file__).with_name("small.toml"))}
+"""Files of the tutorial, or of this folder."""
+WITH_COMMANDS = [path for path in PAGES if path != TUTORIAL and any(not s.title for s in read(path).steps)]
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory) -> dict[str, str]:
+    """The installed `mt` first on the path, one thread, compiled Python kept between commands."""
+    own = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return own | {
+        "PATH": f"{Path(sys.executable).parent}:{own['PATH']}",
+        "PYTHONPYCACHEPREFIX": str(tmp_path_factory.mktemp("pycache")),
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+def follow(path: Path, folder: Path, environment: dict[str, str]) -> None:
+    """Do in `folder` what the page says."""
+    for step in read(path).steps:
+        if step.title:
+            (folder / step.title).write_text(step.body)
+            continue
+        script = f"set -euo pipefail\n{step.body}"
+        ran = subprocess.run(
+            ["bash", "-c", script],
+            cwd=folder,
+            env=environment,
+            timeout=100,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        told = f"{path.relative_to(ROOT)}\n$ {step.body}\n{ran.stdout}"
+        assert ran.returncode == step.code, told
+        assert step.output is None or matches(step.output, ran.stdout), f"{told}\nthe page shows:\n{step.output}"
+
+
+@pytest.fixture(scope="session")
+def first_model(tmp_path_factory, environment) -> Path:
+    """The directory that the tutorial leaves."""
+    folder = tmp_path_factory.mktemp("first-model")
+    follow(TUTORIAL, folder, environment)
+    return folder
+
+
+def test_the_tutorial_runs(first_model):
+    assert {"tokenizer", "corpus_text_document.bin", "run", "hf"} <= {path.name for path in first_model.iterdir()}
+
+
+@pytest.mark.parametrize("page", WITH_COMMANDS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_the_commands_of_the_page_run(page, first_model, environment, tmp_path):
+    for role, name in read(page).given:
+        source = first_model / ROLES.get(role, name)
+        shutil.copytree(source, tmp_path / name) if source.is_dir() else shutil.copy(source, tmp_path / name)
+    follow(page, tmp_path, environment)
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if DOCS in p.parents], ids=lambda path: str(path.relative_to(DOCS)))
+def test_every_block_of_the_page_says_what_it_is(page):
+    fences = re.findall(r"^\s*```(.*)$", page.read_text("utf-8"), re.MULTILINE)
+    assert all(fences[::2]), "a block without a language is neither run nor marked as not to be run"

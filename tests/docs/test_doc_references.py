@@ -1,0 +1,57 @@
+"""What the documentation says of commands, options, fields and modules exists."""
+
+import importlib
+import importlib.util
+import re
+import sys
+
+import pytest
+
+from docs.pages import DOCS
+
+sys.path.insert(0, str(DOCS))
+commands_reference, configuration_reference = map(
+    importlib.import_module, ("commands_reference", "configuration_reference")
+)
+
+RECORDS = {"api", "decisions", "benchmarks.md"}
+"""Generated, or about other programs too."""
+WRITTEN = [path for path in sorted(DOCS.rglob("*.md")) if not RECORDS & set(path.parts)]
+SECTIONS = ("model", "data", "batch", "optim", "schedule", "precision", "parallel", "checkpoint", "log", "runtime")
+FIELD = re.compile(rf"`((?:{'|'.join(SECTIONS)})\.[a-z_.]+)")
+FILES = (".py", ".bin", ".idx", ".json", ".toml", ".safetensors")
+
+
+def prose(path) -> str:
+    """A page without its blocks."""
+    return re.sub(r"^```.*?^```$", "", path.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("reference", [configuration_reference, commands_reference], ids=lambda module: module.__name__)
+def test_a_generated_page_is_up_to_date(reference):
+    command = f"python docs/{reference.__name__}.py"
+    assert reference.PAGE.read_text("utf-8") == reference.page(), f"run {command}"
+
+
+def test_every_field_of_the_configuration_is_documented():
+    rows = [line.split(" | ") for line in configuration_reference.page().splitlines() if line.startswith("| `")]
+    assert [row[0] for row in rows if len(row) == 4 and not row[3].strip(" |")] == []
+
+
+@pytest.mark.parametrize("page", WRITTEN, ids=lambda path: str(path.relative_to(DOCS)))
+def test_options_that_the_page_names_exist(page):
+    known = set(re.findall(r"--[a-z][a-z0-9-]*", commands_reference.PAGE.read_text("utf-8"))) | {"--help"}
+    assert set(re.findall(r"`[^`]*?(--[a-z][a-z0-9-]*)", prose(page))) <= known
+
+
+@pytest.mark.parametrize("page", WRITTEN, ids=lambda path: str(path.relative_to(DOCS)))
+def test_fields_that_the_page_names_exist(page):
+    known = set(FIELD.findall(configuration_reference.PAGE.read_text("utf-8")))
+    named = {name for name in FIELD.findall(prose(page)) if not name.endswith((*FILES, "."))}
+    assert named <= known
+
+
+def test_modules_of_the_api_pages_exist():
+    names = [n for page in DOCS.glob("reference/api/*.md") for n in re.findall(r"^::: (\S+)", page.read_text(), re.M)]
+    assert len(names) > 60
+    assert [name for name in names if importlib.util.find_spec(name) is None] == []
