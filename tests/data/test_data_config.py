@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mt_core.errors import MtError
-from mt_data.config import DataConfig, TokenizerConfig
+from mt_data.config import GPTData, TokenizerConfig
 from mt_data.paths import WeightedPaths, parse_paths
 from mt_data.rules import data_problems
 from mt_data.split import split_ranges
@@ -82,14 +82,14 @@ def test_a_weight_that_is_none(weight: str):
 
 
 def test_a_correct_section_has_no_problems(corpus: Corpus):
-    config = DataConfig(paths=(corpus("a", (5,)),), seq_length=4, tokenizer=TokenizerConfig(type="bytes"))
+    config = GPTData(paths=(corpus("a", (5,)),), seq_length=4, tokenizer=TokenizerConfig(type="bytes"))
     assert list(data_problems(config)) == []
 
 
 def test_all_problems_are_found_at_once(corpus: Corpus, tmp_path: Path):
     corpus("books_text_document", (5,))
     (tmp_path / "vocab.json").touch()
-    config = DataConfig(
+    config = GPTData(
         paths=(str(tmp_path / "book_text_document"),),
         split="1,x",
         seq_length=4,
@@ -115,17 +115,17 @@ def test_all_problems_are_found_at_once(corpus: Corpus, tmp_path: Path):
 
 
 def test_masking_the_end_of_document_needs_a_tokenizer():
-    (problem,) = data_problems(DataConfig(seq_length=4, eod_mask_loss=True))
+    (problem,) = data_problems(GPTData(seq_length=4, eod_mask_loss=True))
     assert str(problem).startswith("data.eod_mask_loss: is on, but there is no data.tokenizer")
 
 
 def test_a_missing_file_without_a_similar_name(tmp_path: Path):
-    config = DataConfig(seq_length=4, tokenizer=TokenizerConfig(type="bytes", model=str(tmp_path / "x")))
+    config = GPTData(seq_length=4, tokenizer=TokenizerConfig(type="bytes", model=str(tmp_path / "x")))
     (problem,) = data_problems(config)
     assert str(problem).endswith(f"no file {tmp_path / 'x'}; nothing in {tmp_path} has a name like it")
 
 
 def test_every_field_is_documented():
-    for section in (DataConfig, TokenizerConfig):
+    for section in (GPTData, TokenizerConfig):
         undocumented = [name for name, field in section.model_fields.items() if not field.description]
         assert undocumented in ([], ["kind"])

@@ -8,7 +8,7 @@ import pytest
 
 import mt_data
 from mt_core.plugins import components
-from mt_data.config import DataConfig
+from mt_data.config import GPTData
 from mt_data.plugin import mt_config_rules
 from mt_models.config import GQA, Dense, GPTConfig, LayerNorm, Learned
 
@@ -55,7 +55,7 @@ class Run:
     """The two sections that the rules look at, as `RunConfig` holds them."""
 
     def __init__(self, seq_length: int) -> None:
-        self.data = DataConfig(seq_length=seq_length)
+        self.data = GPTData(seq_length=seq_length)
         self.model = GPTConfig(
             layers=1,
             model_size=8,

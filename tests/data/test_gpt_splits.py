@@ -12,7 +12,7 @@ import pytest
 
 from mt_core.errors import MtError
 from mt_data.blend import exhaustive_blend, sized_blend
-from mt_data.config import DataConfig, TokenizerConfig
+from mt_data.config import GPTData, TokenizerConfig
 from mt_data.gpt.dataset import gpt_dataset
 from mt_data.gpt.indices import Request
 from mt_data.index_cache import IndexCache
@@ -25,7 +25,7 @@ LENGTHS = (7, 3, 5, 9, 2, 4)
 
 
 def splits(tmp_path: Path, samples: tuple[int | None, int | None, int | None], **section: object) -> Splits:
-    config = DataConfig.model_validate({"seq_length": 4, **section})
+    config = GPTData.model_validate({"seq_length": 4, **section})
     return build_splits(config, samples=samples, seed=1234, cache_dir=tmp_path / "cache")
 
 
@@ -165,7 +165,7 @@ def test_a_damaged_cache_file(corpus: Corpus, tmp_path: Path):
 
 
 def test_others_wait_for_the_builder(corpus: Corpus, tmp_path: Path):
-    config = DataConfig(paths=(corpus("a", LENGTHS),), split="1", seq_length=4)
+    config = GPTData(paths=(corpus("a", LENGTHS),), split="1", seq_length=4)
     wanted = {"samples": (10, 0, 0), "seed": 1234, "cache_dir": tmp_path / "cache"}
     found: list[Splits] = []
     waiter = threading.Thread(target=lambda: found.append(build_splits(config, **wanted, builder=False)))

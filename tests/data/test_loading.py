@@ -1,18 +1,17 @@
-"""Batches in training order: Megatron's `single` sampler, resumption anywhere, loader processes."""
+"""Batches as tensors: orders, loader processes, reading ahead."""
 
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from mt_core.errors import MtError
 from mt_core.types import Dataset
-from mt_data.config import DataConfig
-from mt_data.sampler import sample_ids
+from mt_data.config import GPTData
+from mt_data.read_ahead import read_ahead
 from mt_data.splits import build_splits
 from mt_data.torch import batches
 
@@ -22,43 +21,10 @@ Corpus = Callable[[str, Sequence[int]], str]
 @pytest.fixture
 def dataset(corpus: Corpus, tmp_path: Path) -> Dataset:
     """25 samples of 4 tokens."""
-    config = DataConfig(paths=(corpus("a", (20, 31, 50)),), split="1", seq_length=4)
+    config = GPTData(paths=(corpus("a", (20, 31, 50)),), split="1", seq_length=4)
     train = build_splits(config, samples=(25, 0, 0), seed=1, cache_dir=tmp_path / "cache").train
     assert train is not None
     return train
-
-
-@pytest.mark.parametrize(
-    ("rank", "expected"),
-    [(0, [[4, 5], [8, 9], [12, 13], [16, 17]]), (1, [[6, 7], [10, 11], [14, 15], [18, 19]])],
-)
-def test_the_order_is_megatrons(rank: int, expected: list[list[int]]):
-    ids = sample_ids(21, consumed=4, micro_batch=2, data_rank=rank, data_size=2)
-    assert [list(group) for group in ids] == expected
-
-
-@given(st.integers(0, 200), st.integers(0, 12), st.integers(1, 4), st.integers(1, 5), st.integers(1, 5))
-def test_the_position_is_valid_under_another_number_of_ranks(
-    total: int, steps: int, micro_batch: int, ranks: int, ranks_after: int
-):
-    def served(consumed: int, ranks: int, steps: int | None) -> list[int]:
-        streams = [
-            islice(sample_ids(total, consumed=consumed, micro_batch=micro_batch, data_rank=r, data_size=ranks), steps)
-            for r in range(ranks)
-        ]
-        return [i for groups in zip(*streams, strict=True) for group in groups for i in group]
-
-    before = served(0, ranks, steps)
-    after = served(len(before), ranks_after, None)
-    both = before + after
-    assert both == list(range(len(both)))
-    assert total - len(both) < micro_batch * max(ranks, ranks_after)
-
-
-def test_a_position_behind_the_end():
-    assert list(sample_ids(8, consumed=8, micro_batch=2)) == []
-    with pytest.raises(MtError, match="data: 9 samples are consumed, the dataset has 8"):
-        next(sample_ids(8, consumed=9, micro_batch=2))
 
 
 def test_batches_stack_samples(dataset: Dataset):
@@ -85,3 +51,67 @@ def test_an_id_outside_the_models_vocabulary(dataset: Dataset):
     list(batches(dataset, micro_batch=5, consumed=0, vocab_size=350))
     with pytest.raises(MtError, match="hold token id 3[0-9][0-9], the model's vocabulary has 300; data made with"):
         list(batches(dataset, micro_batch=5, consumed=0, vocab_size=300))
+
+
+def test_other_orders(dataset: Dataset):
+    def first(order: str, consumed: int) -> list[list[int]]:
+        found = islice(batches(dataset, micro_batch=2, consumed=consumed, order=order), 13)
+        return [[*map(list, batch["tokens"].tolist())] for batch in found]
+
+    assert first("sequential", 0) == [
+        [dataset[i]["tokens"].tolist() for i in range(at, min(at + 2, 25))] for at in range(0, 25, 2)
+    ]
+    assert first("cyclic", 0)[12] == first("cyclic", 24)[0]  # an epoch later
+    with pytest.raises(MtError, match="order: unknown name 'cylic'; did you mean 'cyclic'\\? allowed: single, sequen"):
+        batches(dataset, micro_batch=2, consumed=0, order="cylic")
+
+
+def test_a_rank_without_samples_in_the_last_group_gets_an_empty_batch(dataset: Dataset):
+    found = list(batches(dataset, micro_batch=2, consumed=24, data_rank=1, data_size=2, order="sequential"))
+    assert found == [{}]
+
+
+@pytest.mark.parametrize("prefetch", [0, 1, 5])
+def test_reading_ahead_changes_nothing(dataset: Dataset, prefetch: int):
+    found = batches(dataset, micro_batch=2, consumed=0, prefetch=prefetch)
+    assert [b["tokens"].tolist() for b in found] == [
+        b["tokens"].tolist() for b in batches(dataset, micro_batch=2, consumed=0, workers=1)
+    ]
+
+
+def test_memory_is_pinned_only_where_there_is_a_gpu(dataset: Dataset):
+    batch = next(batches(dataset, micro_batch=2, consumed=0))
+    assert batch["tokens"].is_pinned() == torch.cuda.is_available()
+    assert not next(batches(dataset, micro_batch=2, consumed=0, pin=False))["tokens"].is_pinned()
+
+
+def test_items_are_drawn_before_they_are_asked_for():
+    drawn, three = [], threading.Event()
+
+    def items() -> Iterator[int]:
+        for i in range(10):
+            drawn.append(i)
+            if i == 3:
+                three.set()
+            yield i
+
+    ahead = read_ahead(items(), 2)
+    assert next(ahead) == 0
+    assert three.wait(5)  # 1 and 2 wait in the queue, the thread holds 3
+    ahead.close()  # pyright: ignore[reportAttributeAccessIssue]
+    for thread in threading.enumerate():
+        if thread.name == "read-ahead":
+            thread.join(5)
+            assert not thread.is_alive()
+    assert drawn == [0, 1, 2, 3]
+
+
+def test_what_the_dataset_raises_is_raised_in_its_turn():
+    def items() -> Iterator[int]:
+        yield 1
+        raise MtError("data", "is damaged")
+
+    ahead = read_ahead(items(), 2)
+    assert next(ahead) == 1
+    with pytest.raises(MtError, match="data: is damaged"):
+        next(ahead)

@@ -131,7 +131,7 @@ BAD_LINES = [
     ('{"txt": "b"}', "has no key 'text', only 'txt'"),
     ("{}", "has no key 'text', only none"),
     ('{"text": null}', "key 'text' is null, not a text"),
-    ('{"text": ["b"]}', "key 'text' is a list, not a text"),
+    ('{"text": ["b", 3]}', "key 'text' is a list with a number, not a text"),
     ('{"text": "b\\ud83d"}', "key 'text' holds half a surrogate pair"),
     ("[" * 100_000, "is nested too deeply"),
 ]
@@ -178,7 +178,7 @@ def test_missing_inputs_are_named_together(job: Callable[..., Job], tmp_path: Pa
 
 
 RUN = """
-import os, sys
+import resource, sys
 from pathlib import Path
 from mt_core.errors import MtError
 from mt_data.config import TokenizerConfig
@@ -187,8 +187,8 @@ from mt_data.preprocess.run import Job, preprocess
 
 if __name__ == "__main__":
     full, source, prefix, workers = sys.argv[1:]
-    if full:  # the temporary file is a device on which every write fails as on a full disk
-        os.symlink("/dev/full", f"{prefix}_{full}.{os.getpid()}.tmp")
+    if full:  # every write beyond fails, as on a full disk
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(full), int(full)))
     print("begin", flush=True)
     try:
         preprocess(Job((Path(source),), prefix, Encoding(TokenizerConfig(type="bytes")), int(workers)))
@@ -203,15 +203,15 @@ def script(tmp_path: Path) -> Path:
     return tmp_path / "run.py"
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-@pytest.mark.parametrize("full", ["text_document.bin", "text_document.idx"])
+@pytest.mark.parametrize("full", ["40000", "4000"], ids=["at the .idx", "at the tokens"])
 def test_a_full_disk_leaves_nothing(job: Callable[..., Job], script: Path, full: str):
-    this = job('{"text": "a"}')
+    this = job(*['{"text": "a"}'] * 5_000)  # 10,000 bytes of tokens, 20,000 of lengths; the .idx has 100,042
     command = [sys.executable, script, full, this.inputs[0], this.output_prefix, "1"]
     ran = subprocess.run(command, capture_output=True, text=True)
     assert ran.returncode == 1
     assert ran.stderr == (
-        f"mt: {this.output_prefix}_{full}: the disk is full; free some space and run again; nothing was committed\n"
+        f"mt: {this.output_prefix}.preprocess.tmp: the disk is full; free some space and run again; "
+        "nothing was committed\n"
     )
     assert written(this) == []
 
@@ -238,8 +238,21 @@ def die_at(bad: int, item: int) -> int:  # runs in a worker
     return item * 2
 
 
-def test_a_killed_worker_is_told():
-    with pytest.raises(MtError, match="a worker process: was killed; the machine may be out of memory"):
+def die_once(at: int, marker: Path, item: int) -> int:  # runs in a worker
+    if item == at and not marker.exists():
+        marker.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return item * 2
+
+
+def test_what_a_killed_worker_had_is_done_again(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    doubled = list(ordered_map(partial(die_once, 20, tmp_path / "died"), range(100), workers=2))
+    assert doubled == [2 * item for item in range(100)]
+    assert capfd.readouterr().err == "a worker process was killed; its part is done again\n"
+
+
+def test_workers_that_are_killed_again_and_again_are_told():
+    with pytest.raises(MtError, match="a worker process: was killed, 3 times in a row; the machine may be out of mem"):
         list(ordered_map(partial(die_at, 20), range(100), workers=2))
 
 

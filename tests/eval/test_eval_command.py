@@ -87,8 +87,12 @@ def test_an_output_without_a_directory_is_refused_before_the_work(checkpoint, tm
         run(app, "perplexity", "--load-dir", checkpoint, "--data", tmp_path / "missing", "--output", output)
 
 
-def test_files_of_a_tokenizer_need_its_type(checkpoint, held_out):
-    with pytest.raises(MtError, match="--tokenizer-type: not given, but files of a tokenizer are"):
+def test_the_kind_of_a_tokenizer_is_found_from_its_files(checkpoint, held_out, tmp_path, tokenizer):
+    tokenizer.save(tmp_path)
+    asked = ("--load-dir", checkpoint, "--data", held_out, "--tokenizer-model", tmp_path)
+    shown = [run(app, "perplexity", *options).stdout.partition("seconds")[0] for options in (asked, asked[:4])]
+    assert shown[0] == shown[1] != ""
+    with pytest.raises(MtError, match=r"tokenizer.vocab_file: no file vocab.json"):
         run(app, "perplexity", "--load-dir", checkpoint, "--data", held_out, "--vocab-file", "vocab.json")
 
 

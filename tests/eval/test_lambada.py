@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from mt_core.errors import MtError
+from mt_data.config import TokenizerConfig
 from mt_eval.tasks.lambada import Cloze, clozes, count_correct, hits, loose, read_passages, strict
 
 
@@ -36,6 +37,16 @@ def test_strict_takes_the_whole_last_word_after_the_stripped_context(tokenizer):
 
 def test_strict_cuts_at_the_last_occurrence_of_the_word(tokenizer):
     assert bytes(strict("to be or not to be", tokenizer).tokens[:-3]).decode() == "to be or not to"
+
+
+def test_a_beginning_of_text_id_does_not_stand_inside_the_text(tokenizer):
+    class WithBos(type(tokenizer)):
+        bos = 256
+
+        def encode(self, text):
+            return [self.bos, *super().encode(text)]
+
+    assert strict("ab cd", WithBos(TokenizerConfig(type="bytes"))) == Cloze((256, 97, 98, 32, 99, 100), 3)
 
 
 def test_loose_takes_the_last_token(tokenizer):

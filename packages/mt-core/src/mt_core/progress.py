@@ -2,45 +2,76 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol
 
 PLAIN_INTERVAL_S = 10.0
+BYTES = "B"
+"""The unit that is shown in MB and MB/s."""
+
+
+class Advance(Protocol):
+    """Says that some more is done."""
+
+    def __call__(self, n: int, note: str = "", /) -> None:
+        """`n` more units; `note` is shown beside the bar until the next one."""
+        ...
 
 
 @contextmanager
-def progress(label: str, total: int | None = None, unit: str = "") -> Iterator[Callable[[int], None]]:
-    """Yield `advance(n)`. Draws a bar on a terminal; else prints a line every ten seconds, and none for less."""
-    with _bar(label, total, unit) if sys.stderr.isatty() else _lines(label, total, unit) as advance:
+def progress(label: str, total: int | None = None, unit: str = "", *, done: int = 0) -> Iterator[Advance]:
+    """Yield `advance(n)`. Draws a bar on a terminal; else prints a line every ten seconds, and none for less.
+
+    `done` units of `total` were done before, by an earlier run.
+    """
+    with _chosen(label, total, unit, done) as advance:
         yield advance
 
 
-@contextmanager
-def _bar(label: str, total: int | None, unit: str) -> Iterator[Callable[[int], None]]:
+def _chosen(label: str, total: int | None, unit: str, done: int) -> AbstractContextManager[Advance]:
+    if not sys.stderr.isatty():
+        return _lines(label, total, unit, done)
     try:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        import rich.progress  # noqa: F401
     except ModuleNotFoundError:  # rich comes with mt-cli; a library user may not have it
-        with _lines(label, total, unit) as advance:
-            yield advance
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bars:
-        task = bars.add_task(label, total=total)
-        yield lambda n: bars.advance(task, n)
+        return _lines(label, total, unit, done)
+    return _bar(label, total, unit, done)
 
 
 @contextmanager
-def _lines(label: str, total: int | None, unit: str) -> Iterator[Callable[[int], None]]:
-    done, start = 0, time.monotonic()
-    due = start + PLAIN_INTERVAL_S
+def _bar(label: str, total: int | None, unit: str, done: int) -> Iterator[Advance]:
+    from rich import progress as rich
+    from rich.console import Console
 
-    def advance(n: int) -> None:
-        nonlocal done, due
-        done += n
-        if (now := time.monotonic()) >= due:
-            due = now + PLAIN_INTERVAL_S
-            of = f"/{total}" if total else ""
-            print(f"{label}: {done}{of} {unit} ({done / (now - start):.1f}/s)", file=sys.stderr, flush=True)
+    amount = (rich.DownloadColumn(), rich.TransferSpeedColumn()) if unit == BYTES else (rich.MofNCompleteColumn(), unit)
+    columns = (rich.TextColumn("{task.description}"), rich.BarColumn(), *amount, rich.TimeRemainingColumn())
+    console = Console(stderr=True)
+    with rich.Progress(*columns, rich.TextColumn("{task.fields[note]}"), console=console, transient=True) as bars:
+        task = bars.add_task(label, total=total, completed=done, note="")
+        yield lambda n, note="", /: bars.update(task, advance=n, note=note)
+
+
+@contextmanager
+def _lines(label: str, total: int | None, unit: str, done: int) -> Iterator[Advance]:
+    now, start = done, time.monotonic()
+    due = start + PLAIN_INTERVAL_S
+    scale, name = (10**6, "MB") if unit == BYTES else (1, unit)
+
+    def advance(n: int, note: str = "", /) -> None:
+        nonlocal now, due
+        now += n
+        if (at := time.monotonic()) >= due:
+            due = at + PLAIN_INTERVAL_S
+            rate = (now - done) / (at - start)
+            of = f"/{total // scale}" if total else ""
+            left = f", {_duration((total - now) / rate)} left" if total and rate else ""
+            tail = f", {note}" if note else ""
+            print(f"{label}: {now // scale}{of} {name} ({rate / scale:.1f}/s{left}){tail}", file=sys.stderr, flush=True)
 
     yield advance
+
+
+def _duration(seconds: float) -> str:
+    hours, minutes = divmod(round(seconds) // 60, 60)
+    return f"{hours}:{minutes:02}:{round(seconds) % 60:02}"

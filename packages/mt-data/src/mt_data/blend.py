@@ -6,6 +6,7 @@ import numpy as np
 
 from mt_core.errors import MtError
 from mt_core.types import Dataset
+from mt_data.interleave import interleave
 
 LARGEST_BLEND = 32_766
 
@@ -19,9 +20,10 @@ class BlendedDataset:
     def __len__(self) -> int:
         return len(self._dataset_index)
 
-    def __getitem__(self, index: int) -> Mapping[str, np.ndarray]:
-        """The sample of the dataset whose turn it is."""
-        return self._datasets[int(self._dataset_index[index])][int(self._sample_index[index])]
+    def __getitem__(self, index: int) -> Mapping[str, np.ndarray | np.generic]:
+        """The sample of the dataset whose turn it is, and `dataset_id` int16, the dataset's number."""
+        number = self._dataset_index[index]
+        return {"dataset_id": number, **self._datasets[int(number)][int(self._sample_index[index])]}
 
 
 def sized_blend(weights: Sequence[float], size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -30,15 +32,15 @@ def sized_blend(weights: Sequence[float], size: int) -> tuple[np.ndarray, np.nda
     Each turn goes to the dataset that lags furthest behind its weight, the first of equals. Returns the dataset
     (int16) and its own sample number (int64) of every position.
     """
-    return _interleave(_normalised(weights), size, limits=None)
+    return interleave(_normalised(weights), size)
 
 
 def exhaustive_blend(sizes: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     """`sized_blend` with the sizes as weights, where each dataset leaves when all its samples are out."""
-    return _interleave(_normalised(sizes), sum(sizes), limits=sizes)
+    return interleave(_normalised(sizes), sum(sizes), limits=np.asarray(sizes, np.float64))
 
 
-def _normalised(weights: Sequence[float]) -> list[float]:
+def _normalised(weights: Sequence[float]) -> np.ndarray:
     if len(weights) > LARGEST_BLEND:
         raise MtError("data.paths", f"blends {len(weights)} datasets", f"at most {LARGEST_BLEND}")
     if (smallest := min(weights)) <= 0:
@@ -48,19 +50,4 @@ def _normalised(weights: Sequence[float]) -> list[float]:
             "leave it out, or give every path a weight",
         )
     values = np.asarray(weights, np.float64)
-    return (values / np.sum(values)).tolist()
-
-
-def _interleave(weights: list[float], size: int, *, limits: Sequence[int] | None) -> tuple[np.ndarray, np.ndarray]:
-    """The greedy loop, in Python floats: for the few datasets of a blend it is faster than numpy's argmax."""
-    dataset_index, sample_index = np.empty(size, np.int16), np.empty(size, np.int64)
-    counts = [0] * len(weights)
-    open_datasets = list(range(len(weights)))
-    for i in range(size):
-        due = max(i, 1)
-        chosen = max(open_datasets, key=lambda k: weights[k] * due - counts[k])
-        dataset_index[i], sample_index[i] = chosen, counts[chosen]
-        counts[chosen] += 1
-        if limits is not None and counts[chosen] == limits[chosen]:
-            open_datasets.remove(chosen)
-    return dataset_index, sample_index
+    return values / np.sum(values)

@@ -8,30 +8,49 @@ from mt_core.plugins import Component, hookimpl
 
 NEEDS = ("mt-data",)
 
+TOKENIZERS = {
+    "GPT2BPETokenizer": ("gpt2_bpe:GPT2BPETokenizer", "GPT-2's byte-level BPE from vocab.json and merges.txt."),
+    "HuggingFaceTokenizer": (
+        "hugging_face:HuggingFaceTokenizer",
+        "A tokenizer.json, or a model directory that holds one.",
+    ),
+    "bytes": ("bytes_tokenizer:BytesTokenizer", "256 bytes and an end of document; needs no files."),
+    "BertWordPieceLowerCase": ("word_piece:BertWordPiece", "BERT's WordPiece from vocab.txt, in lower case."),
+    "BertWordPieceCase": ("word_piece:BertWordPiece", "BERT's WordPiece from vocab.txt, case kept."),
+    "SentencePieceTokenizer": (
+        "sentence_piece_special:SentencePieceTokenizer",
+        "A SentencePiece .model with special tokens and extra ids after its pieces, for BERT and T5.",
+    ),
+    "GPTSentencePieceTokenizer": ("sentence_piece:PlainSentencePiece", "A SentencePiece .model as it is."),
+    "Llama2Tokenizer": (
+        "sentence_piece:PlainSentencePiece",
+        "The same, with the beginning of sequence before each text.",
+    ),
+    "TikTokenizer": ("tik:TikTokenizer", "Byte-level BPE from the .json vocabulary of NVIDIA's models."),
+    "NullTokenizer": ("null:NullTokenizer", "Texts that are token ids already, written as numbers."),
+}
+"""Where each tokenizer lives in `mt_data.tokenizers`, and what it is."""
+
+DATASETS = {
+    "gpt": ("splits", "Samples of consecutive tokens, for GPT."),
+    "bert": ("bert.dataset", "Two parts of a document with hidden words."),
+    "t5": ("t5.dataset", "Runs of words moved from the encoder's text to the decoder's."),
+    "ict": ("ict.dataset", "A sentence and the block of sentences that it came from."),
+    "sft": ("sft.dataset", "Packed conversations for fine-tuning."),
+    "fim": ("fim.dataset", "GPT samples with the middle of documents moved to their end."),
+    "mock": ("gpt.mock", "GPT samples out of no files, to try a run with."),
+}
+
 COMPONENTS = (
     Component("command", "data", "mt_data.command:app", "Prepare and inspect training data.", NEEDS),
-    Component(
-        "tokenizer",
-        "GPT2BPETokenizer",
-        "mt_data.tokenizers.gpt2_bpe:GPT2BPETokenizer",
-        "GPT-2's byte-level BPE from vocab.json and merges.txt.",
-        NEEDS,
+    *(
+        Component("tokenizer", name, f"mt_data.tokenizers.{target}", summary, NEEDS)
+        for name, (target, summary) in TOKENIZERS.items()
     ),
-    Component(
-        "tokenizer",
-        "HuggingFaceTokenizer",
-        "mt_data.tokenizers.hugging_face:HuggingFaceTokenizer",
-        "A tokenizer.json, or a model directory that holds one.",
-        NEEDS,
+    *(
+        Component("dataset", name, f"mt_data.{module}:build_splits", summary, NEEDS)
+        for name, (module, summary) in DATASETS.items()
     ),
-    Component(
-        "tokenizer",
-        "bytes",
-        "mt_data.tokenizers.bytes_tokenizer:BytesTokenizer",
-        "256 bytes and an end of document; needs no files.",
-        NEEDS,
-    ),
-    Component("dataset", "gpt", "mt_data.splits:build_splits", "Samples of consecutive tokens, for GPT.", NEEDS),
 )
 
 

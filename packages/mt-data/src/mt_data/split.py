@@ -34,3 +34,20 @@ def split_ranges(split: str, count: int) -> tuple[range, range, range]:
         bounds.append(bounds[-1] + share / total)
     train, valid, test = (range(round(low * count), round(high * count)) for low, high in pairwise(bounds))
     return train, valid, test
+
+
+def legacy_ranges(split: str, count: int) -> tuple[range, range, range]:
+    """Document numbers of training, validation and test by the rule of ICT (spec/data.md §5.4).
+
+    Rounded shares are added up, and what they exceed `count` by is taken off every bound but the first.
+    """
+    if problem := split_problem(split.replace("/", ",")):
+        raise MtError.of([problem])
+    shares = [float(share) for share in split.replace("/", ",").split(",")]
+    shares += [0.0] * (len(SPLITS) - len(shares))
+    bounds = [0]
+    for share in shares:
+        bounds.append(bounds[-1] + round(share / sum(shares) * count))
+    bounds = [bounds[0], *(bound - (bounds[-1] - count) for bound in bounds[1:])]
+    train, valid, test = (range(low, high) for low, high in pairwise(bounds))
+    return train, valid, test

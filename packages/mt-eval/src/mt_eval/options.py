@@ -6,14 +6,13 @@ A command takes the dataclasses as parameters; `spread` shows Typer one option f
 import functools
 import inspect
 from collections.abc import Callable
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from inspect import Parameter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 from typer import Option
 
-from mt_core.errors import MtError
 from mt_core.plugins import components
 
 if TYPE_CHECKING:
@@ -91,16 +90,11 @@ class TokenizerOptions:
     tokenizer_model: Annotated[Path | None, Option(help="tokenizer.json or its directory.")] = None
 
     def config(self) -> "TokenizerConfig | None":
-        """The tokenizer that the options name, or None if they name none."""
-        from mt_data.config import TokenizerConfig
+        """The tokenizer that the options name, its kind found from the files if not given; None if they name none."""
+        from mt_data.options import tokenizer_config
 
-        values = {"vocab_file": self.vocab_file, "merge_file": self.merge_file, "model": self.tokenizer_model}
-        files = {key: str(path) for key, path in values.items() if path is not None}
-        if self.tokenizer_type:
-            return TokenizerConfig(type=self.tokenizer_type, **files)
-        if files:
-            raise MtError("--tokenizer-type", "not given, but files of a tokenizer are", "name the type they are for")
-        return None
+        given = {name: value for name, value in asdict(self).items() if value is not None}
+        return tokenizer_config(given) if given else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,8 @@ from mt_core.errors import MtError
 
 EXTRA = 1
 """A sample draws L + 1 tokens: labels are the tokens shifted by one."""
+ROWS = 1 << 20
+"""Rows of the sample index that are made at a time."""
 LAST_EPOCH_SHARE = 0.80
 """A last epoch of which less than this share is needed is shuffled by itself."""
 
@@ -29,6 +31,8 @@ class Request:
     seed: int
     keep_partial: bool = False
     """Keep the last sample although the stream ends inside it."""
+    extra: int = EXTRA
+    """Tokens that a sample draws beyond L; 0: the last has no label."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +76,10 @@ def plan_epochs(tokens: int, request: Request) -> Epochs:
         )
     if request.samples is None:
         return Epochs(1, separate_last=False, samples_before_last=0)
-    length = request.seq_length
-    count = max(1, -(-(request.samples * length + EXTRA) // tokens))
-    before = ((count - 1) * tokens - EXTRA) // length
-    per_epoch = (tokens - EXTRA) // length
+    length, extra = request.seq_length, request.extra
+    count = max(1, -(-(request.samples * length + extra) // tokens))
+    before = ((count - 1) * tokens - extra) // length
+    per_epoch = (tokens - extra) // length
     from_last = request.samples - before
     assert count == 1 or 0 <= from_last <= per_epoch + 1
     return Epochs(count, count > 1 and from_last < int(LAST_EPOCH_SHARE * per_epoch), before)
@@ -91,19 +95,24 @@ def _document_index(sequences: range, epochs: Epochs, random: np.random.RandomSt
 
 
 def _sample_index(lengths: np.ndarray, document: np.ndarray, request: Request) -> np.ndarray:
-    """Row k is the first sequence whose end lies beyond token k · L of the stream.
+    """Row k is the first sequence that ends beyond token k · L of the stream; without an extra token, at it or beyond.
 
     A partial last sample ends at the stream's last token; Megatron rounds its count in float32, which is wrong beyond
     2^24 tokens, ours is exact.
     """
-    ends = np.cumsum(lengths[document], dtype=np.int64)
-    length, last = request.seq_length, int(ends[-1]) - EXTRA
-    count = -(-last // length) if request.keep_partial else last // length
-    starts = np.minimum(np.arange(count + 1, dtype=np.int64) * length, last)
-    position = np.searchsorted(ends, starts, side="right")
-    offset = starts - (ends[position] - lengths[document[position]])
+    parts = lengths[document]
+    ends = np.cumsum(parts, dtype=np.int64)
+    length, last = request.seq_length, int(ends[-1]) - request.extra
+    count = max(0, -(-last // length) if request.keep_partial else last // length)
     small = max(len(document), int(lengths.max())) <= np.iinfo(np.int32).max
-    return np.stack((position, offset), axis=1).astype(np.int32 if small else np.int64)
+    rows = np.empty((count + 1, 2), np.int32 if small else np.int64)
+    for first in range(0, count + 1, ROWS):  # in pieces, for their memory
+        block = rows[first : first + ROWS]
+        starts = np.minimum(np.arange(first, first + len(block), dtype=np.int64) * length, last)
+        position = np.searchsorted(ends, starts, side="right" if request.extra else "left")
+        block[:, 0] = position
+        block[:, 1] = starts - (ends[position] - parts[position])
+    return rows
 
 
 def _shuffle_index(count: int, epochs: Epochs, random: np.random.RandomState) -> np.ndarray:

@@ -1,12 +1,16 @@
-"""One line of JSON to the texts of its keys, or what is wrong with it."""
+"""One line of JSON, or one row, to the texts of its keys, or what is wrong with it."""
 
 import json
 from collections.abc import Sequence
+from typing import Any
 
 from mt_core.errors import Problem
 from mt_data.preprocess.lines import Chunk
 
 JSON_TYPES = {dict: "an object", list: "a list", int: "a number", float: "a number", bool: "a boolean"}
+
+Value = str | list[str]
+"""A text, or a text that is already cut into sentences (spec/data.md §2.4)."""
 
 
 class BadLine(ValueError):
@@ -25,31 +29,50 @@ def parse_chunk(chunk: Chunk, keys: Sequence[str]) -> tuple[list[tuple[str, ...]
 
 
 def parse_line(line: bytes, keys: Sequence[str]) -> tuple[str, ...]:
-    """The texts under `keys`; `BadLine` if the line is blank, not UTF-8, not a JSON object, or lacks one."""
+    """The texts under `keys`; `BadLine` for a list of them too, and for all that `parse_values` refuses."""
+    texts = []
+    for key, value in zip(keys, parse_values(line, keys), strict=True):
+        if not isinstance(value, str):
+            raise BadLine(f"key {key!r} is a list, not a text")
+        texts.append(value)
+    return tuple(texts)
+
+
+def parse_values(line: bytes, keys: Sequence[str]) -> tuple[Value, ...]:
+    """The values under `keys`; `BadLine` if the line is blank, not UTF-8, not a JSON object, or lacks one."""
     if not line.strip():
         raise BadLine("is blank")
     try:
-        value = json.loads(line.decode())
-    except UnicodeDecodeError as err:
-        raise BadLine(f"is not UTF-8 at byte {err.start + 1}") from None
+        value = json.loads(decode(line))
     except json.JSONDecodeError as err:
         raise BadLine(f"is not JSON: {err.msg} at column {err.colno}") from None
     except RecursionError:
         raise BadLine("is nested too deeply") from None
     if not isinstance(value, dict):
         raise BadLine(f"is {_name(value)}, not an object")
-    return tuple(_text(value, key) for key in keys)
+    for key in keys:
+        if key not in value:
+            raise BadLine(f"has no key {key!r}, only {', '.join(map(repr, value)) or 'none'}")
+    return tuple(checked(value[key], key) for key in keys)
 
 
-def _text(value: dict[str, object], key: str) -> str:
-    if key not in value:
-        raise BadLine(f"has no key {key!r}, only {', '.join(map(repr, value)) or 'none'}")
-    text = value[key]
-    if not isinstance(text, str):
-        raise BadLine(f"key {key!r} is {_name(text)}, not a text")
-    if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in set(text)):
-        raise BadLine(f"key {key!r} holds half a surrogate pair, which is no character")
-    return text
+def decode(text: bytes) -> str:
+    """Text of UTF-8 bytes; `BadLine` says which byte is not."""
+    try:
+        return text.decode()
+    except UnicodeDecodeError as err:
+        raise BadLine(f"is not UTF-8 at byte {err.start + 1}") from None
+
+
+def checked(value: Any, key: str) -> Value:
+    """The value if it is a text or a list of texts; else `BadLine`."""
+    for text in value if isinstance(value, list) else (value,):
+        if not isinstance(text, str):
+            inside = "a list with " if isinstance(value, list) else ""
+            raise BadLine(f"key {key!r} is {inside}{_name(text)}, not a text")
+        if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in set(text)):
+            raise BadLine(f"key {key!r} holds half a surrogate pair, which is no character")
+    return value
 
 
 def _name(value: object) -> str:

@@ -1,24 +1,40 @@
-"""The whole job: lines in, one `.bin`/`.idx` pair for each key out, and a report."""
+"""The whole job: texts in, one `.bin`/`.idx` pair for each key out, and a report.
 
+Workers tokenize pieces of a megabyte; this process appends what they send, in order, and after every `shard_bytes` of
+text puts it all on the disk and a mark into the journal. The output does not depend on the workers, nor on where a run
+was stopped and taken up again.
+"""
+
+import hashlib
+import json
+import sys
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import asdict, dataclass
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from mt_core.errors import MtError, Problem
-from mt_core.progress import progress
+from mt_core.errors import MtError, Problem, raise_if
+from mt_core.files import atomic_file, disk_errors, sync_directory
 from mt_data.indexed.format import token_dtype
-from mt_data.indexed.writer import IndexedWriter
-from mt_data.preprocess.encode import EncodedChunk, Encoding, encode_chunk, tokenizer_of
-from mt_data.preprocess.lines import COMPRESSED, Chunk, check_inputs, read_chunks
+from mt_data.preprocess.encode import EncodedPiece, Encoding, encode_piece, tokenizer_of
+from mt_data.preprocess.inputs import InputFile, InputFormat, find_inputs
+from mt_data.preprocess.journal import Journal, Mark
 from mt_data.preprocess.ordered_map import ordered_map
+from mt_data.preprocess.parts import Parts
+from mt_data.preprocess.pieces import Cut, Position, cut_pieces, input_bytes
+from mt_data.preprocess.ray_map import ray_map
+from mt_data.preprocess.report import Report
+from mt_data.preprocess.watch import watch
+from mt_data.tokenizers import fingerprint
 
 OnError = Literal["stop", "skip"]
-EXAMPLES = 5
-"""Skipped lines that the report names."""
+Engine = Literal["local", "ray"]
+LARGEST_TOKENIZER_FILE = 64 << 20
+MAPS: dict[Engine, Callable[..., Generator[Any, None, None]]] = {"local": ordered_map, "ray": ray_map}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,79 +47,173 @@ class Job:
     workers: int = 1
     on_error: OnError = "stop"
     """At a line that is not a document: stop and write nothing, or leave the line out and count it."""
+    input_format: InputFormat = "auto"
+    text_documents: Literal["file", "line"] = "file"
+    max_line_mb: float = 32
+    """Longest line, or text file, in MiB."""
+    partitions: int = 1
+    """Deal the documents out to so many partitions in turn, and join these in order, as Megatron does."""
+    shard: tuple[int, int] = (0, 1)
+    """Only this part of the input, of so many."""
+    engine: Engine = "local"
+    log_interval: int | None = None
+    """Documents between lines of progress; None: a bar on a terminal, else a line every ten seconds."""
+    shard_bytes: int = 64 << 20
+    """Text between two marks in the journal: what a killed job has to do again."""
+
+    @property
+    def shard_prefix(self) -> str:
+        """The output prefix, with the part of the input if it is only one."""
+        part, parts = self.shard
+        return f"{self.output_prefix}_{part:0{len(str(parts))}}-of-{parts}" if parts > 1 else self.output_prefix
 
     def prefix(self, key: str) -> str:
         """Prefix of the pair that holds a key."""
-        return f"{self.output_prefix}_{key}_document"
+        return f"{self.shard_prefix}_{key}_{'sentence' if self.encoding.splitting else 'document'}"
 
-
-@dataclass(slots=True)
-class Report:
-    """What was done."""
-
-    documents: int = 0
-    """Lines that became documents, empty ones included."""
-    skipped: int = 0
-    """Lines that did not."""
-    examples: list[Problem] = field(default_factory=list)
-    """The first of them."""
-    tokens: dict[str, int] = field(default_factory=dict)
-    """Of each key, end-of-document ids included."""
-    empty: dict[str, int] = field(default_factory=dict)
-    """Of each key, documents without a token."""
-    bytes: int = 0
-    """Of the lines, uncompressed."""
-    seconds: float = 0.0
+    @property
+    def cut(self) -> Cut:
+        """How the inputs are cut into pieces."""
+        return Cut(self.text_documents, self.shard, int(self.max_line_mb * 2**20), self.encoding.keys)
 
 
 def preprocess(job: Job) -> Report:
-    """Run a job. The pairs of all keys appear together at the end; whatever stops it leaves none of them."""
-    check_inputs(job.inputs)
-    keys = job.encoding.keys
-    if len(set(keys)) < len(keys):
-        raise MtError("--json-keys", f"names a key twice: {' '.join(keys)}", "each key once")
+    """Run a job, or the rest of it. The pairs of all keys appear together at the end, each whole or not at all."""
+    raise_if(_problems(job))
+    files = find_inputs(job.inputs, job.input_format)
     dtype = token_dtype(tokenizer_of(job.encoding).vocab_size)  # built here first: a mistake shows before any work
-    report = Report(tokens=dict.fromkeys(keys, 0), empty=dict.fromkeys(keys, 0))
     start = time.monotonic()
-    with ExitStack() as stack:
-        writers = {}
-        for key in keys:
-            writers[key] = IndexedWriter(job.prefix(key), dtype)
-            stack.callback(writers[key].abort)
-        _write_all(job, writers, report)
-        for writer in writers.values():
-            writer.close()
-        for writer in writers.values():
-            writer.finish()
+    with _kept_or_removed(Journal(job.shard_prefix)) as journal:
+        parts = {
+            key: Parts(journal.folder, f"{at}", dtype, partitions=job.partitions)
+            for at, key in enumerate(job.encoding.keys)
+        }
+        mark = _take_up(job, journal, job_key(job, files), parts)
+        report = Report.from_json(mark.report) if mark.report else Report()
+        if not mark.finished:
+            with ExitStack() as stack:
+                for part in parts.values():
+                    stack.callback(part.close)
+                    part.open(mark.sizes)
+                mark = _work(job, files, journal, parts, mark.position, report)
+            for part in parts.values():
+                part.seal()
+            journal.mark(Mark(mark.position, mark.sizes, report.as_json(), finished=True))
+        _publish(job, parts)
+        journal.remove()
     report.seconds = time.monotonic() - start
     return report
 
 
-def _write_all(job: Job, writers: dict[str, IndexedWriter], report: Report) -> None:
-    plain = all(path.suffix not in COMPRESSED for path in job.inputs)
-    total = sum(path.stat().st_size for path in job.inputs) // 1000 if plain else None
-    results = ordered_map(partial(encode_chunk, job.encoding), _chunks(job.inputs), workers=job.workers)
-    with closing(results) as encoded, progress("preprocess", total, "kB") as advance:
-        for chunk in encoded:
-            if chunk.problems and job.on_error == "stop":
-                raise MtError.of(chunk.problems[:1])
-            for key, writer in writers.items():
-                writer.add_documents(chunk.tokens[key], chunk.lengths[key])
-            before = report.bytes // 1000
-            _count(report, chunk)
-            advance(report.bytes // 1000 - before)
+def _problems(job: Job) -> Iterator[Problem]:
+    keys, (part, parts) = job.encoding.keys, job.shard
+    if len(set(keys)) < len(keys):
+        yield Problem("--json-keys", f"names a key twice: {' '.join(keys)}", "each key once")
+    if job.partitions < 1:
+        yield Problem("--partitions", f"{job.partitions}", "1 or more")
+    if not 0 <= part < parts:
+        yield Problem("--shard", f"{part}/{parts}", f"0/{parts} to {parts - 1}/{parts}" if parts > 0 else "such as 0/4")
+    if parts > 1 and job.partitions > 1:
+        yield Problem("--partitions", "deals out documents of the whole input, --shard takes a part of it", "only one")
 
 
-def _chunks(inputs: tuple[Path, ...]) -> Iterator[Chunk]:
-    for path in inputs:
-        yield from read_chunks(path)
+def job_key(job: Job, files: list[InputFile]) -> dict[str, Any]:
+    """Everything that the output depends on; `on_error` is not in it, as finished shards are the same."""
+    encoding, config = job.encoding, job.encoding.tokenizer
+    return {
+        "version": version("mt-data"),
+        "inputs": hashlib.sha256(json.dumps([asdict(file) for file in files]).encode()).hexdigest(),
+        "tokenizer": [config.model_dump(mode="json"), fingerprint(tokenizer_of(encoding)), *_contents(config)],
+        "splitting": asdict(encoding.splitting) if encoding.splitting else None,
+        "options": [encoding.keys, encoding.append_eod, job.partitions, asdict(job.cut)],
+    }
 
 
-def _count(report: Report, chunk: EncodedChunk) -> None:
-    for key, lengths in chunk.lengths.items():
-        report.tokens[key] += len(chunk.tokens[key])
-        report.empty[key] += int((lengths == 0).sum())
-    report.documents += len(next(iter(chunk.lengths.values())))
-    report.skipped += len(chunk.problems)
-    report.examples += chunk.problems[: EXAMPLES - len(report.examples)]
-    report.bytes += chunk.bytes
+def _contents(config: Any) -> Iterator[str]:
+    """Hash of every file that a tokenizer is built from; larger ones in its directory are a model's weights."""
+    for value in config.model_dump(mode="json").values():
+        path = Path(value) if isinstance(value, str) else None
+        for file in sorted(path.iterdir()) if path and path.is_dir() else [path]:
+            if file and file.is_file() and file.stat().st_size < LARGEST_TOKENIZER_FILE:
+                yield hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+@contextmanager
+def _kept_or_removed(journal: Journal) -> Iterator[Journal]:
+    """After an error or an interrupt, leave for the next run what it can use, and nothing else."""
+    try:
+        yield journal
+    except BaseException:
+        if journal.marked:
+            print(f"{journal.folder}: keeps what is done; the same command goes on from there", file=sys.stderr)
+        elif journal.held:
+            journal.remove()
+        raise
+    finally:
+        journal.close()
+
+
+def _take_up(job: Job, journal: Journal, key: dict[str, Any], parts: dict[str, Parts]) -> Mark:
+    """Where an earlier run of the same job came to, or the beginning."""
+    mark = journal.open(key)
+    if mark and not mark.finished and not all(part.fits(mark.sizes) for part in parts.values()):
+        journal.discard_note("damaged: its files are shorter than its journal says")
+        mark = None
+    if mark and mark.report["skipped"] and job.on_error == "stop":
+        journal.discard_note("one that skipped lines, and this one is to stop at the first")
+        mark = None
+    if mark:
+        documents, done = mark.report["documents"], mark.report["bytes"] / 1e6
+        print(f"{journal.folder}: goes on after {documents:,} documents, {done:,.0f} MB", file=sys.stderr)
+        return mark
+    journal.begin(key)
+    return Mark()
+
+
+def _work(
+    job: Job, files: list[InputFile], journal: Journal, parts: dict[str, Parts], start: Position, report: Report
+) -> Mark:
+    """Tokenize everything from a position on, with a mark after every shard; the mark of all of it is not written."""
+    results = MAPS[job.engine](
+        partial(encode_piece, job.encoding, job.cut), cut_pieces(files, job.cut, start), workers=job.workers
+    )
+    committed = report.bytes
+    with closing(results) as pieces, watch(report, input_bytes(files, job.cut), job.log_interval) as show:
+        for piece in pieces:
+            _append(job, parts, piece, report)
+            show()
+            if report.bytes - committed >= job.shard_bytes:
+                journal.mark(Mark(piece.after, _commit(parts), report.as_json()))
+                committed = report.bytes
+    return Mark(Position(len(files)), _commit(parts), report.as_json())
+
+
+def _append(job: Job, parts: dict[str, Parts], piece: EncodedPiece, report: Report) -> None:
+    if piece.problems and job.on_error == "stop":
+        raise MtError.of(piece.problems[:1])
+    for key, encoded in piece.keys.items():
+        parts[key].add(encoded, report.documents)
+    report.count(piece)
+
+
+def _commit(parts: dict[str, Parts]) -> dict[str, int]:
+    return {name: size for part in parts.values() for name, size in part.commit().items()}
+
+
+def _publish(job: Job, parts: dict[str, Parts]) -> None:
+    """Give the files their names. A run that was stopped in the middle of this finds the rest to be done.
+
+    An older pair of the same name is hidden first, so that the two never mix.
+    """
+    for key, part in parts.items():
+        bin, idx, record = (Path(f"{job.prefix(key)}.{suffix}") for suffix in ("bin", "idx", "json"))
+        with disk_errors(idx):
+            if part.sealed_bin.exists():
+                idx.unlink(missing_ok=True)
+                part.sealed_bin.replace(bin)
+            if job.encoding.splitting:
+                with atomic_file(record, "w") as file:
+                    file.write(json.dumps(asdict(job.encoding.splitting), indent=2) + "\n")
+            if part.sealed_idx.exists():
+                part.sealed_idx.replace(idx)
+            sync_directory(idx.parent)

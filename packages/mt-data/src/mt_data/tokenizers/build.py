@@ -28,7 +28,10 @@ def sniff(directory: Path) -> TokenizerConfig:
     """Which tokenizer the files in a directory are of."""
     vocab, merges = directory / "vocab.json", directory / "merges.txt"
     if (directory / SAVED).is_file():
-        kind = read_saved(directory).type
+        saved = read_saved(directory)
+        if saved.options:
+            return saved.config(directory)
+        kind = saved.type
     elif (directory / "tokenizer.json").is_file():
         kind = "HuggingFaceTokenizer"
     elif vocab.is_file() and merges.is_file():

@@ -5,13 +5,15 @@ from pathlib import Path
 
 from mt_data.config import TokenizerConfig
 from mt_data.tokenizers.saved import write_saved
+from mt_data.tokenizers.special import MaskingTokenizer
 
 EOD_TEXT = "<|endoftext|>"
 
 
-class BytesTokenizer:
+class BytesTokenizer(MaskingTokenizer):
     """UTF-8 bytes as ids 0 to 255. The text `<|endoftext|>` is thirteen bytes, never the end of a document."""
 
+    type = "bytes"
     vocab_size = 257
     eod = 256
 

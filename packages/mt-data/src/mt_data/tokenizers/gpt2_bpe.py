@@ -6,6 +6,7 @@ preprocessing puts an end of document, so a text cannot forge one (spec/data.md 
 
 import json
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,18 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from mt_core.errors import MtError
 from mt_data.config import TokenizerConfig
 from mt_data.tokenizers.saved import write_saved, write_text
+from mt_data.tokenizers.special import MaskingTokenizer
 
 END_OF_TEXT = "<|endoftext|>"
 TYPE = "GPT2BPETokenizer"
+PRINTABLE = (range(33, 127), range(161, 173), range(174, 256))
+"""Bytes that GPT-2 spells as the character of the same number; the others take characters from 256 on, in order."""
 
 
-class GPT2BPETokenizer:
+class GPT2BPETokenizer(MaskingTokenizer):
     """Byte-level BPE whose ids are GPT-2's for GPT-2's files."""
+
+    type = TYPE
 
     def __init__(self, config: TokenizerConfig) -> None:
         if not config.vocab_file or not config.merge_file:
@@ -56,6 +62,18 @@ class GPT2BPETokenizer:
         write_text(directory / "merges.txt", merges)
         write_hugging_face_files(self._tokenizer, directory)
         write_saved(self, TYPE, directory)
+
+
+@cache
+def byte_letters() -> tuple[str, ...]:
+    """The character that GPT-2 spells each byte with."""
+    others = [byte for byte in range(256) if not any(byte in bytes_ for bytes_ in PRINTABLE)]
+    return tuple(chr(256 + others.index(byte)) if byte in others else chr(byte) for byte in range(256))
+
+
+def byte_spelling(token: bytes) -> str:
+    """A token's bytes in GPT-2's spelling: a space is `Ġ`, a line feed `Ċ`."""
+    return "".join(byte_letters()[byte] for byte in token)
 
 
 def read_vocabulary(path: Path) -> dict[str, int]:

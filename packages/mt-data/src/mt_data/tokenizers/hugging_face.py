@@ -1,11 +1,13 @@
 """`HuggingFaceTokenizer`: any tokenizer.json, alone or in a model directory, on the `tokenizers` library.
 
 Special tokens standing in a text get their ids, as with Hugging Face and Megatron's wrapper of it: chat-formatted data
-relies on it. Unlike there, none is added around a text: preprocessing appends the end of document itself.
+relies on it. Unlike there, none is added around a text: preprocessing appends the end of document itself, and datasets
+place `[CLS]` and `[SEP]`. As in Megatron's main branch a missing eos stands in for sep and a missing bos for cls, and
+the other way round: BERT's files name no eos, Llama's no sep.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +16,22 @@ from tokenizers import Tokenizer
 from mt_core.errors import MtError
 from mt_data.config import TokenizerConfig
 from mt_data.tokenizers.saved import write_saved, write_text
+from mt_data.tokenizers.special import MaskingTokenizer
 
 TYPE = "HuggingFaceTokenizer"
 TOKEN_FILES = ("tokenizer_config.json", "special_tokens_map.json")
 ID_FILES = ("config.json", "generation_config.json")
+ROLES = ("cls", "sep", "pad", "mask", "bos", "eos")
+STAND_INS = (("sep", "eos"), ("cls", "bos"), ("eos", "sep"), ("bos", "cls"))
+EXTRA = ("additional_special_tokens", "extra_special_tokens")
+"""Keys of the extra tokens, before and since transformers 5."""
 COMMON_ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", "[EOS]")
 
 
-class HuggingFaceTokenizer:
+class HuggingFaceTokenizer(MaskingTokenizer):
     """The tokenizer of a tokenizer.json; its end of document is the model's end-of-sequence token."""
+
+    type = TYPE
 
     def __init__(self, config: TokenizerConfig) -> None:
         if not config.model:
@@ -32,7 +41,9 @@ class HuggingFaceTokenizer:
         self._tokenizer = read_tokenizer(self._path)
         vocabulary = self.vocabulary()
         self.vocab_size = max(vocabulary.values()) + 1
-        self.eod = find_end(self._path.parent, vocabulary)
+        self.special = find_roles(self._path.parent, vocabulary)
+        self.eod = find_end(self._path.parent, vocabulary, self.special)
+        self.additional_special_tokens_ids = find_extra(self._path.parent, vocabulary)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text; adds no special tokens of its own."""
@@ -53,7 +64,7 @@ class HuggingFaceTokenizer:
     def save(self, directory: Path) -> None:
         """Write tokenizer.json as it was read, and a tokenizer_config.json that names the end of document."""
         tokenizer = self._path.read_text("utf-8")
-        config = read_object(self._path.with_name("tokenizer_config.json"))
+        config = read_object(self._path.with_name("tokenizer_config.json")) | named_tokens(self._path.parent)
         config.setdefault("tokenizer_class", "PreTrainedTokenizerFast")
         if not config.get("eos_token"):
             config["eos_token"] = self._tokenizer.id_to_token(self.eod)
@@ -75,8 +86,8 @@ def read_tokenizer(path: Path) -> Tokenizer:
     return tokenizer
 
 
-def find_end(directory: Path, vocabulary: dict[str, int]) -> int:
-    """Id of the end of document: what the files beside the tokenizer name, else a well-known token it has."""
+def find_end(directory: Path, vocabulary: dict[str, int], special: Mapping[str, int]) -> int:
+    """Id of the end of document: what the files beside the tokenizer name, else a well-known token, else sep."""
     for candidate in _named_ends(directory):
         number = candidate if isinstance(candidate, int) else vocabulary.get(candidate)
         if number is not None:
@@ -84,6 +95,8 @@ def find_end(directory: Path, vocabulary: dict[str, int]) -> int:
     for token in COMMON_ENDS:
         if token in vocabulary:
             return vocabulary[token]
+    if "sep" in special:
+        return special["sep"]
     raise MtError(
         str(directory / "tokenizer.json"),
         "does not say which token ends a document",
@@ -91,11 +104,40 @@ def find_end(directory: Path, vocabulary: dict[str, int]) -> int:
     )
 
 
+def find_roles(directory: Path, vocabulary: dict[str, int]) -> dict[str, int]:
+    """Ids of the special tokens that the files beside the tokenizer name."""
+    named = named_tokens(directory)
+    ids = {role: vocabulary.get(_content(named.get(f"{role}_token"))) for role in ROLES}
+    found = {role: number for role, number in ids.items() if number is not None}
+    stand_ins = {role: found[other] for role, other in STAND_INS if other in found}
+    return stand_ins | found
+
+
+def find_extra(directory: Path, vocabulary: dict[str, int]) -> tuple[int, ...]:
+    """Ids of the extra tokens that the files beside the tokenizer name, T5's `<extra_id_0>` and so on."""
+    named = named_tokens(directory)
+    lists = (named[key] for key in EXTRA if isinstance(named.get(key), list))
+    return tuple(vocabulary[text] for token in next(lists, []) if (text := _content(token)) in vocabulary)
+
+
+def named_tokens(directory: Path) -> dict[str, Any]:
+    """What the files beside the tokenizer say of special tokens; tokenizer_config.json has the last word."""
+    names = (*(f"{role}_token" for role in ROLES), *EXTRA)
+    merged = {
+        key: value for file in reversed(TOKEN_FILES) for key, value in read_object(directory / file).items() if value
+    }
+    return {key: value for key, value in merged.items() if key in names}
+
+
+def _content(token: Any) -> str:
+    """The text of a token, which may be written as an object with more settings; empty if there is none."""
+    text = token.get("content") if isinstance(token, dict) else token
+    return text if isinstance(text, str) else ""
+
+
 def _named_ends(directory: Path) -> Iterator[str | int]:
-    for name in TOKEN_FILES:
-        token = read_object(directory / name).get("eos_token")
-        if token := token.get("content") if isinstance(token, dict) else token:
-            yield token
+    if token := _content(named_tokens(directory).get("eos_token")):
+        yield token
     for name in ID_FILES:
         numbers = read_object(directory / name).get("eos_token_id")
         numbers = numbers if isinstance(numbers, list) else [numbers]

@@ -2,14 +2,19 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from mt_core.errors import MtError
 from mt_core.files import atomic_file
 from mt_core.types import Tokenizer
+from mt_data.config import TokenizerConfig
 
 SAVED = "mt_tokenizer.json"
+FILE_FIELDS = ("vocab_file", "merge_file", "model")
+"""Fields of `TokenizerConfig` that are paths."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +27,13 @@ class SavedTokenizer:
     vocab_size: int
     fingerprint: str
     """`fingerprint` of the tokenizer."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Fields of `TokenizerConfig` that make this tokenizer again; files are names within the directory."""
+
+    def config(self, directory: Path) -> TokenizerConfig:
+        """The configuration that builds the tokenizer from the files in `directory`."""
+        files = {key: str(directory / name) for key, name in self.options.items() if key in FILE_FIELDS}
+        return TokenizerConfig(**{**self.options, **files, "type": self.type})
 
 
 def fingerprint(tokenizer: Tokenizer) -> str:
@@ -36,9 +48,9 @@ def fingerprint(tokenizer: Tokenizer) -> str:
     return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()
 
 
-def write_saved(tokenizer: Tokenizer, type: str, directory: Path) -> None:
+def write_saved(tokenizer: Tokenizer, type: str, directory: Path, *, options: Mapping[str, Any] | None = None) -> None:
     """Write `mt_tokenizer.json`."""
-    saved = SavedTokenizer(type, tokenizer.eod, tokenizer.vocab_size, fingerprint(tokenizer))
+    saved = SavedTokenizer(type, tokenizer.eod, tokenizer.vocab_size, fingerprint(tokenizer), dict(options or {}))
     write_text(directory / SAVED, json.dumps(asdict(saved), indent=2) + "\n")
 
 
@@ -46,8 +58,10 @@ def read_saved(directory: Path) -> SavedTokenizer:
     """Read `mt_tokenizer.json`."""
     path = directory / SAVED
     try:
-        return SavedTokenizer(**json.loads(path.read_text("utf-8")))
-    except (ValueError, TypeError) as err:
+        saved = SavedTokenizer(**json.loads(path.read_text("utf-8")))
+        saved.config(directory)
+        return saved
+    except (ValueError, TypeError, AttributeError) as err:
         raise MtError(str(path), f"is damaged: {err}", "save the tokenizer again, or remove this file") from err
 
 
@@ -65,6 +79,11 @@ def check_fingerprint(tokenizer: Tokenizer, directory: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a small file whole or not at all, its folder made if need be."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """The same for bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(path, "w") as file:
-        file.write(text)
+    with atomic_file(path) as file:
+        file.write(content)

@@ -43,8 +43,8 @@ def train_tokenizer(
 
 
 def _open(directory: Path) -> GPT2BPETokenizer:
-    files = {"vocab_file": str(directory / "vocab.json"), "merge_file": str(directory / "merges.txt")}
-    return GPT2BPETokenizer(TokenizerConfig(**files))
+    vocab, merges = directory / "vocab.json", directory / "merges.txt"
+    return GPT2BPETokenizer(TokenizerConfig(vocab_file=str(vocab), merge_file=str(merges)))
 
 
 def _train(inputs: Sequence[Path], key: str, vocab_size: int) -> tuple[dict[str, int], list[list[str]]]:

@@ -34,8 +34,13 @@ def strict(text: str, tokenizer: Tokenizer) -> Cloze:
     """The last word, tokenised with a space before it, after the stripped passage tokenised alone."""
     word = text.split()[-1]
     context = tokenizer.encode(text[: text.rindex(word)].strip())
-    target = tokenizer.encode(f" {word}")
+    target = without_bos(tokenizer, tokenizer.encode(f" {word}"))
     return Cloze((*context, *target), len(target))
+
+
+def without_bos(tokenizer: Tokenizer, ids: list[int]) -> list[int]:
+    """The ids of a word inside a text: Llama2Tokenizer begins whatever it encodes with a beginning-of-text id."""
+    return ids[1:] if ids and ids[0] == getattr(tokenizer, "bos", None) else ids
 
 
 def loose(text: str, tokenizer: Tokenizer) -> Cloze:

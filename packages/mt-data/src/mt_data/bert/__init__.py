@@ -1,0 +1,1 @@
+"""BERT samples: two parts of a document with hidden words (spec/data.md §5.2)."""

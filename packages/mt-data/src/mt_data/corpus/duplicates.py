@@ -1,0 +1,141 @@
+"""Near-duplicates: MinHash signatures, buckets of equal bands, and the exact similarity within each bucket.
+
+Signatures, 4 bytes a seed, lie in a file beside the output and are memory-mapped; texts are read again where two are
+compared. So memory is some 16 bytes a document. Every stage is resumable, and the result depends on nothing but the
+input and the options: the first document of a bucket is the one that the others are compared with.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+
+import numpy as np
+
+from mt_core.errors import MtError, Problem, raise_if
+from mt_data.corpus.records import Lines, Record, read_lines, read_record, to_line
+from mt_data.corpus.similarity import Denominator, jaccard, mixed, shingles, signature
+from mt_data.corpus.step import Produced, Step, run_step
+from mt_data.preprocess.lines import COMPRESSED, check_inputs
+
+TEXTS_KEPT = 256
+"""Sets of shingles that stay in memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """What counts as a duplicate, and how hard to look."""
+
+    key: str = "text"
+    id_key: str = "url"
+    """Key of what tells records apart."""
+    threshold: float = 0.5
+    """Pairs more alike than this are written."""
+    denominator: Denominator = "union"
+    bands: int = 10
+    seeds: int = 100
+    """MinHash values of a document; seeds / bands of them make a band."""
+    rounds: int = 1
+    """Documents of a bucket with which the others are compared; -1 compares all pairs."""
+    seed: int = 1234
+
+    @property
+    def fingerprint(self) -> np.dtype:
+        """A document in the file of signatures."""
+        return np.dtype([("file", "<u4"), ("offset", "<u8"), ("bytes", "<u4"), ("values", "<u4", self.seeds)])
+
+
+def find_duplicates(inputs: Sequence[Path], output: Path, search: Search, *, workers: int = 1) -> dict[str, int]:
+    """Write a line {id: [{id: similarity}, …]} for each document that has near-duplicates behind it."""
+    _check(inputs, search)
+    signatures = output.with_name(f"{output.name}.signatures")
+    options = {"key": search.key, "id_key": search.id_key, "seeds": search.seeds, "seed": search.seed}
+    step = Step("signatures", signatures, tuple(inputs), options, workers)
+    counts = run_step(step, read_lines(inputs), partial(sign_lines, search))
+    prints = np.fromfile(signatures, search.fingerprint, 0)
+    if counts.get("records"):
+        prints = np.memmap(signatures, search.fingerprint, mode="r")
+    step = Step("find-duplicates", output, tuple(inputs), {"search": repr(search)})
+    found = run_step(step, range(search.bands), Bands(tuple(inputs), prints, search))
+    return counts | found
+
+
+def _check(inputs: Sequence[Path], search: Search) -> None:
+    check_inputs(inputs)
+    raise_if(
+        Problem(str(path), "is compressed, but its texts are read in any order", "decompress it first")
+        for path in inputs
+        if path.suffix in COMPRESSED
+    )
+    if search.bands < 1 or search.seeds % search.bands:
+        raise MtError("--num-seeds", f"{search.seeds} is no multiple of --num-bands {search.bands}", "one that is")
+
+
+def sign_lines(search: Search, lines: Lines) -> Produced:
+    """Signatures of some lines, as they lie in the file."""
+    prints, offset = np.zeros(len(lines.chunk.lines), search.fingerprint), lines.offset
+    for at, line in enumerate(lines.chunk.lines):
+        where = f"{lines.chunk.path}:{lines.chunk.first + at}"
+        record = read_record(line, (search.key, search.id_key), where)
+        assert record is not None
+        values = signature(record[search.key], seeds=search.seeds, seed=search.seed)
+        prints[at] = (lines.file, offset, len(line), values)
+        offset += len(line) + 1
+    return Produced(prints.tobytes(), Counter(records=len(prints)))
+
+
+class Bands:
+    """Finds the duplicates of one band; a pair may be found in several."""
+
+    def __init__(self, inputs: tuple[Path, ...], prints: np.ndarray, search: Search) -> None:
+        self._inputs, self._prints, self._search = inputs, prints, search
+        self._shingles = lru_cache(TEXTS_KEPT)(lambda document: shingles(self._record(document)[search.key]))
+
+    def __call__(self, band: int) -> Produced:
+        """Lines of one band."""
+        produced, out = Produced(), []
+        for bucket in self._buckets(band):
+            for main, others in self._compare(bucket):
+                names = [{self._name(other): round(likeness, 6)} for other, likeness in others]
+                out.append({self._name(main): names})
+                produced.counts["pairs"] += len(others)
+        produced.data = b"".join(map(to_line, out))
+        return produced
+
+    def _buckets(self, band: int) -> Iterator[list[int]]:
+        """Documents whose values of a band are equal, in the order of their first."""
+        rows = self._search.seeds // self._search.bands
+        values = self._prints["values"]
+        hashed = mixed([values[:, column] for column in range(band * rows, (band + 1) * rows)], len(values))
+        order = np.argsort(hashed, kind="stable")
+        starts = np.flatnonzero(np.diff(hashed[order], prepend=~hashed[order][:1]))
+        stops = np.append(starts[1:], len(order))
+        shared = np.flatnonzero(stops - starts > 1)
+        buckets = (order[starts[n] : stops[n]].tolist() for n in shared)
+        return iter(sorted(buckets))
+
+    def _compare(self, bucket: list[int]) -> Iterator[tuple[int, list[tuple[int, float]]]]:
+        rounds = self._search.rounds if self._search.rounds >= 0 else len(bucket)
+        for _ in range(rounds):
+            main, *rest = bucket
+            alike = [(other, self._likeness(main, other)) for other in rest]
+            alike = [(other, likeness) for other, likeness in alike if likeness > self._search.threshold]
+            if alike:
+                yield main, alike
+            bucket = [other for other in rest if other not in dict(alike)]
+            if len(bucket) < 2:
+                return
+
+    def _likeness(self, a: int, b: int) -> float:
+        return jaccard(self._shingles(a), self._shingles(b), self._search.denominator)
+
+    def _record(self, document: int) -> Record:
+        place = self._prints[document]
+        with self._inputs[int(place["file"])].open("rb") as file:
+            file.seek(int(place["offset"]))
+            return json.loads(file.read(int(place["bytes"])))
+
+    def _name(self, document: int) -> str:
+        return self._record(document)[self._search.id_key]

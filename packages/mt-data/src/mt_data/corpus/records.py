@@ -1,0 +1,83 @@
+"""Records, one JSON object a line, in the order of the input files."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from mt_core.errors import MtError
+from mt_data.corpus.step import Produced
+from mt_data.preprocess.documents import BadLine, parse_line
+from mt_data.preprocess.lines import Chunk, read_chunks
+
+OnError = Literal["stop", "skip"]
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Lines:
+    """Consecutive lines of a file, and where they stand."""
+
+    chunk: Chunk
+    document: int
+    """Lines before the first of them, over all files."""
+    offset: int
+    """Bytes before it in its file."""
+    file: int
+    """Number of the file."""
+
+
+def read_lines(paths: Sequence[Path]) -> Iterator[Lines]:
+    """The lines of all files, in chunks; the same each time."""
+    document = 0
+    for number, path in enumerate(paths):
+        offset = 0
+        for chunk in read_chunks(path):
+            yield Lines(chunk, document, offset, number)
+            document += len(chunk.lines)
+            offset += sum(map(len, chunk.lines)) + len(chunk.lines)
+
+
+@dataclass(frozen=True, slots=True)
+class Each:
+    """A function over records as one over lines, for `run_step`; bad lines stop it or are counted.
+
+    `transform(record, number)` gives the records that replace one, and the name under which to count what happened;
+    `keys` are those that every record must have a text under.
+    """
+
+    transform: Callable[[Record, int], tuple[Sequence[Record], str]]
+    keys: tuple[str, ...]
+    on_error: OnError = "stop"
+
+    def __call__(self, lines: Lines) -> Produced:
+        """The records of some lines."""
+        produced = Produced()
+        out: list[Record] = []
+        for at, line in enumerate(lines.chunk.lines):
+            where = f"{lines.chunk.path}:{lines.chunk.first + at}"
+            record = read_record(line, self.keys, where, self.on_error)
+            records, outcome = ([], "bad lines") if record is None else self.transform(record, lines.document + at)
+            produced.counts["records"] += 1
+            produced.counts[outcome] += 1
+            produced.counts["written"] += len(records)
+            out += records
+        produced.data = b"".join(map(to_line, out))
+        return produced
+
+
+def read_record(line: bytes, keys: Sequence[str], where: str, on_error: OnError = "stop") -> Record | None:
+    """The object of a line, checked to have its texts; None if it is bad and errors are skipped."""
+    try:
+        parse_line(line, keys)
+    except BadLine as err:
+        if on_error == "skip":
+            return None
+        raise MtError(where, str(err), "one JSON object a line; --on-error skip leaves such lines out") from None
+    return json.loads(line)
+
+
+def to_line(record: Record) -> bytes:
+    """A record as a line of UTF-8; characters are written as they are."""
+    return json.dumps(record, ensure_ascii=False).encode() + b"\n"

@@ -1,0 +1,86 @@
+"""Which URLs of a list are worth fetching: no blacklisted site, no media file, well-formed, each once."""
+
+import hashlib
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from mt_core.errors import MtError
+from mt_data.corpus.step import Produced, Step, run_step
+from mt_data.preprocess.lines import Chunk, check_inputs, read_chunks
+
+SHORTEST = 9
+EXTENSIONS = re.compile(
+    r"\.(3gp|7z|ai|aif|apk|app|avi|bin|bmp|bz2|css|csv|dat|deb|dmg|docx?|exe|gifv?|gz|iso|jar|jpe?g|js|log|midi?|mkv|mov|"
+    r"mp[34]|mpe?g|og[gv]|otf|pdf|pkg|png|pps|pptx?|psd|py|qt|ram|rar|sql|svg|swf|tar|tgz|tiff|ttf|txt|wav|webm|wm[av]|"
+    r"xlsx?|xml|xz|zip)$",
+    re.IGNORECASE,
+)
+HOST = re.compile(
+    r"https?://(?P<host>(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.)+(?:[a-z]{2,6}|[a-z0-9-]{2,})|(?:\d{1,3}\.){3}\d{1,3})"
+    r"\.?(?::\d+)?(?:[/?#]\S*)?",
+    re.IGNORECASE,
+)
+SECOND_LEVEL = frozenset(("ac", "co", "com", "edu", "gov", "net", "org"))
+"""Labels that stand below a country's domain for a kind of owner, as in co.uk."""
+
+
+@dataclass(frozen=True, slots=True)
+class Blacklist:
+    """Names of sites: `example` is example.com, example.org and the like, `example.com` only itself; subdomains too."""
+
+    names: frozenset[str]
+
+    def __contains__(self, host: str) -> bool:
+        labels = host.lower().rstrip(".").split(".")
+        if any(".".join(labels[at:]) in self.names for at in range(len(labels) - 1)):
+            return True
+        owner = -3 if len(labels) > 2 and labels[-2] in SECOND_LEVEL and len(labels[-1]) == 2 else -2
+        return labels[owner] in self.names
+
+
+def read_blacklist(path: Path) -> Blacklist:
+    """The names in a file, one a line; `#` begins a comment."""
+    if not path.is_file():
+        raise MtError(str(path), "no such file", "a list of sites to leave out, one name a line")
+    names = (line.partition("#")[0].strip().lower() for line in path.read_text("utf-8").splitlines())
+    return Blacklist(frozenset(filter(None, names)))
+
+
+def verdict(url: str, blacklist: Blacklist) -> str:
+    """`kept`, or the reason why a URL is dropped."""
+    if len(url) < SHORTEST:
+        return "too short"
+    if not (match := HOST.fullmatch(url)):
+        return "malformed"
+    if match["host"] in blacklist:
+        return "blacklisted site"
+    path = url.partition("?")[0]
+    return "media or file" if EXTENSIONS.search(path) else "kept"
+
+
+def filter_urls(inputs: Iterable[Path], blacklist: Path, output: Path) -> dict[str, int]:
+    """Write the URLs that pass, one a line, in the order in which they first occur."""
+    inputs = tuple(inputs)
+    check_inputs(inputs)
+    step = Step("blacklist-urls", output, (*inputs, blacklist), resumable=False)
+    chunks = (chunk for path in inputs for chunk in read_chunks(path))
+    return run_step(step, chunks, partial(_filter, read_blacklist(blacklist), set()))
+
+
+def _filter(blacklist: Blacklist, seen: set[bytes], chunk: Chunk) -> Produced:
+    """The URLs of a chunk that pass; `seen` has 16 bytes for each before it, however long that is."""
+    produced, kept = Produced(), []
+    for url in (line.decode(errors="replace").strip() for line in chunk.lines):
+        outcome = verdict(url, blacklist)
+        digest = hashlib.blake2b(url.encode(), digest_size=16).digest()
+        if outcome == "kept" and digest in seen:
+            outcome = "seen before"
+        elif outcome == "kept":
+            seen.add(digest)
+            kept.append(url)
+        produced.counts.update(("urls", outcome))
+    produced.data = "".join(f"{url}\n" for url in kept).encode()
+    return produced

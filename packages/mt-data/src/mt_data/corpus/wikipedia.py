@@ -1,0 +1,106 @@
+"""Articles of a Wikipedia dump that WikiExtractor has taken apart, as records {"id", "url", "title", "text"}.
+
+It writes a folder of files, `AA/wiki_00` and so on, with a JSON object a line (`--json`) or `<doc …>` blocks.
+"""
+
+import html
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mt_core.errors import MtError, Problem
+from mt_data.corpus.records import Record, read_record, to_line
+from mt_data.corpus.step import Produced, Step, run_step
+from mt_data.preprocess.lines import read_chunks
+from mt_data.rules import nearest_file
+
+OPENING = re.compile(r"<doc (?P<attributes>.*)>$")
+ATTRIBUTE = re.compile(r'(\w+)="(.*?)"(?= \w+="|$)')
+LEFT_OVER = re.compile(r"</?(?:br|ref|nowiki|templatestyles|small|sub|sup|span|div|references)\b[^<>]*>", re.IGNORECASE)
+BLANK_LINES = re.compile(r"\s*\n\s*\n\s*")
+KEYS = ("id", "url", "title")
+
+
+def extract(inputs: Sequence[Path], output: Path, *, min_characters: int = 1) -> dict[str, int]:
+    """Write the articles of files and folders, in the order of their names."""
+    files = dump_files(inputs)
+    step = Step("wikipedia", output, tuple(files), {"min_characters": min_characters})
+    return run_step(step, files, Articles(min_characters))
+
+
+def dump_files(inputs: Sequence[Path]) -> list[Path]:
+    """The files themselves and all files below the folders, sorted by path."""
+    if missing := [path for path in inputs if not path.exists()]:
+        raise MtError.of(Problem(str(path), "no such file or folder", nearest_file(path)) for path in missing)
+    found = [file for path in inputs for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
+    files = [file for file in found if file.is_file()]
+    if not files:
+        raise MtError(" ".join(map(str, inputs)), "holds no files", "the folder that WikiExtractor wrote")
+    return files
+
+
+@dataclass(frozen=True, slots=True)
+class Articles:
+    """The articles of one file, cleaned."""
+
+    min_characters: int
+    """Shorter texts, such as redirects, are left out."""
+
+    def __call__(self, path: Path) -> Produced:
+        """Lines of records."""
+        produced, out = Produced(), []
+        for article in _articles(path):
+            text = plain(article["text"], article["title"])
+            kept = len(text) >= self.min_characters
+            produced.counts.update(("articles", "kept" if kept else "too short"))
+            if kept:
+                out.append({**{key: str(article.get(key, "")) for key in KEYS}, "text": text})
+        produced.counts["written"] = len(out)
+        produced.data = b"".join(map(to_line, out))
+        return produced
+
+
+def plain(text: str, title: str) -> str:
+    """Text without the repeated title, left-over tags and entities, its paragraphs one blank line apart."""
+    text = LEFT_OVER.sub("", html.unescape(text)).strip()
+    text = text.removeprefix(f"{title}\n\n") if title else text
+    return BLANK_LINES.sub("\n\n", text).strip()
+
+
+def _articles(path: Path) -> Iterator[Record]:
+    """The articles of a file, in either form."""
+    opened: tuple[int, Record] | None = None
+    body: list[str] = []
+    for number, line in _lines(path):
+        where = f"{path}:{number}"
+        if opened is None and line.startswith("{"):
+            record = read_record(line.encode(), ("text", "title"), where)
+            assert record is not None
+            yield record
+        elif opened is None and (match := OPENING.match(line)):
+            opened, body = (number, _attributes(match["attributes"], where)), []
+        elif opened is not None and line == "</doc>":
+            yield {**opened[1], "text": "\n".join(body)}
+            opened = None
+        elif opened is not None:
+            body.append(line)
+        elif line:
+            raise MtError(
+                where, f"is neither JSON nor inside a <doc>: {line[:40]!r}", "a file that WikiExtractor wrote"
+            )
+    if opened is not None:
+        raise MtError(f"{path}:{opened[0]}", "has a <doc> that does not end", "extract the dump again")
+
+
+def _attributes(text: str, where: str) -> Record:
+    found = {name: html.unescape(value) for name, value in ATTRIBUTE.findall(text)}
+    if "title" not in found:
+        raise MtError(where, "has a <doc> without a title", "a file that WikiExtractor wrote")
+    return found
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    for chunk in read_chunks(path):
+        for number, line in enumerate(chunk.lines, start=chunk.first):
+            yield number, line.decode(errors="replace").rstrip("\r")

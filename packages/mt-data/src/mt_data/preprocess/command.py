@@ -1,0 +1,132 @@
+"""`mt data preprocess`. Only `mt` imports this; heavy imports stand where they are used."""
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from mt_core.errors import MtError
+from mt_data.config import TokenizerConfig
+from mt_data.options import print_rows, with_tokenizer
+
+if TYPE_CHECKING:
+    from mt_data.preprocess.report import Report
+    from mt_data.preprocess.run import Job
+
+BYTES_WORTH_A_WORKER = 4 << 20
+
+
+def default_workers(inputs: list[Path]) -> int:
+    """A process for every few megabytes, as starting one takes as long as tokenizing that; no more than cores."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    size = sum(path.stat().st_size for path in inputs if path.is_file())
+    return max(1, min(cores, size // BYTES_WORTH_A_WORKER))
+
+
+@with_tokenizer
+def preprocess(
+    input: Annotated[
+        list[Path],
+        typer.Option(
+            "--input", help="Files, directories or quoted globs: .jsonl .json .ndjson .parquet .txt; .gz .zst .bz2."
+        ),
+    ],
+    output_prefix: Annotated[str, typer.Option(help="Output is PREFIX_KEY_document.bin and .idx.")],
+    json_keys: Annotated[list[str], typer.Option(help="Keys to take; each gets its own files.")] = ["text"],  # noqa: B006
+    input_format: Annotated[
+        Literal["auto", "jsonl", "parquet", "text"], typer.Option(help="What the files are; auto: by their names.")
+    ] = "auto",
+    text_documents: Annotated[
+        Literal["file", "line"], typer.Option(help="A document of a text file: all of it, or each line.")
+    ] = "file",
+    tokenizer: TokenizerConfig | None = None,
+    append_eod: Annotated[bool, typer.Option("--append-eod", help="End each document with the end token.")] = False,
+    split_sentences: Annotated[
+        bool, typer.Option("--split-sentences", help="Make every sentence a sequence, for BERT, T5 and ICT.")
+    ] = False,
+    keep_newlines: Annotated[
+        bool, typer.Option("--keep-newlines", help="Leave the white space after a sentence with it.")
+    ] = False,
+    lang: Annotated[str, typer.Option(help="Language of the sentences.")] = "english",
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Processes that tokenize; by default as many as the input and cores are worth."),
+    ] = None,
+    partitions: Annotated[
+        int, typer.Option(min=1, help="Deal documents out to so many parts and join these: Megatron's order.")
+    ] = 1,
+    keep_sequential_samples: Annotated[
+        bool, typer.Option("--keep-sequential-samples", help="Keep the order of the input whatever the partitions.")
+    ] = False,
+    shard: Annotated[
+        str, typer.Option(help="I/N: only part I (from 0) of N, for job arrays; then mt data merge.")
+    ] = "0/1",
+    engine: Annotated[Literal["local", "ray"], typer.Option(help="Where the workers run.")] = "local",
+    on_error: Annotated[
+        Literal["stop", "skip"], typer.Option(help="At a line that is not a document with the keys.")
+    ] = "stop",
+    max_line_mb: Annotated[
+        float, typer.Option(min=0, help="Longest line or text file in MiB; longer is an error.")
+    ] = 32,
+    log_interval: Annotated[
+        int | None,
+        typer.Option(min=1, help="Documents between lines of progress; by default a bar, or a line every 10 s."),
+    ] = None,
+) -> None:
+    """Tokenize texts into .bin/.idx files, byte for byte as Megatron does; run again, a stopped job goes on."""
+    from mt_data.preprocess.encode import Encoding
+    from mt_data.preprocess.inputs import find_inputs
+    from mt_data.preprocess.run import Job
+    from mt_data.preprocess.run import preprocess as run
+    from mt_data.preprocess.sentences import choose_splitter
+
+    if keep_newlines and not split_sentences:
+        raise MtError("--keep-newlines", "has no meaning without --split-sentences", "give both, or neither")
+    splitting = choose_splitter(lang, keep_newlines=keep_newlines) if split_sentences else None
+    found = [Path(file.path) for file in find_inputs(input, input_format)]
+    job = Job(
+        inputs=tuple(input),
+        output_prefix=output_prefix,
+        encoding=Encoding(tokenizer or TokenizerConfig(), tuple(json_keys), append_eod, splitting),
+        workers=workers or default_workers(found),
+        on_error=on_error,
+        input_format=input_format,
+        text_documents=text_documents,
+        max_line_mb=max_line_mb,
+        partitions=1 if keep_sequential_samples else partitions,
+        shard=parse_shard(shard),
+        engine=engine,
+        log_interval=log_interval,
+    )
+    print_report(job, run(job))
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """`I/N` as two numbers."""
+    part, slash, parts = text.partition("/")
+    if not slash or not part.isdecimal() or not parts.isdecimal():
+        raise MtError("--shard", f"{text!r}", "I/N, such as 0/4 to 3/4")
+    return int(part), int(parts)
+
+
+def print_report(job: "Job", report: "Report") -> None:
+    """The closing table on stdout, and skipped lines on stderr."""
+    if report.skipped:
+        for problem in report.examples:
+            print(f"skipped {problem.where}: {problem.found}", file=sys.stderr)
+        if report.skipped > len(report.examples):
+            print(f"skipped {report.skipped - len(report.examples):,} more lines", file=sys.stderr)
+    rows = {"documents": f"{report.documents:,}", "skipped lines": f"{report.skipped:,}"}
+    for key in job.encoding.keys:
+        tokens, empty = report.tokens.get(key, 0), report.empty.get(key, 0)
+        rows[job.prefix(key)] = f"{tokens:,} tokens, {empty:,} empty documents"
+        if job.encoding.splitting:
+            rows[job.prefix(key)] += f", {report.sequences.get(key, 0):,} sentences"
+    if job.encoding.splitting:
+        rows["sentences by"] = f"{job.encoding.splitting.splitter} {job.encoding.splitting.version}"
+    if report.all_tokens:
+        rows["bytes a token"] = f"{report.bytes / report.all_tokens:.2f}"
+    rows["speed"] = f"{report.megabytes_per_second:.1f} MB/s, {report.seconds:.1f} s"
+    print_rows(rows)

@@ -1,0 +1,115 @@
+"""Cutting texts into sentences, with what is installed, and a record of what that was (spec/data.md §2.5)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import version
+from typing import Literal
+
+from mt_core.errors import MtError
+
+SLICE_CHARACTERS = 1_000_000
+"""Megatron cuts a text into slices of this length first, and each of them into sentences."""
+ISO_639_1 = {
+    "english": "en",
+    "german": "de",
+    "french": "fr",
+    "spanish": "es",
+    "italian": "it",
+    "portuguese": "pt",
+    "dutch": "nl",
+    "polish": "pl",
+    "russian": "ru",
+    "czech": "cs",
+    "danish": "da",
+    "estonian": "et",
+    "finnish": "fi",
+    "greek": "el",
+    "norwegian": "no",
+    "slovene": "sl",
+    "swedish": "sv",
+    "turkish": "tr",
+    "malayalam": "ml",
+}
+"""Names of languages as nltk has them, and what sentencex calls them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Splitting:
+    """How texts are cut into sentences. This is what the record next to the output says."""
+
+    splitter: Literal["nltk punkt", "sentencex"]
+    version: str
+    language: str
+    keep_newlines: bool = False
+    """Leave the white space after a sentence with it."""
+
+
+def choose_splitter(language: str = "english", *, keep_newlines: bool = False) -> Splitting:
+    """nltk's punkt where its data for the language is installed, else sentencex; an `MtError` if neither can do it."""
+    try:
+        if _punkt_data(language):
+            return Splitting("nltk punkt", version("nltk"), language, keep_newlines)
+        import sentencex
+    except ModuleNotFoundError as err:
+        raise MtError(
+            "--split-sentences", f"needs {err.name}, which is not installed", "pip install 'mt-data[sentences]'"
+        ) from err
+    del sentencex
+    if language not in ISO_639_1:
+        raise MtError(
+            "--lang",
+            f"no punkt data for {language!r} is installed, and sentencex has no such name",
+            ", ".join(ISO_639_1),
+        )
+    return Splitting("sentencex", version("sentencex"), language, keep_newlines)
+
+
+def split_sentences(text: str, splitting: Splitting) -> list[str]:
+    """The sentences of a text, in order, as the library finds them."""
+    spans = _punkt_spans if splitting.splitter == "nltk punkt" else _sentencex_spans
+    sentences = []
+    for at in range(0, len(text), SLICE_CHARACTERS):
+        part = text[at : at + SLICE_CHARACTERS]
+        bounds = spans(part, splitting.language)
+        if splitting.keep_newlines:  # up to where the next one begins
+            ends = [begin for begin, _ in bounds[1:]] + [len(part)]
+            bounds = [(begin, end) for (begin, _), end in zip(bounds, ends, strict=True)]
+        sentences += [part[begin:end] for begin, end in bounds]
+    return sentences
+
+
+def _punkt_data(language: str) -> bool:
+    from nltk.data import find
+
+    try:
+        find(f"tokenizers/punkt_tab/{language}/")
+    except LookupError:
+        return False
+    return True
+
+
+@cache
+def _punkt(language: str) -> Callable[[str], list[tuple[int, int]]]:
+    from nltk.tokenize.punkt import PunktTokenizer
+
+    tokenizer = PunktTokenizer(language)
+    return lambda text: list(tokenizer.span_tokenize(text))
+
+
+def _punkt_spans(text: str, language: str) -> list[tuple[int, int]]:
+    return _punkt(language)(text)
+
+
+def _sentencex_spans(text: str, language: str) -> list[tuple[int, int]]:
+    """Its sentences have white space at their ends, or nothing else: that is taken off."""
+    from sentencex import get_sentence_boundaries  # pyright: ignore[reportAttributeAccessIssue]  it has no types
+
+    bounds = []
+    for found in get_sentence_boundaries(ISO_639_1[language], text):
+        begin, end = found["start_index"], found["end_index"]
+        sentence = text[begin:end]
+        if kept := sentence.strip():
+            begin += len(sentence) - len(sentence.lstrip())
+            bounds.append((begin, begin + len(kept)))
+    return bounds

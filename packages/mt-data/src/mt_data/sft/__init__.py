@@ -1,0 +1,1 @@
+"""Packed conversations for supervised fine-tuning (spec/data.md §5.7)."""

@@ -1,0 +1,134 @@
+"""`TikTokenizer`: byte-level BPE from the JSON vocabulary of NVIDIA's models, on tiktoken.
+
+Special tokens have the first ids, bytes and merges come after them. A special token standing in a text is ordinary
+characters, as in Megatron v0.11; today's main branch recognises it there, which lets a text end its own document. Only
+`<unk>`, `<s>` and `</s>` are named unless `tiktoken_special_tokens` says more; main also names `<mask>`, `<pad>`,
+`<cls>` and `<sep>`. Where v0.11 wants a pattern to be chosen, v2 is taken, as main does (spec/data.md §3.5).
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mt_core.errors import MtError
+from mt_data.config import TokenizerConfig
+from mt_data.tokenizers.engine import engine, threads
+from mt_data.tokenizers.gpt2_bpe import byte_spelling
+from mt_data.tokenizers.saved import write_bytes, write_saved
+from mt_data.tokenizers.special import MaskingTokenizer
+from mt_data.tokenizers.tik_vocabulary import read_ranks
+
+REQUIRED = ("<unk>", "<s>", "</s>")
+ROLES = {"bos": "<s>", "eos": "</s>", "mask": "<mask>", "pad": "<pad>", "cls": "<cls>", "sep": "<sep>"}
+USUAL_SIZE = 131_072
+FILE = "tiktoken.json"
+CAPITAL, SMALL = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+PATTERNS = {
+    "v1": (
+        r"[^\r\n\p{L}\p{N}]?+\p{L}+",
+        r"\p{N}",
+        r" ?[^\s\p{L}\p{N}]++[\r\n]*",
+        r"\s*[\r\n]",
+        r"\s+(?!\S)",
+        r"\s+",
+    ),
+    "v2": (
+        rf"[^\r\n\p{{L}}\p{{N}}]?{CAPITAL}*{SMALL}+",
+        rf"[^\r\n\p{{L}}\p{{N}}]?{CAPITAL}+{SMALL}*",
+        r"\p{N}",
+        r" ?[^\s\p{L}\p{N}]+[\r\n/]*",
+        r"\s*[\r\n]+",
+        r"\s+(?!\S)",
+        r"\s+",
+    ),
+}
+"""What a piece of text can be, the first that fits; merges stay within a piece."""
+LONG_SPACE = 500_000
+"""White space from which on tiktoken may crash (found: at 999,999); the `regex` package splits such texts."""
+
+
+class TikTokenizer(MaskingTokenizer):
+    """tiktoken over a JSON vocabulary; `</s>` ends documents."""
+
+    def __init__(self, config: TokenizerConfig) -> None:
+        self.type = config.type
+        if not config.model:
+            raise MtError(self.type, "needs model", "give --tokenizer-model: the vocabulary as .json")
+        path = Path(config.model)
+        self._options = {
+            "vocab_size": config.vocab_size or USUAL_SIZE,
+            "tiktoken_pattern": config.tiktoken_pattern,
+            "tiktoken_num_special_tokens": config.tiktoken_num_special_tokens,
+            "tiktoken_special_tokens": config.tiktoken_special_tokens,
+        }
+        self.vocab_size = config.vocab_size or USUAL_SIZE
+        self._special_ids = special_ids(config, self.vocab_size)
+        self._content, ranks = read_ranks(path, self.vocab_size - len(self._special_ids))
+        self._pattern = "|".join(PATTERNS[config.tiktoken_pattern])
+        library = engine("tiktoken", type=self.type)
+        self._encoding: Any = library.Encoding(
+            f"mt {path.name}",  # a name that the library has no encoding of its own for, as pickling looks it up
+            pat_str=self._pattern,
+            mergeable_ranks={token: rank + len(self._special_ids) for token, rank in ranks.items()},
+            special_tokens=self._special_ids,
+            explicit_n_vocab=self.vocab_size,
+        )
+        self.special = {role: self._special_ids[name] for role, name in ROLES.items() if name in self._special_ids}
+        self.eod = self.special["eos"]
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text."""
+        return self._encode_spaces(text) if is_long_space(text) else self._encoding.encode_ordinary(text)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode` of each text, faster."""
+        if any(map(is_long_space, texts)):
+            return [self.encode(text) for text in texts]
+        return self._encoding.encode_ordinary_batch(list(texts), num_threads=threads())
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids, special tokens included; bytes that are not UTF-8 become U+FFFD."""
+        return self._encoding.decode([int(number) for number in ids], errors="replace")
+
+    def vocabulary(self) -> dict[str, int]:
+        """Token to id, in GPT-2's spelling of bytes; bytes that spell a special token's name end in a space."""
+        vocabulary = dict(self._special_ids)
+        for number in range(len(vocabulary), self.vocab_size):
+            spelling = byte_spelling(self._encoding.decode_single_token_bytes(number))
+            vocabulary[f"{spelling} " if spelling in self._special_ids else spelling] = number
+        return vocabulary
+
+    def save(self, directory: Path) -> None:
+        """Write tiktoken.json, the vocabulary as it was read, and the options."""
+        write_bytes(directory / FILE, self._content)
+        write_saved(self, self.type, directory, options={"model": FILE} | self._options)
+
+    def _encode_spaces(self, text: str) -> list[int]:
+        import regex  # comes with tiktoken
+
+        pieces = regex.findall(self._pattern, text)
+        return [number for piece in pieces for number in self._encoding._encode_single_piece(piece)]
+
+
+def is_long_space(text: str) -> bool:
+    """Whether a text has so much white space in one place that tiktoken may crash."""
+    return len(text) >= LONG_SPACE and re.search(rf"\s{{{LONG_SPACE}}}", text) is not None
+
+
+def special_ids(config: TokenizerConfig, vocab_size: int) -> dict[str, int]:
+    """Id of each special token: those that are named, then as many `<SPECIAL_…>` as are left."""
+    names, count = config.tiktoken_special_tokens, config.tiktoken_num_special_tokens
+    if count >= vocab_size:
+        found = f"{count} leaves nothing of a vocabulary of {vocab_size}"
+        raise MtError("tiktoken_num_special_tokens", found, f"less than {vocab_size}, or a larger vocab_size")
+    if len(names) > count:
+        found = f"{count}, but {len(names)} tokens are named"
+        raise MtError("tiktoken_num_special_tokens", found, f"at least {len(names)}")
+    if missing := [name for name in REQUIRED if name not in names]:
+        raise MtError("tiktoken_special_tokens", f"lacks {' '.join(missing)}", f"{' '.join(REQUIRED)} and any others")
+    ids = {name: number for number, name in enumerate(names)}
+    ids |= {f"<SPECIAL_{number}>": number for number in range(len(names), count)}
+    if len(ids) < count:
+        raise MtError("tiktoken_special_tokens", f"names a token twice: {' '.join(names)}", "each token once")
+    return ids

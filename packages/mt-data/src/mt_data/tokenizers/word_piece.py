@@ -1,0 +1,127 @@
+"""`BertWordPieceLowerCase` and `BertWordPieceCase`: BERT's WordPiece from a vocab.txt, on the `tokenizers` library.
+
+The ids are those of Megatron v0.11 (spec/data.md §3.3), without `[CLS]` and `[SEP]` around a text: datasets place them.
+Today's main branch does add them, which puts them into the middle of BERT's samples. `[CLS]` in a text is three words.
+
+The library knows an older Unicode than Python, takes private characters for control characters, and lower-cases Σ
+without looking at the end of the word. So a text is given to it only if the two agree on each of its characters: each
+new one is tried once. Other texts are split by `words.py`, the definition, and only then matched by the library.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+from mt_core.errors import MtError
+from mt_data.config import TokenizerConfig
+from mt_data.tokenizers.saved import write_bytes, write_saved
+from mt_data.tokenizers.special import MaskingTokenizer
+from mt_data.tokenizers.words import acts_beyond_itself, split_words
+
+LOWER_CASE = "BertWordPieceLowerCase"
+UNKNOWN = "[UNK]"
+FOUND = {"cls": "[CLS]", "sep": "[SEP]", "pad": "[PAD]", "mask": "[MASK]"}
+ADDED = {"bos": "[BOS]", "eos": "[EOS]"}
+LONGEST_WORD = 200
+FILE = "vocab.txt"
+
+
+class BertWordPiece(MaskingTokenizer):
+    """BERT's tokenizer; `[EOS]` ends documents."""
+
+    def __init__(self, config: TokenizerConfig) -> None:
+        self.type = config.type
+        if not config.vocab_file:
+            raise MtError(self.type, "needs vocab_file", "give --vocab-file: a vocab.txt with a token a line")
+        self._path = Path(config.vocab_file)
+        self._content = read_file(self._path)
+        self._vocabulary = parse_vocabulary(self._content, str(self._path))
+        extra = [f"<extra_id_{i}>" for i in range(config.vocab_extra_ids)]
+        for token in (*ADDED.values(), *extra):
+            self._vocabulary.setdefault(token, len(self._vocabulary))
+        self.special = {role: self._vocabulary[token] for role, token in (FOUND | ADDED).items()}
+        self.additional_special_tokens_ids = tuple(self._vocabulary[token] for token in extra)
+        self.eod = self.special["eos"]
+        self.vocab_size = len(self._vocabulary)
+        self._lower = config.type == LOWER_CASE
+        self._tokenizer = word_piece(self._vocabulary, lower=self._lower)
+        self._known = {chr(code) for code in range(128)}  # on these the two agree
+        self._odd: set[str] = set()  # on these they do not
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text."""
+        if self._is_odd(text):
+            model = self._tokenizer.model
+            return [token.id for word in split_words(text, lower=self._lower) for token in model.tokenize(word)]  # pyright: ignore[reportAttributeAccessIssue]
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode` of each text, faster."""
+        odd = [self._is_odd(text) for text in texts]
+        plain = ["" if is_odd else text for text, is_odd in zip(texts, odd, strict=True)]
+        encoded = self._tokenizer.encode_batch_fast(plain, add_special_tokens=False)
+        return [self.encode(text) if is_odd else e.ids for text, is_odd, e in zip(texts, odd, encoded, strict=True)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Tokens with a space between, `##` pieces joined to what precedes them."""
+        return self._tokenizer.decode([int(number) for number in ids], skip_special_tokens=False)
+
+    def vocabulary(self) -> dict[str, int]:
+        """Token to id, in the order of the ids."""
+        return dict(self._vocabulary)
+
+    def save(self, directory: Path) -> None:
+        """Write vocab.txt as it was read, and the number of extra ids."""
+        write_bytes(directory / FILE, self._content)
+        extra = len(self.additional_special_tokens_ids)
+        write_saved(self, self.type, directory, options={"vocab_file": FILE, "vocab_extra_ids": extra})
+
+    def _is_odd(self, text: str) -> bool:
+        if text.isascii():
+            return False
+        characters = set(text)
+        for character in characters - self._known:
+            self._known.add(character)
+            if acts_beyond_itself(character, lower=self._lower) or self._differs(f"a{character}b"):
+                self._odd.add(character)
+        return not characters.isdisjoint(self._odd)
+
+    def _differs(self, text: str) -> bool:
+        normalized = self._tokenizer.normalizer.normalize_str(text)  # pyright: ignore[reportOptionalMemberAccess]
+        split = self._tokenizer.pre_tokenizer.pre_tokenize_str(normalized)  # pyright: ignore[reportOptionalMemberAccess]
+        return [word for word, _ in split] != split_words(text, lower=self._lower)
+
+
+def word_piece(vocabulary: dict[str, int], *, lower: bool) -> Tokenizer:
+    """The library's WordPiece with BERT's way of splitting, and no special tokens."""
+    model = models.WordPiece(vocab=vocabulary, unk_token=UNKNOWN, max_input_chars_per_word=LONGEST_WORD)
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizers.BertNormalizer(strip_accents=lower, lowercase=lower)  # pyright: ignore[reportAttributeAccessIssue]
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()  # pyright: ignore[reportAttributeAccessIssue]
+    tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=False)  # pyright: ignore[reportAttributeAccessIssue]
+    return tokenizer
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of a vocab.txt."""
+    if not path.is_file():
+        raise MtError(str(path), "does not exist", "a vocab.txt: a token a line")
+    return path.read_bytes()
+
+
+def parse_vocabulary(content: bytes, where: str) -> dict[str, int]:
+    """Token to id, which is the number of its line from 0; checks that BERT's own tokens are there."""
+    try:
+        text = content.decode()
+    except UnicodeDecodeError as err:
+        raise MtError(where, "is not UTF-8 text", "a vocab.txt: a token a line") from err
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n").split("\n")
+    vocabulary: dict[str, int] = {}
+    for number, line in enumerate(lines):
+        if (first := vocabulary.setdefault(line.strip(), number)) != number:
+            found = f"{line.strip()!r} stands on line {first + 1} already"
+            raise MtError(f"{where}:{number + 1}", found, "each token once, as the line number is its id")
+    if missing := [token for token in (*FOUND.values(), UNKNOWN) if token not in vocabulary]:
+        raise MtError(where, f"lacks {', '.join(missing)}", "a vocab.txt of BERT, with its special tokens")
+    return vocabulary

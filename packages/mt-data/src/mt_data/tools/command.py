@@ -1,0 +1,110 @@
+"""`mt data check`, `blend` and `plan`. Only `mt` imports this; heavy imports stand where they are used."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mt_core.errors import MtError, Problem, raise_if
+from mt_core.plugins import components
+from mt_data.config import TokenizerConfig
+from mt_data.options import print_rows, print_table, with_tokenizer
+
+if TYPE_CHECKING:
+    from mt_data.tools.draw import Drawn
+
+DRAWN = ("source", "share", "tokens", "samples", "epochs")
+
+
+def _presets() -> list[str]:
+    return list(components("preset"))
+
+
+@with_tokenizer
+def check(
+    prefixes: Annotated[list[str], typer.Argument(help="Paths of .bin/.idx pairs without the suffix.")],
+    vocab_size: Annotated[int | None, typer.Option(min=1, help="Every token id must be below this.")] = None,
+    tokenizer: TokenizerConfig | None = None,
+) -> None:
+    """Check .bin/.idx pairs from end to end: the index, its .bin and, with a vocabulary, every token id."""
+    from mt_data.tools.check import check_pair
+
+    if tokenizer:
+        from mt_data.tokenizers import build
+
+        size = build(tokenizer).vocab_size
+        vocab_size = min(size, vocab_size or size)
+    problems: list[Problem] = []
+    for prefix in prefixes:
+        found = check_pair(prefix, vocab_size=vocab_size)
+        problems += found.problems
+        if not found.problems:
+            largest = "" if found.largest is None else f", ids up to {found.largest:,}"
+            print(f"ok: {prefix}: {found.documents:,} documents, {found.tokens:,} tokens{largest}")
+    raise_if(problems)
+
+
+def blend(
+    samples: Annotated[int, typer.Option(min=1, help="Samples to draw.")],
+    seq_length: Annotated[int, typer.Option(min=1, help="Tokens in a sample.")],
+    data_path: Annotated[list[str] | None, typer.Option(help="Prefixes, or weights and prefixes in turn.")] = None,
+    data_args_path: Annotated[Path | None, typer.Option(help="A file that lists them instead.")] = None,
+    split: Annotated[str, typer.Option(help="Shares of training, validation and test; the first is drawn.")] = "1",
+    output: Annotated[
+        Path | None, typer.Option(help="Write the weights and prefixes to this file, for data-args-path.")
+    ] = None,
+) -> None:
+    """Show how many samples and epochs a blend draws from each source."""
+    from mt_data.indexed.reader import IndexedReader
+    from mt_data.paths import parse_paths
+    from mt_data.tools.draw import Samples, draw, split_tokens, weighted_sources
+
+    if bool(data_path) == bool(data_args_path):
+        raise MtError("--data-path", "either it or --data-args-path is needed, and not both", "give one of them")
+    paths = parse_paths(data_path or _words(data_args_path))
+    cut = Samples(seq_length)
+    readers = [IndexedReader(prefix) for prefix in paths.prefixes]
+    tokens = [split_tokens(reader, split, 0) for reader in readers]
+    drawn = draw(weighted_sources(paths, tokens), samples, cut)
+    print_table(DRAWN, [_row(row) for row in drawn])
+    if output:
+        from mt_core.files import atomic_file
+
+        with atomic_file(output, "w") as file:
+            file.writelines(f"{row.source.weight or row.source.holds(cut)} {row.source.prefix}\n" for row in drawn)
+        print(f"\nwrote {output}")
+
+
+def plan(
+    files: Annotated[list[Path] | None, typer.Argument(help="TOML files; later ones override earlier ones.")] = None,
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="Override one: section.field=value.")] = None,
+    preset: Annotated[str | None, typer.Option(help="Start from this preset.", autocompletion=_presets)] = None,
+) -> None:
+    """Show what a run will read before step 1: samples, tokens and epochs of every source."""
+    from mt_data.tools.plan import plan_run
+
+    planned = plan_run(files or (), overrides or (), preset)
+    rows = [(split.name, *_row(drawn)) for split in planned.splits for drawn in split.drawn]
+    print_table(("split", *DRAWN), rows, left=2)
+    steps, batch = planned.config.schedule.steps, planned.config.batch.global_batch
+    total = steps * planned.tokens_per_step
+    print()
+    length = planned.config.data.seq_length
+    print_rows(
+        {
+            "step": f"{batch:,} samples × {length:,} tokens = {planned.tokens_per_step:,} tokens",
+            "run": f"{steps:,} steps, {steps * batch:,} samples, {total:,} tokens",
+        }
+    )
+
+
+def _row(drawn: "Drawn") -> tuple[str, ...]:
+    source = drawn.source
+    return source.prefix, f"{drawn.share:.2%}", f"{source.tokens:,}", f"{drawn.samples:,}", f"{drawn.epochs:.3f}"
+
+
+def _words(path: Path | None) -> list[str]:
+    assert path is not None
+    if not path.is_file():
+        raise MtError(str(path), "no such file", "a file of prefixes, or of weights and prefixes in turn")
+    return path.read_text("utf-8").split()

@@ -1,0 +1,131 @@
+"""The whole pipeline as a user types it, over real text: the documentation of the standard library's own modules.
+
+Planted in it: a near-copy of a module, a page in French, a passage of an evaluation set. And it is killed on the way.
+"""
+
+import ast
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+FRENCH = (
+    "Ce module n’est pas documenté en anglais, mais il est tout de même assez long pour être reconnu comme tel. " * 9
+)
+PASSAGE = "my wife refused to allow me to come to hong kong when the plague was at its height and"
+COMMANDS = (
+    *("blacklist-urls", "clean", "find-duplicates", "group-duplicates", "remove-duplicates", "filter-ngrams", "add-id"),
+)
+
+
+def mt(folder: Path, *args: str) -> dict[str, str]:
+    ran = subprocess.run(
+        [sys.executable, "-m", "mt_cli", "data", *args], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+    return {line.rpartition("  ")[0].strip(): line.rpartition("  ")[2] for line in ran.stdout.splitlines()}
+
+
+def docstrings(source: Path) -> str:
+    """All docstrings of a module."""
+    nodes = ast.walk(ast.parse(source.read_text("utf-8", errors="replace")))
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    return "\n\n".join(filter(None, (ast.get_docstring(node) for node in nodes if isinstance(node, kinds))))
+
+
+def pages(count: int) -> dict[str, str]:
+    found = {}
+    for source in sorted(Path(ast.__file__).parent.glob("[a-z]*.py")):
+        if len(text := docstrings(source)) > 2000:
+            found[f"http://docs.org/{source.stem}"] = text[:20_000]
+        if len(found) == count:
+            return found
+    pytest.skip("the standard library has no sources on this machine")
+
+
+@pytest.fixture
+def crawl(tmp_path: Path) -> Path:
+    """`crawl.jsonl`: 30 modules; a changed copy of the third; French; a leak in the middle of the fifth."""
+    found = pages(30)
+    urls = list(found)
+    found["http://copies.org/1"] = found[urls[2]].replace("the", "teh", 4)
+    found["http://autres.fr/1"] = FRENCH
+    middle = len(found[urls[4]]) // 2
+    found[urls[4]] = f"{found[urls[4]][:middle]}. {PASSAGE.title()}. {found[urls[4]][middle:]}"
+    with (tmp_path / "crawl.jsonl").open("w") as file:
+        file.writelines(json.dumps({"text": text, "url": url}) + "\n" for url, text in found.items())
+    (tmp_path / "test.jsonl").write_text(json.dumps({"text": PASSAGE}) + "\n")
+    return tmp_path
+
+
+def urls_of(path: Path) -> list[str]:
+    return [json.loads(line)["url"] for line in path.read_text("utf-8").splitlines()]
+
+
+def test_the_pipeline_finds_what_was_planted(crawl: Path):
+    everything = urls_of(crawl / "crawl.jsonl")
+    step = ("openwebtext",)
+    rows = mt(crawl, *step, "clean", "--input", "crawl.jsonl", "--output", "clean.jsonl", "--workers", "2")
+    assert urls_of(crawl / "clean.jsonl") == everything[:-1]
+    assert rows["other language"] == "1"
+    mt(crawl, *step, "find-duplicates", "--input", "clean.jsonl", "--output", "dup.jsonl")
+    mt(crawl, *step, "group-duplicates", "--input", "dup.jsonl", "--output", "groups.jsonl")
+    assert json.loads((crawl / "groups.jsonl").read_text()) == {"0": [everything[2], "http://copies.org/1"]}
+    mt(
+        crawl,
+        *step,
+        "remove-duplicates",
+        "--input",
+        "clean.jsonl",
+        "--groups",
+        "groups.jsonl",
+        "--output",
+        "once.jsonl",
+    )
+    assert urls_of(crawl / "once.jsonl") == everything[:30]
+    rows = mt(crawl, *step, "filter-ngrams", "--input", "once.jsonl", "--tasks", "test.jsonl", "--output", "free.jsonl")
+    assert rows["cut"] == "1"
+    assert "refused to allow me" in (crawl / "once.jsonl").read_text("utf-8").lower()
+    assert "refused to allow me" not in (crawl / "free.jsonl").read_text("utf-8").lower()
+    assert set(urls_of(crawl / "free.jsonl")) == set(everything[:30])
+    mt(crawl, *step, "add-id", "--input", "free.jsonl", "--output", "ids.jsonl", "--id-prefix", "web")
+    last = json.loads((crawl / "ids.jsonl").read_text("utf-8").splitlines()[-1])
+    assert last["adlr_id"] == f"web-{len(urls_of(crawl / 'free.jsonl')):010d}"
+
+
+@pytest.mark.slow
+def test_a_killed_step_is_taken_up_and_gives_the_same_bytes(tmp_path: Path):
+    """SIGKILL after the first, second and third piece; nothing is visible under the final name before the end."""
+    text = "".join(path.read_text("utf-8", errors="replace") for path in sorted(Path(ast.__file__).parent.glob("*.py")))
+    with (tmp_path / "in.jsonl").open("w") as file:
+        for i in range(1400):
+            file.write(json.dumps({"text": text[3000 * i : 3000 * (i + 1)], "url": str(i)}) + "\n")
+    words = ["openwebtext", "find-duplicates", "--input", "in.jsonl", "--num-seeds", "20", "--output"]
+    mt(tmp_path, *words, "whole.jsonl")
+    code = "import mt_data.corpus.step as step; step.JOURNAL_INTERVAL_S = 0.0; from mt_cli.main import main; main()"
+    journal = tmp_path / "cut.jsonl.signatures.journal"
+    for pieces in (1, 2, 3):
+        running = subprocess.Popen([sys.executable, "-c", code, "data", *words, "cut.jsonl"], cwd=tmp_path)
+        while not journal.exists() or json.loads(journal.read_text())["items"] < pieces:
+            assert running.poll() is None, "the step ended before it could be killed"
+            time.sleep(0.005)
+        running.kill()
+        assert running.wait() == -signal.SIGKILL
+        assert not (tmp_path / "cut.jsonl").exists()
+    mt(tmp_path, *words, "cut.jsonl")
+    for name in ("", ".signatures"):
+        assert (tmp_path / f"cut.jsonl{name}").read_bytes() == (tmp_path / f"whole.jsonl{name}").read_bytes() != b""
+
+
+@pytest.mark.parametrize("command", [*(("openwebtext", name) for name in COMMANDS), ("wikipedia", "extract")])
+def test_help_imports_no_library(command: tuple[str, str]):
+    heavy = ("numpy", "ftfy", "datasketch", "py3langid", "tokenizers", "torch")
+    block = "; ".join(f"sys.modules[{name!r}] = None" for name in heavy)
+    code = f"import sys; {block}; from mt_cli.main import main; main()"
+    ran = subprocess.run([sys.executable, "-c", code, "data", *command, "--help"], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert "--output" in ran.stdout

@@ -1,0 +1,150 @@
+"""`mt data blend` and `mt data plan`: what a run will draw, before it begins."""
+
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from mt_core.errors import MtError
+from mt_data.config import GPTData
+from mt_data.paths import parse_paths
+from mt_data.splits import build_splits
+from mt_data.tools.draw import Samples, draw, weighted_sources
+from mt_data.tools.plan import plan_run
+
+Corpus = Callable[[str, Sequence[int]], str]
+CUT = Samples(seq_length=4)
+
+
+def mt(*args: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "mt_cli", "data", *args], capture_output=True, text=True)
+
+
+def drawn(paths: list[str], tokens: list[int], samples: int) -> list[tuple[str, int, float]]:
+    found = draw(weighted_sources(parse_paths(paths), tokens), samples, CUT)
+    return [(row.source.prefix, row.samples, round(row.epochs, 4)) for row in found]
+
+
+def test_weights_share_the_samples_and_repeat_the_data():
+    assert drawn(["3", "a", "1", "b"], [101, 41], 100) == [("a", 75, 2.9703), ("b", 25, 2.439)]
+
+
+def test_one_source_gives_every_sample():
+    assert drawn(["a"], [101], 50) == [("a", 50, 1.9802)]
+
+
+def test_without_weights_each_gives_in_proportion_to_its_size_and_at_most_once():
+    assert drawn(["a", "b", "c"], [81, 41, 41], 40) == [("a", 20, 0.9877), ("b", 10, 0.9756), ("c", 10, 0.9756)]
+    with pytest.raises(MtError, match="data.paths: hold 40 samples in one epoch, the run wants 41; give each path a w"):
+        drawn(["a", "b", "c"], [81, 41, 41], 41)
+
+
+def test_a_source_without_tokens():
+    with pytest.raises(MtError, match="b: has no tokens to draw from; leave it out, or give its split a larger share"):
+        drawn(["1", "a", "1", "b"], [9, 0], 3)
+
+
+@pytest.mark.parametrize("weights", [(0.3, 0.7), (5, 1), None])
+def test_the_run_draws_what_is_foretold(corpus: Corpus, tmp_path: Path, weights: tuple[float, float] | None):
+    prefixes = (corpus("a", (40, 31, 50)), corpus("b", (20, 31)))
+    paths = (
+        [*prefixes]
+        if weights is None
+        else [part for w, p in zip(weights, prefixes, strict=True) for part in (str(w), p)]
+    )
+    config = GPTData(paths=tuple(paths), split="1", seq_length=4)
+    train = build_splits(config, samples=(40, 0, 0), seed=1, cache_dir=tmp_path / "cache").train
+    assert train is not None
+    taken = Counter(int(train[i]["dataset_id"]) for i in range(40))
+    assert [samples for _, samples, _ in drawn(paths, [121, 51], 40)] == [taken[0], taken[1]]
+
+
+def test_blend_prints_and_writes_a_file_that_it_reads_again(corpus: Corpus, tmp_path: Path):
+    a, b = corpus("a", (40, 31, 50)), corpus("b", (20, 31))
+    options = ["--samples", "60", "--seq-length", "4"]
+    ran = mt("blend", "--data-path", "0.75", a, "0.25", b, *options, "--output", tmp_path / "blend.txt")
+    assert (ran.returncode, ran.stderr) == (0, "")
+    header, first, second, *_ = (line.split() for line in ran.stdout.splitlines())
+    assert header == ["source", "share", "tokens", "samples", "epochs"]
+    assert first == [a, "75.00%", "121", "45", "1.488"]
+    assert second == [b, "25.00%", "51", "15", "1.176"]
+    assert (tmp_path / "blend.txt").read_text() == f"0.75 {a}\n0.25 {b}\n"
+    again = mt("blend", "--data-args-path", tmp_path / "blend.txt", *options)
+    assert again.stdout.splitlines() == ran.stdout.splitlines()[:3]
+
+
+def test_blend_writes_sizes_where_no_weights_are_given(corpus: Corpus, tmp_path: Path):
+    a, b = corpus("a", (40, 31, 50)), corpus("b", (20, 31))
+    mt("blend", "--data-path", a, b, "--samples", "9", "--seq-length", "4", "--output", tmp_path / "blend.txt")
+    assert (tmp_path / "blend.txt").read_text() == f"30 {a}\n12 {b}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "--data-path: either it or --data-args-path is needed, and not both"),
+        (["--data-args-path", "gone.txt"], "gone.txt: no such file; a file of prefixes"),
+        (["--data-path", "1", "nowhere"], "nowhere: no file nowhere.bin and nowhere.idx"),
+        (["--data-path", "0", "a"], "data.paths: weight 0.0; weights are finite and greater than 0"),
+    ],
+)
+def test_blends_that_are_none(words: list[str], message: str):
+    ran = mt("blend", *words, "--samples", "9", "--seq-length", "4")
+    assert ran.returncode == 2
+    assert ran.stderr.startswith(f"mt: {message}")
+
+
+@pytest.fixture
+def run_toml(corpus: Corpus, tmp_path: Path) -> Path:
+    path = tmp_path / "run.toml"
+    a, b = corpus("a", (40, 31, 50, 9)), corpus("b", (20, 31, 22, 8))
+    path.write_text(f"""
+        model = {{ kind = "nothing that is installed" }}
+        data = {{ paths = ["3", "{a}", "1", "{b}"], split = "75,25,0", seq_length = 4 }}
+        batch = {{ global_batch = 6 }}
+        schedule = {{ steps = 10, eval_every = 5, eval_batches = 2 }}
+    """)
+    return path
+
+
+def test_the_plan_of_a_run_needs_no_model(run_toml: Path):
+    ran = mt("plan", run_toml)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    rows = [line.split() for line in ran.stdout.splitlines()]
+    assert rows[0] == ["split", "source", "share", "tokens", "samples", "epochs"]
+    assert [[row[0], *row[2:]] for row in rows[1:5]] == [
+        ["train", "75.00%", "121", "45", "1.488"],
+        ["train", "25.00%", "73", "15", "0.822"],
+        ["valid", "75.00%", "9", "9", "4.000"],
+        ["valid", "25.00%", "8", "3", "1.500"],
+    ]
+    assert ran.stdout.splitlines()[-2:] == [
+        "step  6 samples × 4 tokens = 24 tokens",
+        "run   10 steps, 60 samples, 240 tokens",
+    ]
+
+
+def test_a_plan_of_options_alone(corpus: Corpus):
+    a = corpus("a", (40, 31, 50))
+    planned = plan_run((), [f'data.train_paths=["{a}"]', "data.seq_length=4", "schedule.steps=60"])
+    assert [(split.name, split.drawn[0].samples) for split in planned.splits] == [("train", 60)]
+    assert planned.splits[0].drawn[0].epochs == pytest.approx(240 / 121, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.split=1,0,0", "the valid split of .*a: is empty: 4 sequences, split '1,0,0'; a larger share for valid"),
+        ("data.kind=mock", "data.kind: 'mock'; gpt or fim, whose samples mt data plan can count"),
+        ("data.paths=[]", "data: names nothing for train; prefixes of .bin/.idx pairs in data.paths"),
+        ("schedule.step=9", "schedule.step: unknown key; did you mean 'steps'"),
+        ('data.paths=["gone"]', "data.paths: no file gone.bin and gone.idx"),
+    ],
+)
+def test_runs_that_have_no_plan(run_toml: Path, override: str, message: str):
+    extra = ["data.seq_length=4"] if override == "data.kind=mock" else []
+    with pytest.raises(MtError, match=message):
+        plan_run([run_toml], [override, *extra])
