@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mt_core.errors import MtError
 from mt_data.blend import exhaustive_blend, sized_blend
+from mt_data.interleave import SHORTEST_CHUNK
 
 
 def test_sized_blend_follows_the_largest_deficit():
@@ -27,13 +28,43 @@ def test_exhaustive_blend_serves_every_sample_once():
     assert sample.tolist() == [0, 0, 0, 1, 1, 2, 3, 2, 4]
 
 
-@given(weights=st.lists(st.floats(0.01, 10), min_size=1, max_size=6), size=st.integers(0, 60))
-def test_the_loop_equals_numpy_argmax_over_float64(weights: list[float], size: int):
-    shares, counts, expected = np.array(weights) / np.sum(np.array(weights)), np.zeros(len(weights)), []
+def one_at_a_time(weights: list[float], size: int, limits: list[int] | None = None) -> list[int]:
+    """The rule as the specification has it."""
+    shares, counts, order = np.array(weights) / np.sum(np.array(weights)), np.zeros(len(weights)), []
     for i in range(size):
-        expected.append(int(np.argmax(shares * float(max(i, 1)) - counts)))
-        counts[expected[-1]] += 1
-    assert sized_blend(weights, size)[0].tolist() == expected
+        lag = shares * float(max(i, 1)) - counts
+        if limits is not None:
+            lag[counts >= limits] = -np.inf
+        order.append(int(np.argmax(lag)))
+        counts[order[-1]] += 1
+    return order
+
+
+WEIGHTS = st.one_of(st.floats(0.01, 10), st.sampled_from([1.0, 1e-5, 3.0]))
+
+
+@settings(deadline=None)
+@given(weights=st.lists(WEIGHTS, min_size=1, max_size=12), size=st.integers(0, 6 * SHORTEST_CHUNK))
+def test_chunks_side_by_side_give_what_one_loop_gives(weights: list[float], size: int):
+    dataset, sample = sized_blend(weights, size)
+    assert dataset.tolist() == one_at_a_time(weights, size)
+    for k in range(len(weights)):
+        assert sample[dataset == k].tolist() == list(range(int((dataset == k).sum())))
+
+
+@settings(deadline=None, max_examples=40)
+@given(sizes=st.lists(st.integers(1, 200), min_size=1, max_size=10))
+def test_an_exhaustive_blend_gives_what_one_loop_gives(sizes: list[int]):
+    dataset, sample = exhaustive_blend(sizes)
+    assert dataset.tolist() == one_at_a_time([float(size) for size in sizes], sum(sizes), sizes)
+    assert np.bincount(dataset, minlength=len(sizes)).tolist() == sizes
+    for k, size in enumerate(sizes):
+        assert sample[dataset == k].tolist() == list(range(size))
+
+
+def test_wrong_guesses_are_run_again():
+    weights = [1.0] * 60 + [1e-3, 2e-4, 3e-6]  # datasets whose turns the warm-up does not see
+    assert sized_blend(weights, 40 * SHORTEST_CHUNK)[0].tolist() == one_at_a_time(weights, 40 * SHORTEST_CHUNK)
 
 
 def test_a_dataset_without_samples_is_refused():

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from word_pieces import DOCUMENTS, toy_corpus, toy_tokenizer
 
 from mt_core.errors import MtError
 from mt_core.plugins import component
@@ -14,6 +13,7 @@ from mt_data.masked.build import flat
 from mt_data.mixture import Splits
 from mt_data.sentences.mapping import Gathering, Sentences, block_mapping
 from mt_data.split import legacy_ranges
+from word_pieces import DOCUMENTS, toy_corpus, toy_tokenizer
 
 TITLES = [[[15]], [[19, 18]], [[14]]]
 

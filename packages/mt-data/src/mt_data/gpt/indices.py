@@ -64,7 +64,7 @@ def build_indices(lengths: np.ndarray, request: Request) -> Indices:
     epochs = plan_epochs(tokens, request)
     random = np.random.RandomState(request.seed)
     document = _document_index(request.sequences, epochs, random)
-    sample = _sample_index(lengths, document, request)
+    sample = sample_index(lengths, document, request)
     return Indices(document, sample, _shuffle_index(len(sample) - 1, epochs, random))
 
 
@@ -94,7 +94,7 @@ def _document_index(sequences: range, epochs: Epochs, random: np.random.RandomSt
     return np.concatenate(documents)
 
 
-def _sample_index(lengths: np.ndarray, document: np.ndarray, request: Request) -> np.ndarray:
+def sample_index(lengths: np.ndarray, document: np.ndarray, request: Request) -> np.ndarray:
     """Row k is the first sequence that ends beyond token k · L of the stream; without an extra token, at it or beyond.
 
     A partial last sample ends at the stream's last token; Megatron rounds its count in float32, which is wrong beyond

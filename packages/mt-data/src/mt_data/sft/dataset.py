@@ -33,8 +33,10 @@ class Lines:
         size = Path(self.path).stat().st_size
         data = np.memmap(self.path, np.uint8, "r") if size else np.zeros(0, np.uint8)
         blocks = [np.flatnonzero(data[at : at + SCAN_BYTES] == NEWLINE) + at for at in range(0, size, SCAN_BYTES)]
-        bounds = np.concatenate(([0], *(block + 1 for block in blocks), [size]))
-        return bounds[np.concatenate((np.diff(bounds) > 1, [True]))]
+        bounds = np.concatenate(([0], *(block + 1 for block in blocks), [size])).astype(np.int64)
+        written = np.diff(bounds) - 1
+        written[-1] += 1  # what follows the last line's end has none
+        return bounds[np.concatenate((written > 0, [True]))]
 
     def __len__(self) -> int:
         return len(self.starts) - 1
