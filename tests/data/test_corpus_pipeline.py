@@ -121,6 +121,60 @@ def test_a_killed_step_is_taken_up_and_gives_the_same_bytes(tmp_path: Path):
         assert (tmp_path / f"cut.jsonl{name}").read_bytes() == (tmp_path / f"whole.jsonl{name}").read_bytes() != b""
 
 
+PIECES = "import mt_data.preprocess.lines as lines; lines.BLOCK_BYTES = 2048; lines.CHUNK_LINES = 8"
+
+
+@pytest.fixture
+def urls(tmp_path: Path) -> list[str]:
+    """A list of URLs, each three times and far apart, as words of a step."""
+    once = [f"https://site{i % 50}.org/page/{i}" for i in range(3000)]
+    (tmp_path / "urls.txt").write_text("\n".join(once * 3) + "\n")
+    (tmp_path / "blacklist.txt").write_text("site7.org\n")
+    return ["blacklist-urls", "--input", "urls.txt", "--blacklist", "blacklist.txt"]
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> list[str]:
+    """Pairs whose groups grow together as the file goes on, as words of a step."""
+    lines = [{f"d{i}": [{f"d{i + gap}": 0.9}]} for gap in (1000, 500, 250) for i in range(0, 3000, 3)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return ["group-duplicates", "--input", "pairs.jsonl"]
+
+
+@pytest.mark.parametrize(("step", "part"), [("urls", "cut"), ("pairs", "cut.links")])
+def test_a_step_that_remembers_what_it_saw_is_taken_up(
+    step: str, part: str, tmp_path: Path, request: pytest.FixtureRequest
+):
+    """SIGKILL between two pieces: the next run knows from the unfinished output what the killed one had seen."""
+    words = request.getfixturevalue(step)
+    mt(tmp_path, "openwebtext", *words, "--output", "whole")
+    code = f"""
+import os, signal
+{PIECES}
+import mt_data.corpus.step as step
+step.JOURNAL_INTERVAL_S, write, left = 0.0, step._write, 20
+def killing(path, state):
+    global left
+    write(path, state)
+    left -= 1
+    if not left:
+        os.kill(os.getpid(), signal.SIGKILL)
+step._write = killing
+from mt_cli.main import main
+main()
+"""
+    command = [sys.executable, "-c", code, "data", "openwebtext", *words, "--output", "cut"]
+    assert subprocess.run(command, cwd=tmp_path).returncode == -signal.SIGKILL
+    assert not (tmp_path / "cut").exists()
+    assert json.loads((tmp_path / f"{part}.journal").read_text())["items"] == 20
+    kept = (tmp_path / f"{part}.part").read_bytes()
+    go_on = f"{PIECES}; from mt_cli.main import main; main()"
+    subprocess.run([sys.executable, "-c", go_on, *command[3:]], cwd=tmp_path, check=True)
+    assert (tmp_path / part).read_bytes().startswith(kept)
+    assert kept
+    assert (tmp_path / "cut").read_bytes() == (tmp_path / "whole").read_bytes() != b""
+
+
 @pytest.mark.parametrize("command", [*(("openwebtext", name) for name in COMMANDS), ("wikipedia", "extract")])
 def test_help_imports_no_library(command: tuple[str, str]):
     heavy = ("numpy", "ftfy", "datasketch", "py3langid", "tokenizers", "torch")

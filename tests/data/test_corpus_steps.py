@@ -12,7 +12,7 @@ from mt_data.corpus import step as step_module
 from mt_data.corpus.clean import Rules, clean
 from mt_data.corpus.decontaminate import Filter, Task, filter_ngrams, parse_task
 from mt_data.corpus.duplicates import Search, find_duplicates
-from mt_data.corpus.groups import group_duplicates, groups, remove_duplicates
+from mt_data.corpus.groups import Forest, group_duplicates, remove_duplicates
 from mt_data.corpus.ids import add_ids
 from mt_data.corpus.libraries import library
 from mt_data.corpus.ngrams import Cut, Index, Sizes, keys_of, pieces
@@ -261,7 +261,10 @@ def test_input_in_several_files_is_one_corpus(copies: Path, tmp_path: Path):
 
 
 def test_groups_are_transitive():
-    assert groups([("a", "b"), ("c", "d"), ("d", "b"), ("e", "e")]) == [["a", "b", "c", "d"]]
+    forest = Forest()
+    joined = [forest.link(*pair) for pair in [("a", "b"), ("c", "d"), ("d", "b"), ("a", "c"), ("e", "e")]]
+    assert joined == [True, True, True, False, False]
+    assert forest.groups() == [["a", "b", "c", "d"]]
 
 
 def test_what_the_duplicate_steps_refuse(copies: Path, tmp_path: Path):

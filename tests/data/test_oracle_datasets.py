@@ -123,7 +123,11 @@ def test_gpt_samples(
             **(chosen | {"create_attention_mask": True}),
         )  # fmt: skip
         indices = np.arange(len(documents), dtype=np.int32)
-        theirs = TheirGPTDataset(IndexedDataset(prefix), prefix, indices, samples, Split.valid, config)
+
+        def megatrons() -> Any:
+            return TheirGPTDataset(IndexedDataset(prefix), prefix, indices, samples, Split.valid, config)
+
+        theirs = megatrons()
         ours = gpt_dataset(
             IndexedReader(prefix),
             Request(range(len(documents)), samples, seq_length, seed, keep_partial=not drop, extra=int(extra)),
@@ -136,7 +140,8 @@ def test_gpt_samples(
         wanted |= {"attention_mask"} if flags[2] else set()
         for i in range(len(ours)):
             assert set(ours[i]) == wanted
-            assert_equal(ours[i], theirs[i], wanted)
+            # without flags Megatron keeps the first sample's loss mask, its padding included, for all that come later
+            assert_equal(ours[i], (theirs if any(flags) else megatrons())[i], wanted)
 
 
 def assert_same_indexes(ours: GPTDataset, theirs: Any) -> None:

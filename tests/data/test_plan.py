@@ -1,5 +1,6 @@
 """`mt data blend` and `mt data plan`: what a run will draw, before it begins."""
 
+import json
 import subprocess
 import sys
 from collections import Counter
@@ -8,12 +9,16 @@ from pathlib import Path
 
 import pytest
 
+from mt_core.config.load import load
 from mt_core.errors import MtError
+from mt_core.plugins import component
 from mt_data.config import GPTData
+from mt_data.gpt.mock import MockSequences
 from mt_data.paths import parse_paths
 from mt_data.splits import build_splits
 from mt_data.tools.draw import Samples, draw, weighted_sources
-from mt_data.tools.plan import plan_run
+from mt_data.tools.plan import PlanConfig, plan_run
+from word_pieces import toy_corpus, toy_tokenizer
 
 Corpus = Callable[[str, Sequence[int]], str]
 CUT = Samples(seq_length=4)
@@ -138,8 +143,8 @@ def test_a_plan_of_options_alone(corpus: Corpus):
     ("override", "message"),
     [
         ("data.split=1,0,0", "the valid split of .*a: is empty: 4 sequences, split '1,0,0'; a larger share for valid"),
-        ("data.kind=mock", "data.kind: 'mock'; gpt or fim, whose samples mt data plan can count"),
-        ("data.paths=[]", "data: names nothing for train; prefixes of .bin/.idx pairs in data.paths"),
+        ("data.kind=mock", "data.tokenizer: is not given; mock data needs one"),
+        ("data.paths=[]", "data: names nothing for train; give it in data.paths or one of the other forms"),
         ("schedule.step=9", "schedule.step: unknown key; did you mean 'steps'"),
         ('data.paths=["gone"]', "data.paths: no file gone.bin and gone.idx"),
     ],
@@ -148,3 +153,71 @@ def test_runs_that_have_no_plan(run_toml: Path, override: str, message: str):
     extra = ["data.seq_length=4"] if override == "data.kind=mock" else []
     with pytest.raises(MtError, match=message):
         plan_run([run_toml], [override, *extra])
+
+
+def planned(
+    data: str, steps: int = 3, batch: int = 4, evaluate: int = 0
+) -> list[tuple[str, str, int | None, int, float]]:
+    """Split, source, tokens, samples and epochs of every row."""
+    sets = [f"data={data}", f"schedule.steps={steps}", f"batch.global_batch={batch}", f"schedule.eval_every={evaluate}"]
+    return [
+        (split.name, row.source.prefix, row.source.tokens, row.samples, row.epochs)
+        for split in plan_run((), [*sets, "schedule.eval_batches=1"]).splits
+        for row in split.drawn
+    ]
+
+
+@pytest.fixture
+def toy(tmp_path: Path) -> tuple[str, str]:
+    """Three documents of 8 sentences, and their tokenizer as TOML."""
+    tokenizer = toy_tokenizer(tmp_path)
+    fields = f'type="{tokenizer.type}", vocab_file="{tokenizer.vocab_file}", vocab_extra_ids=10'
+    return toy_corpus(tmp_path), f"tokenizer={{{fields}}}, seq_length=24"
+
+
+@pytest.mark.parametrize("kind", ["bert", "t5", "ict"])
+def test_the_samples_of_sentences_are_those_that_the_run_gathers(kind: str, toy: tuple[str, str], tmp_path: Path):
+    corpus, rest = toy
+    ((split, source, tokens, samples, epochs),) = planned(f'{{kind="{kind}", paths=["{corpus}"], split="1", {rest}}}')
+    config = load(PlanConfig, (), [f'data={{kind="{kind}", paths=["{corpus}"], split="1", {rest}}}'], rules=False).data
+    build = component("dataset", kind)
+    one_epoch = len(build(config, samples=(None, 0, 0), seed=1234, cache_dir=tmp_path / "cache").train)
+    assert (split, source, tokens, samples) == ("train", corpus, 32, 12)
+    assert epochs == 12 / one_epoch
+
+
+def test_conversations_are_a_sample_a_line(tmp_path: Path):
+    path = tmp_path / "chat.jsonl"
+    path.write_text('{"messages": []}\n' * 8)
+    data = f'{{kind="sft", paths=["{path}"], split="3,1,0", seq_length=8, tokenizer={{type="bytes"}}}}'
+    assert planned(data, evaluate=2) == [("train", str(path), None, 12, 2.0), ("valid", str(path), None, 4, 2.0)]
+    ran = mt("plan", "--set", f"data={data}", "--set", "schedule.steps=3")
+    assert ran.stdout.splitlines()[1].split() == ["train", str(path), "100.00%", "unknown", "3", "0.500"]
+
+
+def test_the_mock_corpus_has_a_third_for_each_split():
+    ((_, source, tokens, samples, epochs),) = planned('{kind="mock", seq_length=4, tokenizer={type="bytes"}}')
+    lengths = MockSequences(eod=0, vocab_size=9).lengths[:33_333]
+    assert (source, tokens, samples) == ("mock", lengths.sum(), 12)
+    assert epochs == 48 / lengths.sum()
+
+
+def test_every_form_of_paths(corpus: Corpus, tmp_path: Path):
+    a, b = corpus("a", (40, 31, 50)), corpus("b", (20, 31))
+    (tmp_path / "blend.txt").write_text(f"3 {a}\n1 {b}\n")
+    (tmp_path / "splits.json").write_text(json.dumps({"train": [a], "valid": ["1", b], "test": None}))
+    whole = [("train", a, 121, 12, 48 / 121), ("valid", b, 51, 4, 16 / 51)]
+    assert planned(f'{{train_paths=["{a}"], valid_paths=["{b}"], seq_length=4}}', evaluate=1) == whole
+    assert planned(f'{{split_paths_file="{tmp_path}/splits.json", seq_length=4}}', evaluate=1) == whole
+    weighted = [("train", a, 121, 9, 36 / 121), ("train", b, 51, 3, 12 / 51)]
+    assert planned(f'{{paths_file="{tmp_path}/blend.txt", split="1", seq_length=4}}') == weighted
+    with pytest.raises(MtError, match="data: names nothing for valid; give it in data.paths or one of the other forms"):
+        planned(f'{{train_paths=["{a}"], seq_length=4}}', evaluate=1)
+
+
+def test_a_source_without_samples(toy: tuple[str, str]):
+    corpus, rest = toy
+    with pytest.raises(MtError, match="toy: has no samples to draw from; leave it out, or give its split a larger"):
+        planned(f'{{kind="bert", paths=["{corpus}"], split="1,1,1", {rest}}}', evaluate=1)
+    with pytest.raises(MtError, match="the valid split of .*toy: is empty: 3 documents, split '1'; a larger share for"):
+        planned(f'{{kind="t5", paths=["{corpus}"], split="1", {rest}}}', evaluate=1)

@@ -17,12 +17,14 @@ import zstandard
 from mt_core.errors import MtError
 from mt_data.config import TokenizerConfig
 from mt_data.indexed.reader import IndexedReader
-from mt_data.preprocess import pieces
+from mt_data.preprocess import cutting
+from mt_data.preprocess.cutting import cut_pieces, input_bytes
 from mt_data.preprocess.encode import Encoding
 from mt_data.preprocess.inputs import find_inputs
-from mt_data.preprocess.pieces import Cut, Position, cut_pieces, input_bytes
+from mt_data.preprocess.job import Job
+from mt_data.preprocess.pieces import Cut, Position
 from mt_data.preprocess.read import read_documents
-from mt_data.preprocess.run import Job, preprocess
+from mt_data.preprocess.run import preprocess
 
 BYTES = Encoding(TokenizerConfig(type="bytes"))
 COMPRESS = {".gz": gzip.compress, ".bz2": bz2.compress, ".zst": zstandard.ZstdCompressor().compress, "": bytes}
@@ -80,7 +82,7 @@ def test_lines_of_a_text_can_be_documents(folder: Path):
 def test_pieces_hold_every_line_once_and_each_can_be_the_first(
     tmp_path: Path, texts: list[str], suffix: str, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(pieces, "PIECE_BYTES", 997)
+    monkeypatch.setattr(cutting, "PIECE_BYTES", 997)
     monkeypatch.setattr("mt_data.preprocess.lines.BLOCK_BYTES", 997)
     path = tmp_path / f"in.jsonl{suffix}"
     path.write_bytes(COMPRESS[suffix]("\n".join(json.dumps({"text": text}) for text in texts).encode()))

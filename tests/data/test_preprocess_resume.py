@@ -15,15 +15,17 @@ import pytest
 from mt_core.errors import MtError
 from mt_data.config import TokenizerConfig
 from mt_data.preprocess.encode import Encoding
+from mt_data.preprocess.job import Job
 from mt_data.preprocess.journal import Journal
-from mt_data.preprocess.run import Job, preprocess
+from mt_data.preprocess.run import preprocess
 
 RUN = """
 import sys
 from pathlib import Path
 from mt_data.config import TokenizerConfig
 from mt_data.preprocess.encode import Encoding
-from mt_data.preprocess.run import Job, preprocess
+from mt_data.preprocess.job import Job
+from mt_data.preprocess.run import preprocess
 
 if __name__ == "__main__":
     inputs, prefix, workers, partitions = sys.argv[1].split(","), *sys.argv[2:]

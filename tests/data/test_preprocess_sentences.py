@@ -10,7 +10,8 @@ from mt_core.errors import MtError
 from mt_data.config import TokenizerConfig
 from mt_data.indexed.reader import IndexedReader
 from mt_data.preprocess.encode import Encoding
-from mt_data.preprocess.run import Job, preprocess
+from mt_data.preprocess.job import Job
+from mt_data.preprocess.run import preprocess
 from mt_data.preprocess.sentences import SLICE_CHARACTERS, Splitting, choose_splitter, split_sentences
 
 pytest.importorskip("sentencex")

@@ -13,7 +13,8 @@ from mt_data.merge.find import find_pairs
 from mt_data.merge.join import merge
 from mt_data.preprocess.command import parse_shard
 from mt_data.preprocess.encode import Encoding
-from mt_data.preprocess.run import Job, preprocess
+from mt_data.preprocess.job import Job
+from mt_data.preprocess.run import preprocess
 
 BYTES = Encoding(TokenizerConfig(type="bytes"), append_eod=True)
 

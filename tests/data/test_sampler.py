@@ -203,8 +203,8 @@ def test_a_schedule_of_steps():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "batch.steps: ''; steps as"),
-        ("0:64 10X:8", "batch.steps: '0:64 10X:8'; steps as"),
+        ("", "batch.sizes: ''; steps as"),
+        ("0:64 10X:8", "batch.sizes: '0:64 10X:8'; steps as"),
         ("5:64", "the first step of '5:64' begins at 5 samples; a step that begins at 0"),
         ("0:64 0:8", "two steps of '0:64 0:8' begin at the same sample; each a threshold of its own"),
         ("0:0", "'0:0' has a batch of 0; sizes of at least 1"),

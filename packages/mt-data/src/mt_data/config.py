@@ -1,12 +1,10 @@
 """Configuration of the data; imports neither torch nor numpy, so `mt config` starts fast."""
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from mt_core.config.section import Section
-from mt_core.plugins import did_you_mean
 
 DEFAULT_SPLIT = "969,30,1"
 
@@ -45,7 +43,11 @@ class Loading(Section):
     cache_dir: str | None = None
     """Directory of the index cache; none: RUN/index-cache."""
     loader_workers: NonNegativeInt = 0
-    """Processes that read samples ahead; 0 reads in the training process."""
+    """Processes that read samples ahead; 0 reads in a thread of the training process."""
+    prefetch: PositiveInt = 2
+    """Micro-batches that the thread, or each process, reads ahead."""
+    order: Literal["single", "cyclic", "cyclic-unsharded"] = "single"
+    """Order of the samples: as the dataset has them, once; or shuffled anew in every pass over it."""
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -161,7 +163,7 @@ class Masking(Corpora):
 
 
 class BERTData(Masking):
-    """BERT: two parts of a document, in order or not, and hidden words to predict.."""
+    """BERT: two parts of a document, in order or not, and hidden words to predict."""
 
     kind: Literal["bert"] = "bert"
     max_ngram: PositiveInt = 3
@@ -216,22 +218,13 @@ class SFTData(Corpora):
 
 
 KINDS = (GPTData, BERTData, T5Data, ICTData, SFTData, FIMData, MockData)
+"""mt-data's own sections; `mt_data.sections` adds those of other packages."""
 
 
-def _known_kind(section: Any) -> Any:
-    """A section without `kind` is "gpt"; an unknown kind is told with the nearest."""
-    if not isinstance(section, Mapping):
-        return section
-    kind = section.get("kind", "gpt")
-    known = [member.model_fields["kind"].default for member in KINDS]
-    if kind not in known:
-        raise ValueError(f"unknown kind {kind!r}; {did_you_mean(str(kind), known)}")
-    return {"kind": kind, **section}
+def __getattr__(name: str) -> Any:
+    """`DataConfig`, the type of the data section, is made when it is asked for: plugins bring kinds of their own."""
+    if name != "DataConfig":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from mt_data.sections import data_union
 
-
-DataConfig = Annotated[
-    GPTData | BERTData | T5Data | ICTData | SFTData | FIMData | MockData,
-    Field(discriminator="kind"),
-    BeforeValidator(_known_kind),
-]
-"""The data section of a run: one of the kinds, told apart by `kind`."""
+    return data_union()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mt_core.errors import MtError, Problem
 from mt_core.plugins import components, did_you_mean
-from mt_data.config import Corpora, GPTData, ICTData, Loading, TokenizerConfig
+from mt_data.config import KINDS, Corpora, GPTData, ICTData, Loading, TokenizerConfig
 from mt_data.paths import missing_files, sources
 from mt_data.split import split_problem
 
@@ -50,7 +50,7 @@ def _needs_tokenizer(config: Loading) -> Iterator[Problem]:
     ]
     for name in options:
         yield Problem(f"data.{name}", "is on, but there is no data.tokenizer to say which id ends a document")
-    if not isinstance(config, GPTData):
+    if isinstance(config, KINDS) and not isinstance(config, GPTData):  # other packages' kinds decide for themselves
         kind = type(config).model_fields["kind"].default
         yield Problem("data.tokenizer", "is not given", f"{kind} data needs one, the one that made the corpora")
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -124,11 +125,15 @@ def build_splits(
             made.append(_of_tokenizer(config))
         return BERTDataset(found, *made[0], hiding(config), config.seq_length, config.classification_head)
 
-    def gathering(wanted: Wanted) -> Gathering:
-        sentences = 2 if config.classification_head else 1
-        return Gathering(config.seq_length - SPECIAL, sentences, config.short_seq_prob, seed, wanted)
+    return build_masked(
+        config, make, partial(gathering, config, seed), samples=samples, cache=IndexCache(cache_dir, builder)
+    )
 
-    return build_masked(config, make, gathering, samples=samples, cache=IndexCache(cache_dir, builder))
+
+def gathering(config: BERTData, seed: int, wanted: Wanted) -> Gathering:
+    """How sentences become so many samples."""
+    sentences = 2 if config.classification_head else 1
+    return Gathering(config.seq_length - SPECIAL, sentences, config.short_seq_prob, seed, wanted)
 
 
 def _of_tokenizer(config: BERTData) -> tuple[Ids, Pieces]:

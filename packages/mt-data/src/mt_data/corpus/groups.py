@@ -2,59 +2,88 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 from mt_core.errors import MtError
 from mt_data.corpus.records import Each, OnError, Record, read_lines, to_line
 from mt_data.corpus.step import Produced, Step, run_step
-from mt_data.preprocess.lines import check_inputs, read_chunks
+from mt_data.preprocess.lines import Chunk, check_inputs, read_chunks
 
 Pair = tuple[str, str, float]
+GROUPS_AT_ONCE = 4096
 
 
 def group_duplicates(duplicates: Path, output: Path, *, threshold: float = 0.7) -> dict[str, int]:
-    """Write {"number": [ids]} for each group of documents linked by pairs at least as alike as the threshold."""
+    """Write {"number": [ids]} for each group of documents linked by pairs at least as alike as the threshold.
+
+    First `OUTPUT.links` gets the pairs that join two groups, from which a run that was stopped knows the groups again.
+    """
     check_inputs((duplicates,))
-    step = Step("group-duplicates", output, (duplicates,), {"threshold": threshold}, resumable=False)
-    return run_step(step, [duplicates], partial(_grouped, threshold))
+    links, options, forest = output.with_name(f"{output.name}.links"), {"threshold": threshold}, Forest()
+    step = Step("links", links, (duplicates,), options)
+    run_step(step, read_chunks(duplicates), partial(_linked, forest, threshold), recall=forest.recall)
+    if not forest.parent:  # they were found by an earlier run
+        for _, line in _numbered(links):
+            forest.recall(line)
+    groups = forest.groups()
+    starts = range(0, len(groups), GROUPS_AT_ONCE)
+    return run_step(Step("group-duplicates", output, (duplicates,), options), starts, partial(_written, groups))
 
 
-def _grouped(threshold: float, duplicates: Path) -> Produced:
-    pairs = ((a, b) for a, b, likeness in read_pairs(duplicates) if likeness >= threshold)
-    found = groups(pairs)
-    data = b"".join(to_line({str(number): members}) for number, members in enumerate(found))
-    return Produced(data, Counter({"groups": len(found), "documents": sum(map(len, found))}))
+class Forest:
+    """Sets of documents that are linked, as trees; `parent` keeps the order in which they first occur."""
 
+    def __init__(self) -> None:
+        self.parent: dict[str, str] = {}
 
-def read_pairs(path: Path) -> Iterator[Pair]:
-    """Pairs of a file that `find_duplicates` wrote."""
-    for number, line in _numbered(path):
-        try:
-            ((main, others),) = json.loads(line).items()
-            yield from ((main, other, float(likeness)) for entry in others for other, likeness in entry.items())
-        except (ValueError, AttributeError, TypeError) as err:
-            raise MtError(f"{path}:{number}", f"is no line of duplicates ({err})", '{"id": [{"id": 0.9}]}') from None
+    def link(self, a: str, b: str) -> bool:
+        """Join the sets of two documents; whether they were two."""
+        first, second = self._root(a), self._root(b)
+        self.parent[second] = first
+        return first != second
 
+    def recall(self, line: bytes) -> None:
+        """Link the two of a line of the file of links."""
+        self.link(*json.loads(line))
 
-def groups(pairs: Iterable[tuple[str, str]]) -> list[list[str]]:
-    """Connected sets of more than one, and their members, in the order in which they first occur."""
-    parent: dict[str, str] = {}
+    def groups(self) -> list[list[str]]:
+        """Sets of more than one, and their members, in the order in which they first occur."""
+        members: dict[str, list[str]] = {}
+        for name in self.parent:
+            members.setdefault(self._root(name), []).append(name)
+        return [group for group in members.values() if len(group) > 1]
 
-    def root(name: str) -> str:
+    def _root(self, name: str) -> str:
+        parent = self.parent
         parent.setdefault(name, name)
         while parent[name] != name:
             parent[name] = name = parent[parent[name]]
         return name
 
-    for a, b in pairs:
-        first, second = root(a), root(b)
-        parent[second] = first
-    members: dict[str, list[str]] = {}
-    for name in parent:
-        members.setdefault(root(name), []).append(name)
-    return [group for group in members.values() if len(group) > 1]
+
+def _linked(forest: Forest, threshold: float, chunk: Chunk) -> Produced:
+    links = [(a, b) for a, b, likeness in _pairs(chunk) if likeness >= threshold and forest.link(a, b)]
+    return Produced(b"".join(map(to_line, links)), Counter(links=len(links)))
+
+
+def _written(groups: Sequence[list[str]], start: int) -> Produced:
+    """Some of the groups from a number on."""
+    some = groups[start : start + GROUPS_AT_ONCE]
+    data = b"".join(to_line({str(number): members}) for number, members in enumerate(some, start))
+    return Produced(data, Counter(groups=len(some), documents=sum(map(len, some))))
+
+
+def _pairs(chunk: Chunk) -> Iterator[Pair]:
+    """Pairs of some lines that `find_duplicates` wrote."""
+    for number, line in enumerate(chunk.lines, start=chunk.first):
+        try:
+            ((main, others),) = json.loads(line).items()
+            yield from ((main, other, float(likeness)) for entry in others for other, likeness in entry.items())
+        except (ValueError, AttributeError, TypeError) as err:
+            where = f"{chunk.path}:{number}"
+            raise MtError(where, f"is no line of duplicates ({err})", '{"id": [{"id": 0.9}]}') from None
 
 
 def remove_duplicates(

@@ -78,6 +78,6 @@ def read_record(line: bytes, keys: Sequence[str], where: str, on_error: OnError 
     return json.loads(line)
 
 
-def to_line(record: Record) -> bytes:
-    """A record as a line of UTF-8; characters are written as they are."""
+def to_line(record: Record | Sequence[str]) -> bytes:
+    """A record, or a list of names, as a line of UTF-8; characters are written as they are."""
     return json.dumps(record, ensure_ascii=False).encode() + b"\n"

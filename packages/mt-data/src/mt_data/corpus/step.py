@@ -40,8 +40,6 @@ class Step:
     """Every file that it reads."""
     options: Mapping[str, object] = field(default_factory=dict)
     workers: int = 1
-    resumable: bool = True
-    """False for a quick step that remembers what it saw: killed, it begins again."""
 
     @property
     def part(self) -> Path:
@@ -83,10 +81,17 @@ class State:
     counts: Mapping[str, int] = field(default_factory=dict)
 
 
-def run_step(step: Step, items: Iterable[Item], produce: Callable[[Item], Produced]) -> dict[str, int]:
+def run_step(
+    step: Step,
+    items: Iterable[Item],
+    produce: Callable[[Item], Produced],
+    *,
+    recall: Callable[[bytes], object] | None = None,
+) -> dict[str, int]:
     """Run `produce` over the items, in order, and return the counts of all of them.
 
-    The items must come in the same order every time. With several workers `produce` must be picklable.
+    The items must come in the same order every time. With several workers `produce` must be picklable. Where it
+    remembers what it saw, `recall` gets every line of the output that a run which was stopped left, before it goes on.
     """
     key = step.key()
     done = _read(step.report, key)
@@ -96,8 +101,10 @@ def run_step(step: Step, items: Iterable[Item], produce: Callable[[Item], Produc
     step.output.parent.mkdir(parents=True, exist_ok=True)
     with disk_errors(step.output):
         state = _resume(step, key)
-        with step.part.open("r+b" if state.items else "wb") as part:
+        with step.part.open("r+b" if state.items else "w+b") as part:
             part.truncate(state.bytes)
+            for line in part if recall else ():
+                recall(line.removesuffix(b"\n"))  # pyright: ignore[reportOptionalCall] - there are no lines without
             part.seek(state.bytes)
             state = _work(step, part, state, islice(items, state.items, None), produce)
         step.report.unlink(missing_ok=True)
@@ -145,7 +152,7 @@ def _commit(step: Step, part: IO[bytes], state: State) -> None:
 
 def _resume(step: Step, key: str) -> State:
     state = _read(step.journal, key)
-    if state is None or not step.resumable or not step.part.exists() or step.part.stat().st_size < state.bytes:
+    if state is None or not step.part.exists() or step.part.stat().st_size < state.bytes:
         return State(key)
     return state
 

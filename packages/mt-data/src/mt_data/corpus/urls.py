@@ -4,7 +4,6 @@ import hashlib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from mt_core.errors import MtError
@@ -65,22 +64,33 @@ def filter_urls(inputs: Iterable[Path], blacklist: Path, output: Path) -> dict[s
     """Write the URLs that pass, one a line, in the order in which they first occur."""
     inputs = tuple(inputs)
     check_inputs(inputs)
-    step = Step("blacklist-urls", output, (*inputs, blacklist), resumable=False)
     chunks = (chunk for path in inputs for chunk in read_chunks(path))
-    return run_step(step, chunks, partial(_filter, read_blacklist(blacklist), set()))
+    kept = _Kept(read_blacklist(blacklist))
+    return run_step(Step("blacklist-urls", output, (*inputs, blacklist)), chunks, kept.filter, recall=kept.remember)
 
 
-def _filter(blacklist: Blacklist, seen: set[bytes], chunk: Chunk) -> Produced:
-    """The URLs of a chunk that pass; `seen` has 16 bytes for each before it, however long that is."""
-    produced, kept = Produced(), []
-    for url in (line.decode(errors="replace").strip() for line in chunk.lines):
-        outcome = verdict(url, blacklist)
-        digest = hashlib.blake2b(url.encode(), digest_size=16).digest()
-        if outcome == "kept" and digest in seen:
-            outcome = "seen before"
-        elif outcome == "kept":
-            seen.add(digest)
-            kept.append(url)
-        produced.counts.update(("urls", outcome))
-    produced.data = "".join(f"{url}\n" for url in kept).encode()
-    return produced
+class _Kept:
+    """The URLs that were kept: 16 bytes of each, however long it is."""
+
+    def __init__(self, blacklist: Blacklist) -> None:
+        self._blacklist = blacklist
+        self._seen: set[bytes] = set()
+
+    def remember(self, url: bytes) -> bool:
+        """Whether a URL is new; from now on it is not."""
+        before = len(self._seen)
+        self._seen.add(hashlib.blake2b(url, digest_size=16).digest())
+        return len(self._seen) > before
+
+    def filter(self, chunk: Chunk) -> Produced:
+        """The URLs of a chunk that pass."""
+        produced, kept = Produced(), []
+        for url in (line.decode(errors="replace").strip() for line in chunk.lines):
+            outcome = verdict(url, self._blacklist)
+            if outcome == "kept" and not self.remember(url.encode()):
+                outcome = "seen before"
+            if outcome == "kept":
+                kept.append(url)
+            produced.counts.update(("urls", outcome))
+        produced.data = "".join(f"{url}\n" for url in kept).encode()
+        return produced

@@ -18,11 +18,21 @@ from mt_data.splits import options
 COUNT, LONGEST = 100_000, 4096
 
 
+def mock_lengths() -> np.ndarray:
+    """Tokens of every sequence."""
+    return np.random.default_rng(0).integers(1, LONGEST, size=COUNT, dtype=np.int32)
+
+
+def mock_splits() -> tuple[range, range, range]:
+    """Sequences of each split: a third."""
+    return split_ranges("1,1,1", COUNT)
+
+
 class MockSequences:
     """Sequences 1, 2, 3, …, modulo the vocabulary, each with an end of document; the lengths are random."""
 
     def __init__(self, *, eod: int, vocab_size: int) -> None:
-        self.lengths = np.random.default_rng(0).integers(1, LONGEST, size=COUNT, dtype=np.int32)
+        self.lengths = mock_lengths()
         self._eod, self._vocab_size = eod, vocab_size
 
     def get(self, index: int, offset: int = 0, length: int | None = None) -> np.ndarray:
@@ -44,7 +54,7 @@ def build_splits(
     tokenizer, cache = build(config.tokenizer), IndexCache(cache_dir, builder)
     sequences, chosen = MockSequences(eod=tokenizer.eod, vocab_size=tokenizer.vocab_size), options(config)
     datasets: list[Dataset | None] = []
-    for elements, wanted in zip(split_ranges("1,1,1", COUNT), samples, strict=True):
+    for elements, wanted in zip(mock_splits(), samples, strict=True):
         request = Request(elements, wanted, config.seq_length, seed)
         datasets.append(None if wanted == 0 else gpt_dataset(sequences, request, cache, chosen))
     return Splits(*datasets)

@@ -114,9 +114,7 @@ def build_splits(
         if wanted == 0 or (wanted is None and not documents):
             datasets.append(None)
             continue
-        minimum = 1 if config.one_sentence_documents else 2
-        gathering = Gathering(config.seq_length - SPECIAL, minimum, 0.0, seed, wanted)
-        blocks = _blocks(reader, titles, documents, gathering, cache)
+        blocks = _blocks(reader, titles, documents, gathering(config, seed, wanted), cache)
         if wanted and not len(blocks.mapping):
             found = f"is empty: {len(documents)} documents, split {config.split!r}, give no block"
             raise MtError(f"the {name} split of {reader.prefix}", found, f"more documents, or no {name} samples")
@@ -124,11 +122,21 @@ def build_splits(
     return Splits(*datasets)
 
 
+def gathering(config: ICTData, seed: int, wanted: Wanted) -> Gathering:
+    """How sentences become so many blocks."""
+    return Gathering(config.seq_length - SPECIAL, 1 if config.one_sentence_documents else 2, 0.0, seed, wanted)
+
+
+def title_lengths(titles: IndexedReader | None, documents: range) -> np.ndarray:
+    """Tokens of the documents' titles."""
+    return np.asarray(titles.lengths)[documents.start : documents.stop] if titles else np.zeros(len(documents), int)
+
+
 def _blocks(
     reader: IndexedReader, titles: IndexedReader | None, documents: range, gathering: Gathering, cache: IndexCache
 ) -> Blocks:
     bounds = np.asarray(reader.documents[documents.start : documents.stop + 1])
-    lengths = np.asarray(titles.lengths)[documents.start : documents.stop] if titles else np.zeros(len(documents), int)
+    lengths = title_lengths(titles, documents)
     key = content_key("blocks", repr(gathering), reader.lengths, bounds, lengths)
     sentences = Sentences(np.asarray(reader.lengths), bounds)
     (mapping,) = cache.arrays(key, ("mapping",), lambda: {"mapping": block_mapping(sentences, lengths, gathering)})

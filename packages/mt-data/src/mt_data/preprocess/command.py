@@ -12,79 +12,81 @@ from mt_data.config import TokenizerConfig
 from mt_data.options import print_rows, with_tokenizer
 
 if TYPE_CHECKING:
+    from mt_data.preprocess.job import Job
     from mt_data.preprocess.report import Report
-    from mt_data.preprocess.run import Job
+    from mt_data.preprocess.sentences import Splitting
 
 BYTES_WORTH_A_WORKER = 4 << 20
 
 
-def default_workers(inputs: list[Path]) -> int:
-    """A process for every few megabytes, as starting one takes as long as tokenizing that; no more than cores."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    size = sum(path.stat().st_size for path in inputs if path.is_file())
-    return max(1, min(cores, size // BYTES_WORTH_A_WORKER))
+Inputs = Annotated[
+    list[Path],
+    typer.Option(
+        "--input", help="Files, directories or quoted globs: .jsonl .json .ndjson .parquet .txt; .gz .zst .bz2."
+    ),
+]
+OutputPrefix = Annotated[str, typer.Option(help="Output is PREFIX_KEY_document.bin and .idx.")]
+JsonKeys = Annotated[list[str], typer.Option(help="Keys to take; each gets its own files.")]
+InputFormats = Annotated[
+    Literal["auto", "jsonl", "parquet", "text"], typer.Option(help="What the files are; auto: by their names.")
+]
+TextDocuments = Annotated[
+    Literal["file", "line"], typer.Option(help="A document of a text file: all of it, or each line.")
+]
+AppendEod = Annotated[bool, typer.Option("--append-eod", help="End each document with the end token.")]
+SplitSentences = Annotated[
+    bool, typer.Option("--split-sentences", help="Make every sentence a sequence, for BERT, T5 and ICT.")
+]
+KeepNewlines = Annotated[bool, typer.Option("--keep-newlines", help="Leave the white space after a sentence with it.")]
+Language = Annotated[str, typer.Option(help="Language of the sentences.")]
+Workers = Annotated[
+    int | None,
+    typer.Option(min=1, help="Processes that tokenize; by default as many as the input and cores are worth."),
+]
+Partitions = Annotated[
+    int, typer.Option(min=1, help="Deal documents out to so many parts and join these: Megatron's order.")
+]
+KeepSequential = Annotated[
+    bool, typer.Option("--keep-sequential-samples", help="Keep the order of the input whatever the partitions.")
+]
+Shard = Annotated[str, typer.Option(help="I/N: only part I (from 0) of N, for job arrays; then mt data merge.")]
+Engines = Annotated[Literal["local", "ray"], typer.Option(help="Where the workers run.")]
+OnBadLine = Annotated[Literal["stop", "skip"], typer.Option(help="At a line that is not a document with the keys.")]
+MaxLine = Annotated[float, typer.Option(min=0, help="Longest line or text file in MiB; longer is an error.")]
+LogInterval = Annotated[
+    int | None,
+    typer.Option(min=1, help="Documents between lines of progress; by default a bar, or a line every 10 s."),
+]
 
 
 @with_tokenizer
 def preprocess(
-    input: Annotated[
-        list[Path],
-        typer.Option(
-            "--input", help="Files, directories or quoted globs: .jsonl .json .ndjson .parquet .txt; .gz .zst .bz2."
-        ),
-    ],
-    output_prefix: Annotated[str, typer.Option(help="Output is PREFIX_KEY_document.bin and .idx.")],
-    json_keys: Annotated[list[str], typer.Option(help="Keys to take; each gets its own files.")] = ["text"],  # noqa: B006
-    input_format: Annotated[
-        Literal["auto", "jsonl", "parquet", "text"], typer.Option(help="What the files are; auto: by their names.")
-    ] = "auto",
-    text_documents: Annotated[
-        Literal["file", "line"], typer.Option(help="A document of a text file: all of it, or each line.")
-    ] = "file",
+    input: Inputs,
+    output_prefix: OutputPrefix,
+    json_keys: JsonKeys = ["text"],  # noqa: B006
+    input_format: InputFormats = "auto",
+    text_documents: TextDocuments = "file",
     tokenizer: TokenizerConfig | None = None,
-    append_eod: Annotated[bool, typer.Option("--append-eod", help="End each document with the end token.")] = False,
-    split_sentences: Annotated[
-        bool, typer.Option("--split-sentences", help="Make every sentence a sequence, for BERT, T5 and ICT.")
-    ] = False,
-    keep_newlines: Annotated[
-        bool, typer.Option("--keep-newlines", help="Leave the white space after a sentence with it.")
-    ] = False,
-    lang: Annotated[str, typer.Option(help="Language of the sentences.")] = "english",
-    workers: Annotated[
-        int | None,
-        typer.Option(min=1, help="Processes that tokenize; by default as many as the input and cores are worth."),
-    ] = None,
-    partitions: Annotated[
-        int, typer.Option(min=1, help="Deal documents out to so many parts and join these: Megatron's order.")
-    ] = 1,
-    keep_sequential_samples: Annotated[
-        bool, typer.Option("--keep-sequential-samples", help="Keep the order of the input whatever the partitions.")
-    ] = False,
-    shard: Annotated[
-        str, typer.Option(help="I/N: only part I (from 0) of N, for job arrays; then mt data merge.")
-    ] = "0/1",
-    engine: Annotated[Literal["local", "ray"], typer.Option(help="Where the workers run.")] = "local",
-    on_error: Annotated[
-        Literal["stop", "skip"], typer.Option(help="At a line that is not a document with the keys.")
-    ] = "stop",
-    max_line_mb: Annotated[
-        float, typer.Option(min=0, help="Longest line or text file in MiB; longer is an error.")
-    ] = 32,
-    log_interval: Annotated[
-        int | None,
-        typer.Option(min=1, help="Documents between lines of progress; by default a bar, or a line every 10 s."),
-    ] = None,
+    append_eod: AppendEod = False,
+    split_sentences: SplitSentences = False,
+    keep_newlines: KeepNewlines = False,
+    lang: Language = "english",
+    workers: Workers = None,
+    partitions: Partitions = 1,
+    keep_sequential_samples: KeepSequential = False,
+    shard: Shard = "0/1",
+    engine: Engines = "local",
+    on_error: OnBadLine = "stop",
+    max_line_mb: MaxLine = 32,
+    log_interval: LogInterval = None,
 ) -> None:
     """Tokenize texts into .bin/.idx files, byte for byte as Megatron does; run again, a stopped job goes on."""
     from mt_data.preprocess.encode import Encoding
     from mt_data.preprocess.inputs import find_inputs
-    from mt_data.preprocess.run import Job
+    from mt_data.preprocess.job import Job
     from mt_data.preprocess.run import preprocess as run
-    from mt_data.preprocess.sentences import choose_splitter
 
-    if keep_newlines and not split_sentences:
-        raise MtError("--keep-newlines", "has no meaning without --split-sentences", "give both, or neither")
-    splitting = choose_splitter(lang, keep_newlines=keep_newlines) if split_sentences else None
+    splitting = _splitting(lang, split_sentences, keep_newlines=keep_newlines)
     found = [Path(file.path) for file in find_inputs(input, input_format)]
     job = Job(
         inputs=tuple(input),
@@ -101,6 +103,21 @@ def preprocess(
         log_interval=log_interval,
     )
     print_report(job, run(job))
+
+
+def _splitting(language: str, wanted: bool, *, keep_newlines: bool) -> "Splitting | None":
+    from mt_data.preprocess.sentences import choose_splitter
+
+    if keep_newlines and not wanted:
+        raise MtError("--keep-newlines", "has no meaning without --split-sentences", "give both, or neither")
+    return choose_splitter(language, keep_newlines=keep_newlines) if wanted else None
+
+
+def default_workers(inputs: list[Path]) -> int:
+    """A process for every few megabytes, as starting one takes as long as tokenizing that; no more than cores."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    size = sum(path.stat().st_size for path in inputs if path.is_file())
+    return max(1, min(cores, size // BYTES_WORTH_A_WORKER))
 
 
 def parse_shard(text: str) -> tuple[int, int]:

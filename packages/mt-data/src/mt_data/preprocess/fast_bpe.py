@@ -14,7 +14,7 @@ from tokenizers import models
 
 from mt_core.types import Tokenizer
 from mt_data.config import TokenizerConfig
-from mt_data.tokenizers.gpt2_bpe import END_OF_TEXT, GPT2BPETokenizer, read_merges, read_vocabulary
+from mt_data.tokenizers.gpt2_bpe import END_OF_TEXT, GPT2BPETokenizer, byte_letters, read_merges, read_vocabulary
 
 PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
 LONG_SPACE = 1 << 16
@@ -52,7 +52,7 @@ def _encode(text: str, ordinary: Callable[[str], list[int]], tokenizer: Tokenize
 def equivalent(vocabulary: Mapping[str, int], merges: Sequence[tuple[str, str]]) -> bool:
     """Whether tiktoken gives the same ids for every text; the argument is at the top of this file."""
     merged = [left + right for left, right in merges]
-    if len(set(merged)) < len(merged) or set(merged) | byte_alphabet().keys() | {END_OF_TEXT} != vocabulary.keys():
+    if len(set(merged)) < len(merged) or {*merged, *byte_letters(), END_OF_TEXT} != vocabulary.keys():
         return False
     ids = [vocabulary[token] for token in merged]
     parts_first = all(
@@ -69,16 +69,9 @@ def equivalent(vocabulary: Mapping[str, int], merges: Sequence[tuple[str, str]])
 
 def byte_ranks(vocabulary: Mapping[str, int]) -> dict[bytes, int]:
     """Bytes of every token but the end of document, and its id."""
-    alphabet = byte_alphabet()
+    alphabet = {letter: byte for byte, letter in enumerate(byte_letters())}
     return {
         bytes(alphabet[character] for character in token): number
         for token, number in vocabulary.items()
         if token != END_OF_TEXT
     }
-
-
-def byte_alphabet() -> dict[str, int]:
-    """GPT-2's spelling of bytes: printable Latin-1 stands for itself, the others for the characters from 256 on."""
-    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + at): byte for at, byte in enumerate(others)}

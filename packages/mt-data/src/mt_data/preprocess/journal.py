@@ -10,6 +10,7 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -83,6 +84,11 @@ class Journal:
         self.close()
         self._path.unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def remove_empty(self) -> None:
+        """Remove the folder if there is nothing in it: it was made, and the run stopped before it had hold of it."""
+        with suppress(OSError):
+            self.folder.rmdir()
 
     @property
     def held(self) -> bool:

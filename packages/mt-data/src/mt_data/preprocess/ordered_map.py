@@ -4,11 +4,13 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from types import FrameType
 from typing import Generic, TypeVar
 
 from mt_core.errors import MtError
@@ -104,12 +106,24 @@ def _has_result(future: "Future[Result]") -> bool:
 
 @contextmanager
 def _interrupts_wait() -> Iterator[None]:
-    """Hold Ctrl-C back while a worker may be started: it inherits that, and only this process hears the key."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    """Hold Ctrl-C back while a worker may be started, so that none is left half started.
+
+    The mask is for the workers: they inherit it, and only this process hears the key. Here another thread, such as
+    numpy's, may still take the signal, whose handler then runs in this one: so that waits too.
+    """
+    heard: list[tuple[int, FrameType | None]] = []
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    handler = signal.getsignal(signal.SIGINT) if threading.current_thread() is threading.main_thread() else None
+    if handler is not None:
+        signal.signal(signal.SIGINT, lambda *call: heard.append(call))
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if handler is not None:
+            signal.signal(signal.SIGINT, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    if heard and callable(handler):
+        handler(*heard[0])
 
 
 def _begin_worker() -> None:

@@ -5,81 +5,37 @@ text puts it all on the disk and a mark into the journal. The output does not de
 was stopped and taken up again.
 """
 
-import hashlib
 import json
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from mt_core.errors import MtError, Problem, raise_if
+from mt_core.errors import MtError, raise_if
 from mt_core.files import atomic_file, disk_errors, sync_directory
 from mt_data.indexed.format import token_dtype
-from mt_data.preprocess.encode import EncodedPiece, Encoding, encode_piece, tokenizer_of
-from mt_data.preprocess.inputs import InputFile, InputFormat, find_inputs
+from mt_data.preprocess.cutting import cut_pieces, input_bytes
+from mt_data.preprocess.encode import EncodedPiece, encode_piece, tokenizer_of
+from mt_data.preprocess.inputs import InputFile, find_inputs
+from mt_data.preprocess.job import Engine, Job, job_key, job_problems
 from mt_data.preprocess.journal import Journal, Mark
 from mt_data.preprocess.ordered_map import ordered_map
 from mt_data.preprocess.parts import Parts
-from mt_data.preprocess.pieces import Cut, Position, cut_pieces, input_bytes
+from mt_data.preprocess.pieces import Position
 from mt_data.preprocess.ray_map import ray_map
 from mt_data.preprocess.report import Report
 from mt_data.preprocess.watch import watch
-from mt_data.tokenizers import fingerprint
 
-OnError = Literal["stop", "skip"]
-Engine = Literal["local", "ray"]
-LARGEST_TOKENIZER_FILE = 64 << 20
 MAPS: dict[Engine, Callable[..., Generator[Any, None, None]]] = {"local": ordered_map, "ray": ray_map}
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """What to preprocess, from where to where."""
-
-    inputs: tuple[Path, ...]
-    output_prefix: str
-    encoding: Encoding
-    workers: int = 1
-    on_error: OnError = "stop"
-    """At a line that is not a document: stop and write nothing, or leave the line out and count it."""
-    input_format: InputFormat = "auto"
-    text_documents: Literal["file", "line"] = "file"
-    max_line_mb: float = 32
-    """Longest line, or text file, in MiB."""
-    partitions: int = 1
-    """Deal the documents out to so many partitions in turn, and join these in order, as Megatron does."""
-    shard: tuple[int, int] = (0, 1)
-    """Only this part of the input, of so many."""
-    engine: Engine = "local"
-    log_interval: int | None = None
-    """Documents between lines of progress; None: a bar on a terminal, else a line every ten seconds."""
-    shard_bytes: int = 64 << 20
-    """Text between two marks in the journal: what a killed job has to do again."""
-
-    @property
-    def shard_prefix(self) -> str:
-        """The output prefix, with the part of the input if it is only one."""
-        part, parts = self.shard
-        return f"{self.output_prefix}_{part:0{len(str(parts))}}-of-{parts}" if parts > 1 else self.output_prefix
-
-    def prefix(self, key: str) -> str:
-        """Prefix of the pair that holds a key."""
-        return f"{self.shard_prefix}_{key}_{'sentence' if self.encoding.splitting else 'document'}"
-
-    @property
-    def cut(self) -> Cut:
-        """How the inputs are cut into pieces."""
-        return Cut(self.text_documents, self.shard, int(self.max_line_mb * 2**20), self.encoding.keys)
 
 
 def preprocess(job: Job) -> Report:
     """Run a job, or the rest of it. The pairs of all keys appear together at the end, each whole or not at all."""
-    raise_if(_problems(job))
+    raise_if(job_problems(job))
     files = find_inputs(job.inputs, job.input_format)
     dtype = token_dtype(tokenizer_of(job.encoding).vocab_size)  # built here first: a mistake shows before any work
     start = time.monotonic()
@@ -105,39 +61,6 @@ def preprocess(job: Job) -> Report:
     return report
 
 
-def _problems(job: Job) -> Iterator[Problem]:
-    keys, (part, parts) = job.encoding.keys, job.shard
-    if len(set(keys)) < len(keys):
-        yield Problem("--json-keys", f"names a key twice: {' '.join(keys)}", "each key once")
-    if job.partitions < 1:
-        yield Problem("--partitions", f"{job.partitions}", "1 or more")
-    if not 0 <= part < parts:
-        yield Problem("--shard", f"{part}/{parts}", f"0/{parts} to {parts - 1}/{parts}" if parts > 0 else "such as 0/4")
-    if parts > 1 and job.partitions > 1:
-        yield Problem("--partitions", "deals out documents of the whole input, --shard takes a part of it", "only one")
-
-
-def job_key(job: Job, files: list[InputFile]) -> dict[str, Any]:
-    """Everything that the output depends on; `on_error` is not in it, as finished shards are the same."""
-    encoding, config = job.encoding, job.encoding.tokenizer
-    return {
-        "version": version("mt-data"),
-        "inputs": hashlib.sha256(json.dumps([asdict(file) for file in files]).encode()).hexdigest(),
-        "tokenizer": [config.model_dump(mode="json"), fingerprint(tokenizer_of(encoding)), *_contents(config)],
-        "splitting": asdict(encoding.splitting) if encoding.splitting else None,
-        "options": [encoding.keys, encoding.append_eod, job.partitions, asdict(job.cut)],
-    }
-
-
-def _contents(config: Any) -> Iterator[str]:
-    """Hash of every file that a tokenizer is built from; larger ones in its directory are a model's weights."""
-    for value in config.model_dump(mode="json").values():
-        path = Path(value) if isinstance(value, str) else None
-        for file in sorted(path.iterdir()) if path and path.is_dir() else [path]:
-            if file and file.is_file() and file.stat().st_size < LARGEST_TOKENIZER_FILE:
-                yield hashlib.sha256(file.read_bytes()).hexdigest()
-
-
 @contextmanager
 def _kept_or_removed(journal: Journal) -> Iterator[Journal]:
     """After an error or an interrupt, leave for the next run what it can use, and nothing else."""
@@ -148,6 +71,8 @@ def _kept_or_removed(journal: Journal) -> Iterator[Journal]:
             print(f"{journal.folder}: keeps what is done; the same command goes on from there", file=sys.stderr)
         elif journal.held:
             journal.remove()
+        else:
+            journal.remove_empty()
         raise
     finally:
         journal.close()

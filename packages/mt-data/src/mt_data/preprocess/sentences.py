@@ -52,8 +52,9 @@ def choose_splitter(language: str = "english", *, keep_newlines: bool = False) -
             return Splitting("nltk punkt", version("nltk"), language, keep_newlines)
         import sentencex
     except ModuleNotFoundError as err:
+        library = str(err.name).partition(".")[0]
         raise MtError(
-            "--split-sentences", f"needs {err.name}, which is not installed", "pip install 'mt-data[sentences]'"
+            "--split-sentences", f"needs {library}, which is not installed", "pip install 'mt-data[sentences]'"
         ) from err
     del sentencex
     if language not in ISO_639_1:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from mt_core.config.sections import BatchConfig
 from mt_core.errors import MtError, Problem, raise_if
 
 SUFFIXES = {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
@@ -96,9 +97,17 @@ class Steps:
         return self.batches
 
 
+def batch_sizes(batch: BatchConfig) -> BatchSizes:
+    """What a configuration says: a constant batch, a ramp, or given sizes."""
+    if batch.rampup:
+        start, increment, samples = batch.rampup
+        return RampUp(start, increment, samples, batch.global_batch)
+    return parse_steps(batch.sizes) if batch.sizes else Constant(batch.global_batch)
+
+
 def parse_steps(text: str, *, seq_length: int | None = None) -> Steps:
     """`"0:64 10M:128"` as a schedule. Thresholds are samples or, with a sequence length, tokens."""
-    where = "batch.steps"
+    where = "batch.sizes"
     entries = [ENTRY.fullmatch(entry) for entry in text.replace(",", " ").split()]
     if not entries or None in entries:
         raise MtError(where, repr(text), GRAMMAR)
@@ -145,6 +154,16 @@ def count_steps(sizes: BatchSizes, train_samples: int) -> int:
         consumed += sizes.at(consumed)
         steps += 1
     return steps + max(0, train_samples - consumed) // sizes.sizes()[-1]
+
+
+def count_samples(sizes: BatchSizes, steps: int) -> int:
+    """Samples that so many steps take."""
+    if isinstance(sizes, Constant):
+        return steps * sizes.size
+    consumed = 0
+    for _ in range(steps):
+        consumed += sizes.at(consumed)
+    return consumed
 
 
 def _steps_until(sizes: Steps, train_samples: int) -> int:

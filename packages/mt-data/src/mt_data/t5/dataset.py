@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -126,10 +127,14 @@ def build_splits(
             made.append(_of_tokenizer(config))
         return T5Dataset(found, *made[0], hiding(config), config.seq_length, config.decoder_seq_length)
 
-    def gathering(wanted: Wanted) -> Gathering:
-        return Gathering(config.seq_length - SPECIAL, 1, config.short_seq_prob, seed, wanted)
+    return build_masked(
+        config, make, partial(gathering, config, seed), samples=samples, cache=IndexCache(cache_dir, builder)
+    )
 
-    return build_masked(config, make, gathering, samples=samples, cache=IndexCache(cache_dir, builder))
+
+def gathering(config: T5Data, seed: int, wanted: Wanted) -> Gathering:
+    """How sentences become so many samples."""
+    return Gathering(config.seq_length - SPECIAL, 1, config.short_seq_prob, seed, wanted)
 
 
 def _of_tokenizer(config: T5Data) -> tuple[Ids, Pieces]:

@@ -5,7 +5,6 @@ preprocessing puts an end of document, so a text cannot forge one (spec/data.md 
 """
 
 import json
-from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from mt_core.errors import MtError
 from mt_data.config import TokenizerConfig
+from mt_data.tokenizers.library import LibraryTokenizer
 from mt_data.tokenizers.saved import write_saved, write_text
-from mt_data.tokenizers.special import MaskingTokenizer
 
 END_OF_TEXT = "<|endoftext|>"
 TYPE = "GPT2BPETokenizer"
@@ -23,7 +22,7 @@ PRINTABLE = (range(33, 127), range(161, 173), range(174, 256))
 """Bytes that GPT-2 spells as the character of the same number; the others take characters from 256 on, in order."""
 
 
-class GPT2BPETokenizer(MaskingTokenizer):
+class GPT2BPETokenizer(LibraryTokenizer):
     """Byte-level BPE whose ids are GPT-2's for GPT-2's files."""
 
     type = TYPE
@@ -37,22 +36,6 @@ class GPT2BPETokenizer(MaskingTokenizer):
         self._tokenizer = byte_level_bpe(vocabulary, read_merges(self._merges_path), str(self._merges_path))
         self.vocab_size = max(vocabulary.values()) + 1
         self.eod = vocabulary[END_OF_TEXT]
-
-    def encode(self, text: str) -> list[int]:
-        """Token ids of a text."""
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
-
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """`encode` of each text, faster."""
-        return [e.ids for e in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of token ids; bytes that are not UTF-8 become U+FFFD."""
-        return self._tokenizer.decode(list(ids), skip_special_tokens=False)
-
-    def vocabulary(self) -> dict[str, int]:
-        """Token to id, in GPT-2's spelling of bytes."""
-        return self._tokenizer.get_vocab()
 
     def save(self, directory: Path) -> None:
         """Write vocab.json, merges.txt and what `transformers.AutoTokenizer` reads: tokenizer.json and its config."""

@@ -7,7 +7,7 @@ the other way round: BERT's files name no eos, Llama's no sep.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,8 @@ from tokenizers import Tokenizer
 
 from mt_core.errors import MtError
 from mt_data.config import TokenizerConfig
+from mt_data.tokenizers.library import LibraryTokenizer
 from mt_data.tokenizers.saved import write_saved, write_text
-from mt_data.tokenizers.special import MaskingTokenizer
 
 TYPE = "HuggingFaceTokenizer"
 TOKEN_FILES = ("tokenizer_config.json", "special_tokens_map.json")
@@ -28,7 +28,7 @@ EXTRA = ("additional_special_tokens", "extra_special_tokens")
 COMMON_ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", "[EOS]")
 
 
-class HuggingFaceTokenizer(MaskingTokenizer):
+class HuggingFaceTokenizer(LibraryTokenizer):
     """The tokenizer of a tokenizer.json; its end of document is the model's end-of-sequence token."""
 
     type = TYPE
@@ -44,22 +44,6 @@ class HuggingFaceTokenizer(MaskingTokenizer):
         self.special = find_roles(self._path.parent, vocabulary)
         self.eod = find_end(self._path.parent, vocabulary, self.special)
         self.additional_special_tokens_ids = find_extra(self._path.parent, vocabulary)
-
-    def encode(self, text: str) -> list[int]:
-        """Token ids of a text; adds no special tokens of its own."""
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
-
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """`encode` of each text, faster."""
-        return [e.ids for e in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of token ids, special tokens included."""
-        return self._tokenizer.decode(list(ids), skip_special_tokens=False)
-
-    def vocabulary(self) -> dict[str, int]:
-        """Token to id, added tokens included."""
-        return self._tokenizer.get_vocab(with_added_tokens=True)
 
     def save(self, directory: Path) -> None:
         """Write tokenizer.json as it was read, and a tokenizer_config.json that names the end of document."""

@@ -1,5 +1,6 @@
 """`mt data check`, `blend` and `plan`. Only `mt` imports this; heavy imports stand where they are used."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -81,26 +82,32 @@ def plan(
     preset: Annotated[str | None, typer.Option(help="Start from this preset.", autocompletion=_presets)] = None,
 ) -> None:
     """Show what a run will read before step 1: samples, tokens and epochs of every source."""
+    from mt_data.samplers.batch_size import batch_sizes
     from mt_data.tools.plan import plan_run
 
     planned = plan_run(files or (), overrides or (), preset)
     rows = [(split.name, *_row(drawn)) for split in planned.splits for drawn in split.drawn]
     print_table(("split", *DRAWN), rows, left=2)
-    steps, batch = planned.config.schedule.steps, planned.config.batch.global_batch
-    total = steps * planned.tokens_per_step
+    length, sizes = planned.config.data.seq_length, batch_sizes(planned.config.batch).sizes()
     print()
-    length = planned.config.data.seq_length
     print_rows(
         {
-            "step": f"{batch:,} samples × {length:,} tokens = {planned.tokens_per_step:,} tokens",
-            "run": f"{steps:,} steps, {steps * batch:,} samples, {total:,} tokens",
+            "step": f"{_span(sizes)} samples × {length:,} tokens = {_span([n * length for n in sizes])} tokens",
+            "run": f"{planned.config.schedule.steps:,} steps, {planned.samples:,} samples, "
+            f"{planned.samples * length:,} tokens",
         }
     )
 
 
+def _span(sizes: Sequence[int]) -> str:
+    """A constant as it is, others from the least to the most."""
+    return f"{sizes[0]:,}" if len(sizes) == 1 else f"{min(sizes):,} to {max(sizes):,}"
+
+
 def _row(drawn: "Drawn") -> tuple[str, ...]:
     source = drawn.source
-    return source.prefix, f"{drawn.share:.2%}", f"{source.tokens:,}", f"{drawn.samples:,}", f"{drawn.epochs:.3f}"
+    tokens = "unknown" if source.tokens is None else f"{source.tokens:,}"
+    return source.prefix, f"{drawn.share:.2%}", tokens, f"{drawn.samples:,}", f"{drawn.epochs:.3f}"
 
 
 def _words(path: Path | None) -> list[str]:

@@ -26,12 +26,21 @@ class Source:
     """A corpus, or the part of it that belongs to a split."""
 
     prefix: str
-    tokens: int
+    tokens: int | None
+    """None where only tokenizing it would tell."""
     weight: float | None = None
+    units: int | None = None
+    """Samples of one epoch, where they are not cut from a stream of tokens."""
 
     def holds(self, cut: Samples) -> int:
         """Samples of one epoch."""
-        return max(0, self.tokens - cut.extra) // cut.seq_length
+        if self.units is not None:
+            return self.units
+        return max(0, (self.tokens or 0) - cut.extra) // cut.seq_length
+
+    def epochs(self, samples: int, cut: Samples) -> float:
+        """How often so many samples read it."""
+        return samples / self.units if self.units is not None else samples * cut.seq_length / (self.tokens or 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +52,7 @@ class Drawn:
     """Of all samples."""
     samples: int
     epochs: float
-    """How often its tokens are read."""
+    """How often it is read."""
 
 
 def weighted_sources(paths: WeightedPaths, tokens: Sequence[int]) -> list[Source]:
@@ -54,14 +63,18 @@ def weighted_sources(paths: WeightedPaths, tokens: Sequence[int]) -> list[Source
 
 def split_tokens(reader: IndexedReader, split: str, number: int) -> int:
     """Tokens of the training (0), validation (1) or test (2) part of a corpus; an empty part is an `MtError`."""
-    part = split_ranges(split, len(reader))[number]
-    if not part:
-        raise MtError(
-            f"the {SPLITS[number]} split of {reader.prefix}",
-            f"is empty: {len(reader)} sequences, split {split!r}",
-            f"a larger share for {SPLITS[number]}",
-        )
+    part = split_part(
+        reader.prefix, split_ranges(split, len(reader)), number, f"{len(reader)} sequences, split {split!r}"
+    )
     return int(reader.lengths[part.start : part.stop].sum(dtype=np.int64))
+
+
+def split_part(prefix: str, parts: Sequence[range], number: int, what: str) -> range:
+    """One part of a corpus; an empty one is an `MtError`."""
+    if not parts[number]:
+        name = SPLITS[number]
+        raise MtError(f"the {name} split of {prefix}", f"is empty: {what}", f"a larger share for {name}")
+    return parts[number]
 
 
 def draw(sources: Sequence[Source], samples: int, cut: Samples) -> list[Drawn]:
@@ -70,11 +83,12 @@ def draw(sources: Sequence[Source], samples: int, cut: Samples) -> list[Drawn]:
     With weights, or from a single source, corpora are repeated as needed. Several without weights give at most one
     epoch together; to want more is an `MtError`, as it is when the run begins.
     """
-    if empty := [source for source in sources if not source.tokens]:
-        raise MtError(empty[0].prefix, "has no tokens to draw from", "leave it out, or give its split a larger share")
+    if empty := [source for source in sources if 0 in (source.tokens, source.units)]:
+        what = "tokens" if empty[0].tokens == 0 else "samples"
+        raise MtError(empty[0].prefix, f"has no {what} to draw from", "leave it out, or give its split a larger share")
     counts = _counts(sources, samples, cut)
     return [
-        Drawn(source, count / max(1, sum(counts)), count, count * cut.seq_length / source.tokens)
+        Drawn(source, count / max(1, sum(counts)), count, source.epochs(count, cut))
         for source, count in zip(sources, counts, strict=True)
     ]
 

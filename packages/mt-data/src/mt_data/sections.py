@@ -1,0 +1,73 @@
+"""Every kind of data section that is installed, and their union: the type of `[data]`. Imports neither torch nor numpy.
+
+A dataset of another package brings its own section: the function that its component names is annotated with it, as in
+`def build_splits(config: MyData, *, samples, seed, cache_dir, builder=True) -> Splits`. The module of that function is
+imported whenever a configuration is read, so what is slow to import stands inside the function.
+"""
+
+from collections.abc import Mapping
+from inspect import signature
+from typing import Annotated, Any, Union, get_type_hints
+
+from pydantic import BeforeValidator, Field
+
+from mt_core.errors import MtError
+from mt_core.plugins import Component, components, did_you_mean
+from mt_data.config import KINDS, Loading
+
+OWN: dict[str, type[Loading]] = {str(section.model_fields["kind"].default): section for section in KINDS}
+"""Sections of the kinds that mt-data builds itself, known without importing what builds them."""
+
+
+def data_kinds() -> dict[str, type[Loading]]:
+    """Kind and section, mt-data's own first. One that cannot be used is left out until somebody asks for it."""
+    others = {name: found for name, found in components("dataset").items() if name not in OWN}
+    return OWN | {name: section for name, found in others.items() if (section := _section_or_none(found))}
+
+
+def data_union() -> Any:
+    """The type of the data section: told apart by `kind`, which is "gpt" if it is not given."""
+    sections = tuple(data_kinds().values())
+    return Annotated[Union[sections], Field(discriminator="kind"), BeforeValidator(_known_kind)]  # noqa: UP007
+
+
+def section_of(dataset: Component) -> type[Loading]:
+    """The section that a dataset's function takes; `MtError` if it does not say so."""
+    build = dataset.load()
+    try:
+        first = next(iter(signature(build).parameters), "")
+        section = get_type_hints(build).get(first)
+    except (TypeError, ValueError, NameError):  # no function, or an annotation that names nothing
+        section = None
+    if not (isinstance(section, type) and issubclass(section, Loading) and _kind(section) == dataset.name):
+        raise MtError(
+            f"dataset {dataset.name!r}",
+            f"{dataset.target} does not say which section it reads",
+            f"annotate its first parameter with a subclass of mt_data.config.Loading that has "
+            f'kind: Literal["{dataset.name}"] = "{dataset.name}"',
+        )
+    return section
+
+
+def _kind(section: type[Loading]) -> Any:
+    return section.model_fields["kind"].default if "kind" in section.model_fields else None
+
+
+def _section_or_none(dataset: Component) -> type[Loading] | None:
+    try:
+        return section_of(dataset)
+    except Exception:  # somebody else's dataset must not take `mt` down; `_known_kind` says what is wrong with it
+        return None
+
+
+def _known_kind(values: Any) -> Any:
+    """A section without `kind` is "gpt"; an unknown kind is told with the nearest, a broken one with its reason."""
+    if not isinstance(values, Mapping):
+        return values
+    kind = str(values.get("kind", "gpt"))
+    if kind not in OWN:
+        known = components("dataset")
+        if kind not in known:
+            raise ValueError(f"unknown kind {kind!r}; {did_you_mean(kind, [*OWN, *(set(known) - OWN.keys())])}")
+        section_of(known[kind])
+    return {"kind": kind, **values}
