@@ -4,10 +4,11 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch.distributed.checkpoint import state_dict_loader
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
-from mt_core.checkpoint import native, parts
+from mt_core.checkpoint import native
 from mt_core.errors import MtError
 
 TENSORS = {
@@ -42,15 +43,6 @@ def test_pytorch_s_distributed_checkpoint_reads_it(step):
     assert all(torch.equal(into[n], t) for n, t in TENSORS.items())
 
 
-def test_large_parts_are_cut_into_files(tmp_path, monkeypatch):
-    monkeypatch.setattr(parts, "SHARD_BYTES", 16)
-    parts.write_part(tmp_path / "model", TENSORS.items())
-    assert len(list((tmp_path / "model").iterdir())) == 2
-    into = {name: torch.zeros_like(t) for name, t in TENSORS.items()}
-    parts.load_part(tmp_path / "model", into)
-    assert all(torch.equal(into[n], t) for n, t in TENSORS.items())
-
-
 def test_a_run_directory_resolves_to_its_latest_committed_step(step):
     later = native.step_directory(step.parent, 9)
     native.write(later, {"model": TENSORS.items()}, {"step": 9})
@@ -82,10 +74,16 @@ def test_missing_and_truncated_shards_are_all_named(step):
     assert "vocab.json: missing" in str(caught.value)
 
 
+def test_a_step_whose_meta_is_lost_is_refused(step):
+    (step / native.META).unlink()
+    with pytest.raises(MtError, match=r"meta.json: missing; restore it, or use another step"):
+        dict(native.stream(step))
+
+
 def test_meta_that_is_damaged_or_newer_is_refused(step):
     meta = json.loads((step / native.META).read_text())
     (step / native.META).write_text(json.dumps(meta | {"format": 99}))
-    with pytest.raises(MtError, match="format 99; this version reads format 1"):
+    with pytest.raises(MtError, match="format 99; this version reads formats 1 and 2: update mt"):
         native.read_meta(step)
     (step / native.META).write_text("{")
     with pytest.raises(MtError, match="not JSON"):
@@ -113,19 +111,41 @@ def test_a_tensor_that_fails_midway_leaves_no_step(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_other_names_and_shapes_are_all_told(step):
-    into = {"a.weight": torch.zeros(3, 2), "b": torch.zeros(()), "d": torch.zeros(1)}
-    with pytest.raises(MtError) as caught:
-        parts.load_part(step / "model", into)
-    for expected in ("d missing", "c unexpected", "a.weight has shape [2, 3], expected [3, 2]"):
-        assert expected in str(caught.value)
-
-
 def test_pruning_keeps_the_newest(step):
     for number in (8, 9):
         native.write(native.step_directory(step.parent, number), {"model": TENSORS.items()}, {"step": number})
     native.prune(step.parent, 2)
     assert [p.name for p in native.steps(step.parent)] == ["step-00000008", "step-00000009"]
+
+
+def test_a_step_that_is_read_is_not_pruned(step):
+    native.write(native.step_directory(step.parent, 8), {"model": TENSORS.items()}, {"step": 8})
+    read = native.stream(step)
+    next(read)
+    native.prune(step.parent, 1)
+    assert step in native.steps(step.parent)
+    assert len(list(read)) == len(TENSORS) - 1
+    native.prune(step.parent, 1)
+    assert step not in native.steps(step.parent)
+
+
+def test_a_step_that_was_pruned_before_it_is_read_is_told(step):
+    (step / native.COMMITTED).unlink()
+    with pytest.raises(MtError, match="step-00000007: is no longer there: it was pruned; use a later step"):
+        dict(native.stream(step))
+
+
+def test_a_checkpoint_of_format_1_is_read(tmp_path):
+    step = native.step_directory(tmp_path, 3)
+    (step / "model").mkdir(parents=True)
+    shard = step / "model" / "shard-00001.safetensors"
+    record = {name: {"saved_offsets": [0] * tensor.dim()} for name, tensor in TENSORS.items()}
+    save_file(TENSORS, shard, {"format": "pt", "DCP_VERSION": "1.0", "DCP_SHARDING_INFO": json.dumps(record)})
+    files = {"model/shard-00001.safetensors": shard.stat().st_size}
+    (step / native.META).write_text(json.dumps({"format": 1, "step": 3, "files": files}))
+    (step / native.COMMITTED).touch()
+    found = dict(native.stream(native.resolve(tmp_path)))
+    assert all(torch.equal(found[n], t) for n, t in TENSORS.items())
 
 
 def test_a_full_disk_leaves_the_last_checkpoint_and_one_clear_line(small_disk):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mt_ckpt.sources import INDEX, SINGLE
-from mt_core.checkpoint.parts import write_safetensors
+from mt_core.checkpoint.tensor_files import write_safetensors
 
 SHARD_BYTES = 5 * 10**9
 """Largest file; also bounds the memory of a streamed write."""

@@ -6,20 +6,21 @@ A step directory is self-contained. What has no COMMITTED mark does not exist fo
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from importlib.metadata import version
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from mt_core.checkpoint.parts import stream_part, write_part
+from mt_core.checkpoint import locks
+from mt_core.checkpoint.parts import stream_part
+from mt_core.checkpoint.protocol import COMMITTED, FORMAT, META
+from mt_core.checkpoint.writing import TOKENIZER, write
 from mt_core.errors import MtError, Problem, raise_if
-from mt_core.files import atomic_directory, atomic_file, disk_errors
+from mt_core.files import disk_errors
 
-FORMAT = 1
-COMMITTED, META, TOKENIZER = "COMMITTED", "meta.json", "tokenizer"
-
-Parts = Mapping[str, Iterable[tuple[str, Tensor]]]
+READABLE_FORMATS = (1, FORMAT)
+"""Format 1 had other names of files: `shard-00001.safetensors`, all written by one rank."""
 
 
 def step_directory(run: Path, step: int) -> Path:
@@ -40,28 +41,9 @@ def resolve(path: Path) -> Path:
         raise MtError(str(path), "has no COMMITTED mark: its writing was interrupted", "use an earlier step")
     if committed := steps(path):
         return committed[-1]
-    unfinished = sorted(p.name for p in path.glob("step-*"))
+    unfinished = sorted(p.name for pattern in ("step-*", ".step-*") for p in path.glob(pattern))
     found = f"no committed checkpoint (unfinished: {', '.join(unfinished)})" if unfinished else "no checkpoint"
     raise MtError(str(path), found, "give a run directory, or a step directory with a COMMITTED mark")
-
-
-def write(path: Path, parts: Parts, meta: Mapping[str, Any], tokenizer_files: Sequence[Path] = ()) -> None:
-    """Write a step directory, whole or not at all; replaces one that was never committed."""
-    if path.exists() and not (path / COMMITTED).exists():
-        shutil.rmtree(path)
-    with atomic_directory(path) as temporary:
-        for part, tensors in parts.items():
-            write_part(temporary / part, tensors)
-        if tokenizer_files:
-            (temporary / TOKENIZER).mkdir()
-            for file in tokenizer_files:
-                shutil.copy(file, temporary / TOKENIZER / file.name)
-        files = {str(f.relative_to(temporary)): f.stat().st_size for f in sorted(temporary.rglob("*")) if f.is_file()}
-        versions = {"torch": version("torch"), "mt-core": version("mt-core")}
-        document = {"format": FORMAT, **meta, "versions": versions, "files": files}
-        (temporary / META).write_text(json.dumps(document, indent=2) + "\n")
-    with atomic_file(path / COMMITTED) as mark:
-        mark.write(b"")
 
 
 def write_model(
@@ -79,10 +61,13 @@ def read_meta(step: Path) -> dict[str, Any]:
     """meta.json, after checking that every file it lists is there with its size."""
     try:
         meta = json.loads((step / META).read_text())
+    except FileNotFoundError as err:
+        raise MtError(str(step / META), "missing", "restore it, or use another step") from err
     except ValueError as err:
         raise MtError(str(step / META), f"not JSON ({err})", "use another step") from err
-    if meta["format"] != FORMAT:
-        raise MtError(str(step / META), f"format {meta['format']}", f"this version reads format {FORMAT}: update mt")
+    if meta["format"] not in READABLE_FORMATS:
+        formats = " and ".join(map(str, READABLE_FORMATS))
+        raise MtError(str(step / META), f"format {meta['format']}", f"this version reads formats {formats}: update mt")
     raise_if(_damaged(step, meta["files"]))
     return meta
 
@@ -96,10 +81,16 @@ def _damaged(step: Path, files: Mapping[str, int]) -> Iterator[Problem]:
             yield Problem(str(file), f"{file.stat().st_size} bytes", f"it was written with {size}: use another step")
 
 
+def reading(step: Path) -> AbstractContextManager[None]:
+    """While the block runs, `prune` leaves this step alone, in this process or another."""
+    return locks.reading(step / COMMITTED)
+
+
 def stream(step: Path, part: str = "model") -> Iterator[tuple[str, Tensor]]:
     """Canonical names and tensors of a part, one at a time, memory-mapped; damaged checkpoints are refused."""
-    read_meta(step)
-    yield from stream_part(step / part)
+    with reading(step):
+        read_meta(step)
+        yield from stream_part(step / part)
 
 
 def tokenizer_files(step: Path) -> list[Path]:
@@ -108,8 +99,13 @@ def tokenizer_files(step: Path) -> list[Path]:
 
 
 def prune(run: Path, keep: int) -> None:
-    """Delete all but the newest `keep` committed steps; the mark goes first, so a half-deleted step is never read."""
+    """Delete all but the newest `keep` committed steps, save those that someone reads.
+
+    The mark goes first, so a half-deleted step is never read; one that is being written has none yet.
+    """
     with disk_errors(run):
         for path in steps(run)[:-keep]:
-            (path / COMMITTED).unlink()
-            shutil.rmtree(path)
+            with locks.alone(path / COMMITTED) as unread:
+                if unread:
+                    (path / COMMITTED).unlink()
+                    shutil.rmtree(path)
