@@ -1,55 +1,36 @@
-"""Starting ranks, and joining them: the only module that reads the launcher's environment variables."""
+"""Joining the other ranks and leaving them, both with a limit: missing ranks are named, nobody waits for ever."""
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+import traceback
+from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore, Store
 
 from mt_core.errors import MtError
-from mt_core.parallel.axis import Axis
+from mt_core.parallel.meeting import leave, meet, open_store
+from mt_core.supervision.environment import Place, launched, place
+from mt_core.supervision.exit_codes import EXIT_LOST_RANK, RankFailure
+from mt_core.supervision.heartbeat import Heart
+from mt_core.supervision.watch import supervised
 
-
-def launched() -> bool:
-    """Whether torchrun, srun with its variables, or `mt train --nproc` started this process as one of several."""
-    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+COLLECTIVE_MARGIN_S = 30.0
+"""Collectives give up this much after a stall: first every rank says where it is."""
 
 
 def local_ranks() -> int:
     """Ranks of this run on this machine."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if launched() else 1
+    return place().local_ranks
 
 
 def rank_label() -> str:
     """ " [rank 3]" in a launched process, else ""."""
-    return f" [rank {os.environ['RANK']}]" if launched() else ""
-
-
-def launch(arguments: Sequence[str], processes: int) -> int:
-    """Run `python ARGUMENTS` as `processes` ranks on this machine; the exit status of the first that failed, or 0."""
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=processes,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        run_id=f"mt-{os.getpid()}",
-        max_restarts=0,
-        monitor_interval=0.1,
-    )
-    try:
-        elastic_launch(config, sys.executable)(*arguments)
-    except ChildFailedError as err:
-        return err.get_first_failure()[1].exitcode
-    except SignalException as err:
-        return 128 + int(err.sigval)
-    return 0
+    return place().label if launched() else ""
 
 
 def pick_device(wanted: str) -> torch.device:
@@ -58,21 +39,68 @@ def pick_device(wanted: str) -> torch.device:
         raise MtError("runtime.device", "'cuda', but no GPU is available here", "allowed: auto, cpu")
     if wanted == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    return torch.device("cuda", gpu_index(place().local_rank, torch.cuda.device_count()))
+
+
+def gpu_index(local_rank: int, visible: int) -> int:
+    """This rank's GPU among those it sees: its own number, or the only one where the launcher shows it just that."""
+    if visible == 1:
+        return 0
+    if local_rank >= visible:
+        found = f"rank {local_rank} of this machine has none: {visible} are visible"
+        raise MtError("GPU", found, f"start at most {visible} ranks a machine, or set runtime.device=cpu")
+    return local_rank
 
 
 @contextmanager
-def data_axis(device: torch.device) -> Iterator[Axis]:
-    """The axis of all launched ranks; joined on entry, left on exit. One process alone needs no group."""
-    if not launched() or os.environ["WORLD_SIZE"] == "1":
-        yield Axis("data")
-        return
+def joined(device: torch.device, run_dir: Path, stall_timeout: float) -> Iterator[Heart]:
+    """This process's heart, watched, with all ranks connected on entry and parted on exit.
+
+    One rank alone needs no group. Raises `RankFailure` naming the ranks that did not come within `stall_timeout`
+    seconds, or saying that one was lost.
+    """
+    here = place()
+    with supervised(run_dir, here, stall_timeout) as heart:
+        if here.ranks == 1:
+            yield heart
+            return
+        heart.beat(0, "join")
+        store = open_store(here, stall_timeout)
+        meeting = meet(store, here, stall_timeout)
+        _init_group(PrefixStore(meeting, store), here, device, stall_timeout)
+        heart.beat(0, "start")
+        with lost_ranks():
+            yield heart
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+        heart.beat(heart.step, "done")
+        leave(store, meeting, here)  # no rank tears its connections down while another still uses them
+        dist.destroy_process_group()  # not after an error: it could wait for ranks that are gone
+
+
+def _init_group(store: Store, here: Place, device: torch.device, stall_timeout: float) -> None:
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, device_id=device if device.type == "cuda" else None)
+    with lost_ranks():
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+            store=store,
+            rank=here.rank,
+            world_size=here.ranks,
+            timeout=timedelta(seconds=stall_timeout + COLLECTIVE_MARGIN_S),
+            device_id=device if device.type == "cuda" else None,
+        )
+
+
+@contextmanager
+def lost_ranks() -> Iterator[None]:
+    """Tell a broken connection from other errors: its cause is another rank's end, and that rank says why."""
     try:
-        yield Axis("data", dist.get_rank(), dist.get_world_size(), dist.group.WORLD)
-        dist.barrier()  # no rank tears its connections down while another still uses them
-    finally:
-        dist.destroy_process_group()
+        yield
+    except RuntimeError as err:
+        if not (isinstance(err, dist.DistError) or "gloo/transport" in str(err)):
+            raise
+        frame = next(f for f in reversed(traceback.extract_tb(sys.exc_info()[2])) if f"{os.sep}mt_" in f.filename)
+        where = f"{os.path.basename(frame.filename)}:{frame.lineno}"
+        reason = str(err).splitlines()[0]
+        raise RankFailure(f"lost another rank in {frame.name} ({where}): {reason}", EXIT_LOST_RANK) from err
