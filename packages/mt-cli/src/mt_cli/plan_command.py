@@ -1,0 +1,71 @@
+"""`mt plan`: what a run would need and take on N GPUs, before there are any."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mt_cli.completion import preset_names
+
+
+def plan(
+    gpus: Annotated[int, typer.Option(min=1, help="GPUs to plan for; tensor × context × data must make as many.")],
+    files: Annotated[
+        list[Path] | None, typer.Argument(help="TOML files; later ones override earlier ones.", show_default=False)
+    ] = None,
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="Override one: section.field=value.")] = None,
+    preset: Annotated[str | None, typer.Option(help="Start from this preset.", autocompletion=preset_names)] = None,
+    profile: Annotated[
+        str, typer.Option(help="Kind of GPU: a name, or a FILE.toml of measured rates.")
+    ] = "nvidia-h200",
+    memory_gib: Annotated[
+        float | None, typer.Option(min=0.1, help="Memory of one GPU, instead of the profile's.")
+    ] = None,
+    svg: Annotated[Path | None, typer.Option(help="Write memory.svg and timeline.svg into this directory.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    explain: Annotated[bool, typer.Option("--explain", help="List every item and all assumptions.")] = False,
+) -> None:
+    """Predict memory, communication and step time of a run on GPUs that need not be there."""
+    from mt_cli.plan_report import as_values, lines
+    from mt_cli.run_config import load_run_config
+    from mt_core.planning.advice import ranks_that_fit, what_fits
+    from mt_core.planning.plan import plan as make_plan
+    from mt_core.planning.profile import read_profile
+
+    config = _at_full_batch(
+        load_run_config(files or [], overrides or [], preset, rules=False)
+    )  # data need not be there
+    kind = read_profile(profile)
+    if memory_gib is not None:
+        kind = kind.model_copy(update={"memory_gib": memory_gib})
+    made = make_plan(config, gpus, kind)
+    advice = [] if made.fits else what_fits(config, made.layout, kind, ranks=gpus)
+    more = None if made.fits or advice else ranks_that_fit(config, made.layout, kind)
+    if svg is not None:
+        _draw(svg, made, f"{gpus} × {kind.name}")
+    if as_json:
+        print(json.dumps(as_values(config, made, kind, advice, more), indent=2))
+    else:
+        print("\n".join(lines(config, made, kind, advice, more, explain=explain)))
+
+
+def _at_full_batch(config: Any) -> Any:
+    """A batch that grows, at its largest."""
+    from mt_data.samplers.batch_size import parse_steps
+
+    if not config.batch.sizes:
+        return config
+    full = {"global_batch": parse_steps(config.batch.sizes).sizes()[-1], "sizes": None}
+    return config.model_copy(update={"batch": config.batch.model_copy(update=full)})
+
+
+def _draw(folder: Path, made: Any, title: str) -> None:
+    from mt_core.files import atomic_file, disk_errors
+    from mt_core.planning.pictures import memory_svg, timeline_svg
+
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    for name, draw in (("memory.svg", memory_svg), ("timeline.svg", timeline_svg)):
+        with atomic_file(folder / name, "w") as file:
+            file.write(draw(made, title))

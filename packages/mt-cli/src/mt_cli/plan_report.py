@@ -1,0 +1,168 @@
+"""What `mt plan` prints: tables for people, plain values for machines."""
+
+from collections.abc import Iterator, Sequence
+from math import prod
+from typing import Any
+
+from mt_core.planning.advice import Advice
+from mt_core.planning.communication import Transfer
+from mt_core.planning.memory import GIB, by_category
+from mt_core.planning.nearest import describe
+from mt_core.planning.plan import ASSUMPTIONS, Plan
+from mt_core.planning.profile import Profile
+
+More = tuple[int, Advice] | None
+"""A larger number of GPUs on which something fits, and what."""
+
+
+def lines(
+    config: Any, plan: Plan, profile: Profile, advice: Sequence[Advice], more: More, *, explain: bool
+) -> Iterator[str]:  # fmt: skip
+    """The whole report."""
+    yield from _head(config, plan, profile)
+    yield from _memory(plan, explain=explain)
+    if not plan.fits:
+        yield from _advice(plan, advice, more)
+    yield from _communication(plan, profile)
+    yield from _step(config, plan, profile)
+    yield from _explanation(profile) if explain else ["", "--explain lists every item and all assumptions"]
+
+
+def _head(config: Any, plan: Plan, profile: Profile) -> Iterator[str]:
+    layout, dims = plan.layout, plan.layout.dims
+    parameters = sum(map(prod, config.model.canonical_shapes().values()))
+    yield f"model      {parameters:,} parameters, {config.model.layers} layers, {config.precision.dtype}"
+    yield f"layout     {describe(layout)} = {dims.ranks} {profile.name}; {_sharding(plan)}; {_recompute(plan)}"
+    batch, length = config.batch.global_batch, config.data.seq_length
+    ranks = f"{dims.data} data rank{'s' if dims.data > 1 else ''}"
+    yield f"batch      {batch} × {length:,} tokens = {plan.micro_batches} × {layout.micro_batch} on {ranks}"
+
+
+def _sharding(plan: Plan) -> str:
+    layout = plan.layout
+    if layout.sharding == "replicate":
+        return "replicate"
+    return f"{layout.sharding} over {layout.sharers}" + (f", {layout.replicas} copies" if layout.replicas > 1 else "")
+
+
+def _recompute(plan: Plan) -> str:
+    recompute = plan.layout.recompute
+    told = f"{recompute.granularity} recompute" if recompute.granularity != "none" else "no recompute"
+    return f"{told}, {recompute.method} {recompute.layers}" if recompute.granularity == "full" else told
+
+
+def _memory(plan: Plan, *, explain: bool) -> Iterator[str]:
+    yield f"\n{'memory of one GPU':<36}{'GiB':>10}"
+    for category, size in by_category(plan.items).items():
+        yield f"  {category:<34}{size / GIB:>10.2f}"
+        if explain:
+            yield from (
+                f"    {item.what:<32}{item.size / GIB:>10.2f}" for item in plan.items if item.category == category
+            )
+    left = (plan.capacity - plan.total) / GIB
+    verdict = f"fits, {left:.1f} left" if plan.fits else f"does not fit, {-left:.1f} too much"
+    yield f"  {'total':<34}{plan.total / GIB:>10.2f} of {plan.capacity / GIB:.1f}: {verdict}"
+
+
+def _advice(plan: Plan, advice: Sequence[Advice], more: More) -> Iterator[str]:
+    ranks = plan.layout.dims.ranks
+    found, heading = list(advice), f"what fits on {ranks}"
+    if not found and more:
+        found, heading = [more[1]], f"nothing near it fits; but on {more[0]}"
+    if not found:
+        yield f"\nnothing near it fits, on {ranks} or many times as many GPUs"
+        return
+    yield f"\n{heading:<36}{'GiB':>10}{'ms a step':>12}"
+    for one in found:
+        words = " ".join(f"--set {change}" for group in one.changes for change in group)
+        yield f"{'':<36}{one.plan.total / GIB:>10.2f}{one.plan.step.seconds * 1e3:>12,.1f}  {words}"
+
+
+def _times(plan: Plan, transfer: Transfer) -> int:
+    """How often a step does it."""
+    return plan.micro_batches if transfer.phase in ("forward", "backward") else 1
+
+
+def _communication(plan: Plan, profile: Profile) -> Iterator[str]:
+    if not plan.transfers:
+        yield "\nno communication"
+        return
+    yield f"\n{'communication of one GPU in a step':<36}{'calls':>7}{'MB each':>9}{'GB sent':>10}{'ms':>9}  of"
+    for transfer in plan.transfers:
+        times = _times(plan, transfer)
+        name = f"{transfer.axis} {transfer.collective}"
+        numbers = f"{transfer.calls * times:>7.0f}{transfer.size / 1e6:>9.1f}{transfer.sent * times / 1e9:>10.2f}"
+        beside = f" (beside {transfer.hidden})" if transfer.hidden else ""
+        yield f"  {name:<34}{numbers}{transfer.seconds(profile) * times * 1e3:>9.1f}  {transfer.what}{beside}"
+
+
+def _step(config: Any, plan: Plan, profile: Profile) -> Iterator[str]:
+    seconds = plan.step.seconds
+    yield f"\n{'step':<36}{'ms':>10}{'%':>8}"
+    for name, part in plan.step.parts.items():
+        yield f"  {name:<34}{part * 1e3:>10.1f}{part / seconds * 100:>8.1f}"
+    speed = _speed(config, plan, profile)
+    yield f"  {'total':<34}{seconds * 1e3:>10.1f}"
+    yield (
+        f"  {speed['tokens_per_s_per_gpu']:,.0f} tokens/s and {speed['tflops_per_gpu']:.0f} TFLOP/s a GPU, "
+        f"{speed['share_of_peak'] * 100:.1f}% of {profile.peak_tflops:.0f}"
+    )
+
+
+def _speed(config: Any, plan: Plan, profile: Profile) -> dict[str, float]:
+    tokens = config.batch.global_batch * config.data.seq_length / plan.step.seconds / plan.layout.dims.ranks
+    tflops = tokens * config.model.flops_per_token(config.data.seq_length) / 1e12
+    return {
+        "tokens_per_s_per_gpu": tokens,
+        "tflops_per_gpu": tflops,
+        "share_of_peak": tflops / profile.peak_tflops,
+    }
+
+
+def _explanation(profile: Profile) -> Iterator[str]:
+    yield "\nassumptions"
+    yield from (f"  {assumption}" for assumption in ASSUMPTIONS)
+    yield f"  Of profile {profile.name}, assumed and not measured: {', '.join(profile.assumed) or 'nothing'}."
+
+
+def as_values(config: Any, plan: Plan, profile: Profile, advice: Sequence[Advice], more: More) -> dict[str, Any]:
+    """Everything in the report as plain values: bytes, seconds."""
+    layout, dims = plan.layout, plan.layout.dims
+    return {
+        "layout": {"tensor": dims.tensor, "context": dims.context, "data": dims.data, "sequence": layout.sequence}
+        | {"sharding": layout.sharding, "sharers": layout.sharers, "micro_batches": plan.micro_batches},
+        "memory": {
+            "fits": plan.fits,
+            "capacity": plan.capacity,
+            "total": plan.total,
+            "categories": by_category(plan.items),
+            "items": [{"category": i.category, "what": i.what, "bytes": i.size} for i in plan.items],
+        },
+        "communication": [_transfer_values(plan, transfer, profile) for transfer in plan.transfers],
+        "step": {"seconds": plan.step.seconds, "parts": plan.step.parts, **_speed(config, plan, profile)},
+        "advice": [_advice_values(one, dims.ranks) for one in advice]
+        + ([_advice_values(more[1], more[0])] if more else []),
+        "profile": profile.model_dump(mode="json"),
+        "assumptions": list(ASSUMPTIONS),
+    }
+
+
+def _transfer_values(plan: Plan, transfer: Transfer, profile: Profile) -> dict[str, Any]:
+    times = _times(plan, transfer)
+    return {
+        "axis": transfer.axis,
+        "ranks": transfer.ranks,
+        "collective": transfer.collective,
+        "what": transfer.what,
+        "phase": transfer.phase,
+        "calls": transfer.calls * times,
+        "bytes_each": transfer.size,
+        "bytes_sent": transfer.sent * times,
+        "seconds": transfer.seconds(profile) * times,
+        "beside": transfer.hidden,
+    }
+
+
+def _advice_values(advice: Advice, gpus: int) -> dict[str, Any]:
+    changes = [change for group in advice.changes for change in group]
+    return {"gpus": gpus, "set": changes, "bytes": advice.plan.total, "seconds": advice.plan.step.seconds}

@@ -1,0 +1,128 @@
+"""What autograd keeps of a forward pass, tensor by tensor (a test compares it with a real block's saved tensors).
+
+Counted for the layers as they are written, without torch.compile, which keeps less. Letters as in the model: D model
+size, F hidden features, H heads, G key/value groups, K head size, V vocabulary rows of a rank.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from mt_core.planning.layout import Layout
+from mt_core.planning.parameters import rank_vocabulary
+from mt_core.planning.precision import BYTES, state_bytes
+
+STATISTICS = {"rms": 1, "layer": 2}
+"""fp32 numbers a token that a norm keeps."""
+HIDDEN = {"relu": 1}
+"""Hidden features kept by a dense layer, in units of F; 2 for all but relu, whose result is all it keeps."""
+
+GRADIENTS = 4
+"""Gradients of hidden features that exist at once in a layer's backward pass, in units of F."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """One tensor that is kept for the backward pass of one layer and one micro-batch."""
+
+    name: str
+    size: float
+    """Bytes on this rank."""
+    core: bool = False
+    """Whether it lies inside the attention core, which selective recompute computes again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Activations:
+    """Bytes on one rank for one micro-batch."""
+
+    kept: float
+    """By all layers, when the forward pass ends."""
+    backward: float
+    """By the largest group of layers that is computed again, and by gradients, while a layer's backward pass runs."""
+    loss: float
+    """By the last norm, the logits and their gradient, at the turn from forward to backward."""
+
+
+def tokens_of(config: Any, layout: Layout) -> int:
+    """Tokens of one micro-batch on one context rank."""
+    return layout.micro_batch * config.data.seq_length // layout.dims.context
+
+
+def layer_kept(config: Any, layout: Layout) -> list[Kept]:
+    """Everything that one layer keeps without recompute."""
+    model, tokens, tensor = config.model, tokens_of(config, layout), layout.dims.tensor
+    a = BYTES[config.precision.dtype]
+    between = tokens * model.model_size * a / layout.sequence_parts
+    statistics = tokens * STATISTICS[model.norm.kind] * max(4, a) / layout.sequence_parts
+    return [
+        Kept("inputs of both norms", 2 * between),
+        Kept("statistics of both norms", 2 * statistics),
+        Kept("normalised inputs of qkv and up projection", 2 * between),
+        *_attention_kept(config, layout, tokens),
+        *_mlp_kept(model.mlp, tokens * model.mlp.size * a / tensor),
+    ]
+
+
+def _attention_kept(config: Any, layout: Layout, tokens: int) -> list[Kept]:
+    part, a, n = config.model.attention, BYTES[config.precision.dtype], layout.dims.context
+    head = tokens * part.head_size * a
+    H, G = part.heads / layout.dims.tensor, max(part.kv_groups / layout.dims.tensor, 1)
+    kept = [Kept("attention's result", H * head)]
+    match layout.exchange if n > 1 else part.core:
+        case "ring" | "eager":
+            kept.append(Kept("queries, keys, values", (H + 2 * G) * head))
+        case "all_gather":
+            kept.append(Kept("own queries, all keys and values", (H + 2 * G * n) * head))
+            kept.append(Kept("results of both pieces", H * head))
+        case "all_to_all":
+            kept.append(Kept("exchanged queries, keys, values", (H + 2 * G) * head))
+            kept.append(Kept("result before the exchange", H * head))
+        case _:  # values, and keys if they are not turned, are views of the product
+            kept.append(Kept("product of queries, keys, values", (H + 2 * G) * head))
+            if config.model.position.kind == "rope":
+                kept.append(Kept("turned queries and keys", (H + G) * head))
+            elif H > G:
+                kept.append(Kept("queries, made contiguous", H * head))
+    if part.core == "eager" and (n == 1 or layout.exchange != "ring"):
+        length = config.data.seq_length
+        weights = max(4, a) + (a if a < 4 or H > G else 0)  # the softmax, and itself narrow or laid out by group
+        return [*kept, Kept("softmax of all scores, mask", H * tokens * length * weights + length**2, core=True)]
+    return [*kept, Kept("log-sum-exp of the scores", H * tokens * 4, core=True)]
+
+
+def _mlp_kept(part: Any, features: float) -> list[Kept]:
+    if part.kind == "gated":
+        return [
+            Kept("gate and up", 2 * features),
+            Kept("activated gate", features),
+            Kept("input of the down projection", features),
+        ]
+    return [Kept("hidden features before and after activation", HIDDEN.get(part.activation, 2) * features)]
+
+
+def activations_of(config: Any, layout: Layout) -> Activations:
+    """Bytes of activations on one rank, with the layout's recompute."""
+    parts, layers = layer_kept(config, layout), config.model.layers
+    full, core = sum(part.size for part in parts), sum(part.size for part in parts if part.core)
+    a, tokens, method = BYTES[config.precision.dtype], tokens_of(config, layout), layout.recompute.method
+    between = tokens * config.model.model_size * a / layout.sequence_parts
+    gradients = GRADIENTS * tokens * config.model.mlp.size * a / layout.dims.tensor
+    size = min(layout.recompute.layers, layers)
+    match layout.recompute.granularity, method:
+        case "selective", _:
+            kept, again = layers * (full - core), core
+        case "full", "uniform":
+            kept, again = -(-layers // size) * between, size * full
+        case "full", _:  # the first layers are computed again, when all others' activations are gone
+            kept, again = size * between + (layers - size) * full, full if size == layers else 0.0
+        case _:
+            kept, again = layers * full, 0.0
+    return Activations(kept, again + gradients, 2 * between + _loss(config, layout))
+
+
+def _loss(config: Any, layout: Layout) -> float:
+    """Logits are whole. One rank: log-softmax, its gradient and the loss's; cut vocabulary: two and the narrow one."""
+    a, wide = BYTES[config.precision.dtype], state_bytes(config.precision).wide
+    tensor = layout.dims.tensor
+    each = 3 * wide if tensor == 1 else 2 * wide + (a if a < wide else 0)
+    return tokens_of(config, layout) * rank_vocabulary(config.model, tensor) * each

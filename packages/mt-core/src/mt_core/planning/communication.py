@@ -1,0 +1,172 @@
+"""What one GPU sends in one step: each collective with its size, how often, and what it hides behind.
+
+Bytes sent follow the ring algorithm: (n − 1) / n of the data for a gather, a scattered reduction or an exchange, twice
+that for an all-reduce. A collective's time is bytes sent ÷ the link's bus bandwidth, and a latency for each call.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from mt_core.planning.activations import tokens_of
+from mt_core.planning.layout import Layout
+from mt_core.planning.parameters import parameters_of
+from mt_core.planning.precision import BYTES, state_bytes
+from mt_core.planning.profile import Profile
+
+Phase = Literal["forward", "backward", "reduce", "gather"]
+"""In every micro-batch's forward or backward pass; once a step: after the last backward, before the first forward."""
+
+SENT = {
+    "all-gather": lambda n: (n - 1) / n,
+    "reduce-scatter": lambda n: (n - 1) / n,
+    "all-to-all": lambda n: (n - 1) / n,
+    "all-reduce": lambda n: 2 * (n - 1) / n,
+    "send": lambda n: 1.0,
+}
+"""Bytes that one of n ranks sends, per byte of the whole tensor."""
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """One kind of collective in a step."""
+
+    axis: str
+    ranks: int
+    collective: str
+    what: str
+    phase: Phase
+    calls: float
+    """In one micro-batch, or in the step for phases that come once."""
+    size: float
+    """Bytes of the whole tensor of one call."""
+    hidden: str = ""
+    """What it runs beside; empty if everything waits for it."""
+    span: int = 1
+    """Ranks from the first to the last of the axis, which tells whether it leaves a node."""
+
+    @property
+    def sent(self) -> float:
+        """Bytes that one GPU sends in one micro-batch, or once."""
+        return self.calls * self.size * SENT[self.collective](self.ranks)
+
+    def seconds(self, profile: Profile) -> float:
+        """Time of all `calls` if nothing else runs."""
+        rate = profile.link_gb_s if self.span <= profile.gpus_per_node else profile.network_gb_s
+        return self.sent / (rate * 1e9) + self.calls * profile.latency_us * 1e-6
+
+
+def micro_batches(config: Any, layout: Layout) -> int:
+    """Micro-batches of one rank in a step."""
+    return config.batch.global_batch // (layout.micro_batch * layout.dims.data)
+
+
+def transfers(config: Any, layout: Layout) -> list[Transfer]:
+    """Every collective of a step that carries more than a few numbers."""
+    return [*_tensor(config, layout), *_context(config, layout), *_data(config, layout)]
+
+
+def _tensor(config: Any, layout: Layout) -> Iterator[Transfer]:
+    dims, model, a = layout.dims, config.model, BYTES[config.precision.dtype]
+    if dims.tensor == 1:
+        return
+    size = tokens_of(config, layout) * model.model_size * a
+    layers, n = model.layers, dims.tensor
+    again = _layers_again(layout, layers)
+
+    def row(collective: str, what: str, phase: Phase, calls: float, hidden: str = "") -> Transfer:
+        return Transfer("tensor", n, collective, what, phase, calls, size, hidden, n)
+
+    if layout.sequence:
+        yield row("all-gather", "inputs of qkv and up projections, of the output layer", "forward", 2 * layers + 1)
+        yield row("reduce-scatter", "results of out and down projections, of the embedding", "forward", 2 * layers + 1)
+        if again:
+            yield row("all-gather", "inputs, computed again", "backward", 2 * again)
+            yield row("reduce-scatter", "results, computed again", "backward", 2 * again)
+        yield row("all-gather", "gradients of out and down projections, of the embedding", "backward", 2 * layers + 1)
+        yield row("all-gather", "inputs, for the weights' gradients", "backward", 2 * layers + 1, "matrix products")
+        yield row("reduce-scatter", "gradients of those inputs", "backward", 2 * layers + 1, "matrix products")
+        whole = state_bytes(config.precision).wide * parameters_of(model, n).whole
+        yield Transfer("tensor", n, "all-reduce", "gradients of norms and row biases", "reduce", 1, whole, span=n)
+    else:
+        yield row("all-reduce", "results of out and down projections, of the embedding", "forward", 2 * layers + 1)
+        if again:
+            yield row("all-reduce", "results, computed again", "backward", 2 * again)
+        yield row(
+            "all-reduce",
+            "gradients of qkv's, up's and the output's inputs",
+            "backward",
+            2 * layers + 1,
+            "matrix products",
+        )
+
+
+def _layers_again(layout: Layout, layers: int) -> int:
+    """Layers whose whole forward pass runs a second time."""
+    if layout.recompute.granularity != "full":
+        return 0
+    return layers if layout.recompute.method == "uniform" else min(layout.recompute.layers, layers)
+
+
+def _context(config: Any, layout: Layout) -> Iterator[Transfer]:
+    dims, part, layers = layout.dims, config.model.attention, config.model.layers
+    n = dims.context
+    if n == 1:
+        return
+    head = tokens_of(config, layout) * part.head_size * BYTES[config.precision.dtype]
+    keys = 2 * max(part.kv_groups / dims.tensor, 1) * head
+    heads = 2 * part.heads / dims.tensor * head
+    wide = state_bytes(config.precision).wide / BYTES[config.precision.dtype]
+    again = layers if layout.recompute.granularity == "selective" else _layers_again(layout, layers)
+
+    def row(collective: str, what: str, phase: Phase, calls: float, size: float, hidden: str = "") -> Transfer:
+        return Transfer("context", n, collective, what, phase, calls, size, hidden, n * dims.tensor)
+
+    match layout.exchange:
+        case "ring":
+            forward, core = "keys and values, around the ring", "attention core"
+            yield row("send", forward, "forward", (n - 1) * layers, keys, core)
+            yield row("send", f"{forward}, for backward", "backward", (n - 1) * (layers + again), keys, core)
+            yield row("send", "their gradients in fp32", "backward", n * layers, keys * wide, core)
+        case "all_gather":
+            yield row("all-gather", "keys and values", "forward", layers, n * keys)
+            if again:
+                yield row("all-gather", "keys and values, computed again", "backward", again, n * keys)
+            yield row("reduce-scatter", "their gradients in fp32", "backward", layers, n * keys * wide)
+        case _:
+            yield row("all-to-all", "queries, keys, values and results", "forward", layers, heads + keys)
+            if again:
+                yield row("all-to-all", "the same, computed again", "backward", again, heads + keys)
+            yield row("all-to-all", "their gradients", "backward", layers, heads + keys)
+
+
+def _data(config: Any, layout: Layout) -> Iterator[Transfer]:
+    dims, each = layout.dims, state_bytes(config.precision)
+    count = parameters_of(config.model, dims.tensor)
+    if dims.data * dims.context == 1:
+        return
+    reducing = "last backward pass" if layout.overlap_grad_reduce else ""
+    shared = {"n": layout.sharers, "span": layout.sharers * dims.tensor}
+    buckets = -(-count.total // layout.bucket_size)
+
+    def row(collective: str, what: str, phase: Phase, calls: float, size: float, hidden: str, *, n: int, span: int):
+        return Transfer("data", n, collective, what, phase, calls, size / calls, hidden, span)
+
+    if layout.sharding == "fsdp" and layout.sharers > 1:
+        units, weights = config.model.layers + 1, each.weight * count.total
+        yield row("all-gather", "weights", "forward", units, weights, "forward pass", **shared)
+        yield row(
+            "all-gather", "weights, for backward", "backward", units, each.weight * (count.total - count.ends),
+            "backward pass", **shared,
+        )  # fmt: skip
+        yield row("reduce-scatter", "gradients", "backward", units, each.wide * count.total, "backward pass", **shared)
+    elif layout.sharding == "zero1" and layout.sharers > 1:
+        yield row("reduce-scatter", "gradients", "reduce", buckets, each.gradient * count.total, reducing, **shared)
+        gathering = "first forward pass" if layout.overlap_param_gather else ""
+        yield row("all-gather", "updated weights", "gather", buckets, each.weight * count.total, gathering, **shared)
+    if layout.replicas > 1:
+        size = (each.wide if layout.sharding == "fsdp" else each.gradient) * count.total / layout.sharers
+        span = dims.data * dims.context * dims.tensor
+        what = "gradients" if layout.sharers == 1 else "parts of gradients, among copies"
+        reducing = "" if layout.sharding == "zero1" and layout.sharers > 1 else reducing  # its parts come too late
+        yield row("all-reduce", what, "reduce", buckets, size, reducing, n=layout.replicas, span=span)

@@ -1,0 +1,133 @@
+"""Time of one GPU's arithmetic in a step: matrix products, attention, and kernels bound by memory.
+
+A matrix product takes its FLOPs over the profile's rate; every other kernel, the bytes it reads and writes over the
+copy rate. Kernels' own start-up, and the lower rate of small matrices, are left out: a small model is slower than this.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from mt_core.planning.activations import tokens_of
+from mt_core.planning.layout import Layout
+from mt_core.planning.parameters import parameters_of, rank_vocabulary
+from mt_core.planning.precision import BYTES, state_bytes
+from mt_core.planning.profile import Profile
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """Elements read and written for each token by one layer's kernels that are no matrix product."""
+
+    model: int
+    """In units of the model size: norms and residual sums."""
+    turned: int
+    """In units of queries and keys: rotary positions."""
+    gated: int
+    """In units of the hidden features of a gated layer: its activation and product."""
+    dense: int
+    """The same for a dense layer."""
+
+
+TRAFFIC = {
+    (True, "forward"): Traffic(8, 2, 3, 2),  # norm and sum in one kernel: two in, two out, twice; one in, one out; …
+    (True, "backward"): Traffic(8, 2, 5, 3),
+    (False, "forward"): Traffic(10, 9, 5, 2),  # each function by itself
+    (False, "backward"): Traffic(12, 9, 13, 3),
+}
+"""By whether blocks are compiled."""
+LOGITS = 40
+"""Bytes read and written for each fp32 logit by the loss and its gradient, logits whole."""
+OPTIMIZER = 40
+"""Bytes for each fp32 weight: norm 4, clipping 8, clearing 4, and 28 in and out of Adam."""
+
+
+@dataclass(frozen=True, slots=True)
+class Compute:
+    """Seconds."""
+
+    products: float
+    """Matrix products of one micro-batch's forward pass; backward takes twice that."""
+    attention_forward: float
+    attention_backward: float
+    """The attention core."""
+    kernels_forward: float
+    kernels_backward: float
+    """Norms, activations, sums, positions."""
+    again: float
+    """What recompute repeats in one micro-batch."""
+    loss: float
+    """From logits to their gradient, in one micro-batch."""
+    accumulate: float
+    """Adding one micro-batch's gradients to the sum."""
+    optimizer: float
+    """Once a step."""
+
+    @property
+    def forward(self) -> float:
+        """One micro-batch's forward pass."""
+        return self.products + self.attention_forward + self.kernels_forward + self.loss / 2
+
+    @property
+    def backward(self) -> float:
+        """One micro-batch's backward pass."""
+        return (
+            2 * self.products + self.attention_backward + self.kernels_backward
+            + self.again + self.loss / 2 + self.accumulate
+        )  # fmt: skip
+
+
+def compute(config: Any, layout: Layout, profile: Profile) -> Compute:
+    """The arithmetic of one GPU."""
+    model, length, tokens = config.model, config.data.seq_length, tokens_of(config, layout)
+    rates, copy, tensor = profile.rates_of(config.precision.dtype), profile.copy_tb_s * 1e12, layout.dims.tensor
+    third = tokens / tensor / 3 / 1e12  # a third of a token's FLOPs is forward, on each tensor rank
+    matrices = model.flops_per_token(0)
+    core = third * (model.flops_per_token(length) - matrices)
+    products, output = third * matrices / rates.gemm, third * 6 * model.vocab_size * model.model_size / rates.gemm
+    forward, core_forward = _kernels(config, layout, "forward") / copy, core / rates.attention_forward
+    again = {
+        "none": 0.0,
+        "selective": core_forward,
+        "full": (products - output + core_forward + forward) * _share_again(config, layout),
+    }[layout.recompute.granularity]
+    return Compute(
+        products=products,
+        attention_forward=core_forward,
+        attention_backward=2 * core / rates.attention_backward,
+        kernels_forward=forward,
+        kernels_backward=_kernels(config, layout, "backward") / copy,
+        again=again,
+        loss=tokens * rank_vocabulary(model, tensor) * LOGITS * (state_bytes(config.precision).wide / 4) / copy,
+        accumulate=_accumulate(config, layout) / copy,
+        optimizer=_optimizer(config, layout) / copy,
+    )
+
+
+def _share_again(config: Any, layout: Layout) -> float:
+    """Part of the layers whose forward pass runs twice."""
+    if layout.recompute.method == "uniform":
+        return 1.0
+    return min(layout.recompute.layers / config.model.layers, 1.0)
+
+
+def _kernels(config: Any, layout: Layout, phase: str) -> float:
+    """Bytes moved by all layers for one micro-batch."""
+    model, tensor, each = config.model, layout.dims.tensor, TRAFFIC[config.runtime.compile, phase]
+    part = model.attention
+    turned = (part.heads + part.kv_groups) * part.head_size / tensor if model.position.kind == "rope" else 0
+    elements = each.model * model.model_size / layout.sequence_parts + each.turned * turned
+    elements += (each.gated if model.mlp.kind == "gated" else each.dense) * model.mlp.size / tensor
+    return elements * tokens_of(config, layout) * model.layers * BYTES[config.precision.dtype]
+
+
+def _accumulate(config: Any, layout: Layout) -> float:
+    """A gradient read, the sum read and written."""
+    each, count = state_bytes(config.precision), parameters_of(config.model, layout.dims.tensor).total
+    if layout.sharding == "fsdp":
+        return (2 * each.weight + each.wide) * count  # widened for the reduction
+    return (each.weight + 2 * each.gradient) * count
+
+
+def _optimizer(config: Any, layout: Layout) -> float:
+    each, count = state_bytes(config.precision), parameters_of(config.model, layout.dims.tensor).total
+    return (OPTIMIZER * each.wide / 4 + each.weight) * count / layout.sharers

@@ -1,0 +1,102 @@
+"""Memory of one GPU by category. All ranks are alike: no axis so far gives one rank more than another.
+
+A step has two high points, and the higher one counts: the turn from forward to backward, where all activations and the
+logits exist, and a layer's backward pass, where a group of layers may have been computed again.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from mt_core.planning.activations import activations_of, tokens_of
+from mt_core.planning.layout import Layout
+from mt_core.planning.parameters import parameters_of
+from mt_core.planning.precision import BYTES, state_bytes
+from mt_core.planning.profile import Profile
+
+GIB = 2**30
+Category = Literal[
+    "weights", "gradients", "master weights", "moments", "activations", "logits", "recompute", "buffers", "reserved"
+]
+CATEGORIES: tuple[Category, ...] = get_args(Category)
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A part of the memory."""
+
+    category: Category
+    what: str
+    size: float
+    """Bytes."""
+
+
+def memory(config: Any, layout: Layout, profile: Profile) -> list[Item]:
+    """What one GPU holds at the highest point of a step, largest categories of the state first."""
+    items = [*_state(config, layout), *_working(config, layout), *_buffers(config, layout)]
+    reserved = Item("reserved", "CUDA, NCCL, libraries (estimate)", profile.reserved_gib * GIB)
+    return [item for item in (*items, reserved) if item.size]
+
+
+def total(items: list[Item]) -> float:
+    """Bytes of all items."""
+    return sum(item.size for item in items)
+
+
+def by_category(items: list[Item]) -> dict[Category, float]:
+    """Bytes of each category that occurs, in the order of `CATEGORIES`."""
+    sums: dict[Category, float] = {}
+    for category in CATEGORIES:
+        if size := sum(item.size for item in items if item.category == category):
+            sums[category] = size
+    return sums
+
+
+def _state(config: Any, layout: Layout) -> list[Item]:
+    """Parameters and what the optimizer keeps: 18, 20 or 16 bytes each (precision.py), parts of it shared."""
+    each, count = state_bytes(config.precision), parameters_of(config.model, layout.dims.tensor)
+    shared = count.total / layout.sharers
+    optimizer = [
+        Item("gradients", "fp32 copies for the optimizer", each.wide_gradient * shared),
+        Item("master weights", "weights that are updated", each.master * shared),
+        Item("moments", "Adam's two moments", each.moments * shared),
+    ]
+    if layout.sharding != "fsdp":
+        return [
+            Item("weights", "weights", each.weight * count.total),
+            Item("gradients", "sums over micro-batches", each.gradient * count.total),
+            *optimizer,
+        ]
+    return [
+        Item("weights", "outside the layers, gathered", each.weight * count.ends),
+        Item("weights", "one layer gathered, one fetched", 2 * each.weight * count.block),
+        Item("gradients", "this rank's part", each.wide * shared),
+        Item("gradients", "of one layer, before reduction", (each.weight + each.wide) * count.block),
+        Item("master weights", "this rank's part of the weights", each.wide * shared),
+        Item("moments", "Adam's two moments", each.moments * shared),
+    ]
+
+
+def _working(config: Any, layout: Layout) -> list[Item]:
+    found = activations_of(config, layout)
+    kept = Item("activations", "kept for the backward pass", found.kept)
+    if found.loss >= found.backward:
+        return [kept, Item("logits", "logits and gradients, whole", found.loss)]
+    return [kept, Item("recompute", "layers computed again, gradients", found.backward)]
+
+
+def _buffers(config: Any, layout: Layout) -> list[Item]:
+    each, count = state_bytes(config.precision), parameters_of(config.model, layout.dims.tensor)
+    dims, a = layout.dims, BYTES[config.precision.dtype]
+    whole = tokens_of(config, layout) * config.model.model_size * a
+    attention = config.model.attention
+    keys = 2 * tokens_of(config, layout) * max(attention.kv_groups / dims.tensor, 1) * attention.head_size * a
+    keys *= {"ring": 2, "all_gather": dims.context, "all_to_all": 1}[layout.exchange]
+    return [
+        Item(
+            "buffers",
+            "largest gradient, not yet added",
+            each.weight * count.largest if layout.sharding != "fsdp" else 0,
+        ),
+        Item("buffers", "gathered sequence, its gradient", 2 * whole if layout.sequence else 0),
+        Item("buffers", "keys, values of other ranks", keys if dims.context > 1 else 0),
+    ]

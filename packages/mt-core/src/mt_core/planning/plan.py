@@ -1,0 +1,67 @@
+"""A whole plan: what one GPU holds, sends and takes, and what would make it fit if it does not."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from mt_core.errors import raise_if
+from mt_core.planning import memory as memory_of
+from mt_core.planning.communication import Transfer, micro_batches, transfers
+from mt_core.planning.layout import Layout, layout_of, problems
+from mt_core.planning.memory import Item
+from mt_core.planning.nearest import nearest_problem
+from mt_core.planning.profile import Profile
+from mt_core.planning.step_time import StepTime, step_time
+
+ASSUMPTIONS = (
+    "Adam with fp32 moments; other optimizers hold other state.",
+    "Activations as the layers save them without torch.compile; a fused attention core keeps no scores.",
+    "Logits exist whole, with their gradient; the vocabulary of a rank is padded to vocab_divisor × tensor.",
+    "Reserved memory is an estimate, and the allocator's fragmentation is not counted: leave a few percent free.",
+    "FSDP holds two layers whole, and what lies outside the layers; it gathers and reduces in every micro-batch.",
+    "Collectives send what a ring algorithm sends; hidden ones take no processors from arithmetic.",
+    "Kernels run at the profile's rates whatever their size; small models and narrow shards are slower.",
+    "Loading data, logging, checkpoints and evaluation take no time.",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a layout means on one kind of GPU."""
+
+    layout: Layout
+    items: list[Item]
+    transfers: list[Transfer]
+    step: StepTime
+    micro_batches: int
+    capacity: float
+    """Bytes of one GPU."""
+
+    @property
+    def total(self) -> float:
+        """Bytes that one GPU needs."""
+        return memory_of.total(self.items)
+
+    @property
+    def fits(self) -> bool:
+        """Whether that is there."""
+        return self.total <= self.capacity
+
+
+def plan(config: Any, ranks: int, profile: Profile) -> Plan:
+    """The plan of a configuration on a number of GPUs; an impossible layout is an `MtError` with the nearest others."""
+    if found := list(problems(config, ranks)):
+        found.append(nearest_problem(config, ranks))
+    raise_if(found)
+    return plan_layout(config, layout_of(config, ranks), profile)
+
+
+def plan_layout(config: Any, layout: Layout, profile: Profile) -> Plan:
+    """The plan of a layout that is possible."""
+    return Plan(
+        layout,
+        memory_of.memory(config, layout, profile),
+        transfers(config, layout),
+        step_time(config, layout, profile),
+        micro_batches(config, layout),
+        profile.memory_gib * memory_of.GIB,
+    )

@@ -1,0 +1,150 @@
+"""The timeline of a step: when a GPU computes and when it waits for which collective, and so how long the step takes.
+
+Within a micro-batch, layers alternate between arithmetic and the collectives that nothing hides. A hidden collective
+runs beside arithmetic and costs only what it is longer, and, if it works in buckets or units, one of them. That it
+takes a part of the GPU's processors meanwhile is left out.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from mt_core.planning.communication import Transfer, micro_batches, transfers
+from mt_core.planning.compute import Compute, compute
+from mt_core.planning.layout import Layout
+from mt_core.planning.parameters import parameters_of
+from mt_core.planning.profile import Profile
+
+Lane = Literal["compute", "tensor", "context", "data"]
+PIECES = 16
+"""Alternations of arithmetic and waiting that a step is drawn with, spread over its micro-batches."""
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Something that runs from `start` to `end`, in seconds from the step's begin."""
+
+    lane: str
+    name: str
+    start: float
+    end: float
+    hidden: bool = False
+    """A collective that runs beside arithmetic."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepTime:
+    """A predicted step."""
+
+    seconds: float
+    spans: tuple[Span, ...]
+    parts: dict[str, float]
+    """Seconds by what they go to; they add up to the step."""
+
+
+class _Line:
+    """The timeline as it grows."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.spans: list[Span] = []
+        self.waited: defaultdict[str, float] = defaultdict(float)
+
+    def run(self, lane: str, name: str, seconds: float) -> None:
+        """Let time pass; on any lane but `compute`, arithmetic waits."""
+        if seconds > 0:
+            self.spans.append(Span(lane, name, self.now, self.now + seconds))
+            self.now += seconds
+            if lane != "compute":
+                self.waited[lane] += seconds
+
+    def wait_until(self, lane: str, end: float) -> None:
+        """Arithmetic stands still until a hidden collective has ended."""
+        self.waited[lane] += max(end - self.now, 0.0)
+        self.now = max(self.now, end)
+
+
+def step_time(config: Any, layout: Layout, profile: Profile) -> StepTime:
+    """The step of one GPU; all are alike."""
+    work, moved, line = compute(config, layout, profile), transfers(config, layout), _Line()
+    count = micro_batches(config, layout)
+    pieces = max(1, min(config.model.layers, PIECES // count))
+    held = parameters_of(config.model, layout.dims.tensor)
+    bucket = min(1.0, max(layout.bucket_size, held.largest) / held.total)  # a parameter lies in one bucket
+    gathers = [t for t in moved if t.phase == "gather"]
+    gathered = sum(t.seconds(profile) for t in gathers)
+    if gathers and gathers[0].hidden:
+        line.spans.append(Span("data", gathers[0].what, 0.0, gathered, hidden=True))
+        line.wait_until("data", gathered * bucket)
+    else:
+        line.run("data", "updated weights", gathered)
+    backward_from = 0.0
+    for index in range(count):
+        _phase(line, "forward", work, moved, profile, pieces)
+        if index == 0:  # the layers of the last bucket start when it has come
+            line.wait_until("data", gathered + work.forward * bucket if gathers and gathers[0].hidden else 0.0)
+        backward_from = line.now
+        _phase(line, "backward", work, moved, profile, pieces)
+    _reduce(line, moved, profile, begun=backward_from, bucket=bucket)
+    line.run("compute", "optimizer", work.optimizer)
+    return StepTime(line.now, tuple(line.spans), _parts(work, count, line.waited))
+
+
+def _phase(
+    line: _Line, phase: str, work: Compute, moved: Sequence[Transfer], profile: Profile, pieces: int
+) -> None:  # fmt: skip
+    """One micro-batch's forward or backward pass."""
+    forward = phase == "forward"
+    arithmetic = work.forward if forward else work.backward
+    room = {
+        "matrix products": work.products * (1 if forward else 2),
+        "attention core": work.attention_forward if forward else work.attention_backward,
+        f"{phase} pass": arithmetic,
+    }
+    waits: defaultdict[str, float] = defaultdict(float)
+    beside: defaultdict[tuple[str, str], float] = defaultdict(float)
+    for transfer in (t for t in moved if t.phase == phase):
+        seconds = transfer.seconds(profile)
+        if transfer.hidden:
+            beside[transfer.axis, transfer.hidden] += seconds
+            waits[transfer.axis] += seconds / transfer.calls if transfer.axis == "data" else 0.0  # first or last unit
+        else:
+            waits[transfer.axis] += seconds
+    for (axis, behind), seconds in beside.items():
+        waits[axis] += max(seconds - room[behind], 0.0)
+    for _ in range(pieces):
+        for (axis, behind), seconds in beside.items():
+            end = line.now + min(seconds, room[behind]) / pieces
+            line.spans.append(Span(axis, f"beside {behind}", line.now, end, hidden=True))
+        line.run("compute", phase, arithmetic / pieces)
+        for axis, seconds in waits.items():
+            line.run(axis, phase, seconds / pieces)
+
+
+def _reduce(line: _Line, moved: Sequence[Transfer], profile: Profile, *, begun: float, bucket: float) -> None:
+    """Gradients are reduced bucket by bucket, beside the last backward pass where that is allowed."""
+    reduces = [t for t in moved if t.phase == "reduce"]
+    hidden = sum(t.seconds(profile) for t in reduces if t.hidden)
+    if hidden:
+        first = begun + (line.now - begun) * bucket
+        end = max(first + hidden, line.now + hidden * bucket)
+        line.spans.append(Span("data", "gradients", end - hidden, end, hidden=True))
+        line.wait_until("data", end)
+    for transfer in reduces:
+        if not transfer.hidden:
+            line.run(transfer.axis, "gradients", transfer.seconds(profile))
+
+
+def _parts(work: Compute, count: int, waited: Mapping[str, float]) -> dict[str, float]:
+    parts = {
+        "matrix products": 3 * work.products * count,
+        "attention": (work.attention_forward + work.attention_backward) * count,
+        "norms, activations, sums": (work.kernels_forward + work.kernels_backward) * count,
+        "recompute": work.again * count,
+        "loss": work.loss * count,
+        "adding gradients up": work.accumulate * count,
+        "optimizer": work.optimizer,
+        **{f"waiting for {lane}": seconds for lane, seconds in waited.items()},
+    }
+    return {name: seconds for name, seconds in parts.items() if seconds}

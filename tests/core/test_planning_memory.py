@@ -1,0 +1,202 @@
+"""Memory of a GPU: bytes of each parameter's state, parameters of a rank, activations, against the real thing."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from core.planning_configs import LLAMA8B_8L, h200, run
+from mt_core.parallel.dims import ParallelDims
+from mt_core.parallel.plan import cut_dim
+from mt_core.planning.activations import layer_kept
+from mt_core.planning.layout import Layout, layout_of
+from mt_core.planning.memory import GIB, by_category, memory, total
+from mt_core.planning.parameters import parameters_of
+from mt_core.planning.precision import state_bytes
+from mt_models.config import GPTConfig
+from mt_models.plan import rule_of
+
+STATE = ("weights", "gradients", "master weights", "moments")
+
+
+def state(ranks: int, *overrides: str) -> float:
+    """Bytes of weights and the optimizer for each parameter on a rank."""
+    config = run(f"batch.global_batch={ranks}", *overrides)
+    sums = by_category(memory(config, layout_of(config, ranks), h200()))
+    return sum(sums.get(name, 0) for name in STATE) / parameters_of(config.model, config.parallel.tensor).total
+
+
+@pytest.mark.parametrize(
+    ("dtype", "whole", "kept", "shared"), [("bf16", 18, 6, 12), ("fp16", 20, 4, 16), ("fp32", 16, 8, 8)]
+)
+def test_bytes_of_a_parameter_are_those_of_the_table(dtype, whole, kept, shared):
+    precision = f"precision.dtype={dtype}"
+    assert state(4, precision) == whole
+    assert state(4, precision, "parallel.sharding=zero1") == kept + shared / 4
+    assert state(8, precision, "parallel.sharding=zero1", "parallel.shard_size=2") == kept + shared / 2
+    assert state(8, precision, "parallel.sharding=zero1", "parallel.context=2") == kept + shared / 8
+
+
+def test_gradients_in_bf16_are_widened_by_the_optimizer():
+    each = state_bytes(SimpleNamespace(dtype="bf16", gradients="bf16"))
+    assert (each.gradient, each.wide_gradient) == (2, 4)
+
+
+def test_fsdp_shares_all_but_what_is_gathered():
+    config = run("batch.global_batch=4", "parallel.sharding=fsdp")
+    items = memory(config, layout_of(config, 4), h200())
+    count, block = parameters_of(config.model), 218_112_000
+    assert count.block == block
+    assert count.ends == 2 * 128_256 * 4096 + 4096
+    sums = by_category(items)
+    assert sums["weights"] == 2 * count.ends + 2 * 2 * block
+    assert sums["gradients"] == 4 * count.total / 4 + (2 + 4) * block
+    assert sums["master weights"] + sums["moments"] == 12 * count.total / 4
+
+
+@pytest.mark.parametrize("tensor", [1, 2, 4, 8])
+@pytest.mark.parametrize("biased", [False, True])
+def test_parameters_of_a_rank_are_those_that_the_plan_cuts(tensor, biased):
+    """Eight ranks repeat each of four groups; 1,000 ids are padded to 1,024."""
+    model = GPTConfig(
+        layers=2,
+        model_size=64,
+        vocab_size=1000,
+        max_positions=32,
+        attention={"heads": 8, "kv_groups": 4, "head_size": 8, "qkv_bias": biased, "out_bias": biased},
+        mlp={"kind": "dense" if biased else "gated", "size": 96, "bias": biased},
+        norm={"kind": "layer" if biased else "rms"},
+        position={"kind": "learned" if biased else "rope"},
+        tied=biased,
+    )
+    with torch.device("meta"):
+        built = model.build(tensor)
+    shares = {}
+    for name, parameter in built.named_parameters():
+        module, _, leaf = name.rpartition(".")
+        cut = cut_dim(rule_of(model, module, tensor), leaf) is not None
+        shares[name] = parameter.numel() // (tensor if cut else 1)
+    assert parameters_of(model, tensor).total == sum(shares.values())
+
+
+def saved_bytes(config: GPTConfig, tokens: int, batch: int) -> int:
+    """What autograd keeps of a block's forward pass: storages that are neither parameters nor the angles."""
+    block = config.build().layers["0"]
+    rotation = rotation_of(config, tokens)
+    own = {p.untyped_storage().data_ptr() for p in block.parameters()} | {
+        t.untyped_storage().data_ptr() for t in rotation or ()
+    }
+    for parameter in block.parameters():
+        torch.nn.init.normal_(parameter, std=0.02)
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage
+        return tensor
+
+    x_BTD = torch.randn(batch, tokens, config.model_size, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        result = block(x_BTD, rotation)
+    assert result.requires_grad
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+def rotation_of(config: GPTConfig, tokens: int):
+    from mt_models.layers.rope import make_rotation
+
+    if config.position.kind != "rope":
+        return None
+    return make_rotation(torch.arange(tokens), config.attention.head_size, theta=1e4, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("position", ["rope", "learned"])
+@pytest.mark.parametrize("groups", [4, 2])
+@pytest.mark.parametrize("core", ["sdpa", "eager"])
+@pytest.mark.parametrize(
+    "mlp", [{"kind": "gated"}, *({"kind": "dense", "activation": a} for a in ("gelu_tanh", "relu", "squared_relu"))]
+)
+def test_activations_are_what_a_real_block_saves(position, groups, core, mlp):
+    """To the byte, in fp32. With LayerNorm: on a CPU RMSNorm is made of several functions, on a GPU of one."""
+    model = GPTConfig(
+        layers=1,
+        model_size=64,
+        vocab_size=128,
+        max_positions=64,
+        attention={"heads": 4, "kv_groups": groups, "head_size": 16, "core": core},
+        mlp={"size": 96, **mlp},
+        norm={"kind": "layer"},
+        position={"kind": position},
+    )
+    config = SimpleNamespace(model=model, data=SimpleNamespace(seq_length=64), precision=SimpleNamespace(dtype="fp32"))
+    kept = layer_kept(config, Layout(ParallelDims(), micro_batch=2))
+    assert sum(part.size for part in kept) == saved_bytes(model, tokens=64, batch=2)
+
+
+def activations(ranks: int, *overrides: str) -> dict[str, float]:
+    config = run(f"batch.global_batch={ranks}", *overrides)
+    return by_category(memory(config, layout_of(config, ranks), h200()))
+
+
+def test_tensor_and_sequence_cut_activations():
+    whole, both = activations(1), activations(4, "parallel.tensor=4", "parallel.sequence=true")
+    assert both["activations"] == whole["activations"] / 4
+    apart = activations(4, "parallel.tensor=4")["activations"]
+    assert both["activations"] < apart < whole["activations"]
+
+
+def test_context_cuts_activations_and_logits():
+    whole, quarter = activations(1), activations(4, "parallel.context=4")
+    assert quarter["logits"] == whole["logits"] / 4
+    assert quarter["activations"] < whole["activations"] / 4  # the ring keeps no product of queries, keys, values
+
+
+def test_full_recompute_keeps_inputs_only():
+    kept = activations(1, "recompute.granularity=full")["activations"]
+    assert kept == 32 * 8192 * 4096 * 2
+    assert activations(1, "recompute.granularity=full", "recompute.layers=4")["activations"] == kept / 4
+
+
+def test_block_recompute_lies_between():
+    none, some, all_ = (
+        activations(1, *extra)["activations"]
+        for extra in (
+            (),
+            ("recompute.granularity=full", "recompute.method=block", "recompute.layers=16"),
+            ("recompute.granularity=full", "recompute.method=block", "recompute.layers=32"),
+        )
+    )
+    assert some == pytest.approx((none + all_) / 2)
+    assert all_ == 32 * 8192 * 4096 * 2
+
+
+def test_selective_recompute_pays_for_scores_that_are_kept():
+    eager, selective = "model.attention.core=eager", "recompute.granularity=selective"
+    assert activations(1, eager)["activations"] > 10 * activations(1, eager, selective)["activations"]
+    fused = activations(1)["activations"]
+    assert 0.98 * fused < activations(1, selective)["activations"] < fused  # only the log-sum-exps
+
+
+def test_many_layers_at_once_count_while_they_are_recomputed():
+    sums = activations(1, "recompute.granularity=full", "recompute.layers=32")
+    assert "logits" not in sums
+    assert sums["recompute"] > activations(1)["activations"]
+
+
+GPT2 = ("precision.dtype=bf16", "batch.global_batch=64")
+MEASURED = [
+    (29.2, "gpt2-124m", (*GPT2, "batch.micro_batch=32")),
+    (15.9, "gpt2-124m", (*GPT2, "batch.micro_batch=16")),
+    (20.2, "gpt2-124m", ("precision.dtype=fp32", "batch.micro_batch=16", "batch.global_batch=32")),
+    (69.7, "llama3-8b", LLAMA8B_8L),
+]
+"""Peaks of `mt train` on one H200, GiB allocated by torch (docs/benchmarks.md, docs/how-to/plan-a-run.md)."""
+
+
+@pytest.mark.parametrize(("measured", "preset", "overrides"), MEASURED)
+def test_totals_agree_with_measured_peaks(measured, preset, overrides):
+    """Within 2%; what torch does not allocate itself is left out."""
+    config = run(*overrides, preset=preset)
+    items = [item for item in memory(config, layout_of(config, 1), h200()) if item.category != "reserved"]
+    assert total(items) / GIB == pytest.approx(measured, rel=0.02)
