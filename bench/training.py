@@ -41,6 +41,7 @@ def run(args: argparse.Namespace, folder: Path) -> list[dict]:
         f"schedule.steps={args.warmup + args.steps}",
         "schedule.warmup_steps=2",
         "log.every=1",
+        "checkpoint.at_end=false",
         "data.split=1,0,0",
         f"data.paths=['{folder / 'random'}']",
         f"runtime.run_dir={folder / 'run'}",

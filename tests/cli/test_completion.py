@@ -19,7 +19,7 @@ def completions(mt, line: str, **variables: object) -> list[str]:
     ("line", "expected"),
     [
         ("mt c", ["ckpt", "config"]),
-        ("mt ", ["ckpt", "config", "data", "eval", "generate", "plugins", "train"]),
+        ("mt ", ["ckpt", "config", "data", "eval", "generate", "plan", "plugins", "train", "verify"]),
         ("mt ckpt ", ["convert", "inspect"]),
         ("mt config s", ["schema", "show"]),
         ("mt data pre", ["preprocess"]),

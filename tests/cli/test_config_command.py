@@ -101,7 +101,8 @@ def test_diff_prints_what_differs_presets_and_defaults_included(mt, write):
 def test_schema_documents_every_field(mt):
     schema = json.loads(mt("config", "schema").stdout)
     assert schema["properties"].keys() == {
-        *("model", "data", "batch", "optim", "schedule", "precision", "parallel", "checkpoint", "log", "runtime"),
+        *("model", "data", "batch", "optim", "schedule", "precision", "parallel", "recompute", "checkpoint"),
+        *("log", "runtime"),
     }
     fields = schema["$defs"]["BatchConfig"]["properties"]
     assert fields["micro_batch"]["description"] == "Sequences in one forward pass of one rank."

@@ -16,6 +16,7 @@ from mt_cli.run_config import load_run_config
 from mt_cli.train.compose import run
 from mt_core.checkpoint import native
 from mt_core.errors import MtError
+from mt_core.parallel.mesh import Mesh
 from tiny import byte_corpus, gpt2, metrics, run_toml
 
 ONE = ["schedule.steps=1", "schedule.warmup_steps=0"]
@@ -250,7 +251,7 @@ def test_token_ids_beyond_the_vocabulary_are_refused(toml):
 
 
 def test_a_number_of_ranks_that_does_not_run_is_refused(toml):
-    with pytest.raises(MtError, match="parallel.data: 2, but 1 ranks run; allowed: 1"):
+    with pytest.raises(MtError, match="tensor 1 × context 1 × data 2 = 2, but 1 ranks run; start 2 ranks"):
         train(toml, "parallel.data=2")
 
 
@@ -265,11 +266,11 @@ def test_a_checkpoint_of_another_shape_is_refused_with_all_differences(tmp_path,
     source = train(toml, *ONE, f"runtime.run_dir={tmp_path / 'source'}")
     changed = gpt2(vocab_size=257).model_dump(mode="json")
     other = run_toml(tmp_path / "other.toml", Path(), tmp_path / "other", model=changed)
-    values = load_run_config([other], rules=False)
-    from mt_cli.train.compose import load_weights
+    from mt_cli.train.compose import build_state
 
+    initialised = load_run_config([other], [f"checkpoint.init=native:{source}"], rules=False)
     with pytest.raises(MtError) as caught:
-        load_weights(values.model.build(), f"native:{source}")
+        build_state(initialised, Mesh(), torch.device("cpu"), resume=False)
     assert "position.weight: tensor is missing" in str(caught.value)
     assert "layers.0.mlp.gate.weight: unexpected tensor" in str(caught.value)
 

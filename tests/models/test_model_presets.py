@@ -48,7 +48,7 @@ def test_the_module_has_the_parameters_of_the_preset_and_padding(name):
     config = GPTConfig.model_validate(preset(name)["model"])
     with torch.device("meta"):
         model = config.build()
-    padding = (config.padded_vocab_size - config.vocab_size) * config.model_size * (1 if config.tied else 2)
+    padding = (config.vocab_rows() - config.vocab_size) * config.model_size * (1 if config.tied else 2)
     assert sum(p.numel() for p in model.parameters()) == PUBLISHED[name] + padding
 
 

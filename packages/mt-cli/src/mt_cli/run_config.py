@@ -14,6 +14,7 @@ from mt_core.config.sections import (
     OptimConfig,
     ParallelConfig,
     PrecisionConfig,
+    RecomputeConfig,
     RuntimeConfig,
     ScheduleConfig,
 )
@@ -37,6 +38,7 @@ def run_config_type() -> type[Section]:
         "schedule": (ScheduleConfig, ScheduleConfig()),
         "precision": (PrecisionConfig, PrecisionConfig()),
         "parallel": (ParallelConfig, ParallelConfig()),
+        "recompute": (RecomputeConfig, RecomputeConfig()),
         "checkpoint": (CheckpointConfig, CheckpointConfig()),
         "log": (LogConfig, LogConfig()),
         "runtime": (RuntimeConfig, RuntimeConfig()),

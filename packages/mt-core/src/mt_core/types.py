@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from mt_core.parallel.plan import Plan
+
 
 @runtime_checkable
 class Tokenizer(Protocol):
@@ -46,8 +48,8 @@ class ModelConfig(Protocol):
     max_positions: int
     """Longest sequence in tokens that the model takes."""
 
-    def build(self) -> "nn.Module":
-        """The module on the current default device and dtype, parameters uninitialised (imports torch)."""
+    def build(self, tensor: int = 1) -> "nn.Module":
+        """The whole module, to be cut for `tensor` ranks, uninitialised, on the default device (imports torch)."""
         ...
 
     def canonical_shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -64,20 +66,43 @@ class Model(Protocol):
 
     config: Any
 
-    def token_losses(self, tokens_BT: "Tensor", labels_BT: "Tensor") -> "Tensor":
-        """Cross-entropy of each label in nats, [B, T], fp32 or wider, not reduced."""
+    layers: Any
+    """Blocks by number, each with an `attn` whose `core` can be replaced."""
+    run: Any
+    """`run(layers, x)`, which passes x through the layers; recomputation replaces it."""
+
+    def token_losses(
+        self,
+        tokens_BT: "Tensor",
+        labels_BT: "Tensor",
+        *,
+        positions: "Tensor | None" = None,
+        documents_BT: "Tensor | None" = None,
+    ) -> "Tensor":
+        """Cross-entropy of each label in nats, [B, T], fp32 or wider, not reduced.
+
+        Positions are [T] or [B, T], 0, 1, 2, … if not given. Tokens see those of equal document numbers only.
+        """
         ...
 
-    def initialize(self, seed: int) -> None:
-        """Fill every parameter; the values depend on the seed and the parameter's name only."""
+    def plan(self, tensor: int) -> "Plan":
+        """How `tensor` ranks cut the model."""
         ...
 
-    def to_canonical(self, name: str, tensor: "Tensor") -> Iterable[tuple[str, "Tensor"]]:
-        """Split a (possibly fused, possibly padded) tensor shaped like parameter `name` into canonical ones."""
+    def initial(self, seed: int, name: str) -> "Tensor":
+        """The initial value of canonical tensor `name`, whole; it depends on the seed and the name only."""
         ...
 
-    def from_canonical(self, name: str, get: "Callable[[str], Tensor]") -> "Tensor":
-        """The reverse: a tensor shaped like parameter `name` from canonical ones."""
+    def to_canonical(self, name: str, tensor: "Tensor", rank: int = 0, size: int = 1) -> Iterable[tuple[str, "Tensor"]]:
+        """Split a (fused, padded) tensor shaped like parameter `name` on a tensor rank into parts of canonical ones."""
+        ...
+
+    def from_canonical(self, name: str, get: "Callable[[str], Any]", rank: int = 0, size: int = 1) -> "Tensor":
+        """The reverse: a tensor shaped like parameter `name` on a tensor rank from slices of whole canonical ones."""
+        ...
+
+    def canonical_boxes(self, name: str, rank: int = 0, size: int = 1) -> Mapping[str, tuple[slice, ...]]:
+        """Which slices of which canonical tensors parameter `name` holds on a tensor rank; () is all of it."""
         ...
 
 
@@ -87,7 +112,11 @@ class Dataset(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Mapping[str, Any]:
-        """Numpy arrays: `tokens`, `labels` int64 [T] and `loss_mask` float32 [T]."""
+        """Numpy arrays of one sample, of the same keys and shapes for every sample; the keys depend on the kind.
+
+        Data for next-token models give `tokens`, `labels` int64 [T] and `loss_mask` float32 [T]; BERT, T5 and ICT say
+        theirs in their datasets.
+        """
         ...
 
 

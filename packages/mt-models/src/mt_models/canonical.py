@@ -1,75 +1,110 @@
-"""Between the weights a module computes with (fused, padded) and canonical names (one tensor per projection).
+"""Between the weights a module computes with (fused, padded, cut over ranks) and canonical names (whole, one tensor for
+each projection).
 
-`fusion` is the whole mapping; it works for any tensor shaped like a parameter, so optimizer moments travel the same
-way. Nothing is rounded: a round trip is bit-exact.
+`fusion` is the whole mapping of one rank's part; it works for any tensor shaped like a parameter, so optimizer moments
+travel the same way. Nothing is rounded: a round trip is bit-exact.
 """
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from mt_core.errors import Problem, raise_if
+from mt_core.parallel.plan import Column, Row, Vocab, cut_dim
 from mt_models.config import GPTConfig
+from mt_models.plan import rule_of
 
 if TYPE_CHECKING:
     from mt_models.gpt import GPT
 
+Box = tuple[slice, ...]
+"""The part of a canonical tensor that one rank holds; dims that are not named are whole."""
+
 
 @dataclass(frozen=True, slots=True)
 class Fusion:
-    """How one parameter is made of canonical tensors."""
+    """How one parameter, as one of `size` tensor ranks holds it, is made of boxes of canonical tensors."""
 
-    names: tuple[str, ...]
+    boxes: dict[str, Box]
     split: Callable[[Tensor], Sequence[Tensor]]
-    """The canonical tensors of a parameter-shaped one, in the order of `names`; they may share its memory."""
+    """The contents of the boxes from a parameter-shaped tensor, in their order; they may share its memory."""
     fuse: Callable[[Sequence[Tensor]], Tensor]
     """The reverse."""
 
 
-def fusion(config: GPTConfig, name: str) -> Fusion:
-    """The fusion of the parameter called `name`, such as `layers.0.attn.qkv.weight`."""
+def fusion(config: GPTConfig, name: str, rank: int = 0, size: int = 1) -> Fusion:
+    """The fusion of the parameter called `name` on tensor rank `rank` of `size`."""
     stem, _, leaf = name.rpartition(".")
     parent, _, module = stem.rpartition(".")
+    box = _box(config, stem, leaf, rank, size)
     match module, leaf:
         case "qkv", _:  # [G, R+2, K, …]
-            G, K, counts = config.attention.kv_groups, config.attention.head_size, (config.queries_per_group, 1, 1)
+            part, copies = config.attention, config.group_copies(size)
+            K, counts = part.head_size, (config.queries_per_group // copies, 1, 1)
+            groups = _box_of(part.kv_groups * K, rank // copies, size // copies)
             return Fusion(
-                tuple(f"{parent}.{projection}.{leaf}" for projection in "qkv"),
+                {f"{parent}.q.{leaf}": box, f"{parent}.k.{leaf}": groups, f"{parent}.v.{leaf}": groups},
                 lambda x: [part.flatten(0, 2) for part in x.split(counts, dim=1)],
-                lambda xs: torch.cat([x.unflatten(0, (G, n, K)) for x, n in zip(xs, counts, strict=True)], dim=1),
+                lambda xs: torch.cat([x.unflatten(0, (-1, n, K)) for x, n in zip(xs, counts, strict=True)], dim=1),
             )
         case "gate_up", _:  # [2, F, …]
-            return Fusion((f"{parent}.gate.{leaf}", f"{parent}.up.{leaf}"), torch.unbind, lambda xs: torch.stack([*xs]))
+            boxes = {f"{parent}.gate.{leaf}": box, f"{parent}.up.{leaf}": box}
+            return Fusion(boxes, torch.unbind, lambda xs: torch.stack([*xs]))
         case "out", "weight":  # [D, H, K]
-            heads = (config.attention.heads, config.attention.head_size)
-            return Fusion((name,), lambda x: [x.flatten(1)], lambda xs: xs[0].unflatten(1, heads))
+            heads = (-1, config.attention.head_size)
+            return Fusion({name: box}, lambda x: [x.flatten(1)], lambda xs: xs[0].unflatten(1, heads))
         case (("embed" | "head"), _):  # rows beyond the vocabulary are zero
-            rows, padding = config.vocab_size, config.padded_vocab_size - config.vocab_size
-            return Fusion((name,), lambda x: [x[:rows]], lambda xs: F.pad(xs[0], (0, 0, 0, padding)))
+            rows = config.vocab_rows(size) // size
+            valid = box[0].stop - box[0].start
+            return Fusion({name: box}, lambda x: [x[:valid]], lambda xs: F.pad(xs[0], (0, 0, 0, rows - valid)))
         case _:
-            return Fusion((name,), lambda x: [x], lambda xs: xs[0])
+            return Fusion({name: box}, lambda x: [x], lambda xs: xs[0])
 
 
-def to_canonical(config: GPTConfig, name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """Canonical names and tensors of a tensor shaped like parameter `name`; they may share its memory."""
-    parts = fusion(config, name)
-    yield from zip(parts.names, parts.split(tensor), strict=True)
+def _box(config: GPTConfig, module: str, leaf: str, rank: int, size: int) -> Box:
+    """The box of a tensor that the module's rule cuts, in canonical dims: outputs first, inputs second."""
+    rule, shapes = rule_of(config, module, size), config.canonical_shapes()
+    match rule, cut_dim(rule, leaf):
+        case Vocab(), _:
+            rows = config.vocab_rows(size) // size
+            return (slice(*(min(edge, config.vocab_size) for edge in (rank * rows, (rank + 1) * rows))),)
+        case Column(), _:
+            outputs = config.mlp.size if ".mlp." in module else config.attention.heads * config.attention.head_size
+            return _box_of(outputs, rank, size)
+        case Row(), int():
+            return slice(None), *_box_of(shapes[f"{module}.{leaf}"][1], rank, size)
+    return ()
 
 
-def from_canonical(config: GPTConfig, name: str, get: Callable[[str], Tensor]) -> Tensor:
-    """A tensor shaped like parameter `name` from canonical ones; padding rows are zero."""
-    parts = fusion(config, name)
-    return parts.fuse([get(part) for part in parts.names])
+def _box_of(length: int, rank: int, size: int) -> Box:
+    return (slice(length // size * rank, length // size * (rank + 1)),)
+
+
+def to_canonical(
+    config: GPTConfig, name: str, tensor: Tensor, rank: int = 0, size: int = 1
+) -> Iterator[tuple[str, Tensor]]:
+    """Canonical names and what their boxes hold, of a tensor shaped like parameter `name`; memory may be shared."""
+    parts = fusion(config, name, rank, size)
+    yield from zip(parts.boxes, parts.split(tensor), strict=True)
+
+
+def from_canonical(config: GPTConfig, name: str, get: Callable[[str], Any], rank: int = 0, size: int = 1) -> Tensor:
+    """A tensor shaped like parameter `name` from whole canonical tensors, of which only the boxes are read.
+
+    Padding rows are zero.
+    """
+    parts = fusion(config, name, rank, size)
+    return parts.fuse([get(part)[box or ...] for part, box in parts.boxes.items()])
 
 
 @torch.no_grad()
 def load_canonical(model: "GPT", get: Callable[[str], Tensor]) -> None:
-    """Fill every parameter from the canonical tensors that `get` returns; each is asked for exactly once."""
+    """Fill every parameter of a whole model from the canonical tensors that `get` returns; each is asked for once."""
     for name, parameter in model.named_parameters():
         tensor = model.from_canonical(name, get)
         assert tensor.shape == parameter.shape, f"{name}: {tuple(tensor.shape)} is not {tuple(parameter.shape)}"
@@ -90,7 +125,7 @@ def load_stream(model: "GPT", tensors: Iterable[tuple[str, Tensor]]) -> None:
     """
     expected = model.config.canonical_shapes()
     parameters = dict(model.named_parameters())
-    owners = {part: name for name in parameters for part in fusion(model.config, name).names}
+    owners = {part: name for name in parameters for part in fusion(model.config, name).boxes}
     waiting: dict[str, dict[str, Tensor]] = {name: {} for name in parameters}
     arrived: list[tuple[str, tuple[int, ...]]] = []
     for part, tensor in tensors:
@@ -99,7 +134,7 @@ def load_stream(model: "GPT", tensors: Iterable[tuple[str, Tensor]]) -> None:
             continue
         name = owners[part]
         waiting[name][part] = tensor
-        if len(waiting[name]) == len(fusion(model.config, name).names):
+        if len(waiting[name]) == len(fusion(model.config, name).boxes):
             parameters[name].copy_(model.from_canonical(name, waiting.pop(name).__getitem__))
     raise_if(stream_problems(expected, arrived))
 

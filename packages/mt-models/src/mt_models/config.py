@@ -131,21 +131,25 @@ class GPTConfig(Section):
             raise ValueError(f"rotary positions need an even attention.head_size, got {self.attention.head_size}")
         return self
 
-    @property
-    def padded_vocab_size(self) -> int:
-        """Rows of the embedding in memory."""
-        return -(-self.vocab_size // self.vocab_divisor) * self.vocab_divisor
+    def vocab_rows(self, tensor: int = 1) -> int:
+        """Rows of the embedding in memory, over all of `tensor` ranks."""
+        unit = self.vocab_divisor * tensor
+        return -(-self.vocab_size // unit) * unit
+
+    def group_copies(self, tensor: int) -> int:
+        """How many of `tensor` ranks hold the same key/value group."""
+        return max(1, tensor // self.attention.kv_groups)
 
     @property
     def queries_per_group(self) -> int:
         """Query heads that share one key/value head."""
         return self.attention.heads // self.attention.kv_groups
 
-    def build(self) -> "GPT":
-        """The module, on the current default device and dtype, parameters uninitialised."""
+    def build(self, tensor: int = 1) -> "GPT":
+        """The module, parameters uninitialised, on the current default device and dtype; whole, for `tensor` ranks."""
         from mt_models.gpt import GPT
 
-        return GPT(self)
+        return GPT(self, tensor)
 
     def canonical_shapes(self) -> dict[str, tuple[int, ...]]:
         """Name and shape of every tensor in a checkpoint of this model: un-fused and un-padded."""

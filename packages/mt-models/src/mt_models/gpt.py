@@ -3,13 +3,17 @@
 Shape suffixes: B batch, T tokens, D model size, V vocabulary (its true size; padding rows never reach a logit).
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mt_core.errors import MtError
+from mt_core.parallel.plan import Plan
+from mt_core.parallel.recompute import Layer, in_order
 from mt_models import canonical
 from mt_models.config import GPTConfig
 from mt_models.initialization import initial
@@ -18,82 +22,117 @@ from mt_models.layers.attention_cores import Core, choose_core
 from mt_models.layers.cache import KVCache, LayerCache
 from mt_models.layers.embedding import Embedding
 from mt_models.layers.linear import Linear
+from mt_models.layers.loss import CrossEntropy
 from mt_models.layers.mlp import make_mlp
 from mt_models.layers.norm import make_norm
 from mt_models.layers.rope import Rotation, make_rotation
+from mt_models.plan import plan
 
 
 class Block(nn.Module):
     """Pre-normalised residual block: attention, then a feed-forward layer."""
 
-    def __init__(self, config: GPTConfig, core: Core) -> None:
+    def __init__(self, config: GPTConfig, core: Core, tensor: int = 1) -> None:
         super().__init__()
         self.attn_norm = make_norm(config.norm, config.model_size)
-        self.attn = Attention(config, core)
+        self.attn = Attention(config, core, tensor)
         self.mlp_norm = make_norm(config.norm, config.model_size)
         self.mlp = make_mlp(config.mlp, config.model_size)
 
-    def forward(self, x_BTD: Tensor, rotation: Rotation | None, cache: LayerCache | None = None) -> Tensor:
+    def forward(
+        self,
+        x_BTD: Tensor,
+        rotation: Rotation | None,
+        cache: LayerCache | None = None,
+        documents_BT: Tensor | None = None,
+    ) -> Tensor:
         """[B, T, D] to the same shape."""
-        x_BTD = x_BTD + self.attn(self.attn_norm(x_BTD), rotation, cache)
+        x_BTD = x_BTD + self.attn(self.attn_norm(x_BTD), rotation, cache, documents_BT)
         return x_BTD + self.mlp(self.mlp_norm(x_BTD))
 
 
 class GPT(nn.Module):
     """Tokens to next-token logits. Parameters are uninitialised until `initialize` or a load."""
 
-    def __init__(self, config: GPTConfig) -> None:
+    def __init__(self, config: GPTConfig, tensor: int = 1) -> None:
+        """`tensor` ranks will share the model: vocabulary rows and repeated key/value groups are made to fit."""
         super().__init__()
         self.config = config
-        D, rows = config.model_size, config.padded_vocab_size
+        D, rows = config.model_size, config.vocab_rows(tensor)
         self.embed = Embedding(rows, D)
         self.position = Embedding(config.max_positions, D) if config.position.kind == "learned" else None
         core = choose_core(config.attention.core, compute_device(self.embed.weight.device))
-        self.layers = nn.ModuleDict({str(n): Block(config, core) for n in range(config.layers)})
+        self.layers = nn.ModuleDict({str(n): Block(config, core, tensor) for n in range(config.layers)})
         self.norm = make_norm(config.norm, D)
         self.head = None if config.tied else Linear(D, rows)
+        self.loss = CrossEntropy(config.vocab_size)
+        self.run: Callable[[list[Layer], Tensor], Tensor] = in_order
 
     def forward(self, tokens_BT: Tensor, cache: KVCache | None = None) -> Tensor:
         """Logits [B, T, V] for the token after each; with a cache the tokens follow those already in it."""
-        return self.logits(self.hidden(tokens_BT, cache))
+        start = 0 if cache is None else cache.length
+        positions_T = torch.arange(start, start + tokens_BT.shape[1], device=tokens_BT.device)
+        return self.logits(self.hidden(tokens_BT, positions_T, cache))
 
-    def hidden(self, tokens_BT: Tensor, cache: KVCache | None = None) -> Tensor:
-        """Final normalised features [B, T, D]; `MtError` if positions run past `max_positions`."""
-        positions_T = self.positions(tokens_BT, 0 if cache is None else cache.length)
+    def token_losses(
+        self,
+        tokens_BT: Tensor,
+        labels_BT: Tensor,
+        *,
+        positions: Tensor | None = None,
+        documents_BT: Tensor | None = None,
+    ) -> Tensor:
+        """Cross-entropy of each label in nats, [B, T], in fp32 or wider, not reduced.
+
+        `positions` are [T] or [B, T], 0, 1, 2, … if not given. With `documents_BT`, tokens see only those of equal
+        numbers.
+        """
+        if positions is None:
+            positions = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
+        return self.loss(self.hidden(tokens_BT, positions, None, documents_BT), self.output_weight, labels_BT)
+
+    def hidden(
+        self,
+        tokens_BT: Tensor,
+        positions: Tensor,
+        cache: KVCache | None = None,
+        documents_BT: Tensor | None = None,
+    ) -> Tensor:
+        """Final normalised features [B, T, D]; `MtError` if a sequence is longer than `max_positions`."""
+        self.check_length((0 if cache is None else cache.length) + tokens_BT.shape[1])
         x_BTD = self.embed(tokens_BT)
         if self.position is not None:
-            x_BTD = x_BTD + self.position(positions_T)
-        rotation = self.rotation(positions_T, x_BTD.dtype)
-        for n, block in self.layers.items():
-            x_BTD = block(x_BTD, rotation, None if cache is None else cache.layers[int(n)])
-        return self.norm(x_BTD)
+            x_BTD = x_BTD + self.position(positions)
+        rotation = self.rotation(positions, x_BTD.dtype)
+        caches = [None] * len(self.layers) if cache is None else cache.layers
+        layers = [
+            partial(block, rotation=rotation, cache=layer_cache, documents_BT=documents_BT)
+            for block, layer_cache in zip(self.layers.values(), caches, strict=True)
+        ]
+        return self.norm(self.run(layers, x_BTD))
 
-    def positions(self, tokens_BT: Tensor, start: int) -> Tensor:
-        """Absolute position of each of T tokens, the first at `start`."""
-        end, allowed = start + tokens_BT.shape[1], self.config.max_positions
-        if end > allowed:
-            raise MtError("tokens", f"a sequence of {end} tokens", f"at most model.max_positions = {allowed}")
-        return torch.arange(start, end, device=tokens_BT.device)
+    def check_length(self, length: int) -> None:
+        """Refuse a sequence that is too long."""
+        if length > self.config.max_positions:
+            allowed = f"at most model.max_positions = {self.config.max_positions}"
+            raise MtError("tokens", f"a sequence of {length} tokens", allowed)
 
-    def rotation(self, positions_T: Tensor, dtype: torch.dtype) -> Rotation | None:
+    def rotation(self, positions: Tensor, dtype: torch.dtype) -> Rotation | None:
         """Rotary angles of the positions, in fp32 or wider; None when the model has no rotary positions."""
         part = self.config.position
         if part.kind != "rope":
             return None
         wide = torch.promote_types(dtype, torch.float32)
-        return make_rotation(positions_T, self.config.attention.head_size, theta=part.theta, dtype=wide)
+        return make_rotation(positions, self.config.attention.head_size, theta=part.theta, dtype=wide)
+
+    @property
+    def output_weight(self) -> Tensor:
+        """[V, D], padding rows included."""
+        return self.embed.weight if self.head is None else self.head.weight
 
     def logits(self, x_BTD: Tensor) -> Tensor:
         """[B, T, D] to [B, T, V]: the matrix product includes padding rows, whose logits are cut off."""
-        weight_VD = self.embed.weight if self.head is None else self.head.weight
-        return F.linear(x_BTD, weight_VD)[..., : self.config.vocab_size]
-
-    def token_losses(self, tokens_BT: Tensor, labels_BT: Tensor) -> Tensor:
-        """Cross-entropy of each label in nats, [B, T], in fp32 or wider, not reduced."""
-        logits_BTV = self(tokens_BT)
-        wide = torch.promote_types(logits_BTV.dtype, torch.float32)
-        losses = F.cross_entropy(logits_BTV.flatten(0, 1).to(wide), labels_BT.flatten(), reduction="none")
-        return losses.view_as(labels_BT)
+        return F.linear(x_BTD, self.output_weight)[..., : self.config.vocab_size]
 
     def make_cache(self, batch: int, positions: int) -> KVCache:
         """An empty KV cache on this model's device and in its dtype."""
@@ -102,16 +141,27 @@ class GPT(nn.Module):
 
     def initialize(self, seed: int) -> None:
         """Fill every parameter; values depend on the seed and the parameter's canonical names only."""
-        shapes = self.config.canonical_shapes()
-        canonical.load_canonical(self, lambda name: initial(self.config, seed, name=name, shape=shapes[name]))
+        canonical.load_canonical(self, lambda name: self.initial(seed, name))
 
-    def to_canonical(self, name: str, tensor: Tensor) -> Iterable[tuple[str, Tensor]]:
-        """Split a tensor shaped like parameter `name` (fused, padded) into canonical ones."""
-        return canonical.to_canonical(self.config, name, tensor)
+    def initial(self, seed: int, name: str) -> Tensor:
+        """The initial value of canonical tensor `name`, whole."""
+        return initial(self.config, seed, name=name, shape=self.config.canonical_shapes()[name])
 
-    def from_canonical(self, name: str, get: Callable[[str], Tensor]) -> Tensor:
-        """The reverse: a tensor shaped like parameter `name` from canonical ones."""
-        return canonical.from_canonical(self.config, name, get)
+    def plan(self, tensor: int) -> Plan:
+        """How `tensor` ranks cut the model."""
+        return plan(self.config, tensor)
+
+    def to_canonical(self, name: str, tensor: Tensor, rank: int = 0, size: int = 1) -> Iterable[tuple[str, Tensor]]:
+        """Split a tensor shaped like parameter `name` (fused, padded, of one of `size` ranks) into canonical ones."""
+        return canonical.to_canonical(self.config, name, tensor, rank, size)
+
+    def from_canonical(self, name: str, get: Callable[[str], Any], rank: int = 0, size: int = 1) -> Tensor:
+        """The reverse: a tensor shaped like parameter `name` from whole canonical ones, sliced where cut."""
+        return canonical.from_canonical(self.config, name, get, rank, size)
+
+    def canonical_boxes(self, name: str, rank: int = 0, size: int = 1) -> Mapping[str, tuple[slice, ...]]:
+        """Which part of which canonical tensors parameter `name` holds on a tensor rank; () is all of it."""
+        return canonical.fusion(self.config, name, rank, size).boxes
 
 
 def compute_device(device: torch.device) -> torch.device:

@@ -1,5 +1,6 @@
 """`mt train RUN.toml`: in this process on one device, or as several ranks with --nproc."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -15,18 +16,46 @@ def train(
     overrides: Annotated[list[str] | None, typer.Option("--set", help="Override one: section.field=value.")] = None,
     preset: Annotated[str | None, typer.Option(help="Start from this preset.", autocompletion=preset_names)] = None,
     nproc: Annotated[int, typer.Option(min=1, help="Ranks to start on this machine, one a device.")] = 1,
+    max_restarts: Annotated[
+        int, typer.Option(min=0, help="With --nproc: how often to start all ranks again after one failed.")
+    ] = 0,
 ) -> None:
     """Train a model. Resumes from the run directory's latest checkpoint; SIGTERM and Ctrl-C save one first."""
+    from mt_core.errors import MtError
+    from mt_core.supervision.environment import adopt_slurm, place, refuse_nproc
+
+    adopt_slurm()
+    here = place()
+    refuse_nproc(nproc, here)
+    if max_restarts and nproc == 1:
+        raise MtError("--max-restarts", "given without --nproc", "torchrun has one of its own")
+    if nproc > 1:
+        raise typer.Exit(_launch(files or [], overrides or [], preset, nproc, max_restarts))
+    work = partial(_train, files or [], overrides or [], preset)
+    if here.launched:
+        from mt_core.supervision.rank_process import end_with
+
+        end_with(work, here)
+    raise typer.Exit(work())
+
+
+def _train(files: list[Path], overrides: list[str], preset: str | None) -> int:
     from mt_cli.run_config import load_run_config
 
-    ranks = [] if nproc == 1 else [f"parallel.data={nproc}"]
-    config = load_run_config(files or [], [*(overrides or []), *ranks], preset)
-    from mt_core.parallel.launch import launch, launched
-
-    if nproc > 1 and not launched():
-        options = [part for text in [*(overrides or []), *ranks] for part in ("--set", text)]
-        options += ["--preset", preset] if preset else []
-        raise typer.Exit(launch(["-m", "mt_cli", "train", *map(str, files or []), *options], nproc))
+    config = load_run_config(files, overrides, preset)
     from mt_cli.train.compose import run
 
-    raise typer.Exit(run(config))
+    return run(config)
+
+
+def _launch(files: list[Path], overrides: list[str], preset: str | None, nproc: int, max_restarts: int) -> int:
+    """Check the configuration once, without torch, then let the ranks load it again."""
+    from mt_cli.run_config import load_run_config
+    from mt_core.parallel.dims import dims_of
+    from mt_core.supervision.launcher import launch
+
+    data = dims_of(load_run_config(files, overrides, preset, rules=False).parallel, nproc).data
+    config = load_run_config(files, [*overrides, f"parallel.data={data}"], preset)  # the batch must fit so many
+    options = [part for text in overrides for part in ("--set", text)] + (["--preset", preset] if preset else [])
+    arguments = ["-m", "mt_cli", "train", *map(str, files), *options]
+    return launch(arguments, nproc, run_dir=Path(config.runtime.run_dir), max_restarts=max_restarts)

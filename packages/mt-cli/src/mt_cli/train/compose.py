@@ -2,67 +2,88 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from mt_cli.train.run_directory import prepare
 from mt_cli.train.view import screen
-from mt_core.checkpoint.native import resolve, steps
-from mt_core.errors import MtError
-from mt_core.parallel.axis import Axis
-from mt_core.parallel.launch import data_axis, local_ranks, pick_device
+from mt_core.checkpoint.async_writer import AsyncWriter
+from mt_core.checkpoint.native import resolve, step_directory, steps
+from mt_core.checkpoint.protocol import Ranks
+from mt_core.errors import raise_if
+from mt_core.parallel.deterministic import deterministic
+from mt_core.parallel.dims import dims_of
+from mt_core.parallel.launch import joined, local_ranks, pick_device
+from mt_core.parallel.mesh import Mesh, make_mesh
+from mt_core.parallel.parallelize import parallelize
 from mt_core.plugins import component
+from mt_core.supervision.environment import place
+from mt_core.training.inputs import Batch
 from mt_core.training.loop import Run, train
+from mt_core.training.loss_scale import LossScale
 from mt_core.training.metrics import open_sinks
 from mt_core.training.optimizer import parameter_groups
-from mt_core.training.state import Position, TrainState
-from mt_core.training.step import Batch
+from mt_core.training.state import TrainState
 from mt_core.training.stop import stop_requests
-from mt_core.training.weights import DTYPES, Weights
 from mt_core.types import MetricSink
+from mt_data.samplers.batch_size import BatchSizes, batch_sizes, check_sizes, count_samples
 from mt_data.torch import batches
+from mt_models.canonical import stream_problems
 
 
 def run(config: Any) -> int:
     """Train as `config` says; the exit code: 0, or 128 + the signal that ended the run early, its state saved."""
+    deterministic(config.runtime.deterministic)
     device = pick_device(config.runtime.device)
     run_dir = Path(config.runtime.run_dir)
     with ExitStack() as stack:
-        axis = stack.enter_context(data_axis(device))
-        stop = stack.enter_context(stop_requests(insistent=axis.size == 1))
+        heart = stack.enter_context(joined(device, run_dir, config.runtime.stall_timeout))
+        mesh = make_mesh(dims_of(config.parallel, place().ranks))
+        stop = stack.enter_context(stop_requests(insistent=mesh.world.size == 1))
         torch.set_num_threads(config.runtime.threads or max(1, (os.cpu_count() or 1) // local_ranks()))
-        check_ranks(config, axis)
-        tokenizer_files = prepare(run_dir, config) if axis.rank == 0 else []
-        train_batches, valid_batches = open_data(config, run_dir, axis)
-        state = restore(build_state(config, device, resume=bool(steps(run_dir))), run_dir, axis)
-        sinks = start_sinks(config, state.position.step, stack) if axis.rank == 0 else []
+        sizes = batch_sizes(config.batch)
+        check_sizes(sizes, config.batch.micro_batch * mesh.data.size)
+        tokenizer_files = prepare(run_dir, config) if mesh.world.rank == 0 else []
+        train_batches, valid_batches = open_data(config, run_dir, mesh, sizes)
+        state = restore(build_state(config, mesh, device, resume=bool(steps(run_dir))), run_dir)
+        sinks = start_sinks(config, state.position.step, stack) if mesh.world.rank == 0 else []
         training = Run(
             config=config,
             state=state,
-            axis=axis,
+            mesh=mesh,
             device=device,
+            heart=heart,
             train_batches=train_batches(consumed=state.position.samples),
             valid_batches=valid_batches,
             sinks=sinks,
-            tokenizer_files=tokenizer_files,
+            writer=open_writer(config, state, tokenizer_files),
+            global_batch=sizes.at,
         )
+        stack.callback(training.writer.wait)  # a save in flight is committed whatever ends the run
         code = 0 if train(training, stop) else stop.exit_code
-    if axis.rank == 0:
-        print(f"mt: step {state.position.step} of {config.schedule.steps} is in {steps(run_dir)[-1]}", file=sys.stderr)
+    last = step_directory(run_dir, state.position.step)
+    if mesh.world.rank == 0 and last in steps(run_dir):
+        print(f"mt: step {state.position.step} of {config.schedule.steps} is in {last}", file=sys.stderr)
     return code
 
 
-def restore(state: TrainState, run_dir: Path, axis: Axis) -> TrainState:
+def restore(state: TrainState, run_dir: Path) -> TrainState:
     """Go on from the latest checkpoint of the run directory, if there is one."""
-    if committed := steps(run_dir):
-        if axis.rank == 0:
-            print(f"mt: resuming from {committed[-1]}", file=sys.stderr)
-        state.load(resolve(committed[-1]))
+    if not (committed := steps(run_dir)):
+        return state
+    first, start = state.engine.mesh.world.rank == 0, time.perf_counter()
+    if first:
+        print(f"mt: resuming from {committed[-1]}", file=sys.stderr)
+    state.load(resolve(committed[-1]))
+    if first and (seconds := time.perf_counter() - start) > 2:
+        print(f"mt: loaded in {seconds:.1f} s", file=sys.stderr)
     return state
 
 
@@ -74,60 +95,62 @@ def start_sinks(config: Any, step: int, stack: ExitStack) -> list[MetricSink]:
     return sinks
 
 
-def check_ranks(config: Any, axis: Axis) -> None:
-    """Refuse a number of ranks that the configuration or the batch does not fit."""
-    if config.parallel.data not in (None, axis.size):
-        raise MtError("parallel.data", f"{config.parallel.data}, but {axis.size} ranks run", f"allowed: {axis.size}")
-    unit = config.batch.micro_batch * axis.size
-    if config.batch.global_batch % unit:
-        found = f"{config.batch.global_batch} is no multiple of micro_batch × ranks = {unit}"
-        raise MtError("batch.global_batch", found, f"allowed: {-(-config.batch.global_batch // unit) * unit}")
+def open_writer(config: Any, state: TrainState, tokenizer_files: Sequence[Path]) -> AsyncWriter:
+    """The writer of this rank's share of every checkpoint."""
+    session, world = [f"{os.getpid()}-{time.time_ns()}"], state.engine.mesh.world
+    if world.size > 1:
+        dist.broadcast_object_list(session)
+    ranks = Ranks(world.rank, world.size, session[0], config.runtime.stall_timeout)
+    run_dir, keep = Path(config.runtime.run_dir), config.checkpoint.keep or 0
+    writer = AsyncWriter(run_dir, ranks, tokenizer_files=tokenizer_files, keep=keep)
+    if config.checkpoint.async_save and state.engine.device.type == "cuda":
+        writer.reserve(state.owned_bytes())
+    return writer
 
 
 def open_data(
-    config: Any, run_dir: Path, axis: Axis
+    config: Any, run_dir: Path, mesh: Mesh, sizes: BatchSizes
 ) -> tuple[Callable[..., Iterator[Batch]], Callable[[], Iterator[Batch]] | None]:
     """Functions that iterate over this rank's training micro-batches (from `consumed=`) and validation ones."""
     schedule, batch = config.schedule, config.batch
     samples = (
-        schedule.steps * batch.global_batch,
+        count_samples(sizes, schedule.steps),
         schedule.eval_batches * batch.global_batch if schedule.eval_every else 0,
         0,
     )
     cache = Path(config.data.cache_dir) if config.data.cache_dir else run_dir / "index-cache"
     build = component("dataset", config.data.kind)
-    splits = build(config.data, samples=samples, seed=config.runtime.seed, cache_dir=cache, builder=axis.rank == 0)
+    first = mesh.world.rank == 0
+    splits = build(config.data, samples=samples, seed=config.runtime.seed, cache_dir=cache, builder=first)
     iterate = partial(
         batches,
         micro_batch=batch.micro_batch,
-        data_rank=axis.rank,
-        data_size=axis.size,
+        data_rank=mesh.data.rank,
+        data_size=mesh.data.size,
         workers=config.data.loader_workers,
+        prefetch=config.data.prefetch,
         vocab_size=config.model.vocab_size,
     )
-    return partial(iterate, splits.train), partial(iterate, splits.valid, consumed=0) if splits.valid else None
+    train_batches = partial(iterate, splits.train, order=config.data.order)
+    return train_batches, partial(iterate, splits.valid, consumed=0) if splits.valid else None
 
 
-def build_state(config: Any, device: torch.device, *, resume: bool) -> TrainState:
+def build_state(config: Any, mesh: Mesh, device: torch.device, *, resume: bool) -> TrainState:
     """Model, weights and optimizer at step 0: initialised from the seed or, if this is no resume, from a checkpoint."""
-    with device:
-        model = config.model.build().to(DTYPES["fp64" if config.precision.dtype == "fp64" else "fp32"])
-    if config.checkpoint.init and not resume:
-        load_weights(model, config.checkpoint.init)
-    elif not resume:
-        model.initialize(config.runtime.seed)
-    weights = Weights(model, DTYPES[config.precision.dtype])
-    if config.runtime.compile:
-        for block in model.layers.values():
-            block.compile()
-    groups = parameter_groups(weights.masters, config.optim.weight_decay)
+    model, engine = parallelize(config, mesh, device)
+    groups = parameter_groups(engine.masters, engine.shapes, config.optim.weight_decay)
     optimizer = component("optimizer", config.optim.name)(groups, config.optim)
-    return TrainState(model, weights, optimizer, Position())
+    state = TrainState(model, engine, optimizer, loss_scale=LossScale.first(config.precision))
+    if config.checkpoint.init and not resume:
+        load_weights(state, config.checkpoint.init)
+    elif not resume:
+        state.initialize(config.runtime.seed)
+    return state
 
 
-def load_weights(model: Any, init: str) -> None:
+def load_weights(state: TrainState, init: str) -> None:
     """Fill a model from `LOADER:PATH`; a checkpoint of another shape is refused with all differences."""
-    from mt_models.canonical import load_stream
-
     name, _, path = init.partition(":")
-    load_stream(model, component("ckpt-loader", name)(Path(path)).tensors())
+    tensors = list(component("ckpt-loader", name)(Path(path)).tensors())
+    raise_if(stream_problems(state.model.config.canonical_shapes(), [(n, tuple(t.shape)) for n, t in tensors]))
+    state.fill(dict(tensors).__getitem__)

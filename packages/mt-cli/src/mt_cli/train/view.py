@@ -38,6 +38,7 @@ class LiveView:
         step = int(metrics["step"])
         if "valid_loss" in metrics:
             self.progress.update(self.task, completed=step, valid=f"{metrics['valid_loss']:.4f}")
+        if "loss" not in metrics:
             return
         speed, left = f"{metrics['tokens_per_s']:,.0f}", time_left(float(metrics["eta_s"]))
         self.progress.update(self.task, completed=step, loss=f"{metrics['loss']:.4f}", speed=speed, left=left)

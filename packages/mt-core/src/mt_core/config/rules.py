@@ -4,28 +4,53 @@ from collections.abc import Iterator
 from typing import Any
 
 from mt_core.errors import Problem
+from mt_core.planning import layout
 from mt_core.plugins import components, did_you_mean
+
+GRADIENTS = {
+    "bf16": ("auto", "fp32", "bf16"),
+    "fp16": ("auto", "fp32", "fp16"),
+    "fp32": ("auto", "fp32", "bf16"),
+    "fp64": ("auto",),
+}
+"""What `precision.gradients` may be for each dtype: fp16 sums overflow where the loss is not scaled, bf16 ones lose
+what fp16 has, and narrower ones what fp64 is for."""
+
+DETERMINISTIC_CORES = ("sdpa", "eager")
+"""Attention cores that compute the same twice when torch's deterministic algorithms are on: torch then leaves cuDNN's
+kernel out, and flash and memory-efficient attention take their deterministic backward passes. Measured on an H200 with
+torch 2.11, eight runs each: sdpa in bf16, causal and with documents, differed without and was equal with them;
+embedding, norms, cross-entropy and scatter_add were equal with and without."""
 
 
 def problems(config: Any) -> Iterator[Problem]:
     """Everything wrong between the core sections of a valid `RunConfig`."""
-    yield from _batch(config)
+    if hasattr(config.model, "attention"):  # the layout's rules are about such models
+        yield from layout.problems(config)
+    yield from _precision(config)
     yield from _schedule(config)
+    if config.runtime.deterministic and hasattr(config.model, "attention"):
+        yield from _deterministic(config)
     if config.optim.name not in (known := components("optimizer")):
         yield Problem("optim.name", f"unknown optimizer {config.optim.name!r}", did_you_mean(config.optim.name, known))
     if config.checkpoint.init is not None:
         yield from _init(config.checkpoint.init)
 
 
-def _batch(config: Any) -> Iterator[Problem]:
-    micro, batch, data = config.batch.micro_batch, config.batch.global_batch, config.parallel.data or 1
-    if batch % (micro * data):
-        unit = micro * data
-        below, above = batch // unit * unit, -(-batch // unit) * unit
-        fits = f"{below} or {above}" if below else str(above)
-        yield Problem(
-            "batch.global_batch", f"{batch} is no multiple of micro_batch {micro} × data {data}", f"allowed: {fits}"
-        )
+def _precision(config: Any) -> Iterator[Problem]:
+    dtype, gradients = config.precision.dtype, config.precision.gradients
+    if gradients not in GRADIENTS[dtype]:
+        yield Problem("precision.gradients", f"{gradients} with {dtype}", f"allowed: {', '.join(GRADIENTS[dtype])}")
+
+
+def _deterministic(config: Any) -> Iterator[Problem]:
+    """Of other packages' kernels torch does not know whether they are; its own say so when they run."""
+    core, others = config.model.attention.core, sorted({*components("attention")} - {*DETERMINISTIC_CORES})
+    allowed = f"allowed with runtime.deterministic: {', '.join(DETERMINISTIC_CORES)}"
+    if core in others:
+        yield Problem("model.attention.core", f"{core!r} is not known to be deterministic", allowed)
+    elif core == "auto" and others:
+        yield Problem("model.attention.core", f'"auto" may choose {", ".join(others)}', allowed)
 
 
 def _schedule(config: Any) -> Iterator[Problem]:

@@ -8,10 +8,39 @@ from mt_core.config.section import Section
 
 
 class ParallelConfig(Section):
-    """How many ranks share the work along each axis."""
+    """How ranks share the work. tensor × context × data is the number of ranks."""
 
     data: PositiveInt | None = None
-    """Replicas of the model; unset, every rank that the launcher started is one."""
+    """Ranks that take different samples; unset, what the other axes leave of the ranks that run."""
+    tensor: PositiveInt = 1
+    """Ranks that share each layer's matrices."""
+    context: PositiveInt = 1
+    """Ranks that share each sequence."""
+    sequence: bool = False
+    """Sequence parallelism: between the matrices, tensor ranks hold a part of the sequence each."""
+    context_exchange: Literal["ring", "all_gather", "all_to_all"] = "ring"
+    """How context ranks exchange keys and values: around a ring, gathered, or heads for positions."""
+    sharding: Literal["replicate", "zero1", "fsdp"] = "replicate"
+    """What data and context ranks share: nothing, the optimizer's state (ZeRO-1), or all of it (PyTorch's FSDP2)."""
+    shard_size: PositiveInt | None = None
+    """Ranks that share one copy of what is sharded, fewer than data × context for hybrid sharding; unset, all."""
+    overlap_grad_reduce: bool = True
+    """Reduce gradients while the backward pass still runs."""
+    overlap_param_gather: bool = True
+    """With zero1, gather the updated parameters while the next forward pass runs."""
+    bucket_size: PositiveInt = 40_000_000
+    """Elements of a gradient bucket, the unit of reduction."""
+
+
+class RecomputeConfig(Section):
+    """Activations that are computed again in the backward pass instead of kept."""
+
+    granularity: Literal["none", "selective", "full"] = "none"
+    """Nothing; the attention core of every layer; or whole layers."""
+    method: Literal["uniform", "block"] = "uniform"
+    """With "full": keep the input of every group of `layers` layers, or recompute only the first `layers` layers."""
+    layers: PositiveInt = 1
+    """Layers of a group ("uniform"), or layers that are recomputed one by one ("block")."""
 
 
 class BatchConfig(Section):
@@ -21,6 +50,10 @@ class BatchConfig(Section):
     """Sequences in one forward pass of one rank."""
     global_batch: PositiveInt = 1
     """Sequences in one optimizer step, over all ranks; a multiple of micro_batch × data-parallel ranks."""
+    rampup: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
+    """Start, increment and samples: the batch grows by equal increments to `global_batch` over the first samples."""
+    sizes: str | None = None
+    """Sizes of the batch as "0:64 10M:128": where each begins, in samples (K, M, B, T); instead of `global_batch`."""
 
 
 class OptimConfig(Section):
@@ -40,6 +73,8 @@ class OptimConfig(Section):
     """Decoupled decay of matrices; biases and one-dimensional parameters have none."""
     clip_norm: NonNegativeFloat = 1.0
     """Largest norm of the whole gradient; 0 turns clipping off."""
+    nonfinite: Literal["stop", "skip"] = "stop"
+    """When the gradient is infinite or not a number: end the run with the rank and parameter, or leave the step out."""
 
 
 class ScheduleConfig(Section):
@@ -68,17 +103,33 @@ class ScheduleConfig(Section):
 class PrecisionConfig(Section):
     """Arithmetic."""
 
-    dtype: Literal["bf16", "fp32", "fp64"] = "fp32"
-    """Of parameters and activations. With bf16, gradients are accumulated and weights updated in fp32."""
+    dtype: Literal["bf16", "fp16", "fp32", "fp64"] = "fp32"
+    """Of parameters and activations. With bf16 and fp16, weights are updated in fp32."""
+    gradients: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
+    """In which gradients are added up and reduced; "auto" is fp16 for fp16, fp64 for fp64, else fp32."""
+    loss_scale: PositiveFloat | None = None
+    """A fixed loss scale for fp16; unset, it follows the gradients."""
+    initial_loss_scale: PositiveFloat = 2.0**32
+    """First value of the scale that follows the gradients."""
+    min_loss_scale: PositiveFloat = 1.0
+    """Its lowest value."""
+    loss_scale_window: PositiveInt = 1000
+    """Finite steps in a row after which it doubles."""
+    hysteresis: PositiveInt = 2
+    """Steps that overflow before it is halved."""
 
 
 class CheckpointConfig(Section):
     """When to save and what to start from."""
 
     every: NonNegativeInt = 0
-    """Steps between checkpoints; one is always saved at the end and on SIGTERM."""
+    """Steps between checkpoints; one is always saved on SIGTERM."""
+    at_end: bool = True
+    """Save the last step."""
     keep: PositiveInt | None = None
     """Newest checkpoints to keep; unset, all."""
+    async_save: bool = False
+    """Write checkpoints while training goes on; at most one at a time."""
     init: str | None = None
     """Weights to start from, as LOADER:PATH, for example "hf:DIR"; unset, random."""
     resume: bool = True
@@ -105,5 +156,9 @@ class RuntimeConfig(Section):
     """With "auto", a GPU if there is one."""
     compile: bool = False
     """Compile each block with torch.compile."""
+    deterministic: bool = False
+    """Two runs give identical losses and checkpoints; what cannot is refused by name."""
+    stall_timeout: PositiveFloat = 600.0
+    """Seconds without progress after which a rank says where it is and ends."""
     threads: PositiveInt | None = None
     """CPU threads of each rank; unset, the cores divided by the ranks on this machine."""

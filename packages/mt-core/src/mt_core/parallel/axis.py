@@ -21,6 +21,21 @@ class Axis:
             dist.all_reduce(tensor, group=self.group)
         return tensor
 
+    def max_(self, tensor: Tensor) -> Tensor:
+        """Largest of each element over the axis, in place."""
+        if self.size > 1:
+            dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self.group)
+        return tensor
+
+    def send(self, tensor: Tensor, to: int) -> None:
+        """Send a contiguous tensor to the rank at place `to` of the axis."""
+        dist.send(tensor, group=self.group, group_dst=to)
+
+    def receive_(self, tensor: Tensor, source: int) -> Tensor:
+        """Fill a contiguous tensor with what the rank at place `source` of the axis sends."""
+        dist.recv(tensor, group=self.group, group_src=source)
+        return tensor
+
     def barrier(self) -> None:
         """Wait for every rank of the axis."""
         if self.size > 1:

@@ -4,26 +4,28 @@ Between steps the ranks agree, in one small sum on the CPU, on the step's valid 
 stop; nothing else in a step waits for the GPU.
 """
 
-import time
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from mt_core.checkpoint.native import prune, step_directory, write
-from mt_core.parallel.axis import Axis
+from mt_core.checkpoint.async_writer import AsyncWriter, Saved
+from mt_core.errors import MtError
+from mt_core.parallel.mesh import Mesh
+from mt_core.supervision.heartbeat import Heart
+from mt_core.training.clock import Clock
+from mt_core.training.inputs import Batch, valid_tokens
 from mt_core.training.learning_rate import learning_rate
+from mt_core.training.nonfinite import Finiteness
 from mt_core.training.seeds import seed_step
 from mt_core.training.state import TrainState
-from mt_core.training.step import Batch, backward, evaluate, update, valid_tokens
+from mt_core.training.step import backward, evaluate, reduce, update
 from mt_core.training.stop import StopRequest
 from mt_core.types import MetricSink
-
-PEAK_FLOPS = {"NVIDIA H200": 989e12, "NVIDIA H100 80GB HBM3": 989e12, "NVIDIA A100-SXM4-80GB": 312e12}
-"""Dense bf16 peaks by the vendor's datasheets, for the share of peak in metrics."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,66 +34,104 @@ class Run:
 
     config: Any
     state: TrainState
-    axis: Axis
+    mesh: Mesh
     device: torch.device
     train_batches: Iterator[Batch]
     valid_batches: Callable[[], Iterator[Batch]] | None
     sinks: Sequence[MetricSink]
     """Empty on every rank but the first."""
-    tokenizer_files: Sequence[Path] = ()
+    writer: AsyncWriter
+    global_batch: Callable[[int], int]
+    """Samples of the step that begins after so many samples."""
+    heart: Heart = field(default_factory=Heart)
 
-    @property
-    def micro_batches(self) -> int:
-        """Micro-batches of this rank in one step."""
-        return self.config.batch.global_batch // (self.config.batch.micro_batch * self.axis.size)
+    def micro_batches(self, global_batch: int) -> int:
+        """Micro-batches of this rank in a step of so many samples."""
+        return global_batch // (self.config.batch.micro_batch * self.mesh.data.size)
 
 
 def train(run: Run, stop: StopRequest) -> bool:
-    """Train to the last step; False if a stop was asked for first. Either way the state is saved at the end."""
-    position, schedule = run.state.position, run.config.schedule
+    """Train to the last step; False if a stop was asked for first: the state is saved then, too."""
+    position, schedule, every = run.state.position, run.config.schedule, run.config.checkpoint.every
     run.state.model.train()
-    clock = _Clock(run)
-    saved = position.step
-    stopped = False
+    clock = Clock(run.config, position, run.device, run.mesh.world.size)
+    finiteness = Finiteness(list(run.state.engine.masters), run.mesh)
+    saved, stopped = position.step, False
     while position.step < schedule.steps:
-        batches = list(islice(run.train_batches, run.micro_batches))
-        assert len(batches) == run.micro_batches, "the dataset is sized for the whole run"
-        agreed = run.axis.sum_(
-            torch.tensor([valid_tokens(batches), float(stop.signal is not None)], dtype=torch.float64)
-        )
-        if stopped := bool(agreed[1]):
+        run.heart.beat(position.step + 1, "data")
+        global_batch = run.global_batch(position.samples)
+        batches = list(islice(run.train_batches, run.micro_batches(global_batch)))
+        assert len(batches) == run.micro_batches(global_batch), "the dataset is sized for the whole run"
+        tokens, stopped = _agree(run, batches, stop)
+        if stopped:
             break
-        _step(run, batches, float(agreed[0]), clock)
+        _step(run, batches, tokens, finiteness, clock)
+        _report(run, run.writer.poll())
         if schedule.eval_every and position.step % schedule.eval_every == 0 and run.valid_batches:
             _evaluate(run)
             clock.restart()
-        if run.config.checkpoint.every and position.step % run.config.checkpoint.every == 0:
+        if every and position.step % every == 0:
+            _check_finite(run, finiteness)
             save(run)
             saved = position.step
             clock.restart()
-    if saved != position.step:
+    _check_finite(run, finiteness)
+    if saved != position.step and (stopped or run.config.checkpoint.at_end):
         save(run)
+    run.heart.beat(position.step, "save")
+    _report(run, run.writer.wait())
     return not stopped
 
 
-def _step(run: Run, batches: Sequence[Batch], tokens: float, clock: "_Clock") -> None:
-    config, position = run.config, run.state.position
-    seed_step(config.runtime.seed, position.step, run.axis.rank)
+def _agree(run: Run, batches: Sequence[Batch], stop: StopRequest) -> tuple[float, bool]:
+    """The step's valid tokens, and whether any rank was asked to stop."""
+    sums = torch.tensor([valid_tokens(batches), float(stop.signal is not None)], dtype=torch.float64)
+    run.mesh.world.sum_(sums)
+    return float(sums[0]) / (run.mesh.context.size * run.mesh.tensor.size), bool(sums[1])
+
+
+def _step(run: Run, batches: Sequence[Batch], tokens: float, finiteness: Finiteness, clock: Clock) -> None:
+    config, state, position = run.config, run.state, run.state.position
+    seed_step(config.runtime.seed, position.step, run.mesh.tokens.rank)
     lr = learning_rate(config.schedule, config.optim.lr, position.step)
-    loss = backward(run.state.model, batches, tokens, run.device)
-    norm = update(run.state.weights, run.state.optimizer, run.axis, lr=lr, clip_norm=config.optim.clip_norm)
+    scale = state.loss_scale.value
+    beat = partial(run.heart.beat, position.step + 1, "forward and backward")
+    loss = backward(state.model, state.engine, batches, tokens, run.device, scale=scale, beat=beat)
+    run.heart.beat(position.step + 1, "reduce")
+    reduce(state.engine)
+    run.heart.beat(position.step + 1, "optimizer")
+    found = update(state.engine, state.optimizer, lr=lr, clip_norm=config.optim.clip_norm, scale=scale)
     position.step += 1
-    position.samples += config.batch.global_batch
+    position.samples += run.global_batch(position.samples)
     position.tokens += int(tokens)
+    if not state.loss_scale.searches(config.precision):
+        finiteness.note(position.step, loss, found)
+    if config.precision.dtype == "fp16":
+        state.loss_scale.after_step(config.precision, finite=bool(found.norm.isfinite()))
     if position.step % config.log.every == 0 or position.step in (1, config.schedule.steps):
-        values = {"loss": float(run.axis.sum_(loss)), "lr": lr, "grad_norm": float(norm)}
+        _check_finite(run, finiteness)
+        values = {"loss": float(run.mesh.tokens.sum_(loss)), "lr": lr, "grad_norm": float(found.norm)}
+        values |= {"loss_scale": scale} if config.precision.dtype == "fp16" else {}
         _emit(run, values | clock.lap())
+
+
+def _check_finite(run: Run, finiteness: Finiteness) -> None:
+    """Report bad steps since the last check, and end the run over them unless it skips them."""
+    for line in finiteness.bad_steps():
+        if run.config.optim.nonfinite == "stop":
+            allowed = "look at the data and the learning rate; optim.nonfinite = skip leaves such steps out"
+            raise MtError("gradient", f"not finite in {line}", allowed)
+        if run.mesh.world.rank == 0:
+            print(f"mt: left out {line}", file=sys.stderr, flush=True)
 
 
 def _evaluate(run: Run) -> None:
     assert run.valid_batches is not None
-    batches = list(islice(run.valid_batches(), run.config.schedule.eval_batches * run.micro_batches))
-    _emit(run, {"valid_loss": evaluate(run.state.model, batches, run.axis, run.device)})
+    beat = partial(run.heart.beat, run.state.position.step, "evaluate")
+    beat()
+    count = run.config.schedule.eval_batches * run.micro_batches(run.config.batch.global_batch)
+    batches = list(islice(run.valid_batches(), count))
+    _emit(run, {"valid_loss": evaluate(run.state.model, batches, run.mesh, run.device, beat=beat)})
 
 
 def _emit(run: Run, values: dict[str, float | int]) -> None:
@@ -101,50 +141,17 @@ def _emit(run: Run, values: dict[str, float | int]) -> None:
 
 
 def save(run: Run) -> None:
-    """Commit a checkpoint of the present step; the first rank writes, the others wait."""
-    position = run.state.position
-    run_dir = Path(run.config.runtime.run_dir)
-    if run.axis.rank == 0:
-        meta = {"step": position.step, "samples": position.samples, "tokens": position.tokens}
-        meta["config"] = run.config.model_dump(mode="json")
-        parts = {"model": run.state.model_tensors(), "optim": run.state.optimizer_tensors()}
-        write(step_directory(run_dir, position.step), parts, meta, run.tokenizer_files)
-        if run.config.checkpoint.keep:
-            prune(run_dir, run.config.checkpoint.keep)
-    run.axis.barrier()
+    """Save the present step; with `checkpoint.async_save` the files are written while training goes on."""
+    state = run.state
+    run.heart.beat(state.position.step, "save")
+    meta = state.meta() | {"config": run.config.model_dump(mode="json")}
+    _report(run, run.writer.save(state.position.step, state.parts(), meta))
+    if not run.config.checkpoint.async_save:
+        _report(run, run.writer.wait())
+    run.heart.beat(state.position.step, "saved")
 
 
-class _Clock:
-    """Time and tokens between two log lines, evaluations and checkpoints left out."""
-
-    def __init__(self, run: Run) -> None:
-        self.run = run
-        self.restart()
-
-    def restart(self) -> None:
-        """Start a new interval."""
-        self.start, self.step, self.tokens = self._now(), self.run.state.position.step, self.run.state.position.tokens
-
-    def _now(self) -> float:
-        if self.run.device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter()
-
-    def lap(self) -> dict[str, float | int]:
-        """Speed since the last lap."""
-        run, position = self.run, self.run.state.position
-        seconds = (self._now() - self.start) / (position.step - self.step)
-        tokens_per_s = (position.tokens - self.tokens) / (position.step - self.step) / seconds
-        flops = run.config.model.flops_per_token(run.config.data.seq_length) * tokens_per_s / run.axis.size
-        values: dict[str, float | int] = {
-            "step_ms": seconds * 1e3,
-            "tokens_per_s": tokens_per_s,
-            "eta_s": seconds * (run.config.schedule.steps - position.step),
-            "tflops_per_rank": flops / 1e12,
-        }
-        if run.device.type == "cuda":
-            values["peak_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
-            if peak := PEAK_FLOPS.get(torch.cuda.get_device_name()):
-                values["share_of_peak"] = flops / peak
-        self.restart()
-        return values
+def _report(run: Run, saved: Saved | None) -> None:
+    if saved is not None:
+        seconds = {"save_pause_s": saved.pause_s, "save_write_s": saved.write_s, "save_wait_s": saved.waited_s}
+        _emit(run, {"saved_step": saved.step, "save_bytes": saved.total_bytes or saved.rank_bytes, **seconds})

@@ -56,6 +56,7 @@ class PlainLines:
         """Print the line."""
         if "valid_loss" in metrics:
             print(f"step {metrics['step']}/{self.steps} | validation loss {metrics['valid_loss']:.4f}", flush=True)
+        if "loss" not in metrics:
             return
         print(
             f"step {metrics['step']}/{self.steps} | loss {metrics['loss']:.4f} | lr {metrics['lr']:.2e} | "

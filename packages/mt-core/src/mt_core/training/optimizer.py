@@ -9,16 +9,23 @@ from torch import nn
 from mt_core.config.sections import OptimConfig
 
 
-def parameter_groups(parameters: Mapping[str, nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups: weight decay for matrices; none for names ending in `.bias` and one-dimensional parameters."""
-    decays = {name: p.dim() > 1 and not name.endswith(".bias") for name, p in parameters.items()}
-    return [
-        {"params": [p for n, p in parameters.items() if decays[n]], "weight_decay": weight_decay},
-        {"params": [p for n, p in parameters.items() if not decays[n]], "weight_decay": 0.0},
+def parameter_groups(
+    masters: Mapping[str, nn.Parameter], shapes: Mapping[str, torch.Size], weight_decay: float
+) -> list[dict[str, Any]]:
+    """Two groups: weight decay for matrices; none for names ending in `.bias` and one-dimensional parameters.
+
+    `shapes` are those of the whole parameters: a rank's master may be a flat part. A rank that has none gets an empty
+    parameter, so that every rank has an optimizer.
+    """
+    decays = {name: len(shapes[name]) > 1 and not name.endswith(".bias") for name in masters}
+    groups = [
+        {"params": [p for n, p in masters.items() if decays[n]], "weight_decay": weight_decay},
+        {"params": [p for n, p in masters.items() if not decays[n]], "weight_decay": 0.0},
     ]
+    return [group for group in groups if group["params"]] or [{"params": [nn.Parameter(torch.empty(0))]}]
 
 
 def adamw(groups: Iterable[dict[str, Any]], config: OptimConfig) -> torch.optim.Optimizer:
     """torch's fused AdamW."""
     betas = (config.beta1, config.beta2)
-    return torch.optim.AdamW([g for g in groups if g["params"]], config.lr, betas, config.eps, fused=True)
+    return torch.optim.AdamW(groups, config.lr, betas, config.eps, fused=True)

@@ -7,6 +7,7 @@ and no line changes.
 
 from torch import Tensor, nn
 
+from mt_core.parallel.plan import Column, Plan, Row
 from mt_models.config import GPTConfig
 from mt_models.layers.attention_cores import Core
 from mt_models.layers.cache import LayerCache
@@ -17,14 +18,22 @@ from mt_models.layers.rope import Rotation, rotate
 class Attention(nn.Module):
     """Causal self-attention; each of G groups has R query heads and one key and one value head."""
 
-    def __init__(self, config: GPTConfig, core: Core) -> None:
+    def __init__(self, config: GPTConfig, core: Core, tensor: int = 1) -> None:
+        """`tensor` ranks will share it: more than there are groups, and the groups are repeated."""
         super().__init__()
-        part, D = config.attention, config.model_size
-        self.qkv = Linear(D, (part.kv_groups, config.queries_per_group + 2, part.head_size), bias=part.qkv_bias)
+        part, D, copies = config.attention, config.model_size, config.group_copies(tensor)
+        G, R = part.kv_groups * copies, config.queries_per_group // copies
+        self.qkv = Linear(D, (G, R + 2, part.head_size), bias=part.qkv_bias)
         self.out = Linear((part.heads, part.head_size), D, bias=part.out_bias)
         self.core = core
 
-    def forward(self, x_BTD: Tensor, rotation: Rotation | None, cache: LayerCache | None = None) -> Tensor:
+    def forward(
+        self,
+        x_BTD: Tensor,
+        rotation: Rotation | None,
+        cache: LayerCache | None = None,
+        documents_BT: Tensor | None = None,
+    ) -> Tensor:
         """[B, T, D] to the same shape; with a cache the T tokens follow those already in it."""
         qkv_BTGXK = self.qkv(x_BTD)  # X = R + 2
         q_BTHK = qkv_BTGXK[..., :-2, :].flatten(2, 3)
@@ -33,4 +42,9 @@ class Attention(nn.Module):
             q_BTHK, k_BSGK = rotate(q_BTHK, rotation), rotate(k_BSGK, rotation)
         if cache is not None:
             k_BSGK, v_BSGK = cache.append(k_BSGK, v_BSGK)
-        return self.out(self.core(q_BTHK, k_BSGK, v_BSGK))  # the only place where heads meet
+        return self.out(self.core(q_BTHK, k_BSGK, v_BSGK, documents_BT))  # the only place where heads meet
+
+
+def plan(copies: int = 1) -> Plan:
+    """Cut by group, and the output projection by head; of repeated groups the key and the value are copies."""
+    return {"qkv": Column(dim=0, copies=copies, copied=2), "out": Row(dim=1)}

@@ -1,6 +1,7 @@
 """A linear layer whose weight keeps its logical shape: un-fusing is indexing and a shard is a slice of one dim."""
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -16,10 +17,11 @@ class Linear(nn.Module):
         self.in_dims = len(into)
         self.weight = nn.Parameter(torch.empty(*out, *into))
         self.bias = nn.Parameter(torch.empty(out)) if bias else None
+        self.op: Callable[[Tensor, Tensor, Tensor | None], Tensor] = F.linear
 
     def forward(self, x: Tensor) -> Tensor:
         """[…, in…] to […, out…]."""
         out, into = self.weight.shape[: -self.in_dims], self.weight.shape[-self.in_dims :]
         weight = self.weight.reshape(math.prod(out), math.prod(into))
         bias = None if self.bias is None else self.bias.flatten()
-        return F.linear(x.flatten(-self.in_dims), weight, bias).unflatten(-1, out)
+        return self.op(x.flatten(-self.in_dims), weight, bias).unflatten(-1, out)

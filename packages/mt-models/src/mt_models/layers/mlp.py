@@ -5,6 +5,7 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mt_core.parallel.plan import Column, Plan, Row
 from mt_models import config
 from mt_models.layers.linear import Linear
 
@@ -55,3 +56,12 @@ class Gated(nn.Module):
 def make_mlp(part: config.Dense | config.Gated, size: int) -> nn.Module:
     """The feed-forward layer that a configuration part describes."""
     return Gated(part, size) if part.kind == "gated" else Dense(part, size)
+
+
+def plan(part: config.Dense | config.Gated) -> Plan:
+    """Cut by hidden feature."""
+    return (
+        {"gate_up": Column(dim=1), "down": Row(dim=1)}
+        if part.kind == "gated"
+        else {"up": Column(dim=0), "down": Row(dim=1)}
+    )

@@ -11,17 +11,17 @@ from torch import Tensor
 
 
 class Rotation(NamedTuple):
-    """Cosine and sine of every position's angles, [T, 1, L], to be broadcast over heads."""
+    """Cosine and sine of every position's angles, [T, 1, L] or [B, T, 1, L], to be broadcast over heads."""
 
     cos_T1L: Tensor
     sin_T1L: Tensor
 
 
 def make_rotation(positions_T: Tensor, head_size: int, *, theta: float, dtype: torch.dtype) -> Rotation:
-    """Angles position · theta^(−2i/K) for pair i; `dtype` is at least fp32."""
+    """Angles position · theta^(−2i/K) for pair i, of positions [T] or [B, T]; `dtype` is at least fp32."""
     pairs_L = torch.arange(0, head_size, 2, device=positions_T.device).to(dtype)
     frequencies_L = 1.0 / theta ** (pairs_L / head_size)
-    angles_T1L = (positions_T.to(dtype)[:, None] * frequencies_L)[:, None]
+    angles_T1L = (positions_T.to(dtype)[..., None] * frequencies_L)[..., None, :]
     return Rotation(angles_T1L.cos(), angles_T1L.sin())
 
 

@@ -1,0 +1,60 @@
+"""Rules between sections of different packages: the data, the batch and the model. Torch-free."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from mt_core.errors import MtError, Problem
+from mt_data.config import BERTData, ICTData, T5Data
+from mt_data.samplers.batch_size import batch_sizes
+
+
+def problems(config: Any) -> Iterator[Problem]:
+    """Batches that change during the run, and data that the model cannot use as it says."""
+    yield from _batch(config)
+    yield from _samples(config)
+    yield from _documents(config)
+
+
+def _batch(config: Any) -> Iterator[Problem]:
+    """`global_batch` itself is a rule of the layout's; here are `rampup` and `sizes`."""
+    batch = config.batch
+    if batch.rampup and batch.sizes:
+        yield Problem("batch.sizes", "is given beside batch.rampup", "leave one of them out")
+        return
+    where = "batch.rampup" if batch.rampup else "batch.sizes"
+    unit = batch.micro_batch * (config.parallel.data or 1)
+    try:
+        changing = batch_sizes(batch).sizes() if batch.rampup or batch.sizes else ()
+        wrong = [size for size in changing if size % unit]
+    except MtError as err:
+        yield from (replace(problem, where=where) for problem in err.problems)
+        return
+    if wrong:
+        told = f"{', '.join(map(str, wrong[:3]))}{', …' if len(wrong) > 3 else ''}"
+        found = f"{told}: no multiple of micro_batch {batch.micro_batch} × data {config.parallel.data or 1}"
+        yield Problem(where, found, f"allowed: multiples of {unit}")
+    if batch.sizes and config.schedule.eval_every and batch.global_batch % unit:
+        found = f"{batch.global_batch}, the batch of evaluations, is no multiple of {unit}"
+        yield Problem("batch.global_batch", found, f"allowed: multiples of {unit}, or schedule.eval_every = 0")
+
+
+def _samples(config: Any) -> Iterator[Problem]:
+    """A GPT predicts the next token; samples of other tasks have no labels for that."""
+    data = config.data
+    if config.model.kind == "gpt" and isinstance(data, BERTData | T5Data | ICTData):
+        found = f"{data.kind!r} samples are not for a model of kind 'gpt'"
+        yield Problem("data.kind", found, "allowed: gpt, fim, sft, mock")
+
+
+def _documents(config: Any) -> Iterator[Problem]:
+    """Options that another one, or the model, leaves without effect."""
+    data = config.data
+    resets = [name for name in ("reset_position_ids", "reset_attention_mask") if getattr(data, name, False)]
+    if getattr(data, "inter_document_masking", False):
+        found = "is on beside data.inter_document_masking, which says itself where positions start and who sees whom"
+        yield from (Problem(f"data.{name}", found, "turn one of the two off") for name in resets)
+    position = getattr(config.model, "position", None)
+    if "reset_position_ids" in resets and position is not None and position.kind == "none":
+        found = 'is on, but the model has none: model.position.kind = "none"'
+        yield Problem("data.reset_position_ids", found, "turn it off")

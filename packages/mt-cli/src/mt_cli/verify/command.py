@@ -1,0 +1,64 @@
+"""`mt verify RUN.toml`: does my run compute the same under a layout as on one rank?"""
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from mt_cli.completion import preset_names
+
+EXIT_DISAGREE = 1
+
+
+def verify(
+    files: Annotated[
+        list[Path] | None, typer.Argument(help="TOML files; later ones override earlier ones.", show_default=False)
+    ] = None,
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="Override one: section.field=value.")] = None,
+    preset: Annotated[str | None, typer.Option(help="Start from this preset.", autocompletion=preset_names)] = None,
+    layouts: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--layout",
+            help="Fields of the section parallel, as tensor=2,sequence=true; may be repeated. Else the run's own.",
+        ),
+    ] = None,
+    ranks: Annotated[
+        int | None, typer.Option(min=1, help="Ranks of each layout; those the other axes leave are data ranks.")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps to compare.")] = 3,
+    dtype: Annotated[
+        Literal["fp64", "fp32", "bf16"], typer.Option(help="In fp64 differences up to 1e-12 agree; see the docs.")
+    ] = "fp64",
+    documents: Annotated[bool, typer.Option("--documents", help="Cut sequences into documents.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="A row for every parameter.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+) -> None:
+    """Run a configuration, shrunk, on CPU ranks and compare it with one rank. Exit code 1: they disagree."""
+    from mt_cli.run_config import load_run_config
+    from mt_cli.verify.layouts import cases, under
+    from mt_cli.verify.shrink import shrink
+    from mt_core.planning.layout import layout_of
+
+    began = time.monotonic()
+    config = load_run_config(files or [], overrides or [], preset, rules=False)  # their data need not be there
+    found = cases(config, layouts or [], ranks)
+    small = shrink(config, [layout_of(under(config, case.parallel)) for case in found])
+    precision = small.precision.model_copy(update={"dtype": dtype, "gradients": "auto"})
+    small = small.model_copy(update={"precision": precision})
+    from mt_cli.verify.check import check
+    from mt_cli.verify.report import as_values, head, last_line, lines
+
+    if not as_json:
+        print("\n".join(head(config, small)), flush=True)
+    outcomes = []
+    for outcome in check(small, found, steps=steps, documents=documents):
+        outcomes.append(outcome)
+        if not as_json:
+            print("\n".join(lines(outcome, everything=everything)), flush=True)
+    seconds = time.monotonic() - began
+    print(json.dumps(as_values(small, outcomes, seconds), indent=2) if as_json else last_line(outcomes, seconds))
+    if not all(outcome.agrees for outcome in outcomes):
+        raise typer.Exit(EXIT_DISAGREE)

@@ -1,0 +1,104 @@
+"""Which layouts `mt verify` compares with one rank, and on how many ranks. Torch-free."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from mt_core.config.load import Layer, merge, read_override, validate
+from mt_core.config.sections import ParallelConfig
+from mt_core.errors import MtError, raise_if
+from mt_core.parallel.dims import dims_of
+from mt_core.planning.layout import problems
+
+MOST_RANKS = 64
+"""Processes of one machine that a comparison may take."""
+EXAMPLE = '--layout "tensor=2,sequence=true", or --ranks 2 for data parallelism'
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A layout to compare."""
+
+    name: str
+    parallel: ParallelConfig
+    """With `data` set."""
+    ranks: int
+
+
+def cases(config: Any, layouts: Sequence[str], ranks: int | None) -> list[Case]:
+    """The layouts asked for, or the configuration's own with few data ranks; all that is impossible is one `MtError`.
+
+    With `ranks`, data ranks are what the other axes leave of them.
+    """
+    if layouts:
+        found = [_case(text, parse_layout(text, config.parallel), ranks) for text in layouts]
+    else:
+        found = [_own(config, ranks)]
+    for case in found:
+        if case.ranks == 1 and config.recompute.granularity == "none":
+            where = case.name if layouts else "parallel"
+            raise MtError(where, "one rank that recomputes nothing: nothing to compare", f"give {EXAMPLE}")
+        if case.ranks > MOST_RANKS:
+            raise MtError(case.name, f"{case.ranks} ranks", f"allowed: at most {MOST_RANKS}; give a smaller --layout")
+    raise_if(problem for case in found for problem in problems(under(config, case.parallel), case.ranks))
+    return found
+
+
+def parse_layout(text: str, base: ParallelConfig) -> ParallelConfig:
+    """`tensor=2,sequence=true` as a section: what it does not say is the default, or for buckets and overlap `base`'s.
+
+    Keys are those of the section `parallel`.
+    """
+    values: dict[str, Any] = base.model_dump(include={"overlap_grad_reduce", "overlap_param_gather", "bucket_size"})
+    for pair in text.split(","):
+        if "=" not in pair:
+            raise MtError(f"--layout {text}", f"{pair!r} is not of the form field=value", f"for example {EXAMPLE}")
+        values = merge(values, read_override(pair.strip()).values)
+    return validate(ParallelConfig, values, [Layer(f"--layout {text}", values)])
+
+
+def smaller(parallel: ParallelConfig) -> ParallelConfig:
+    """The same layout with fewer data ranks, and fewer that share a state: what two do, many do."""
+    shard = parallel.shard_size and min(parallel.shard_size, 2)
+    many = parallel.data is not None and parallel.data > 1
+    small = parallel.model_copy(update={"data": None, "shard_size": shard})
+    return small.model_copy(update={"data": data_ranks(small, at_least=2 if many else 1)})
+
+
+def data_ranks(parallel: ParallelConfig, *, at_least: int = 1) -> int:
+    """Data ranks that show what is sharded: two that share, or two that share with two that have copies."""
+    if parallel.sharding == "replicate":
+        return at_least
+    shard = parallel.shard_size or 1
+    data = 2
+    while data * parallel.context % shard or data * parallel.context < 2 * shard:
+        data += 1
+    return data
+
+
+def under(config: Any, parallel: ParallelConfig) -> Any:
+    """The configuration in another layout, with as small a batch as that takes."""
+    batch = config.batch.model_copy(
+        update={"global_batch": config.batch.micro_batch * (parallel.data or 1), "rampup": None, "sizes": None}
+    )
+    return config.model_copy(update={"parallel": parallel, "batch": batch})
+
+
+def _own(config: Any, ranks: int | None) -> Case:
+    small = smaller(config.parallel)
+    if ranks is not None:
+        small = small.model_copy(update={"data": None})
+    case = _case("", small, ranks)
+    changed = case.parallel.model_dump(exclude_defaults=True, exclude={"bucket_size"})
+    return replace(case, name=",".join(f"{field}={_plain(value)}" for field, value in changed.items()))
+
+
+def _plain(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _case(name: str, parallel: ParallelConfig, ranks: int | None) -> Case:
+    if ranks is None:
+        ranks = (parallel.data or data_ranks(parallel)) * parallel.tensor * parallel.context
+    data = dims_of(parallel, ranks).data
+    return Case(name, parallel.model_copy(update={"data": data}), ranks)

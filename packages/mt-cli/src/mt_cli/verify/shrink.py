@@ -1,0 +1,115 @@
+"""A configuration made small enough for CPU ranks, every feature of it kept. Torch-free.
+
+Sizes shrink to the smallest that are cut the same way: what was repeated, or more than one for each rank, stays so.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from math import lcm
+from typing import Any
+
+from mt_core.config.load import merge
+from mt_core.planning.layout import Layout, axis_problems
+
+HEAD_SIZE = 8
+VOCABULARY = 251
+"""A prime: no multiple of any padding unit."""
+VOCABULARY_DIVISOR = 4
+TOKENS = 32
+EPS = 1e-4
+"""Adam divides by |gradient| + eps: with less, a gradient that is nothing but rounding becomes a whole step."""
+
+
+def shrink(config: Any, layouts: Sequence[Layout]) -> Any:
+    """The small twin of a configuration that each of `layouts` can cut; they must be able to cut the whole one.
+
+    `parallel` stays as it is. The optimizer and precision are kept, but for `optim.eps`; the batch has at least two
+    micro-batches a rank, and nothing is compiled.
+    """
+    changes = {
+        "model": _model(config, layouts),
+        "recompute": {"layers": recompute_layers(config)[1]},
+        "data": {"seq_length": _seq_length(config, layouts)},
+        "batch": _batch(config, layouts),
+        "optim": {"eps": max(config.optim.eps, EPS)},
+        "runtime": {"compile": False, "device": "cpu"},
+    }
+    return type(config).model_validate(merge(config.model_dump(), changes))
+
+
+def _model(config: Any, layouts: Sequence[Layout]) -> Mapping[str, Any]:
+    model = config.model
+    groups, queries = heads(config, layouts)
+    head = min(model.attention.head_size, HEAD_SIZE - model.attention.head_size % 2)
+    width = model.attention.heads * model.attention.head_size
+    size = groups * queries * head + (0 if model.model_size == width else 4)
+    cut = lcm(*(layout.dims.tensor for layout in layouts))
+    hidden = min(max(round(model.mlp.size / model.model_size * size / cut), 1) * cut, model.mlp.size)
+    length = _seq_length(config, layouts)
+    gain = model.init_std * model.model_size**0.5  # of a matrix; above 1, softmax saturates and makes rounding larger
+    return {
+        "layers": recompute_layers(config)[0],
+        "model_size": min(size, model.model_size),
+        "vocab_size": min(model.vocab_size, VOCABULARY),
+        "vocab_divisor": min(model.vocab_divisor, VOCABULARY_DIVISOR),
+        "max_positions": length if model.max_positions == config.data.seq_length else length + 4,
+        "attention": {"heads": groups * queries, "kv_groups": groups, "head_size": head},
+        "mlp": {"size": hidden},
+        "init_std": min(gain, 1.0) / size**0.5,
+    }
+
+
+def heads(config: Any, layouts: Sequence[Layout]) -> tuple[int, int]:
+    """The smallest key/value groups and queries per group that are cut as the configuration's are."""
+    groups, queries = config.model.attention.kv_groups, config.model.queries_per_group
+    wanted = [_features(groups, queries, layout) for layout in layouts]
+    sizes = ((g, r) for g in range(1, groups + 1) for r in range(1, queries + 1))
+    return next(
+        (g, r)
+        for g, r in sorted(sizes, key=lambda size: (size[0] * size[1], size))
+        if [_features(g, r, layout) for layout in layouts] == wanted and _legal(config, (g, r), layouts)
+    )
+
+
+def _features(groups: int, queries: int, layout: Layout) -> tuple[bool, ...]:
+    """What can be seen of heads: are groups repeated, does a rank have several, has a group several queries there?"""
+    tensor = layout.dims.tensor
+    copies = max(1, tensor // groups)
+    return groups > 1, queries > 1, copies > 1, groups > tensor, queries > copies
+
+
+def _legal(config: Any, size: tuple[int, int], layouts: Sequence[Layout]) -> bool:
+    attention = config.model.attention.model_copy(update={"heads": size[0] * size[1], "kv_groups": size[0]})
+    small = config.model_copy(update={"model": config.model.model_copy(update={"attention": attention})})
+    about_heads = ("parallel.tensor", "parallel.context")
+    return not any(p.where in about_heads for layout in layouts for p in axis_problems(small, layout))
+
+
+def recompute_layers(config: Any) -> tuple[int, int]:
+    """Layers of the small model, and `recompute.layers` for it: several groups stay several, a last short one stays."""
+    layers, size = config.model.layers, config.recompute.layers
+    few = min(layers, 2)
+    if config.recompute.granularity != "full" or size == 1:
+        return few, 1
+    if size >= layers:
+        return few, few
+    if config.recompute.method == "block":
+        return (few, 1) if layers - size < 2 and size < 2 else (3, 2)
+    return (4, 2) if layers % size == 0 else (3, 2)
+
+
+def _seq_length(config: Any, layouts: Sequence[Layout]) -> int:
+    unit = lcm(*_units(layouts))
+    return min(-(-TOKENS // unit) * unit, config.data.seq_length)
+
+
+def _units(layouts: Sequence[Layout]) -> Iterator[int]:
+    for layout in layouts:
+        yield 2 * layout.dims.context
+        yield layout.dims.context * layout.sequence_parts
+
+
+def _batch(config: Any, layouts: Sequence[Layout]) -> Mapping[str, Any]:
+    """Two micro-batches for each data rank of the widest layout, and a whole number for those of each."""
+    micro = min(config.batch.micro_batch, 2)
+    samples = 2 * micro * lcm(*(layout.dims.data for layout in layouts))
+    return {"micro_batch": micro, "global_batch": samples, "rampup": None, "sizes": None}

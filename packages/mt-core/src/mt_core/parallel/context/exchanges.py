@@ -1,0 +1,41 @@
+"""The exchanges of context parallelism by name: each makes, from an axis and a core, a core over sequence shares."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from types import MappingProxyType
+
+from torch import Tensor
+
+from mt_core.errors import MtError
+from mt_core.parallel.axis import Axis
+from mt_core.parallel.context.gathered import gathered
+from mt_core.parallel.context.heads import heads
+from mt_core.parallel.context.ring import ring
+
+Core = Callable[..., Tensor]
+"""`core(q_BTHK, k_BSGK, v_BSGK, documents_BT=None) -> y_BTHK`."""
+
+
+def _ring(axis: Axis, core: Core) -> Core:
+    del core  # merging by log-sum-exp needs kernels that return it
+    return partial(ring, axis=axis)
+
+
+def _gathered(axis: Axis, core: Core) -> Core:
+    return partial(gathered, axis=axis, core=core)
+
+
+def _heads(axis: Axis, core: Core) -> Core:
+    return partial(heads, axis=axis, core=core)
+
+
+EXCHANGES: Mapping[str, Callable[[Axis, Core], Core]] = MappingProxyType(
+    {"ring": _ring, "all_gather": _gathered, "all_to_all": _heads}
+)
+
+
+def context_core(name: str, core: Core, *, axis: Axis) -> Core:
+    """`core` for tokens shared over `axis` by the exchange `name`; on an axis of size 1, `core` itself."""
+    if name not in EXCHANGES:
+        raise MtError("parallel.context_exchange", f"unknown exchange {name!r}", f"allowed: {', '.join(EXCHANGES)}")
+    return core if axis.size == 1 else EXCHANGES[name](axis, core)

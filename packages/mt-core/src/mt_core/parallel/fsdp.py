@@ -1,0 +1,124 @@
+"""Everything sharded: PyTorch's FSDP2 (`fully_shard`) behind the interface of `DataParallel`.
+
+Masters are the fp32 shards; each block's weights are gathered in the model's dtype just before they are needed, and
+gradients reduce-scattered, both overlapped with computation by FSDP2 itself.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, Shard
+
+from mt_core.config.sections import ParallelConfig
+from mt_core.parallel.mesh import Mesh
+from mt_core.parallel.plan import Placement
+
+
+class FullyShard:
+    """`DataParallel` by FSDP2, one group of weights for each block and one for the rest."""
+
+    def __init__(
+        self,
+        model: Any,
+        placements: Mapping[str, Placement],
+        mesh: Mesh,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        gradients: torch.dtype,
+        config: ParallelConfig,
+    ) -> None:
+        self.mesh, self.device, self.dtype, self.model = mesh, device, dtype, model
+        self.placements: Mapping[str, Placement] = placements
+        self.shapes: Mapping[str, torch.Size] = {name: p.shape for name, p in model.named_parameters()}
+        self._dims = {name: self._shard_dim(name) for name in self.shapes}
+        dims = {id(p): Shard(self._dims[name]) for name, p in model.named_parameters()}
+        wide = torch.promote_types(dtype, torch.float32)
+        options = {
+            "mesh": device_mesh(mesh, device),
+            "mp_policy": MixedPrecisionPolicy(None if dtype == wide else dtype, gradients, cast_forward_inputs=False),
+            "shard_placement_fn": lambda parameter: dims[id(parameter)],
+        }
+        model.to(wide)
+        for block in model.layers.values():
+            fully_shard(block, **options)
+        fully_shard(model, **options)
+        model.to_empty(device=device)
+        register_fsdp_forward_method(model, "token_losses")
+        for module in self._groups():
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)
+        self.masters: Mapping[str, nn.Parameter] = {
+            name: nn.Parameter(part) for name, part in self._locals() if part.numel()
+        }
+
+    def _groups(self) -> list[FSDPModule]:
+        return [module for module in self.model.modules() if isinstance(module, FSDPModule)]
+
+    def _locals(self) -> list[tuple[str, Tensor]]:
+        return [(name, p.detach().to_local()) for name, p in self.model.named_parameters()]
+
+    def _shard_dim(self, name: str) -> int:
+        """The longest dim that the ranks divide; not the one that copies for other tensor ranks lie along."""
+        shape, copied = self.shapes[name], self.placements[name].copied_from > 0
+        fits = [d for d, n in enumerate(shape) if n % self.mesh.shard.size == 0 and not (copied and d == 1)]
+        return max(fits, key=lambda d: shape[d], default=0)
+
+    def view(self, name: str, whole: Tensor, rank: int) -> Tensor:
+        """A chunk along the dim that is cut; the last ranks may have none."""
+        chunks = whole.chunk(self.mesh.shard.size, self._dims[name])
+        return chunks[rank] if rank < len(chunks) else chunks[0].narrow(self._dims[name], 0, 0)
+
+    def split(self, name: str, part: Tensor) -> tuple[Tensor, Tensor]:
+        """Along dim 1 where groups are repeated; a replicated parameter is held by all."""
+        place = self.placements[name]
+        if place.copies.size == 1:
+            return part, part[:0]
+        if place.dim is None:
+            return part[:0], part
+        edge = place.copied_from * self.shapes[name][1] // self.shapes[name].numel()
+        return part[:, :edge], part[:, edge:]
+
+    def begin_step(self) -> None:
+        """Sums over replicas wait for the last backward pass."""
+        for module in self._groups():
+            module.set_requires_all_reduce(False, recurse=False)
+
+    def last_backward(self) -> None:
+        """The next backward pass sums over replicas too."""
+        for module in self._groups():
+            module.set_requires_all_reduce(True, recurse=False)
+
+    def reduce(self) -> None:
+        """FSDP2 has reduced them in the backward passes."""
+        parameters = dict(self.model.named_parameters())
+        missing = [name for name, p in parameters.items() if p.grad is None]
+        assert not missing, f"no gradient reached {missing}"
+        for name, master in self.masters.items():
+            gradient = parameters[name].grad
+            assert isinstance(gradient, DTensor)
+            master.grad = gradient.to_local()
+
+    def publish(self) -> None:
+        """The masters are the model's own shards."""
+        for parameter in (*self.masters.values(), *self.model.parameters()):
+            parameter.grad = None
+
+    def wait(self) -> None:
+        """Weights are gathered by the forward pass itself."""
+
+
+def device_mesh(mesh: Mesh, device: torch.device) -> DeviceMesh:
+    """The shard axis, and for hybrid sharding the replica axis before it, as torch's mesh."""
+    assert mesh.shard.group is not None
+    if mesh.replica.group is None:
+        return DeviceMesh.from_group(mesh.shard.group, device.type)
+    assert mesh.tokens.group is not None
+    ranks = torch.tensor(dist.get_process_group_ranks(mesh.tokens.group)).view(mesh.replica.size, mesh.shard.size)
+    groups = [mesh.replica.group, mesh.shard.group]
+    return DeviceMesh.from_group(groups, device.type, ranks, mesh_dim_names=("replica", "shard"))

@@ -1,0 +1,154 @@
+"""How tensor parallelism cuts a model: rules by module name, and `apply_plan`, which carries them out.
+
+A module that a rule touches keeps its code; its `op`, the plain function that does its arithmetic, is replaced by the
+function's parallel twin, and its parameters by this rank's part of them.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import cache
+from typing import Any
+
+import torch.nn.functional as F
+from torch import nn
+
+from mt_core.errors import Problem, raise_if
+from mt_core.parallel.axis import Axis
+from mt_core.parallel.cross_entropy import VocabCrossEntropy, linear_cross_entropy
+from mt_core.parallel.linear import ColumnLinear, RowLinear, SequenceEmbedding, VocabEmbedding, VocabLinear
+from mt_core.parallel.mesh import part_of
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """Weight and bias are cut along `dim`, one of the outputs."""
+
+    dim: int
+    copies: int = 1
+    """Neighbouring ranks that hold equal values in the last `copied` entries of dim 1: repeated key/value groups."""
+    copied: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """The weight is cut along `dim`, one of the inputs; a bias is whole on every rank."""
+
+    dim: int
+
+
+@dataclass(frozen=True, slots=True)
+class Vocab:
+    """The weight is cut along its rows, one for each id; or a loss over such rows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Replicate:
+    """Whole on every rank and used on the same activations everywhere."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sequence:
+    """Whole on every rank; under sequence parallelism used on a part of the sequence, so its gradients are summed."""
+
+
+Rule = Column | Row | Vocab | Replicate | Sequence
+Plan = Mapping[str, Rule]
+"""Patterns of module names (`fnmatch`), each with a rule; every module with parameters matches exactly one."""
+
+TWINS: Mapping[tuple[type, Any], Callable[[Axis, bool], Any]] = {
+    (Column, F.linear): ColumnLinear,
+    (Row, F.linear): RowLinear,
+    (Vocab, F.linear): VocabLinear,
+    (Vocab, F.embedding): VocabEmbedding,
+    (Vocab, linear_cross_entropy): VocabCrossEntropy,
+    (Sequence, F.embedding): SequenceEmbedding,
+}
+"""The parallel form of a plain function under a rule."""
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """What this rank holds of one parameter."""
+
+    dim: int | None = None
+    """The dim that is cut; None for a whole parameter."""
+    axis: Axis = Axis("tensor")
+    """The axis it is cut over, if it is."""
+    copies: Axis = Axis("tensor")
+    """Ranks that hold equal values in the elements from `copied_from` on."""
+    copied_from: int = 0
+    """The first such element, flat."""
+    partial: bool = False
+    """Whether the gradients of those copies are parts of a sum."""
+
+
+def apply_plan(model: nn.Module, plan: Plan, axis: Axis, *, sequence: bool = False) -> dict[str, Placement]:
+    """Cut a model, built on meta, for this rank; where each parameter lies. All that does not fit is one `MtError`."""
+    modules = {name: m for name, m in model.named_modules() if name in plan or [*m.parameters(recurse=False)]}
+    rules = {name: [rule for pattern, rule in plan.items() if fnmatchcase(name, pattern)] for name in modules}
+    raise_if(_problems(modules, plan, rules, axis.size))
+    neighbours = cache(lambda size: part_of(axis, size))
+    placements: dict[str, Placement] = {}
+    for name, module in modules.items():
+        (rule,) = rules[name]
+        if axis.size > 1 and (twin := TWINS.get((type(rule), getattr(module, "op", None)))):
+            module.op = twin(axis, sequence)
+        for leaf, parameter in module.named_parameters(recurse=False):
+            _cut(parameter, cut_dim(rule, leaf), axis)
+            placements[f"{name}.{leaf}"] = _placement(parameter, leaf, rule, axis, neighbours, sequence=sequence)
+    return placements
+
+
+def cut_dim(rule: Rule, leaf: str) -> int | None:
+    """The dim along which a rule cuts a module's `weight` or `bias`."""
+    match rule, leaf:
+        case Column(dim), _:
+            return dim
+        case Row(dim), "weight":
+            return dim
+        case Vocab(), _:
+            return 0
+    return None
+
+
+def _problems(
+    modules: Mapping[str, nn.Module], plan: Plan, rules: Mapping[str, list[Rule]], size: int
+) -> Iterator[Problem]:
+    for name, found in rules.items():
+        if len(found) != 1:
+            yield Problem(f"plan of {name!r}", f"{len(found)} rules match: {found}", "exactly one rule for each module")
+    for pattern in plan:
+        if not any(fnmatchcase(name, pattern) for name in modules):
+            yield Problem(f"plan rule {pattern!r}", "matches no module", "rules for modules of this model")
+    for name, module in modules.items():
+        for leaf, parameter in module.named_parameters(recurse=False):
+            for dim in {cut_dim(rule, leaf) for rule in rules[name]}:
+                if dim is not None and (length := parameter.shape[dim]) % size:
+                    yield Problem(f"{name}.{leaf}", f"dim {dim} is {length}", f"multiples of parallel.tensor = {size}")
+
+
+def _cut(parameter: nn.Parameter, dim: int | None, axis: Axis) -> None:
+    """Keep this rank's part; the parameter stays the same object, so that ties hold."""
+    if dim is not None and axis.size > 1:
+        parameter.data = parameter.data.chunk(axis.size, dim)[axis.rank].clone()
+
+
+def _placement(
+    parameter: nn.Parameter,
+    leaf: str,
+    rule: Rule,
+    axis: Axis,
+    neighbours: Callable[[int], Axis],
+    *,
+    sequence: bool,
+) -> Placement:
+    dim = cut_dim(rule, leaf)
+    if dim is None:
+        return Placement(copies=axis, partial=sequence and axis.size > 1 and not isinstance(rule, Replicate))
+    if isinstance(rule, Column) and rule.copies > 1:
+        own = parameter.shape[1] - rule.copied
+        return Placement(
+            dim, axis, neighbours(rule.copies), parameter.numel() // parameter.shape[1] * own, partial=True
+        )
+    return Placement(dim, axis)

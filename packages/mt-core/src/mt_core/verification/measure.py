@@ -1,0 +1,120 @@
+"""A short run of a configuration on random tokens, recorded in whole canonical tensors."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mt_core.parallel.dims import dims_of
+from mt_core.parallel.gathering import gather_whole, place_of
+from mt_core.parallel.mesh import Mesh, make_mesh
+from mt_core.parallel.parallelize import parallelize
+from mt_core.plugins import component
+from mt_core.training.inputs import Batch
+from mt_core.training.loss_scale import LossScale
+from mt_core.training.optimizer import parameter_groups
+from mt_core.training.seeds import derived_seed
+from mt_core.training.state import TrainState
+from mt_core.training.step import backward, reduce, update
+
+Named = dict[str, Tensor]
+
+
+@dataclass(slots=True)
+class Record:
+    """What one run computed, step by step; tensors are on the first rank alone."""
+
+    losses: list[float]
+    norms: list[float]
+    gradients: list[Named]
+    """Of each step, under canonical names, before clipping."""
+    weights: Named
+    """After the last step."""
+
+
+def measure(
+    config: Any,
+    ranks: int,
+    *,
+    steps: int = 3,
+    documents: bool = False,
+    start: Path | None = None,
+    save: Path | None = None,
+) -> Record:
+    """Run `steps` steps on the CPU as one of `ranks` joined ranks; every rank must call it.
+
+    `documents` cuts the sequences into documents that do not see each other. `start` is a checkpoint to go on from,
+    `save` a run directory to save the end in.
+    """
+    mesh, device = make_mesh(dims_of(config.parallel, ranks)), torch.device("cpu")
+    model, engine = parallelize(config, mesh, device)
+    groups = parameter_groups(engine.masters, engine.shapes, config.optim.weight_decay)
+    optimizer = component("optimizer", config.optim.name)(groups, config.optim)
+    state = TrainState(model, engine, optimizer, loss_scale=LossScale.first(config.precision))
+    if start is None:
+        state.initialize(config.runtime.seed)
+    else:
+        state.load(start)
+    record = Record([], [], [], {})
+    for _ in range(steps):
+        _step(config, state, record, documents=documents)
+    record.weights = gathered(state, "master")
+    if save is not None:
+        save_state(config, state, save)
+    return record
+
+
+def _step(config: Any, state: TrainState, record: Record, *, documents: bool) -> None:
+    engine, mesh, scale = state.engine, state.engine.mesh, state.loss_scale.value
+    batches = list(random_batches(config, mesh, state.position.step, documents=documents))
+    tokens = config.batch.global_batch * config.data.seq_length
+    loss = backward(state.model, engine, batches, tokens, torch.device("cpu"), scale=scale)
+    reduce(engine)
+    record.gradients.append({name: g / scale for name, g in gathered(state, "gradient").items()})
+    found = update(engine, state.optimizer, lr=config.optim.lr, clip_norm=config.optim.clip_norm, scale=scale)
+    engine.wait()
+    state.position.step += 1
+    record.losses.append(float(mesh.tokens.sum_(loss.double())))
+    record.norms.append(float(found.norm))
+
+
+def random_batches(config: Any, mesh: Mesh, step: int, *, documents: bool) -> Iterator[Batch]:
+    """This rank's micro-batches of a step: the same samples whatever the layout."""
+    samples, length = config.batch.global_batch, config.data.seq_length
+    generator = torch.Generator().manual_seed(derived_seed(config.runtime.seed, "verify", step))
+    ids = torch.randint(config.model.vocab_size, (samples, length + 1), generator=generator)
+    batch = {"tokens": ids[:, :-1], "labels": ids[:, 1:], "loss_mask": torch.ones(samples, length)}
+    if documents:
+        ends = torch.rand(samples, length, generator=generator) < 4 / length
+        number = ends.cumsum(-1)
+        starts = torch.arange(length) - torch.where(ends, torch.arange(length), 0).cummax(-1).values
+        batch |= {"attention_mask": (number[:, :, None] != number[:, None, :])[:, None], "position_ids": starts}
+    micro = config.batch.micro_batch
+    for first in range(mesh.data.rank * micro, samples, mesh.data.size * micro):
+        yield {name: tensor[first : first + micro] for name, tensor in batch.items()}
+
+
+@torch.no_grad()
+def gathered(state: TrainState, what: str) -> Named:
+    """All masters, or their gradients, whole, on the first rank."""
+    found: Named = {}
+    for name in state.engine.shapes:
+        master = state.engine.masters.get(name)
+        part = master if master is None or what == "master" else master.grad
+        place = place_of(state.engine.mesh, 0)
+        found |= {n: t.detach().clone() for n, t in gather_whole(state.model, state.engine, name, part, place)}
+    return found
+
+
+def save_state(config: Any, state: TrainState, run: Path) -> None:
+    """A native checkpoint of the present step."""
+    from mt_core.checkpoint.async_writer import AsyncWriter
+    from mt_core.checkpoint.protocol import Ranks
+
+    world = state.engine.mesh.world
+    writer = AsyncWriter(run, Ranks(world.rank, world.size, "verify"))
+    writer.save(state.position.step, state.parts(), state.meta() | {"config": config.model_dump(mode="json")})
+    writer.wait()

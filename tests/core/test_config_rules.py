@@ -1,0 +1,159 @@
+"""Rules between fields of different sections: everything that does not fit is told at once, with values that would."""
+
+import pytest
+
+from mt_cli.run_config import load_run_config
+from mt_core.config.rules import DETERMINISTIC_CORES, problems
+from mt_core.config.sections import PrecisionConfig
+from mt_core.errors import MtError
+from mt_core.plugins import components
+
+
+def refused(*overrides: str, preset: str = "gpt-tiny") -> list[str]:
+    """What is said of a preset with these values."""
+    with pytest.raises(MtError) as caught:
+        load_run_config([], overrides, preset)
+    return [str(problem) for problem in caught.value.problems]
+
+
+def test_a_layout_that_cannot_be_is_told_before_there_are_ranks():
+    assert refused(
+        "parallel.tensor=3",
+        "parallel.context=3",
+        "parallel.shard_size=2",
+        "parallel.data=3",
+        "recompute.granularity=full",
+        "recompute.layers=9",
+        "batch.global_batch=8",
+        "batch.micro_batch=2",
+    ) == [
+        "parallel.tensor: 3 does not divide model.attention.heads 4; allowed: 1, 2 or 4",
+        "parallel.tensor: 3 does not divide model.attention.kv_groups 4; allowed: 1, 2 or 4",
+        "parallel.tensor: 3 does not divide model.mlp.size 352; allowed: 1, 2 or 4",
+        "data.seq_length: 128 is no multiple of 2 × parallel.context 3; allowed: 126 or 132",
+        "batch.global_batch: 8 is no multiple of micro_batch 2 × data 3; allowed: 6 or 12",
+        'parallel.shard_size: 2, but parallel.sharding = "replicate" shares nothing; '
+        'leave it unset, or parallel.sharding = "zero1" or "fsdp"',
+        "recompute.layers: 9 of 4 layers; allowed: 1 to 4",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "gradients", "allowed"),
+    [
+        ("fp64", "bf16", "auto"),
+        ("fp64", "fp32", "auto"),
+        ("fp16", "bf16", "auto, fp32, fp16"),
+        ("bf16", "fp16", "auto, fp32, bf16"),
+        ("fp32", "fp16", "auto, fp32, bf16"),
+    ],
+)
+def test_gradients_that_lose_what_the_dtype_has_are_refused(dtype, gradients, allowed):
+    told = refused(f"precision.dtype={dtype}", f"precision.gradients={gradients}")
+    assert told == [f"precision.gradients: {gradients} with {dtype}; allowed: {allowed}"]
+    for fits in allowed.split(", "):
+        load_run_config([], [f"precision.dtype={dtype}", f"precision.gradients={fits}"], "gpt-tiny")
+
+
+def test_every_dtype_has_its_gradients():
+    for dtype in PrecisionConfig.model_fields["dtype"].annotation.__args__:
+        load_run_config([], [f"precision.dtype={dtype}"], "gpt-tiny")
+
+
+def test_two_ways_to_change_the_batch_exclude_each_other():
+    told = refused("batch.sizes=0:4 1K:8", "batch.rampup=[2, 2, 100]", "batch.global_batch=16")
+    assert told == ["batch.sizes: is given beside batch.rampup; leave one of them out"]
+
+
+@pytest.mark.parametrize(
+    ("batch", "told"),
+    [
+        ("batch.sizes=0:4 1K:6", "batch.sizes: 6: no multiple of micro_batch 2 × data 2; allowed: multiples of 4"),
+        ("batch.sizes=0:4 x", "batch.sizes: '0:4 x'; steps as"),
+        ("batch.rampup=[4, 3, 9]", "batch.rampup: 7, 10, 13: no multiple of micro_batch 2 × data 2; allowed: multi"),
+        ("batch.rampup=[2, 1, 9]", "batch.rampup: 2, 3, 5, …: no multiple of micro_batch 2 × data 2"),
+        ("batch.rampup=[16, 3, 9]", "batch.rampup: start 16 is not below the full batch; less than 16"),
+        ("batch.rampup=[4, 5, 9]", "batch.rampup: 16 − 4 is no multiple of the increment 5; an increment that"),
+    ],
+)
+def test_every_size_of_a_changing_batch_must_fit(batch, told):
+    (found,) = refused(batch, "batch.global_batch=16", "batch.micro_batch=2", "parallel.data=2")
+    assert found.startswith(told)
+
+
+def test_a_global_batch_that_sizes_replace_need_not_fit():
+    values = ["batch.sizes=0:4", "batch.micro_batch=4", "batch.global_batch=1"]
+    assert load_run_config([], [*values, "schedule.eval_every=0"], "gpt-tiny").batch.sizes == "0:4"
+    (told,) = refused(*values, "schedule.eval_every=10")
+    allowed = "allowed: multiples of 4, or schedule.eval_every = 0"
+    assert told == f"batch.global_batch: 1, the batch of evaluations, is no multiple of 4; {allowed}"
+
+
+def test_determinism_refuses_kernels_that_nobody_knows_about(plugin_core):
+    def told(core):
+        return [str(problem) for problem in problems(load_run_config([], values(core), "gpt-tiny", rules=False))]
+
+    def values(core):
+        return ["runtime.deterministic=true", f"model.attention.core={core}"]
+
+    allowed = "allowed with runtime.deterministic: sdpa, eager"
+    assert told("theirs") == [f"model.attention.core: 'theirs' is not known to be deterministic; {allowed}"]
+    assert told("auto") == [f'model.attention.core: "auto" may choose theirs; {allowed}']
+    assert [told(core) for core in DETERMINISTIC_CORES] == [[], []]
+
+
+@pytest.fixture
+def plugin_core(tmp_path, monkeypatch):
+    """An installed plugin with an attention core `theirs`."""
+    from mt_core import plugins
+
+    (tmp_path / "mt_theirs.py").write_text(
+        "from mt_core.plugins import Component, hookimpl\n"
+        "@hookimpl\ndef mt_components():\n"
+        "    return [Component('attention', 'theirs', 'mt_theirs:core', 'a kernel')]\n"
+    )
+    metadata = tmp_path / "mt_theirs-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: mt-theirs\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text("[mt]\nmain = mt_theirs\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    caches = [cached for cached in vars(plugins).values() if hasattr(cached, "cache_clear")]
+    for cached in caches:
+        cached.cache_clear()
+    assert "theirs" in components("attention")
+    yield
+    monkeypatch.undo()
+    for cached in caches:
+        cached.cache_clear()
+
+
+def test_determinism_is_fine_with_our_own_cores():
+    assert load_run_config([], ["runtime.deterministic=true"], "gpt-tiny").runtime.deterministic
+
+
+MOCK = ("data.kind=mock", "data.seq_length=32", "data.tokenizer.type=bytes")
+
+
+def test_documents_are_marked_in_one_way():
+    load_run_config([], [*MOCK, "data.reset_attention_mask=true", "data.reset_position_ids=true"], "gpt-tiny")
+    load_run_config([], [*MOCK, "data.inter_document_masking=true"], "gpt-tiny")
+    told = refused(*MOCK, *(f"data.{n}=true" for n in ("inter_document_masking", "reset_attention_mask")))
+    assert told == [
+        "data.reset_attention_mask: is on beside data.inter_document_masking, which says itself where positions start "
+        "and who sees whom; turn one of the two off"
+    ]
+
+
+def test_positions_need_a_model_that_has_them():
+    told = refused(*MOCK, "data.reset_position_ids=true", "model.position.kind=none")
+    assert told == ['data.reset_position_ids: is on, but the model has none: model.position.kind = "none"; turn it off']
+
+
+def test_samples_of_another_task_are_not_for_a_gpt():
+    told = refused("data.kind=bert", "data.seq_length=32", "data.tokenizer.type=bytes")
+    assert "data.kind: 'bert' samples are not for a model of kind 'gpt'; allowed: gpt, fim, sft, mock" in told
+
+
+def test_a_sequence_is_no_longer_than_the_model_s_positions():
+    told = refused("data.seq_length=4096")
+    assert told[0].startswith("data.seq_length: 4096 is longer than the model's positions, model.max_positions = ")

@@ -1,0 +1,78 @@
+"""Small models and the layouts that they run under, for tests that compare a layout with one rank."""
+
+from typing import Any
+
+from mt_cli.run_config import run_config_type
+from mt_models.config import GQA, Dense, Gated, LayerNorm, Learned, NoPosition, RMSNorm, Rope
+
+MODELS: dict[str, dict[str, Any]] = {
+    "gqa": {"attention": GQA(heads=8, kv_groups=4, head_size=4)},
+    "mha-tied": {"attention": GQA(heads=4, kv_groups=4, head_size=8), "tied": True, "mlp": Dense(size=48)},
+    "learned-biased": {
+        "attention": GQA(heads=8, kv_groups=4, head_size=4, qkv_bias=True, out_bias=True),
+        "mlp": Dense(size=48, bias=True),
+        "norm": LayerNorm(),
+        "position": Learned(),
+    },
+    "repeated-groups": {
+        "attention": GQA(heads=8, kv_groups=2, head_size=4, qkv_bias=True),
+        "mlp": Gated(size=48, bias=True),
+        "position": NoPosition(),
+        "tied": True,
+    },
+}
+"""Between them: grouped and full attention, ties, biases, every kind of position, norm and feed-forward layer."""
+
+LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
+    "tensor 2": (2, {"tensor": 2}),
+    "tensor 4": (4, {"tensor": 4}),
+    "tensor 2, sequence": (2, {"tensor": 2, "sequence": True}),
+    "tensor 4, sequence": (4, {"tensor": 4, "sequence": True}),
+    "context 2, ring": (2, {"context": 2}),
+    "context 2, all-gather": (2, {"context": 2, "context_exchange": "all_gather"}),
+    "context 2, all-to-all": (2, {"context": 2, "context_exchange": "all_to_all"}),
+    "replicate 2": (2, {"sharding": "replicate"}),
+    "zero1 2": (2, {"sharding": "zero1", "bucket_size": 3000}),
+    "fsdp 2": (2, {"sharding": "fsdp"}),
+    "fsdp 2 × tensor 2": (4, {"sharding": "fsdp", "tensor": 2}),
+    "zero1 2 × tensor 2, sequence": (4, {"sharding": "zero1", "tensor": 2, "sequence": True, "bucket_size": 3000}),
+    "context 2 × tensor 2": (4, {"context": 2, "tensor": 2}),
+    "context 2 × zero1 2": (4, {"context": 2, "sharding": "zero1"}),
+    "zero1 2 in replicas 2": (4, {"sharding": "zero1", "shard_size": 2}),
+    "fsdp 2 in replicas 2": (4, {"sharding": "fsdp", "shard_size": 2}),
+}
+"""Ranks and the `parallel` section of the layouts of DESIGN §4, and of hybrid sharding."""
+
+SAMPLES = 8
+"""Of every step."""
+
+
+def run_config(model: str = "gqa", **sections: Any) -> Any:
+    """A resolved configuration in fp64 of a model of two layers; sections as plain values."""
+    part = {name: v.model_dump() if hasattr(v, "model_dump") else v for name, v in MODELS[model].items()}
+    values = {
+        "model": {
+            "kind": "gpt",
+            "layers": 2,
+            "model_size": 32,
+            "vocab_size": 61,
+            "vocab_divisor": 4,
+            "max_positions": 16,
+            "mlp": Gated(size=48).model_dump(),
+            "norm": RMSNorm().model_dump(),
+            "position": Rope().model_dump(),
+            "init_std": 0.2,
+            **part,
+        },
+        "data": {"kind": "mock", "seq_length": 16},
+        "batch": {"micro_batch": 1, "global_batch": SAMPLES},
+        "precision": {"dtype": "fp64"},
+        "optim": {"lr": 1e-2, "eps": 1e-4},
+        "runtime": {"device": "cpu"},
+    }
+    return run_config_type().model_validate(values | sections)
+
+
+def data_ranks(ranks: int, parallel: dict[str, Any]) -> int:
+    """Ranks of a layout that take different samples."""
+    return ranks // (parallel.get("tensor", 1) * parallel.get("context", 1))

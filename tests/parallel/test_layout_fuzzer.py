@@ -1,0 +1,55 @@
+"""Random legal layouts of up to eight ranks compute what one rank computes."""
+
+from typing import Any
+
+from hypothesis import HealthCheck, given, note, settings
+from hypothesis import strategies as st
+
+from layouts import MODELS, SAMPLES, run_config
+from mt_cli.verify.record import record
+from mt_core.verification.compare import differences
+
+RTOL = 1e-12
+
+
+@st.composite
+def layouts(draw: st.DrawFn) -> tuple[int, str, dict[str, Any]]:
+    """Ranks, a model, and the sections `parallel`, `recompute` and `batch`."""
+    tensor = draw(st.sampled_from([1, 2, 4]))
+    context = draw(st.sampled_from([size for size in (1, 2, 4) if tensor * size <= 8]))
+    data = draw(st.sampled_from([size for size in (1, 2, 4, 8) if tensor * context * size <= 8]))
+    exchanges = ["ring", "all_gather"] + (["all_to_all"] if tensor * context <= 2 else [])
+    parallel = {
+        "tensor": tensor,
+        "context": context,
+        "data": data,
+        "sequence": tensor > 1 and draw(st.booleans()),
+        "context_exchange": draw(st.sampled_from(exchanges)),
+        "sharding": draw(st.sampled_from(["replicate", "zero1", "fsdp"])),
+        "overlap_grad_reduce": draw(st.booleans()),
+        "overlap_param_gather": draw(st.booleans()),
+        "bucket_size": draw(st.sampled_from([1, 2000, 100_000])),
+    }
+    if parallel["sharding"] != "replicate":
+        sizes = [size for size in range(1, data * context + 1) if data * context % size == 0]
+        parallel["shard_size"] = draw(st.sampled_from([None, *sizes]))
+    granularity = draw(st.sampled_from(["none", "selective", "full"]))
+    recompute = {
+        "granularity": granularity,
+        "method": draw(st.sampled_from(["uniform", "block"])),
+        "layers": draw(st.sampled_from([1, 2])),
+    }
+    micro = draw(st.sampled_from([size for size in (1, 2, 4, 8) if size * data <= SAMPLES]))
+    sections = {"parallel": parallel, "recompute": recompute}
+    sections["batch"] = {"micro_batch": micro, "global_batch": SAMPLES}
+    return tensor * context * data, draw(st.sampled_from(list(MODELS))), sections
+
+
+@settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(layouts(), st.booleans())
+def test_a_random_layout_agrees_with_one_rank(reference, drawn, documents):
+    ranks, model, sections = drawn
+    note(f"{ranks} ranks, {model}, {sections}, documents {documents}")
+    found = record(run_config(model, **sections), ranks, documents=documents)
+    wrong = [d for d in differences(found, reference[model, documents]) if not d.relative <= RTOL]
+    assert wrong == []

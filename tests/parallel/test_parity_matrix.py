@@ -1,0 +1,73 @@
+"""The heart of the tests: every layout computes what one rank computes, in fp64, gradient by gradient."""
+
+from functools import cache
+from typing import Any
+
+import pytest
+
+from layouts import LAYOUTS, MODELS, SAMPLES, data_ranks, run_config
+from mt_cli.verify.record import records
+from mt_core.verification.compare import differences
+from mt_core.verification.measure import Record
+
+RTOL = 1e-12
+"""A few hundred roundings of 2⁻⁵³ in sequence; tensors are compared relative to their largest element."""
+
+VARIANTS: dict[str, tuple[int, dict[str, Any]]] = {
+    "accumulation 1": (1, {}),
+    "accumulation 4, full recompute": (4, {"granularity": "full", "method": "uniform", "layers": 2}),
+    "accumulation 4, selective recompute": (4, {"granularity": "selective"}),
+    "accumulation 1, block recompute": (1, {"granularity": "full", "method": "block", "layers": 1}),
+}
+"""Micro-batches of a step and the `recompute` section."""
+
+
+def cases(layout: str) -> list[tuple[str, str]]:
+    """Model and variant: on two ranks each model with two of them, on four, which take longer, with one in turn."""
+    models, variants = list(MODELS), list(VARIANTS)
+    first = list(LAYOUTS).index(layout)
+    per_model = 2 if LAYOUTS[layout][0] == 2 else 1
+    return [
+        (model, variants[(first + 2 * place + number) % 4])
+        for number, model in enumerate(models)
+        for place in range(per_model)
+    ]
+
+
+def config_of(layout: str, model: str, variant: str) -> Any:
+    ranks, parallel = LAYOUTS[layout]
+    accumulation, recompute = VARIANTS[variant]
+    micro = max(1, SAMPLES // data_ranks(ranks, parallel) // accumulation)
+    batch = {"micro_batch": micro, "global_batch": SAMPLES}
+    return run_config(model, parallel=parallel, recompute=recompute, batch=batch)
+
+
+@cache
+def recorded(layout: str) -> dict[tuple[str, str], Record]:
+    """All runs of a layout on the same ranks."""
+    configs = [config_of(layout, model, variant) for model, variant in cases(layout)]
+    return dict(zip(cases(layout), records(configs, LAYOUTS[layout][0]), strict=True))
+
+
+def disagreements(record: Record, reference: Record) -> list[str]:
+    return [f"{d.quantity}: {d.relative:.1e}" for d in differences(record, reference) if not d.relative <= RTOL]
+
+
+@pytest.mark.parametrize(("layout", "model", "variant"), [(each, *case) for each in LAYOUTS for case in cases(each)])
+def test_losses_norms_gradients_and_weights_of_three_steps_are_those_of_one_rank(layout, model, variant, reference):
+    assert disagreements(recorded(layout)[model, variant], reference[model, False]) == []
+
+
+@pytest.mark.parametrize("layout", [each for each in LAYOUTS if each.startswith("context 2,")] + ["tensor 2, sequence"])
+def test_documents_that_do_not_see_each_other_are_honoured(layout, reference):
+    ranks, parallel = LAYOUTS[layout]
+    models = ["gqa", "learned-biased"]
+    found = records([run_config(model, parallel=parallel) for model in models], ranks, documents=True)
+    for model, record in zip(models, found, strict=True):
+        assert disagreements(record, reference[model, True]) == []
+        assert disagreements(record, reference[model, False]) != []
+
+
+def test_every_variant_of_every_kind_is_somewhere_in_the_matrix():
+    drawn = {case for layout in LAYOUTS for case in cases(layout)}
+    assert drawn == {(model, variant) for model in MODELS for variant in VARIANTS}
