@@ -114,3 +114,9 @@ def test_no_arguments_show_help_and_an_unknown_subcommand_the_nearest(mt):
     ran = mt("config", "shwo")
     assert "No such command 'shwo'. Did you mean 'show'" in ran.stderr
     assert ran.returncode == 2
+
+
+def test_check_counts_the_tokens_of_a_growing_batch(mt):
+    command = ("config", "check", "--preset", "gpt-tiny", "--set", "batch.micro_batch=1", "--set", "schedule.steps=6")
+    said = mt(*command, "--set", 'batch.sizes="0:8 24:16"', "--set", "schedule.warmup_steps=1").stdout
+    assert f"{(3 * 8 + 3 * 16) * 128:,} tokens" in said

@@ -157,3 +157,20 @@ def test_samples_of_another_task_are_not_for_a_gpt():
 def test_a_sequence_is_no_longer_than_the_model_s_positions():
     told = refused("data.seq_length=4096")
     assert told[0].startswith("data.seq_length: 4096 is longer than the model's positions, model.max_positions = ")
+
+
+def test_options_that_the_layout_does_not_look_at_are_refused():
+    assert refused(
+        "parallel.sharding=fsdp",
+        "parallel.overlap_grad_reduce=false",
+        "parallel.bucket_size=1000",
+        "parallel.context=2",
+        "model.attention.core=eager",
+    ) == [
+        "model.attention.core: 'eager', but the ring has its own attention; "
+        'allowed: "auto", or parallel.context_exchange = all_gather or all_to_all',
+        "parallel.overlap_grad_reduce: False, but FSDP2 overlaps and groups by blocks itself; "
+        "allowed with fsdp: True, the default",
+        "parallel.bucket_size: 1000, but FSDP2 overlaps and groups by blocks itself; "
+        "allowed with fsdp: 40000000, the default",
+    ]

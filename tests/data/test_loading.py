@@ -115,3 +115,10 @@ def test_what_the_dataset_raises_is_raised_in_its_turn():
     assert next(ahead) == 1
     with pytest.raises(MtError, match="data: is damaged"):
         next(ahead)
+
+
+def test_an_iterator_that_is_given_up_leaves_no_thread_behind():
+    items = read_ahead(iter(range(100)), 2)
+    assert next(items) == 0
+    items.close()
+    assert "read-ahead" not in {thread.name for thread in threading.enumerate()}

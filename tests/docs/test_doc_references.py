@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from docs.pages import DOCS
+from mt_cli.run_config import run_config_type
 
 sys.path.insert(0, str(DOCS))
 commands_reference, configuration_reference = map(
@@ -17,7 +18,7 @@ commands_reference, configuration_reference = map(
 RECORDS = {"api", "decisions", "benchmarks.md"}
 """Generated, or about other programs too."""
 WRITTEN = [path for path in sorted(DOCS.rglob("*.md")) if not RECORDS & set(path.parts)]
-SECTIONS = ("model", "data", "batch", "optim", "schedule", "precision", "parallel", "checkpoint", "log", "runtime")
+SECTIONS = tuple(run_config_type().model_fields)
 FIELD = re.compile(rf"`((?:{'|'.join(SECTIONS)})\.[a-z_.]+)")
 FILES = (".py", ".bin", ".idx", ".json", ".toml", ".safetensors")
 

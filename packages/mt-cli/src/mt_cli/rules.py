@@ -14,6 +14,7 @@ def problems(config: Any) -> Iterator[Problem]:
     yield from _batch(config)
     yield from _samples(config)
     yield from _documents(config)
+    yield from _without_effect(config)
 
 
 def _batch(config: Any) -> Iterator[Problem]:
@@ -58,3 +59,16 @@ def _documents(config: Any) -> Iterator[Problem]:
     if "reset_position_ids" in resets and position is not None and position.kind == "none":
         found = 'is on, but the model has none: model.position.kind = "none"'
         yield Problem("data.reset_position_ids", found, "turn it off")
+
+
+def _without_effect(config: Any) -> Iterator[Problem]:
+    """Options that the chosen parallelism does not look at."""
+    parallel, core = config.parallel, getattr(getattr(config.model, "attention", None), "core", "auto")
+    if parallel.context > 1 and parallel.context_exchange == "ring" and core != "auto":
+        allowed = 'allowed: "auto", or parallel.context_exchange = all_gather or all_to_all'
+        yield Problem("model.attention.core", f"{core!r}, but the ring has its own attention", allowed)
+    if parallel.sharding == "fsdp":
+        for name in ("overlap_grad_reduce", "overlap_param_gather", "bucket_size"):
+            if (value := getattr(parallel, name)) != (default := type(parallel).model_fields[name].default):
+                found = f"{value}, but FSDP2 overlaps and groups by blocks itself"
+                yield Problem(f"parallel.{name}", found, f"allowed with fsdp: {default}, the default")

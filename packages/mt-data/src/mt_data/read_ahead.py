@@ -21,7 +21,8 @@ def read_ahead(items: Iterable[Item], depth: int) -> Iterator[Item]:
         return
     ready: queue.Queue[tuple[Item | None, BaseException | None]] = queue.Queue(depth)
     stopped = threading.Event()
-    threading.Thread(target=_draw, args=(items, ready, stopped), name="read-ahead", daemon=True).start()
+    thread = threading.Thread(target=_draw, args=(items, ready, stopped), name="read-ahead", daemon=True)
+    thread.start()
     try:
         while True:
             item, error = ready.get()
@@ -32,6 +33,7 @@ def read_ahead(items: Iterable[Item], depth: int) -> Iterator[Item]:
             yield item  # pyright: ignore[reportReturnType] - there is an item where there is no error
     finally:
         stopped.set()
+        thread.join()  # an interpreter that ends while the thread is inside torch aborts
 
 
 def _draw(items: Iterable[Item], ready: "queue.Queue", stopped: threading.Event) -> None:

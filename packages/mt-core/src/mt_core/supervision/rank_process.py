@@ -1,8 +1,8 @@
 """How a launched rank ends: its output flushed, then at once, past the interpreter's shutdown.
 
-Shutdown destroys what native threads may still use (gloo's, NCCL's, a loader's pinning thread): the likely cause of a
-"terminate called without an active exception" once seen after a run that was saved and reported. Everything that must
-be closed is closed by `with` before; `atexit` functions do not run in a rank.
+Shutdown destroys what native threads may still use (gloo's, NCCL's), and a process that aborts then, after everything
+was saved, would count as a failure. Everything that must be closed is closed by `with` before; `atexit` functions do
+not run in a rank.
 """
 
 import os

@@ -1,7 +1,7 @@
 """The training loop: steps, log lines, evaluations, checkpoints, and leaving in good order.
 
 Between steps the ranks agree, in one small sum on the CPU, on the step's valid tokens and on whether one was asked to
-stop; nothing else in a step waits for the GPU.
+stop; nothing else in a step waits for the GPU, but fp16's loss scale, which must know whether the gradient was finite.
 """
 
 import sys

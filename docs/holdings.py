@@ -1,0 +1,207 @@
+"""What ranks really hold: a small model is built on CPU ranks as `mt train` builds it, and looked at.
+
+`observed()` starts the ranks; the functions above it run on each of them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import nn
+
+from mt_cli.run_config import run_config_type
+from mt_cli.train.compose import build_state
+from mt_core.config.load import model_config
+from mt_core.parallel.axis import Axis
+from mt_core.parallel.buckets import Buckets
+from mt_core.parallel.dims import dims_of
+from mt_core.parallel.mesh import make_mesh
+from mt_core.training.state import TrainState
+from mt_core.verification.ranks import run_ranks
+
+RANKS = 4
+SAMPLES, LENGTH = 1, 16
+MODEL = {
+    "kind": "gpt",
+    "layers": 2,
+    "model_size": 64,
+    "vocab_size": 240,
+    "vocab_divisor": 4,
+    "max_positions": LENGTH,
+    "attention": {"kind": "gqa", "heads": 8, "kv_groups": 2, "head_size": 8, "core": "eager"},
+    "mlp": {"kind": "gated", "size": 192},
+    "norm": {"kind": "rms"},
+    "position": {"kind": "rope"},
+}
+"""Small, with two key/value groups, so that four tensor ranks repeat them."""
+MODULES = ("attn_norm", "attn.qkv", "attn.out", "mlp_norm", "mlp.gate_up", "mlp.down")
+"""Of a layer, in the order in which they run."""
+
+DATA: Mapping[str, dict[str, Any]] = {
+    "replicate": {"sharding": "replicate"},
+    "zero1": {"sharding": "zero1"},
+    "fsdp": {"sharding": "fsdp"},
+    "zero1 with shard_size 2": {"sharding": "zero1", "shard_size": 2},
+}
+TENSOR: Mapping[str, dict[str, Any]] = {
+    "tensor": {"tensor": RANKS},
+    "sequence": {"tensor": RANKS, "sequence": True},
+}
+MIXED: dict[str, Any] = {"tensor": 2, "sharding": "zero1", "bucket_size": 12_000}
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Elements of a bucket, or of an FSDP unit, that a rank holds of one kind of state."""
+
+    length: int
+    """Elements of the whole."""
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """One kind of state on a rank; no parts if it is gathered when it is needed."""
+
+    name: str
+    itemsize: int
+    """Bytes of an element, of both moments together."""
+    parts: tuple[Part, ...]
+
+    @property
+    def share(self) -> float:
+        """How much of the whole this rank holds."""
+        return sum(p.stop - p.start for p in self.parts) / max(sum(p.length for p in self.parts), 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Activation:
+    """What a rank has at one place of a layer, as fractions of what one rank alone would have."""
+
+    place: str
+    tokens: float
+    features: float
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What one rank found."""
+
+    data: dict[str, tuple[State, ...]]
+    activations: dict[str, tuple[Activation, ...]]
+    written: tuple[str, ...]
+    """Tensors of the model part of a checkpoint that this rank writes under `MIXED`."""
+    held: dict[str, int]
+    """Elements of each of those tensors' masters that this rank holds."""
+
+
+def config_of(parallel: Mapping[str, Any]) -> Any:
+    """A run in bf16, so that weights, gradients, masters and moments are four things."""
+    return run_config_type().model_validate(
+        {
+            "model": MODEL,
+            "data": {"kind": "mock", "seq_length": LENGTH},
+            "batch": {"micro_batch": SAMPLES, "global_batch": RANKS},
+            "precision": {"dtype": "bf16"},
+            "parallel": {"bucket_size": 60_000, **parallel},
+            "runtime": {"device": "cpu"},
+        }
+    )
+
+
+def state_of(parallel: Mapping[str, Any], ranks: int = RANKS) -> TrainState:
+    """This rank's state before the first step."""
+    config = config_of(parallel)
+    return build_state(config, make_mesh(dims_of(config.parallel, ranks)), torch.device("cpu"), resume=False)
+
+
+def observe(axis: Axis) -> Observed:
+    """Look at every layout as one of `RANKS` ranks."""
+    mixed = state_of(MIXED)
+    return Observed(
+        {name: states_of(state_of(parallel)) for name, parallel in DATA.items()},
+        {name: activations_of(parallel) for name, parallel in TENSOR.items()},
+        tuple([name for name, _ in mixed.parts()["model"]]),
+        held_of(mixed),
+    )
+
+
+def states_of(state: TrainState) -> tuple[State, ...]:
+    """Weights, gradients, masters and moments of this rank."""
+    engine = state.engine
+    if isinstance(engine, Buckets):
+        whole = tuple(Part(b.weights.numel(), 0, b.weights.numel()) for b in engine.buckets)
+        sums = tuple(Part(b.weights.numel(), 0, b.gradients.numel()) for b in engine.buckets)
+        own = tuple(Part(b.weights.numel(), b.own.start, b.own.stop) for b in engine.buckets)
+        first = engine.buckets[0]
+        weights, sum_size = State("weights", first.weights.itemsize, whole), first.gradients.itemsize
+    else:
+        own = sums = tuple(units_of(state.model, engine.mesh.shard))
+        weights, sum_size = State("weights", engine.dtype.itemsize, ()), 4
+    wide = next(iter(engine.masters.values())).itemsize
+    return weights, State("gradients", sum_size, sums), State("masters", wide, own), State("moments", 2 * wide, own)
+
+
+def units_of(model: nn.Module, shard: Axis) -> list[Part]:
+    """This rank's part of each unit that FSDP2 gathers: a layer, or what lies outside the layers."""
+    sizes = [(name.split(".")[1] if name.startswith("layers.") else "", p) for name, p in model.named_parameters()]
+    parts = []
+    for _, group in groupby(sorted(sizes, key=lambda pair: pair[0]), key=lambda pair: pair[0]):
+        tensors: list[Any] = [p for _, p in group]
+        length, held = sum(p.numel() for p in tensors), sum(p.to_local().numel() for p in tensors)
+        parts.append(Part(length, held * shard.rank, held * (shard.rank + 1)))
+    return parts
+
+
+def activations_of(parallel: Mapping[str, Any]) -> tuple[Activation, ...]:
+    """What a layer's modules take and give on this rank, relative to one rank alone."""
+    here, alone = shapes_of(state_of(parallel).model), shapes_of(state_of({}, 1).model)
+    return tuple(
+        Activation(place, here[place][1] / alone[place][1], here[place][2] / alone[place][2]) for place in alone
+    )
+
+
+def shapes_of(model: Any) -> dict[str, tuple[int, ...]]:
+    """[B, T, features] before and after each of `MODULES` in a forward pass through the first layer."""
+    found: dict[str, tuple[int, ...]] = {}
+    for name in MODULES:
+
+        def note(module: nn.Module, inputs: Any, output: Any, name: str = name) -> None:
+            del module
+            found[f"into {name}"] = tuple(inputs[0].flatten(2).shape)
+            found[f"out of {name}"] = tuple(output.flatten(2).shape)
+
+        model.layers["0"].get_submodule(name).register_forward_hook(note)
+    tokens = torch.zeros(SAMPLES, LENGTH, dtype=torch.int64)
+    with torch.no_grad():
+        model.token_losses(tokens, tokens)
+    return found
+
+
+def held_of(state: TrainState) -> dict[str, int]:
+    """Elements of each canonical tensor among this rank's masters, padding rows left out."""
+    engine, shapes = state.engine, state.model.config.canonical_shapes()
+    held: dict[str, int] = dict.fromkeys(shapes, 0)
+    for name in engine.shapes:
+        for marked in state.model.canonical_boxes(name):  # one canonical tensor of ones, the others zero
+            local = state.model.from_canonical(
+                name,
+                lambda canonical, marked=marked: torch.full(shapes[canonical], float(canonical == marked)),
+                engine.mesh.tensor.rank,
+                engine.mesh.tensor.size,
+            )
+            held[marked] += int(engine.view(name, local, engine.mesh.shard.rank).sum())
+    return held
+
+
+def observed() -> list[Observed]:
+    """What every rank found, in their order."""
+    return run_ranks(RANKS, observe)
+
+
+def whole_model() -> Any:
+    """The model's configuration."""
+    return model_config(MODEL)
