@@ -2,8 +2,8 @@
 
 usage: recompute.py [--preset gpt2-124m] [--steps 3] [--set section.field=value …]
 
-Prints, for each, the median step and the peak memory above that of weights, gradients and optimizer: of the GPU, or on a
-CPU of the process (each kind in a fresh one).
+Prints, for each, the median step and the peak memory above that of weights, gradients and optimizer: of the GPU, or on
+a CPU of the process (each kind in a fresh one).
 """
 
 import argparse
