@@ -76,7 +76,8 @@ def value_text(annotation: Any, metadata: list[Any]) -> str:
     if get_origin(annotation) is Literal:
         return ", ".join(f"`{value}`" for value in get_args(annotation))
     if get_origin(annotation) is tuple:
-        return "list of strings"
+        inner = value_text(get_args(annotation)[0], [])
+        return "list of strings" if inner == "string" else f"list of {inner}"
     if hasattr(annotation, "__metadata__"):  # Annotated inside an optional field
         return value_text(annotation.__origin__, list(annotation.__metadata__))
     if parts := [part for part in get_args(annotation) if part is not type(None)]:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from mt_cli.run_config import run_config_type
-from mt_models.config import GQA, Dense, Gated, LayerNorm, Learned, NoPosition, RMSNorm, Rope
+from mt_models.config import GQA, Dense, Gated, LayerNorm, Learned, MoE, NoPosition, RMSNorm, Rope
 
 MODELS: dict[str, dict[str, Any]] = {
     "gqa": {"attention": GQA(heads=8, kv_groups=4, head_size=4)},
@@ -20,8 +20,17 @@ MODELS: dict[str, dict[str, Any]] = {
         "position": NoPosition(),
         "tied": True,
     },
+    "qk-norm": {
+        "attention": GQA(heads=8, kv_groups=2, head_size=4, qk_norm=True),
+        "norm": RMSNorm(offset=True),
+        "post_norms": True,
+        "scaled_embedding": True,
+        "logit_softcap": 2.0,
+    },
+    "experts": {"attention": GQA(heads=8, kv_groups=4, head_size=4), "mlp": MoE(size=24, experts=4, top_k=2)},
 }
-"""Between them: grouped and full attention, ties, biases, every kind of position, norm and feed-forward layer."""
+"""Between them: experts, normalised heads, post-norms, capped logits,
+grouped and full attention, ties, biases, every kind of position, norm and feed-forward layer."""
 
 LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "tensor 2": (2, {"tensor": 2}),

@@ -35,3 +35,24 @@ COMBINATIONS = {
         (1, 2, 4), (DENSE, GATED), (RMS, LAYER), (ROPE, LEARNED, NO_POSITION), (False, True), (False, True)
     )
 }
+
+MOE = {"kind": "moe", "size": 24, "experts": 4, "top_k": 2}
+
+COMBINATIONS |= {
+    "experts": tiny(mlp=MOE),
+    "experts-unnormalised": tiny(mlp=MOE | {"normalized": False, "balance": 0.5}),
+    "head-norms": tiny(attention=attention(qk_norm=True)),
+    "head-norms-layer": tiny(attention=attention(qk_norm=True), norm=LAYER),
+    "post-norms-offset-capped-window": tiny(
+        attention=attention(softcap=2.0, scale=0.5, window=5, window_layers=[True, False]),
+        norm=RMS | {"offset": True},
+        post_norms=True,
+        scaled_embedding=True,
+        logit_softcap=3.0,
+        tied=True,
+    ),
+    "yarn-window": tiny(
+        attention=attention(window=4),
+        position=ROPE | {"scaling": {"kind": "yarn", "factor": 4.0, "original_positions": 8}},
+    ),
+}

@@ -9,7 +9,7 @@ from models.parts import attention, tiny
 from mt_core import plugins
 from mt_core.errors import MtError
 from mt_core.plugins import Component, component, hookimpl
-from mt_models.layers.attention_cores import Core, attend_eager, choose_core, eager, sdpa
+from mt_models.layers.attention_cores import Core, Scores, attend_eager, choose_core, eager, sdpa
 
 CPU = torch.device("cpu")
 
@@ -86,3 +86,50 @@ def test_auto_passes_over_a_core_that_cannot_run_and_logs_why(caplog):
 def test_a_named_core_that_cannot_run_is_an_error_with_the_reason():
     with pytest.raises(MtError, match="core 'warp': cannot run on cpu: needs a TPU, not a cpu; use \"auto\""):
         choose_core("warp", CPU)
+
+
+@pytest.mark.parametrize(("T", "S"), [(9, 9), (1, 9), (4, 9)])
+@pytest.mark.parametrize("window", [1, 3, 9, 20])
+@pytest.mark.parametrize("documents", [False, True])
+def test_a_window_and_a_scale_are_those_of_masked_scores(T, S, window, documents):
+    q_BTHK, k_BSGK, v_BSGK = heads(T, S, H=2)
+    documents_BS = torch.tensor([[0] * 4 + [1] * (S - 4)] * 2) if documents else None
+    expected_BTHK = torch.zeros_like(q_BTHK)
+    for t in range(T):
+        at = S - T + t
+        seen = [s for s in range(max(0, at - window + 1), at + 1) if not documents or (s < 4) == (at < 4)]
+        scores_BHS = torch.einsum("bhk,bshk->bhs", q_BTHK[:, t], k_BSGK[:, seen]) * 0.4
+        expected_BTHK[:, t] = torch.einsum("bhs,bshk->bhk", scores_BHS.softmax(-1), v_BSGK[:, seen])
+    for core in (eager, sdpa):
+        y_BTHK = core.with_scores(Scores(scale=0.4, window=window))(q_BTHK, k_BSGK, v_BSGK, documents_BS)
+        torch.testing.assert_close(y_BTHK, expected_BTHK, rtol=1e-12, atol=1e-12)
+
+
+def test_a_soft_cap_bends_scores_before_the_softmax():
+    q_BTHK, k_BSGK, v_BSGK = heads(1, 9, H=2)
+    scores_BHS = 0.5 * torch.tanh(torch.einsum("bthk,bshk->bhs", q_BTHK, k_BSGK) / 8**0.5 / 0.5)
+    expected_BHK = torch.einsum("bhs,bshk->bhk", scores_BHS.softmax(-1), v_BSGK)
+    y_BTHK = eager.with_scores(Scores(softcap=0.5))(q_BTHK, k_BSGK, v_BSGK)
+    torch.testing.assert_close(y_BTHK[:, 0], expected_BHK, rtol=1e-12, atol=1e-12)
+
+
+def test_plain_scores_leave_a_core_as_it_is():
+    assert sdpa.with_scores(Scores()) is sdpa
+
+
+def test_auto_takes_the_core_that_can_cap_and_says_why(caplog):
+    with caplog.at_level(logging.INFO):
+        assert choose_core("auto", CPU, Scores(softcap=5.0, window=3).special) is eager
+    assert "attention core: eager (auto, cpu); not sdpa: has no softcap" in caplog.text
+
+
+def test_a_named_core_that_cannot_cap_is_an_error():
+    with pytest.raises(MtError, match="core 'sdpa': cannot run on cpu: has no softcap; use \"auto\""):
+        tiny(attention=attention(core="sdpa", softcap=5.0)).build()
+
+
+def test_the_pattern_of_windows_is_repeated_over_the_layers():
+    part = attention(window=3, window_layers=[True, False, False])
+    config = tiny(layers=5, attention=part)
+    assert [config.attention.window_of(n) for n in range(5)] == [3, None, None, 3, None]
+    assert [block.attn.core is sdpa for block in config.build().layers.values()] == [False, True, True, False, True]

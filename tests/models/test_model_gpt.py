@@ -6,6 +6,7 @@ import torch
 from models.parts import COMBINATIONS, LEARNED, tiny
 from mt_core.errors import MtError
 from mt_models.canonical import canonical_state, load_canonical
+from mt_models.gpt import rounded
 
 
 @pytest.mark.parametrize("config", COMBINATIONS.values(), ids=COMBINATIONS)
@@ -95,3 +96,17 @@ def test_building_draws_no_random_numbers_and_keeps_the_default_dtype():
         assert next(tiny().build().parameters()).is_meta
     tiny(position=LEARNED).build()
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_capped_logits_stay_within_the_cap_and_have_the_losses_of_the_cap(make_model, tokens_BT):
+    capped, plain = make_model(tiny(logit_softcap=0.5)), make_model(tiny())
+    logits_BTV = plain(tokens_BT).detach()
+    torch.testing.assert_close(capped(tokens_BT).detach(), 0.5 * (logits_BTV / 0.5).tanh(), rtol=1e-12, atol=1e-12)
+    losses_BT = capped.token_losses(tokens_BT, tokens_BT).detach()
+    expected_BT = -capped(tokens_BT).detach().log_softmax(-1).gather(-1, tokens_BT[..., None])[..., 0]
+    torch.testing.assert_close(losses_BT, expected_BT, rtol=1e-12, atol=1e-12)
+
+
+def test_the_factor_of_embeddings_is_rounded_to_their_dtype():
+    assert rounded(48**0.5, torch.bfloat16) == 6.9375
+    assert rounded(48**0.5, torch.float64) == 48**0.5

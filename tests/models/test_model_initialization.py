@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from models.parts import COMBINATIONS, GATED, LEARNED, attention, tiny
+from models.parts import COMBINATIONS, GATED, LEARNED, MOE, attention, tiny
 from mt_models.canonical import canonical_state
 from mt_models.initialization import initial
 
@@ -94,3 +94,18 @@ def test_values_stay_the_same_from_version_to_version():
     tensor = initial(tiny(), 1234, name="layers.0.attn.q.weight", shape=(24, 16))
     golden = torch.tensor([0.653575301, 0.351286769, 0.295261055, 0.477787107])
     torch.testing.assert_close(tensor[0, :4], golden, rtol=1e-6, atol=0)
+
+
+def test_offset_norms_start_at_zero_and_so_change_nothing(make_model):
+    state = canonical_state(make_model(tiny(norm={"kind": "rms", "offset": True}, post_norms=True)))
+    norms = {name: tensor for name, tensor in state.items() if "norm" in name}
+    assert len(norms) == 2 * 4 + 1
+    assert not any(tensor.any() for tensor in norms.values())
+
+
+def test_experts_down_projections_lead_into_the_residual_stream():
+    config = tiny(layers=8, model_size=64, mlp=MOE | {"size": 128})
+    for part, std in (("up", 0.3), ("down", 0.3 / 4)):
+        name = f"layers.0.mlp.experts.{part}.weight"
+        tensor = initial(config, 3, name=name, shape=config.canonical_shapes()[name])
+        assert tensor.std().item() == pytest.approx(std, rel=5 / math.sqrt(2 * tensor.numel())), name

@@ -48,6 +48,12 @@ def test_rms_norm_divides_by_the_root_mean_square():
     torch.testing.assert_close(norm(x), expected, **EXACT)
 
 
+def test_an_offset_rms_norm_multiplies_by_one_more_than_its_weight():
+    offset, plain = (fill(make_norm(config.RMSNorm(offset=flag), 8)) for flag in (True, False))
+    plain.weight.data += 1
+    torch.testing.assert_close(offset(normal(3, 8)), plain(normal(3, 8)), **EXACT)
+
+
 def test_layer_norm_subtracts_the_mean_and_divides_by_the_deviation():
     norm, x = fill(make_norm(config.LayerNorm(eps=0.1), 8)), normal(3, 8)
     variance = ((x - x.mean(1, keepdim=True)) ** 2).sum(1, keepdim=True) / 8
@@ -55,7 +61,7 @@ def test_layer_norm_subtracts_the_mean_and_divides_by_the_deviation():
     torch.testing.assert_close(norm(x), expected, **EXACT)
 
 
-@pytest.mark.parametrize("part", [config.RMSNorm(), config.LayerNorm()], ids=lambda part: part.kind)
+@pytest.mark.parametrize("part", [config.RMSNorm(), config.LayerNorm(), config.RMSNorm(offset=True)])
 def test_norms_of_bf16_input_are_computed_in_fp32(part):
     norm = fill(make_norm(part, 64)).bfloat16()
     x = (normal(3, 64) * 100).bfloat16()

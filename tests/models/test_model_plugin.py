@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from pydantic import ValidationError
 
-from models.parts import attention, tiny
+from models.parts import MOE, attention, tiny
 from mt_core.plugins import component, components
 from mt_models.config import GPTConfig
 from mt_models.plugin import mt_config_rules
@@ -35,6 +35,14 @@ for name in components("preset"):
     ("changes", "message"),
     [
         ({"attention": attention(3)}, "kv_groups 3 does not divide heads 4"),
+        (
+            {"attention": attention(window_layers=[True])},
+            "window_layers says which layers have a window, but window is",
+        ),
+        (
+            {"attention": attention(window=3, window_layers=[])},
+            "window 3 is used nowhere: window_layers names no layer",
+        ),
         ({"attention": attention(head_size=5)}, r"rotary positions need an even attention\.head_size, got 5"),
     ],
 )
@@ -59,3 +67,34 @@ def test_known_cores_are_no_problem(core):
 
 def test_models_of_others_are_left_alone():
     assert mt_config_rules(SimpleNamespace(model=SimpleNamespace(kind="other"))) == []
+
+
+def with_parallel(model, **values):
+    parallel = {"context": 1, "context_exchange": "ring", "sequence": False} | values
+    return SimpleNamespace(model=model, parallel=SimpleNamespace(**parallel))
+
+
+def test_a_ring_cannot_change_scores_but_the_other_exchanges_can():
+    model = tiny(attention=attention(window=3, softcap=5.0))
+    (problem,) = mt_config_rules(with_parallel(model, context=2))
+    assert str(problem) == (
+        "parallel.context_exchange: 'ring' cannot apply model.attention.softcap, window; "
+        "allowed: all_gather, all_to_all"
+    )
+    for fine in ({"context": 1}, {"context": 2, "context_exchange": "all_gather"}):
+        assert mt_config_rules(with_parallel(model, **fine)) == []
+    assert mt_config_rules(with_parallel(tiny(), context=2)) == []
+
+
+@pytest.mark.parametrize("shared", [{"context": 2}, {"sequence": True}])
+def test_a_balance_loss_needs_whole_sequences(shared):
+    (problem,) = mt_config_rules(with_parallel(tiny(mlp=MOE | {"balance": 0.1}), **shared))
+    assert str(problem).startswith(
+        "model.mlp.balance: 0.1 needs whole sequences, which ranks share with parallel.context"
+    )
+    assert mt_config_rules(with_parallel(tiny(mlp=MOE), **shared)) == []
+
+
+def test_a_named_core_that_cannot_cap_is_a_configuration_problem():
+    (problem,) = mt_config_rules(SimpleNamespace(model=tiny(attention=attention(core="sdpa", softcap=5.0))))
+    assert str(problem) == "model.attention.core: 'sdpa' cannot apply model.attention.softcap; allowed: auto, eager"

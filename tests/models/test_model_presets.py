@@ -16,6 +16,9 @@ PUBLISHED = {
     "llama2-7b": 6_738_415_616,
     "llama3-8b": 8_030_261_248,
     "mistral-7b": 7_241_732_096,
+    "mixtral-8x7b": 46_702_792_704,
+    "gemma-2-2b": 2_614_341_888,
+    "qwen3-8b": 8_190_735_360,
     "smollm2-135m": 134_515_008,
 }
 
@@ -56,3 +59,25 @@ def test_flops_of_gpt2_are_six_a_matrix_parameter_and_half_of_full_attention():
     config = GPTConfig.model_validate(preset("gpt2-124m")["model"])
     matrices = 12 * 12 * 768**2 + 50257 * 768
     assert config.flops_per_token(1024) == 6 * matrices + 6 * 12 * 768 * 1024
+
+
+def test_flops_of_mixtral_are_those_of_the_experts_that_a_token_passes_through():
+    config = GPTConfig.model_validate(preset("mixtral-8x7b")["model"])
+    attention, expert, router = 2 * 4096 * 4096 + 2 * 4096 * 1024, 3 * 4096 * 14336, 8 * 4096
+    matrices = 32 * (attention + 2 * expert + router) + 32000 * 4096
+    assert config.flops_per_token(4096) == 6 * matrices + 6 * 32 * 4096 * 4096
+
+
+def test_flops_of_gemma_2_count_the_keys_in_a_window():
+    config = GPTConfig.model_validate(preset("gemma-2-2b")["model"])
+    windowless = config.model_copy(
+        update={"attention": config.attention.model_copy(update={"window": None, "window_layers": None})}
+    )
+    assert config.flops_per_token(4096) == windowless.flops_per_token(4096)
+    saved = 8192 / 2 - (4096 - 4096 / 4)  # keys a token: half of 8192, and half of the triangle before the window's end
+    assert windowless.flops_per_token(8192) - config.flops_per_token(8192) == 12 * 13 * 8 * 256 * saved
+
+
+def test_flops_without_a_sequence_are_those_of_the_matrices():
+    config = GPTConfig.model_validate(preset("gpt2-124m")["model"])
+    assert config.flops_per_token(0) == 6 * (12 * 12 * 768**2 + 50257 * 768)

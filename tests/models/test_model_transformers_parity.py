@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from models.parts import attention
+from models.theirs import LLAMA_NAMES, randomised, renamed, tokens
 from mt_models.canonical import load_stream
 from mt_models.config import GPTConfig
 
@@ -12,21 +13,6 @@ transformers = pytest.importorskip("transformers", reason="transformers is not i
 CLOSE = {"rtol": 0, "atol": 1e-5}
 SIZES = {"layers": 3, "model_size": 32, "vocab_size": 99, "max_positions": 64}
 
-LLAMA_NAMES = {
-    "self_attn.q_proj": "attn.q",
-    "self_attn.k_proj": "attn.k",
-    "self_attn.v_proj": "attn.v",
-    "self_attn.o_proj": "attn.out",
-    "mlp.gate_proj": "mlp.gate",
-    "mlp.up_proj": "mlp.up",
-    "mlp.down_proj": "mlp.down",
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "mlp_norm",
-    "model.embed_tokens": "embed",
-    "model.norm": "norm",
-    "model.layers": "layers",
-    "lm_head": "head",
-}
 GPT2_NAMES = {
     "attn.c_proj": "attn.out",
     "mlp.c_fc": "mlp.up",
@@ -38,24 +24,6 @@ GPT2_NAMES = {
     "transformer.ln_f": "norm",
     "transformer.h": "layers",
 }
-
-
-def renamed(name, names):
-    for theirs, ours in names.items():
-        name = name.replace(theirs, ours)
-    return name
-
-
-def randomised(model):
-    """Larger weights than an initial model's, no bias zero and no norm one, so that nothing is invisible."""
-    torch.manual_seed(0)
-    for parameter in model.parameters():
-        parameter.data.normal_(0, 0.2).add_(1.0 if parameter.ndim == 1 else 0.0)
-    return model.eval()
-
-
-def tokens():
-    return torch.randint(0, 99, (2, 50), generator=torch.Generator().manual_seed(1))
 
 
 @pytest.mark.parametrize("tied", [False, True])

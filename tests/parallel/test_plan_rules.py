@@ -69,6 +69,15 @@ def test_a_replicated_module_is_never_partial():
         assert placements["gate.weight"] == Placement(copies=TENSOR_2, partial=partial)
 
 
+@pytest.mark.parametrize("sequence", [False, True])
+def test_weights_used_on_a_ranks_heads_are_always_partial(sequence):
+    model = built("qk-norm")
+    placements = apply_plan(model, model.plan(2), TENSOR_2, sequence=sequence)
+    assert placements["layers.0.attn.q_norm.weight"] == Placement(copies=TENSOR_2, partial=True)
+    assert placements["layers.1.attn.k_norm.weight"] == Placement(copies=TENSOR_2, partial=True)
+    assert placements["norm.weight"].partial == sequence
+
+
 def test_everything_that_does_not_fit_is_one_error():
     model = built()
     plan = dict(model.plan(2)) | {"layers.*.mlp.gate": Column(dim=0), "layers.0.attn.qkv": Column(dim=0)}

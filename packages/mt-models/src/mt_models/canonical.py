@@ -52,6 +52,9 @@ def fusion(config: GPTConfig, name: str, rank: int = 0, size: int = 1) -> Fusion
                 lambda x: [part.flatten(0, 2) for part in x.split(counts, dim=1)],
                 lambda xs: torch.cat([x.unflatten(0, (-1, n, K)) for x, n in zip(xs, counts, strict=True)], dim=1),
             )
+        case "gate_up", _ if parent.endswith("experts"):  # [E, 2, F, D]
+            boxes = {f"{parent}.gate.{leaf}": box, f"{parent}.up.{leaf}": box}
+            return Fusion(boxes, lambda x: x.unbind(1), lambda xs: torch.stack([*xs], dim=1))
         case "gate_up", _:  # [2, F, …]
             boxes = {f"{parent}.gate.{leaf}": box, f"{parent}.up.{leaf}": box}
             return Fusion(boxes, torch.unbind, lambda xs: torch.stack([*xs]))

@@ -3,6 +3,7 @@
 Shape suffixes: B batch, T tokens, D model size, V vocabulary (its true size; padding rows never reach a logit).
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mt_core.errors import MtError
+from mt_core.parallel.cross_entropy import capped
 from mt_core.parallel.plan import Plan
 from mt_core.parallel.recompute import Layer, in_order
 from mt_models import canonical
@@ -24,20 +26,24 @@ from mt_models.layers.embedding import Embedding
 from mt_models.layers.linear import Linear
 from mt_models.layers.loss import CrossEntropy
 from mt_models.layers.mlp import make_mlp
+from mt_models.layers.moe import MoE, with_balance
 from mt_models.layers.norm import make_norm
 from mt_models.layers.rope import Rotation, make_rotation
 from mt_models.plan import plan
 
 
 class Block(nn.Module):
-    """Pre-normalised residual block: attention, then a feed-forward layer."""
+    """Residual block: attention, then a feed-forward layer, each after a norm; post-norms also come before the sum."""
 
-    def __init__(self, config: GPTConfig, core: Core, tensor: int = 1) -> None:
+    def __init__(self, config: GPTConfig, core: Core, tensor: int = 1, layer: int = 0) -> None:
         super().__init__()
         self.attn_norm = make_norm(config.norm, config.model_size)
-        self.attn = Attention(config, core, tensor)
+        self.attn = Attention(config, core, tensor, layer)
         self.mlp_norm = make_norm(config.norm, config.model_size)
         self.mlp = make_mlp(config.mlp, config.model_size)
+        self.attn_post_norm, self.mlp_post_norm = (
+            make_norm(config.norm, config.model_size) if config.post_norms else nn.Identity() for _ in range(2)
+        )
 
     def forward(
         self,
@@ -45,10 +51,13 @@ class Block(nn.Module):
         rotation: Rotation | None,
         cache: LayerCache | None = None,
         documents_BT: Tensor | None = None,
+        balances: list[Tensor] | None = None,
     ) -> Tensor:
-        """[B, T, D] to the same shape."""
-        x_BTD = x_BTD + self.attn(self.attn_norm(x_BTD), rotation, cache, documents_BT)
-        return x_BTD + self.mlp(self.mlp_norm(x_BTD))
+        """[B, T, D] to the same shape; a mixture of experts appends its balance loss to `balances`."""
+        x_BTD = x_BTD + self.attn_post_norm(self.attn(self.attn_norm(x_BTD), rotation, cache, documents_BT))
+        y_BTD = self.mlp_norm(x_BTD)
+        y_BTD = self.mlp(y_BTD, balances) if isinstance(self.mlp, MoE) else self.mlp(y_BTD)
+        return x_BTD + self.mlp_post_norm(y_BTD)
 
 
 class GPT(nn.Module):
@@ -61,11 +70,12 @@ class GPT(nn.Module):
         D, rows = config.model_size, config.vocab_rows(tensor)
         self.embed = Embedding(rows, D)
         self.position = Embedding(config.max_positions, D) if config.position.kind == "learned" else None
-        core = choose_core(config.attention.core, compute_device(self.embed.weight.device))
-        self.layers = nn.ModuleDict({str(n): Block(config, core, tensor) for n in range(config.layers)})
+        device, needed = compute_device(self.embed.weight.device), frozenset(config.attention.special_scores)
+        core = choose_core(config.attention.core, device, needed)
+        self.layers = nn.ModuleDict({str(n): Block(config, core, tensor, n) for n in range(config.layers)})
         self.norm = make_norm(config.norm, D)
         self.head = None if config.tied else Linear(D, rows)
-        self.loss = CrossEntropy(config.vocab_size)
+        self.loss = CrossEntropy(config.vocab_size, config.logit_softcap)
         self.run: Callable[[list[Layer], Tensor], Tensor] = in_order
 
     def forward(self, tokens_BT: Tensor, cache: KVCache | None = None) -> Tensor:
@@ -89,7 +99,9 @@ class GPT(nn.Module):
         """
         if positions is None:
             positions = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
-        return self.loss(self.hidden(tokens_BT, positions, None, documents_BT), self.output_weight, labels_BT)
+        balances: list[Tensor] = []
+        x_BTD = self.hidden(tokens_BT, positions, None, documents_BT, balances)
+        return with_balance(self.loss(x_BTD, self.output_weight, labels_BT), balances)
 
     def hidden(
         self,
@@ -97,16 +109,19 @@ class GPT(nn.Module):
         positions: Tensor,
         cache: KVCache | None = None,
         documents_BT: Tensor | None = None,
+        balances: list[Tensor] | None = None,
     ) -> Tensor:
         """Final normalised features [B, T, D]; `MtError` if a sequence is longer than `max_positions`."""
         self.check_length((0 if cache is None else cache.length) + tokens_BT.shape[1])
         x_BTD = self.embed(tokens_BT)
+        if self.config.scaled_embedding:
+            x_BTD = x_BTD * rounded(math.sqrt(self.config.model_size), x_BTD.dtype)
         if self.position is not None:
             x_BTD = x_BTD + self.position(positions)
         rotation = self.rotation(positions, x_BTD.dtype)
         caches = [None] * len(self.layers) if cache is None else cache.layers
         layers = [
-            partial(block, rotation=rotation, cache=layer_cache, documents_BT=documents_BT)
+            partial(block, rotation=rotation, cache=layer_cache, documents_BT=documents_BT, balances=balances)
             for block, layer_cache in zip(self.layers.values(), caches, strict=True)
         ]
         return self.norm(self.run(layers, x_BTD))
@@ -123,7 +138,8 @@ class GPT(nn.Module):
         if part.kind != "rope":
             return None
         wide = torch.promote_types(dtype, torch.float32)
-        return make_rotation(positions, self.config.attention.head_size, theta=part.theta, dtype=wide)
+        size = self.config.attention.head_size
+        return make_rotation(positions, size, theta=part.theta, dtype=wide, scaling=part.scaling)
 
     @property
     def output_weight(self) -> Tensor:
@@ -132,7 +148,7 @@ class GPT(nn.Module):
 
     def logits(self, x_BTD: Tensor) -> Tensor:
         """[B, T, D] to [B, T, V]: the matrix product includes padding rows, whose logits are cut off."""
-        return F.linear(x_BTD, self.output_weight)[..., : self.config.vocab_size]
+        return capped(F.linear(x_BTD, self.output_weight)[..., : self.config.vocab_size], self.config.logit_softcap)
 
     def make_cache(self, batch: int, positions: int) -> KVCache:
         """An empty KV cache on this model's device and in its dtype."""
@@ -162,6 +178,11 @@ class GPT(nn.Module):
     def canonical_boxes(self, name: str, rank: int = 0, size: int = 1) -> Mapping[str, tuple[slice, ...]]:
         """Which part of which canonical tensors parameter `name` holds on a tensor rank; () is all of it."""
         return canonical.fusion(self.config, name, rank, size).boxes
+
+
+def rounded(value: float, dtype: torch.dtype) -> float:
+    """The nearest value that a tensor of this dtype can hold."""
+    return torch.tensor(value, dtype=dtype, device="cpu").item()
 
 
 def compute_device(device: torch.device) -> torch.device:

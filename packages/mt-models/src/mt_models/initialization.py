@@ -1,7 +1,7 @@
 """Initial weights that depend on the seed and the canonical name only: not on layout, fusion, padding, dtype or device.
 
 Projections into the residual stream draw from N(0, init_std / sqrt(2 · layers)), other weights from N(0, init_std);
-biases are zero, norm weights one (spec/core.md §2.7).
+biases are zero, norm weights one, or zero where one is added to them (spec/core.md §2.7).
 """
 
 import hashlib
@@ -12,12 +12,13 @@ from torch import Tensor
 
 from mt_models.config import GPTConfig
 
-INTO_RESIDUAL = (".attn.out.weight", ".mlp.down.weight")
+INTO_RESIDUAL = (".attn.out.weight", ".mlp.down.weight", ".mlp.experts.down.weight")
 
 
 def initial(config: GPTConfig, seed: int, *, name: str, shape: tuple[int, ...]) -> Tensor:
     """The initial value of canonical tensor `name`, fp32 on the CPU."""
-    if name.endswith(".bias"):
+    offset = config.norm.kind == "rms" and config.norm.offset
+    if name.endswith(".bias") or (offset and name.endswith("norm.weight")):
         return torch.zeros(shape, dtype=torch.float32, device="cpu")
     if name.endswith("norm.weight"):
         return torch.ones(shape, dtype=torch.float32, device="cpu")

@@ -9,11 +9,12 @@ from mt_models.layers import attention, mlp
 
 def plan(config: GPTConfig, tensor: int) -> Plan:
     """The rules for `tensor` ranks."""
-    parts = {"attn": attention.plan(config.group_copies(tensor)), "mlp": mlp.plan(config.mlp)}
+    parts = {"attn": attention.plan(config.attention, config.group_copies(tensor)), "mlp": mlp.plan(config.mlp)}
     rules: dict[str, Rule] = {
         f"layers.*.{part}.{name}": rule for part, rules in parts.items() for name, rule in rules.items()
     }
-    rules |= {"layers.*.attn_norm": Sequence(), "layers.*.mlp_norm": Sequence(), "norm": Sequence()}
+    rules |= {f"layers.*.{norm}": Sequence() for norm in config.block_norms if "." not in norm}
+    rules["norm"] = Sequence()
     rules |= {"embed": Vocab(), "loss": Vocab()}
     if config.position.kind == "learned":
         rules["position"] = Sequence()

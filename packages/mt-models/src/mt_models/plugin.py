@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from mt_core.errors import Problem
-from mt_core.plugins import Component, components, did_you_mean, hookimpl
+from mt_core.plugins import Component, hookimpl
 
 PRESETS = {
     "gpt-tiny": "1.3 M parameters, for a CPU",
@@ -14,6 +14,9 @@ PRESETS = {
     "llama2-7b": "Llama 2 7B",
     "llama3-8b": "Llama 3 8B",
     "mistral-7b": "Mistral 7B v0.1, without its sliding window",
+    "mixtral-8x7b": "Mixtral 8x7B, a mixture of experts",
+    "gemma-2-2b": "Gemma 2 2B",
+    "qwen3-8b": "Qwen3 8B",
     "smollm2-135m": "SmolLM2 135M",
 }
 
@@ -32,11 +35,8 @@ def mt_components() -> Iterable[Component]:
 
 @hookimpl
 def mt_config_rules(config: Any) -> list[Problem]:
-    """The attention core of a GPT must be an installed one."""
+    """Settings of a GPT that a component, or another section, cannot honour."""
+    from mt_models import rules
     from mt_models.config import GPTConfig
 
-    known = ["auto", *components("attention")]
-    if not isinstance(config.model, GPTConfig) or config.model.attention.core in known:
-        return []
-    core = config.model.attention.core
-    return [Problem("model.attention.core", f"unknown attention core {core!r}", did_you_mean(core, known))]
+    return [*rules.problems(config)] if isinstance(config.model, GPTConfig) else []

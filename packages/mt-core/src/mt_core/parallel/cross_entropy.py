@@ -15,9 +15,16 @@ from mt_core.parallel.axis import Axis
 from mt_core.parallel.linear import ColumnLinear
 
 
-def linear_cross_entropy(x_BTD: Tensor, weight_VD: Tensor, labels_BT: Tensor, vocab_size: int) -> Tensor:
+def capped(logits_BTV: Tensor, softcap: float | None) -> Tensor:
+    """softcap · tanh(logits / softcap), or the logits themselves if there is no cap."""
+    return logits_BTV if softcap is None else softcap * torch.tanh(logits_BTV / softcap)
+
+
+def linear_cross_entropy(
+    x_BTD: Tensor, weight_VD: Tensor, labels_BT: Tensor, vocab_size: int, *, softcap: float | None = None
+) -> Tensor:
     """Cross-entropy of each label in nats, [B, T], fp32 or wider; rows from `vocab_size` on never get probability."""
-    logits_BTV = F.linear(x_BTD, weight_VD)[..., :vocab_size]
+    logits_BTV = capped(F.linear(x_BTD, weight_VD)[..., :vocab_size], softcap)
     wide = torch.promote_types(logits_BTV.dtype, torch.float32)
     losses = F.cross_entropy(logits_BTV.flatten(0, 1).to(wide), labels_BT.flatten(), reduction="none")
     return losses.view_as(labels_BT)
@@ -33,9 +40,11 @@ class VocabCrossEntropy:
     axis: Axis
     sequence: bool
 
-    def __call__(self, x_BTD: Tensor, weight_VD: Tensor, labels_BT: Tensor, vocab_size: int) -> Tensor:
+    def __call__(
+        self, x_BTD: Tensor, weight_VD: Tensor, labels_BT: Tensor, vocab_size: int, *, softcap: float | None = None
+    ) -> Tensor:
         """As the plain function; x is this rank's part of the sequence under sequence parallelism."""
-        logits_BTV = ColumnLinear(self.axis, self.sequence)(x_BTD, weight_VD, None)
+        logits_BTV = capped(ColumnLinear(self.axis, self.sequence)(x_BTD, weight_VD, None), softcap)
         wide = torch.promote_types(logits_BTV.dtype, torch.float32)
         start, rows = self.axis.rank * weight_VD.shape[0], weight_VD.shape[0]
         logits_BTV = logits_BTV.to(wide)

@@ -52,7 +52,12 @@ class Sequence:
     """Whole on every rank; under sequence parallelism used on a part of the sequence, so its gradients are summed."""
 
 
-Rule = Column | Row | Vocab | Replicate | Sequence
+@dataclass(frozen=True, slots=True)
+class Heads:
+    """Whole on every rank and used on this rank's heads only, so its gradients are always summed."""
+
+
+Rule = Column | Row | Vocab | Replicate | Sequence | Heads
 Plan = Mapping[str, Rule]
 """Patterns of module names (`fnmatch`), each with a rule; every module with parameters matches exactly one."""
 
@@ -145,7 +150,8 @@ def _placement(
 ) -> Placement:
     dim = cut_dim(rule, leaf)
     if dim is None:
-        return Placement(copies=axis, partial=sequence and axis.size > 1 and not isinstance(rule, Replicate))
+        shared = isinstance(rule, Heads) or (sequence and not isinstance(rule, Replicate))
+        return Placement(copies=axis, partial=shared and axis.size > 1)
     if isinstance(rule, Column) and rule.copies > 1:
         own = parameter.shape[1] - rule.copied
         return Placement(

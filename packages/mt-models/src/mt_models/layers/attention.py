@@ -7,25 +7,29 @@ and no line changes.
 
 from torch import Tensor, nn
 
-from mt_core.parallel.plan import Column, Plan, Row
-from mt_models.config import GPTConfig
-from mt_models.layers.attention_cores import Core
+from mt_core.parallel.plan import Column, Heads, Plan, Row, Rule
+from mt_models.config import GQA, GPTConfig
+from mt_models.layers.attention_cores import Core, Scores
 from mt_models.layers.cache import LayerCache
 from mt_models.layers.linear import Linear
+from mt_models.layers.norm import make_norm
 from mt_models.layers.rope import Rotation, rotate
 
 
 class Attention(nn.Module):
     """Causal self-attention; each of G groups has R query heads and one key and one value head."""
 
-    def __init__(self, config: GPTConfig, core: Core, tensor: int = 1) -> None:
+    def __init__(self, config: GPTConfig, core: Core, tensor: int = 1, layer: int = 0) -> None:
         """`tensor` ranks will share it: more than there are groups, and the groups are repeated."""
         super().__init__()
         part, D, copies = config.attention, config.model_size, config.group_copies(tensor)
         G, R = part.kv_groups * copies, config.queries_per_group // copies
         self.qkv = Linear(D, (G, R + 2, part.head_size), bias=part.qkv_bias)
         self.out = Linear((part.heads, part.head_size), D, bias=part.out_bias)
-        self.core = core
+        self.q_norm, self.k_norm = (
+            make_norm(config.norm, part.head_size) if part.qk_norm else nn.Identity() for _ in "qk"
+        )
+        self.core = core.with_scores(Scores(part.scale, part.softcap, part.window_of(layer)))
 
     def forward(
         self,
@@ -38,6 +42,7 @@ class Attention(nn.Module):
         qkv_BTGXK = self.qkv(x_BTD)  # X = R + 2
         q_BTHK = qkv_BTGXK[..., :-2, :].flatten(2, 3)
         k_BSGK, v_BSGK = qkv_BTGXK[..., -2, :], qkv_BTGXK[..., -1, :]  # S = T until the cache adds the past
+        q_BTHK, k_BSGK = self.q_norm(q_BTHK), self.k_norm(k_BSGK)
         if rotation is not None:
             q_BTHK, k_BSGK = rotate(q_BTHK, rotation), rotate(k_BSGK, rotation)
         if cache is not None:
@@ -45,6 +50,7 @@ class Attention(nn.Module):
         return self.out(self.core(q_BTHK, k_BSGK, v_BSGK, documents_BT))  # the only place where heads meet
 
 
-def plan(copies: int = 1) -> Plan:
+def plan(part: GQA, copies: int = 1) -> Plan:
     """Cut by group, and the output projection by head; of repeated groups the key and the value are copies."""
-    return {"qkv": Column(dim=0, copies=copies, copied=2), "out": Row(dim=1)}
+    norms: dict[str, Rule] = {"q_norm": Heads(), "k_norm": Heads()} if part.qk_norm else {}
+    return {"qkv": Column(dim=0, copies=copies, copied=2), "out": Row(dim=1), **norms}

@@ -1,7 +1,8 @@
 """Attention cores: the part of attention that mixes positions, as functions chosen by name.
 
 A core is causal: of S keys and T ≤ S queries, query i sits at position S − T + i and sees keys up to there. With
-`documents_BS`, a number for each key's token, tokens see only those of their own document.
+`documents_BS`, a number for each key's token, tokens see only those of their own document. What else a model does to
+its scores is `Scores`; a core that honours none of it never gets them.
 
 Shape suffixes: B batch, T queries, S keys, H = G·R query heads, G key/value groups, R queries per group, K head size.
 """
@@ -9,7 +10,8 @@ Shape suffixes: B batch, T queries, S keys, H = G·R query heads, G key/value gr
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -31,68 +33,114 @@ BACKENDS = [
 
 
 @dataclass(frozen=True, slots=True)
+class Scores:
+    """What happens to q·k before the softmax; plain when nothing is set."""
+
+    scale: float | None = None
+    """Their factor; 1 / √K unless set."""
+    softcap: float | None = None
+    """Scaled scores s become softcap · tanh(s / softcap)."""
+    window: int | None = None
+    """Keys that a query sees, its own included."""
+
+    @property
+    def special(self) -> frozenset[str]:
+        """What is set."""
+        return frozenset(field.name for field in fields(self) if getattr(self, field.name) is not None)
+
+
+PLAIN = Scores()
+
+
+@dataclass(frozen=True, slots=True)
 class Core:
     """What a component of kind `attention` is, and whether it runs here."""
 
-    attend: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
-    """(q_BTHK, k_BSGK, v_BSGK, documents_BS or None) to y_BTHK."""
+    attend: Callable[..., Tensor]
+    """(q_BTHK, k_BSGK, v_BSGK, documents_BS or None) to y_BTHK; with `scores=` if it honours any of them."""
     preference: int
     """`auto` takes the core with the highest preference among those that run."""
     why_not: Callable[[torch.device], str] = lambda device: ""
     """Why the core cannot run on a device, in a few words; empty if it can."""
+    honours: frozenset[str] = frozenset()
+    """Fields of `Scores` that the core can apply."""
 
     def __call__(self, q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, documents_BS: Tensor | None = None) -> Tensor:
         """softmax(q kᵀ / √K + mask) v."""
         return self.attend(q_BTHK, k_BSGK, v_BSGK, documents_BS)
 
+    def with_scores(self, scores: Scores) -> Callable[..., Tensor]:
+        """The core for these scores, called like the core itself."""
+        return partial(self.attend, scores=scores) if scores.special else self
 
-def visible(queries: int, keys: int, device: torch.device, documents_BS: Tensor | None = None) -> Tensor:
+    def refusal(self, device: torch.device, needed: frozenset[str]) -> str:
+        """Why the core cannot do what is needed on a device; empty if it can."""
+        if reason := self.why_not(device):
+            return reason
+        missing = sorted(needed - self.honours)
+        return f"has no {', '.join(missing)}" if missing else ""
+
+
+def visible(
+    queries: int, keys: int, device: torch.device, documents_BS: Tensor | None = None, *, window: int | None = None
+) -> Tensor:
     """Which keys each query sees: boolean [T, S], or [B, 1, T, S] with documents."""
     causal_TS = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
+    if window is not None:
+        causal_TS = causal_TS.triu(keys - queries - window + 1)
     if documents_BS is None:
         return causal_TS
     return causal_TS & (documents_BS[:, None, -queries:, None] == documents_BS[:, None, None, :])
 
 
-def attend_eager(q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, documents_BS: Tensor | None = None) -> Tensor:
+def attend_eager(
+    q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, documents_BS: Tensor | None = None, *, scores: Scores = PLAIN
+) -> Tensor:
     """Attention written out; the softmax is computed in fp32 or wider."""
     T, S, G = q_BTHK.shape[1], k_BSGK.shape[1], k_BSGK.shape[2]
     q_BTGRK = q_BTHK.unflatten(2, (G, -1))
-    scores_BGRTS = torch.einsum("btgrk,bsgk->bgrts", q_BTGRK, k_BSGK) / math.sqrt(q_BTHK.shape[-1])
-    seen = visible(T, S, q_BTHK.device, documents_BS)
+    scores_BGRTS = torch.einsum("btgrk,bsgk->bgrts", q_BTGRK, k_BSGK) * (scores.scale or q_BTHK.shape[-1] ** -0.5)
+    if scores.softcap is not None:
+        scores_BGRTS = scores.softcap * torch.tanh(scores_BGRTS / scores.softcap)
+    seen = visible(T, S, q_BTHK.device, documents_BS, window=scores.window)
     scores_BGRTS = scores_BGRTS.masked_fill(~(seen if documents_BS is None else seen[:, :, None]), -math.inf)
     wide = torch.promote_types(scores_BGRTS.dtype, torch.float32)
     weights_BGRTS = scores_BGRTS.softmax(dim=-1, dtype=wide).to(v_BSGK.dtype)
     return torch.einsum("bgrts,bsgk->btgrk", weights_BGRTS, v_BSGK).flatten(2, 3)
 
 
-def attend_sdpa(q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, documents_BS: Tensor | None = None) -> Tensor:
+def attend_sdpa(
+    q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, documents_BS: Tensor | None = None, *, scores: Scores = PLAIN
+) -> Tensor:
     """torch's fused attention. Its `is_causal` aligns first query with first key, so T < S needs a mask, T = 1 none."""
     T, S = q_BTHK.shape[1], k_BSGK.shape[1]
-    masked = documents_BS is not None or 1 < T < S
+    window = None if scores.window is None or scores.window >= S else scores.window
+    masked = documents_BS is not None or window is not None or 1 < T < S
     with sdpa_kernel(BACKENDS, set_priority=True):
         y_BHTK = F.scaled_dot_product_attention(
             *(x.transpose(1, 2) for x in (q_BTHK, k_BSGK, v_BSGK)),
-            attn_mask=visible(T, S, q_BTHK.device, documents_BS) if masked else None,
+            attn_mask=visible(T, S, q_BTHK.device, documents_BS, window=window) if masked else None,
             is_causal=T == S and not masked,
+            scale=scores.scale,
             enable_gqa=q_BTHK.shape[2] != k_BSGK.shape[2],
         )
     return y_BHTK.transpose(1, 2)
 
 
-eager = Core(attend_eager, preference=0)
-sdpa = Core(attend_sdpa, preference=10)
+eager = Core(attend_eager, preference=0, honours=frozenset({"scale", "softcap", "window"}))
+sdpa = Core(attend_sdpa, preference=10, honours=frozenset({"scale", "window"}))
 
 
-def choose_core(name: str, device: torch.device) -> Core:
-    """The core called `name`, or for "auto" the preferred one that runs on `device`; says which in the log."""
+def choose_core(name: str, device: torch.device, needed: frozenset[str] = frozenset()) -> Core:
+    """The core called `name`, or for "auto" the preferred one that runs on `device` and honours what is needed; says
+    which in the log."""
     if name != "auto":
         core: Core = component("attention", name)
-        if reason := core.why_not(device):
+        if reason := core.refusal(device, needed):
             raise MtError(f"attention core {name!r}", f"cannot run on {device.type}: {reason}", 'use "auto"')
         return core
     loaded = {candidate: component("attention", candidate) for candidate in components("attention")}
-    reasons = {candidate: core.why_not(device) for candidate, core in loaded.items()}
+    reasons = {candidate: core.refusal(device, needed) for candidate, core in loaded.items()}
     chosen = max((c for c in loaded if not reasons[c]), key=lambda c: loaded[c].preference)
     refused = "".join(f"; not {c}: {reason}" for c, reason in reasons.items() if reason)
     logger.info("attention core: %s (auto, %s)%s", chosen, device.type, refused)

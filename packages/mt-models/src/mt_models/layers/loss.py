@@ -8,13 +8,16 @@ from mt_core.parallel.cross_entropy import linear_cross_entropy
 
 
 class CrossEntropy(nn.Module):
-    """Cross-entropy of labels under the logits x · weightᵀ; rows from `vocab_size` on are padding."""
+    """Cross-entropy of labels under the logits x · weightᵀ; rows from `vocab_size` on are padding.
 
-    def __init__(self, vocab_size: int) -> None:
+    With a `softcap`, logits l become softcap · tanh(l / softcap).
+    """
+
+    def __init__(self, vocab_size: int, softcap: float | None = None) -> None:
         super().__init__()
-        self.vocab_size = vocab_size
-        self.op: Callable[[Tensor, Tensor, Tensor, int], Tensor] = linear_cross_entropy
+        self.vocab_size, self.softcap = vocab_size, softcap
+        self.op: Callable[..., Tensor] = linear_cross_entropy
 
     def forward(self, x_BTD: Tensor, weight_VD: Tensor, labels_BT: Tensor) -> Tensor:
         """In nats, [B, T], fp32 or wider, not reduced."""
-        return self.op(x_BTD, weight_VD, labels_BT, self.vocab_size)
+        return self.op(x_BTD, weight_VD, labels_BT, self.vocab_size, softcap=self.softcap)

@@ -5,9 +5,10 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mt_core.parallel.plan import Column, Plan, Row
+from mt_core.parallel.plan import Column, Plan, Row, Sequence
 from mt_models import config
 from mt_models.layers.linear import Linear
+from mt_models.layers.moe import MoE
 
 
 def squared_relu(x: Tensor) -> Tensor:
@@ -53,15 +54,23 @@ class Gated(nn.Module):
         return self.down(self.activation(gate_BTF) * up_BTF)
 
 
-def make_mlp(part: config.Dense | config.Gated, size: int) -> nn.Module:
+def make_mlp(part: config.Dense | config.Gated | config.MoE, size: int) -> nn.Module:
     """The feed-forward layer that a configuration part describes."""
-    return Gated(part, size) if part.kind == "gated" else Dense(part, size)
+    match part:
+        case config.MoE():
+            return MoE(part, size, ACTIVATIONS[part.activation])
+        case config.Gated():
+            return Gated(part, size)
+        case config.Dense():
+            return Dense(part, size)
 
 
-def plan(part: config.Dense | config.Gated) -> Plan:
-    """Cut by hidden feature."""
-    return (
-        {"gate_up": Column(dim=1), "down": Row(dim=1)}
-        if part.kind == "gated"
-        else {"up": Column(dim=0), "down": Row(dim=1)}
-    )
+def plan(part: config.Dense | config.Gated | config.MoE) -> Plan:
+    """Cut by hidden feature; experts are whole on every rank."""
+    match part:
+        case config.MoE():
+            return {name: Sequence() for name in ("router", "experts.gate_up", "experts.down")}
+        case config.Gated():
+            return {"gate_up": Column(dim=1), "down": Row(dim=1)}
+        case config.Dense():
+            return {"up": Column(dim=0), "down": Row(dim=1)}

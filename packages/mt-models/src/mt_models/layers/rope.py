@@ -4,10 +4,15 @@ Shape suffixes: T positions, K head size, L = K/2 pairs. Angles are exact to the
 model, whatever the activations are.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from mt_models import config
+
+Scaling = config.Linear | config.Llama3 | config.YaRN
 
 
 class Rotation(NamedTuple):
@@ -17,12 +22,57 @@ class Rotation(NamedTuple):
     sin_T1L: Tensor
 
 
-def make_rotation(positions_T: Tensor, head_size: int, *, theta: float, dtype: torch.dtype) -> Rotation:
-    """Angles position · theta^(−2i/K) for pair i, of positions [T] or [B, T]; `dtype` is at least fp32."""
+def make_rotation(
+    positions_T: Tensor, head_size: int, *, theta: float, dtype: torch.dtype, scaling: Scaling | None = None
+) -> Rotation:
+    """Angles position · frequency of every pair, of positions [T] or [B, T]; `dtype` is at least fp32."""
     pairs_L = torch.arange(0, head_size, 2, device=positions_T.device).to(dtype)
-    frequencies_L = 1.0 / theta ** (pairs_L / head_size)
+    frequencies_L = scaled(1.0 / theta ** (pairs_L / head_size), scaling, theta)
     angles_T1L = (positions_T.to(dtype)[..., None] * frequencies_L)[..., None, :]
-    return Rotation(angles_T1L.cos(), angles_T1L.sin())
+    length = length_factor(scaling)
+    return Rotation(angles_T1L.cos() * length, angles_T1L.sin() * length)
+
+
+def scaled(plain_L: Tensor, scaling: Scaling | None, theta: float) -> Tensor:
+    """The frequencies theta^(−2i/K), changed for longer sequences."""
+    match scaling:
+        case None:
+            return plain_L
+        case config.Linear():
+            return plain_L / scaling.factor
+        case config.Llama3():
+            kept_L = _kept_by_turns(scaling, plain_L)
+        case config.YaRN():
+            kept_L = _kept_by_place(scaling, plain_L, theta)
+    return kept_L * plain_L + (1 - kept_L) * plain_L / scaling.factor
+
+
+def length_factor(scaling: Scaling | None) -> float:
+    """By what rotated heads grow: with YaRN, which so sharpens attention, more than one (arXiv:2309.00071, §3.4)."""
+    if not isinstance(scaling, config.YaRN):
+        return 1.0
+    return scaling.attention_factor or 0.1 * math.log(scaling.factor) + 1
+
+
+def _kept_by_turns(scaling: config.Llama3, plain_L: Tensor) -> Tensor:
+    """How much of each frequency is kept, from 0 to 1, by its turns within the original positions."""
+    turns_L = scaling.original_positions * plain_L / (2 * math.pi)
+    low, high = scaling.low_frequency, scaling.high_frequency
+    return ((turns_L - low) / (high - low)).clamp(0, 1)
+
+
+def _kept_by_place(scaling: config.YaRN, plain_L: Tensor, theta: float) -> Tensor:
+    """The same by the pair's index: a ramp from `beta_fast` to `beta_slow` turns, its ends rounded outwards."""
+    pairs = len(plain_L)
+
+    def pair_of(turns: float) -> float:
+        return pairs * math.log(scaling.original_positions / (turns * 2 * math.pi)) / math.log(theta)
+
+    first = max(math.floor(pair_of(scaling.beta_fast)), 0)
+    last = min(math.ceil(pair_of(scaling.beta_slow)), 2 * pairs - 1)
+    width = max(last - first, 0.001)  # no step: pairs before `first` are kept, those after it are not
+    place_L = torch.arange(pairs, device=plain_L.device).to(plain_L.dtype)
+    return 1 - ((place_L - first) / width).clamp(0, 1)
 
 
 def rotate(x_BTHK: Tensor, rotation: Rotation) -> Tensor:
