@@ -65,10 +65,8 @@ def test_inspect_shows_tensors_totals_and_configuration(native):
     assert "  embed.weight                   [61, 32]         float32    7.81 kB" in lines
     assert "  layers.{0-2}.attn.k.weight     [16, 32]         float32    6.14 kB" in lines
     assert "  30 tensors, 27,168 parameters, 109 kB" in lines
-    assert (
-        "  attention      kind gqa, heads 4, kv_groups 2, head_size 8, qkv_bias False, out_bias False, core auto"
-        in lines
-    )
+    attention = "  attention      kind gqa, heads 4, kv_groups 2, head_size 8, qkv_bias False, out_bias False"
+    assert any(line.startswith(attention) for line in lines)
     assert lines[-1] == "tokenizer files: generation_config.json"
 
 
@@ -121,7 +119,7 @@ def test_the_readmes_commands_run(save_model, tmp_path, monkeypatch):
     readme = Path(__file__).parents[2] / "packages" / "mt-ckpt" / "README.md"
     block = readme.read_text().split("```sh\n")[1].split("```")[0].replace("\\\n", " ")
     lines = [line for line in block.splitlines() if line.startswith("mt ckpt ")]
-    assert len(lines) == 3
+    assert len(lines) == 4
     save_model("llama").rename(tmp_path / "llama-dir")
     monkeypatch.chdir(tmp_path)
     for line in lines:

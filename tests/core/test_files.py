@@ -3,7 +3,7 @@
 import pytest
 
 from mt_core.errors import MtError
-from mt_core.files import atomic_directory, atomic_file
+from mt_core.files import atomic_directory, atomic_file, atomic_path
 
 
 def test_a_file_appears_when_the_block_ends(tmp_path):
@@ -34,6 +34,13 @@ def test_a_directory_is_never_overwritten(tmp_path):
     (tmp_path / "d").mkdir()
     with pytest.raises(MtError, match="already exists"), atomic_directory(tmp_path / "d"):
         pass
+
+
+def test_what_a_block_makes_appears_when_it_ends(tmp_path):
+    with atomic_path(tmp_path / "d") as made:
+        made.mkdir()
+        assert not (tmp_path / "d").exists()
+    assert [p.name for p in tmp_path.iterdir()] == ["d"]
 
 
 def test_a_full_disk_is_one_clear_error(tmp_path):

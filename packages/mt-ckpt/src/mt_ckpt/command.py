@@ -1,17 +1,19 @@
-"""`mt ckpt`: convert and inspect checkpoints."""
+"""`mt ckpt`: convert checkpoints; the other commands register here."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mt_ckpt.hub import commands as hub
+from mt_ckpt.tools import commands as tools
 from mt_cli.completion import names
 
 if TYPE_CHECKING:
     from mt_ckpt.convert import Converted
 
 app = typer.Typer(
-    help="Convert and inspect checkpoints.",
+    help="Convert, inspect, compare and share checkpoints.",
     add_completion=False,
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -38,13 +40,42 @@ def convert(
     ] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Compare logits of source and result, in fp32.")] = False,
     model_type: Annotated[str | None, typer.Option(help="Refuse a source of another kind, such as GPT.")] = None,
+    target_tensor_parallel_size: Annotated[int | None, typer.Option(help="core: tensor ranks to cut for.")] = None,
+    target_pipeline_parallel_size: Annotated[int | None, typer.Option(help="core: pipeline stages.")] = None,
+    target_virtual_pipeline_parallel_size: Annotated[
+        int | None, typer.Option(help="core: chunks of each pipeline stage.")
+    ] = None,
+    target_ckpt_format: Annotated[str | None, typer.Option(help="core: torch (default) or torch_dist.")] = None,
+    saver_transformer_impl: Annotated[
+        str | None, typer.Option(help="core: names of transformer_engine (default) or local layers.")
+    ] = None,
+    true_vocab_size: Annotated[
+        int | None, typer.Option(help="core, as loader: rows of the embedding that are no padding.")
+    ] = None,
 ) -> None:
     """Convert a checkpoint from one format to another, one tensor at a time."""
     from mt_ckpt.convert import convert as run
     from mt_ckpt.detect import detect
 
+    given = {
+        "target_tensor_parallel_size": target_tensor_parallel_size,
+        "target_pipeline_parallel_size": target_pipeline_parallel_size,
+        "target_virtual_pipeline_parallel_size": target_virtual_pipeline_parallel_size,
+        "target_ckpt_format": target_ckpt_format,
+        "saver_transformer_impl": saver_transformer_impl,
+        "true_vocab_size": true_vocab_size,
+    }
     _report(
-        run(loader or detect(load_dir), load_dir, saver, save_dir, dtype=dtype, verify=verify, model_type=model_type)
+        run(
+            loader or detect(load_dir),
+            load_dir,
+            saver,
+            save_dir,
+            dtype=dtype,
+            verify=verify,
+            model_type=model_type,
+            options={name: value for name, value in given.items() if value is not None},
+        )
     )
 
 
@@ -57,12 +88,5 @@ def _report(done: "Converted") -> None:
         print(f"verified: {comparison}")
 
 
-@app.command()
-def inspect(
-    path: Annotated[Path, typer.Argument(help="A run, a step, or a directory in Hugging Face format.")],
-) -> None:
-    """Show a checkpoint's tensors, totals and configuration."""
-    from mt_ckpt.inspect import inspect_checkpoint, report
-
-    for line in report(inspect_checkpoint(path)):
-        print(line)
+tools.register(app)
+hub.register(app)

@@ -1,20 +1,21 @@
 """From any loader's format to any saver's, one tensor at a time; the result appears complete and, if asked, proven."""
 
-import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mt_ckpt.accounting import accounted
 from mt_ckpt.dtypes import cast, dtype_named
+from mt_ckpt.tokenizer_files import size_problems
 from mt_ckpt.verify import Comparison, verify_conversion
-from mt_core.errors import MtError
-from mt_core.files import TEMPORARY, disk_errors, sync_directory
+from mt_core.errors import MtError, Problem, raise_if
+from mt_core.files import atomic_path
 from mt_core.plugins import component
 from mt_core.progress import progress
 from mt_core.types import CheckpointLoader
@@ -49,23 +50,38 @@ def convert(
     dtype: str | None = None,
     verify: bool = False,
     model_type: str | None = None,
+    options: Mapping[str, Any] = MappingProxyType({}),
 ) -> Converted:
     """Convert a checkpoint. Tensors keep their dtype unless `dtype` is given.
+
+    `options` go to the loader or the saver, whichever has them.
 
     `MtError` if the tensors are not exactly the model's, if `model_type` is given and is not the source's, or if the
     verification finds a difference; nothing is left under `save_dir` then.
     """
     target = dtype_named(dtype) if dtype else None
-    save, source = component("ckpt-saver", saver), component("ckpt-loader", loader)(load_dir)
+    save, load = component("ckpt-saver", saver), component("ckpt-loader", loader)
+    of_loader, of_saver = _taken(load, options), _taken(save, options)
+    raise_if(
+        Problem(f"--{name.replace('_', '-')}", f"neither loader {loader} nor saver {saver} has it", "leave it out")
+        for name in options.keys() - of_loader.keys() - of_saver.keys()
+    )
+    source = load(load_dir, **of_loader)
     config, count = source.config(), _Count()
     if model_type and model_type.lower() != config.kind:
         raise MtError(f"--model-type {model_type}", f"{load_dir} holds a {config.kind!r} model", f"use {config.kind}")
     files = list(source.tokenizer_files())
-    with staged(save_dir) as staging:
-        save(staging, config, _stream(source, load_dir, target, count), files)
+    raise_if(size_problems(files, config.vocab_size))
+    with atomic_path(save_dir) as staging:
+        save(staging, config, _stream(source, load_dir, target, count), files, **of_saver)
         proof = verify_conversion(source, load_dir, staging, target) if verify else ()
     names = tuple(file.name for file in files)
     return Converted(save_dir, count.tensors, count.parameters, count.bytes, names, proof)
+
+
+def _taken(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the options that a loader or saver has."""
+    return {name: value for name, value in options.items() if name in signature(function).parameters}
 
 
 def _stream(
@@ -81,19 +97,3 @@ def _stream(
             count.bytes += tensor.nbytes
             yield name, tensor
             advance(1)
-
-
-@contextmanager
-def staged(path: Path) -> Iterator[Path]:
-    """A path beside `path` for a saver to write to; what is there moves to `path` when the block ends well."""
-    if path.exists():
-        raise MtError(str(path), "already exists", "choose another directory or remove it")
-    room = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
-    with disk_errors(path):
-        try:
-            room.mkdir(parents=True)
-            yield room / path.name
-            (room / path.name).rename(path)
-            sync_directory(path.parent)
-        finally:
-            shutil.rmtree(room, ignore_errors=True)

@@ -9,7 +9,11 @@ from mt_core.plugins import component
 if TYPE_CHECKING:
     from mt_core.types import CheckpointLoader
 
-MARKS = {"native": ("meta.json", "step-*"), "hf": ("config.json",)}
+MARKS = {
+    "native": ("meta.json", "step-*"),
+    "hf": ("config.json",),
+    "core": ("latest_checkpointed_iteration.txt", "mp_rank_*"),
+}
 """Loader to patterns of names, any of which tells its format."""
 
 

@@ -57,7 +57,9 @@ def cannot_carry(family: Family, config: GPTConfig) -> list[str]:
     """Our settings that would change if a model became one of the family; empty when it carries the model exactly."""
     read_back = our_values(family, write_config(family, config))
     ours = {path: value for path, value in _flat(config.model_dump()).items() if path not in NOT_SEMANTIC}
-    changed = [f"{path} = {value!r}" for path, value in ours.items() if read_back.get(path) != value]
+    chosen = _flat(config.model_dump(exclude_defaults=True))  # what the family does not know is fine at its default
+    known = {path: value for path, value in ours.items() if path in read_back or path in chosen}
+    changed = [f"{path} = {value!r}" for path, value in known.items() if read_back.get(path) != value]
     return [*changed, *family.limits(config)]
 
 

@@ -8,10 +8,14 @@ from pathlib import Path
 
 from torch import Tensor
 
-from mt_ckpt.detect import detect, open_checkpoint
+from mt_ckpt.detect import detect
+from mt_ckpt.tools.contents import StoredAs, stored_as
+from mt_ckpt.tools.together import opened
 from mt_core.config.section import Section
 
 LAYER = re.compile(r"^layers\.(\d+)\.")
+FILES_SHOWN = 16
+"""Lines of files in the report; JSON has them all."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,7 @@ class Inspection:
     config: Section
     rows: tuple[Row, ...]
     tokenizer_files: tuple[str, ...]
+    stored: StoredAs
 
     @property
     def parameters(self) -> int:
@@ -56,14 +61,16 @@ class Inspection:
         return sum(row.bytes for row in self.rows)
 
 
-def inspect_checkpoint(path: Path) -> Inspection:
-    """Read the configuration and the tensors' shapes of a checkpoint in a format that can be told from its files."""
-    loader = open_checkpoint(path)
+def inspect_checkpoint(path: Path, format: str | None = None) -> Inspection:
+    """Read a checkpoint's configuration and its tensors' shapes; the format is told from the files if not given."""
+    format = format or detect(path)
+    loader = opened(path, format)
     config = loader.config()
     assert isinstance(config, Section)
     order = {name: i for i, name in enumerate(config.canonical_shapes())}
     tensors = sorted(loader.tensors(), key=lambda pair: order.get(pair[0], len(order)))
-    return Inspection(path, detect(path), config, _rows(tensors), tuple(f.name for f in loader.tokenizer_files()))
+    tokenizer = tuple(file.name for file in loader.tokenizer_files())
+    return Inspection(path, format, config, _rows(tensors), tokenizer, stored_as(getattr(loader, "path", path)))
 
 
 def _rows(tensors: Iterable[tuple[str, Tensor]]) -> tuple[Row, ...]:
@@ -107,7 +114,20 @@ def report(found: Inspection) -> Iterator[str]:
     tensors = sum(max(1, len(row.layers)) for row in found.rows)
     yield f"  {tensors} tensors, {found.parameters:,} parameters, {size_text(found.bytes)}"
     yield "configuration"
-    for name, value in found.config.model_dump(mode="json").items():
+    for name, value in found.config.model_dump(mode="json", exclude_none=True).items():
         text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
         yield f"  {name:<14} {text}"
+    yield from _stored_lines(found.stored)
     yield f"tokenizer files: {', '.join(found.tokenizer_files) or 'none'}"
+
+
+def _stored_lines(stored: StoredAs) -> Iterator[str]:
+    for name, value in stored.run.items():
+        text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
+        if text != "":
+            yield f"{name}: {text}"
+    yield f"files: {len(stored.files)} in {stored.directory}, {size_text(sum(stored.files.values()))}"
+    for name, size in list(stored.files.items())[:FILES_SHOWN]:
+        yield f"  {size_text(size):>8}  {name}"
+    if (more := len(stored.files) - FILES_SHOWN) > 0:
+        yield f"  and {more} more; --json has them all"

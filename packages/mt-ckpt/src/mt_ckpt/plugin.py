@@ -1,7 +1,9 @@
 """What mt-ckpt provides: the `ckpt` command, and checkpoint formats by name."""
 
 from collections.abc import Iterable
+from typing import Any
 
+from mt_core.errors import MtError, Problem
 from mt_core.plugins import Component, hookimpl
 
 REQUIRES = ("mt-ckpt",)
@@ -11,7 +13,9 @@ REQUIRES = ("mt-ckpt",)
 def mt_components() -> Iterable[Component]:
     """Components of mt-ckpt."""
     return [
-        Component("command", "ckpt", "mt_ckpt.command:app", "Convert and inspect checkpoints", REQUIRES),
+        Component(
+            "command", "ckpt", "mt_ckpt.command:app", "Convert, inspect, compare and share checkpoints", REQUIRES
+        ),
         Component("ckpt-loader", "native", "mt_ckpt.loaders.native:Native", "mt's own format", REQUIRES),
         Component(
             "ckpt-loader", "hf", "mt_ckpt.loaders.hf:HuggingFace", "Hugging Face: Llama, Mistral, GPT-2", REQUIRES
@@ -23,6 +27,23 @@ def mt_components() -> Iterable[Component]:
             "Hugging Face: Llama and Mistral only, by Megatron's name",
             REQUIRES,
         ),
+        Component("ckpt-loader", "core", "mt_ckpt.megatron.loader:Core", "Megatron-Core: GPT", REQUIRES),
+        Component("ckpt-saver", "core", "mt_ckpt.megatron.saver:save", "Megatron-Core: GPT", REQUIRES),
+        Component("ckpt-loader", "hub", "mt_ckpt.hub.transfer:load", "A repository on the Hugging Face hub", REQUIRES),
         Component("ckpt-saver", "native", "mt_ckpt.savers.native:save", "mt's own format", REQUIRES),
         Component("ckpt-saver", "hf", "mt_ckpt.savers.hf:save", "Hugging Face: Llama, Mistral or GPT-2", REQUIRES),
     ]
+
+
+@hookimpl
+def mt_config_rules(config: Any) -> list[Problem]:
+    """A run that shall end in Hugging Face format needs a model that it can carry."""
+    if config.checkpoint.save_format != "hf":
+        return []
+    from mt_ckpt.savers.hf import carrier
+
+    try:
+        carrier(config.model)
+    except MtError as err:
+        return list(err.problems)
+    return []

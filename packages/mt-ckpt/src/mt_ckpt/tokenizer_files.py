@@ -1,10 +1,11 @@
 """The tokenizer's files, which travel with the weights unchanged, and the special ids they declare."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from mt_ckpt.sources import read_json
+from mt_core.errors import Problem
 
 NAMES = (
     "tokenizer.json",
@@ -38,3 +39,26 @@ def special_ids(files: Iterable[Path]) -> dict[str, Any]:
     text = token.get("content") if isinstance(token, dict) else token
     added = {t["content"]: t["id"] for t in by_name.get("tokenizer.json", {}).get("added_tokens", ())}
     return ids | ({"eos_token_id": added[text]} if text in added else {})
+
+
+def size_problems(files: Iterable[Path], vocab_size: int) -> Iterator[Problem]:
+    """Tokenizers with ids for which the model has no embedding; rows to spare are padding."""
+    for file in files:
+        if (
+            file.name in ("tokenizer.json", "vocab.json", "mt_tokenizer.json")
+            and (ids := _ids(file))
+            and max(ids) >= vocab_size
+        ):
+            found = f"has ids up to {max(ids)}, the model embeds {vocab_size}"
+            yield Problem(str(file), found, "use the checkpoint's own tokenizer, or resize its embedding first")
+
+
+def _ids(file: Path) -> list[int]:
+    """The ids in a tokenizer's file; none where it holds another kind of model."""
+    read = read_json(file)
+    if file.name == "mt_tokenizer.json":
+        return [*range(read.get("vocab_size", 0))]
+    model = read.get("model", {}) if file.name == "tokenizer.json" else {"vocab": read}
+    vocab = model.get("vocab", {})
+    ids = [*vocab.values()] if isinstance(vocab, dict) else [*range(len(vocab))]
+    return ids + [token["id"] for token in read.get("added_tokens", ()) if isinstance(token, dict)]

@@ -70,7 +70,7 @@ def _comparisons(
     source: CheckpointLoader, source_path: Path, result_path: Path, dtype: torch.dtype | None, tokens_BT: Tensor
 ) -> Iterator[Comparison]:
     ours = our_logits(source, tokens_BT)
-    if _for_transformers(source):
+    if has_transformers_model(source):
         yield compare("source in transformers", "source in mt", transformers_logits(source_path, tokens_BT), ours)
     name = "source in mt"
     if dtype:
@@ -79,7 +79,7 @@ def _comparisons(
     result_loader = open_checkpoint(result_path)
     result = our_logits(result_loader, tokens_BT)
     yield compare(name, "result in mt", ours, result)
-    if _for_transformers(result_loader):
+    if has_transformers_model(result_loader):
         yield compare("result in mt", "result in transformers", result, transformers_logits(result_path, tokens_BT))
 
 
@@ -120,5 +120,6 @@ def transformers_logits(path: Path, tokens_BT: Tensor) -> Tensor:
     return model.eval()(tokens_BT).logits
 
 
-def _for_transformers(loader: CheckpointLoader) -> bool:
+def has_transformers_model(loader: CheckpointLoader) -> bool:
+    """Whether transformers is installed and reads this format."""
     return isinstance(loader, HuggingFace) and find_spec("transformers") is not None

@@ -57,20 +57,28 @@ def atomic_file(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
 
 
 @contextmanager
-def atomic_directory(path: Path) -> Iterator[Path]:
-    """Yield a temporary directory that is renamed to `path` when the block ends well; `path` must not exist."""
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a path for the block to create; what is there moves to `path`, which must not exist, if it ends well."""
     if path.exists():
         raise MtError(str(path), "already exists", "choose another directory or remove it")
-    temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
+    room = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
     with disk_errors(path):
         try:
-            temporary.mkdir(parents=True)
-            yield temporary
-            for file in temporary.rglob("*"):
-                if file.is_file():
-                    with file.open("rb") as handle:
-                        os.fsync(handle.fileno())
-            temporary.rename(path)
+            room.mkdir(parents=True)
+            yield room / path.name
+            (room / path.name).rename(path)
             sync_directory(path.parent)
         finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(room, ignore_errors=True)
+
+
+@contextmanager
+def atomic_directory(path: Path) -> Iterator[Path]:
+    """Yield a temporary directory that is renamed to `path` when the block ends well; `path` must not exist."""
+    with atomic_path(path) as temporary:
+        temporary.mkdir()
+        yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                with file.open("rb") as handle:
+                    os.fsync(handle.fileno())

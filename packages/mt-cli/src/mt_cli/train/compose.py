@@ -1,6 +1,7 @@
 """From a resolved configuration to a running training loop: the one readable path through all packages."""
 
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -71,7 +72,20 @@ def run(config: Any) -> int:
     last = step_directory(run_dir, state.position.step)
     if mesh.world.rank == 0 and last in steps(run_dir):
         print(f"mt: step {state.position.step} of {config.schedule.steps} is in {last}", file=sys.stderr)
+        if code == 0 and config.checkpoint.save_format != "native":
+            save_as(config.checkpoint.save_format, last, run_dir)
     return code
+
+
+def save_as(format: str, step: Path, run_dir: Path) -> None:
+    """Write a step in another format to RUN/FORMAT, in place of what an earlier run left there."""
+    source, target = component("ckpt-loader", "native")(step), run_dir / format
+    new = target.with_name(f".{format}.new")
+    shutil.rmtree(new, ignore_errors=True)
+    component("ckpt-saver", format)(new, source.config(), source.tensors(), source.tokenizer_files())
+    shutil.rmtree(target, ignore_errors=True)
+    new.rename(target)
+    print(f"mt: in {format} format it is in {target}", file=sys.stderr)
 
 
 def restore(state: TrainState, run_dir: Path) -> TrainState:

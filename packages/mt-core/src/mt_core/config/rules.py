@@ -35,6 +35,8 @@ def problems(config: Any) -> Iterator[Problem]:
         yield Problem("optim.name", f"unknown optimizer {config.optim.name!r}", did_you_mean(config.optim.name, known))
     if config.checkpoint.init is not None:
         yield from _init(config.checkpoint.init)
+    if config.checkpoint.save_format != "native":
+        yield from _save_format(config.checkpoint)
 
 
 def _precision(config: Any) -> Iterator[Problem]:
@@ -73,3 +75,10 @@ def _init(text: str) -> Iterator[Problem]:
         yield Problem("checkpoint.init", f"{text!r}", f"allowed: LOADER:PATH with a loader of {', '.join(known)}")
     elif loader not in known:
         yield Problem("checkpoint.init", f"unknown loader {loader!r}", did_you_mean(loader, known))
+
+
+def _save_format(checkpoint: Any) -> Iterator[Problem]:
+    if not checkpoint.at_end:
+        yield Problem("checkpoint.save_format", "hf without at_end", "it is made from the last step: set at_end = true")
+    if checkpoint.save_format not in components("ckpt-saver"):
+        yield Problem("checkpoint.save_format", "needs mt-ckpt, which is not installed", "pip install mt-ckpt")

@@ -128,6 +128,8 @@ class CheckpointConfig(Section):
     """Save the last step."""
     keep: PositiveInt | None = None
     """Newest checkpoints to keep; unset, all."""
+    save_format: Literal["native", "hf"] = "native"
+    """With "hf", the last step is also written in Hugging Face format, to RUN/hf, when the run is done."""
     async_save: bool = False
     """Write checkpoints while training goes on; at most one at a time."""
     init: str | None = None

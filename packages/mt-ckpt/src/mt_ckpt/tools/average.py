@@ -1,0 +1,99 @@
+"""The weighted mean of several checkpoints of one model, one tensor at a time, in fp32."""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mt_ckpt.accounting import accounted, set_problems
+from mt_ckpt.tools.configurations import changed_settings
+from mt_ckpt.tools.together import opened, together
+from mt_core.errors import MtError, Problem, raise_if
+from mt_core.files import atomic_path
+from mt_core.plugins import component
+from mt_core.progress import progress
+from mt_core.types import CheckpointLoader
+
+
+def average(
+    paths: Sequence[Path], save_dir: Path, *, weights: Sequence[float] | None = None, saver: str = "native"
+) -> int:
+    """Write the mean, with the first checkpoint's dtypes and tokenizer; returns how many tensors it has.
+
+    `weights` are divided by their sum. Checkpoints of another configuration are refused, all differences named.
+    """
+    shares = fractions(weights or [1.0] * len(paths), len(paths))
+    save, loaders = component("ckpt-saver", saver), [opened(path) for path in paths]
+    raise_if(_unlike(paths, loaders))
+    config, written = loaders[0].config(), []
+    shapes = dict(config.canonical_shapes())
+    with progress("averaging", len(shapes), "tensors") as advance:
+
+        def stream() -> Iterator[tuple[str, Tensor]]:
+            for name, tensor in accounted(str(paths[0]), shapes, _means(paths, loaders, shares)):
+                yield name, tensor
+                written.append(name)
+                advance(1)
+
+        with atomic_path(save_dir) as staging:
+            save(staging, config, stream(), loaders[0].tokenizer_files())
+    return len(written)
+
+
+def fractions(weights: Sequence[float], count: int) -> list[float]:
+    """Weights divided by their sum."""
+    if count < 2:
+        raise MtError("average", "one checkpoint", "give two or more")
+    if len(weights) != count:
+        raise MtError("--weights", f"{len(weights)} weights for {count} checkpoints", "give one for each")
+    total = sum(weights)
+    if not math.isfinite(total) or total <= 0:
+        raise MtError("--weights", f"their sum is {total:g}", "it must be above 0")
+    return [weight / total for weight in weights]
+
+
+def parse_weights(text: str) -> list[float]:
+    """ "0.7,0.3" → [0.7, 0.3]."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as err:
+        raise MtError("--weights", repr(text), "give numbers with commas between, for example 0.7,0.3") from err
+
+
+def _unlike(paths: Sequence[Path], loaders: Sequence[CheckpointLoader]) -> Iterator[Problem]:
+    for path, loader in zip(paths[1:], loaders[1:], strict=True):
+        for key, ours, theirs in changed_settings(loaders[0], loader):
+            yield Problem(f"{path}: {key}", f"{theirs}, but {paths[0]} has {ours}", "average checkpoints of one model")
+
+
+def _means(
+    paths: Sequence[Path], loaders: Sequence[CheckpointLoader], shares: Sequence[float]
+) -> Iterator[tuple[str, Tensor]]:
+    problems: list[Problem] = []
+    for name, tensors in together([loader.tensors() for loader in loaders]):
+        whole = [tensor for tensor in tensors if tensor is not None]
+        if len(whole) == len(tensors) and len({tensor.shape for tensor in whole}) == 1:
+            yield name, mean(whole, shares)
+        else:
+            problems += _lacking(name, paths, tensors, loaders)
+    raise_if(problems)
+
+
+def mean(tensors: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
+    """Σ share × tensor, in fp32 (or the tensors' wider dtype), rounded once to the first one's dtype."""
+    wide = torch.promote_types(tensors[0].dtype, torch.float32)
+    total = torch.zeros(tensors[0].shape, dtype=wide)
+    for tensor, share in zip(tensors, shares, strict=True):
+        total.add_(tensor.to(wide), alpha=share)
+    return total.to(tensors[0].dtype)
+
+
+def _lacking(
+    name: str, paths: Sequence[Path], tensors: Iterable[Tensor | None], loaders: Sequence[CheckpointLoader]
+) -> Iterator[Problem]:
+    shape = loaders[0].config().canonical_shapes().get(name)
+    expected = {name: shape} if shape else {}
+    for path, tensor in zip(paths, tensors, strict=True):
+        yield from set_problems(str(path), expected, [] if tensor is None else [(name, tuple(tensor.shape))])

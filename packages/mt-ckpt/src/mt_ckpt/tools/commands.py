@@ -1,0 +1,111 @@
+"""`mt ckpt inspect`, `diff`, `verify`, `average` and `prune`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mt_cli.completion import names
+
+Checkpoint = Annotated[Path, typer.Argument(help="A run, a step, or a directory in another format.")]
+Format = Annotated[
+    str | None,
+    typer.Option(help="Format to read; found from the files if not given.", autocompletion=names("ckpt-loader")),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+DIFFERENT = 1
+"""Exit code of a comparison that found a difference."""
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands to `mt ckpt`."""
+    for command in (inspect, diff, verify, average, prune):
+        app.command()(command)
+
+
+def inspect(
+    path: Checkpoint,
+    loader: Format = None,
+    hashes: Annotated[bool, typer.Option("--hash", help="SHA-256 of every tensor's bytes; reads all of them.")] = False,
+    json: Json = False,
+) -> None:
+    """Show a checkpoint's tensors, totals, configuration, layout and files."""
+    from mt_ckpt.detect import detect
+    from mt_ckpt.inspect import inspect_checkpoint, report
+    from mt_ckpt.tools.contents import as_json, tensor_rows
+
+    if json:
+        return _print_json(as_json(path, loader or detect(path), hashed=hashes))
+    for line in report(inspect_checkpoint(path, loader)):
+        print(line)
+    for row in tensor_rows(path, loader, hashed=True) if hashes else ():
+        print(f"{row['sha256']}  {row['name']}")
+
+
+def diff(
+    a: Checkpoint,
+    b: Checkpoint,
+    rtol: Annotated[float, typer.Option(min=0, help="Allowed difference as a part of A's number.")] = 0.0,
+    atol: Annotated[float, typer.Option(min=0, help="Allowed absolute difference.")] = 0.0,
+    loader: Format = None,
+    loader_b: Format = None,
+    json: Json = False,
+) -> None:
+    """Compare two checkpoints tensor by tensor; exits with 0 if they are the same, with 1 if not.
+
+    A number may be off by --atol plus --rtol times A's. Dtypes may differ if either is given.
+    """
+    from mt_ckpt.tools.differences import Tolerance, differences
+    from mt_ckpt.tools.differences_report import as_json, as_lines
+
+    found = differences(a, b, loaders=(loader, loader_b), tolerance=Tolerance(rtol, atol))
+    if json:
+        _print_json(as_json(found))
+    else:
+        print("\n".join(as_lines(found)))
+    raise typer.Exit(0 if found.same else DIFFERENT)
+
+
+def verify(a: Checkpoint, b: Checkpoint, loader: Format = None, loader_b: Format = None) -> None:
+    """Compare two checkpoints' logits on fixed tokens, in fp32; exits with 0 if they are equal, with 1 if not."""
+    from mt_ckpt.tools.logits import compare_logits
+
+    equal = True
+    for comparison in compare_logits(a, b, loaders=(loader, loader_b)):
+        print(f"{'equal' if comparison.equal else 'different'}: {comparison}")
+        equal = equal and comparison.equal
+    raise typer.Exit(0 if equal else DIFFERENT)
+
+
+def average(
+    paths: Annotated[list[Path], typer.Argument(help="Checkpoints of one model.")],
+    save_dir: Annotated[Path, typer.Option(help="Directory to write; must not exist.")],
+    weights: Annotated[
+        str | None, typer.Option(help="One number a checkpoint, such as 0.7,0.3; divided by their sum.")
+    ] = None,
+    saver: Annotated[str, typer.Option(help="Format to write.", autocompletion=names("ckpt-saver"))] = "native",
+) -> None:
+    """Write the mean of several checkpoints of one model, computed in fp32."""
+    from mt_ckpt.tools import average as tool
+
+    parsed = tool.parse_weights(weights) if weights else None
+    count = tool.average(paths, save_dir, weights=parsed, saver=saver)
+    print(f"wrote {save_dir}: {count} tensors, the mean of {len(paths)} checkpoints")
+
+
+def prune(
+    run: Annotated[Path, typer.Argument(help="A run directory.")],
+    keep: Annotated[int, typer.Option(min=1, help="How many of the newest steps stay.")],
+) -> None:
+    """Delete all but the newest steps of a run; those that another process reads stay too."""
+    from mt_ckpt.tools.prune import prune as run_prune
+
+    removed, kept = run_prune(run, keep)
+    print(f"removed: {', '.join(removed) or 'none'}")
+    print(f"kept: {', '.join(kept)}")
+
+
+def _print_json(values: dict[str, Any]) -> None:
+    import json
+
+    print(json.dumps(values, indent=2))

@@ -1,0 +1,36 @@
+"""Several checkpoints read side by side, in whatever order each of them gives its tensors."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from mt_ckpt.detect import detect
+from mt_core.plugins import component
+from mt_core.types import CheckpointLoader
+
+
+def opened(path: Path, loader: str | None = None) -> CheckpointLoader:
+    """The checkpoint at `path`; its format is found from the files if no loader is named."""
+    return component("ckpt-loader", loader or detect(path))(path)
+
+
+def together(streams: Sequence[Iterable[tuple[str, Tensor]]]) -> Iterator[tuple[str, tuple[Tensor | None, ...]]]:
+    """Each name with its tensor from every stream, None where a stream has none; those come last.
+
+    A tensor whose mates have not come waits in its memory map, unread, so one name at a time is in memory.
+    """
+    running = dict(enumerate(map(iter, streams)))
+    waiting: dict[str, dict[int, Tensor]] = {}
+    while running:
+        for number, stream in list(running.items()):
+            if (pair := next(stream, None)) is None:
+                del running[number]
+                continue
+            name, tensor = pair
+            waiting.setdefault(name, {})[number] = tensor
+            if len(waiting[name]) == len(streams):
+                found = waiting.pop(name)
+                yield name, tuple(found[i] for i in range(len(streams)))
+    for name, found in waiting.items():
+        yield name, tuple(found.get(i) for i in range(len(streams)))
