@@ -20,14 +20,14 @@ def completions(mt, line: str, **variables: object) -> list[str]:
     [
         ("mt c", ["ckpt", "config"]),
         ("mt ", ["ckpt", "config", "data", "eval", "generate", "plan", "plugins", "train", "verify"]),
-        ("mt ckpt ", ["convert", "inspect"]),
+        ("mt ckpt ", ["average", "convert", "diff", "inspect", "prune", "pull", "push", "verify"]),
         ("mt config s", ["schema", "show"]),
         ("mt data pre", ["preprocess"]),
         ("mt eval l", ["lambada"]),
         ("mt eval ", ["lambada", "perplexity", "wikitext103"]),
         ("mt ckpt convert --load", ["--load-dir", "--loader"]),
         ("mt ckpt convert --loader lla", ["llama_mistral"]),
-        ("mt ckpt convert --loader ", ["hf", "llama_mistral", "native"]),
+        ("mt ckpt convert --loader ", ["core", "hf", "hub", "llama_mistral", "native"]),
         ("mt ckpt convert --loader hf --saver na", ["native"]),
         ("mt ckpt convert --dtype b", ["bf16"]),
         ("mt train run.toml --preset gpt2", ["gpt2-124m"]),
@@ -43,7 +43,7 @@ def test_names_complete(mt, line, expected):
 
 def test_completing_imports_no_torch(mt, blocking):
     path = blocking("torch", "numpy")
-    assert completions(mt, "mt ckpt convert --loader h", PYTHONPATH=path) == ["hf"]
+    assert completions(mt, "mt ckpt convert --loader h", PYTHONPATH=path) == ["hf", "hub"]
     assert completions(mt, "mt eval lambada --tokenizer-type b", PYTHONPATH=path) == ["bytes"]
 
 

@@ -264,7 +264,7 @@ def test_a_gpu_that_is_not_there_is_refused(toml):
 
 def test_a_checkpoint_of_another_shape_is_refused_with_all_differences(tmp_path, toml):
     source = train(toml, *ONE, f"runtime.run_dir={tmp_path / 'source'}")
-    changed = gpt2(vocab_size=257).model_dump(mode="json")
+    changed = gpt2(vocab_size=257).model_dump(mode="json", exclude_none=True)
     other = run_toml(tmp_path / "other.toml", Path(), tmp_path / "other", model=changed)
     from mt_cli.train.compose import build_state
 

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mt_ckpt.hub import commands as hub
-from mt_ckpt.tools import commands as tools
+from mt_ckpt.hub import command as hub
+from mt_ckpt.tools import command as tools
 from mt_cli.completion import names
 
 if TYPE_CHECKING:
