@@ -87,19 +87,6 @@ def stream_part(directory: Path) -> Iterator[tuple[str, Tensor]]:
         yield name, stored[...]
 
 
-def empty_tensors(directory: Path) -> dict[str, Tensor]:
-    """Uninitialised tensors with the names, shapes and dtypes that the files' headers give."""
-    return {name: torch.empty(s.shape, dtype=s.dtype) for name, s in open_part(directory).items()}
-
-
-@torch.no_grad()
-def load_part(directory: Path, into: Mapping[str, Tensor]) -> None:
-    """Fill the given whole tensors in place; one `MtError` if names or shapes differ from the files'."""
-    stored = check_names(directory, {name: tuple(tensor.shape) for name, tensor in into.items()})
-    for name, tensor in into.items():
-        tensor.copy_(stored[name][...])
-
-
 def check_names(directory: Path, expected: Mapping[str, tuple[int, ...]]) -> dict[str, StoredTensor]:
     """The opened part; refuses, naming everything at once, files whose tensors are not exactly the expected ones."""
     found = open_part(directory)
