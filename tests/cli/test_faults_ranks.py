@@ -116,8 +116,11 @@ def test_after_a_kill_in_a_step_a_restarted_run_equals_an_unbroken_one_bit_for_b
     assert done.returncode == 0, done.stderr
     _, zero, one = table(done.stderr)
     assert one[-1] == "killed by SIGKILL"
-    assert zero[-1] == "exit 5: lost another rank", done.stderr
-    assert "mt [rank 0]: lost another rank in" in done.stderr
+    if torch.cuda.device_count() > 1:  # NCCL does not notice, so the launcher ends the others
+        assert zero[-1] == "stopped by the launcher (SIGKILL)", done.stderr
+    else:
+        assert zero[-1] == "exit 5: lost another rank", done.stderr
+        assert "mt [rank 0]: lost another rank in" in done.stderr
     assert "mt: starting all ranks again; restarts left: 0" in done.stderr
     assert f"mt: resuming from {cut / 'step-00000004'}" in done.stderr
     assert_same_end(whole, cut, 8)

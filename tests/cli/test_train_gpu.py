@@ -1,6 +1,10 @@
 """Training on a GPU: agrees with the CPU, in bf16 within its rounding, and resumes bit for bit."""
 
+import subprocess
+import sys
+
 import pytest
+import torch
 
 from mt_cli.run_config import load_run_config
 from mt_cli.train.compose import run
@@ -41,3 +45,23 @@ def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(tmp_path, losses):
     losses("cut", "precision.dtype=bf16", "checkpoint.every=3")
     (native.step_directory(tmp_path / "cut", 6) / native.COMMITTED).unlink()
     assert losses("cut", "precision.dtype=bf16", "checkpoint.every=3") == whole
+
+
+def test_compiled_parts_change_the_loss_by_rounding_only(losses):
+    bf16 = "precision.dtype=bf16"
+    plain, compiled = losses("plain", bf16), losses("fast", bf16, "runtime.compile=true")
+    for a, b in zip(plain, compiled, strict=True):
+        assert b["loss"] == pytest.approx(a["loss"], rel=2**-8)
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+def test_two_deterministic_runs_are_bit_equal(tmp_path, dtype):
+    toml = run_toml(tmp_path / "run.toml", byte_corpus(tmp_path / "bytes_text_document"), tmp_path / "unused")
+    for name in ("one", "two"):  # each in a process of its own: CUDA reads some settings once
+        words = [f"precision.dtype={dtype}", "runtime.deterministic=true", f"runtime.run_dir={tmp_path / name}"]
+        command = [sys.executable, "-m", "mt_cli", "train", str(toml), *(w for word in words for w in ("--set", word))]
+        subprocess.run(command, check=True)
+    assert metrics(tmp_path / "one") == metrics(tmp_path / "two")
+    for part in ("model", "optim"):
+        one, two = (dict(native.stream(native.step_directory(tmp_path / name, 6), part)) for name in ("one", "two"))
+        assert all(torch.equal(one[name], two[name]) for name in one)

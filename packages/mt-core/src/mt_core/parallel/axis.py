@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import torch.distributed as dist
 from torch import Tensor
+from torch._C._distributed_c10d import _resolve_process_group
+from torch.distributed.distributed_c10d import GroupName
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,6 +16,12 @@ class Axis:
     rank: int = 0
     size: int = 1
     group: dist.ProcessGroup | None = None
+
+    @property
+    def group_name(self) -> str:
+        """The name under which operators find the group again."""
+        assert self.group is not None
+        return self.group.group_name
 
     def sum_(self, tensor: Tensor) -> Tensor:
         """Sum a tensor over the axis, in place."""
@@ -40,3 +48,9 @@ class Axis:
         """Wait for every rank of the axis."""
         if self.size > 1:
             dist.barrier(group=self.group)
+
+
+def axis_named(group_name: str) -> Axis:
+    """The axis whose group has this name."""
+    group = _resolve_process_group(GroupName(group_name))
+    return Axis("", group.rank(), group.size(), group)

@@ -28,6 +28,8 @@ Pending = Callable[[], Tensor]
 
 def start_joined(x: Tensor, axis: Axis, dim: int) -> Pending:
     """Begin to join the parts of all ranks along `dim`, in the order of the ranks; call the result for the whole."""
+    if axis.size == 1:
+        return lambda: x
     dim %= x.dim()
     parts = x.new_empty(axis.size, *x.shape)
     work = dist.all_gather_into_tensor(parts.view(-1), x.contiguous().view(-1), group=axis.group, async_op=True)
@@ -35,17 +37,35 @@ def start_joined(x: Tensor, axis: Axis, dim: int) -> Pending:
 
 
 def start_summed(x: Tensor, axis: Axis) -> Pending:
-    """Begin to sum over the axis; call the result for the sum, a new tensor."""
+    """Begin to sum over the axis; call the result for the sum, a new tensor unless the axis has one rank."""
+    if axis.size == 1:
+        return lambda: x
     total = x.clone(memory_format=torch.contiguous_format)
     return _pending(dist.all_reduce(total, group=axis.group, async_op=True), lambda: total)
 
 
 def start_summed_part(x: Tensor, axis: Axis, dim: int) -> Pending:
     """Begin to sum over the axis and cut along `dim`; call the result for this rank's part."""
+    if axis.size == 1:
+        return lambda: x
     parts = x.unflatten(dim, (axis.size, -1)).movedim(dim % x.dim(), 0).contiguous()
     part = torch.empty_like(parts[0])
     work = dist.reduce_scatter_tensor(part.view(-1), parts.view(-1), group=axis.group, async_op=True)
     return _pending(work, lambda: part)
+
+
+def start_shifted(x: Tensor, axis: Axis, step: int, *, out: Tensor) -> Pending:
+    """Begin to send to the rank `step` places on, and to fill `out` with what the one as far before sends."""
+    send = dist.P2POp(dist.isend, x, group=axis.group, group_peer=(axis.rank + step) % axis.size)
+    receive = dist.P2POp(dist.irecv, out, group=axis.group, group_peer=(axis.rank - step) % axis.size)
+    works = dist.batch_isend_irecv([send, receive])
+
+    def wait(sent: Tensor = x) -> Tensor:  # which must live until now
+        for work in works:
+            work.wait()
+        return out
+
+    return wait
 
 
 def _pending(work: dist.Work | None, result: Callable[[], Tensor]) -> Pending:

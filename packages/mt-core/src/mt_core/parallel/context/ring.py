@@ -78,8 +78,7 @@ class _Ring(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         *qkv, y_BTHK, lse_BHT = ctx.saved_tensors
         steps = _steps(qkv, ctx.documents, ctx.axis)
-        wide = [torch.zeros_like(x, dtype=lse_BHT.dtype) for x in qkv]
-        dqkv = _around_again(steps, wide, merged=(grads[0].contiguous(), y_BTHK, lse_BHT), axis=ctx.axis)
+        dqkv = _around_again(steps, merged=(grads[0].contiguous(), y_BTHK, lse_BHT), axis=ctx.axis)
         return *(dx.to(x.dtype) for dx, x in zip(dqkv, qkv, strict=True)), None, None
 
 
@@ -96,19 +95,21 @@ def _around(steps: Iterable[tuple[Part, Chunk]]) -> tuple[Tensor, Tensor]:
 
 
 def _around_again(
-    steps: Iterable[tuple[Part, Chunk]], grads: Sequence[Tensor], *, merged: tuple[Tensor, Tensor, Tensor], axis: Axis
+    steps: Iterable[tuple[Part, Chunk]], *, merged: tuple[Tensor, Tensor, Tensor], axis: Axis
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The backward walk with the merged dy, y and lse: dq_BTHK, dk_BSGK and dv_BSGK, added up in `grads` (zeros)."""
+    """The backward walk with the merged dy, y and lse: dq_BTHK, dk_BSGK and dv_BSGK, in fp32 or wider."""
     dy_BTHK, y_BTHK, lse_BHT = merged
-    dq_BTHK, dk_BSGK, dv_BSGK = grads
-    coming = Coming((dk_BSGK, dv_BSGK))
-    for part, chunk in steps:
+    dq_BTHK, coming = torch.empty(0), Coming(())
+    for number, (part, chunk) in enumerate(steps):
         y_part, lse_part = y_BTHK[:, part.queries], lse_BHT[:, :, part.queries]
-        dq_part, dk_part, dv_part = attend_backward(chunk, dy_BTHK[:, part.queries], y_BTHK=y_part, lse_BHT=lse_part)
-        dq_BTHK[:, part.queries] += dq_part
-        dk_BSGK, dv_BSGK = coming.wait()  # what the ranks before this one found for the block
-        dk_BSGK[:, part.keys] += dk_part
-        dv_BSGK[:, part.keys] += dv_part
+        parts = attend_backward(chunk, dy_BTHK[:, part.queries], y_BTHK=y_part, lse_BHT=lse_part)
+        if number == 0:  # the own block: all queries and keys
+            dq_BTHK, dk_BSGK, dv_BSGK = (x.contiguous().to(lse_BHT.dtype) for x in parts)
+        else:
+            dq_BTHK[:, part.queries] += parts[0]
+            dk_BSGK, dv_BSGK = coming.wait()  # what the ranks before this one found for the block
+            dk_BSGK[:, part.keys] += parts[1]
+            dv_BSGK[:, part.keys] += parts[2]
         coming = pass_on((dk_BSGK, dv_BSGK), axis)  # travels during the next step; after the last one it is home
     dk_BSGK, dv_BSGK = coming.wait()
     return dq_BTHK, dk_BSGK, dv_BSGK

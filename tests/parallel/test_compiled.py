@@ -1,0 +1,74 @@
+"""What `runtime.compile` replaces equals what it replaces; layers cut over ranks are compiled whole."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from mt_core.parallel.axis import Axis
+from mt_core.parallel.buckets import add_, set_
+from mt_core.parallel.cross_entropy import Kernels, VocabCrossEntropy, compiled_kernels, linear_cross_entropy
+from mt_core.parallel.plan import apply_plan
+from mt_core.verification.ranks import run_ranks
+from tiny import built, llama
+
+IDS, ROWS = 21, 24
+
+
+def loss_and_gradients(op, dtype: torch.dtype, softcap: float | None, biased: bool) -> list[Tensor]:
+    """Losses of drawn features and labels, and their gradients, each loss weighted differently."""
+    draw = torch.Generator().manual_seed(0)
+    x_BTD, weight_VD, bias_V, g_BT = (
+        torch.randn(shape, generator=draw, dtype=torch.float64).to(dtype).requires_grad_()
+        for shape in ((2, 8, 16), (ROWS, 16), (ROWS,), (2, 8))
+    )
+    labels_BT = torch.randint(IDS, (2, 8), generator=draw)
+    bias = {"bias_V": bias_V} if biased else {}
+    losses_BT = op(x_BTD, weight_VD, labels_BT, IDS, softcap=softcap, **bias)
+    weights = [x_BTD, weight_VD, bias_V][: 2 + biased]
+    return [losses_BT.detach(), *torch.autograd.grad((losses_BT * g_BT).sum(), weights)]
+
+
+@pytest.mark.parametrize("kernels", [Kernels(), compiled_kernels()], ids=["plain", "compiled"])
+@pytest.mark.parametrize(("softcap", "biased"), [(None, True), (3.0, False)])
+def test_the_fused_cross_entropy_is_the_plain_one(kernels, softcap, biased):
+    fused = VocabCrossEntropy(Axis("tensor"), False, kernels)
+    expected = loss_and_gradients(linear_cross_entropy, torch.float64, softcap, biased)
+    found = loss_and_gradients(fused, torch.float64, softcap, biased)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-13)
+
+
+def test_the_fused_cross_entropy_of_16_bit_features_is_computed_in_fp32():
+    exact = loss_and_gradients(linear_cross_entropy, torch.float64, 3.0, False)
+    found = loss_and_gradients(VocabCrossEntropy(Axis("tensor"), False), torch.bfloat16, 3.0, False)
+    assert found[0].dtype == torch.float32
+    for a, b in zip(found, exact, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=0.05, atol=0.05 * float(b.abs().max()))
+
+
+def test_compiled_sums_of_16_bit_gradients_are_torchs():
+    compiled_set, compiled_add = torch.compile(set_, dynamic=True), torch.compile(add_, dynamic=True)
+    for size in (64, 1000):
+        first, second = torch.randn(2, size).bfloat16()
+        sums, expected = torch.full((size,), torch.nan), first.float() + second.float()
+        compiled_set(sums, first)
+        compiled_add(sums, second)
+        assert torch.equal(sums, expected)
+
+
+def gradients_on_ranks(axis: Axis, compiled: bool) -> list[Tensor]:
+    model = built(llama())
+    apply_plan(model, model.plan(axis.size), axis, sequence=True)
+    if compiled:
+        for block in model.layers.values():
+            block.forward = torch.compile(block.forward, backend="aot_eager", fullgraph=True)
+    tokens_BT = torch.arange(64).view(2, 32)
+    model.token_losses(tokens_BT, tokens_BT).sum().backward()
+    return [p.grad for p in model.parameters()]
+
+
+def test_a_layer_cut_over_ranks_is_one_graph_and_computes_the_same():
+    plain, compiled = (run_ranks(2, gradients_on_ranks, compiled) for compiled in (False, True))
+    for ours, theirs in zip(compiled, plain, strict=True):
+        for a, b in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-13)
