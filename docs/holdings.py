@@ -49,6 +49,11 @@ TENSOR: Mapping[str, dict[str, Any]] = {
     "tensor": {"tensor": RANKS},
     "sequence": {"tensor": RANKS, "sequence": True},
 }
+EXPERT: dict[str, Any] = {"expert": 2, "sharding": "zero1", "bucket_size": 1}
+MIXTURE = {"kind": "moe", "size": 48, "experts": 4, "top_k": 2}
+"""Feed-forward layers of the model that is looked at under `EXPERT`."""
+BLOCKS = 4
+"""Equal parts of a tensor, by its first dim, of which is told how much a rank holds: experts, of a stack of them."""
 MIXED: dict[str, Any] = {"tensor": 2, "sharding": "zero1", "bucket_size": 12_000}
 
 
@@ -87,6 +92,14 @@ class Activation:
 
 
 @dataclass(frozen=True, slots=True)
+class Blocks:
+    """How much of each of `BLOCKS` parts of a tensor a rank holds, from 0 to 1."""
+
+    weights: tuple[float, ...]
+    masters: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Observed:
     """What one rank found."""
 
@@ -96,13 +109,15 @@ class Observed:
     """Tensors of the model part of a checkpoint that this rank writes under `MIXED`."""
     held: dict[str, int]
     """Elements of each of those tensors' masters that this rank holds."""
+    experts: dict[str, Blocks]
+    """Of the tensors of a layer under `EXPERT`."""
 
 
-def config_of(parallel: Mapping[str, Any]) -> Any:
+def config_of(parallel: Mapping[str, Any], mlp: Mapping[str, Any] | None = None) -> Any:
     """A run in bf16, so that weights, gradients, masters and moments are four things."""
     return run_config_type().model_validate(
         {
-            "model": MODEL,
+            "model": MODEL | ({"mlp": mlp} if mlp else {}),
             "data": {"kind": "mock", "seq_length": LENGTH},
             "batch": {"micro_batch": SAMPLES, "global_batch": RANKS},
             "precision": {"dtype": "bf16"},
@@ -112,9 +127,9 @@ def config_of(parallel: Mapping[str, Any]) -> Any:
     )
 
 
-def state_of(parallel: Mapping[str, Any], ranks: int = RANKS) -> TrainState:
+def state_of(parallel: Mapping[str, Any], ranks: int = RANKS, mlp: Mapping[str, Any] | None = None) -> TrainState:
     """This rank's state before the first step."""
-    config = config_of(parallel)
+    config = config_of(parallel, mlp)
     return build_state(config, make_mesh(dims_of(config.parallel, ranks)), torch.device("cpu"), resume=False)
 
 
@@ -126,6 +141,7 @@ def observe(axis: Axis) -> Observed:
         {name: activations_of(parallel) for name, parallel in TENSOR.items()},
         tuple([name for name, _ in mixed.parts()["model"]]),
         held_of(mixed),
+        blocks_of(state_of(EXPERT, mlp=MIXTURE)),
     )
 
 
@@ -195,6 +211,34 @@ def held_of(state: TrainState) -> dict[str, int]:
             )
             held[marked] += int(engine.view(name, local, engine.mesh.shard.rank).sum())
     return held
+
+
+def blocks_of(state: TrainState) -> dict[str, Blocks]:
+    """How much of each tensor of the first layer this rank holds, by parts of its first dim."""
+    engine, shapes = state.engine, state.model.config.canonical_shapes()
+    found: dict[str, Blocks] = {}
+    for name in (name for name in engine.shapes if name.startswith("layers.0.") and "norm" not in name):
+        cut = engine.placements[name].axis
+        shard, _ = engine.mesh.sharing(cut)
+        for marked in state.model.canonical_boxes(name):  # its parts numbered from 1, other tensors zero
+            numbers = torch.arange(1, BLOCKS + 1).repeat_interleave(shapes[marked][0] // BLOCKS).float()
+            local = state.model.from_canonical(
+                name,
+                lambda other, marked=marked, numbers=numbers: (
+                    numbers.view(-1, *[1] * (len(shapes[other]) - 1)).expand(shapes[other])
+                    if other == marked
+                    else torch.zeros(shapes[other])
+                ),
+                cut.rank,
+                cut.size,
+            )
+            each = torch.Size(shapes[marked]).numel() // BLOCKS
+            shares = [
+                tuple(float((part == block).sum()) / each for block in range(1, BLOCKS + 1))
+                for part in (local, engine.view(name, local, shard.rank))
+            ]
+            found[marked] = Blocks(*shares)
+    return found
 
 
 def observed() -> list[Observed]:

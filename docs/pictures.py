@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 from drawing import RANKS, SHARED, WIDTH, box, document, labelled, legend, outline, text
+from holdings import BLOCKS, Blocks, Observed, State, observed, whole_model
 from holdings import RANKS as FOUR
-from holdings import Observed, State, observed, whole_model
 
 from mt_core.checkpoint.protocol import COMMITTED, META, Ranks
 from mt_core.config.sections import PrecisionConfig
@@ -37,6 +37,7 @@ def pictures() -> dict[str, str]:
         "tensor.svg": tensor(),
         "sequence.svg": sequence(seen),
         "context.svg": context(),
+        "expert.svg": expert([ranks.experts for ranks in seen]),
         "recompute.svg": recompute(),
         "precision.svg": precision(),
         "checkpoints.svg": checkpoints(seen),
@@ -206,6 +207,37 @@ def squares(shares: list[list[int]], rank: int, source: int, corner: tuple[float
             if not part.causal or key <= query:
                 x, y = corner[0] + key * cell, corner[1] + query * cell
                 yield box(x, y, cell - 0.7, cell - 0.7, colour=RANKS[rank])
+
+
+def expert(seen: list[dict[str, Blocks]]) -> str:
+    """What four ranks hold of each tensor of a layer: weights in the upper strip, masters in the lower."""
+    body: list[str] = []
+    wide, high = (WIDTH - LEFT - 30) / FOUR, 44
+    for rank in range(FOUR):
+        x = LEFT + rank * wide
+        body.append(text(x + (wide - 14) / 2, TOP + 8, f"rank {rank}", anchor="middle"))
+    for row, name in enumerate(seen[0]):
+        y = TOP + 20 + row * high
+        body.append(text(LEFT - 10, y + 16, name.removeprefix("layers.0.").removesuffix(".weight"), anchor="end"))
+        for rank, blocks in enumerate(ranks[name] for ranks in seen):
+            cell = (wide - 14) / BLOCKS
+            whole = all(ranks[name].weights == blocks.weights for ranks in seen)
+            for block in range(BLOCKS):
+                x = LEFT + rank * wide + block * cell
+                body += [outline(x, y, cell - 2, 16), outline(x, y + 19, cell - 2, 8)]
+                told = f"block {block}"
+                held = (blocks.weights[block] * (cell - 2), blocks.masters[block] * (cell - 2))
+                body.append(box(x, y, held[0], 16, colour=SHARED if whole else RANKS[rank], told=told))
+                body.append(box(x, y + 19, held[1], 8, colour=RANKS[rank], told=f"{blocks.masters[block]:.2f}"))
+                if ".experts." in name:
+                    body.append(text(x + cell / 2 - 1, y + 12, str(block), anchor="middle", kind="inside"))
+    bottom = TOP + 24 + len(seen[0]) * high
+    words = "Quarters of each tensor, of a stack of experts one expert. Upper strip: weights. Lower: masters, moments."
+    body.append(text(LEFT, bottom + 8, words))
+    entries = [(SHARED, "the same on every rank"), (RANKS[0], "in its rank's colour: its own part")]
+    body += legend(entries, LEFT, bottom + 20, apart=200)
+    heading = "expert 2 × zero1 over four data ranks: four experts, two of them on each rank"
+    return document(heading, body, bottom + 50)
 
 
 def recompute() -> str:

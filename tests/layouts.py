@@ -52,13 +52,37 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
 }
 """Ranks and the `parallel` section of the layouts of DESIGN §4, and of hybrid sharding."""
 
+BALANCED = {
+    "balanced-experts": {
+        "attention": GQA(heads=8, kv_groups=4, head_size=4),
+        "mlp": MoE(size=20, experts=8, top_k=3, normalized=False, balance=0.5),
+        "tied": True,
+    }
+}
+"""Experts with a balance loss, which takes whole sequences."""
+
+EXPERT_LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
+    "expert 2": (2, {"expert": 2}),
+    "expert 4": (4, {"expert": 4, "bucket_size": 2000}),
+    "expert 2 in replicas 2": (4, {"expert": 2, "overlap_grad_reduce": False}),
+    "expert 2 × zero1 2": (4, {"expert": 2, "sharding": "zero1", "bucket_size": 3000}),
+    "expert 2 × zero1 1 in replicas 2": (4, {"expert": 2, "sharding": "zero1", "shard_size": 2}),
+    "expert 2 × fsdp 2": (4, {"expert": 2, "sharding": "fsdp"}),
+    "expert 2 × fsdp 1 in replicas 2": (4, {"expert": 2, "sharding": "fsdp", "shard_size": 2}),
+    "expert 2 × tensor 2": (4, {"expert": 2, "tensor": 2}),
+    "expert 2 × tensor 2, sequence": (4, {"expert": 2, "tensor": 2, "sequence": True, "sharding": "zero1"}),
+    "expert 2 × context 2": (4, {"expert": 2, "context": 2}),
+}
+"""The same for mixtures of experts, data ranks besides expert ranks where there are four: zero1 and fsdp share dense
+weights among all ranks, or those of a copy, and each expert among those of them that hold it."""
+
 SAMPLES = 8
 """Of every step."""
 
 
 def run_config(model: str = "gqa", **sections: Any) -> Any:
     """A resolved configuration in fp64 of a model of two layers; sections as plain values."""
-    part = {name: v.model_dump() if hasattr(v, "model_dump") else v for name, v in MODELS[model].items()}
+    part = {name: v.model_dump() if hasattr(v, "model_dump") else v for name, v in (MODELS | BALANCED)[model].items()}
     values = {
         "model": {
             "kind": "gpt",

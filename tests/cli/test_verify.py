@@ -55,6 +55,27 @@ class TestCases:
         (case,) = cases(config_of(), [layout], None)
         assert (case.ranks, case.parallel.data) == (ranks, data)
 
+    @pytest.mark.parametrize(
+        ("layout", "ranks"),
+        [("expert=4", 4), ("expert=4,tensor=2", 8), ("expert=2,context=2", 2), ("expert=4,sharding=zero1", 4)],
+    )
+    def test_there_are_enough_data_ranks_for_an_expert_axis(self, layout, ranks):
+        (case,) = cases(config_of("mixtral-8x7b", "model.mlp.balance=0"), [layout], None)
+        assert (case.ranks, case.parallel.data) == (ranks, ranks // case.parallel.tensor // case.parallel.context)
+
+    @pytest.mark.parametrize(
+        ("parallel", "name"),
+        [
+            (["data=8", "expert=8"], "data=2,expert=2"),
+            (["data=64", "expert=8"], "data=4,expert=2"),
+            (["data=64", "expert=8", "context=2", "sharding=zero1"], "data=2,context=2,expert=2,sharding=zero1"),
+        ],
+    )
+    def test_the_configuration_s_own_expert_axis_is_cut_as_it_is_over_fewer_ranks(self, parallel, name):
+        overrides = ["model.mlp.balance=0", *(f"parallel.{each}" for each in parallel)]
+        (case,) = cases(config_of("mixtral-8x7b", *overrides), [], None)
+        assert case.name == name
+
     def test_ranks_that_the_axes_leave_are_data_ranks(self):
         (case,) = cases(config_of(), ["tensor=2"], 8)
         assert (case.ranks, case.parallel.data) == (8, 4)

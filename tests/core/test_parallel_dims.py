@@ -57,6 +57,48 @@ def test_shard_groups_and_replica_groups_are_the_rows_and_columns_of_data_and_co
         assert sorted(map(tuple, replicas)) == sorted(column for rows in table for column in zip(*rows, strict=True))
 
 
+@pytest.mark.parametrize("sizes", SIZES)
+def test_expert_groups_are_neighbours_and_ranks_at_one_place_hold_the_same_experts(sizes):
+    together = sizes[0] * sizes[1]
+    for expert in (size for size in range(1, together + 1) if together % size == 0):
+        dims = ParallelDims(*sizes, expert=expert)
+        lines = [*dims.groups("data", "context")]
+        place = {rank: (number, index % expert) for number, line in enumerate(lines) for index, rank in enumerate(line)}
+        for group in dims.expert_groups():
+            assert [place[rank][1] for rank in group] == [*range(expert)]
+            assert [rank - group[0] for rank in group] == [dims.tensor * n for n in range(expert)]
+        for group in dims.same_experts():
+            assert len({place[rank] for rank in group}) == 1
+            assert len(group) == together // expert
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+def test_experts_are_shared_among_ranks_that_hold_them(sizes):
+    """As many as lie in a shard group; if shard groups cut expert groups, as many as make up whole ones of both."""
+    together = sizes[0] * sizes[1]
+    divisors = [size for size in range(1, together + 1) if together % size == 0]
+    for expert, shard in product(divisors, divisors):
+        dims = ParallelDims(*sizes, shard=shard, expert=expert)
+        same = {rank: group for group in dims.same_experts() for rank in group}
+        shards, replicas = [*dims.expert_shard_groups()], [*dims.expert_replica_groups()]
+        for groups in (shards, replicas):
+            assert sorted(rank for group in groups for rank in group) == [*range(dims.ranks)]
+            assert all(same[rank] == same[group[0]] for group in groups for rank in group)
+        assert all(len({*a} & {*b}) <= 1 for a, b in product(shards, replicas))
+        if shard % expert == 0:
+            assert {len(group) for group in shards} == {shard // expert}
+            assert all(any({*group} <= {*whole} for whole in dims.shard_groups()) for group in shards)
+        if expert == 1:
+            assert (shards, replicas) == ([*dims.shard_groups()], [*dims.replica_groups()])
+
+
+def test_the_expert_grid_of_megatron_s_numbering():
+    """spec/core.md §1.1, one pipeline stage of 8 ranks, with experts over 2 neighbours of data × context."""
+    dims = ParallelDims(data=2, context=2, tensor=2, expert=2)
+    assert [*dims.expert_groups()] == [[0, 2], [4, 6], [1, 3], [5, 7]]
+    assert [*dims.same_experts()] == [[0, 4], [2, 6], [1, 5], [3, 7]]
+
+
 def test_without_a_shard_size_all_ranks_with_the_same_weights_share():
     dims = ParallelDims(data=2, context=2, tensor=2)
     assert [*dims.shard_groups()] == [*dims.groups("data", "context")]
@@ -96,6 +138,11 @@ def test_data_is_what_the_other_axes_leave(values, ranks, dims):
             {"sharding": "zero1", "shard_size": 3, "context": 2},
             8,
             "parallel.shard_size: 3 does not divide data × context = 8; allowed: 1, 2, 4, 8",
+        ),
+        (
+            {"expert": 4, "tensor": 2, "context": 3},
+            12,
+            "parallel.expert: 4 does not divide data × context = 6; allowed: 1, 2, 3, 6",
         ),
     ],
 )

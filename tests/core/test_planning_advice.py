@@ -52,6 +52,14 @@ def test_fewest_changes_come_first_then_speed():
     assert times == sorted(times)
 
 
+def test_experts_are_cut_where_a_mixture_does_not_fit():
+    found = advice(16, "parallel.sharding=zero1", preset="mixtral-8x7b")
+    assert words(found[0]) == ["parallel.expert=8"]
+    config = run("batch.global_batch=16", "parallel.sharding=zero1", *words(found[0]), preset="mixtral-8x7b")
+    assert plan(config, 16, h200()).total == found[0].plan.total
+    assert not any("expert" in word for one in advice(4) for word in words(one))
+
+
 def test_no_more_layers_are_recomputed_than_it_needs():
     found = advice(4, "parallel.sharding=zero1", gib=120.0)
     layers = [word for one in found for word in words(one) if word.startswith("recompute.layers")]

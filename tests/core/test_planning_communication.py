@@ -112,6 +112,63 @@ def test_recompute_communicates_again(sequence):
     assert again - plain == 2 * 8 * (2 if sequence == "true" else 1)
 
 
+def of_experts(ranks: int, *overrides: str) -> list[tuple[str, str, float, float]]:
+    """Axis, collective, calls and bytes of one of mixtral-8x7b, 8,192 tokens a micro-batch."""
+    config = run("batch.global_batch=16", "data.seq_length=8192", *overrides, preset="mixtral-8x7b")
+    return [(t.axis, t.collective, t.calls, t.size) for t in transfers(config, layout_of(config, ranks))]
+
+
+def test_tokens_travel_to_their_two_experts_and_back():
+    rows = [row for row in of_experts(8, "parallel.expert=8") if row[0] == "expert"]
+    assert rows == [("expert", "all-to-all", 64, 2 * SEQUENCE)] * 2
+    full = of_experts(8, "parallel.expert=8", "recompute.granularity=full")
+    assert sum(calls for axis, _, calls, _ in full if axis == "expert") == 192
+    cut = of_experts(16, "parallel.expert=8", "parallel.tensor=2", "parallel.sequence=true")
+    assert {size for axis, _, _, size in cut if axis == "expert"} == {SEQUENCE}
+
+
+EXPERTS, DENSE = 32 * 8 * 3 * 4096 * 14336, 46_702_792_704 - 32 * 8 * 3 * 4096 * 14336
+
+
+@pytest.mark.parametrize(("sharding", "collectives"), [("replicate", 2), ("zero1", 4)])
+def test_experts_are_reduced_among_the_ranks_that_hold_them(sharding, collectives):
+    rows = [row for row in of_experts(16, "parallel.expert=8", f"parallel.sharding={sharding}") if row[0] == "data"]
+    assert len(rows) == collectives
+    reduced = [calls * size for _, collective, calls, size in rows if collective != "all-gather"]
+    assert reduced == [pytest.approx(4 * DENSE), pytest.approx(4 * EXPERTS / 8)]
+
+
+def test_fsdp_gathers_experts_among_the_ranks_that_hold_them():
+    rows = [row for row in of_experts(16, "parallel.expert=8", "parallel.sharding=fsdp") if row[0] == "data"]
+    ends = 2 * 32_000 * 4096 + 4096
+    assert [(collective, calls, round(calls * size)) for _, collective, calls, size in rows] == [
+        ("all-gather", 33, 2 * DENSE),
+        ("all-gather", 33, 2 * (DENSE - ends)),
+        ("reduce-scatter", 33, 4 * DENSE),
+        ("all-gather", 32, 2 * EXPERTS // 8),
+        ("all-gather", 32, 2 * EXPERTS // 8),
+        ("reduce-scatter", 32, 4 * EXPERTS // 8),
+    ]
+
+
+def test_ranks_with_the_same_experts_lie_apart():
+    config = run("batch.global_batch=16", "parallel.expert=8", preset="mixtral-8x7b")
+    over_data = [t for t in transfers(config, layout_of(config, 16)) if t.axis == "data"]
+    assert [(t.ranks, t.span) for t in over_data] == [(16, 16), (2, 16)]
+
+
+def test_experts_that_one_rank_holds_are_not_reduced():
+    assert len([row for row in of_experts(8, "parallel.expert=8") if row[0] == "data"]) == 1
+
+
+def test_tensor_ranks_exchange_nothing_for_experts_they_hold_whole():
+    rows = of_experts(8, "parallel.tensor=4")
+    assert {calls for axis, _, calls, _ in rows if axis == "tensor"} == {33}
+    rows = of_experts(8, "parallel.tensor=4", "parallel.sequence=true", "parallel.expert=2")
+    whole = (65 * 4096 + 32 * 8 * 4096 + EXPERTS / 2) * 4  # norms, routers, own experts
+    assert [size for axis, _, calls, size in rows if axis == "tensor" and calls == 1] == [whole]
+
+
 KEYS = 2 * 2048 * 8 * 128 * 2
 """Keys and values of a context rank of four, in bf16."""
 

@@ -39,6 +39,15 @@ def test_without_a_number_of_ranks_only_what_the_file_says_is_judged():
     ]
 
 
+def test_of_an_unknown_number_of_ranks_there_are_as_many_as_share_something():
+    shared = ("parallel.sharding=zero1", "parallel.shard_size=4", "parallel.context=2")
+    assert told(None, LLAMA, *shared) == []
+    assert told(None, LLAMA, "parallel.expert=8", preset="mixtral-8x7b") == []
+    assert told(None, "batch.global_batch=4", "parallel.expert=8", preset="mixtral-8x7b") == [
+        "batch.global_batch: 4 is no multiple of micro_batch 1 × data 8; allowed: 8"
+    ]
+
+
 def test_tensor_must_divide_heads_groups_and_features():
     assert told(3, "batch.global_batch=3", "parallel.tensor=3", SP) == [
         f"parallel.tensor: 3 does not divide model.{name}; allowed: 1, 2, 4, 8, 16 or 32"
@@ -104,6 +113,45 @@ def test_a_shard_size_needs_something_that_is_shared():
         'parallel.shard_size: 2, but parallel.sharding = "replicate" shares nothing; '
         'leave it unset, or parallel.sharding = "zero1" or "fsdp"'
     ]
+
+
+MIXTRAL = "mixtral-8x7b"
+"""Eight experts, eight key/value groups, 32 heads."""
+
+
+def test_experts_are_cut_over_data_times_context():
+    many = ("batch.global_batch=16", "parallel.expert=8")
+    assert told(16, *many, preset=MIXTRAL) == []
+    assert told(16, *many, "parallel.tensor=2", "parallel.context=2", preset=MIXTRAL) == []
+    assert told(8, *many, "parallel.tensor=2", preset=MIXTRAL) == [
+        "parallel.expert: 8 does not divide data × context = 4; allowed: 1, 2 or 4"
+    ]
+
+
+def test_an_expert_axis_divides_the_experts():
+    assert told(12, "batch.global_batch=12", "parallel.expert=6", preset=MIXTRAL) == [
+        "parallel.expert: 6 does not divide model.mlp.experts = 8; allowed: 1, 2 or 4"
+    ]
+
+
+def test_a_model_without_experts_has_no_expert_axis():
+    assert told(8, LLAMA, "parallel.expert=2") == [
+        'parallel.expert: 2, but model.mlp.kind "gated" has no experts; allowed: 1, or model.mlp.kind = "moe"'
+    ]
+
+
+def test_the_hidden_features_of_experts_are_not_cut_by_tensor_ranks():
+    assert told(8, LLAMA, "parallel.tensor=8", "model.mlp.size=100", preset=MIXTRAL) == []
+
+
+def test_nearest_layouts_keep_what_they_can_of_the_expert_axis():
+    config = run(LLAMA, "parallel.tensor=3", "parallel.expert=8", preset=MIXTRAL)
+    found = {describe(layout) for layout in nearest(config, 8)}
+    assert found == {
+        "tensor 4 × context 1 × data 2, expert 2",
+        "tensor 2 × context 1 × data 4, expert 4",
+        "tensor 2 × context 2 × data 2, expert 4",
+    }
 
 
 def test_no_more_layers_are_recomputed_than_there_are():

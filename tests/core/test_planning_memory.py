@@ -79,6 +79,29 @@ def test_parameters_of_a_rank_are_those_that_the_plan_cuts(tensor, biased):
     assert parameters_of(model, tensor).total == sum(shares.values())
 
 
+MIXTRAL = {"preset": "mixtral-8x7b"}
+EXPERTS = 32 * 8 * 3 * 4096 * 14336
+"""Parameters of all experts of mixtral-8x7b."""
+
+
+@pytest.mark.parametrize("expert", [1, 2, 8])
+@pytest.mark.parametrize("tensor", [1, 2])
+def test_experts_are_divided_over_the_expert_axis_alone(tensor, expert):
+    model = run(**MIXTRAL).model
+    whole, part = parameters_of(model, tensor), parameters_of(model, tensor, expert)
+    assert (whole.experts, part.experts) == (EXPERTS, EXPERTS // expert)
+    assert part.total - part.experts == whole.total - whole.experts
+
+
+def test_each_expert_is_shared_among_the_ranks_that_hold_it():
+    config = run("batch.global_batch=16", "parallel.expert=4", "parallel.sharding=zero1", **MIXTRAL)
+    sums = by_category(memory(config, layout_of(config, 16), h200()))
+    dense = parameters_of(config.model).total - EXPERTS
+    assert sums["weights"] == 2 * (dense + EXPERTS / 4)
+    assert sums["gradients"] == 4 * (dense + EXPERTS / 4)
+    assert sums["moments"] == 8 * (dense + EXPERTS) / 16
+
+
 def saved_bytes(config: GPTConfig, tokens: int, batch: int) -> int:
     """What autograd keeps of a block's forward pass: storages that are neither parameters nor the angles."""
     block = config.build().layers["0"]
@@ -132,6 +155,36 @@ def test_activations_are_what_a_real_block_saves(position, groups, core, mlp):
     config = SimpleNamespace(model=model, data=SimpleNamespace(seq_length=64), precision=SimpleNamespace(dtype="fp32"))
     kept = layer_kept(config, Layout(ParallelDims(), micro_batch=2))
     assert sum(part.size for part in kept) == saved_bytes(model, tokens=64, batch=2)
+
+
+@pytest.mark.parametrize("normalized", [True, False])
+def test_activations_of_experts_are_what_a_real_block_saves(normalized):
+    model = GPTConfig(
+        layers=1,
+        model_size=64,
+        vocab_size=128,
+        max_positions=64,
+        attention={"heads": 4, "kv_groups": 4, "head_size": 16, "core": "sdpa"},
+        mlp={"kind": "moe", "size": 48, "experts": 8, "top_k": 3, "normalized": normalized},
+        norm={"kind": "layer"},
+        position={"kind": "rope"},
+    )
+    config = SimpleNamespace(model=model, data=SimpleNamespace(seq_length=64), precision=SimpleNamespace(dtype="fp32"))
+    kept = layer_kept(config, Layout(ParallelDims(), micro_batch=2))
+    assert sum(part.size for part in kept) == saved_bytes(model, tokens=64, batch=2)
+
+
+def test_rows_of_experts_are_cut_by_sequence_parallelism_and_by_no_other_axis():
+    def rows(*overrides: str) -> float:
+        config = run("batch.global_batch=16", *overrides, **MIXTRAL)
+        kept = {part.name: part.size for part in layer_kept(config, layout_of(config, 8))}
+        return kept["rows into and out of experts"] + kept["gate and up"]
+
+    one = 2 * 8192 * 2 * (4096 + 14336) * 2  # two experts a token, in bf16
+    assert rows("data.seq_length=8192") == one
+    assert rows("data.seq_length=8192", "parallel.expert=8") == one
+    assert rows("data.seq_length=8192", "parallel.tensor=4") == one
+    assert rows("data.seq_length=8192", "parallel.tensor=4", "parallel.sequence=true") == one / 4
 
 
 def activations(ranks: int, *overrides: str) -> dict[str, float]:

@@ -26,23 +26,41 @@ LAYOUTS = {
     "fsdp": (4, "parallel.sharding=fsdp"),
     "tensor": (4, "parallel.tensor=4", "parallel.sequence=true"),
     "context": (4, "parallel.context=4"),
+    "experts": (8, "parallel.expert=4", "parallel.sharding=zero1", "recompute.granularity=full"),
     "all": (16, "parallel.context=2", "parallel.tensor=4", "parallel.sharding=zero1", "recompute.granularity=full"),
 }
 
 
+def of_layout(layout: str) -> StepTime:
+    return step(*LAYOUTS[layout], preset="mixtral-8x7b" if layout == "experts" else "llama3-8b")
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_parts_add_up_to_the_step(layout):
-    predicted = step(*LAYOUTS[layout])
+    predicted = of_layout(layout)
     assert sum(predicted.parts.values()) == pytest.approx(predicted.seconds, rel=1e-12)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_on_a_timeline_arithmetic_and_waiting_take_turns(layout):
-    predicted = step(*LAYOUTS[layout])
+    predicted = of_layout(layout)
     spans = sorted((s for s in predicted.spans if not s.hidden), key=lambda span: span.start)
     assert all(before.end <= after.start + 1e-12 for before, after in pairwise(spans))
     assert max(span.end for span in predicted.spans) == pytest.approx(predicted.seconds)
     assert spans[-1].name == "optimizer"
+
+
+def test_tensor_ranks_repeat_the_work_of_experts_unless_they_share_the_sequence():
+    def products(*overrides: str) -> float:
+        config = run("batch.global_batch=16", *overrides, preset="mixtral-8x7b")
+        return compute(config, layout_of(config, 8), h200()).products
+
+    model = run(preset="mixtral-8x7b").model
+    experts = 32 * 2 * 3 * 4096 * 14336 * 6 / model.flops_per_token(0)  # share of the FLOPs of a token
+    one, four = products(), ("parallel.tensor=4", "parallel.expert=2")
+    assert products(*four, "parallel.sequence=true") == pytest.approx(one / 4)
+    assert products(*four) == pytest.approx(one * (experts + (1 - experts) / 4))
+    assert products("parallel.expert=8") == one
 
 
 def test_work_is_shared_and_not_changed_by_the_axes():

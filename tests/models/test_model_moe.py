@@ -7,7 +7,7 @@ from pydantic import ValidationError
 from models.parts import MOE, tiny
 from mt_models import config
 from mt_models.layers.mlp import make_mlp
-from mt_models.layers.moe import choose, grouped, imbalance, looped, runs_grouped, with_balance
+from mt_models.layers.moe import Balances, choose, grouped, imbalance, looped, runs_grouped, with_balance
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
 
@@ -71,7 +71,9 @@ def test_the_imbalance_is_one_for_even_choices_and_the_number_of_experts_for_one
 def test_a_balance_loss_gets_the_gradient_of_all_tokens_of_its_sequence():
     losses_BT, balance_B = (normal(*shape).requires_grad_() for shape in ((2, 3), (2,)))
     weights_BT = torch.tensor([[1.0, 2, 0], [0, 5, 5]]).double()
-    joined_BT = with_balance(losses_BT, [balance_B, 2 * balance_B])
+    balances = Balances()
+    balances.losses = [balance_B, 2 * balance_B]
+    joined_BT = with_balance(losses_BT, balances)
     assert torch.equal(joined_BT, losses_BT)
     (joined_BT * weights_BT).sum().backward()
     assert torch.equal(losses_BT.grad, weights_BT)

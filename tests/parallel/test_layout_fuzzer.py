@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from hypothesis import HealthCheck, given, note, settings
+from hypothesis import HealthCheck, assume, given, note, settings
 from hypothesis import strategies as st
 
 from layouts import MODELS, SAMPLES, run_config
@@ -13,8 +13,8 @@ RTOL = 1e-12
 
 
 @st.composite
-def layouts(draw: st.DrawFn) -> tuple[int, str, dict[str, Any]]:
-    """Ranks, a model, and the sections `parallel`, `recompute` and `batch`."""
+def layouts(draw: st.DrawFn, experts: bool = False) -> tuple[int, str, dict[str, Any]]:
+    """Ranks, a model, and the sections `parallel`, `recompute` and `batch`; with `experts`, an expert axis."""
     tensor = draw(st.sampled_from([1, 2, 4]))
     context = draw(st.sampled_from([size for size in (1, 2, 4) if tensor * size <= 8]))
     data = draw(st.sampled_from([size for size in (1, 2, 4, 8) if tensor * context * size <= 8]))
@@ -33,6 +33,9 @@ def layouts(draw: st.DrawFn) -> tuple[int, str, dict[str, Any]]:
     if parallel["sharding"] != "replicate":
         sizes = [size for size in range(1, data * context + 1) if data * context % size == 0]
         parallel["shard_size"] = draw(st.sampled_from([None, *sizes]))
+    if experts:
+        assume(data * context > 1)
+        parallel["expert"] = draw(st.sampled_from([size for size in (2, 4) if data * context % size == 0]))
     granularity = draw(st.sampled_from(["none", "selective", "full"]))
     recompute = {
         "granularity": granularity,
@@ -42,7 +45,7 @@ def layouts(draw: st.DrawFn) -> tuple[int, str, dict[str, Any]]:
     micro = draw(st.sampled_from([size for size in (1, 2, 4, 8) if size * data <= SAMPLES]))
     sections = {"parallel": parallel, "recompute": recompute}
     sections["batch"] = {"micro_batch": micro, "global_batch": SAMPLES}
-    return tensor * context * data, draw(st.sampled_from(list(MODELS))), sections
+    return tensor * context * data, "experts" if experts else draw(st.sampled_from(list(MODELS))), sections
 
 
 @settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))

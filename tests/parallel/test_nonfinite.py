@@ -108,10 +108,12 @@ def trained(config: Any, folder: Path, ranks: int = 1, *, poison: bool = True) -
     return sink
 
 
-def on_rank(axis: Axis, policy: str, parallel: dict[str, Any], folder: Path) -> tuple[str, list[bool]]:
+def on_rank(
+    axis: Axis, policy: str, parallel: dict[str, Any], folder: Path, model: str = "gqa"
+) -> tuple[str, list[bool]]:
     """Standard error, and for each step from the second on whether it moved this rank's weights."""
     with contextlib.redirect_stderr(io.StringIO()) as stderr:
-        sink = trained(config_of(policy, parallel=parallel), folder, axis.size)
+        sink = trained(config_of(policy, parallel=parallel, model=model), folder, axis.size)
     return stderr.getvalue(), moved(sink)
 
 
@@ -121,10 +123,10 @@ def moved(sink: Weights) -> list[bool]:
     return [not all(torch.equal(a, b) for a, b in zip(*pair, strict=True)) for pair in pairs]
 
 
-def assert_loads(folder: Path, step: int) -> None:
+def assert_loads(folder: Path, step: int, model: str = "gqa") -> None:
     """The last committed checkpoint is that of `step`, and a fresh state takes it."""
     assert [path.name for path in steps(folder)][-1] == f"step-{step:08d}"
-    state = state_of(config_of("stop"))
+    state = state_of(config_of("stop", model=model))
     state.load(resolve(folder))
     assert state.position.step == step
 
@@ -149,6 +151,14 @@ def test_stop_names_the_rank_whose_loss_it_was_on_every_rank(layout, tmp_path):
 def test_the_rank_is_named_under_tensor_parallelism_too(tmp_path):
     with pytest.raises(MtError, match=r"step 3: the loss is nan on rank 0, nan on rank 1; first bad gradient"):
         run_ranks(2, on_rank, "stop", {"tensor": 2}, tmp_path)
+
+
+def test_a_token_that_spoils_another_rank_s_experts_is_told_by_the_rank_that_read_it(tmp_path):
+    parallel = {"expert": 2}
+    (told, here), (_, there) = run_ranks(2, on_rank, "skip", parallel, tmp_path, "experts")
+    assert here == there == [number != BAD_STEP for number in range(2, STEPS + 1)]
+    assert re.fullmatch(r"mt: left out step 3: the loss is nan on rank 1; first bad gradient: \S+ \(rank 0\)\n", told)
+    assert_loads(tmp_path, STEPS, "experts")
 
 
 def test_a_bad_step_is_found_before_a_checkpoint_is_written_however_rarely_lines_are(tmp_path):

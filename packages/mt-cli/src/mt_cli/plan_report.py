@@ -129,8 +129,9 @@ def as_values(config: Any, plan: Plan, profile: Profile, advice: Sequence[Advice
     """Everything in the report as plain values: bytes, seconds."""
     layout, dims = plan.layout, plan.layout.dims
     return {
-        "layout": {"tensor": dims.tensor, "context": dims.context, "data": dims.data, "sequence": layout.sequence}
-        | {"sharding": layout.sharding, "sharers": layout.sharers, "micro_batches": plan.micro_batches},
+        "layout": {"tensor": dims.tensor, "context": dims.context, "data": dims.data, "expert": dims.expert}
+        | {"sequence": layout.sequence, "sharding": layout.sharding, "sharers": layout.sharers}
+        | {"micro_batches": plan.micro_batches},
         "memory": {
             "fits": plan.fits,
             "capacity": plan.capacity,

@@ -40,10 +40,14 @@ def verify(
     from mt_cli.run_config import load_run_config
     from mt_cli.verify.layouts import cases, under
     from mt_cli.verify.shrink import shrink
+    from mt_core.errors import MtError
     from mt_core.planning.layout import layout_of
 
     began = time.monotonic()
     config = load_run_config(files or [], overrides or [], preset, rules=False)  # their data need not be there
+    if documents and config.model.kind != "gpt":
+        found = f"sequences of a model of kind {config.model.kind!r} are not cut into documents"
+        raise MtError("--documents", found, "leave it out")
     found = cases(config, layouts or [], ranks)
     small = shrink(config, [layout_of(under(config, case.parallel)) for case in found])
     precision = small.precision.model_copy(update={"dtype": dtype, "gradients": "auto"})

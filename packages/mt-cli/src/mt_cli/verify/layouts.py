@@ -1,14 +1,16 @@
 """Which layouts `mt verify` compares with one rank, and on how many ranks. Torch-free."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from math import lcm
 from typing import Any
 
 from mt_core.config.load import Layer, merge, read_override, validate
 from mt_core.config.sections import ParallelConfig
-from mt_core.errors import MtError, raise_if
+from mt_core.errors import MtError, Problem, raise_if
 from mt_core.parallel.dims import dims_of
 from mt_core.planning.layout import problems
+from mt_models.plugin import mt_config_rules
 
 MOST_RANKS = 64
 """Processes of one machine that a comparison may take."""
@@ -40,8 +42,14 @@ def cases(config: Any, layouts: Sequence[str], ranks: int | None) -> list[Case]:
             raise MtError(where, "one rank that recomputes nothing: nothing to compare", f"give {EXAMPLE}")
         if case.ranks > MOST_RANKS:
             raise MtError(case.name, f"{case.ranks} ranks", f"allowed: at most {MOST_RANKS}; give a smaller --layout")
-    raise_if(problem for case in found for problem in problems(under(config, case.parallel), case.ranks))
+    raise_if(problem for case in found for problem in _problems(under(config, case.parallel), case.ranks))
     return found
+
+
+def _problems(config: Any, ranks: int) -> Iterator[Problem]:
+    """What the layout cannot do, and what it cannot do with this model."""
+    yield from problems(config, ranks)
+    yield from mt_config_rules(config)
 
 
 def parse_layout(text: str, base: ParallelConfig) -> ParallelConfig:
@@ -58,20 +66,21 @@ def parse_layout(text: str, base: ParallelConfig) -> ParallelConfig:
 
 
 def smaller(parallel: ParallelConfig) -> ParallelConfig:
-    """The same layout with fewer data ranks, and fewer that share a state: what two do, many do."""
-    shard = parallel.shard_size and min(parallel.shard_size, 2)
-    many = parallel.data is not None and parallel.data > 1
-    small = parallel.model_copy(update={"data": None, "shard_size": shard})
-    return small.model_copy(update={"data": data_ranks(small, at_least=2 if many else 1)})
+    """The same layout with fewer data ranks, and fewer that share a state or experts: what two do, many do."""
+    shard, data = parallel.shard_size and min(parallel.shard_size, 2), parallel.data or 1
+    expert = next((size for size in range(2, parallel.expert + 1) if parallel.expert % size == 0), 1)
+    least = min(data, 2)
+    if expert > 1 and data * parallel.context > parallel.expert:  # several ranks hold the same experts
+        least = max(least, -(-2 * expert // parallel.context))
+    small = parallel.model_copy(update={"data": None, "shard_size": shard, "expert": expert})
+    return small.model_copy(update={"data": data_ranks(small, at_least=least)})
 
 
 def data_ranks(parallel: ParallelConfig, *, at_least: int = 1) -> int:
     """Data ranks that show what is sharded: two that share, or two that share with two that have copies."""
-    if parallel.sharding == "replicate":
-        return at_least
-    shard = parallel.shard_size or 1
-    data = 2
-    while data * parallel.context % shard or data * parallel.context < 2 * shard:
+    sharded, shard = parallel.sharding != "replicate", parallel.shard_size or 1
+    data = max(at_least, 2) if sharded else at_least
+    while data * parallel.context % lcm(shard, parallel.expert) or (sharded and data * parallel.context < 2 * shard):
         data += 1
     return data
 

@@ -45,9 +45,12 @@ def _model(config: Any, layouts: Sequence[Layout]) -> Mapping[str, Any]:
     cut = lcm(*(layout.dims.tensor for layout in layouts))
     hidden = min(max(round(model.mlp.size / model.model_size * size / cut), 1) * cut, model.mlp.size)
     length = _seq_length(config, layouts)
+    layers = recompute_layers(config)[0]
+    decoder = {"decoder_layers": min(model.decoder_layers, layers)} if model.kind == "t5" else {}
     gain = model.init_std * model.model_size**0.5  # of a matrix; above 1, softmax saturates and makes rounding larger
     return {
-        "layers": recompute_layers(config)[0],
+        "layers": layers,
+        **decoder,
         "model_size": min(size, model.model_size),
         "vocab_size": min(model.vocab_size, VOCABULARY),
         "vocab_divisor": min(model.vocab_divisor, VOCABULARY_DIVISOR),
@@ -60,7 +63,7 @@ def _model(config: Any, layouts: Sequence[Layout]) -> Mapping[str, Any]:
 
 def heads(config: Any, layouts: Sequence[Layout]) -> tuple[int, int]:
     """The smallest key/value groups and queries per group that are cut as the configuration's are."""
-    groups, queries = config.model.attention.kv_groups, config.model.queries_per_group
+    groups, queries = config.model.attention.kv_groups, config.model.attention.queries_per_group
     wanted = [_features(groups, queries, layout) for layout in layouts]
     sizes = ((g, r) for g in range(1, groups + 1) for r in range(1, queries + 1))
     return next(

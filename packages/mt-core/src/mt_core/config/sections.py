@@ -16,6 +16,8 @@ class ParallelConfig(Section):
     """Ranks that share each layer's matrices."""
     context: PositiveInt = 1
     """Ranks that share each sequence."""
+    expert: PositiveInt = 1
+    """Ranks of data × context that share each layer's experts; tokens travel to the ranks of their experts."""
     sequence: bool = False
     """Sequence parallelism: between the matrices, tensor ranks hold a part of the sequence each."""
     context_exchange: Literal["ring", "all_gather", "all_to_all"] = "ring"
@@ -157,7 +159,7 @@ class RuntimeConfig(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """With "auto", a GPU if there is one."""
     compile: bool = False
-    """Compile each block with torch.compile."""
+    """Compile blocks, the loss and the adding up of gradients with torch.compile."""
     deterministic: bool = False
     """Two runs give identical losses and checkpoints; what cannot is refused by name."""
     stall_timeout: PositiveFloat = 600.0

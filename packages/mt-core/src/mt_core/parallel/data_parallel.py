@@ -38,6 +38,10 @@ class DataParallel(Protocol):
         """A tensor shaped like a master: what other tensor ranks do not hold, and what they hold as well."""
         ...
 
+    def compile(self) -> None:
+        """Use torch.compile for what is done to gradients."""
+        ...
+
     def begin_step(self) -> None:
         """Forget the gradients of the last step."""
         ...

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import lcm
 
 from mt_core.config.sections import ParallelConfig
 from mt_core.errors import MtError
@@ -19,11 +20,26 @@ class ParallelDims:
     tensor: int = 1
     shard: int | None = None
     """Ranks of data × context that share one copy of the sharded state; None for all of them."""
+    expert: int = 1
+    """Neighbours on data × context that share each layer's experts: a second view of the same ranks."""
 
     @property
     def ranks(self) -> int:
         """Ranks of the whole run."""
         return self.data * self.context * self.tensor
+
+    @property
+    def sharers(self) -> int:
+        """Ranks that share one copy of the sharded state."""
+        return self.shard or self.data * self.context
+
+    @property
+    def expert_sharers(self) -> int:
+        """Of the ranks that hold the same experts, those that share one copy of their sharded state.
+
+        As many as there are in a shard group, if whole expert groups make one up; else in the fewest that they do.
+        """
+        return lcm(self.sharers, self.expert) // self.expert
 
     def groups(self, *axes: str) -> Iterator[list[int]]:
         """Every set of ranks that differ only along these axes, each in the order of the ranks."""
@@ -38,15 +54,43 @@ class ParallelDims:
 
     def shard_groups(self) -> Iterator[list[int]]:
         """Ranks that share one copy of the sharded state: neighbours within data × context."""
-        size = self.shard or self.data * self.context
         for line in self.groups("data", "context"):
-            yield from (line[start : start + size] for start in range(0, len(line), size))
+            yield from neighbours(line, self.sharers)
 
     def replica_groups(self) -> Iterator[list[int]]:
         """Ranks that hold the same part of the sharded state."""
-        size = self.shard or self.data * self.context
         for line in self.groups("data", "context"):
-            yield from (line[place::size] for place in range(size))
+            yield from strides(line, self.sharers)
+
+    def expert_groups(self) -> Iterator[list[int]]:
+        """Ranks that hold different experts of the same layers: neighbours within data × context."""
+        for line in self.groups("data", "context"):
+            yield from neighbours(line, self.expert)
+
+    def same_experts(self) -> Iterator[list[int]]:
+        """Ranks that hold the same experts and see different tokens."""
+        for line in self.groups("data", "context"):
+            yield from strides(line, self.expert)
+
+    def expert_shard_groups(self) -> Iterator[list[int]]:
+        """Ranks that share one copy of the sharded state of the experts they all hold."""
+        for line in self.same_experts():
+            yield from neighbours(line, self.expert_sharers)
+
+    def expert_replica_groups(self) -> Iterator[list[int]]:
+        """Ranks that hold the same part of that state."""
+        for line in self.same_experts():
+            yield from strides(line, self.expert_sharers)
+
+
+def neighbours(line: list[int], size: int) -> Iterator[list[int]]:
+    """A line of ranks cut into pieces of `size`."""
+    yield from (line[start : start + size] for start in range(0, len(line), size))
+
+
+def strides(line: list[int], size: int) -> Iterator[list[int]]:
+    """The ranks at the same place of each of those pieces."""
+    yield from (line[place::size] for place in range(size))
 
 
 def dims_of(config: ParallelConfig, ranks: int) -> ParallelDims:
@@ -61,9 +105,11 @@ def dims_of(config: ParallelConfig, ranks: int) -> ParallelDims:
             f"tensor {config.tensor} × context {config.context} × data {data} = {data * model}, but {ranks} ranks run"
         )
         raise MtError("parallel.data", found, f"start {data * model} ranks, or leave data unset")
+    tokens = data * config.context
     shard = {"replicate": 1, "zero1": config.shard_size, "fsdp": config.shard_size}[config.sharding]
-    if (data * config.context) % (shard or 1):
-        found = f"{shard} does not divide data × context = {data * config.context}"
-        allowed = [size for size in range(1, data * config.context + 1) if data * config.context % size == 0]
-        raise MtError("parallel.shard_size", found, f"allowed: {', '.join(map(str, allowed))}")
-    return ParallelDims(data, config.context, config.tensor, shard)
+    for field, size in (("shard_size", shard or 1), ("expert", config.expert)):
+        if tokens % size:
+            found, allowed = f"{size} does not divide data × context = {tokens}", range(1, tokens + 1)
+            fits = ", ".join(str(number) for number in allowed if tokens % number == 0)
+            raise MtError(f"parallel.{field}", found, f"allowed: {fits}")
+    return ParallelDims(data, config.context, config.tensor, shard, config.expert)

@@ -15,6 +15,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 
 from mt_core.config.sections import ParallelConfig
+from mt_core.parallel.axis import Axis
 from mt_core.parallel.mesh import Mesh
 from mt_core.parallel.plan import Placement
 
@@ -40,14 +41,18 @@ class FullyShard:
         dims = {id(p): Shard(self._dims[name]) for name, p in model.named_parameters()}
         wide = torch.promote_types(dtype, torch.float32)
         options = {
-            "mesh": device_mesh(mesh, device),
             "mp_policy": MixedPrecisionPolicy(None if dtype == wide else dtype, gradients, cast_forward_inputs=False),
             "shard_placement_fn": lambda parameter: dims[id(parameter)],
         }
         model.to(wide)
+        if experts := self._experts():
+            over = device_mesh(mesh, device, mesh.expert)
+            for module in experts:
+                fully_shard(module, mesh=over, **options)
+        over = device_mesh(mesh, device, mesh.tensor)
         for block in model.layers.values():
-            fully_shard(block, **options)
-        fully_shard(model, **options)
+            fully_shard(block, mesh=over, **options)
+        fully_shard(model, mesh=over, **options)
         model.to_empty(device=device)
         register_fsdp_forward_method(model, "token_losses")
         for module in self._groups():
@@ -56,6 +61,21 @@ class FullyShard:
         self.masters: Mapping[str, nn.Parameter] = {
             name: nn.Parameter(part) for name, part in self._locals() if part.numel()
         }
+
+    def _experts(self) -> list[nn.Module]:
+        """The modules that hold nothing but experts, if those are cut over ranks."""
+        if self.mesh.expert.size == 1:
+            return []
+        found: dict[str, nn.Module] = {}
+        for name, module in self.model.named_modules():
+            held = [self.placements[f"{name}.{leaf}"].axis for leaf, _ in module.named_parameters() if name]
+            inside = any(name.startswith(f"{outer}.") for outer in found)
+            if held and not inside and all(axis == self.mesh.expert for axis in held):
+                found[name] = module
+        return [*found.values()]
+
+    def _sharers(self, name: str) -> int:
+        return self.mesh.sharing(self.placements[name].axis)[0].size
 
     def _groups(self) -> list[FSDPModule]:
         return [module for module in self.model.modules() if isinstance(module, FSDPModule)]
@@ -66,12 +86,12 @@ class FullyShard:
     def _shard_dim(self, name: str) -> int:
         """The longest dim that the ranks divide; not the one that copies for other tensor ranks lie along."""
         shape, copied = self.shapes[name], self.placements[name].copied_from > 0
-        fits = [d for d, n in enumerate(shape) if n % self.mesh.shard.size == 0 and not (copied and d == 1)]
+        fits = [d for d, n in enumerate(shape) if n % self._sharers(name) == 0 and not (copied and d == 1)]
         return max(fits, key=lambda d: shape[d], default=0)
 
     def view(self, name: str, whole: Tensor, rank: int) -> Tensor:
         """A chunk along the dim that is cut; the last ranks may have none."""
-        chunks = whole.chunk(self.mesh.shard.size, self._dims[name])
+        chunks = whole.chunk(self._sharers(name), self._dims[name])
         return chunks[rank] if rank < len(chunks) else chunks[0].narrow(self._dims[name], 0, 0)
 
     def split(self, name: str, part: Tensor) -> tuple[Tensor, Tensor]:
@@ -83,6 +103,9 @@ class FullyShard:
             return part[:0], part
         edge = place.copied_from * self.shapes[name][1] // self.shapes[name].numel()
         return part[:, :edge], part[:, edge:]
+
+    def compile(self) -> None:
+        """FSDP2 adds gradients up in its own way."""
 
     def begin_step(self) -> None:
         """Sums over replicas wait for the last backward pass."""
@@ -113,12 +136,15 @@ class FullyShard:
         """Weights are gathered by the forward pass itself."""
 
 
-def device_mesh(mesh: Mesh, device: torch.device) -> DeviceMesh:
-    """The shard axis, and for hybrid sharding the replica axis before it, as torch's mesh."""
-    assert mesh.shard.group is not None
-    if mesh.replica.group is None:
-        return DeviceMesh.from_group(mesh.shard.group, device.type)
+def device_mesh(mesh: Mesh, device: torch.device, cut: Axis) -> DeviceMesh:
+    """The shard axis of what is cut over `cut`, and for hybrid sharding the replica axis before it, as torch's mesh."""
+    shard, replica = mesh.sharing(cut)
+    own = shard.group or dist.new_group([dist.get_rank()], use_local_synchronization=True)
+    assert isinstance(own, dist.ProcessGroup)
+    if replica.group is None:
+        return DeviceMesh.from_group(own, device.type)
     assert mesh.tokens.group is not None
-    ranks = torch.tensor(dist.get_process_group_ranks(mesh.tokens.group)).view(mesh.replica.size, mesh.shard.size)
-    groups = [mesh.replica.group, mesh.shard.group]
-    return DeviceMesh.from_group(groups, device.type, ranks, mesh_dim_names=("replica", "shard"))
+    ranks = dist.get_process_group_ranks(mesh.tokens.group)
+    holders = ranks[mesh.expert.rank :: mesh.expert.size] if cut == mesh.expert else ranks
+    places = torch.tensor(holders).view(replica.size, shard.size)
+    return DeviceMesh.from_group([replica.group, own], device.type, places, mesh_dim_names=("replica", "shard"))

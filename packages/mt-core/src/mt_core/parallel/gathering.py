@@ -1,4 +1,7 @@
-"""Whole canonical tensors, gathered from the ranks that hold their parts to the one rank that wants them."""
+"""Whole canonical tensors, gathered from the ranks that hold their parts to the one rank that wants them.
+
+A parameter is in pieces twice: cut into boxes over the tensor or the expert axis, and shared over a shard axis.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,52 +10,55 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mt_core.parallel.axis import Axis
 from mt_core.parallel.data_parallel import DataParallel
 from mt_core.parallel.mesh import Mesh
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A rank, by its places on the axes that share weights."""
+    """A rank, by its places on the axes that share a parameter."""
 
     replica: int
     shard: int
+    cut: int
+    """On the axis that cuts it."""
     tensor: int
 
 
-def place_of(mesh: Mesh, rank: int) -> Place:
-    """Where world rank `rank` stands: tensor is the innermost axis, then the shard axis, then the replicas."""
+def place_of(mesh: Mesh, cut: Axis, rank: int) -> Place:
+    """Where world rank `rank` stands for parameters cut over `cut`.
+
+    Tensor is the innermost axis, then the shard axis, then the replicas; for experts, expert comes after tensor.
+    """
     tokens, tensor = divmod(rank, mesh.tensor.size)
-    replica, shard = divmod(tokens, mesh.shard.size)
-    return Place(replica, shard, tensor)
+    holders, expert = divmod(tokens, mesh.expert.size) if cut == mesh.expert else (tokens, None)
+    replica, shard = divmod(holders, mesh.sharing(cut)[0].size)
+    return Place(replica, shard, tensor if expert is None else expert, tensor)
 
 
 def gather_whole(
-    model: Any, engine: DataParallel, name: str, part: Tensor | None, owner: Place
+    model: Any, engine: DataParallel, name: str, part: Tensor | None, owner: int
 ) -> Iterator[tuple[str, Tensor]]:
-    """Canonical names and whole tensors on the owner, nothing elsewhere; every rank must iterate over it.
+    """Canonical names and whole tensors on world rank `owner`, nothing elsewhere; every rank must iterate over it.
 
     `part` is shaped like this rank's master of parameter `name`: the master itself or a moment of it.
     """
-    mesh = engine.mesh
-    if mesh.replica.rank != owner.replica:
+    mesh, cut = engine.mesh, engine.placements[name].axis
+    place, (shard, replica) = place_of(mesh, cut, owner), mesh.sharing(cut)
+    copied = cut.size == 1 or cut == mesh.expert  # on all tensor ranks, of which one is enough
+    if replica.rank != place.replica or (copied and mesh.tensor.rank != place.tensor):
         return
-    local = _over_shards(engine, name, part, owner.shard)
+    local = _over_shards(engine, name, part, shard, place.shard)
     if local is None:
         return
-    parts = dict(model.to_canonical(name, local, mesh.tensor.rank, mesh.tensor.size))
-    if all(not box for box in model.canonical_boxes(name, 0, mesh.tensor.size).values()):
-        if mesh.tensor.rank == owner.tensor:
-            yield from parts.items()
-        return
-    for canonical, piece in parts.items():
-        whole = _over_tensor_ranks(model, mesh, name, canonical, piece, owner.tensor)
+    for canonical, piece in model.to_canonical(name, local, cut.rank, cut.size):
+        whole = _over_cut(model, cut, name, canonical, piece, place.cut)
         if whole is not None:
             yield canonical, whole
 
 
-def _over_shards(engine: DataParallel, name: str, part: Tensor | None, owner: int) -> Tensor | None:
-    axis = engine.mesh.shard
+def _over_shards(engine: DataParallel, name: str, part: Tensor | None, axis: Axis, owner: int) -> Tensor | None:
     if axis.size == 1:
         return part
     if axis.rank != owner:
@@ -73,8 +79,7 @@ def _paste(engine: DataParallel, name: str, whole: Tensor, rank: int, part: Tens
     engine.view(name, whole, rank).copy_(part)
 
 
-def _over_tensor_ranks(model: Any, mesh: Mesh, name: str, canonical: str, piece: Tensor, owner: int) -> Tensor | None:
-    axis = mesh.tensor
+def _over_cut(model: Any, axis: Axis, name: str, canonical: str, piece: Tensor, owner: int) -> Tensor | None:
     if axis.size == 1:
         return piece
     if axis.rank != owner:

@@ -39,8 +39,21 @@ def norms(engine: DataParallel) -> Tensor:
 
 def global_norm(engine: DataParallel, own_norms: Tensor) -> Tensor:
     """The norm of the whole gradient, from every rank's `norms`."""
-    square = own_norms.square().sum()
-    return engine.mesh.tensor.sum_(engine.mesh.shard.sum_(square)).sqrt()
+    mesh = engine.mesh
+    if mesh.expert.size == 1:
+        square = mesh.shard.sum_(own_norms.square().sum())
+    else:
+        names = [name for name, _ in _gradients(engine)]
+        of_experts = [engine.placements[name].axis == mesh.expert for name in names]
+        experts, others = (_square(own_norms, [flag == wanted for flag in of_experts]) for wanted in (True, False))
+        square = mesh.shard.sum_(others) + mesh.expert.sum_(mesh.expert_shard.sum_(experts))
+    return mesh.tensor.sum_(square).sqrt()
+
+
+def _square(norms: Tensor, chosen: list[bool]) -> Tensor:
+    """The sum of the squares of some of the norms."""
+    some = [norm for norm, wanted in zip(norms.unbind(), chosen, strict=True) if wanted]
+    return torch.stack(some).square().sum() if some else norms.new_zeros(())
 
 
 def _gradients(engine: DataParallel) -> list[tuple[str, Tensor]]:

@@ -27,6 +27,16 @@ class Mesh:
     """The part of `tokens` that shares one copy of the sharded state."""
     replica: Axis = Axis("replica")
     """Ranks of `tokens` that hold the same part of the sharded state."""
+    expert: Axis = Axis("expert")
+    """The part of `tokens` whose ranks hold different experts of the same layers."""
+    expert_shard: Axis = Axis("shard")
+    """Ranks with the same experts that share one copy of their sharded state."""
+    expert_replica: Axis = Axis("replica")
+    """Ranks that hold the same part of that state."""
+
+    def sharing(self, cut: Axis) -> tuple[Axis, Axis]:
+        """The shard and the replica axis of parameters that are cut over the axis `cut`: experts have their own."""
+        return (self.expert_shard, self.expert_replica) if cut == self.expert else (self.shard, self.replica)
 
 
 def make_mesh(dims: ParallelDims) -> Mesh:
@@ -39,6 +49,11 @@ def make_mesh(dims: ParallelDims) -> Mesh:
     axes["tokens"] = _axis("tokens", dims.groups("data", "context"))
     axes["shard"] = _axis("shard", dims.shard_groups())
     axes["replica"] = _axis("replica", dims.replica_groups())
+    axes["expert"] = _axis("expert", dims.expert_groups())
+    if dims.expert == 1:
+        return Mesh(**axes, expert_shard=axes["shard"], expert_replica=axes["replica"])
+    axes["expert_shard"] = _axis("expert_shard", dims.expert_shard_groups())
+    axes["expert_replica"] = _axis("expert_replica", dims.expert_replica_groups())
     return Mesh(**axes)
 
 

@@ -1,11 +1,11 @@
-"""How tensor parallelism cuts a model: rules by module name, and `apply_plan`, which carries them out.
+"""How tensor and expert parallelism cut a model: rules by module name, and `apply_plan`, which carries them out.
 
 A module that a rule touches keeps its code; its `op`, the plain function that does its arithmetic, is replaced by the
 function's parallel twin, and its parameters by this rank's part of them.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cache
 from typing import Any
@@ -16,6 +16,7 @@ from torch import nn
 from mt_core.errors import Problem, raise_if
 from mt_core.parallel.axis import Axis
 from mt_core.parallel.cross_entropy import VocabCrossEntropy, linear_cross_entropy
+from mt_core.parallel.experts import ExpertDispatch, dispatch
 from mt_core.parallel.linear import ColumnLinear, RowLinear, SequenceEmbedding, VocabEmbedding, VocabLinear
 from mt_core.parallel.mesh import part_of
 
@@ -57,7 +58,15 @@ class Heads:
     """Whole on every rank and used on this rank's heads only, so its gradients are always summed."""
 
 
-Rule = Column | Row | Vocab | Replicate | Sequence | Heads
+@dataclass(frozen=True, slots=True)
+class Expert:
+    """A stack with an entry for each expert, cut along dim 0 over the expert axis; or what sends tokens to them.
+
+    On tensor ranks of one place it is whole, as `Sequence` is.
+    """
+
+
+Rule = Column | Row | Vocab | Replicate | Sequence | Heads | Expert
 Plan = Mapping[str, Rule]
 """Patterns of module names (`fnmatch`), each with a rule; every module with parameters matches exactly one."""
 
@@ -68,6 +77,7 @@ TWINS: Mapping[tuple[type, Any], Callable[[Axis, bool], Any]] = {
     (Vocab, F.embedding): VocabEmbedding,
     (Vocab, linear_cross_entropy): VocabCrossEntropy,
     (Sequence, F.embedding): SequenceEmbedding,
+    (Expert, dispatch): lambda axis, _: ExpertDispatch(axis),  # each rank of a sequence's part sends its own tokens
 }
 """The parallel form of a plain function under a rule."""
 
@@ -88,20 +98,32 @@ class Placement:
     """Whether the gradients of those copies are parts of a sum."""
 
 
-def apply_plan(model: nn.Module, plan: Plan, axis: Axis, *, sequence: bool = False) -> dict[str, Placement]:
-    """Cut a model, built on meta, for this rank; where each parameter lies. All that does not fit is one `MtError`."""
-    modules = {name: m for name, m in model.named_modules() if name in plan or [*m.parameters(recurse=False)]}
-    rules = {name: [rule for pattern, rule in plan.items() if fnmatchcase(name, pattern)] for name in modules}
-    raise_if(_problems(modules, plan, rules, axis.size))
+NO_EXPERTS = Axis("expert")
+"""The expert axis of a run that cuts no experts."""
+
+
+def apply_plan(
+    model: nn.Module, plan: Plan, axis: Axis, *, sequence: bool = False, expert: Axis = NO_EXPERTS
+) -> dict[str, Placement]:
+    """Cut a model, built on meta, for this rank of the tensor axis `axis` and of the expert axis; where each parameter
+    lies. All that does not fit is one `MtError`."""
+    named = dict(model.named_modules())
+    matches = {name: [rule for pattern, rule in plan.items() if fnmatchcase(name, pattern)] for name in named}
+    modules = {name: m for name, m in named.items() if matches[name] or [*m.parameters(recurse=False)]}
+    rules = {name: matches[name] for name in modules}
+    axes = {"tensor": axis, "expert": expert}
+    raise_if(_problems(modules, plan, rules, {name: each.size for name, each in axes.items()}))
     neighbours = cache(lambda size: part_of(axis, size))
     placements: dict[str, Placement] = {}
     for name, module in modules.items():
         (rule,) = rules[name]
-        if axis.size > 1 and (twin := TWINS.get((type(rule), getattr(module, "op", None)))):
-            module.op = twin(axis, sequence)
+        over = axes[cut_axis(rule)]
+        if over.size > 1 and (twin := TWINS.get((type(rule), getattr(module, "op", None)))):
+            module.op = twin(over, sequence)
         for leaf, parameter in module.named_parameters(recurse=False):
-            _cut(parameter, cut_dim(rule, leaf), axis)
-            placements[f"{name}.{leaf}"] = _placement(parameter, leaf, rule, axis, neighbours, sequence=sequence)
+            _cut(parameter, cut_dim(rule, leaf), over)
+            place = _placement(parameter, leaf, rule, axis, neighbours, sequence=sequence)
+            placements[f"{name}.{leaf}"] = replace(place, axis=expert) if isinstance(rule, Expert) else place
     return placements
 
 
@@ -112,13 +134,18 @@ def cut_dim(rule: Rule, leaf: str) -> int | None:
             return dim
         case Row(dim), "weight":
             return dim
-        case Vocab(), _:
+        case Vocab() | Expert(), _:
             return 0
     return None
 
 
+def cut_axis(rule: Rule) -> str:
+    """The name of the axis over which a rule cuts."""
+    return "expert" if isinstance(rule, Expert) else "tensor"
+
+
 def _problems(
-    modules: Mapping[str, nn.Module], plan: Plan, rules: Mapping[str, list[Rule]], size: int
+    modules: Mapping[str, nn.Module], plan: Plan, rules: Mapping[str, list[Rule]], sizes: Mapping[str, int]
 ) -> Iterator[Problem]:
     for name, found in rules.items():
         if len(found) != 1:
@@ -128,9 +155,9 @@ def _problems(
             yield Problem(f"plan rule {pattern!r}", "matches no module", "rules for modules of this model")
     for name, module in modules.items():
         for leaf, parameter in module.named_parameters(recurse=False):
-            for dim in {cut_dim(rule, leaf) for rule in rules[name]}:
-                if dim is not None and (length := parameter.shape[dim]) % size:
-                    yield Problem(f"{name}.{leaf}", f"dim {dim} is {length}", f"multiples of parallel.tensor = {size}")
+            for dim, axis in {(cut_dim(rule, leaf), cut_axis(rule)) for rule in rules[name]}:
+                if dim is not None and (length := parameter.shape[dim]) % (size := sizes[axis]):
+                    yield Problem(f"{name}.{leaf}", f"dim {dim} is {length}", f"multiples of parallel.{axis} = {size}")
 
 
 def _cut(parameter: nn.Parameter, dim: int | None, axis: Axis) -> None:
@@ -149,9 +176,9 @@ def _placement(
     sequence: bool,
 ) -> Placement:
     dim = cut_dim(rule, leaf)
-    if dim is None:
+    if dim is None or isinstance(rule, Expert):
         shared = isinstance(rule, Heads) or (sequence and not isinstance(rule, Replicate))
-        return Placement(copies=axis, partial=shared and axis.size > 1)
+        return Placement(dim, copies=axis, partial=shared and axis.size > 1)
     if isinstance(rule, Column) and rule.copies > 1:
         own = parameter.shape[1] - rule.copied
         return Placement(

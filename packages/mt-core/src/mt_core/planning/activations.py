@@ -1,13 +1,14 @@
 """What autograd keeps of a forward pass, tensor by tensor (a test compares it with a real block's saved tensors).
 
-Counted for the layers as they are written, without torch.compile, which keeps less. Letters as in the model: D model
-size, F hidden features, H heads, G key/value groups, K head size, V vocabulary rows of a rank.
+Counted for the layers as they are written, without torch.compile, which keeps less; experts are chosen equally often.
+Letters as in the model: D model size, F hidden features, H heads, G key/value groups, K head size, V vocabulary rows of
+a rank.
 """
 
 from dataclasses import dataclass
 from typing import Any
 
-from mt_core.planning.layout import Layout
+from mt_core.planning.layout import Layout, experts_of
 from mt_core.planning.parameters import rank_vocabulary
 from mt_core.planning.precision import BYTES, state_bytes
 
@@ -50,7 +51,7 @@ def tokens_of(config: Any, layout: Layout) -> int:
 
 def layer_kept(config: Any, layout: Layout) -> list[Kept]:
     """Everything that one layer keeps without recompute."""
-    model, tokens, tensor = config.model, tokens_of(config, layout), layout.dims.tensor
+    model, tokens = config.model, tokens_of(config, layout)
     a = BYTES[config.precision.dtype]
     between = tokens * model.model_size * a / layout.sequence_parts
     statistics = tokens * STATISTICS[model.norm.kind] * max(4, a) / layout.sequence_parts
@@ -59,8 +60,22 @@ def layer_kept(config: Any, layout: Layout) -> list[Kept]:
         Kept("statistics of both norms", 2 * statistics),
         Kept("normalised inputs of qkv and up projection", 2 * between),
         *_attention_kept(config, layout, tokens),
-        *_mlp_kept(model.mlp, tokens * model.mlp.size * a / tensor),
+        *(_experts_kept(config, layout) if experts_of(model) else ()),
+        *_mlp_kept(model.mlp, hidden(config, layout) * a),
     ]
+
+
+def routed(config: Any, layout: Layout) -> float:
+    """Rows that the experts of a layer get from one rank in a micro-batch: tokens times experts of each."""
+    return tokens_of(config, layout) / layout.sequence_parts * config.model.mlp.top_k
+
+
+def hidden(config: Any, layout: Layout) -> float:
+    """Hidden features of one layer on one rank in a micro-batch."""
+    part = config.model.mlp
+    if experts_of(config.model):
+        return routed(config, layout) * part.size
+    return tokens_of(config, layout) * part.size / layout.dims.tensor
 
 
 def _attention_kept(config: Any, layout: Layout, tokens: int) -> list[Kept]:
@@ -90,8 +105,24 @@ def _attention_kept(config: Any, layout: Layout, tokens: int) -> list[Kept]:
     return [*kept, Kept("log-sum-exp of the scores", H * tokens * 4, core=True)]
 
 
+def _experts_kept(config: Any, layout: Layout) -> list[Kept]:
+    """What a mixture keeps around its experts' hidden features."""
+    part, D, a = config.model.mlp, config.model.model_size, BYTES[config.precision.dtype]
+    wide, rows = max(4, a), routed(config, layout)
+    tokens = rows / part.top_k
+    orders = 5 if layout.dims.expert > 1 else 3  # int64: choices, tokens of rows, their order; of exchanged rows, twice
+    every = tokens * part.experts
+    probabilities = (rows if part.normalized else every) + (every if part.balance else 0)
+    return [
+        Kept("input of the router, widened", tokens * D * wide if a < wide else 0),
+        Kept("weights of choices, narrow", rows * a if a < wide or not part.normalized else 0),
+        Kept("probabilities, and orders of choices", probabilities * wide + rows * 8 * orders),
+        Kept("rows into and out of experts", 2 * rows * D * a),
+    ]
+
+
 def _mlp_kept(part: Any, features: float) -> list[Kept]:
-    if part.kind == "gated":
+    if part.kind in ("gated", "moe"):
         return [
             Kept("gate and up", 2 * features),
             Kept("activated gate", features),
@@ -106,7 +137,7 @@ def activations_of(config: Any, layout: Layout) -> Activations:
     full, core = sum(part.size for part in parts), sum(part.size for part in parts if part.core)
     a, tokens, method = BYTES[config.precision.dtype], tokens_of(config, layout), layout.recompute.method
     between = tokens * config.model.model_size * a / layout.sequence_parts
-    gradients = GRADIENTS * tokens * config.model.mlp.size * a / layout.dims.tensor
+    gradients = GRADIENTS * hidden(config, layout) * a
     size = min(layout.recompute.layers, layers)
     match layout.recompute.granularity, method:
         case "selective", _:
@@ -121,8 +152,7 @@ def activations_of(config: Any, layout: Layout) -> Activations:
 
 
 def _loss(config: Any, layout: Layout) -> float:
-    """Logits are whole. One rank: log-softmax, its gradient and the loss's; cut vocabulary: two and the narrow one."""
-    a, wide = BYTES[config.precision.dtype], state_bytes(config.precision).wide
-    tensor = layout.dims.tensor
-    each = 3 * wide if tensor == 1 else 2 * wide + (a if a < wide else 0)
+    """Whole logits. Compiled: themselves; else three of them, wide, with a cut vocabulary beside the logits."""
+    a, wide, tensor = BYTES[config.precision.dtype], state_bytes(config.precision).wide, layout.dims.tensor
+    each = a if config.runtime.compile else 3 * wide + (a if tensor > 1 and a < wide else 0)
     return tokens_of(config, layout) * rank_vocabulary(config.model, tensor) * each

@@ -3,9 +3,10 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
+from math import gcd
 from typing import Any
 
-from mt_core.planning.layout import Layout, Recompute, axis_problems
+from mt_core.planning.layout import Layout, Recompute, axis_problems, experts_of
 from mt_core.planning.memory import GIB, memory, total
 from mt_core.planning.nearest import cuts
 from mt_core.planning.plan import Plan, plan_layout
@@ -29,7 +30,7 @@ class Advice:
 def what_fits(config: Any, layout: Layout, profile: Profile, *, ranks: int, count: int = 5) -> list[Advice]:
     """Up to `count` layouts of `ranks` that fit; fewer changes are preferred, then speed."""
     ranked: dict[int, dict[object, list[Layout]]] = {}
-    for other in _others(layout, ranks, config.model.layers):
+    for other in _others(layout, ranks, config.model):
         if not any(axis_problems(config, other)):
             alike = replace(other, recompute=Recompute())
             ranked.setdefault(len(changes(layout, other)), {}).setdefault(alike, []).append(other)
@@ -60,13 +61,14 @@ def _fastest(config: Any, layout: Layout, profile: Profile, others: list[Layout]
     return min(plans, key=lambda advice: advice.plan.step.seconds, default=None)
 
 
-def _others(layout: Layout, ranks: int, layers: int) -> Iterator[Layout]:
+def _others(layout: Layout, ranks: int, model: Any) -> Iterator[Layout]:
     """Everything that saves memory, alone and together."""
     tensors, contexts = ([size * 2**n for n in range(4)] for size in (layout.dims.tensor, layout.dims.context))
     cut = [c for c in cuts(layout, ranks) if c.dims.tensor in tensors and c.dims.context in contexts]
+    cut = [recut for c in cut for recut in _experts(c, experts_of(model))]
     micros = [layout.micro_batch // 2**n for n in range(8) if layout.micro_batch % 2**n == 0]
     shardings = SHARDING[SHARDING.index(layout.sharding) :]
-    for other, sharding, again, micro in product(cut, shardings, _recomputes(layout.recompute, layers), micros):
+    for other, sharding, again, micro in product(cut, shardings, _recomputes(layout.recompute, model.layers), micros):
         for sequence in {other.sequence, other.dims.tensor > 1}:
             for shard in {other.dims.shard, None} if sharding != "replicate" else {1}:
                 if shard == 1 and sharding != "replicate":
@@ -75,6 +77,13 @@ def _others(layout: Layout, ranks: int, layers: int) -> Iterator[Layout]:
                 yield replace(
                     other, dims=dims, sequence=sequence, sharding=sharding, recompute=again, micro_batch=micro
                 )
+
+
+def _experts(layout: Layout, experts: int) -> Iterator[Layout]:
+    """The layout, and with its experts cut over 2, 4 and 8 times as many ranks, as far as they divide."""
+    for size in [layout.dims.expert * 2**n for n in range(4)]:
+        if size == layout.dims.expert or (experts and gcd(experts, layout.dims.data * layout.dims.context) % size == 0):
+            yield replace(layout, dims=replace(layout.dims, expert=size))
 
 
 def _recomputes(present: Recompute, layers: int) -> list[Recompute]:
@@ -91,6 +100,7 @@ def changes(old: Layout, new: Layout) -> tuple[tuple[str, ...], ...]:
             "parallel.tensor": (old.dims.tensor, new.dims.tensor),
             "parallel.context": (old.dims.context, new.dims.context),
             "parallel.data": (old.dims.data, new.dims.data),
+            "parallel.expert": (old.dims.expert, new.dims.expert),
             "parallel.sequence": (str(old.sequence).lower(), str(new.sequence).lower()),
         },
         {

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from mt_core.planning.activations import tokens_of
-from mt_core.planning.layout import Layout
+from mt_core.planning.activations import routed, tokens_of
+from mt_core.planning.layout import Layout, experts_of
 from mt_core.planning.parameters import parameters_of
 from mt_core.planning.precision import BYTES, state_bytes
 from mt_core.planning.profile import Profile
@@ -63,7 +63,12 @@ def micro_batches(config: Any, layout: Layout) -> int:
 
 def transfers(config: Any, layout: Layout) -> list[Transfer]:
     """Every collective of a step that carries more than a few numbers."""
-    return [*_tensor(config, layout), *_context(config, layout), *_data(config, layout)]
+    return [
+        *_tensor(config, layout),
+        *_context(config, layout),
+        *_expert(config, layout),
+        *_data(config, layout),
+    ]
 
 
 def _tensor(config: Any, layout: Layout) -> Iterator[Transfer]:
@@ -71,34 +76,42 @@ def _tensor(config: Any, layout: Layout) -> Iterator[Transfer]:
     if dims.tensor == 1:
         return
     size = tokens_of(config, layout) * model.model_size * a
-    layers, n = model.layers, dims.tensor
-    again = _layers_again(layout, layers)
+    n, each = dims.tensor, 1 if experts_of(model) else 2  # experts are whole: tensor ranks exchange nothing for them
+    calls, again = each * model.layers + 1, each * _layers_again(layout, model.layers)
 
     def row(collective: str, what: str, phase: Phase, calls: float, hidden: str = "") -> Transfer:
         return Transfer("tensor", n, collective, what, phase, calls, size, hidden, n)
 
     if layout.sequence:
-        yield row("all-gather", "inputs of qkv and up projections, of the output layer", "forward", 2 * layers + 1)
-        yield row("reduce-scatter", "results of out and down projections, of the embedding", "forward", 2 * layers + 1)
+        yield row("all-gather", "inputs of qkv and up projections, of the output layer", "forward", calls)
+        yield row("reduce-scatter", "results of out and down projections, of the embedding", "forward", calls)
         if again:
-            yield row("all-gather", "inputs, computed again", "backward", 2 * again)
-            yield row("reduce-scatter", "results, computed again", "backward", 2 * again)
-        yield row("all-gather", "gradients of out and down projections, of the embedding", "backward", 2 * layers + 1)
-        yield row("all-gather", "inputs, for the weights' gradients", "backward", 2 * layers + 1, "matrix products")
-        yield row("reduce-scatter", "gradients of those inputs", "backward", 2 * layers + 1, "matrix products")
-        whole = state_bytes(config.precision).wide * parameters_of(model, n).whole
-        yield Transfer("tensor", n, "all-reduce", "gradients of norms and row biases", "reduce", 1, whole, span=n)
+            yield row("all-gather", "inputs, computed again", "backward", again)
+            yield row("reduce-scatter", "results, computed again", "backward", again)
+        yield row("all-gather", "gradients of out and down projections, of the embedding", "backward", calls)
+        yield row("all-gather", "inputs, for the weights' gradients", "backward", calls, "matrix products")
+        yield row("reduce-scatter", "gradients of those inputs", "backward", calls, "matrix products")
+        whole = _partial(config, layout) * state_bytes(config.precision).wide
+        told = "gradients of norms and row biases" + (", of routers and experts" if experts_of(model) else "")
+        yield Transfer("tensor", n, "all-reduce", told, "reduce", 1, whole, span=n)
     else:
-        yield row("all-reduce", "results of out and down projections, of the embedding", "forward", 2 * layers + 1)
+        yield row("all-reduce", "results of out and down projections, of the embedding", "forward", calls)
         if again:
-            yield row("all-reduce", "results, computed again", "backward", 2 * again)
+            yield row("all-reduce", "results, computed again", "backward", again)
         yield row(
             "all-reduce",
             "gradients of qkv's, up's and the output's inputs",
             "backward",
-            2 * layers + 1,
+            calls,
             "matrix products",
         )
+
+
+def _partial(config: Any, layout: Layout) -> float:
+    """Elements of this rank's masters of which tensor ranks have parts of the gradient; only experts are many."""
+    dims = layout.dims
+    count = parameters_of(config.model, dims.tensor, dims.expert)
+    return count.whole - count.experts + count.experts / dims.expert_sharers
 
 
 def _layers_again(layout: Layout, layers: int) -> int:
@@ -140,33 +153,78 @@ def _context(config: Any, layout: Layout) -> Iterator[Transfer]:
             yield row("all-to-all", "their gradients", "backward", layers, heads + keys)
 
 
+def _expert(config: Any, layout: Layout) -> Iterator[Transfer]:
+    """Rows of the width of the model, there and back; the transpose of each in the backward pass."""
+    dims, layers = layout.dims, config.model.layers
+    if dims.expert == 1:
+        return
+    size = routed(config, layout) * config.model.model_size * BYTES[config.precision.dtype]
+    again = _layers_again(layout, layers)
+
+    def row(what: str, phase: Phase, calls: float) -> Transfer:
+        return Transfer("expert", dims.expert, "all-to-all", what, phase, calls, size, span=dims.expert * dims.tensor)
+
+    yield row("tokens to their experts and back", "forward", 2 * layers)
+    if again:
+        yield row("the same, computed again", "backward", 2 * again)
+    yield row("their gradients", "backward", 2 * layers)
+
+
+@dataclass(frozen=True, slots=True)
+class _Shared:
+    """Parameters that the same ranks share."""
+
+    elements: int
+    sharers: int
+    replicas: int
+    stride: int
+    """Ranks from one that shares them to the next."""
+    units: int
+    """Parts that FSDP gathers one by one."""
+    kept: int = 0
+    """Elements that FSDP keeps gathered from forward to backward."""
+    of: str = ""
+
+
 def _data(config: Any, layout: Layout) -> Iterator[Transfer]:
-    dims, each = layout.dims, state_bytes(config.precision)
-    count = parameters_of(config.model, dims.tensor)
-    if dims.data * dims.context == 1:
+    dims = layout.dims
+    count = parameters_of(config.model, dims.tensor, dims.expert)
+    apart = count.experts if dims.expert > 1 else 0
+    holders = dims.data * dims.context // dims.expert
+    sharers, layers = dims.expert_sharers, config.model.layers
+    rest = _Shared(count.total - apart, layout.sharers, layout.replicas, dims.tensor, layers + 1, count.ends)
+    yield from _shared(config, layout, rest)
+    if apart:
+        stride = dims.tensor * dims.expert
+        experts = _Shared(apart, sharers, holders // sharers, stride, layers, of=" of experts")
+        yield from _shared(config, layout, experts)
+
+
+def _shared(config: Any, layout: Layout, part: _Shared) -> Iterator[Transfer]:
+    each = state_bytes(config.precision)
+    if part.sharers * part.replicas == 1:
         return
     reducing = "last backward pass" if layout.overlap_grad_reduce else ""
-    shared = {"n": layout.sharers, "span": layout.sharers * dims.tensor}
-    buckets = -(-count.total // layout.bucket_size)
+    shared = {"n": part.sharers, "span": part.sharers * part.stride}
+    buckets = -(-part.elements // layout.bucket_size)
 
     def row(collective: str, what: str, phase: Phase, calls: float, size: float, hidden: str, *, n: int, span: int):
-        return Transfer("data", n, collective, what, phase, calls, size / calls, hidden, span)
+        return Transfer("data", n, collective, what.format(of=part.of), phase, calls, size / calls, hidden, span)
 
-    if layout.sharding == "fsdp" and layout.sharers > 1:
-        units, weights = config.model.layers + 1, each.weight * count.total
-        yield row("all-gather", "weights", "forward", units, weights, "forward pass", **shared)
-        yield row(
-            "all-gather", "weights, for backward", "backward", units, each.weight * (count.total - count.ends),
-            "backward pass", **shared,
-        )  # fmt: skip
-        yield row("reduce-scatter", "gradients", "backward", units, each.wide * count.total, "backward pass", **shared)
-    elif layout.sharding == "zero1" and layout.sharers > 1:
-        yield row("reduce-scatter", "gradients", "reduce", buckets, each.gradient * count.total, reducing, **shared)
+    if layout.sharding == "fsdp" and part.sharers > 1:
+        weights, again = each.weight * part.elements, each.weight * (part.elements - part.kept)
+        yield row("all-gather", "weights{of}", "forward", part.units, weights, "forward pass", **shared)
+        yield row("all-gather", "weights{of}, for backward", "backward", part.units, again, "backward pass", **shared)
+        gradients = each.wide * part.elements
+        yield row("reduce-scatter", "gradients{of}", "backward", part.units, gradients, "backward pass", **shared)
+    elif layout.sharding == "zero1" and part.sharers > 1:
+        gradients, weights = each.gradient * part.elements, each.weight * part.elements
+        yield row("reduce-scatter", "gradients{of}", "reduce", buckets, gradients, reducing, **shared)
         gathering = "first forward pass" if layout.overlap_param_gather else ""
-        yield row("all-gather", "updated weights", "gather", buckets, each.weight * count.total, gathering, **shared)
-    if layout.replicas > 1:
-        size = (each.wide if layout.sharding == "fsdp" else each.gradient) * count.total / layout.sharers
-        span = dims.data * dims.context * dims.tensor
-        what = "gradients" if layout.sharers == 1 else "parts of gradients, among copies"
-        reducing = "" if layout.sharding == "zero1" and layout.sharers > 1 else reducing  # its parts come too late
-        yield row("all-reduce", what, "reduce", buckets, size, reducing, n=layout.replicas, span=span)
+        yield row("all-gather", "updated weights{of}", "gather", buckets, weights, gathering, **shared)
+    if part.replicas > 1:
+        size = (each.wide if layout.sharding == "fsdp" else each.gradient) * part.elements / part.sharers
+        span = part.sharers * part.replicas * part.stride
+        what = "gradients{of}" if part.sharers == 1 else "parts of gradients{of}, among copies"
+        reducing = "" if layout.sharding == "zero1" and part.sharers > 1 else reducing  # its parts come too late
+        yield row("all-reduce", what, "reduce", buckets, size, reducing, n=part.replicas, span=span)

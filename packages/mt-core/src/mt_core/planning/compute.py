@@ -7,8 +7,8 @@ copy rate. Kernels' own start-up, and the lower rate of small matrices, are left
 from dataclasses import dataclass
 from typing import Any
 
-from mt_core.planning.activations import tokens_of
-from mt_core.planning.layout import Layout
+from mt_core.planning.activations import hidden, routed, tokens_of
+from mt_core.planning.layout import Layout, experts_of
 from mt_core.planning.parameters import parameters_of, rank_vocabulary
 from mt_core.planning.precision import BYTES, state_bytes
 from mt_core.planning.profile import Profile
@@ -35,8 +35,10 @@ TRAFFIC = {
     (False, "backward"): Traffic(12, 9, 13, 3),
 }
 """By whether blocks are compiled."""
-LOGITS = 40
-"""Bytes read and written for each fp32 logit by the loss and its gradient, logits whole."""
+ROUTED = 7
+"""Elements read and written for each feature of an expert's row: gathered 2, put back 2, weighted 2, added up 1."""
+LOGITS, COMPILED_LOGITS = 10, 3
+"""Numbers read and written for each logit by the loss and its gradient: in fp32 or wider, and compiled, as they are."""
 OPTIMIZER = 40
 """Bytes for each fp32 weight: norm 4, clipping 8, clearing 4, and 28 in and out of Adam."""
 
@@ -83,6 +85,7 @@ def compute(config: Any, layout: Layout, profile: Profile) -> Compute:
     third = tokens / tensor / 3 / 1e12  # a third of a token's FLOPs is forward, on each tensor rank
     matrices = model.flops_per_token(0)
     core = third * (model.flops_per_token(length) - matrices)
+    matrices += _repeated(config, layout)
     products, output = third * matrices / rates.gemm, third * 6 * model.vocab_size * model.model_size / rates.gemm
     forward, core_forward = _kernels(config, layout, "forward") / copy, core / rates.attention_forward
     again = {
@@ -97,10 +100,18 @@ def compute(config: Any, layout: Layout, profile: Profile) -> Compute:
         kernels_forward=forward,
         kernels_backward=_kernels(config, layout, "backward") / copy,
         again=again,
-        loss=tokens * rank_vocabulary(model, tensor) * LOGITS * (state_bytes(config.precision).wide / 4) / copy,
+        loss=tokens * rank_vocabulary(model, tensor) * _bytes_of_logit(config) / copy,
         accumulate=_accumulate(config, layout) / copy,
         optimizer=_optimizer(config, layout) / copy,
     )
+
+
+def _repeated(config: Any, layout: Layout) -> float:
+    """FLOPs of a token that other tensor ranks do as well: those of its experts, unless they share the sequence."""
+    if not experts_of(config.model):
+        return 0.0
+    flops = 6 * config.model.layers * config.model.mlp.top_k * 3 * config.model.mlp.size * config.model.model_size
+    return flops * (layout.dims.tensor / layout.sequence_parts - 1)
 
 
 def _share_again(config: Any, layout: Layout) -> float:
@@ -116,18 +127,30 @@ def _kernels(config: Any, layout: Layout, phase: str) -> float:
     part = model.attention
     turned = (part.heads + part.kv_groups) * part.head_size / tensor if model.position.kind == "rope" else 0
     elements = each.model * model.model_size / layout.sequence_parts + each.turned * turned
-    elements += (each.gated if model.mlp.kind == "gated" else each.dense) * model.mlp.size / tensor
-    return elements * tokens_of(config, layout) * model.layers * BYTES[config.precision.dtype]
+    elements *= tokens_of(config, layout)
+    elements += (each.dense if model.mlp.kind == "dense" else each.gated) * hidden(config, layout)
+    if experts_of(model):
+        elements += ROUTED * routed(config, layout) * model.model_size
+    return elements * model.layers * BYTES[config.precision.dtype]
+
+
+def _bytes_of_logit(config: Any) -> int:
+    """Moved by the loss and its gradient."""
+    if config.runtime.compile:
+        return COMPILED_LOGITS * BYTES[config.precision.dtype]
+    return LOGITS * state_bytes(config.precision).wide
 
 
 def _accumulate(config: Any, layout: Layout) -> float:
     """A gradient read, the sum read and written."""
-    each, count = state_bytes(config.precision), parameters_of(config.model, layout.dims.tensor).total
+    each, dims = state_bytes(config.precision), layout.dims
+    count = parameters_of(config.model, dims.tensor, dims.expert).total
     if layout.sharding == "fsdp":
         return (2 * each.weight + each.wide) * count  # widened for the reduction
     return (each.weight + 2 * each.gradient) * count
 
 
 def _optimizer(config: Any, layout: Layout) -> float:
-    each, count = state_bytes(config.precision), parameters_of(config.model, layout.dims.tensor).total
-    return (OPTIMIZER * each.wide / 4 + each.weight) * count / layout.sharers
+    each, dims = state_bytes(config.precision), layout.dims
+    shared = parameters_of(config.model, dims.tensor, dims.expert).shared(dims)
+    return (OPTIMIZER * each.wide / 4 + each.weight) * shared

@@ -5,6 +5,7 @@ The same rules serve `mt plan` and `mt train`; `mt_core.planning.nearest` looks 
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from math import lcm
 from typing import Any
 
 from mt_core.errors import Problem
@@ -37,7 +38,7 @@ class Layout:
     @property
     def sharers(self) -> int:
         """Ranks that share one copy of the sharded state."""
-        return self.dims.shard or self.dims.data * self.dims.context
+        return self.dims.sharers
 
     @property
     def replicas(self) -> int:
@@ -51,12 +52,16 @@ class Layout:
 
 
 def layout_of(config: Any, ranks: int | None = None) -> Layout:
-    """The layout that a `RunConfig` asks for; the data axis, if unset, is what the others leave of `ranks`."""
+    """The layout that a `RunConfig` asks for.
+
+    The data axis, if unset, is what the others leave of `ranks`; without those, as short as what is shared allows.
+    """
     parallel, recompute = config.parallel, config.recompute
-    data = parallel.data or max((ranks or 0) // (parallel.tensor * parallel.context), 1)
     shard = 1 if parallel.sharding == "replicate" else parallel.shard_size
+    least = lcm(parallel.context, parallel.expert, shard or 1) // parallel.context
+    data = parallel.data or (least if ranks is None else max(ranks // (parallel.tensor * parallel.context), 1))
     return Layout(
-        dims=ParallelDims(data, parallel.context, parallel.tensor, shard),
+        dims=ParallelDims(data, parallel.context, parallel.tensor, shard, parallel.expert),
         sequence=parallel.sequence,
         exchange=parallel.context_exchange,
         sharding=parallel.sharding,
@@ -91,6 +96,7 @@ def axis_problems(config: Any, layout: Layout) -> Iterator[Problem]:
     wrong = list(_tensor(config, layout))
     yield from wrong or _sequence(config, layout)
     yield from _context(config, layout)
+    yield from _expert(config, layout)
     yield from _batch(config, layout)
 
 
@@ -99,8 +105,9 @@ def _tensor(config: Any, layout: Layout) -> Iterator[Problem]:
     rules = [
         ("model.attention.heads", attention.heads, lambda t: attention.heads % t == 0),
         ("model.attention.kv_groups", attention.kv_groups, lambda t: _groups_fit(attention.kv_groups, t)),
-        ("model.mlp.size", config.model.mlp.size, lambda t: config.model.mlp.size % t == 0),
     ]
+    if not experts_of(config.model):  # those are whole on tensor ranks
+        rules.append(("model.mlp.size", config.model.mlp.size, lambda t: config.model.mlp.size % t == 0))
     fits = _listed(t for t in range(1, attention.heads + 1) if all(rule(t) for _, _, rule in rules))
     for name, size, rule in rules:
         if not rule(tensor):
@@ -141,6 +148,25 @@ def _context(config: Any, layout: Layout) -> Iterator[Problem]:
         if share % dims.context:
             found = f"{dims.context} does not divide the {share} {name} of a tensor rank, as all_to_all needs"
             yield Problem("parallel.context", found, f'allowed: {fits}, or context_exchange = "ring"')
+
+
+def _expert(config: Any, layout: Layout) -> Iterator[Problem]:
+    expert, together = layout.dims.expert, layout.dims.data * layout.dims.context
+    if expert == 1:
+        return
+    if not (experts := experts_of(config.model)):
+        found = f'{expert}, but model.mlp.kind "{config.model.mlp.kind}" has no experts'
+        yield Problem("parallel.expert", found, 'allowed: 1, or model.mlp.kind = "moe"')
+        return
+    fits = _listed(_divisors(together, lambda e: experts % e == 0))
+    for name, number in (("model.mlp.experts", experts), ("data × context", together)):
+        if number % expert:
+            yield Problem("parallel.expert", f"{expert} does not divide {name} = {number}", f"allowed: {fits}")
+
+
+def experts_of(model: Any) -> int:
+    """Experts of each layer, 0 if it has none."""
+    return model.mlp.experts if model.mlp.kind == "moe" else 0
 
 
 def _batch(config: Any, layout: Layout) -> Iterator[Problem]:

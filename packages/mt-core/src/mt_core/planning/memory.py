@@ -1,4 +1,4 @@
-"""Memory of one GPU by category. All ranks are alike: no axis so far gives one rank more than another.
+"""Memory of one GPU by category. All ranks are alike: no axis gives one more than another, if experts are used equally.
 
 A step has two high points, and the higher one counts: the turn from forward to backward, where all activations and the
 logits exist, and a layer's backward pass, where a group of layers may have been computed again.
@@ -7,7 +7,7 @@ logits exist, and a layer's backward pass, where a group of layers may have been
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from mt_core.planning.activations import activations_of, tokens_of
+from mt_core.planning.activations import activations_of, routed, tokens_of
 from mt_core.planning.layout import Layout
 from mt_core.planning.parameters import parameters_of
 from mt_core.planning.precision import BYTES, state_bytes
@@ -53,8 +53,9 @@ def by_category(items: list[Item]) -> dict[Category, float]:
 
 def _state(config: Any, layout: Layout) -> list[Item]:
     """Parameters and what the optimizer keeps: 18, 20 or 16 bytes each (precision.py), parts of it shared."""
-    each, count = state_bytes(config.precision), parameters_of(config.model, layout.dims.tensor)
-    shared = count.total / layout.sharers
+    dims, each = layout.dims, state_bytes(config.precision)
+    count = parameters_of(config.model, dims.tensor, dims.expert)
+    shared = count.shared(dims)
     optimizer = [
         Item("gradients", "fp32 copies for the optimizer", each.wide_gradient * shared),
         Item("master weights", "weights that are updated", each.master * shared),
@@ -85,8 +86,9 @@ def _working(config: Any, layout: Layout) -> list[Item]:
 
 
 def _buffers(config: Any, layout: Layout) -> list[Item]:
-    each, count = state_bytes(config.precision), parameters_of(config.model, layout.dims.tensor)
-    dims, a = layout.dims, BYTES[config.precision.dtype]
+    dims, a, each = layout.dims, BYTES[config.precision.dtype], state_bytes(config.precision)
+    count = parameters_of(config.model, dims.tensor, dims.expert)
+    rows = 2 * routed(config, layout) * config.model.model_size * a if dims.expert > 1 else 0
     whole = tokens_of(config, layout) * config.model.model_size * a
     attention = config.model.attention
     keys = 2 * tokens_of(config, layout) * max(attention.kv_groups / dims.tensor, 1) * attention.head_size * a
@@ -99,4 +101,5 @@ def _buffers(config: Any, layout: Layout) -> list[Item]:
         ),
         Item("buffers", "gathered sequence, its gradient", 2 * whole if layout.sequence else 0),
         Item("buffers", "keys, values of other ranks", keys if dims.context > 1 else 0),
+        Item("buffers", "rows on their way to experts", rows),
     ]

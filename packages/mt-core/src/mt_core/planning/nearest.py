@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
-from math import log2
+from math import gcd, log2
 from typing import Any
 
 from mt_core.errors import Problem
@@ -13,7 +13,8 @@ from mt_core.planning.layout import Layout, axis_problems, layout_of
 def nearest(config: Any, ranks: int, *, count: int = 3) -> list[Layout]:
     """Up to `count` layouts of `ranks` that pass, those with the least change of tensor, context and data first.
 
-    Sequence parallelism is given up where tensor is 1, and a shard_size that no longer divides.
+    Sequence parallelism is given up where tensor is 1, a shard_size that no longer divides, and of the expert axis what
+    does not.
     """
     wanted = layout_of(config, ranks)
     legal = [layout for layout in cuts(wanted, ranks) if not any(axis_problems(config, layout))]
@@ -30,9 +31,10 @@ def cuts(layout: Layout, ranks: int) -> Iterator[Layout]:
 
 def recut(layout: Layout, *, tensor: int, context: int, data: int) -> Layout:
     """`layout` with other axes; what no longer makes sense with them is dropped."""
-    shard = layout.dims.shard
+    shard, expert = layout.dims.shard, gcd(layout.dims.expert, data * context)
     shard = shard if shard and data * context % shard == 0 else None
-    return replace(layout, dims=ParallelDims(data, context, tensor, shard), sequence=layout.sequence and tensor > 1)
+    dims = ParallelDims(data, context, tensor, shard, expert)
+    return replace(layout, dims=dims, sequence=layout.sequence and tensor > 1)
 
 
 def _distance(one: ParallelDims, other: ParallelDims) -> tuple[float, int, int]:
@@ -55,4 +57,5 @@ def nearest_problem(config: Any, ranks: int) -> Problem:
 def describe(layout: Layout) -> str:
     """The axes in words."""
     dims, sequence = layout.dims, " + sequence" if layout.sequence else ""
-    return f"tensor {dims.tensor}{sequence} × context {dims.context} × data {dims.data}"
+    expert = f", expert {dims.expert}" if dims.expert > 1 else ""
+    return f"tensor {dims.tensor}{sequence} × context {dims.context} × data {dims.data}{expert}"

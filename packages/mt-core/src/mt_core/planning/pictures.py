@@ -3,11 +3,12 @@
 from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 from math import floor, log10
+from typing import get_args
 
 from mt_core.parallel.dims import AXES, ParallelDims
 from mt_core.planning.memory import CATEGORIES, GIB, by_category
 from mt_core.planning.plan import Plan
-from mt_core.planning.step_time import Span
+from mt_core.planning.step_time import Lane, Span
 
 STYLE = """<style>
   .ground { fill: #ffffff } text { fill: #1f2328; font: 12px sans-serif } .title { font-size: 15px; font-weight: 600 }
@@ -70,7 +71,7 @@ def memory_svg(plan: Plan, title: str) -> str:
 def timeline_svg(plan: Plan, title: str) -> str:
     """Lanes for arithmetic and for each axis that communicates, to scale."""
     seconds, scale = plan.step.seconds, (WIDTH - LEFT - RIGHT) / plan.step.seconds
-    lanes = [lane for lane in ("compute", "tensor", "context", "data") if any(s.lane == lane for s in plan.step.spans)]
+    lanes = [lane for lane in get_args(Lane) if any(s.lane == lane for s in plan.step.spans)]
     body: list[str] = []
     for row, lane in enumerate(lanes):
         y = TOP + row * (BAR + GAP)

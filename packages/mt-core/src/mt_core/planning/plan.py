@@ -15,6 +15,7 @@ from mt_core.planning.step_time import StepTime, step_time
 ASSUMPTIONS = (
     "Adam with fp32 moments; other optimizers hold other state.",
     "Activations as the layers save them without torch.compile; a fused attention core keeps no scores.",
+    "Experts are chosen equally often: no rank gets more rows than another.",
     "Logits exist whole, with their gradient; the vocabulary of a rank is padded to vocab_divisor × tensor.",
     "Reserved memory is an estimate, and the allocator's fragmentation is not counted: leave a few percent free.",
     "FSDP holds two layers whole, and what lies outside the layers; it gathers and reduces in every micro-batch.",

@@ -16,7 +16,7 @@ from mt_core.planning.layout import Layout
 from mt_core.planning.parameters import parameters_of
 from mt_core.planning.profile import Profile
 
-Lane = Literal["compute", "tensor", "context", "data"]
+Lane = Literal["compute", "tensor", "context", "expert", "data"]
 PIECES = 16
 """Alternations of arithmetic and waiting that a step is drawn with, spread over its micro-batches."""
 
@@ -70,7 +70,7 @@ def step_time(config: Any, layout: Layout, profile: Profile) -> StepTime:
     work, moved, line = compute(config, layout, profile), transfers(config, layout), _Line()
     count = micro_batches(config, layout)
     pieces = max(1, min(config.model.layers, PIECES // count))
-    held = parameters_of(config.model, layout.dims.tensor)
+    held = parameters_of(config.model, layout.dims.tensor, layout.dims.expert)
     bucket = min(1.0, max(layout.bucket_size, held.largest) / held.total)  # a parameter lies in one bucket
     gathers = [t for t in moved if t.phase == "gather"]
     gathered = sum(t.seconds(profile) for t in gathers)

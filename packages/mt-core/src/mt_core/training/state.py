@@ -19,7 +19,7 @@ from mt_core.checkpoint.native import read_meta, reading
 from mt_core.checkpoint.owners import choose_owners
 from mt_core.checkpoint.parts import StoredTensor, check_names, open_part
 from mt_core.parallel.data_parallel import DataParallel
-from mt_core.parallel.gathering import gather_whole, place_of
+from mt_core.parallel.gathering import gather_whole
 from mt_core.training.loss_scale import LossScale
 
 MASTER = "master"
@@ -64,10 +64,11 @@ class TrainState:
         self.engine.publish()
 
     def _part(self, name: str, get: Callable[[str], Any]) -> Tensor:
-        axis = self.engine.mesh.tensor
+        axis = self.engine.placements[name].axis
         local = self.model.from_canonical(name, get, axis.rank, axis.size)
         assert local.shape == self.engine.shapes[name], f"{name}: {local.shape} is not {self.engine.shapes[name]}"
-        return self.engine.view(name, local, self.engine.mesh.shard.rank)
+        shard, _ = self.engine.mesh.sharing(axis)
+        return self.engine.view(name, local, shard.rank)
 
     def parts(self) -> dict[str, Iterator[tuple[str, Tensor]]]:
         """The tensors of a checkpoint that this rank writes. All ranks must iterate over all parts, in this order."""
@@ -79,7 +80,7 @@ class TrainState:
         wide = torch.promote_types(self.engine.dtype, torch.float32).itemsize
         masters = wide if wide != self.engine.dtype.itemsize else 0
         mine = [name for name, owner in self._owners().items() if owner == self.engine.mesh.world.rank]
-        elements = sum(self.engine.shapes[name].numel() for name in mine) * self.engine.mesh.tensor.size
+        elements = sum(self.engine.shapes[name].numel() * self.engine.placements[name].axis.size for name in mine)
         return elements * (self.engine.dtype.itemsize + masters + 2 * wide)
 
     def meta(self) -> dict[str, Any]:
@@ -113,8 +114,7 @@ class TrainState:
         return counts, sorted(state.keys() - counts.keys())
 
     def _whole(self, name: str, part: Tensor | None, owner: int) -> Iterator[tuple[str, Tensor]]:
-        place = place_of(self.engine.mesh, owner)
-        return gather_whole(self.model, self.engine, name, part, place)
+        return gather_whole(self.model, self.engine, name, part, owner)
 
     def _owners(self) -> dict[str, int]:
         """Parameter → the rank that writes it, in the model's order."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mt_core.parallel.dims import dims_of
-from mt_core.parallel.gathering import gather_whole, place_of
+from mt_core.parallel.gathering import gather_whole
 from mt_core.parallel.mesh import Mesh, make_mesh
 from mt_core.parallel.parallelize import parallelize
 from mt_core.plugins import component
@@ -92,9 +92,24 @@ def random_batches(config: Any, mesh: Mesh, step: int, *, documents: bool) -> It
         number = ends.cumsum(-1)
         starts = torch.arange(length) - torch.where(ends, torch.arange(length), 0).cummax(-1).values
         batch |= {"attention_mask": (number[:, :, None] != number[:, None, :])[:, None], "position_ids": starts}
+    batch |= _more(config.model.kind, batch["tokens"], generator)
     micro = config.batch.micro_batch
     for first in range(mesh.data.rank * micro, samples, mesh.data.size * micro):
         yield {name: tensor[first : first + micro] for name, tensor in batch.items()}
+
+
+def _more(kind: str, tokens: Tensor, generator: torch.Generator) -> Named:
+    """What the data of some models says besides: types, padding and order of two parts, or an encoder's tokens."""
+    samples, length = tokens.shape
+    ends = torch.randint(length // 2, length + 1, (samples, 1), generator=generator)
+    text = (torch.arange(length) < ends).long()
+    match kind:
+        case "bert":
+            types, order = (torch.randint(2, size, generator=generator) for size in (tokens.shape, (samples,)))
+            return {"types": types, "is_random": order, "padding_mask": text}
+        case "t5":
+            return {"text_enc": tokens.flip(1), "enc_mask": text}
+    return {}
 
 
 @torch.no_grad()
@@ -104,8 +119,7 @@ def gathered(state: TrainState, what: str) -> Named:
     for name in state.engine.shapes:
         master = state.engine.masters.get(name)
         part = master if master is None or what == "master" else master.grad
-        place = place_of(state.engine.mesh, 0)
-        found |= {n: t.detach().clone() for n, t in gather_whole(state.model, state.engine, name, part, place)}
+        found |= {n: t.detach().clone() for n, t in gather_whole(state.model, state.engine, name, part, 0)}
     return found
 
 

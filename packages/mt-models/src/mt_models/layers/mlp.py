@@ -5,7 +5,7 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mt_core.parallel.plan import Column, Plan, Row, Sequence
+from mt_core.parallel.plan import Column, Expert, Plan, Row, Sequence
 from mt_models import config
 from mt_models.layers.linear import Linear
 from mt_models.layers.moe import MoE
@@ -66,10 +66,10 @@ def make_mlp(part: config.Dense | config.Gated | config.MoE, size: int) -> nn.Mo
 
 
 def plan(part: config.Dense | config.Gated | config.MoE) -> Plan:
-    """Cut by hidden feature; experts are whole on every rank."""
+    """Cut by hidden feature; experts are cut by their number alone, so that tensor ranks have whole ones."""
     match part:
         case config.MoE():
-            return {name: Sequence() for name in ("router", "experts.gate_up", "experts.down")}
+            return {"router": Sequence(), "experts*": Expert()}
         case config.Gated():
             return {"gate_up": Column(dim=1), "down": Row(dim=1)}
         case config.Dense():

@@ -1,7 +1,7 @@
 """A mixture of experts: a router sends each token through `top_k` of E gated feed-forward layers (arXiv:2101.03961).
 
 The router computes in fp32 or wider: a rounded logit may choose another expert. Experts run in a loop, each on the
-tokens that chose it, or on a GPU in bf16 as one grouped matrix product.
+tokens that chose it, or on a GPU in bf16 as one grouped matrix product. Where they are is the business of `Experts.op`.
 
 Shape suffixes: B batch, T tokens, D model size, E experts, F hidden features, N = B·T tokens, C choices of a token,
 M = N·C tokens in the order of their experts.
@@ -14,8 +14,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mt_core.parallel.experts import Dispatch, dispatch, inverse, reorder
 from mt_models import config
 from mt_models.layers.linear import Linear
+
+
+class Balances:
+    """The balance losses of one forward pass, [B] each.
+
+    No list: FSDP2 gives a layer copies of the lists in its arguments, and what is appended to those is lost.
+    """
+
+    def __init__(self) -> None:
+        self.losses: list[Tensor] = []
 
 
 class Stack(nn.Module):
@@ -34,9 +45,14 @@ class Experts(nn.Module):
         self.gate_up = Stack(part.experts, 2, part.size, size)
         self.down = Stack(part.experts, size, part.size)
         self.activation = activation
+        self.op: Dispatch = dispatch
 
     def forward(self, x_MD: Tensor, counts_E: Tensor) -> Tensor:
         """[M, D] to the same shape; the first counts[0] rows are the first expert's, and so on."""
+        return self.op(x_MD, counts_E, self.feed)
+
+    def feed(self, x_MD: Tensor, counts_E: Tensor) -> Tensor:
+        """The same for rows whose experts are all here."""
         multiply = grouped if runs_grouped(x_MD, self.gate_up.weight, self.down.weight) else looped
         gate_MF, up_MF = multiply(x_MD, self.gate_up.weight.flatten(1, 2), counts_E).chunk(2, -1)
         return multiply(self.activation(gate_MF) * up_MF, self.down.weight, counts_E)
@@ -51,21 +67,21 @@ class MoE(nn.Module):
         self.experts = Experts(part, size, activation)
         self.part = part
 
-    def forward(self, x_BTD: Tensor, balances: list[Tensor] | None = None) -> Tensor:
+    def forward(self, x_BTD: Tensor, balances: Balances | None = None) -> Tensor:
         """[B, T, D] to the same shape; the balance loss of each sequence, [B], is appended to `balances`."""
         with torch.autocast(x_BTD.device.type, enabled=False):
             wide = torch.promote_types(x_BTD.dtype, torch.float32)
             logits_BTE = F.linear(x_BTD.to(wide), self.router.weight.to(wide))
         weights_BTC, chosen_BTC = choose(logits_BTE, self.part.top_k, normalized=self.part.normalized)
         if balances is not None and self.part.balance:
-            balances.append(self.part.balance * imbalance(logits_BTE, chosen_BTC))
-        x_ND, chosen_NC = x_BTD.flatten(0, 1), chosen_BTC.flatten(0, 1)
-        order_M = chosen_NC.flatten().argsort(stable=True)
-        tokens_M = order_M // self.part.top_k
-        counts_E = hits(chosen_NC.flatten(), self.part.experts).sum(0)
-        y_MD = self.experts(x_ND[tokens_M], counts_E)
-        y_MD = y_MD * weights_BTC.flatten()[order_M, None].to(y_MD.dtype)
-        return torch.zeros_like(x_ND, dtype=y_MD.dtype).index_add(0, tokens_M, y_MD).view_as(x_BTD)
+            balances.losses.append(self.part.balance * imbalance(logits_BTE, chosen_BTC))
+        chosen_M = chosen_BTC.flatten()
+        order_M = chosen_M.argsort(stable=True)
+        back_M = inverse(order_M)
+        x_MD = spread(x_BTD.flatten(0, 1), order_M, back_M)
+        y_MD = reorder(self.experts(x_MD, hits(chosen_M, self.part.experts).sum(0)), back_M, order_M)
+        y_BTCD = y_MD.view(*chosen_BTC.shape, -1)
+        return (y_BTCD * weights_BTC[..., None].to(y_BTCD.dtype)).sum(2)
 
 
 def choose(logits_BTE: Tensor, top_k: int, *, normalized: bool) -> tuple[Tensor, Tensor]:
@@ -74,6 +90,27 @@ def choose(logits_BTE: Tensor, top_k: int, *, normalized: bool) -> tuple[Tensor,
         highest_BTC, chosen_BTC = logits_BTE.topk(top_k, dim=-1)
         return highest_BTC.softmax(-1), chosen_BTC
     return logits_BTE.softmax(-1).topk(top_k, dim=-1)
+
+
+def spread(x_ND: Tensor, order_M: Tensor, back_M: Tensor) -> Tensor:
+    """Each token's features for each of its choices, choice `order[0]` first; choice m is one of token m // C.
+
+    `back` is the inverse order: with it, gradients are gathered and added up in a fixed order, without atomic sums.
+    """
+    return _Spread.apply(x_ND, order_M, back_M)  # pyright: ignore[reportReturnType]
+
+
+class _Spread(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_ND: Tensor, order_M: Tensor, back_M: Tensor) -> Tensor:
+        ctx.save_for_backward(back_M)
+        ctx.tokens = len(x_ND)
+        return x_ND[order_M // (len(order_M) // len(x_ND))]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (back_M,) = ctx.saved_tensors
+        return gradients[0][back_M].unflatten(0, (ctx.tokens, -1)).sum(1), None, None
 
 
 def imbalance(logits_BTE: Tensor, chosen_BTC: Tensor) -> Tensor:
@@ -103,18 +140,20 @@ def grouped(x_MI: Tensor, weight_EOI: Tensor, counts_E: Tensor) -> Tensor:
 
 
 def runs_grouped(x_MD: Tensor, *weights: Tensor) -> bool:
-    """Whether torch's grouped product takes these: bf16 on a GPU since Hopper, rows of whole 16 bytes."""
-    if x_MD.device.type != "cuda" or torch.cuda.get_device_capability(x_MD.device) < (9, 0):
+    """Whether torch's grouped product takes these: some rows, in bf16 on a GPU since Hopper, of whole 16 bytes."""
+    if x_MD.device.type != "cuda" or not len(x_MD) or torch.cuda.get_device_capability(x_MD.device) < (9, 0):
         return False
     return all(t.dtype == torch.bfloat16 and t.shape[-1] % 8 == 0 for t in (x_MD, *weights))
 
 
-def with_balance(losses_BT: Tensor, balances: list[Tensor]) -> Tensor:
-    """The losses unchanged, but their gradient also flows into the balance losses [B], as if each token's had those.
+def with_balance(losses_BT: Tensor, balances: Balances) -> Tensor:
+    """The losses unchanged, but their gradient also flows into the balance losses, as if each token's had those.
 
     So a balance loss is weighted by the share that its sequence's tokens have in the loss of the step.
     """
-    return losses_BT if not balances else _WithBalance.apply(losses_BT, torch.stack(balances).sum(0))
+    if not balances.losses:
+        return losses_BT
+    return _WithBalance.apply(losses_BT, torch.stack(balances.losses).sum(0))  # pyright: ignore[reportReturnType]
 
 
 class _WithBalance(torch.autograd.Function):

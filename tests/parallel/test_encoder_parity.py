@@ -1,0 +1,86 @@
+"""BERT and T5 compute under each layout what one rank computes, in fp64, gradient by gradient."""
+
+from functools import cache
+from typing import Any
+
+import pytest
+
+from layouts import SAMPLES, data_ranks, run_config
+from mt_cli.verify.record import records
+from mt_core.verification.compare import differences
+from mt_core.verification.measure import Record
+
+RTOL = 1e-12
+ATTENTION = {"heads": 4, "kv_groups": 4, "head_size": 8, "qkv_bias": True, "out_bias": True}
+BIASED = {"mlp": {"kind": "dense", "size": 48, "bias": True}, "norm": {"kind": "layer"}}
+NO_ORDER = {"pooler": False, "binary_head": False}
+MODELS: dict[str, dict[str, Any]] = {
+    "bert": {"kind": "bert", "attention": ATTENTION, **BIASED},
+    "bert, norms after, no order": {
+        "kind": "bert",
+        "attention": ATTENTION,
+        "norm_place": "after",
+        **BIASED,
+        **NO_ORDER,
+    },
+    "t5": {
+        "kind": "t5",
+        "decoder_layers": 2,
+        "attention": {"heads": 4, "kv_groups": 2, "head_size": 6, "scale": 1.0, "qk_norm": True},
+        "mlp": {"kind": "gated", "size": 48, "activation": "gelu_tanh"},
+        "norm": {"kind": "rms"},
+        "position": {"kind": "relative", "buckets": 8, "max_distance": 12},
+    },
+    "t5 of Megatron": {
+        "kind": "t5",
+        "decoder_layers": 1,
+        "attention": ATTENTION,
+        "position": {"kind": "learned"},
+        "tied": True,
+        "head_bias": True,
+        **BIASED,
+    },
+}
+LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
+    "tensor 2": (2, {"tensor": 2}),
+    "tensor 2, sequence": (2, {"tensor": 2, "sequence": True}),
+    "zero1 2": (2, {"sharding": "zero1", "bucket_size": 3000}),
+    "fsdp 2": (2, {"sharding": "fsdp"}),
+    "tensor 4": (4, {"tensor": 4}),
+}
+RECOMPUTE = {"t5": {"granularity": "full", "method": "uniform", "layers": 2}, "bert": {"granularity": "selective"}}
+
+
+def config_of(model: str, ranks: int = 1, parallel: dict[str, Any] | None = None) -> Any:
+    sizes = {"layers": 2, "model_size": 32, "vocab_size": 61, "vocab_divisor": 4, "max_positions": 16, "init_std": 0.2}
+    parallel = parallel or {}
+    micro = SAMPLES // data_ranks(ranks, parallel) // 2
+    return run_config().model_validate(
+        {
+            **run_config(parallel=parallel, recompute=RECOMPUTE.get(model, {}) if ranks > 1 else {}).model_dump(),
+            "model": sizes | MODELS[model],
+            "batch": {"micro_batch": micro, "global_batch": SAMPLES},
+        }
+    )
+
+
+def models_of(layout: str) -> list[str]:
+    """A rank of a sequence's share lacks its first token, which a pooler needs (a rule says so); only groups that are
+    fewer than ranks need four of these."""
+    if layout == "tensor 4":
+        return ["t5"]
+    return [name for name in MODELS if not (LAYOUTS[layout][1].get("sequence") and name == "bert")]
+
+
+@cache
+def recorded(layout: str) -> dict[str, Record]:
+    """All models under a layout on the same ranks."""
+    ranks, parallel = LAYOUTS.get(layout, (1, {}))
+    models = models_of(layout) if layout in LAYOUTS else list(MODELS)
+    return dict(zip(models, records([config_of(m, ranks, parallel) for m in models], ranks), strict=True))
+
+
+@pytest.mark.parametrize(("layout", "model"), [(each, model) for each in LAYOUTS for model in models_of(each)])
+def test_losses_gradients_and_weights_of_three_steps_are_those_of_one_rank(layout, model):
+    found = differences(recorded(layout)[model], recorded("one rank")[model])
+    assert [f"{d.quantity}: {d.relative:.1e}" for d in found if not d.relative <= RTOL] == []
