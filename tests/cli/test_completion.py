@@ -20,14 +20,17 @@ def completions(mt, line: str, **variables: object) -> list[str]:
     [
         ("mt c", ["ckpt", "config"]),
         ("mt ", ["ckpt", "config", "data", "eval", "generate", "plan", "plugins", "train", "verify"]),
-        ("mt ckpt ", ["average", "convert", "diff", "inspect", "prune", "pull", "push", "verify"]),
+        (
+            "mt ckpt ",
+            ["average", "convert", "convert-format", "diff", "inspect", "prune", "pull", "push", "upcycle", "verify"],
+        ),
         ("mt config s", ["schema", "show"]),
         ("mt data pre", ["preprocess"]),
         ("mt eval l", ["lambada"]),
         ("mt eval ", ["lambada", "perplexity", "wikitext103"]),
         ("mt ckpt convert --load", ["--load-dir", "--loader"]),
         ("mt ckpt convert --loader lla", ["llama_mistral"]),
-        ("mt ckpt convert --loader ", ["core", "hf", "hub", "llama_mistral", "native"]),
+        ("mt ckpt convert --loader ", ["core", "hf", "hub", "legacy", "llama_mistral", "mixtral_hf", "native"]),
         ("mt ckpt convert --loader hf --saver na", ["native"]),
         ("mt ckpt convert --dtype b", ["bf16"]),
         ("mt train run.toml --preset gpt2", ["gpt2-124m"]),
@@ -55,7 +58,7 @@ def test_summaries_are_shown_where_the_shell_can(mt):
 def test_a_third_party_s_names_complete(mt, plugin):
     head = "from mt_core.plugins import Component, hookimpl\n@hookimpl\ndef mt_components():\n"
     path = plugin("mt-x", head + '    return [Component("ckpt-loader", "mine", "mt_x:load", "Mine")]\n')
-    assert completions(mt, "mt ckpt convert --loader mi", PYTHONPATH=path) == ["mine"]
+    assert completions(mt, "mt ckpt convert --loader min", PYTHONPATH=path) == ["mine"]
 
 
 def test_a_command_that_cannot_be_imported_completes_to_nothing(mt, plugin):

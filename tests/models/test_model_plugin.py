@@ -26,7 +26,7 @@ import mt_models.plugin
 from mt_core.plugins import component, components
 for name in components("preset"):
     model = tomllib.loads(component("preset", name).read_text())["model"]
-    component("model", "gpt").model_validate(model).canonical_shapes()
+    component("model", model["kind"]).model_validate(model).canonical_shapes()
 """
     subprocess.run([sys.executable, "-c", script], check=True)
 

@@ -6,7 +6,7 @@ import tomllib
 import pytest
 
 from mt_core.plugins import component, components
-from mt_models.config import GPTConfig
+from mt_models.config import BertConfig, GPTConfig, T5Config
 
 PUBLISHED = {
     "gpt-tiny": 1_328_256,
@@ -20,7 +20,15 @@ PUBLISHED = {
     "gemma-2-2b": 2_614_341_888,
     "qwen3-8b": 8_190_735_360,
     "smollm2-135m": 134_515_008,
+    "bert-345m": 336_228_158,  # "345M": with Megatron's padded vocabulary 336,297,858
+    "t5-220m": 221_248_426,
 }
+KINDS = {"gpt": GPTConfig, "bert": BertConfig, "t5": T5Config}
+
+
+def model_of(name):
+    values = preset(name)["model"]
+    return KINDS[values["kind"]].model_validate(values)
 
 
 def preset(name):
@@ -33,7 +41,7 @@ def test_the_presets_of_mt_models_are_listed():
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_parameter_count_is_the_published_one(name):
-    config = GPTConfig.model_validate(preset(name)["model"])
+    config = model_of(name)
     assert sum(math.prod(shape) for shape in config.canonical_shapes().values()) == PUBLISHED[name]
     assert config.parameter_count == PUBLISHED[name]
 
@@ -48,10 +56,11 @@ def test_training_sequences_fit_the_positions(name):
 def test_the_module_has_the_parameters_of_the_preset_and_padding(name):
     import torch
 
-    config = GPTConfig.model_validate(preset(name)["model"])
+    config = model_of(name)
     with torch.device("meta"):
         model = config.build()
-    padding = (config.vocab_rows() - config.vocab_size) * config.model_size * (1 if config.tied else 2)
+    rows = [math.prod(s[1:]) for n, s in config.canonical_shapes().items() if n.startswith(("embed.", "head."))]
+    padding = (config.vocab_rows() - config.vocab_size) * sum(rows)
     assert sum(p.numel() for p in model.parameters()) == PUBLISHED[name] + padding
 
 

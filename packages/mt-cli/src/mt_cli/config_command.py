@@ -34,13 +34,14 @@ def show(files: Files = None, overrides: Overrides = None, preset: Preset = None
 def check(files: Files = None, overrides: Overrides = None, preset: Preset = None) -> None:
     """Check a configuration and say what it would train; every problem is listed at once."""
     from mt_cli.run_config import load_run_config
+    from mt_core.config.lengths import sequence_lengths
     from mt_data.samplers.batch_size import batch_sizes, count_samples
 
     config = load_run_config(files or [], overrides or [], preset)
     shapes = config.model.canonical_shapes().values()
     parameters = sum(math.prod(shape) for shape in shapes)
     tokens = count_samples(batch_sizes(config.batch), config.schedule.steps) * config.data.seq_length
-    flops = tokens * config.model.flops_per_token(config.data.seq_length)
+    flops = tokens * config.model.flops_per_token(*sequence_lengths(config.data))
     print(f"ok: {parameters:,} parameters, {tokens:,} tokens, {flops:.3g} FLOP")
 
 

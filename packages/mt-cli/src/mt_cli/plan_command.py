@@ -29,6 +29,7 @@ def plan(
     """Predict memory, communication and step time of a run on GPUs that need not be there."""
     from mt_cli.plan_report import as_values, lines
     from mt_cli.run_config import load_run_config
+    from mt_core.errors import MtError
     from mt_core.planning.advice import ranks_that_fit, what_fits
     from mt_core.planning.plan import plan as make_plan
     from mt_core.planning.profile import read_profile
@@ -36,6 +37,8 @@ def plan(
     config = _at_full_batch(
         load_run_config(files or [], overrides or [], preset, rules=False)
     )  # data need not be there
+    if config.model.kind != "gpt":
+        raise MtError("model.kind", f"{config.model.kind!r}: the arithmetic of this model is not known", "allowed: gpt")
     kind = read_profile(profile)
     if memory_gib is not None:
         kind = kind.model_copy(update={"memory_gib": memory_gib})

@@ -5,7 +5,6 @@ from dataclasses import replace
 from typing import Any
 
 from mt_core.errors import MtError, Problem
-from mt_data.config import BERTData, ICTData, T5Data
 from mt_data.samplers.batch_size import batch_sizes
 
 
@@ -40,12 +39,43 @@ def _batch(config: Any) -> Iterator[Problem]:
         yield Problem("batch.global_batch", found, f"allowed: multiples of {unit}, or schedule.eval_every = 0")
 
 
+SAMPLES = {"gpt": ("gpt", "fim", "sft", "mock"), "bert": ("bert",), "t5": ("t5",)}
+"""Kinds of mt-data's samples that each of mt-models' models learns from."""
+
+
 def _samples(config: Any) -> Iterator[Problem]:
-    """A GPT predicts the next token; samples of other tasks have no labels for that."""
-    data = config.data
-    if config.model.kind == "gpt" and isinstance(data, BERTData | T5Data | ICTData):
-        found = f"{data.kind!r} samples are not for a model of kind 'gpt'"
-        yield Problem("data.kind", found, "allowed: gpt, fim, sft, mock")
+    """Samples of other tasks have no labels for what a model predicts."""
+    model, data = config.model, config.data
+    known = [kind for kinds in SAMPLES.values() for kind in kinds] + ["ict"]
+    if data.kind not in SAMPLES.get(model.kind, known) and data.kind in known:
+        found = f"{data.kind!r} samples are not for a model of kind {model.kind!r}"
+        yield Problem("data.kind", found, f"allowed: {', '.join(SAMPLES[model.kind])}")
+    elif model.kind == data.kind == "bert":
+        yield from _two_parts(config)
+    elif model.kind == data.kind == "t5":
+        yield from _decoder(config)
+
+
+def _two_parts(config: Any) -> Iterator[Problem]:
+    """The binary head says whether two parts are in order, so there must be two."""
+    model, data = config.model, config.data
+    if model.binary_head and not data.classification_head:
+        found = "is false, but model.binary_head learns from samples of two parts"
+        yield Problem("data.classification_head", found, "allowed: true, or model.binary_head = model.pooler = false")
+    if data.classification_head and model.token_types == 1:
+        found = "1, but samples of two parts have tokens of two types"
+        yield Problem("model.token_types", found, "allowed: 0, or 2 and more")
+
+
+def _decoder(config: Any) -> Iterator[Problem]:
+    """The decoder's sequences fit as the encoder's do."""
+    length, positions, tensor = config.data.decoder_seq_length, config.model.max_positions, config.parallel.tensor
+    if length > positions:
+        found = f"{length} is longer than the model's positions, model.max_positions = {positions}"
+        yield Problem("data.decoder_seq_length", found, f"at most {positions}")
+    if config.parallel.sequence and length % tensor:
+        found = f"{length} is no multiple of parallel.tensor {tensor}, as parallel.sequence needs"
+        yield Problem("data.decoder_seq_length", found, f"allowed: multiples of {tensor}")
 
 
 def _documents(config: Any) -> Iterator[Problem]:

@@ -56,8 +56,11 @@ class ModelConfig(Protocol):
         """Name and shape of every tensor in a checkpoint of this model (DESIGN §6)."""
         ...
 
-    def flops_per_token(self, sequence: int) -> float:
-        """Forward and backward multiply-adds × 2 per token, causal attention counted at half."""
+    def flops_per_token(self, sequence: int, /) -> float:
+        """Forward and backward multiply-adds × 2 per token, causal attention counted at half.
+
+        A model of an encoder and a decoder is also given the decoder's length, and counts per token of the encoder.
+        """
         ...
 
 
@@ -78,10 +81,13 @@ class Model(Protocol):
         *,
         positions: "Tensor | None" = None,
         documents_BT: "Tensor | None" = None,
-    ) -> "Tensor":
-        """Cross-entropy of each label in nats, [B, T], fp32 or wider, not reduced.
+        **more: "Tensor",
+    ) -> "Tensor | tuple[Tensor, Tensor]":
+        """Cross-entropy of each label in nats, [B, T], fp32 or wider, not reduced; with a loss of each sample, [B], if
+        the model has one.
 
-        Positions are [T] or [B, T], 0, 1, 2, … if not given. Tokens see those of equal document numbers only.
+        Positions are [T] or [B, T], 0, 1, 2, … if not given. Tokens see those of equal document numbers only. `more`
+        is what the data of this model says besides (`mt_core.training.inputs.MORE`).
         """
         ...
 

@@ -73,7 +73,8 @@ def _collate(samples: Sequence[Mapping[str, np.ndarray]]) -> Batch:
 
 
 def _check_vocabulary(batch: Mapping[str, torch.Tensor], vocab_size: int) -> None:
-    largest = max((int(batch[name].max()) for name in ("tokens", "labels") if name in batch), default=-1)
+    names = ("tokens", "labels", "text", "text_enc", "text_dec")
+    largest = max((int(batch[name].max()) for name in names if name in batch), default=-1)
     if largest >= vocab_size:
         raise MtError(
             "data.paths",

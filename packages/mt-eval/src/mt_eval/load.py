@@ -76,12 +76,17 @@ def load_model(checkpoint: Checkpoint, *, device: str = "auto", dtype: str = "fp
     import torch
 
     from mt_models.canonical import load_stream
+    from mt_models.config import BertConfig, T5Config
 
+    config = checkpoint.loader.config()
+    if isinstance(config, BertConfig | T5Config):
+        found = f"holds a model of kind {config.kind!r}, which does not continue a text"
+        raise MtError(str(checkpoint.path), found, "a model of kind gpt")
     before = torch.get_default_dtype()
     try:
         torch.set_default_dtype(pick_dtype(dtype))
         with pick_device(device):
-            model: GPT = checkpoint.loader.config().build()  # pyright: ignore[reportAssignmentType]
+            model: GPT = config.build()  # pyright: ignore[reportAssignmentType]
     finally:
         torch.set_default_dtype(before)
     load_stream(model, checkpoint.loader.tensors())

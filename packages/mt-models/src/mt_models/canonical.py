@@ -8,19 +8,16 @@ travel the same way. Nothing is rounded: a round trip is bit-exact.
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from mt_core.errors import Problem, raise_if
-from mt_core.parallel.plan import Column, Row, Vocab, cut_dim
-from mt_models.config import GPTConfig
+from mt_core.parallel.plan import Column, Expert, Row, Rule, Vocab, cut_dim
+from mt_models.config import TransformerConfig
 from mt_models.plan import rule_of
-
-if TYPE_CHECKING:
-    from mt_models.gpt import GPT
 
 Box = tuple[slice, ...]
 """The part of a canonical tensor that one rank holds; dims that are not named are whole."""
@@ -28,7 +25,10 @@ Box = tuple[slice, ...]
 
 @dataclass(frozen=True, slots=True)
 class Fusion:
-    """How one parameter, as one of `size` tensor ranks holds it, is made of boxes of canonical tensors."""
+    """How one parameter, as one of `size` ranks of the axis that cuts it holds it, is made of boxes of canonical ones.
+
+    Experts are cut over the expert axis, everything else over the tensor axis.
+    """
 
     boxes: dict[str, Box]
     split: Callable[[Tensor], Sequence[Tensor]]
@@ -37,50 +37,55 @@ class Fusion:
     """The reverse."""
 
 
-def fusion(config: GPTConfig, name: str, rank: int = 0, size: int = 1) -> Fusion:
-    """The fusion of the parameter called `name` on tensor rank `rank` of `size`."""
+def fusion(config: TransformerConfig, name: str, rank: int = 0, size: int = 1) -> Fusion:
+    """The fusion of the parameter called `name` on rank `rank` of `size` of its axis."""
     stem, _, leaf = name.rpartition(".")
     parent, _, module = stem.rpartition(".")
-    box = _box(config, stem, leaf, rank, size)
+    K, rule = config.attention.head_size, rule_of(config, stem, size)
+    shapes = config.canonical_shapes()
+
+    def box(canonical: str) -> Box:
+        return _box(config, rule, leaf, shapes[canonical], rank, size)
+
     match module, leaf:
-        case "qkv", _:  # [G, R+2, K, …]
-            part, copies = config.attention, config.group_copies(size)
-            K, counts = part.head_size, (config.queries_per_group // copies, 1, 1)
-            groups = _box_of(part.kv_groups * K, rank // copies, size // copies)
+        case (("qkv" | "kv"), _):  # [G, R+2, K, …] or [G, 2, K, …]
+            copies = config.attention.group_copies(size)
+            parts = {f"{parent}.{part}.{leaf}": 1 if part == "q" else copies for part in module}
+            counts = [config.attention.queries_per_group // copies, 1, 1][-len(parts) :]
             return Fusion(
-                {f"{parent}.q.{leaf}": box, f"{parent}.k.{leaf}": groups, f"{parent}.v.{leaf}": groups},
+                {name: _box_of(shapes[name][0], rank // n, size // n) for name, n in parts.items()},
                 lambda x: [part.flatten(0, 2) for part in x.split(counts, dim=1)],
                 lambda xs: torch.cat([x.unflatten(0, (-1, n, K)) for x, n in zip(xs, counts, strict=True)], dim=1),
             )
-        case "gate_up", _ if parent.endswith("experts"):  # [E, 2, F, D]
-            boxes = {f"{parent}.gate.{leaf}": box, f"{parent}.up.{leaf}": box}
-            return Fusion(boxes, lambda x: x.unbind(1), lambda xs: torch.stack([*xs], dim=1))
-        case "gate_up", _:  # [2, F, …]
-            boxes = {f"{parent}.gate.{leaf}": box, f"{parent}.up.{leaf}": box}
-            return Fusion(boxes, torch.unbind, lambda xs: torch.stack([*xs]))
+        case "q", _:  # [H, K, …]
+            return Fusion({name: box(name)}, lambda x: [x.flatten(0, 1)], lambda xs: xs[0].unflatten(0, (-1, K)))
+        case "gate_up", _:  # [2, F, …], or of experts [E, 2, F, D]
+            dim = 1 if parent.endswith("experts") else 0
+            boxes = {(part := f"{parent}.{half}.{leaf}"): box(part) for half in ("gate", "up")}
+            return Fusion(boxes, lambda x: x.unbind(dim), lambda xs: torch.stack([*xs], dim=dim))
         case "out", "weight":  # [D, H, K]
-            heads = (-1, config.attention.head_size)
-            return Fusion({name: box}, lambda x: [x.flatten(1)], lambda xs: xs[0].unflatten(1, heads))
+            return Fusion({name: box(name)}, lambda x: [x.flatten(1)], lambda xs: xs[0].unflatten(1, (-1, K)))
+        case "relative", _:  # [buckets, H]
+            return Fusion({name: (slice(None), *_box_of(shapes[name][1], rank, size))}, lambda x: [x], lambda xs: xs[0])
         case (("embed" | "head"), _):  # rows beyond the vocabulary are zero
             rows = config.vocab_rows(size) // size
-            valid = box[0].stop - box[0].start
-            return Fusion({name: box}, lambda x: [x[:valid]], lambda xs: F.pad(xs[0], (0, 0, 0, rows - valid)))
+            valid = box(name)[0].stop - box(name)[0].start
+            padding = (*(0, 0) * (len(shapes[name]) - 1), 0, rows - valid)
+            return Fusion({name: box(name)}, lambda x: [x[:valid]], lambda xs: F.pad(xs[0], padding))
         case _:
-            return Fusion({name: box}, lambda x: [x], lambda xs: xs[0])
+            return Fusion({name: box(name)}, lambda x: [x], lambda xs: xs[0])
 
 
-def _box(config: GPTConfig, module: str, leaf: str, rank: int, size: int) -> Box:
-    """The box of a tensor that the module's rule cuts, in canonical dims: outputs first, inputs second."""
-    rule, shapes = rule_of(config, module, size), config.canonical_shapes()
+def _box(config: TransformerConfig, rule: Rule, leaf: str, shape: tuple[int, ...], rank: int, size: int) -> Box:
+    """This rank's part of a canonical tensor, outputs first and inputs second, of a module under a rule."""
     match rule, cut_dim(rule, leaf):
         case Vocab(), _:
             rows = config.vocab_rows(size) // size
             return (slice(*(min(edge, config.vocab_size) for edge in (rank * rows, (rank + 1) * rows))),)
-        case Column(), _:
-            outputs = config.mlp.size if ".mlp." in module else config.attention.heads * config.attention.head_size
-            return _box_of(outputs, rank, size)
+        case ((Column() | Expert()), _):
+            return _box_of(shape[0], rank, size)
         case Row(), int():
-            return slice(None), *_box_of(shapes[f"{module}.{leaf}"][1], rank, size)
+            return slice(None), *_box_of(shape[1], rank, size)
     return ()
 
 
@@ -89,14 +94,16 @@ def _box_of(length: int, rank: int, size: int) -> Box:
 
 
 def to_canonical(
-    config: GPTConfig, name: str, tensor: Tensor, rank: int = 0, size: int = 1
+    config: TransformerConfig, name: str, tensor: Tensor, rank: int = 0, size: int = 1
 ) -> Iterator[tuple[str, Tensor]]:
     """Canonical names and what their boxes hold, of a tensor shaped like parameter `name`; memory may be shared."""
     parts = fusion(config, name, rank, size)
     yield from zip(parts.boxes, parts.split(tensor), strict=True)
 
 
-def from_canonical(config: GPTConfig, name: str, get: Callable[[str], Any], rank: int = 0, size: int = 1) -> Tensor:
+def from_canonical(
+    config: TransformerConfig, name: str, get: Callable[[str], Any], rank: int = 0, size: int = 1
+) -> Tensor:
     """A tensor shaped like parameter `name` from whole canonical tensors, of which only the boxes are read.
 
     Padding rows are zero.
@@ -106,7 +113,7 @@ def from_canonical(config: GPTConfig, name: str, get: Callable[[str], Any], rank
 
 
 @torch.no_grad()
-def load_canonical(model: "GPT", get: Callable[[str], Tensor]) -> None:
+def load_canonical(model: Any, get: Callable[[str], Tensor]) -> None:
     """Fill every parameter of a whole model from the canonical tensors that `get` returns; each is asked for once."""
     for name, parameter in model.named_parameters():
         tensor = model.from_canonical(name, get)
@@ -114,14 +121,14 @@ def load_canonical(model: "GPT", get: Callable[[str], Tensor]) -> None:
         parameter.copy_(tensor)
 
 
-def canonical_state(model: "GPT") -> dict[str, Tensor]:
+def canonical_state(model: Any) -> dict[str, Tensor]:
     """Every canonical tensor of a model, detached; they may share the parameters' memory."""
     parameters = ((name, parameter.detach()) for name, parameter in model.named_parameters())
     return dict(pair for name, tensor in parameters for pair in model.to_canonical(name, tensor))
 
 
 @torch.no_grad()
-def load_stream(model: "GPT", tensors: Iterable[tuple[str, Tensor]]) -> None:
+def load_stream(model: Any, tensors: Iterable[tuple[str, Tensor]]) -> None:
     """Fill every parameter from a stream in any order; a fused one is copied as soon as its last part has come.
 
     `MtError` names everything missing, unexpected, repeated or misshapen at once; the model is then partly filled.

@@ -4,32 +4,25 @@ Shape suffixes: B batch, T tokens, D model size, V vocabulary (its true size; pa
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mt_core.errors import MtError
 from mt_core.parallel.cross_entropy import capped
-from mt_core.parallel.plan import Plan
-from mt_core.parallel.recompute import Layer, in_order
-from mt_models import canonical
 from mt_models.config import GPTConfig
-from mt_models.initialization import initial
 from mt_models.layers.attention import Attention
-from mt_models.layers.attention_cores import Core, choose_core
+from mt_models.layers.attention_cores import Core
 from mt_models.layers.cache import KVCache, LayerCache
 from mt_models.layers.embedding import Embedding
 from mt_models.layers.linear import Linear
 from mt_models.layers.loss import CrossEntropy
 from mt_models.layers.mlp import make_mlp
-from mt_models.layers.moe import MoE, with_balance
+from mt_models.layers.moe import Balances, MoE, with_balance
 from mt_models.layers.norm import make_norm
 from mt_models.layers.rope import Rotation, make_rotation
-from mt_models.plan import plan
+from mt_models.transformer import Transformer
 
 
 class Block(nn.Module):
@@ -51,32 +44,29 @@ class Block(nn.Module):
         rotation: Rotation | None,
         cache: LayerCache | None = None,
         documents_BT: Tensor | None = None,
-        balances: list[Tensor] | None = None,
+        balances: Balances | None = None,
     ) -> Tensor:
-        """[B, T, D] to the same shape; a mixture of experts appends its balance loss to `balances`."""
+        """[B, T, D] to the same shape; a mixture of experts adds its balance loss to `balances`."""
         x_BTD = x_BTD + self.attn_post_norm(self.attn(self.attn_norm(x_BTD), rotation, cache, documents_BT))
         y_BTD = self.mlp_norm(x_BTD)
         y_BTD = self.mlp(y_BTD, balances) if isinstance(self.mlp, MoE) else self.mlp(y_BTD)
         return x_BTD + self.mlp_post_norm(y_BTD)
 
 
-class GPT(nn.Module):
+class GPT(Transformer[GPTConfig]):
     """Tokens to next-token logits. Parameters are uninitialised until `initialize` or a load."""
 
     def __init__(self, config: GPTConfig, tensor: int = 1) -> None:
         """`tensor` ranks will share the model: vocabulary rows and repeated key/value groups are made to fit."""
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         D, rows = config.model_size, config.vocab_rows(tensor)
         self.embed = Embedding(rows, D)
         self.position = Embedding(config.max_positions, D) if config.position.kind == "learned" else None
-        device, needed = compute_device(self.embed.weight.device), frozenset(config.attention.special_scores)
-        core = choose_core(config.attention.core, device, needed)
+        core = self.core(self.embed.weight.device)
         self.layers = nn.ModuleDict({str(n): Block(config, core, tensor, n) for n in range(config.layers)})
         self.norm = make_norm(config.norm, D)
         self.head = None if config.tied else Linear(D, rows)
         self.loss = CrossEntropy(config.vocab_size, config.logit_softcap)
-        self.run: Callable[[list[Layer], Tensor], Tensor] = in_order
 
     def forward(self, tokens_BT: Tensor, cache: KVCache | None = None) -> Tensor:
         """Logits [B, T, V] for the token after each; with a cache the tokens follow those already in it."""
@@ -99,7 +89,7 @@ class GPT(nn.Module):
         """
         if positions is None:
             positions = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
-        balances: list[Tensor] = []
+        balances = Balances()
         x_BTD = self.hidden(tokens_BT, positions, None, documents_BT, balances)
         return with_balance(self.loss(x_BTD, self.output_weight, labels_BT), balances)
 
@@ -109,7 +99,7 @@ class GPT(nn.Module):
         positions: Tensor,
         cache: KVCache | None = None,
         documents_BT: Tensor | None = None,
-        balances: list[Tensor] | None = None,
+        balances: Balances | None = None,
     ) -> Tensor:
         """Final normalised features [B, T, D]; `MtError` if a sequence is longer than `max_positions`."""
         self.check_length((0 if cache is None else cache.length) + tokens_BT.shape[1])
@@ -125,12 +115,6 @@ class GPT(nn.Module):
             for block, layer_cache in zip(self.layers.values(), caches, strict=True)
         ]
         return self.norm(self.run(layers, x_BTD))
-
-    def check_length(self, length: int) -> None:
-        """Refuse a sequence that is too long."""
-        if length > self.config.max_positions:
-            allowed = f"at most model.max_positions = {self.config.max_positions}"
-            raise MtError("tokens", f"a sequence of {length} tokens", allowed)
 
     def rotation(self, positions: Tensor, dtype: torch.dtype) -> Rotation | None:
         """Rotary angles of the positions, in fp32 or wider; None when the model has no rotary positions."""
@@ -155,38 +139,7 @@ class GPT(nn.Module):
         weight = self.embed.weight
         return KVCache(self.config, batch, positions=positions, dtype=weight.dtype, device=weight.device)
 
-    def initialize(self, seed: int) -> None:
-        """Fill every parameter; values depend on the seed and the parameter's canonical names only."""
-        canonical.load_canonical(self, lambda name: self.initial(seed, name))
-
-    def initial(self, seed: int, name: str) -> Tensor:
-        """The initial value of canonical tensor `name`, whole."""
-        return initial(self.config, seed, name=name, shape=self.config.canonical_shapes()[name])
-
-    def plan(self, tensor: int) -> Plan:
-        """How `tensor` ranks cut the model."""
-        return plan(self.config, tensor)
-
-    def to_canonical(self, name: str, tensor: Tensor, rank: int = 0, size: int = 1) -> Iterable[tuple[str, Tensor]]:
-        """Split a tensor shaped like parameter `name` (fused, padded, of one of `size` ranks) into canonical ones."""
-        return canonical.to_canonical(self.config, name, tensor, rank, size)
-
-    def from_canonical(self, name: str, get: Callable[[str], Any], rank: int = 0, size: int = 1) -> Tensor:
-        """The reverse: a tensor shaped like parameter `name` from whole canonical ones, sliced where cut."""
-        return canonical.from_canonical(self.config, name, get, rank, size)
-
-    def canonical_boxes(self, name: str, rank: int = 0, size: int = 1) -> Mapping[str, tuple[slice, ...]]:
-        """Which part of which canonical tensors parameter `name` holds on a tensor rank; () is all of it."""
-        return canonical.fusion(self.config, name, rank, size).boxes
-
 
 def rounded(value: float, dtype: torch.dtype) -> float:
     """The nearest value that a tensor of this dtype can hold."""
     return torch.tensor(value, dtype=dtype, device="cpu").item()
-
-
-def compute_device(device: torch.device) -> torch.device:
-    """Where a module built on `device` will run: one on meta goes to the accelerator, if there is any."""
-    if device.type != "meta":
-        return device
-    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")

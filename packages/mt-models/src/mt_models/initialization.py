@@ -10,19 +10,20 @@ import math
 import torch
 from torch import Tensor
 
-from mt_models.config import GPTConfig
+from mt_models.config import TransformerConfig
 
-INTO_RESIDUAL = (".attn.out.weight", ".mlp.down.weight", ".mlp.experts.down.weight")
+INTO_RESIDUAL = (".attn.out.weight", ".cross.out.weight", ".mlp.down.weight", ".mlp.experts.down.weight")
 
 
-def initial(config: GPTConfig, seed: int, *, name: str, shape: tuple[int, ...]) -> Tensor:
+def initial(config: TransformerConfig, seed: int, *, name: str, shape: tuple[int, ...]) -> Tensor:
     """The initial value of canonical tensor `name`, fp32 on the CPU."""
     offset = config.norm.kind == "rms" and config.norm.offset
     if name.endswith(".bias") or (offset and name.endswith("norm.weight")):
         return torch.zeros(shape, dtype=torch.float32, device="cpu")
     if name.endswith("norm.weight"):
         return torch.ones(shape, dtype=torch.float32, device="cpu")
-    std = config.init_std / (math.sqrt(2 * config.layers) if name.endswith(INTO_RESIDUAL) else 1.0)
+    layers = config.decoder_layers if config.kind == "t5" and name.startswith("decoder.") else config.layers
+    std = config.init_std / (math.sqrt(2 * layers) if name.endswith(INTO_RESIDUAL) else 1.0)
     return torch.randn(shape, generator=generator(seed, name), dtype=torch.float32, device="cpu").mul_(std)
 
 

@@ -1,21 +1,32 @@
-"""How tensor parallelism cuts a GPT: the rules of its layers under the names they have in the model."""
+"""How tensor parallelism cuts each model: the rules of its layers under the names they have in the model."""
 
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 
-from mt_core.parallel.plan import Plan, Rule, Sequence, Vocab
-from mt_models.config import GPTConfig
+from mt_core.parallel.plan import Column, Plan, Rule, Sequence, Vocab
+from mt_models.config import BertConfig, GPTConfig, T5Config, TransformerConfig
 from mt_models.layers import attention, mlp
 
 
-def plan(config: GPTConfig, tensor: int) -> Plan:
+def plan(config: TransformerConfig, tensor: int) -> Plan:
     """The rules for `tensor` ranks."""
-    parts = {"attn": attention.plan(config.attention, config.group_copies(tensor)), "mlp": mlp.plan(config.mlp)}
-    rules: dict[str, Rule] = {
-        f"layers.*.{part}.{name}": rule for part, rules in parts.items() for name, rule in rules.items()
-    }
-    rules |= {f"layers.*.{norm}": Sequence() for norm in config.block_norms if "." not in norm}
-    rules["norm"] = Sequence()
-    rules |= {"embed": Vocab(), "loss": Vocab()}
+    match config:
+        case GPTConfig():
+            return _gpt(config, tensor)
+        case BertConfig():
+            return _bert(config, tensor)
+        case T5Config():
+            return _t5(config, tensor)
+
+
+def rule_of(config: TransformerConfig, module: str, tensor: int) -> Rule:
+    """The rule for the module called `module`."""
+    return next(rule for pattern, rule in plan(config, tensor).items() if fnmatchcase(module, pattern))
+
+
+def _gpt(config: GPTConfig, tensor: int) -> Plan:
+    rules = _blocks("layers", _parts(config, tensor), config.block_norms)
+    rules |= {"norm": Sequence(), "embed": Vocab(), "loss": Vocab()}
     if config.position.kind == "learned":
         rules["position"] = Sequence()
     if not config.tied:
@@ -23,6 +34,37 @@ def plan(config: GPTConfig, tensor: int) -> Plan:
     return rules
 
 
-def rule_of(config: GPTConfig, module: str, tensor: int) -> Rule:
-    """The rule for the module called `module`."""
-    return next(rule for pattern, rule in plan(config, tensor).items() if fnmatchcase(module, pattern))
+def _bert(config: BertConfig, tensor: int) -> Plan:
+    rules = _blocks("layers", _parts(config, tensor), ("attn_norm", "mlp_norm"))
+    whole = ["position", "embed_norm" if config.norm_place == "after" else "norm"]
+    whole += ["token_type"] if config.token_types else []
+    whole += ["lm_head.dense", "lm_head.norm"] if config.lm_head else []
+    whole += [name for name in ("pooler", "binary_head") if getattr(config, name)]
+    rules |= {name: Sequence() for name in whole} | {"embed": Vocab()}
+    return rules | ({"head": Vocab(), "loss": Vocab()} if config.lm_head else {})
+
+
+def _t5(config: T5Config, tensor: int) -> Plan:
+    rules: dict[str, Rule] = {"embed": Vocab(), "loss": Vocab()}
+    cross = attention.cross_plan(config.attention, config.attention.group_copies(tensor))
+    for stack, more in (("encoder", {}), ("decoder", {"cross": cross})):
+        rules |= _blocks(f"{stack}.layers", _parts(config, tensor) | more, config.block_norms(stack))
+        rules |= {f"{stack}.norm": Sequence()} if config.final_norm else {}
+        if config.position.kind == "relative":
+            rules[f"{stack}.relative"] = Column(dim=1)
+    if config.position.kind == "learned":
+        rules["position"] = Sequence()
+    if config.head_bias or not config.tied:
+        rules["head"] = Vocab()
+    return rules
+
+
+def _parts(config: TransformerConfig, tensor: int) -> dict[str, Plan]:
+    """The rules of the parts of a block."""
+    copies = config.attention.group_copies(tensor)
+    return {"attn": attention.plan(config.attention, copies), "mlp": mlp.plan(config.mlp)}
+
+
+def _blocks(prefix: str, parts: Mapping[str, Plan], norms: Iterable[str]) -> dict[str, Rule]:
+    rules = {f"{prefix}.*.{part}.{name}": rule for part, plan in parts.items() for name, rule in plan.items()}
+    return rules | {f"{prefix}.*.{norm}": Sequence() for norm in norms}

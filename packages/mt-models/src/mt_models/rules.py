@@ -1,4 +1,4 @@
-"""Rules between a GPT's settings, the components installed and other sections. Torch-free."""
+"""Rules between a model's settings, the components installed and other sections. Torch-free."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -8,11 +8,37 @@ from mt_core.plugins import components, did_you_mean
 
 
 def problems(config: Any) -> Iterator[Problem]:
-    """Everything that a `RunConfig` with a GPT asks for and cannot have."""
+    """Everything that a `RunConfig` with a model of mt-models asks for and cannot have."""
     yield from _core(config.model.attention)
-    if hasattr(config, "parallel"):
+    if not hasattr(config, "parallel"):
+        return
+    if config.model.kind == "gpt":
         yield from _exchange(config)
         yield from _balance(config)
+    else:
+        yield from _causal(config)
+    if config.model.kind == "bert":
+        yield from _heads(config)
+
+
+def _causal(config: Any) -> Iterator[Problem]:
+    """Context parallelism shares sequences so that causal attention is even, and passes on no padding or bias."""
+    if config.parallel.context > 1:
+        found = f"{config.parallel.context}, but not all attention of model.kind = {config.model.kind!r} is causal"
+        yield Problem("parallel.context", found, "allowed: 1")
+
+
+def _heads(config: Any) -> Iterator[Problem]:
+    """Training needs a loss for every weight; the pooler reads the first token, which ranks of a sequence lack."""
+    model = config.model
+    if not model.lm_head:
+        yield Problem("model.lm_head", "false: without it there is nothing to train on", "allowed: true")
+    if model.pooler and not model.binary_head:
+        found = "true, but without model.binary_head no loss reaches it"
+        yield Problem("model.pooler", found, "allowed: false, or model.binary_head = true")
+    if model.pooler and config.parallel.sequence:
+        found = "true, but model.pooler needs every sequence's first token on every rank"
+        yield Problem("parallel.sequence", found, "allowed: false, or model.pooler = model.binary_head = false")
 
 
 def _core(attention: Any) -> Iterator[Problem]:

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from mt_core.config.lengths import sequence_lengths
 from mt_core.training.state import Position
 
 PEAK_FLOPS = {"NVIDIA H200": 989e12, "NVIDIA H100 80GB HBM3": 989e12, "NVIDIA A100-SXM4-80GB": 312e12}
@@ -20,7 +21,9 @@ class Clock:
 
     def restart(self) -> None:
         """Start a new interval."""
-        self._start, self._step, self._tokens = self._now(), self._position.step, self._position.tokens
+        position = self._position
+        self._start = self._now()
+        self._step, self._tokens, self._samples = position.step, position.tokens, position.samples
 
     def _now(self) -> float:
         if self._device.type == "cuda":
@@ -32,7 +35,8 @@ class Clock:
         steps = self._position.step - self._step
         seconds = (self._now() - self._start) / steps
         tokens_per_s = (self._position.tokens - self._tokens) / steps / seconds
-        flops = self._config.model.flops_per_token(self._config.data.seq_length) * tokens_per_s / self._ranks
+        read_per_s = (self._position.samples - self._samples) * self._config.data.seq_length / steps / seconds
+        flops = self._config.model.flops_per_token(*sequence_lengths(self._config.data)) * read_per_s / self._ranks
         values: dict[str, float | int] = {
             "step_ms": seconds * 1e3,
             "tokens_per_s": tokens_per_s,

@@ -1,6 +1,7 @@
 """From a micro-batch of a dataset to what the model takes, this context rank's part of it."""
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -10,6 +11,29 @@ from mt_core.parallel.axis import Axis
 from mt_core.parallel.context.sequence import local_positions, split_sequence
 
 Batch = Mapping[str, Tensor]
+
+NAMES: Mapping[str, str] = MappingProxyType(
+    {
+        "tokens": "tokens",
+        "text": "tokens",
+        "text_dec": "tokens",
+        "labels": "labels",
+        "loss_mask": "loss_mask",
+        "position_ids": "positions",
+        "documents": "documents",
+        "padding_mask": "documents",
+    }
+)
+"""What a batch calls a tensor [B, T, …] that every model takes. A decoder's padding comes last; no text sees it."""
+MORE: Mapping[str, str] = MappingProxyType(
+    {
+        "types": "types_BT",
+        "is_random": "order_B",
+        "text_enc": "encoder_tokens_BS",
+        "enc_mask": "encoder_documents_BS",
+    }
+)
+"""What it calls tensors that only some models take, and their keyword for each."""
 
 
 class Inputs(NamedTuple):
@@ -22,19 +46,25 @@ class Inputs(NamedTuple):
     """[T] or [B, T]; None for 0, 1, 2, …"""
     documents_BT: Tensor | None
     """A number for each token; tokens see those of equal numbers. None where all are one document."""
+    more: Mapping[str, Tensor]
+    """What else the model takes, by keyword."""
 
 
 def inputs(batch: Batch, context: Axis, device: torch.device) -> Inputs:
-    """Tokens, labels, loss mask, and what the batch says of positions and documents."""
-    part = {
-        name: split_sequence(tensor.to(device, non_blocking=True), context, 1)
-        for name, tensor in {**batch, **_documents(batch)}.items()
-        if name in ("tokens", "labels", "loss_mask", "position_ids", "documents")
-    }
-    positions = part.get("position_ids")
+    """Tokens, labels, loss mask, what the batch says of positions and documents, and what some models need besides."""
+    wanted = {name: t for name, t in {**batch, **_documents(batch)}.items() if name in NAMES or name in MORE}
+    found = {name: to_device(tensor, device) for name, tensor in wanted.items()}
+    part = {NAMES[name]: split_sequence(tensor, context, 1) for name, tensor in found.items() if name in NAMES}
+    positions = part.get("positions")
     if positions is None and context.size > 1:
-        positions = local_positions(batch["tokens"].shape[1], context).to(device)
-    return Inputs(part["tokens"], part["labels"], part["loss_mask"], positions, part.get("documents"))
+        positions = to_device(local_positions(batch["labels"].shape[1], context), device)
+    more = {MORE[name]: tensor for name, tensor in found.items() if name in MORE}
+    return Inputs(part["tokens"], part["labels"], part["loss_mask"], positions, part.get("documents"), more)
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A copy there, for which the host does not wait: from unpinned memory it would, for all work queued before it."""
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
 def _documents(batch: Batch) -> dict[str, Tensor]:

@@ -1,7 +1,8 @@
 """One optimizer step, and one evaluation: the only definition of the loss.
 
 Loss = sum over valid tokens ÷ valid tokens of the whole step, over all micro-batches and ranks, so neither
-micro-batches nor any kind of parallelism change it.
+micro-batches nor any kind of parallelism change it. A model that also has a loss of each sample adds their mean over
+the samples of the step.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,13 +26,34 @@ class Update(NamedTuple):
     """Of the gradients of this rank's masters, in their order."""
 
 
-def summed_loss(model: Any, batch: Batch, mesh: Mesh, device: torch.device) -> Tensor:
-    """Sum of the losses of this rank's valid tokens of a micro-batch, in nats."""
+class Sums(NamedTuple):
+    """Of one micro-batch, in nats."""
+
+    tokens: Tensor
+    """The losses of this rank's valid tokens."""
+    samples: Tensor | None
+    """The losses of its samples, if the model has any."""
+
+    def over(self, tokens: float, samples: float) -> Tensor:
+        """Their part of the means over so many tokens and samples."""
+        mean = self.tokens / max(tokens, 1.0)
+        return mean if self.samples is None else mean + self.samples / samples
+
+
+def summed_losses(model: Any, batch: Batch, mesh: Mesh, device: torch.device) -> Sums:
+    """The sums of a micro-batch's losses on this rank."""
     part = inputs(batch, mesh.context, device)
-    losses_BT = model.token_losses(
-        part.tokens_BT, part.labels_BT, positions=part.positions, documents_BT=part.documents_BT
+    found = model.token_losses(
+        part.tokens_BT, part.labels_BT, positions=part.positions, documents_BT=part.documents_BT, **part.more
     )
-    return (losses_BT * part.loss_mask_BT.to(losses_BT.dtype)).sum()
+    losses_BT, losses_B = found if isinstance(found, tuple) else (found, None)
+    tokens = (losses_BT * part.loss_mask_BT.to(losses_BT.dtype)).sum()
+    return Sums(tokens, None if losses_B is None else losses_B.sum())
+
+
+def samples_of(batches: Sequence[Batch]) -> int:
+    """Number of samples in micro-batches."""
+    return sum(len(batch["labels"]) for batch in batches)
 
 
 def backward(
@@ -49,12 +71,13 @@ def backward(
     `beat` is called before each micro-batch.
     """
     total: Any = 0.0
+    samples = samples_of(batches) * engine.mesh.data.size
     engine.begin_step()
     for number, batch in enumerate(batches, 1):
         beat()
         if number == len(batches):
             engine.last_backward()
-        loss = summed_loss(model, batch, engine.mesh, device) / max(tokens, 1.0)
+        loss = summed_losses(model, batch, engine.mesh, device).over(tokens, samples)
         (loss * scale).backward()
         total = total + loss.detach()
     return total
@@ -104,15 +127,17 @@ def evaluate(
     *,
     beat: Callable[[], None] = lambda: None,
 ) -> float:
-    """Mean loss over the valid tokens of these batches on all ranks; `beat` is called after each."""
+    """Mean loss over the valid tokens of these batches on all ranks, and samples; `beat` is called after each."""
     model.eval()
-    sums = []
+    tokens, samples = valid_tokens(batches) / mesh.context.size, float(samples_of(batches))
+    of_tokens, of_samples = 0.0, 0.0
     try:
         for batch in batches:
-            sums.append(summed_loss(model, batch, mesh, device).double().cpu())
+            sums = summed_losses(model, batch, mesh, device)
+            of_tokens += float(sums.tokens.double())
+            of_samples += 0.0 if sums.samples is None else float(sums.samples.double())
             beat()
     finally:
         model.train()
-    tokens = valid_tokens(batches) / mesh.context.size
-    pair = mesh.tokens.sum_(torch.tensor([float(sum(sums)), tokens], dtype=torch.float64))
-    return float(pair[0] / pair[1])
+    totals = mesh.tokens.sum_(torch.tensor([of_tokens, tokens, of_samples, samples], dtype=torch.float64))
+    return float(totals[0] / totals[1] + totals[2] / totals[3])

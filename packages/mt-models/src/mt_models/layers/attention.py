@@ -1,14 +1,14 @@
-"""Grouped-query attention, written for one device.
+"""Grouped-query attention, of a sequence to itself and to another, written for one device.
 
-Shape suffixes: B batch, T tokens, S tokens so far, D model size, G key/value groups, R queries per group,
-H = G·R heads, K head size. A suffix names logical axes: under tensor parallelism G and H are this rank's share,
-and no line changes.
+Shape suffixes: B batch, T tokens, S tokens so far or of the other sequence, D model size, G key/value groups,
+R queries per group, H = G·R heads, K head size. A suffix names logical axes: under tensor parallelism G and H are this
+rank's share, and no line changes.
 """
 
 from torch import Tensor, nn
 
 from mt_core.parallel.plan import Column, Heads, Plan, Row, Rule
-from mt_models.config import GQA, GPTConfig
+from mt_models.config import GQA, TransformerConfig
 from mt_models.layers.attention_cores import Core, Scores
 from mt_models.layers.cache import LayerCache
 from mt_models.layers.linear import Linear
@@ -17,26 +17,38 @@ from mt_models.layers.rope import Rotation, rotate
 
 
 class Attention(nn.Module):
-    """Causal self-attention; each of G groups has R query heads and one key and one value head."""
+    """Self-attention, causal or bidirectional; each of G groups has R query heads and one key and one value head."""
 
-    def __init__(self, config: GPTConfig, core: Core, tensor: int = 1, layer: int = 0) -> None:
+    def __init__(
+        self,
+        config: TransformerConfig,
+        core: Core,
+        tensor: int = 1,
+        layer: int = 0,
+        *,
+        bidirectional: bool = False,
+        biased: bool = False,
+    ) -> None:
         """`tensor` ranks will share it: more than there are groups, and the groups are repeated."""
         super().__init__()
-        part, D, copies = config.attention, config.model_size, config.group_copies(tensor)
-        G, R = part.kv_groups * copies, config.queries_per_group // copies
+        part, D = config.attention, config.model_size
+        copies = part.group_copies(tensor)
+        G, R = part.kv_groups * copies, part.queries_per_group // copies
         self.qkv = Linear(D, (G, R + 2, part.head_size), bias=part.qkv_bias)
         self.out = Linear((part.heads, part.head_size), D, bias=part.out_bias)
         self.q_norm, self.k_norm = (
             make_norm(config.norm, part.head_size) if part.qk_norm else nn.Identity() for _ in "qk"
         )
-        self.core = core.with_scores(Scores(part.scale, part.softcap, part.window_of(layer)))
+        scores = Scores(part.scale, part.softcap, part.window_of(layer), bidirectional=bidirectional, biased=biased)
+        self.core = core.with_scores(scores)
 
     def forward(
         self,
         x_BTD: Tensor,
-        rotation: Rotation | None,
+        rotation: Rotation | None = None,
         cache: LayerCache | None = None,
         documents_BT: Tensor | None = None,
+        bias_HTT: Tensor | None = None,
     ) -> Tensor:
         """[B, T, D] to the same shape; with a cache the T tokens follow those already in it."""
         qkv_BTGXK = self.qkv(x_BTD)  # X = R + 2
@@ -47,10 +59,41 @@ class Attention(nn.Module):
             q_BTHK, k_BSGK = rotate(q_BTHK, rotation), rotate(k_BSGK, rotation)
         if cache is not None:
             k_BSGK, v_BSGK = cache.append(k_BSGK, v_BSGK)
-        return self.out(self.core(q_BTHK, k_BSGK, v_BSGK, documents_BT))  # the only place where heads meet
+        bias = () if bias_HTT is None else (bias_HTT,)
+        return self.out(self.core(q_BTHK, k_BSGK, v_BSGK, documents_BT, *bias))  # the only place where heads meet
+
+
+class CrossAttention(nn.Module):
+    """Attention to another sequence, all of it but its padding."""
+
+    def __init__(self, config: TransformerConfig, core: Core, tensor: int = 1) -> None:
+        """`tensor` ranks will share it: more than there are groups, and the groups are repeated."""
+        super().__init__()
+        part, D = config.attention, config.model_size
+        self.q = Linear(D, (part.heads, part.head_size), bias=part.qkv_bias)
+        self.kv = Linear(D, (part.kv_groups * part.group_copies(tensor), 2, part.head_size), bias=part.qkv_bias)
+        self.out = Linear((part.heads, part.head_size), D, bias=part.out_bias)
+        self.q_norm, self.k_norm = (
+            make_norm(config.norm, part.head_size) if part.qk_norm else nn.Identity() for _ in "qk"
+        )
+        self.core = core.with_scores(Scores(part.scale, part.softcap, bidirectional=True))
+
+    def forward(self, x_BTD: Tensor, others_BSD: Tensor, documents_BS: Tensor | None) -> Tensor:
+        """[B, T, D] to the same shape; where `documents_BS` is 0, the other sequence is padding."""
+        k_BSGK, v_BSGK = self.kv(others_BSD).unbind(-2)
+        return self.out(self.core(self.q_norm(self.q(x_BTD)), self.k_norm(k_BSGK), v_BSGK, documents_BS))
 
 
 def plan(part: GQA, copies: int = 1) -> Plan:
     """Cut by group, and the output projection by head; of repeated groups the key and the value are copies."""
-    norms: dict[str, Rule] = {"q_norm": Heads(), "k_norm": Heads()} if part.qk_norm else {}
-    return {"qkv": Column(dim=0, copies=copies, copied=2), "out": Row(dim=1), **norms}
+    return {"qkv": Column(dim=0, copies=copies, copied=2), "out": Row(dim=1), **_head_norms(part)}
+
+
+def cross_plan(part: GQA, copies: int = 1) -> Plan:
+    """The same for queries apart from keys and values."""
+    kv = Column(dim=0, copies=copies, copied=2)
+    return {"q": Column(dim=0), "kv": kv, "out": Row(dim=1), **_head_norms(part)}
+
+
+def _head_norms(part: GQA) -> dict[str, Rule]:
+    return {"q_norm": Heads(), "k_norm": Heads()} if part.qk_norm else {}

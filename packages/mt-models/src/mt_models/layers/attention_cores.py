@@ -2,7 +2,8 @@
 
 A core is causal: of S keys and T ≤ S queries, query i sits at position S − T + i and sees keys up to there. With
 `documents_BS`, a number for each key's token, tokens see only those of their own document. What else a model does to
-its scores is `Scores`; a core that honours none of it never gets them.
+its scores is `Scores`; a core that honours none of it never gets them. Bidirectional scores are those of queries that
+see every key, but for padding, keys whose number is 0.
 
 Shape suffixes: B batch, T queries, S keys, H = G·R query heads, G key/value groups, R queries per group, K head size.
 """
@@ -42,11 +43,15 @@ class Scores:
     """Scaled scores s become softcap · tanh(s / softcap)."""
     window: int | None = None
     """Keys that a query sees, its own included."""
+    bidirectional: bool = False
+    """Queries see the keys after them too; the keys may be another sequence's."""
+    biased: bool = False
+    """Every call brings a number to be added to each scaled score, [H, T, S]."""
 
     @property
     def special(self) -> frozenset[str]:
         """What is set."""
-        return frozenset(field.name for field in fields(self) if getattr(self, field.name) is not None)
+        return frozenset(field.name for field in fields(self) if getattr(self, field.name) != field.default)
 
 
 PLAIN = Scores()
@@ -57,7 +62,8 @@ class Core:
     """What a component of kind `attention` is, and whether it runs here."""
 
     attend: Callable[..., Tensor]
-    """(q_BTHK, k_BSGK, v_BSGK, documents_BS or None) to y_BTHK; with `scores=` if it honours any of them."""
+    """(q_BTHK, k_BSGK, v_BSGK, documents_BS or None) to y_BTHK; with `scores=` if it honours any of them, and after
+    the documents bias_HTS if it honours that."""
     preference: int
     """`auto` takes the core with the highest preference among those that run."""
     why_not: Callable[[torch.device], str] = lambda device: ""
@@ -84,7 +90,7 @@ class Core:
 def visible(
     queries: int, keys: int, device: torch.device, documents_BS: Tensor | None = None, *, window: int | None = None
 ) -> Tensor:
-    """Which keys each query sees: boolean [T, S], or [B, 1, T, S] with documents."""
+    """Which keys each query of a causal core sees: boolean [T, S], or [B, 1, T, S] with documents."""
     causal_TS = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
     if window is not None:
         causal_TS = causal_TS.triu(keys - queries - window + 1)
@@ -93,33 +99,57 @@ def visible(
     return causal_TS & (documents_BS[:, None, -queries:, None] == documents_BS[:, None, None, :])
 
 
+def mask(q_BTHK: Tensor, k_BSGK: Tensor, documents_BS: Tensor | None, scores: Scores) -> Tensor | None:
+    """Which keys each query sees, as booleans that broadcast to [B, 1, T, S]; None if all see all."""
+    if not scores.bidirectional:
+        return visible(q_BTHK.shape[1], k_BSGK.shape[1], q_BTHK.device, documents_BS, window=scores.window)
+    return None if documents_BS is None else documents_BS[:, None, None, :] > 0
+
+
 def attend_eager(
-    q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, documents_BS: Tensor | None = None, *, scores: Scores = PLAIN
+    q_BTHK: Tensor,
+    k_BSGK: Tensor,
+    v_BSGK: Tensor,
+    documents_BS: Tensor | None = None,
+    bias_HTS: Tensor | None = None,
+    *,
+    scores: Scores = PLAIN,
 ) -> Tensor:
     """Attention written out; the softmax is computed in fp32 or wider."""
-    T, S, G = q_BTHK.shape[1], k_BSGK.shape[1], k_BSGK.shape[2]
+    G = k_BSGK.shape[2]
     q_BTGRK = q_BTHK.unflatten(2, (G, -1))
     scores_BGRTS = torch.einsum("btgrk,bsgk->bgrts", q_BTGRK, k_BSGK) * (scores.scale or q_BTHK.shape[-1] ** -0.5)
     if scores.softcap is not None:
         scores_BGRTS = scores.softcap * torch.tanh(scores_BGRTS / scores.softcap)
-    seen = visible(T, S, q_BTHK.device, documents_BS, window=scores.window)
-    scores_BGRTS = scores_BGRTS.masked_fill(~(seen if documents_BS is None else seen[:, :, None]), -math.inf)
+    if bias_HTS is not None:
+        scores_BGRTS = scores_BGRTS + bias_HTS.unflatten(0, (G, -1))
+    if (seen := mask(q_BTHK, k_BSGK, documents_BS, scores)) is not None:
+        scores_BGRTS = scores_BGRTS.masked_fill(~(seen if seen.ndim == 2 else seen[:, :, None]), -math.inf)
     wide = torch.promote_types(scores_BGRTS.dtype, torch.float32)
     weights_BGRTS = scores_BGRTS.softmax(dim=-1, dtype=wide).to(v_BSGK.dtype)
     return torch.einsum("bgrts,bsgk->btgrk", weights_BGRTS, v_BSGK).flatten(2, 3)
 
 
 def attend_sdpa(
-    q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, documents_BS: Tensor | None = None, *, scores: Scores = PLAIN
+    q_BTHK: Tensor,
+    k_BSGK: Tensor,
+    v_BSGK: Tensor,
+    documents_BS: Tensor | None = None,
+    bias_HTS: Tensor | None = None,
+    *,
+    scores: Scores = PLAIN,
 ) -> Tensor:
     """torch's fused attention. Its `is_causal` aligns first query with first key, so T < S needs a mask, T = 1 none."""
     T, S = q_BTHK.shape[1], k_BSGK.shape[1]
-    window = None if scores.window is None or scores.window >= S else scores.window
-    masked = documents_BS is not None or window is not None or 1 < T < S
+    windowed = scores.window is not None and scores.window < S
+    masked = scores.bidirectional or documents_BS is not None or bias_HTS is not None or windowed or 1 < T < S
+    seen = mask(q_BTHK, k_BSGK, documents_BS, scores) if masked else None
+    if bias_HTS is not None:
+        seen = bias_HTS[None] if seen is None else torch.where(seen, bias_HTS[None], -math.inf)
     with sdpa_kernel(BACKENDS, set_priority=True):
         y_BHTK = F.scaled_dot_product_attention(
             *(x.transpose(1, 2) for x in (q_BTHK, k_BSGK, v_BSGK)),
-            attn_mask=visible(T, S, q_BTHK.device, documents_BS, window=window) if masked else None,
+            attn_mask=seen,
             is_causal=T == S and not masked,
             scale=scores.scale,
             enable_gqa=q_BTHK.shape[2] != k_BSGK.shape[2],
@@ -127,8 +157,9 @@ def attend_sdpa(
     return y_BHTK.transpose(1, 2)
 
 
-eager = Core(attend_eager, preference=0, honours=frozenset({"scale", "softcap", "window"}))
-sdpa = Core(attend_sdpa, preference=10, honours=frozenset({"scale", "window"}))
+BOTH = frozenset({"scale", "window", "bidirectional", "biased"})
+eager = Core(attend_eager, preference=0, honours=BOTH | {"softcap"})
+sdpa = Core(attend_sdpa, preference=10, honours=BOTH)
 
 
 def choose_core(name: str, device: torch.device, needed: frozenset[str] = frozenset()) -> Core:

@@ -1,0 +1,70 @@
+"""Attention as a part of a model."""
+
+from typing import Literal, Self
+
+from pydantic import PositiveFloat, PositiveInt, model_validator
+
+from mt_core.config.section import Section
+
+
+class GQA(Section):
+    """Grouped-query attention; `kv_groups == heads` is multi-head, `kv_groups == 1` multi-query attention."""
+
+    kind: Literal["gqa"] = "gqa"
+    heads: PositiveInt
+    """Query heads."""
+    kv_groups: PositiveInt
+    """Key/value heads; divides `heads`."""
+    head_size: PositiveInt
+    """Features per head."""
+    qkv_bias: bool = False
+    """Biases on the query, key and value projections."""
+    out_bias: bool = False
+    """A bias on the output projection."""
+    qk_norm: bool = False
+    """Queries and keys pass through a norm of the model's kind, over each head's features, before they are rotated."""
+    scale: PositiveFloat | None = None
+    """Factor of q·k; unset, 1 / sqrt(head_size)."""
+    softcap: PositiveFloat | None = None
+    """Scores s become softcap · tanh(s / softcap), which stays within ±softcap; unset, they stay as they are."""
+    window: PositiveInt | None = None
+    """Tokens that a token sees, itself included; unset, all before it."""
+    window_layers: tuple[bool, ...] | None = None
+    """Which layers have the window, as a pattern that is repeated over the layers; unset, all."""
+    core: str = "auto"
+    """Attention core: a component of kind `attention`, or "auto" for the fastest that runs here."""
+
+    @model_validator(mode="after")
+    def _groups_divide_heads(self) -> Self:
+        if self.heads % self.kv_groups:
+            raise ValueError(f"kv_groups {self.kv_groups} does not divide heads {self.heads}")
+        return self
+
+    @model_validator(mode="after")
+    def _window_layers_choose(self) -> Self:
+        if self.window_layers is None:
+            return self
+        if self.window is None:
+            raise ValueError("window_layers says which layers have a window, but window is not set")
+        if True not in self.window_layers:
+            raise ValueError(f"window {self.window} is used nowhere: window_layers names no layer")
+        return self
+
+    def window_of(self, layer: int) -> int | None:
+        """The window of one layer, None if it sees everything."""
+        pattern = self.window_layers or (True,)
+        return self.window if pattern[layer % len(pattern)] else None
+
+    @property
+    def special_scores(self) -> list[str]:
+        """Names of the settings that make scores something else than q·k / sqrt(head_size) under a causal mask."""
+        return [name for name in ("scale", "softcap", "window") if getattr(self, name) is not None]
+
+    @property
+    def queries_per_group(self) -> int:
+        """Query heads that share one key/value head."""
+        return self.heads // self.kv_groups
+
+    def group_copies(self, tensor: int) -> int:
+        """How many of `tensor` ranks hold the same key/value group."""
+        return max(1, tensor // self.kv_groups)

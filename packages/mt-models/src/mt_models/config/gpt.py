@@ -1,0 +1,119 @@
+"""Configuration of `GPT`."""
+
+from typing import TYPE_CHECKING, Annotated, Literal, Self
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from mt_core.config.section import Section
+from mt_models.config import shapes
+from mt_models.config.attention import GQA
+from mt_models.config.mlp import Dense, Gated, MoE
+from mt_models.config.norm import LayerNorm, RMSNorm
+from mt_models.config.position import Learned, NoPosition, Rope
+
+if TYPE_CHECKING:
+    from mt_models.gpt import GPT
+
+
+class GPTConfig(Section):
+    """A decoder-only transformer with pre-normalised residual blocks."""
+
+    kind: Literal["gpt"] = "gpt"
+    layers: PositiveInt
+    """Transformer blocks."""
+    model_size: PositiveInt
+    """Width of the residual stream."""
+    vocab_size: PositiveInt
+    """Token ids, before padding."""
+    max_positions: PositiveInt
+    """Longest sequence in tokens."""
+    attention: GQA
+    """Attention of every block."""
+    mlp: Annotated[Dense | Gated | MoE, Field(discriminator="kind")]
+    """Feed-forward layer of every block."""
+    norm: Annotated[RMSNorm | LayerNorm, Field(discriminator="kind")]
+    """Before attention and feed-forward layer of every block, and before the output layer."""
+    position: Annotated[Rope | Learned | NoPosition, Field(discriminator="kind")]
+    """How the model knows where a token stands."""
+    post_norms: bool = False
+    """Further norms after attention and feed-forward layer, before their output is added."""
+    scaled_embedding: bool = False
+    """Embeddings are multiplied by sqrt(model_size), which is rounded to their dtype."""
+    logit_softcap: PositiveFloat | None = None
+    """Logits l become logit_softcap · tanh(l / logit_softcap); unset, they stay as they are."""
+    tied: bool = False
+    """The output layer uses the embedding's weight."""
+    init_std: PositiveFloat = 0.02
+    """Standard deviation of initial weights; projections into the residual stream use init_std / sqrt(2 · layers)."""
+    vocab_divisor: PositiveInt = 128
+    """Embedding and output rows are padded to a multiple of this inside the module; padding never gets probability."""
+
+    @model_validator(mode="after")
+    def _rope_needs_pairs(self) -> Self:
+        if self.position.kind == "rope" and self.attention.head_size % 2:
+            raise ValueError(f"rotary positions need an even attention.head_size, got {self.attention.head_size}")
+        return self
+
+    def vocab_rows(self, tensor: int = 1) -> int:
+        """Rows of the embedding in memory, over all of `tensor` ranks."""
+        return shapes.padded_rows(self.vocab_size, self.vocab_divisor, tensor)
+
+    def group_copies(self, tensor: int) -> int:
+        """How many of `tensor` ranks hold the same key/value group."""
+        return self.attention.group_copies(tensor)
+
+    @property
+    def queries_per_group(self) -> int:
+        """Query heads that share one key/value head."""
+        return self.attention.queries_per_group
+
+    def build(self, tensor: int = 1) -> "GPT":
+        """The module, parameters uninitialised, on the current default device and dtype; whole, for `tensor` ranks."""
+        from mt_models.gpt import GPT
+
+        return GPT(self, tensor)
+
+    def canonical_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of every tensor in a checkpoint of this model: un-fused and un-padded."""
+        found: shapes.Shapes = {"embed.weight": (self.vocab_size, self.model_size)}
+        if self.position.kind == "learned":
+            found["position.weight"] = (self.max_positions, self.model_size)
+        found |= shapes.repeated(self._block_shapes(), self.layers)
+        found |= shapes.norms(self.norm, {"norm": self.model_size})
+        if not self.tied:
+            found["head.weight"] = (self.vocab_size, self.model_size)
+        return found
+
+    @property
+    def parameter_count(self) -> int:
+        """Parameters, without padding; a tied weight counts once."""
+        return shapes.count(self.canonical_shapes())
+
+    @property
+    def block_norms(self) -> tuple[str, ...]:
+        """Names of the norms of a block, those of heads left out."""
+        return ("attn_norm", "mlp_norm", *(("attn_post_norm", "mlp_post_norm") if self.post_norms else ()))
+
+    def _block_shapes(self) -> shapes.Shapes:
+        found = shapes.norms(self.norm, dict.fromkeys(self.block_norms, self.model_size))
+        found |= shapes.attention(self.attention, self.norm, self.model_size)
+        return found | shapes.mlp(self.mlp, self.model_size)
+
+    def flops_per_token(self, sequence: int) -> float:
+        """Training FLOPs per token: 6 · matrix parameters + 12 · layers · heads · head_size · keys.
+
+        The output layer counts as a matrix, and so do the experts that a token passes through. `keys` are those that a
+        token sees on average: half of the sequence, as in docs/benchmarks.md, or fewer in a window.
+        """
+        used = self.mlp.top_k if self.mlp.kind == "moe" else 0
+        matrices = self.layers * shapes.matrix_parameters(self._block_shapes().values(), used)
+        matrices += self.vocab_size * self.model_size
+        windows = (self.attention.window_of(n) for n in range(self.layers))
+        keys = sum(_mean_keys(sequence, window) for window in windows)
+        return 6.0 * matrices + 12.0 * self.attention.heads * self.attention.head_size * keys
+
+
+def _mean_keys(sequence: int, window: int | None) -> float:
+    """Keys that a token of a sequence sees on average, the last one counted at half."""
+    width = min(window or sequence, sequence)
+    return width * (1 - width / (2 * sequence)) if sequence else 0.0

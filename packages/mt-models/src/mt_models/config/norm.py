@@ -1,0 +1,25 @@
+"""Norms as parts of a model."""
+
+from typing import Literal
+
+from pydantic import PositiveFloat
+
+from mt_core.config.section import Section
+
+
+class RMSNorm(Section):
+    """x / sqrt(mean(x²) + eps) · weight."""
+
+    kind: Literal["rms"] = "rms"
+    eps: PositiveFloat = 1e-5
+    """Added to the mean of the squares."""
+    offset: bool = False
+    """The factor is 1 + weight, so that a weight of zero changes nothing."""
+
+
+class LayerNorm(Section):
+    """(x − mean) / sqrt(var + eps) · weight + bias."""
+
+    kind: Literal["layer"] = "layer"
+    eps: PositiveFloat = 1e-5
+    """Added to the variance."""

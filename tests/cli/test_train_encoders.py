@@ -1,0 +1,142 @@
+"""`mt train` with BERT and T5 on samples of hidden words: losses fall, on one rank and equally on two."""
+
+import numpy as np
+import pytest
+import tomli_w
+
+from models.encoders import bert, t5
+from mt_cli.run_config import load_run_config
+from mt_cli.train.compose import run
+from mt_cli.verify.check import check
+from mt_cli.verify.layouts import cases, under
+from mt_cli.verify.shrink import shrink
+from mt_core.errors import MtError
+from mt_core.planning.layout import layout_of
+from tiny import metrics
+from word_pieces import toy_corpus, toy_tokenizer
+
+MODELS = {"bert": bert(layers=1, vocab_size=32), "t5": t5(layers=1, decoder_layers=1, vocab_size=32)}
+
+
+def documents():
+    """Sentences whose words follow from one another, so that there is something to learn."""
+    random = np.random.RandomState(3)
+    for _ in range(60):
+        starts = random.randint(5, 20, random.randint(3, 6))
+        yield [[int(5 + (start - 5 + n) % 15) for n in range(random.randint(3, 6))] for start in starts]
+
+
+def run_file(folder, model):
+    data = {
+        "kind": model.kind,
+        "paths": [toy_corpus(folder, list(documents()))],
+        "seq_length": 40,
+        "split": "80,20,0",
+        "tokenizer": toy_tokenizer(folder).model_dump(mode="json", exclude_none=True),
+    }
+    if model.kind == "t5":
+        data["decoder_seq_length"] = 24
+    values = {
+        "model": model.model_dump(mode="json", exclude_none=True),
+        "data": data,
+        "batch": {"micro_batch": 4, "global_batch": 16},
+        "schedule": {"steps": 24, "warmup_steps": 2, "eval_every": 12, "eval_batches": 1},
+        "optim": {"lr": 1e-2},
+        "precision": {"dtype": "fp64"},
+        "log": {"every": 4},
+        "runtime": {"run_dir": str(folder / "run"), "threads": 1},
+    }
+    path = folder / "run.toml"
+    path.write_text(tomli_w.dumps(values))
+    return path
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_losses_fall_and_are_those_of_two_ranks(kind, mt, tmp_path):
+    file = run_file(tmp_path, MODELS[kind])
+    assert run(load_run_config([file], [f"runtime.run_dir={tmp_path / 'one'}"])) == 0
+    found = mt("train", file, "--nproc", 2)
+    assert found.returncode == 0, found.stderr
+    alone, together = metrics(tmp_path / "one"), metrics(tmp_path / "run")
+    losses = [line["loss"] for line in alone if "loss" in line]
+    assert losses[-1] < losses[0] - 0.5
+    assert sum("valid_loss" in line for line in alone) == 2
+    for a, b in zip(alone, together, strict=True):
+        assert b == pytest.approx(a, rel=1e-10)
+
+
+NO_ORDER = ["model.pooler=false", "model.binary_head=false"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "overrides", "message"),
+    [
+        (
+            "bert",
+            ["data.classification_head=false"],
+            "data.classification_head: is false, but model.binary_head",
+        ),
+        ("bert", ["model.token_types=1"], "model.token_types: 1, but samples of two parts have tokens of two types"),
+        ("bert", ["model.lm_head=false"], "model.lm_head: false: without it there is nothing to train on"),
+        ("bert", ["model.binary_head=false"], "model.pooler: true, but without model.binary_head no loss reaches it"),
+        ("bert", ["parallel.context=2"], "parallel.context: 2, but not all attention of model.kind = 'bert' is causal"),
+        (
+            "bert",
+            ["parallel.tensor=2", "parallel.sequence=true"],
+            "parallel.sequence: true, but model.pooler needs every sequence's first token on every rank",
+        ),
+        ("t5", ["parallel.context=2"], "parallel.context: 2, but not all attention of model.kind = 't5' is causal"),
+        ("t5", ["data.decoder_seq_length=50"], "data.decoder_seq_length: 50 is longer than the model's positions"),
+        (
+            "t5",
+            ["parallel.tensor=2", "parallel.sequence=true", "data.decoder_seq_length=23"],
+            "data.decoder_seq_length: 23 is no multiple of parallel.tensor 2, as parallel.sequence needs",
+        ),
+        (
+            "t5",
+            ["data.kind=mock", "data.seq_length=40"],
+            "data.kind: 'mock' samples are not for a model of kind 't5'; allowed: t5",
+        ),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(kind, overrides, message, tmp_path):
+    with pytest.raises(MtError) as error:
+        load_run_config([run_file(tmp_path, MODELS[kind])], overrides)
+    assert message in str(error.value)
+
+
+def test_an_encoder_without_order_can_share_its_sequences(tmp_path):
+    sequence = ["parallel.tensor=2", "parallel.sequence=true"]
+    config = load_run_config([run_file(tmp_path, MODELS["bert"])], [*NO_ORDER, *sequence])
+    assert config.parallel.sequence
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["plan", "--gpus", 8], "mt: model.kind: 'bert': the arithmetic of this model is not known; allowed: gpt"),
+        (
+            ["verify", "--layout", "context=2"],
+            "mt: parallel.context: 2, but not all attention of model.kind = 'bert'",
+        ),
+        (
+            ["verify", "--layout", "tensor=2", "--documents"],
+            "mt: --documents: sequences of a model of kind 'bert' are not cut into documents; leave it out",
+        ),
+    ],
+)
+def test_commands_that_know_only_gpt_say_so(words, message, mt):
+    found = mt(words[0], "--preset", "bert-345m", *words[1:])
+    assert (found.returncode, found.stderr.startswith(message)) == (2, True), found.stderr
+
+
+@pytest.mark.parametrize("preset", ["bert-345m", "t5-220m"])
+def test_a_layout_of_a_preset_computes_what_one_rank_does(preset):
+    config = load_run_config([], ["batch.micro_batch=1"], preset, rules=False)
+    found = cases(config, ["tensor=2"], None)
+    small = shrink(config, [layout_of(under(config, case.parallel)) for case in found])
+    assert small.model.parameter_count < 100_000
+    precision = small.precision.model_copy(update={"dtype": "fp64"})
+    small = small.model_copy(update={"precision": precision})
+    (outcome,) = check(small, found, steps=2, documents=False)
+    assert outcome.agrees

@@ -1,0 +1,199 @@
+"""BERT and T5: their weights under canonical names, their losses, and what they refuse."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from pydantic import ValidationError
+
+from models.encoders import BERT, T5, bert, t5
+from models.test_model_canonical import random_like_parameters
+from mt_core.errors import MtError
+from mt_models.canonical import canonical_state
+from mt_models.config import GQA
+from mt_models.layers.attention_cores import Scores, eager, sdpa
+
+HEADLESS = {"lm_head": False, "pooler": False, "binary_head": False}
+GROUPS = {"heads": 4, "kv_groups": 2, "head_size": 6, "qk_norm": True, "qkv_bias": True}
+MODELS = {
+    "bert": bert(),
+    "bert, norms after": bert(norm_place="after", attention=GROUPS, token_types=0),
+    "bert without heads": bert(**HEADLESS),
+    "bert, another activation in the head": bert(head_activation="gelu_tanh"),
+    "t5": t5(),
+    "t5, groups": t5(attention=GROUPS),
+    "t5, tied": t5(tied=True, scaled_head=True, mlp=BERT["mlp"]),
+    "t5 of Megatron": t5(**BERT, position={"kind": "learned"}, tied=True, head_bias=True),
+    "t5, biased head": t5(head_bias=True),
+    "t5 without final norms": t5(final_norm=False),
+}
+
+
+@pytest.mark.parametrize("config", MODELS.values(), ids=MODELS)
+def test_a_round_trip_is_bit_exact_and_has_the_declared_names_and_shapes(config):
+    with torch.device("meta"):
+        model = config.build()
+    tensors = random_like_parameters(model, torch.float32)
+    for name in tensors.keys() & {"head.bias"}:
+        tensors[name][config.vocab_size :] = 0
+    canonical = [pair for name, tensor in tensors.items() for pair in model.to_canonical(name, tensor)]
+    assert {name: tuple(t.shape) for name, t in canonical} == config.canonical_shapes()
+    assert len(canonical) == len(config.canonical_shapes())
+    for name, tensor in tensors.items():
+        assert torch.equal(model.from_canonical(name, dict(canonical).__getitem__), tensor), name
+
+
+@pytest.mark.parametrize("config", MODELS.values(), ids=MODELS)
+def test_the_ranks_parts_make_up_every_tensor(config):
+    """Of four ranks, two share a key/value group where there are only two."""
+    with torch.device("meta"):
+        model = config.build(4)
+    whole = {name: torch.randn(shape) for name, shape in config.canonical_shapes().items()}
+    found = {name: torch.full_like(tensor, math.nan) for name, tensor in whole.items()}
+    for name, _ in model.named_parameters():
+        for rank in range(4):
+            part = model.from_canonical(name, whole.__getitem__, rank, 4)
+            boxes = model.canonical_boxes(name, rank, 4)
+            for canonical, tensor in model.to_canonical(name, part, rank, 4):
+                found[canonical][boxes[canonical] or ...] = tensor
+    for name, tensor in whole.items():
+        assert torch.equal(found[name], tensor), name
+
+
+@pytest.mark.parametrize("config", MODELS.values(), ids=MODELS)
+def test_norms_begin_at_one_biases_at_zero_and_projections_into_the_residual_stream_small(config, make_model):
+    state = canonical_state(make_model(config))
+    for name, tensor in state.items():
+        if name.endswith("bias"):
+            assert not tensor.any(), name
+        elif name.endswith("norm.weight"):
+            assert (tensor == 1).all(), name
+        elif tensor.numel() > 1000:  # enough to see the deviation
+            layers = 3 if name.startswith("decoder") else 2
+            narrow = name.endswith((".out.weight", ".down.weight"))
+            assert tensor.std() == pytest.approx(0.02 / (2 * layers) ** 0.5 if narrow else 0.02, rel=0.1), name
+
+
+@torch.no_grad()
+def test_the_language_model_head_may_have_an_activation_of_its_own(make_model):
+    model = make_model(bert(head_activation="gelu_tanh"))
+    x_BTD = torch.randn(2, 3, 32, dtype=torch.float64)
+    expected = model.lm_head.norm(F.gelu(model.lm_head.dense(x_BTD), approximate="tanh"))
+    assert torch.equal(model.lm_head(x_BTD), expected)
+
+
+def test_two_stacks_of_t5_begin_with_different_weights(make_model):
+    state = canonical_state(make_model(t5()))
+    assert not torch.equal(state["encoder.layers.0.attn.q.weight"], state["decoder.layers.0.attn.q.weight"])
+
+
+def test_bert_s_losses_are_those_of_its_logits_and_of_each_sample(make_model, tokens_BT):
+    model = make_model(bert(init_std=0.3))
+    labels_BT, order_B = tokens_BT.roll(1, 1), torch.tensor([1, 0])
+    losses_BT, losses_B = model.token_losses(tokens_BT, labels_BT, order_B=order_B)
+    x_BTD = model.hidden(tokens_BT)
+    expected_BT = F.cross_entropy(model(tokens_BT).mT, labels_BT, reduction="none")
+    torch.testing.assert_close(losses_BT, expected_BT, rtol=1e-12, atol=1e-12)
+    expected_B = F.cross_entropy(model.order_logits(x_BTD), order_B, reduction="none")
+    torch.testing.assert_close(losses_B, expected_B, rtol=1e-12, atol=1e-12)
+
+
+def test_places_without_a_label_have_a_finite_loss_that_a_mask_can_take_out(make_model, tokens_BT):
+    labels_BT = torch.full_like(tokens_BT, -1)
+    for config, more in ((bert(), {}), (t5(), {"encoder_tokens_BS": tokens_BT})):
+        losses = make_model(config).token_losses(tokens_BT, labels_BT, **more)
+        assert losses.isfinite().all()
+
+
+def test_without_an_order_or_a_head_for_it_there_is_no_loss_of_samples(make_model, tokens_BT):
+    assert make_model(bert()).token_losses(tokens_BT, tokens_BT).shape == tokens_BT.shape
+    silent = make_model(bert(pooler=False, binary_head=False))
+    assert silent.token_losses(tokens_BT, tokens_BT, order_B=torch.tensor([1, 0])).shape == tokens_BT.shape
+
+
+def test_t5_s_losses_are_those_of_its_logits(make_model, tokens_BT):
+    model = make_model(t5(init_std=0.3, tied=True, scaled_head=True, head_bias=True))
+    labels_BT = tokens_BT.roll(-1, 1)
+    losses_BT = model.token_losses(tokens_BT, labels_BT, encoder_tokens_BS=tokens_BT.flip(1))
+    expected_BT = F.cross_entropy(model(tokens_BT.flip(1), tokens_BT).mT, labels_BT, reduction="none")
+    torch.testing.assert_close(losses_BT, expected_BT, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("config", [bert(init_std=0.3), t5(init_std=0.3), MODELS["t5 of Megatron"]])
+def test_padding_changes_nothing_for_the_text(config, make_model, tokens_BT):
+    model, length = make_model(config), 7
+    padding = (torch.arange(12) < length).long().expand(tokens_BT.shape)
+    inputs = (None,) if config.kind == "bert" else (tokens_BT[:, :5],)
+    padded, short = model(tokens_BT, *inputs, padding), model(tokens_BT[:, :length], *inputs)
+    torch.testing.assert_close(padded[:, : short.shape[1]], short, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("config", [bert(), t5()])
+def test_a_sequence_that_is_too_long_is_refused(config, make_model):
+    with pytest.raises(MtError, match=r"a sequence of 41 tokens; at most model.max_positions = 40"):
+        make_model(config)(torch.zeros(1, 41, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("documents", [False, True])
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("G", [2, 4])
+def test_sdpa_and_eager_agree_on_bias_and_direction(documents, biased, bidirectional, G):
+    source = torch.Generator().manual_seed(0)
+    shapes = ((2, 9, 4, 6), (2, 9, G, 6), (2, 9, G, 6))
+    inputs = [torch.randn(s, generator=source, dtype=torch.float64) for s in shapes]
+    ends = (torch.arange(9) < torch.tensor([[9], [4]])).long() if documents else None
+    bias = (torch.randn(4, 9, 9, generator=source, dtype=torch.float64),) if biased else ()
+    scores = Scores(scale=0.7, bidirectional=bidirectional, biased=biased)
+    found = [core.with_scores(scores)(*inputs, ends, *bias) for core in (eager, sdpa)]
+    torch.testing.assert_close(*found, rtol=1e-12, atol=1e-12)
+
+
+def test_a_core_that_is_only_causal_is_refused_by_name():
+    assert sdpa.refusal(torch.device("cpu"), frozenset({"bidirectional", "biased"})) == ""
+    causal = type(sdpa)(sdpa.attend, 1)
+    assert causal.refusal(torch.device("cpu"), frozenset({"bidirectional"})) == "has no bidirectional"
+
+
+@pytest.mark.parametrize(
+    ("make", "changes", "message"),
+    [
+        (bert, {"pooler": False}, "binary_head needs pooler"),
+        (bert, {"attention": BERT["attention"] | {"window": 4}}, "attention.window is for models in which"),
+        (t5, {"attention": T5["attention"] | {"window": 4}}, "attention.window is for models in which"),
+        (t5, {"position": {"kind": "relative", "buckets": 6}}, "buckets 6 is no multiple of 4"),
+        (t5, {"position": {"kind": "relative", "max_distance": 16}}, "max_distance 16 is not above half of buckets 32"),
+    ],
+)
+def test_impossible_settings_are_refused(make, changes, message):
+    with pytest.raises(ValidationError, match=message):
+        make(**changes)
+
+
+def test_flops_of_an_encoder_are_six_a_matrix_parameter_and_all_of_full_attention():
+    matrices = 2 * (4 * 32 * 32 + 2 * 32 * 48)
+    attention = 12 * 2 * 4 * 8 * 40
+    assert bert(**HEADLESS).flops_per_token(40) == 6 * matrices + attention
+    assert bert().flops_per_token(40) == 6 * (matrices + 32 * 32 + 99 * 32) + attention
+
+
+def test_flops_of_a_decoder_count_half_of_its_own_and_all_of_the_encoder_s_sequence():
+    attention, mlp = 4 * 24 * 32, 3 * 32 * 48
+    matrices = 2 * (attention + mlp) + 3 * (2 * attention + mlp) + 99 * 32
+    assert t5().flops_per_token(40) == 6 * matrices + 12 * 24 * (2 + 3 * 1.5) * 40
+
+
+def test_flops_of_a_shorter_decoder_are_fewer_but_for_what_it_does_with_the_encoder_s_tokens():
+    attention, mlp, across = 4 * 24 * 32, 3 * 32 * 48, 2 * 24 * 32
+    of_encoder = 2 * (attention + mlp) + 3 * across
+    of_decoder = 3 * (2 * attention + mlp - across) + 99 * 32
+    keys_of_encoder, keys_of_decoder = 2 * 40, 3 * (40 + 10 / 2)
+    assert t5().flops_per_token(40, 10) == 6 * (of_encoder + of_decoder / 4) + 12 * 24 * (
+        keys_of_encoder + keys_of_decoder / 4
+    )
+
+
+def test_groups_are_copied_where_there_are_more_ranks():
+    part = GQA(heads=8, kv_groups=2, head_size=4)
+    assert (part.queries_per_group, part.group_copies(1), part.group_copies(8)) == (4, 1, 4)
