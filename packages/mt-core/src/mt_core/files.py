@@ -1,7 +1,9 @@
 """Files that are either whole or absent: written under a temporary name, flushed to disk, then renamed."""
 
 import errno
+import fcntl
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -58,18 +60,60 @@ def atomic_file(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a path for the block to create; what is there moves to `path`, which must not exist, if it ends well."""
+    """Yield a path for the block to create; what is there moves to `path`, which must not exist, if it ends well.
+
+    What killed processes left of the same path is removed first.
+    """
     if path.exists():
         raise MtError(str(path), "already exists", "choose another directory or remove it")
     room = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
     with disk_errors(path):
+        _remove_leftovers(path)
         try:
             room.mkdir(parents=True)
-            yield room / path.name
-            (room / path.name).rename(path)
+            with _locked(room):
+                yield room / path.name
+                (room / path.name).rename(path)
             sync_directory(path.parent)
         finally:
             shutil.rmtree(room, ignore_errors=True)
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove rooms of this path whose process is gone, here and, by the lock it held, on any other host."""
+    name = re.compile(re.escape(path.name) + r"\.(\d+)" + re.escape(TEMPORARY))
+    for room in path.parent.iterdir() if path.parent.is_dir() else ():
+        if (process := name.fullmatch(room.name)) and room.is_dir() and not _is_alive(int(process[1])):
+            with _locked(room) as alone:
+                if alone:
+                    shutil.rmtree(room, ignore_errors=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return process != os.getpid()  # this process has not begun yet: an earlier one had its number
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[bool]:
+    """Hold the kernel's lock of a directory, which ends with this process; False if another process holds it."""
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        alone = True
+    except BlockingIOError:
+        alone = False
+    except OSError:  # a file system without locks
+        alone = True
+    try:
+        yield alone
+    finally:
+        os.close(handle)
 
 
 @contextmanager

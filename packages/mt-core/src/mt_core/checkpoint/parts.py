@@ -14,11 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mt_core.checkpoint.tensor_files import DTYPES, open_safetensors, write_safetensors
+from mt_core.checkpoint.mapped import forget
+from mt_core.checkpoint.tensor_files import DTYPES, Header, open_safetensors
+from mt_core.checkpoint.tensor_stream import write_stream
 from mt_core.errors import MtError
 
 SHARD_BYTES = 2 << 30
-"""A file is closed when it reaches this size, which also bounds the memory of a streamed write."""
+"""The next file begins before one exceeds this size."""
 
 
 def write_part(directory: Path, tensors: Iterable[tuple[str, Tensor]], prefix: str = "shard") -> list[str]:
@@ -27,24 +29,18 @@ def write_part(directory: Path, tensors: Iterable[tuple[str, Tensor]], prefix: s
     There is always one file at least. Each is on the disk when this returns, its directory entry not yet.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    pending: dict[str, Tensor] = {}
-    names: list[str] = []
-    shard, size = 1, 0
-    for name, tensor in tensors:
-        names.append(name)
-        pending[name] = tensor.detach().to("cpu").contiguous()
-        size += tensor.nbytes
-        if size >= SHARD_BYTES:
-            _write_file(directory / f"{prefix}-{shard:05d}.safetensors", pending)
-            pending, shard, size = {}, shard + 1, 0
-    if pending or shard == 1:
-        _write_file(directory / f"{prefix}-{shard:05d}.safetensors", pending)
-    return names
+    headers = write_stream(
+        tensors,
+        lambda number: directory / f"{prefix}-{number:05d}.safetensors",
+        limit=SHARD_BYTES,
+        metadata=_sharding_record,
+    )
+    return [name for header in headers for name in header]
 
 
-def _write_file(file: Path, tensors: Mapping[str, Tensor]) -> None:
-    record = {name: {"saved_offsets": [0] * tensor.dim()} for name, tensor in tensors.items()}
-    write_safetensors(file, tensors, {"DCP_VERSION": "1.0", "DCP_SHARDING_INFO": json.dumps(record)})
+def _sharding_record(header: Header) -> dict[str, str]:
+    record = {name: {"saved_offsets": [0] * len(entry["shape"])} for name, entry in header.items()}
+    return {"DCP_VERSION": "1.0", "DCP_SHARDING_INFO": json.dumps(record)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +78,13 @@ def open_part(directory: Path) -> dict[str, StoredTensor]:
 
 
 def stream_part(directory: Path) -> Iterator[tuple[str, Tensor]]:
-    """Names and tensors, one at a time, memory-mapped."""
+    """Names and tensors, one at a time, memory-mapped; each leaves memory when the next one is asked for."""
+    used: dict[Path, list[Tensor]] = {}
     for name, stored in open_part(directory).items():
-        yield name, stored[...]
+        tensor = stored[...]
+        yield name, tensor
+        used.setdefault(stored.file, []).append(tensor)
+        forget(*used[stored.file])
 
 
 def check_names(directory: Path, expected: Mapping[str, tuple[int, ...]]) -> dict[str, StoredTensor]:

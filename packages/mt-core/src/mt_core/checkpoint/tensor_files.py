@@ -35,25 +35,48 @@ DTYPES = {
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _CHUNK_BYTES = 64 << 20
 
+Header = dict[str, dict[str, Any]]
+"""Name of a tensor → dtype, shape, and where in the file's data it begins and ends."""
+
 
 def write_safetensors(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Write contiguous CPU tensors; a full disk is an `OSError`, as in every other write."""
-    ordered = sorted(tensors.items(), key=lambda item: (-item[1].itemsize, item[0]))  # so every tensor is aligned
-    header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
-    offset = 0
-    for name, tensor in ordered:
+    text = header_text(header_of(tensors), metadata or {})
+    with file.open("wb", buffering=0) as out:
+        write_all(out, memoryview(text))
+        write_tensors(out, tensors)
+        os.fsync(out.fileno())
+
+
+def header_of(tensors: Mapping[str, Tensor], offset: int = 0) -> Header:
+    """What a file's header says of tensors that `write_tensors` writes; `offset` bytes of others come before."""
+    header: Header = {}
+    for name, tensor in _ordered(tensors):
         header[name] = {
             "dtype": _NAMES[tensor.dtype],
             "shape": list(tensor.shape),
             "data_offsets": [offset, offset := offset + tensor.nbytes],
         }
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    with file.open("wb", buffering=0) as out:
-        _write_all(out, memoryview(len(text).to_bytes(8, "little") + text))
-        for _, tensor in ordered:
-            _write_all(out, _memory(tensor))
-        os.fsync(out.fileno())
+    return header
+
+
+def header_text(header: Header, metadata: Mapping[str, str], room: int = 0) -> bytes:
+    """The beginning of a file up to its first tensor: `room` bytes where given, or as many as it takes."""
+    text = json.dumps({"__metadata__": {"format": "pt", **metadata}, **header}).encode()
+    text += b" " * (room - 8 - len(text) if room else -len(text) % 8)
+    assert not room or len(text) + 8 == room, "the header outgrew its room"
+    return len(text).to_bytes(8, "little") + text
+
+
+def write_tensors(out: Any, tensors: Mapping[str, Tensor]) -> None:
+    """Write contiguous CPU tensors from their memory, in the order that `header_of` tells."""
+    for _, tensor in _ordered(tensors):
+        write_all(out, _memory(tensor))
+
+
+def _ordered(tensors: Mapping[str, Tensor]) -> list[tuple[str, Tensor]]:
+    """The widest numbers first, so that every tensor is aligned."""
+    return sorted(tensors.items(), key=lambda item: (-item[1].itemsize, item[0]))
 
 
 def _memory(tensor: Tensor) -> memoryview:
@@ -62,7 +85,8 @@ def _memory(tensor: Tensor) -> memoryview:
     return tensor.view(-1).view(torch.uint8).numpy().data
 
 
-def _write_all(out: Any, data: memoryview) -> None:
+def write_all(out: Any, data: memoryview) -> None:
+    """Write all of it: one call of the kernel may take less."""
     while data:
         data = data[out.write(data[:_CHUNK_BYTES]) :]
 
