@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
+import transformers
 
+from mt_ckpt.sources import SafetensorsDir
 from mt_core.plugins import Component, hookimpl, manager
 
 LLAMA: dict[str, Any] = {
@@ -30,6 +31,38 @@ GPT2: dict[str, Any] = {
     "bos_token_id": 0,
     "eos_token_id": 0,
 }
+HEADS = {"head_dim": 10}
+EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 24}
+BERT = {name: value for name, value in LLAMA.items() if "token_id" not in name and "key_value" not in name}
+T5: dict[str, Any] = {
+    "vocab_size": 61,
+    "d_model": 32,
+    "d_kv": 10,
+    "d_ff": 48,
+    "num_layers": 2,
+    "num_decoder_layers": 3,
+    "num_heads": 4,
+    "relative_attention_num_buckets": 8,
+    "relative_attention_max_distance": 20,
+    "feed_forward_proj": "gated-gelu",
+    "tie_word_embeddings": False,
+}
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("Llama", LLAMA),
+    "mistral": ("Mistral", LLAMA),
+    "mixtral": ("Mixtral", LLAMA | {"num_local_experts": 5, "num_experts_per_tok": 2}),
+    "qwen2": ("Qwen2", LLAMA),
+    "qwen3": ("Qwen3", LLAMA | HEADS),
+    "qwen3_moe": ("Qwen3Moe", LLAMA | HEADS | EXPERTS | {"num_experts": 5, "norm_topk_prob": True}),
+    "gemma": ("Gemma", LLAMA | HEADS),
+    "gemma2": ("Gemma2", LLAMA | HEADS | {"sliding_window": 7}),
+    "phi3": ("Phi3", LLAMA | {"pad_token_id": None}),
+    "gpt2": ("GPT2", GPT2),
+    "bert": ("Bert", BERT),
+    "megatron-bert": ("MegatronBert", BERT),
+    "t5": ("T5", T5),
+}
+"""model_type to the stem of transformers' class names, and a tiny configuration."""
 
 
 @pytest.fixture(autouse=True)
@@ -40,20 +73,26 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def hugging_face_model(family: str, **changes: Any) -> Any:
+def hugging_face_model(family: str, auto_class: str = "AutoModelForCausalLM", **changes: Any) -> Any:
     """A transformers model with random weights, biases and norms included."""
     torch.manual_seed(0)
-    match family:
-        case "llama":
-            model = LlamaForCausalLM(LlamaConfig(**{**LLAMA, **changes}))
-        case "mistral":
-            model = MistralForCausalLM(MistralConfig(**{**LLAMA, **changes}))
-        case _:
-            model = GPT2LMHeadModel(GPT2Config(**{**GPT2, **changes}))
+    stem, sizes = FAMILIES[family]
+    config = getattr(transformers, f"{stem}Config")(**{**sizes, **changes})
+    model = getattr(transformers, auto_class).from_config(config)
+    if family == "t5" and not config.scale_decoder_outputs:  # transformers 5 ties it; files of v1.1 hold both weights
+        model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.shared.weight))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     return model.eval()
+
+
+def bits(path: Path) -> dict[str, tuple[torch.dtype, tuple[int, ...], bytes]]:
+    """Everything in a directory's safetensors."""
+    return {
+        name: (tensor.dtype, tuple(tensor.shape), tensor.contiguous().view(torch.uint8).numpy().tobytes())
+        for name, tensor in SafetensorsDir(path).tensors()
+    }
 
 
 @pytest.fixture

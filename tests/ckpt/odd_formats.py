@@ -1,8 +1,10 @@
 """Loaders and savers of a third party that misbehave, registered by tests as `ckpt.odd_formats:NAME`."""
 
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -33,6 +35,25 @@ class Interrupted(Native):
             if number == 3:
                 raise KeyboardInterrupt
             yield pair
+
+
+class Killed(Native):
+    """SIGKILL when tensor number KILLED_AT is asked for, counted over all passes through the tensors."""
+
+    asked: ClassVar[int] = 0
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        for pair in super().tensors():
+            if Killed.asked == int(os.environ["KILLED_AT"]):
+                os.kill(os.getpid(), signal.SIGKILL)
+            Killed.asked += 1
+            yield pair
+
+
+def takes_three(path: Path, config: GPTConfig, tensors: Any, tokenizer_files: Any = ()) -> None:
+    """A saver that stops too early."""
+    path.mkdir()
+    (path / "names.txt").write_text("\n".join(name for _, (name, _) in zip(range(3), tensors, strict=False)))
 
 
 def swaps_gate_and_up(path: Path, config: GPTConfig, tensors: Any, tokenizer_files: Any = ()) -> None:

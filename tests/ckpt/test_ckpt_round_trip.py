@@ -7,11 +7,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from ckpt.conftest import hugging_face_model
+from ckpt.conftest import bits, hugging_face_model
 from mt_ckpt.convert import convert
 from mt_ckpt.detect import open_checkpoint
 from mt_ckpt.savers.hf import save
-from mt_ckpt.sources import INDEX, SafetensorsDir
+from mt_ckpt.sources import INDEX
 from mt_ckpt.verify import our_logits, transformers_logits
 
 CASES = {
@@ -28,13 +28,6 @@ CASES = {
     "gpt2 untied relu": ("gpt2", {"tie_word_embeddings": False, "activation_function": "relu", "n_inner": 50}),
 }
 TOKENS_BT = torch.randint(61, (2, 40), generator=torch.Generator().manual_seed(1))
-
-
-def bits(path):
-    return {
-        name: (tensor.dtype, tuple(tensor.shape), tensor.contiguous().view(torch.uint8).numpy().tobytes())
-        for name, tensor in SafetensorsDir(path).tensors()
-    }
 
 
 def round_trip(path, tmp_path):

@@ -1,8 +1,8 @@
-"""Two-way renaming of tensors from one table. `{n}` stands for a layer number."""
+"""Two-way renaming of tensors from one table. `{n}` stands for a layer number, `{e}` for an expert's within it."""
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 NUMBER = re.compile(r"\.(\d+)\.")
 
@@ -15,6 +15,8 @@ class Names:
     """Their name to our canonical name."""
     ignore: tuple[str, ...] = ()
     """Patterns of their names that carry no weights, such as buffers of old exports."""
+    also: Mapping[str, str] = field(default_factory=dict)
+    """Further names of theirs, read but never written."""
 
     def __post_init__(self) -> None:
         first: dict[str, str] = {}
@@ -24,7 +26,7 @@ class Names:
 
     def ours(self, name: str) -> str | None:
         """Our name for theirs, or None when the table does not know it."""
-        return _renamed(self.table, name)
+        return _renamed({**self.also, **self.table}, name)
 
     def theirs(self, name: str) -> str | None:
         """Their name for ours, or None when the table does not know it."""
@@ -40,6 +42,15 @@ class Names:
 
 
 def _renamed(table: Mapping[str, str], name: str) -> str | None:
-    number = NUMBER.search(name)
-    target = table.get(NUMBER.sub(".{n}.", name, count=1))
-    return target and target.replace("{n}", number[1] if number else "")
+    """A name by the table: its first two numbers stand for `{n}` and `{e}`, or the first for `{n}`, or none does."""
+    numbers = NUMBER.findall(name)[:2]
+    for count in range(len(numbers), -1, -1):
+        holes = dict(zip(("{n}", "{e}"), numbers[:count], strict=False))
+        key = name
+        for hole, number in holes.items():
+            key = key.replace(f".{number}.", f".{hole}.", 1)
+        if (target := table.get(key)) is not None:
+            for hole, number in holes.items():
+                target = target.replace(hole, number)
+            return target
+    return None

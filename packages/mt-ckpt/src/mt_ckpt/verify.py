@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -109,15 +109,36 @@ def our_logits(
 
 @torch.inference_mode()
 def transformers_logits(path: Path, tokens_BT: Tensor) -> Tensor:
-    """Logits [B, T, V] of transformers' model, in fp32; only safetensors and code of its own are used."""
-    from transformers import AutoModelForCausalLM
+    """Logits [B, T, V] of transformers' model, or features of one without heads, in fp32; only safetensors and code of
+    its own are used."""
+    import transformers
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    model = AutoModelForCausalLM.from_pretrained(
+    how = _reference(open_checkpoint(path).config())
+    model = getattr(transformers, how.auto_class).from_pretrained(
         path, dtype=torch.float32, local_files_only=True, trust_remote_code=False, use_safetensors=True
     )
-    return model.eval()(tokens_BT).logits
+    return model.eval()(**dict.fromkeys(how.inputs, tokens_BT))[how.output]
+
+
+class _Reference(NamedTuple):
+    auto_class: str
+    output: str = "logits"
+    inputs: tuple[str, ...] = ("input_ids",)
+
+
+def _reference(config: ModelConfig) -> _Reference:
+    """What computes in transformers what our model's forward does."""
+    match config.kind:
+        case "bert" if not getattr(config, "lm_head", False):
+            return _Reference("AutoModel", "last_hidden_state")
+        case "bert":
+            return _Reference("AutoModelForMaskedLM")
+        case "t5":
+            return _Reference("AutoModelForSeq2SeqLM", inputs=("input_ids", "decoder_input_ids"))
+        case _:
+            return _Reference("AutoModelForCausalLM")
 
 
 def has_transformers_model(loader: CheckpointLoader) -> bool:

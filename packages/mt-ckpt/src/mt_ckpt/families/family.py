@@ -1,19 +1,20 @@
 """What there is to say about one Hugging Face family: how it names tensors and where config.json keeps what."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor
-
+from mt_ckpt.families.windows import Window
 from mt_ckpt.names import Names
-from mt_models.config import GPTConfig
+from mt_models.config import BertConfig, GPTConfig, T5Config
+
+Config = GPTConfig | BertConfig | T5Config
 
 REQUIRED = object()
 """Default of a key that config.json must have."""
 
-Unpack = Callable[[str, Tensor], Iterable[tuple[str, Tensor]]]
-Pack = Callable[[Iterable[tuple[str, Tensor]]], Iterator[tuple[str, Tensor]]]
+Complaint = tuple[str, str]
+"""What a config.json asks for that we lack, and what is allowed."""
 
 
 @dataclass(frozen=True)
@@ -27,17 +28,29 @@ class Key:
     """Our values to theirs, where they differ."""
     aliases: Mapping[str, str] = field(default_factory=dict)
     """Further values of theirs that mean one of ours."""
+    also: tuple[str, ...] = ()
+    """Names of the key in other releases, read where `name` is absent."""
+    nullable: bool = False
+    """Null does not mean the default, but none."""
+
+    def read(self, raw: Mapping[str, Any]) -> Any:
+        """Our value in a config.json, `REQUIRED` if it must be there and is not."""
+        for name in (self.name, *self.also):
+            if name in raw and (raw[name] is not None or self.nullable):
+                return self._ours(raw[name])
+        return self.default(raw) if callable(self.default) else self.default
+
+    def write(self, ours: Any) -> Any:
+        """Their value for ours."""
+        return self.spelling.get(str(ours), ours)
+
+    def _ours(self, found: Any) -> Any:
+        if not isinstance(found, str):
+            return found
+        return {**self.aliases, **{theirs: ours for ours, theirs in self.spelling.items()}}.get(found, found)
 
 
-def _as_is(name: str, tensor: Tensor) -> Iterable[tuple[str, Tensor]]:
-    return [(name, tensor)]
-
-
-def _unchanged(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-    yield from tensors
-
-
-def _no_limits(config: GPTConfig) -> Iterable[str]:
+def _nothing(_: Any) -> Any:
     return ()
 
 
@@ -50,17 +63,28 @@ class Family:
     prefix: str
     """What the names of the base model start with; files saved from the base model alone lack it."""
     names: Names
+    """Of tensors as `fused.unpack` leaves them: split, each [out, in], and one for each expert."""
     keys: Mapping[str, Key]
     """Our configuration path to their key."""
     always: Mapping[str, Any]
     """Our configuration path to the value that every model of the family has; a function gets config.json."""
+    config: type[Config] = GPTConfig
+    """What our models of the family are."""
+    base: str = ""
+    """The class without heads, if there is a model of ours that it is; its files leave out the prefix."""
+    told: Mapping[str, Callable[[Mapping[str, Any], frozenset[str]], Any]] = field(default_factory=dict)
+    """Our configuration path to what config.json and the names of all tensors say together."""
+    also_written: Callable[[Any], Iterable[tuple[str, Any]]] = _nothing
+    """Keys of config.json that functions in `always` read, or that older releases need."""
     required: Mapping[str, Any] = field(default_factory=dict)
     """Their switches that change what the model computes: the only value we implement, also when absent."""
-    window: tuple[str, int] | None = None
-    """The key of a sliding attention window and its value when absent."""
-    limits: Callable[[GPTConfig], Iterable[str]] = _no_limits
+    complaints: Callable[[Mapping[str, Any]], Iterable[Complaint]] = _nothing
+    """What else a config.json can ask for that we do not implement."""
+    window: Window | None = None
+    """How config.json describes a sliding attention window."""
+    limits: Callable[[Any], Iterable[str]] = _nothing
     """Why transformers would refuse a configuration of this family."""
-    unpack: Unpack = _as_is
-    """One stored tensor as the tensors that `names` knows."""
-    pack: Pack = _unchanged
-    """The reverse of `unpack`, over a stream of all tensors."""
+    fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Modules whose rows are those of several, one after the other."""
+    transposed: tuple[str, ...] = ()
+    """Modules whose weight is stored [in, out]."""

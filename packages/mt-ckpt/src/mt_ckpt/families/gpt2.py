@@ -1,10 +1,5 @@
 """GPT-2. Its linear layers are stored [in, out], with query, key and value side by side in one tensor."""
 
-from collections.abc import Iterable, Iterator
-
-import torch
-from torch import Tensor
-
 from mt_ckpt.families.family import Family, Key
 from mt_ckpt.names import Names
 
@@ -34,40 +29,6 @@ NAMES = Names(
     },
     ignore=(r"\.attn\.bias$", r"\.attn\.masked_bias$"),  # the causal mask, a buffer in old exports
 )
-
-FUSED = "attn.c_attn"
-STORED_IN_OUT = (FUSED, "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
-
-
-def unpack(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """Transpose a linear layer's weight; split query, key and value apart."""
-    layer, _, part = name.rpartition(".")
-    if layer.endswith(STORED_IN_OUT) and tensor.dim() == 2:
-        tensor = tensor.t()
-    if layer.endswith(FUSED) and tensor.dim():
-        for piece, letter in zip(tensor.tensor_split(3), "qkv", strict=True):
-            yield f"{layer}.{letter}.{part}", piece
-    else:
-        yield name, tensor
-
-
-def pack(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-    """The reverse of `unpack`; holds back the parts of a fused tensor until all three are there."""
-    waiting: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in tensors:
-        layer, _, part = name.rpartition(".")
-        stem, _, letter = layer.rpartition(".")
-        if stem.endswith(FUSED):
-            layer, name = stem, f"{stem}.{part}"
-            pieces = waiting.setdefault(name, {})
-            pieces[letter] = tensor
-            if len(pieces) < 3:
-                continue
-            tensor = torch.cat([pieces[letter] for letter in "qkv"])
-            del waiting[name]
-        yield name, tensor.t() if layer.endswith(STORED_IN_OUT) and tensor.dim() == 2 else tensor
-    assert not waiting, f"incomplete {', '.join(waiting)}"
-
 
 GPT2 = Family(
     model_type="gpt2",
@@ -103,6 +64,6 @@ GPT2 = Family(
         "position.kind": "learned",
     },
     required={"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False},
-    unpack=unpack,
-    pack=pack,
+    fused={"attn.c_attn": ("attn.c_attn.q", "attn.c_attn.k", "attn.c_attn.v")},
+    transposed=("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"),
 )

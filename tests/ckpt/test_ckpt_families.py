@@ -1,0 +1,220 @@
+"""Every decoder family of Hugging Face: transformers' model through our loader, and ours through our saver."""
+
+import json
+import re
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig
+
+from ckpt.conftest import bits, hugging_face_model
+from mt_ckpt.convert import convert
+from mt_ckpt.detect import open_checkpoint
+from mt_ckpt.families import FAMILIES
+from mt_ckpt.hf_config import read_config
+from mt_ckpt.savers.hf import carrier, save
+from mt_ckpt.verify import our_logits, transformers_logits
+from mt_core.errors import MtError
+from mt_models.canonical import canonical_state
+from mt_models.config import GPTConfig
+
+WEIGHTS = "model.safetensors"
+TOKENS_BT = torch.randint(61, (2, 40), generator=torch.Generator().manual_seed(1))
+CLOSE = 5e-6
+"""Of the largest logit; fp32 sums in another order."""
+
+
+def rope(kind, **settings):
+    return {"rope_parameters": {"rope_type": kind, "rope_theta": 50.0, **settings}}
+
+
+CASES = {
+    "yi": ("llama", {"num_key_value_heads": 1, "rms_norm_eps": 1e-5} | rope("default")),
+    "smollm": ("llama", {"num_attention_heads": 2, "num_key_value_heads": 1, "tie_word_embeddings": True}),
+    "llama linear": ("llama", rope("linear", factor=4.0)),
+    "llama 3": (
+        "llama",
+        rope("llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=16),
+    ),
+    "llama yarn": ("llama", rope("yarn", factor=4.0, original_max_position_embeddings=10)),
+    "llama yarn, all set": ("llama", rope("yarn", factor=4.0, beta_fast=8.0, beta_slow=2.0, attention_factor=1.3)),
+    "mistral": ("mistral", {"sliding_window": 7}),
+    "mistral 0.3": ("mistral", {"sliding_window": None}),
+    "mixtral": ("mixtral", {}),
+    "mixtral window": ("mixtral", {"sliding_window": 7}),
+    "qwen2": ("qwen2", {"tie_word_embeddings": True}),
+    "qwen2 yarn, window": (
+        "qwen2",
+        {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1} | rope("yarn", factor=2.0),
+    ),
+    "qwen3": ("qwen3", {}),
+    "qwen3 window, biases": (
+        "qwen3",
+        {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 2, "attention_bias": True},
+    ),
+    "qwen3_moe": ("qwen3_moe", {}),
+    "qwen3_moe unnormalised": ("qwen3_moe", {"norm_topk_prob": False, "use_sliding_window": True, "sliding_window": 7}),
+    "gemma": ("gemma", {}),
+    "gemma2": ("gemma2", {"query_pre_attn_scalar": 24, "attn_logit_softcapping": 2.0}),
+    "gemma2 plain": (
+        "gemma2",
+        {
+            "query_pre_attn_scalar": 10,
+            "attn_logit_softcapping": None,
+            "final_logit_softcapping": None,
+            "layer_types": ["full_attention"] * 3,
+        },
+    ),
+    "phi3": ("phi3", {"sliding_window": 7}),
+}
+
+
+def differ(left_BTV, right_BTV):
+    return ((left_BTV - right_BTV).abs().max() / right_BTV.abs().max()).item()
+
+
+@pytest.mark.parametrize(("family", "changes"), CASES.values(), ids=list(CASES))
+def test_bits_and_logits_survive(family, changes, save_model, tmp_path):
+    source = save_model(family, **changes)
+    convert("hf", source, "native", tmp_path / "native")
+    convert("native", tmp_path / "native", "hf", tmp_path / "hf", options={"target_model_type": family})
+    assert bits(tmp_path / "hf") == bits(source)
+    expected_BTV = transformers_logits(source, TOKENS_BT)
+    assert torch.equal(transformers_logits(tmp_path / "hf", TOKENS_BT), expected_BTV)
+    assert differ(our_logits(open_checkpoint(tmp_path / "native"), TOKENS_BT), expected_BTV) <= CLOSE
+    assert open_checkpoint(tmp_path / "hf").config() == open_checkpoint(source).config()
+
+
+@pytest.mark.parametrize(("family", "changes"), CASES.values(), ids=list(CASES))
+def test_transformers_reads_and_writes_our_config_json(family, changes, save_model, tmp_path):
+    source = save_model(family, **changes)
+    config = open_checkpoint(source).config()
+    save(tmp_path / "ours", config, open_checkpoint(source).tensors(), target_model_type=family)
+    theirs = AutoConfig.from_pretrained(tmp_path / "ours")
+    assert theirs.model_type == family
+    theirs.save_pretrained(tmp_path / "again")
+    again = json.loads((tmp_path / "again" / "config.json").read_text())
+    assert read_config(again, FAMILIES, "config.json") == config
+
+
+def ours(**changes):
+    values = {
+        "layers": 3,
+        "model_size": 32,
+        "vocab_size": 61,
+        "max_positions": 40,
+        "init_std": 0.2,
+        "attention": {"heads": 4, "kv_groups": 2, "head_size": 8} | changes.pop("attention", {}),
+        "mlp": {"kind": "gated", "size": 48},
+        "norm": {"kind": "rms"},
+        "position": {"kind": "rope", "theta": 5000.0},
+    }
+    return GPTConfig.model_validate(values | changes)
+
+
+MOE = {"kind": "moe", "size": 24, "experts": 4, "top_k": 2, "balance": 0.01}
+OF_GEMMA = {
+    "norm": {"kind": "rms", "offset": True},
+    "scaled_embedding": True,
+    "mlp": {"kind": "gated", "size": 48, "activation": "gelu_tanh"},
+    "tied": True,
+}
+MODELS = {
+    "llama": ours(position={"kind": "rope", "scaling": {"kind": "linear", "factor": 2.0}}),
+    "mistral": ours(attention={"window": 6}),
+    "qwen2": ours(attention={"qkv_bias": True, "window": 6, "window_layers": [False, True, False]}),
+    "qwen3": ours(attention={"qk_norm": True, "window": 6, "window_layers": [False, False, True]}),
+    "mixtral": ours(mlp=MOE),
+    "qwen3_moe": ours(mlp=MOE | {"normalized": False}, attention={"qk_norm": True}),
+    "gemma": ours(**OF_GEMMA),
+    "gemma2": ours(
+        **OF_GEMMA,
+        attention={"softcap": 3.0, "scale": 1 / 12, "window": 6, "window_layers": [True, False]},
+        post_norms=True,
+        logit_softcap=5.0,
+    ),
+}
+
+
+@pytest.mark.parametrize(("family", "config"), MODELS.items(), ids=list(MODELS))
+@torch.no_grad()
+def test_transformers_computes_with_our_model(family, config, tmp_path):
+    model = config.build()
+    model.initialize(3)
+    save(tmp_path / "ours", config, canonical_state(model).items())
+    assert json.loads((tmp_path / "ours" / "config.json").read_text())["model_type"] == family
+    assert differ(transformers_logits(tmp_path / "ours", TOKENS_BT), model(TOKENS_BT)) <= CLOSE
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
+def test_experts_packed_by_transformers_5_are_read(family, save_model, tmp_path):
+    source = save_model(family)
+    hugging_face_model(family).save_pretrained(tmp_path / "packed", save_original_format=False)
+    assert any(name.endswith("experts.gate_up_proj") for name in bits(tmp_path / "packed"))
+    convert("hf", tmp_path / "packed", "hf", tmp_path / "apart")
+    assert bits(tmp_path / "apart") == bits(source)
+
+
+def edit(path, change):
+    tensors = load_file(path / WEIGHTS)
+    change(tensors)
+    save_file(tensors, path / WEIGHTS, {"format": "pt"})
+
+
+def problems(*args, **kwargs):
+    with pytest.raises(MtError) as error:
+        convert(*args, **kwargs)
+    return [str(problem) for problem in error.value.problems]
+
+
+def test_each_expert_is_accounted_for(save_model, tmp_path):
+    path = save_model("mixtral")
+    experts = "model.layers.1.block_sparse_moe.experts"
+
+    def damage(tensors):
+        del tensors[f"{experts}.3.w1.weight"]
+        tensors[f"{experts}.5.w2.weight"] = tensors[f"{experts}.4.w2.weight"].clone()
+        tensors[f"{experts}.0.w3.weight"] = torch.zeros(47, 32)
+
+    edit(path, damage)
+    found = problems("mixtral_hf", path, "native", tmp_path / "result")
+    assert [problem.removeprefix(f"{path}: layers.1.mlp.experts.") for problem in found] == [
+        "3.gate.weight: tensor is missing; shape (48, 32)",
+        "0.up.weight: tensor has shape (47, 32); the model needs (48, 32)",
+        "5.down.weight: unexpected tensor of shape (32, 48); the model has no tensor of this name",
+    ]
+
+
+def test_experts_of_several_dtypes_are_refused(save_model, tmp_path):
+    path = save_model("qwen3_moe")
+    name = "model.layers.2.mlp.experts.1.up_proj.weight"
+    edit(path, lambda tensors: tensors.update({name: tensors[name].to(torch.bfloat16)}))
+    (problem,) = problems("hf", path, "native", tmp_path / "result")
+    assert "layers.2.mlp.experts.up.weight: its experts are stored as bfloat16 and float32; store them all" in problem
+
+
+def test_experts_in_several_files_are_gathered(save_model, tmp_path):
+    path = save_model("mixtral", shard="20KB")
+    assert len([*path.glob("*.safetensors")]) > 5
+    convert("mixtral_hf", path, "hf", tmp_path / "result")
+    assert bits(tmp_path / "result") == bits(path)
+
+
+def test_mixtral_hf_reads_only_mixtral(save_model, tmp_path):
+    (problem,) = problems("mixtral_hf", save_model("qwen3_moe"), "native", tmp_path / "result")
+    assert re.search(r"model_type is 'qwen3_moe'; this loader reads mixtral$", problem)
+
+
+def test_a_fused_tensor_of_phi3_of_the_wrong_width_is_refused(save_model, tmp_path):
+    path = save_model("phi3")
+    name = "model.layers.0.self_attn.qkv_proj.weight"
+    edit(path, lambda tensors: tensors.update({name: tensors[name][:-1].contiguous()}))
+    (problem,) = problems("hf", path, "native", tmp_path / "result")
+    assert "layers.0.attn.v.weight: tensor has shape (15, 32); the model needs (16, 32)" in problem
+
+
+def test_a_model_of_several_families_takes_the_first_or_the_one_asked_for():
+    config = ours(attention={"window": 6})
+    assert carrier(config).model_type == "mistral"
+    assert carrier(config, "phi3").model_type == "phi3"
