@@ -100,12 +100,12 @@ def test_arguments_that_mt_lacks_are_told_together(core):
     directory = core()
 
     def change(state):
-        state["args"].num_experts, state["args"].normalization, state["args"].num_layers = 8, "Odd", None
+        state["args"].mtp_num_layers, state["args"].normalization, state["args"].num_layers = 8, "Odd", None
 
     edit(directory / "mp_rank_00_000" / FILE, change)
     with pytest.raises(MtError) as raised:
         Core(directory).config()
-    assert found(raised) == ["args.num_layers is None", "args.num_experts is 8", "args.normalization is 'Odd'"]
+    assert found(raised) == ["args.num_layers is None", "args.mtp_num_layers is 8", "args.normalization is 'Odd'"]
 
 
 def test_head_counts_that_do_not_fit_are_told(core):
@@ -217,9 +217,13 @@ def test_a_directory_of_chunks_without_args_is_refused(core):
     [
         (sizes(3), "attention.heads = 4 does not divide by 3 tensor ranks"),
         (sizes(8), "mlp.size = 20 does not divide by 8"),
-        (sizes(1, 3), "4 layers do not divide by 3 stages of 1 chunks"),
+        (sizes(1, 8), "4 layers do not divide by 8 stages of 1 chunks; stages that fit: 1, 2, 3, 4"),
+        (sizes(1, 2, 3), "4 layers do not divide by 2 stages of 3 chunks; stages that fit: none"),
         (sizes(1, 1, 2), "virtual stages without pipeline stages"),
         (sizes(0), "--target-tensor-parallel-size is below 1"),
+        ({"target_expert_parallel_size": 2}, "2 expert ranks for a model without experts; leave"),
+        ({"target_iteration": 0}, "--target-iteration: 0 is no iteration that Megatron reads"),
+        ({"moe_grouped_gemm": True}, "--moe-grouped-gemm: the model has no experts"),
         ({"target_ckpt_format": "zarr"}, "--target-ckpt-format: unknown name 'zarr'; allowed: torch, torch_dist"),
         (
             {"saver_transformer_impl": "x"},
@@ -244,11 +248,6 @@ def test_a_model_without_arguments_in_megatron_is_refused(tmp_path):
     with pytest.raises(MtError) as raised:
         save(tmp_path / "core", config, ())
     assert found(raised) == ["cannot carry mlp.activation = 'gelu'", "cannot carry mlp.bias = True"]
-
-
-def test_a_mixture_of_experts_is_refused(tmp_path):
-    with pytest.raises(MtError, match="cannot carry mlp.kind = 'moe'"):
-        save(tmp_path / "core", config_of(mlp={"kind": "moe", "size": 8, "experts": 4, "top_k": 2}), ())
 
 
 def test_options_that_no_side_has_are_refused(native, tmp_path):  # noqa: F811

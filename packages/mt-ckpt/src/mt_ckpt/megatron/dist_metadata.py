@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from mt_ckpt.megatron.pickles import ADVICE, MEGATRON, StandIn
+from mt_ckpt.megatron.pickles import ADVICE, MEGATRON, StandIn, read_bytes
 from mt_core.errors import MtError
 
 RECORDS = ("torch.distributed.checkpoint.", MEGATRON)
@@ -19,6 +19,7 @@ PLAIN = {
     "pathlib.PosixPath": PurePosixPath,
     "collections.OrderedDict": OrderedDict,
 }
+ORIGINAL = "nd_reformulated_orig_global_shape"
 
 Shape = tuple[int, ...]
 
@@ -33,6 +34,12 @@ class Chunk:
     offsets: Shape = ()
     sizes: Shape = ()
 
+    def read(self) -> Any:
+        """The tensor, or the object in a list."""
+        with self.file.open("rb") as file:
+            file.seek(self.start)
+            return read_bytes(f"{self.file} at byte {self.start}", file.read(self.length))
+
 
 @dataclass(frozen=True)
 class Stored:
@@ -40,6 +47,8 @@ class Stored:
 
     size: Shape | None
     chunks: list[Chunk] = field(default_factory=list)
+    original: Shape | None = None
+    """The tensor's own shape, if the chunks are flat pieces of it (§2.6)."""
 
 
 def read_metadata(directory: Path) -> dict[str, Stored]:
@@ -48,7 +57,11 @@ def read_metadata(directory: Path) -> dict[str, Stored]:
     try:
         with path.open("rb") as file:
             found = _Unpickler(file, str(path)).load()
-        stored = {key: Stored(_size(value)) for key, value in found.state_dict_metadata.items()}
+        flat = getattr(found, "mcore_data", None) or {}
+        stored = {
+            key: Stored(_size(value), original=flat.get(key, {}).get(ORIGINAL))
+            for key, value in found.state_dict_metadata.items()
+        }
         sizes = {
             (key, tuple(chunk.offsets)): tuple(chunk.sizes)
             for key, value in found.state_dict_metadata.items()

@@ -1,9 +1,8 @@
 """Megatron's `torch_dist` format, written by the recipe that every release since 0.11 reads (§2.7)."""
 
-import io
 import json
 import pickle
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,11 +18,25 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
-from mt_ckpt.megatron.arguments import write_args
+from mt_ckpt.megatron.dist_boxes import Place
+from mt_ckpt.megatron.fusing import shard
+from mt_ckpt.megatron.kinds import model_args
 from mt_ckpt.megatron.layout import Layout
-from mt_ckpt.megatron.names import EMBED, LAYER, LINEARS, Parameter, engine_name, shard
-from mt_ckpt.megatron.rank_files import VERSION
-from mt_models.config import GPTConfig
+from mt_ckpt.megatron.names import (
+    EMBED,
+    EXPERT,
+    LAYER,
+    copies_of,
+    engine_name,
+    layers_of,
+    parameters,
+    unnumbered,
+)
+from mt_ckpt.megatron.rank_files import HEAD_STATE, VERSION
+from mt_ckpt.megatron.rank_files import extra_states as of_modules
+from mt_ckpt.megatron.tables import Parameter
+from mt_ckpt.megatron.torch_writer import TorchWriter
+from mt_models.config import TransformerConfig
 
 CHUNKS, PROTOCOL = "__0_0.distcp", 4
 MARK = {
@@ -36,7 +49,12 @@ MARK = {
 
 
 def write_dist(
-    directory: Path, config: GPTConfig, tensors: Iterable[tuple[str, Parameter, Tensor]], layout: Layout
+    directory: Path,
+    config: TransformerConfig,
+    tensors: Iterable[tuple[str, Parameter, Tensor]],
+    layout: Layout,
+    *,
+    iteration: int = 0,
 ) -> None:
     """Write each tensor as it comes: a chunk for each layer, under keys without the layer's number."""
     directory.mkdir(parents=True)
@@ -46,31 +64,51 @@ def write_dist(
     with (directory / CHUNKS).open("wb") as file:
         for name, one, whole in tensors:
             dtype = whole.dtype if name == EMBED else dtype
-            key, at, size, stored = _placed(config, name, shard(whole, one, 0, 1))
-            known.setdefault(key, TensorStorageMetadata(TensorProperties(dtype=stored.dtype), torch.Size(size), []))
-            known[key].chunks.append(ChunkStorageMetadata(torch.Size(at), stored.shape))
-            places[MetadataIndex(key, torch.Size(at))] = _append(file, stored.detach().clone())
-        for module in LINEARS:
-            for n in range(config.layers):
-                key = f"decoder.layers.{module}._extra_state/shard_{n}_{config.layers}"
-                known[key], places[MetadataIndex(key)] = BytesStorageMetadata(), _append(file, [None])
-    args = write_args(config, layout, dtype=dtype, form="torch_dist")
-    common = {"args": args, "checkpoint_version": VERSION, "iteration": 0, "num_floating_point_operations_so_far": 0}
-    torch.save(common, directory / "common.pt")
+            stored = shard(whole, one, 0, 1)
+            for own_name in (name, *copies_of(config, name)):
+                key, index, counts = written_place(config, own_name, engine=layout.engine)
+                at, size = torch.Size([*index, *[0] * stored.dim()]), torch.Size([*counts, *stored.shape])
+                known.setdefault(key, TensorStorageMetadata(TensorProperties(dtype=stored.dtype), size, []))
+                chunk = stored.detach()[(None,) * len(index)]
+                known[key].chunks.append(ChunkStorageMetadata(at, chunk.shape))
+                places[MetadataIndex(key, at)] = _append(file, chunk)
+        for key in extra_states(config, engine=layout.engine):
+            known[key], places[MetadataIndex(key)] = BytesStorageMetadata(), _append(file, [None])
+    args = model_args(config, layout, dtype=dtype, form="torch_dist")
+    common = {"args": args, "checkpoint_version": VERSION, "iteration": iteration}
+    torch.save({**common, "num_floating_point_operations_so_far": 0}, directory / "common.pt")
     (directory / ".metadata").write_bytes(pickle.dumps(Metadata(known, None, places), PROTOCOL))
     (directory / "metadata.json").write_text(json.dumps(MARK))
 
 
-def _placed(config: GPTConfig, name: str, stored: Tensor) -> tuple[str, list[int], list[int], Tensor]:
-    """Key, where the tensor starts in it, the key's whole size, and the chunk to write."""
-    if not (number := LAYER.match(name)):
-        return name, [0] * stored.dim(), [*stored.shape], stored
-    key = LAYER.sub("decoder.layers.", engine_name(name))
-    return key, [int(number[1]), *[0] * stored.dim()], [config.layers, *stored.shape], stored[None]
+def written_place(config: TransformerConfig, name: str, *, engine: bool) -> Place:
+    """Where a tensor goes. Names are Transformer Engine's in any case, but for the norm before experts, where its
+    layers and Megatron's own differ."""
+    layer, expert = LAYER.match(name), EXPERT.search(name)
+    if layer is None:
+        return Place(name)
+    index, counts = (int(layer[1]),), (layers_of(config, name),)
+    if expert and config.mlp.kind == "moe":
+        index, counts = (*index, int(expert[1])), (*counts, config.mlp.experts)
+    key = EXPERT.sub("mlp.experts.experts.", unnumbered(name))
+    return Place(engine_name(key, experts=engine and config.mlp.kind == "moe"), index, counts)
+
+
+def extra_states(config: TransformerConfig, *, engine: bool) -> Iterator[str]:
+    """Keys of the linear layers' extra states, of which there is one for each layer and expert."""
+    names = of_modules(parameters(config), Layout(1, 1, 1, engine=engine))
+    heads = () if config.kind == "gpt" else (HEAD_STATE, *copies_of(config, HEAD_STATE))
+    for name in (*names, *heads):
+        key, at, counts = written_place(config, name, engine=engine)
+        yield f"{key}/shard_{_dotted(at or (0,))}_{_dotted(counts or (1,))}"
+
+
+def _dotted(numbers: Iterable[int]) -> str:
+    return ".".join(map(str, numbers))
 
 
 def _append(file: IO[bytes], value: Any) -> _StorageInfo:
     """Write a record: a whole file of torch.save."""
-    content, start = io.BytesIO(), file.tell()
-    torch.save(value, content)
-    return _StorageInfo(CHUNKS, start, file.write(content.getbuffer()))
+    start, writer = file.tell(), TorchWriter(file)
+    writer.close(writer.add(value) if isinstance(value, Tensor) else value)
+    return _StorageInfo(CHUNKS, start, file.tell() - start)

@@ -1,11 +1,12 @@
-"""Where things lie: directories of ranks, and which stage holds which layers."""
+"""Where things lie: directories of iterations and ranks, and whether a model can be cut for them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from mt_ckpt.megatron.stages import fitting_stages, stage_layers
 from mt_core.errors import MtError, Problem
-from mt_models.config import GPTConfig
+from mt_models.config import TransformerConfig
 
 TRACKER, RANK_FILE, RELEASE = "latest_checkpointed_iteration.txt", "model_optim_rng.pt", "release"
 
@@ -20,6 +21,10 @@ class Layout:
     """Chunks of each pipeline stage."""
     engine: bool
     """Whether tensors bear Transformer Engine's names."""
+    expert: int = 1
+    """Ranks that share the experts of a layer."""
+    grouped: bool = False
+    """Whether experts bear TEGroupedMLP's names, in `torch` files."""
 
 
 def iteration_directory(path: Path) -> Path:
@@ -34,39 +39,64 @@ def iteration_directory(path: Path) -> Path:
     text = tracker.read_text(encoding="utf-8", errors="replace").strip()
     if text != RELEASE and not text.isdecimal():
         raise MtError(str(tracker), f"says {text[:40]!r}", f"an iteration or {RELEASE!r}")
-    found = path / (RELEASE if text == RELEASE else f"iter_{int(text):07d}")
+    found = path / iteration_name(None if text == RELEASE else int(text))
     if not found.is_dir():
         raise MtError(str(found), "missing", f"{TRACKER} names it: copy it, or correct the tracker")
     return found
 
 
-def rank_directory(tensor_rank: int, stage: int, stages: int) -> str:
-    """mp_rank_TT, and _PPP if there is more than one pipeline stage."""
-    return f"mp_rank_{tensor_rank:02d}" + (f"_{stage:03d}" if stages > 1 else "")
+def iteration_name(iteration: int | None) -> str:
+    """The directory of an iteration, and of a model that is none of a run's: iter_0000007, or release."""
+    return RELEASE if iteration is None else f"iter_{iteration:07d}"
 
 
-def layer_places(layers: int, layout: Layout) -> list[tuple[int, int, int]]:
-    """Stage, chunk and local number of each layer, evenly cut; chunks of a stage are apart (§3.10)."""
-    each = layers // (layout.pipeline * layout.virtual)
-    return [(n // each % layout.pipeline, n // each // layout.pipeline, n % each) for n in range(layers)]
+def rank_directory(tensor_rank: int, stage: int, stages: int, expert: int = 0, experts: int = 1) -> str:
+    """mp_rank_TT, with _PPP if there is more than one pipeline stage, and _XXX if more than one expert rank."""
+    numbers = [f"_{number:03d}" for number, count in ((stage, stages), (expert, experts)) if count > 1]
+    return f"mp_rank_{tensor_rank:02d}" + "".join(numbers)
 
 
-def misfits(config: GPTConfig, layout: Layout) -> Iterator[Problem]:
-    """Why a model cannot be cut so."""
-    where, part, tensor = "saver core", config.attention, layout.tensor
-    sizes = {"tensor": tensor, "pipeline": layout.pipeline, "virtual-pipeline": layout.virtual}
+def rank_file(directory: Path, tensor_rank: int, stage: int, stages: int, expert: int = 0, experts: int = 1) -> Path:
+    """The file of a rank; before 2023, beside a distributed optimizer, it was called model_rng.pt."""
+    rank = rank_directory(tensor_rank, stage, stages, expert, experts)
+    old = (directory / name / "model_rng.pt" for name in (rank, f"{rank}_000"))
+    return next((file for file in old if file.is_file()), directory / rank / RANK_FILE)
+
+
+def misfits(
+    config: TransformerConfig, layout: Layout, where: str = "saver core", *, uneven: bool = False
+) -> Iterator[Problem]:
+    """Why a model cannot be cut so; with `uneven`, the first and the last stage may have other numbers of layers."""
+    tensor, pipeline, virtual, expert = layout.tensor, layout.pipeline, layout.virtual, layout.expert
+    sizes = {"tensor": tensor, "pipeline": pipeline, "virtual-pipeline": virtual, "expert": expert}
     bad = [f"--target-{name}-parallel-size" for name, size in sizes.items() if size < 1]
     yield from (Problem(where, f"{name} is below 1", "a positive number") for name in bad)
     if bad:
         return
+    yield from _tensor_misfits(config, tensor, where)
+    yield from _expert_misfits(config, expert, where)
+    if config.layers % (pipeline * virtual) and not (uneven and stage_layers(config.layers, pipeline, virtual)):
+        found = f"{config.layers} layers do not divide by {pipeline} stages of {virtual} chunks"
+        fitting = ", ".join(map(str, fitting_stages(config.layers, virtual)))
+        yield Problem(where, found, f"stages that fit: {fitting or 'none'}" if uneven else "the same number in each")
+    if virtual > 1 and pipeline == 1:
+        yield Problem(where, "virtual stages without pipeline stages", "--target-pipeline-parallel-size of 2 or more")
+
+
+def _tensor_misfits(config: TransformerConfig, tensor: int, where: str) -> Iterator[Problem]:
+    part = config.attention
     for name, size in (("attention.heads", part.heads), ("mlp.size", config.mlp.size)):
         if size % tensor:
             yield Problem(where, f"{name} = {size} does not divide by {tensor} tensor ranks", f"a divisor of {size}")
     if part.kv_groups % tensor and tensor % part.kv_groups:
         found = f"attention.kv_groups = {part.kv_groups} and {tensor} tensor ranks"
         yield Problem(where, found, "one must divide the other")
-    if config.layers % (layout.pipeline * layout.virtual):
-        found = f"{config.layers} layers do not divide by {layout.pipeline} stages of {layout.virtual} chunks"
-        yield Problem(where, found, "the same number of layers in each")
-    if layout.virtual > 1 and layout.pipeline == 1:
-        yield Problem(where, "virtual stages without pipeline stages", "--target-pipeline-parallel-size of 2 or more")
+
+
+def _expert_misfits(config: TransformerConfig, expert: int, where: str) -> Iterator[Problem]:
+    if expert > 1 and config.mlp.kind != "moe":
+        allowed = "leave --target-expert-parallel-size out"
+        yield Problem(where, f"{expert} expert ranks for a model without experts", allowed)
+    elif config.mlp.kind == "moe" and config.mlp.experts % expert:
+        found = f"mlp.experts = {config.mlp.experts} does not divide by {expert} expert ranks"
+        yield Problem(where, found, f"a divisor of {config.mlp.experts}")

@@ -1,4 +1,4 @@
-"""Loader `core`: Megatron-Core's GPT checkpoints, `torch` or `torch_dist`, local or engine names."""
+"""Loader `core`: Megatron-Core's checkpoints of GPT, BERT and T5, `torch` or `torch_dist`, local or engine names."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,25 +6,31 @@ from pathlib import Path
 from torch import Tensor
 
 from mt_ckpt import tokenizer_files
-from mt_ckpt.megatron.arguments import read_args
 from mt_ckpt.megatron.dist_files import DistFiles
+from mt_ckpt.megatron.kinds import read_model
 from mt_ckpt.megatron.layout import iteration_directory
 from mt_ckpt.megatron.torch_files import TorchFiles
-from mt_models.config import GPTConfig
+from mt_ckpt.sources import read_json
+from mt_models.config import TransformerConfig
 
 
 class Core:
-    """A `CheckpointLoader`. Without `true_vocab_size`, args.vocab_size says where padding begins, if anything does."""
+    """A `CheckpointLoader`. Without `true_vocab_size`, args.vocab_size says where padding begins, if anything does.
 
-    def __init__(self, path: Path, *, true_vocab_size: int | None = None) -> None:
+    `megatron_args` is a JSON file of arguments, by Megatron's names, that the files lack or have wrong.
+    """
+
+    def __init__(self, path: Path, *, true_vocab_size: int | None = None, megatron_args: Path | None = None) -> None:
         self.path = path
         directory = iteration_directory(path)
-        self.source = (DistFiles if (directory / ".metadata").is_file() else TorchFiles)(directory)
+        files = DistFiles if (directory / ".metadata").is_file() else TorchFiles
+        self.source = files(directory, given=read_json(megatron_args) if megatron_args else {})
+        self.shapes = self.source.shapes()
         self.true_vocab_size = true_vocab_size
 
-    def config(self) -> GPTConfig:
-        """The model that the checkpoint's args describe."""
-        return read_args(self.source.args, str(self.source.path), self.true_vocab_size)
+    def config(self) -> TransformerConfig:
+        """The model that the checkpoint's args and tensors describe."""
+        return read_model(self.source.args, self.shapes, str(self.source.path), self.true_vocab_size)
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Canonical name and tensor, one at a time."""

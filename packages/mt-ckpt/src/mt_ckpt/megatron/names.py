@@ -1,16 +1,17 @@
-"""Megatron-Core's names of GPT's tensors, what canonical tensors each is made of, and how tensor ranks cut it (§3)."""
+"""Megatron-Core's names of a model's tensors: local ones, Transformer Engine's, and those without layer numbers."""
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import replace
 
-import torch
-from torch import Tensor
-
-from mt_models.config import GPTConfig
+from mt_ckpt.megatron.tables import COPIES, EXPERTS, OUTSIDE, stacks
+from mt_ckpt.megatron.tables import Parameter as Parameter
+from mt_models.config import TransformerConfig
 
 EMBED, HEAD = "embedding.word_embeddings.weight", "output_layer.weight"
-LAYER = re.compile(r"decoder\.layers\.(\d+)\.")
+LEAVES = ("weight", "bias")
+LAYER = re.compile(r"(?:encoder|decoder)\.layers\.(\d+)\.")
+EXPERT = re.compile(r"mlp\.experts\.local_experts\.(\d+)\.")
 IGNORED = re.compile(r"(_extra_state|rotary_pos_emb\.inv_freq)$")
 """State of FP8 kernels, None or empty otherwise, and a buffer of old releases."""
 TE = {
@@ -18,51 +19,70 @@ TE = {
     "mlp.linear_fc1.layer_norm_": "pre_mlp_layernorm.",
 }
 """Names that Transformer Engine's layers give, and `torch_dist` files always, to the local ones."""
-LINEARS = ("self_attention.linear_proj", "self_attention.linear_qkv", "mlp.linear_fc1", "mlp.linear_fc2")
 
 
-@dataclass(frozen=True)
-class Parameter:
-    """A tensor of Megatron's. Logical shape: as canonical; q, k, v interleaved; gate and up stacked."""
-
-    parts: tuple[str, ...]
-    cut: int | None = None
-    """The dim, of the logical shape, that tensor ranks cut."""
-
-
-BLOCK = {
-    "input_layernorm": Parameter(("attn_norm",)),
-    "self_attention.linear_qkv": Parameter(("attn.q", "attn.k", "attn.v"), 0),
-    "self_attention.linear_proj": Parameter(("attn.out",), 1),
-    "pre_mlp_layernorm": Parameter(("mlp_norm",)),
-    "mlp.linear_fc1": Parameter(("mlp.gate", "mlp.up"), 1),
-    "mlp.linear_fc2": Parameter(("mlp.down",), 1),
-}
-
-
-def parameters(config: GPTConfig) -> dict[str, Parameter]:
-    """Every tensor of the model under its local name, with the layer's number in the whole model."""
-    found = {
-        EMBED: Parameter(("embed.weight",), 0),
-        "embedding.position_embeddings.weight": Parameter(("position.weight",)),
-    }
-    for n in range(config.layers):
-        for module, one in BLOCK.items():
-            for leaf in ("weight", "bias"):
-                found[f"decoder.layers.{n}.{module}.{leaf}"] = _of_layer(config, f"layers.{n}.", leaf, one)
-    found |= {f"decoder.final_layernorm.{leaf}": Parameter((f"norm.{leaf}",)) for leaf in ("weight", "bias")}
-    found[HEAD] = Parameter(("head.weight",), 0)
+def parameters(config: TransformerConfig) -> dict[str, Parameter]:
+    """Every tensor of the model under its local name, with its layer's and its expert's numbers in the whole model."""
+    found: dict[str, Parameter] = {}
+    for module, one in OUTSIDE.items():
+        found |= {f"{module}.{leaf}": _named(one, "", leaf) for leaf in LEAVES}
+    for name, stack in stacks(config).items():
+        for n in range(stack.layers):
+            ours, theirs = f"{stack.ours}layers.{n}.", f"{name}.layers.{n}"
+            for module, one in stack.block.items():
+                found |= {f"{theirs}.{module}.{leaf}": _of_layer(config, ours, leaf, one) for leaf in LEAVES}
+            found |= _experts(config, n)
+        final = Parameter((f"{stack.ours}norm",))
+        found |= {f"{name}.final_layernorm.{leaf}": _named(final, "", leaf) for leaf in LEAVES}
     shapes = config.canonical_shapes()
-    return {name: one for name, one in found.items() if all(part in shapes for part in one.parts)}
+    own = slice(0, None), slice(1, None)
+    return {
+        name: replace(one, shapes=tuple(shapes[part][own[one.expert is not None]] for part in one.parts))
+        for name, one in found.items()
+        if all(part in shapes for part in one.parts)
+    }
 
 
-def _of_layer(config: GPTConfig, prefix: str, leaf: str, one: Parameter) -> Parameter:
+def copies_of(config: TransformerConfig, name: str) -> list[str]:
+    """Other names under which Megatron stores a tensor once more."""
+    known = COPIES.items() if config.kind == "t5" else ()
+    return [second + name.removeprefix(first) for first, second in known if name.startswith(first)]
+
+
+def layers_of(config: TransformerConfig, name: str) -> int:
+    """Layers of the stack that a tensor of a layer belongs to."""
+    return stacks(config)[name.partition(".")[0]].layers
+
+
+def numbered(name: str, by: int) -> str:
+    """A local name whose layer's number is moved by so many."""
+    return LAYER.sub(lambda at: f"{at[0][: at.start(1) - at.start()]}{int(at[1]) + by}.", name)
+
+
+def unnumbered(name: str) -> str:
+    """A local name without its layer's number, as all layers of a stack share it."""
+    return LAYER.sub(lambda at: at[0][: at.start(1) - at.start()], name)
+
+
+def _of_layer(config: TransformerConfig, prefix: str, leaf: str, one: Parameter) -> Parameter:
     parts, cut = one.parts, one.cut
     if parts == ("mlp.gate", "mlp.up") and config.mlp.kind == "dense":
         parts, cut = ("mlp.up",), 0
     if leaf == "bias" and len(parts) == 1 and cut == 1:
         cut = None  # rows of the product are summed over ranks, then the bias is added once
-    return Parameter(tuple(f"{prefix}{part}.{leaf}" for part in parts), cut)
+    return _named(Parameter(parts, cut), prefix, leaf)
+
+
+def _named(one: Parameter, prefix: str, leaf: str) -> Parameter:
+    return replace(one, parts=tuple(f"{prefix}{part}.{leaf}" for part in one.parts))
+
+
+def _experts(config: TransformerConfig, layer: int) -> Iterator[tuple[str, Parameter]]:
+    """The experts of a layer, one after the other for each of their two linear layers."""
+    for module, one in EXPERTS.items():
+        parts = tuple(f"layers.{layer}.{part}.weight" for part in one.parts)
+        for e in range(config.mlp.experts if config.mlp.kind == "moe" else 0):
+            yield f"decoder.layers.{layer}.mlp.experts.local_experts.{e}.{module}.weight", Parameter(parts, one.cut, e)
 
 
 def local_name(name: str) -> str:
@@ -72,56 +92,9 @@ def local_name(name: str) -> str:
     return name
 
 
-def engine_name(name: str) -> str:
-    """Transformer Engine's name of a tensor for its local name."""
+def engine_name(name: str, *, experts: bool = False) -> str:
+    """Transformer Engine's name of a tensor for its local name; a norm before experts is fused with no linear layer."""
     for theirs, local in TE.items():
-        name = name.replace(f".{local}", f".{theirs}")
+        if not (experts and local == "pre_mlp_layernorm."):
+            name = name.replace(f".{local}", f".{theirs}")
     return name
-
-
-def fuse(config: GPTConfig, parts: Sequence[Tensor], one: Parameter, size: int) -> Tensor:
-    """Canonical tensors as one in its logical shape; vocabulary rows are padded for `size` ranks (§3.10).
-
-    Padding rows are copies of the last row, as Megatron's own converter makes them.
-    """
-    if len(parts) == 3:
-        groups = (config.attention.kv_groups, -1, config.attention.head_size)
-        return torch.cat([part.unflatten(0, groups) for part in parts], 1).flatten(0, 2)
-    if len(parts) == 2:
-        return torch.stack([*parts])
-    if one.parts[0] in ("embed.weight", "head.weight"):
-        return torch.cat([parts[0], parts[0][-1:].expand(config.vocab_rows(size) - config.vocab_size, -1)])
-    return parts[0]
-
-
-def split(config: GPTConfig, whole: Tensor, one: Parameter) -> Mapping[str, Tensor]:
-    """The reverse: canonical tensors, without padding."""
-    if len(one.parts) == 3:
-        fused = whole.unflatten(0, (config.attention.kv_groups, -1, config.attention.head_size))
-        tensors = [part.flatten(0, 2) for part in fused.split([config.queries_per_group, 1, 1], 1)]
-    elif len(one.parts) == 2:
-        tensors = [*whole.unbind()]
-    else:
-        tensors = [whole[: config.vocab_size] if one.parts[0] in ("embed.weight", "head.weight") else whole]
-    return dict(zip(one.parts, tensors, strict=True))
-
-
-def shard(whole: Tensor, one: Parameter, rank: int, size: int) -> Tensor:
-    """What tensor rank `rank` of `size` stores of a tensor in its logical shape."""
-    own = whole if one.cut is None else whole.chunk(size, one.cut)[rank]
-    return own.flatten(0, 1) if len(one.parts) == 2 else own
-
-
-def join(shards: Sequence[Tensor], one: Parameter) -> Tensor:
-    """The reverse: the logical tensor from what all tensor ranks store, in order."""
-    pieces = [piece.unflatten(0, (2, -1)) for piece in shards] if len(one.parts) == 2 else shards
-    return pieces[0] if one.cut is None or len(pieces) == 1 else torch.cat([*pieces], one.cut)
-
-
-def stored_shape(config: GPTConfig, one: Parameter, size: int, rows: int | None = None) -> tuple[int, ...]:
-    """Shape of one rank's share; of vocabulary matrices with `rows` in all, where given."""
-    shapes = config.canonical_shapes()
-    if rows and one.parts[0] in ("embed.weight", "head.weight"):
-        return rows // size, config.model_size
-    parts = [torch.empty(shapes[part], device="meta") for part in one.parts]
-    return tuple(shard(fuse(config, parts, one, size), one, 0, size).shape)

@@ -6,6 +6,7 @@ import argparse
 import io
 import pathlib
 import pickle
+import pickletools
 import signal
 import types
 import zipfile
@@ -19,6 +20,8 @@ from mt_core.errors import MtError, Problem, raise_if
 
 MEGATRON = "megatron."
 """Classes under this are arguments' values: enumerations, optimizer settings, states of the rerun machinery."""
+INERT = (MEGATRON, "fp16.")
+"""What starts so becomes a stand-in; of `fp16`, a package of 2019, files hold loss scalers."""
 ADVICE = "nothing was run; a checkpoint of Megatron needs no such thing: do not trust this file"
 
 
@@ -59,8 +62,21 @@ def read(path: Path) -> Any:
     if not path.is_file():
         raise MtError(str(path), "missing", "copy it from where the checkpoint came from")
     zipped = zipfile.is_zipfile(path)
-    found = get_unsafe_globals_in_checkpoint(path) if zipped else []
+    found = get_unsafe_globals_in_checkpoint(path) if zipped else _inert_before_zip(path)
     return _load(str(path), path, found, mmap=zipped)
+
+
+def _inert_before_zip(path: Path) -> list[str]:
+    """Classes to stand in for in a file from before torch 1.6: four pickles, then the tensors' bytes."""
+    found: set[str] = set()
+    with path.open("rb") as file:
+        try:
+            for _ in range(4):
+                codes = pickletools.genops(file)
+                found |= {str(of).replace(" ", ".") for code, of, _ in codes if code.name == "GLOBAL"}
+        except (ValueError, UnicodeDecodeError):
+            return []  # no pickle: torch will say so
+    return sorted(name for name in found if name.startswith(INERT))
 
 
 def read_bytes(where: str, content: bytes) -> Any:
@@ -71,7 +87,7 @@ def read_bytes(where: str, content: bytes) -> Any:
 
 def _load(where: str, source: Any, found: list[str], *, mmap: bool) -> Any:
     allowed = allowed_names()
-    stand_ins = {name: type(name.rpartition(".")[2], (StandIn,), {}) for name in found if name.startswith(MEGATRON)}
+    stand_ins = {name: type(name.rpartition(".")[2], (StandIn,), {}) for name in found if name.startswith(INERT)}
     refused = sorted(set(found) - allowed.keys() - stand_ins.keys())
     raise_if(Problem(where, f"its pickle wants to use {name}", ADVICE) for name in refused)
     passed: list[Any] = [(value, name) for name, value in (allowed | stand_ins).items()]

@@ -1,64 +1,102 @@
-"""Megatron's `torch` format, written: a file for each tensor rank of each pipeline stage (§1.2, §3.2)."""
+"""Megatron's `torch` format, written: a file for each tensor and expert rank of each pipeline stage (§1.2, §3.2)."""
 
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mt_ckpt.megatron.arguments import write_args
-from mt_ckpt.megatron.layout import RANK_FILE, Layout, layer_places, rank_directory
-from mt_ckpt.megatron.names import EMBED, HEAD, LAYER, LINEARS, Parameter, engine_name, shard
+from mt_ckpt.megatron.experts import experts_of, grouped_name, renumbered
+from mt_ckpt.megatron.fusing import share
+from mt_ckpt.megatron.kinds import as_gpt, model_args
+from mt_ckpt.megatron.layout import RANK_FILE, Layout, rank_directory
+from mt_ckpt.megatron.names import EMBED, HEAD, LAYER, copies_of, engine_name, layers_of, numbered
+from mt_ckpt.megatron.rank_shares import Ranks
+from mt_ckpt.megatron.stages import layer_places
+from mt_ckpt.megatron.tables import Parameter
 from mt_ckpt.megatron.torch_writer import TorchWriter
-from mt_models.config import GPTConfig
+from mt_models.config import TransformerConfig
 
 EMPTY = torch.empty(0, dtype=torch.uint8)
 """What the engine's layers take for no FP8 state."""
+LINEAR = re.compile(r"(.*\.(?:linear_qkv|linear_q|linear_kv|linear_proj|linear_fc1|linear_fc2))\.weight\d*")
+HEAD_STATE = "output_layer._extra_state"
+ATTENTION = re.compile(r"linear_(?:qkv|q)$")
 VERSION = 3.0
 """checkpoint_version since 2021: query, key and value interleaved by group."""
 
 
+def as_built(contents: dict[str, Any]) -> dict[str, Any]:
+    """Files of Megatron-Core hold what is built below."""
+    return contents
+
+
 def write_rank_files(
-    directory: Path, config: GPTConfig, tensors: Iterable[tuple[str, Parameter, Tensor]], layout: Layout
+    directory: Path,
+    config: TransformerConfig,
+    tensors: Iterable[tuple[str, Parameter, Tensor]],
+    layout: Layout,
+    *,
+    iteration: int = 0,
+    finish: Callable[[dict[str, Any]], dict[str, Any]] = as_built,
 ) -> None:
-    """Write each tensor's shares as it comes."""
-    ranks = [(rank, stage) for stage in range(layout.pipeline) for rank in range(layout.tensor)]
-    files = {at: TorchWriter(directory / rank_directory(*at, layout.pipeline) / RANK_FILE) for at in ranks}
-    states: dict[tuple[int, int], list[dict[str, Any]]] = {at: [{} for _ in range(layout.virtual)] for at in ranks}
+    """Write each tensor's shares as it comes; `finish` may turn a file's contents into those of another release."""
+    ranks = Ranks(layout.tensor, layout.expert, experts_of(config))
+    at = [(stage, rank) for stage in range(layout.pipeline) for rank in range(layout.tensor * layout.expert)]
+    files = {(stage, rank): TorchWriter(_path(directory, stage, rank, layout)) for stage, rank in at}
+    states: dict[tuple[int, int], list[dict[str, Any]]] = {own: [{} for _ in range(layout.virtual)] for own in at}
     dtype = torch.float32
     for name, one, whole in tensors:
         dtype = whole.dtype if name == EMBED else dtype
         for stage, chunk, own_name in places(config, name, layout):
-            for rank in range(layout.tensor):
-                placed = files[rank, stage].add(shard(whole, one, rank, layout.tensor))
-                states[rank, stage][chunk][engine_name(own_name) if layout.engine else own_name] = placed
-    args = write_args(config, layout, dtype=dtype, form="torch")
-    for at, file in files.items():
-        if at[1] == layout.pipeline - 1:
-            states[at][-1]["output_layer._extra_state"] = None
-        for state in states[at]:
-            state |= {name: file.add(EMPTY) if layout.engine else None for name in extra_states(state)}
-        models = {"model": states[at][0]} if layout.virtual == 1 else {f"model{c}": s for c, s in enumerate(states[at])}
-        common = {"args": args, "checkpoint_version": VERSION, "iteration": 0}
-        file.close({**common, **models, "num_floating_point_operations_so_far": 0})
+            for rank in ranks.owners(one):
+                own = share(whole, one, rank % layout.tensor, layout.tensor)
+                placed = files[stage, rank].add(own, flat=one.stacked)
+                stored = renumbered(own_name, -ranks.first_expert(rank))
+                states[stage, rank][chunk][written_name(stored, layout, experts=ranks.experts > 0)] = placed
+    args = model_args(config, layout, dtype=dtype, form="torch")
+    for (stage, rank), file in files.items():
+        own = states[stage, rank]
+        if stage == layout.pipeline - 1:
+            own[-1] |= dict.fromkeys((HEAD_STATE, *copies_of(config, HEAD_STATE)))
+        for state in own:
+            state |= {name: file.add(EMPTY) if layout.engine else None for name in extra_states(state, layout)}
+        models = {"model": own[0]} if layout.virtual == 1 else {f"model{c}": s for c, s in enumerate(own)}
+        common = {"args": args, "checkpoint_version": VERSION, "iteration": iteration}
+        file.close(finish({**common, **models, "num_floating_point_operations_so_far": 0}))
 
 
-def places(config: GPTConfig, name: str, layout: Layout) -> Iterator[tuple[int, int, str]]:
+def _path(directory: Path, stage: int, rank: int, layout: Layout) -> Path:
+    expert, tensor = divmod(rank, layout.tensor)
+    return directory / rank_directory(tensor, stage, layout.pipeline, expert, layout.expert) / RANK_FILE
+
+
+def written_name(name: str, layout: Layout, *, experts: bool) -> str:
+    """The name that a tensor bears in a file, for its local one."""
+    if layout.grouped:
+        name = grouped_name(name)
+    return engine_name(name, experts=experts) if layout.engine else name
+
+
+def places(config: TransformerConfig, name: str, layout: Layout) -> Iterator[tuple[int, int, str]]:
     """Stage, chunk and name there, of a tensor; a tied embedding is on the last stage once more, as its head."""
     last = layout.pipeline - 1, layout.virtual - 1
     if found := LAYER.match(name):
-        stage, chunk, local = layer_places(config.layers, layout)[int(found[1])]
-        yield stage, chunk, f"decoder.layers.{local}.{name[found.end() :]}"
+        own = layer_places(layers_of(config, name), layout.pipeline, layout.virtual)
+        stage, chunk, local = own[int(found[1])]
+        yield stage, chunk, numbered(name, local - int(found[1]))
     elif name.startswith("embedding."):
-        yield 0, 0, name
-        if name == EMBED and config.tied and layout.pipeline > 1:
+        yield from ((0, 0, own) for own in (name, *copies_of(config, name)))
+        if name == EMBED and as_gpt(config).tied and layout.pipeline > 1:
             yield *last, HEAD
     else:
-        yield *last, name
+        yield from ((*last, own) for own in (name, *copies_of(config, name)))
 
 
-def extra_states(state: Iterable[str]) -> list[str]:
+def extra_states(state: Iterable[str], layout: Layout) -> list[str]:
     """Names of the linear layers' extra states: without FP8, None, or an empty tensor of the engine's."""
-    modules = [name.removesuffix(".weight") for name in state]
-    return [f"{module}._extra_state" for module in modules if module.endswith(LINEARS)]
+    modules = dict.fromkeys(found[1] for name in state if (found := LINEAR.fullmatch(name)))
+    attention = [ATTENTION.sub("core_attention", module) for module in modules if ATTENTION.search(module)]
+    return [f"{module}._extra_state" for module in (*modules, *(attention if layout.engine else ()))]

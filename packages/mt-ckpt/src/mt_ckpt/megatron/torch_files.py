@@ -1,114 +1,150 @@
 """Megatron's `torch` format, read: the files of all model-parallel ranks, put together tensor by tensor (§1, §3).
 
-Files are memory-mapped and checked by their tensors' shapes before any tensor is read.
+Files are memory-mapped and checked by their tensors' shapes before any tensor is read. Ranks of a pipeline stage are
+numbered expert rank · tensor ranks + tensor rank.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from mt_ckpt.megatron import pickles
-from mt_ckpt.megatron.layout import RANK_FILE, rank_directory
-from mt_ckpt.megatron.names import EMBED, HEAD, IGNORED, LAYER, join, local_name, parameters, split, stored_shape
+from mt_ckpt.megatron.experts import experts_of, one_by_one
+from mt_ckpt.megatron.fusing import canonical, join, stored_shape
+from mt_ckpt.megatron.layout import RANK_FILE, rank_file
+from mt_ckpt.megatron.names import EMBED, HEAD, IGNORED, LAYER, copies_of, local_name, numbered, parameters
+from mt_ckpt.megatron.rank_shares import Held, Ranks, differing_copies, share_problems, shares
+from mt_ckpt.megatron.tables import Parameter, Shape
 from mt_core.errors import MtError, Problem, raise_if
-from mt_models.config import GPTConfig
+from mt_models.config import TransformerConfig
 
 State = Mapping[str, Any]
 CHUNK = re.compile(r"model\d*")
 """`model`, or with virtual stages `model0`, `model1`, …"""
 
 
-class TorchFiles:
-    """An iteration's directory of `mp_rank_*` files."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        first = min(path.glob(f"mp_rank_*/{RANK_FILE}"), default=None)
-        if first is None:
-            raise MtError(str(path), f"holds no mp_rank_*/{RANK_FILE}", "copy the checkpoint again")
-        self.args: Any = _state(first).get("args")
-        if self.args is None:
-            found = "has no args, which say what the model is (files of NGC and before 2020)"
-            raise MtError(str(first), found, "load it in Megatron and save it again")
-        self.tensor = getattr(self.args, "tensor_model_parallel_size", 1)
-        self.pipeline = getattr(self.args, "pipeline_model_parallel_size", 1)
-
-    def tensors(self, config: GPTConfig) -> Iterator[tuple[str, Tensor]]:
-        """Canonical tensors; `MtError` lists all that is wrong with files, names and shapes before the first."""
-        names, rows = parameters(config), self.args.padded_vocab_size
-        held = self._held(config)
-        copies = held.pop(HEAD, None) if config.tied else None
-        raise_if(self._problems(config, held, rows))
-        if copies and not all(map(torch.equal, copies, held[EMBED])):
-            found = "the last stage's copy of the embedding differs from the first stage's, to which args tie it"
-            raise MtError(str(self.path), found, "set args.untie_embeddings_and_output_weights if it was trained so")
-        for name, one in names.items():
-            yield from split(config, join(held[name], one), one).items()
-
-    def _problems(self, config: GPTConfig, held: Mapping[str, list[Tensor]], rows: int) -> Iterator[Problem]:
-        names = parameters(config)
-        for name in sorted(names.keys() | held.keys()):
-            where = f"{self.path}: {name}"
-            if name not in names:
-                yield Problem(where, "unexpected tensor", "the model that args describe has none of this name")
-            elif len(held.get(name, ())) != self.tensor:
-                yield Problem(where, f"stored by {len(held.get(name, ()))} ranks", f"all {self.tensor} should have it")
-            else:
-                right = stored_shape(config, names[name], self.tensor, rows)
-                for rank, tensor in enumerate(held[name]):
-                    if tuple(tensor.shape) != right:
-                        found = f"has shape {tuple(tensor.shape)} on tensor rank {rank}"
-                        yield Problem(where, found, f"args ask for {right}")
-
-    def _held(self, config: GPTConfig) -> dict[str, list[Tensor]]:
-        """Memory-mapped tensors of all tensor ranks by local name, layers numbered through the stages."""
-        held: dict[str, list[Tensor]] = {}
-        files = self._files()
-        chunks = sorted((key for key in files[0][0] if CHUNK.fullmatch(key)), key=lambda key: int(key[5:] or 0))
-        for ranks in files.values():
-            for rank in range(self.tensor):
-                if missing := [chunk for chunk in chunks if chunk not in ranks[rank]]:
-                    raise MtError(str(self.path), f"a rank lacks {', '.join(missing)}", "copy the checkpoint again")
-        first = 0
-        for chunk in chunks:
-            for ranks in files.values():
-                states = [ranks[rank][chunk] for rank in range(self.tensor)]
-                for state in states:
-                    for name, tensor in state.items():
-                        if isinstance(tensor, Tensor) and not IGNORED.search(name):
-                            held.setdefault(_numbered(local_name(name), first), []).append(tensor)
-                first += len({number[1] for name in states[0] if (number := LAYER.match(name))})
-        return held
-
-    def _files(self) -> dict[int, dict[int, State]]:
-        """Stage to tensor rank to contents; every missing file is named."""
-        paths = {
-            (stage, rank): self.path / rank_directory(rank, stage, self.pipeline) / RANK_FILE
-            for stage in range(self.pipeline)
-            for rank in range(self.tensor)
-        }
-        raise_if(
-            Problem(str(path), "missing", f"args say {self.tensor} tensor ranks and {self.pipeline} stages: copy it")
-            for path in paths.values()
-            if not path.is_file()
-        )
-        files: dict[int, dict[int, State]] = {stage: {} for stage in range(self.pipeline)}
-        for (stage, rank), path in paths.items():
-            files[stage][rank] = _state(path)
-        return files
-
-
-def _state(path: Path) -> State:
+def read_state(path: Path) -> State:
+    """What a rank's file holds."""
     found = pickles.read(path)
     if not isinstance(found, dict):
         raise MtError(str(path), f"holds a {type(found).__name__}", "a file that Megatron saved holds a dict")
     return found
 
 
-def _numbered(name: str, first: int) -> str:
-    """The name with the layer's number in the whole model; `first` is that of its stage's first layer."""
-    return LAYER.sub(lambda number: f"decoder.layers.{int(number[1]) + first}.", name)
+def core_state(path: Path) -> State:
+    """What a rank's file of Megatron-Core holds."""
+    found = read_state(path)
+    if any(CHUNK.fullmatch(key) and isinstance(held, dict) and "language_model" in held for key, held in found.items()):
+        raise MtError(str(path), "holds Megatron's old classes", "use --loader legacy")
+    return found
+
+
+def as_stored(name: str, tensor: Tensor) -> Tensor:
+    """Files of Megatron-Core need no rearrangement."""
+    return tensor
+
+
+class TorchFiles:
+    """An iteration's directory of `mp_rank_*` files; `given` arguments go before those of the files.
+
+    Other releases' files are read as Core's by `read`, which opens a file and gives Core's names, and `arrange`, which
+    puts the rows of a rank's share of the tensor of that name into Core's order.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        read: Callable[[Path], State] = core_state,
+        arrange: Callable[[str, Tensor], Tensor] = as_stored,
+        given: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
+        self.path, self.read, self.arrange = path, read, arrange
+        first = min(path.glob("mp_rank_*/model_*rng.pt"), default=None)
+        if first is None:
+            raise MtError(str(path), f"holds no mp_rank_*/{RANK_FILE}", "copy the checkpoint again")
+        args = read(first).get("args")
+        if args is None and not given:
+            found = "has no args, which say what the model is (files of NGC and before 2020)"
+            raise MtError(str(first), found, "use --loader legacy, or give --megatron-args")
+        self.args: Any = Namespace(**{**vars(args or Namespace()), **given})
+        self.tensor, self.pipeline, self.expert = (
+            getattr(self.args, f"{kind}_model_parallel_size", None) or 1 for kind in ("tensor", "pipeline", "expert")
+        )
+        apart = getattr(self.args, "expert_tensor_parallel_size", None) or self.tensor
+        if apart != self.tensor and getattr(self.args, "num_experts", None):
+            found = f"args.expert_tensor_parallel_size is {apart}, tensor_model_parallel_size {self.tensor}"
+            raise MtError(str(path), found, "files of this format lack some of the experts then: save as torch_dist")
+
+    def shapes(self) -> dict[str, Shape]:
+        """Of the tensors on the first rank of the first and the last stage; a file that is missing is told of later."""
+        paths = {rank_file(self.path, 0, stage, self.pipeline, 0, self.expert) for stage in (0, self.pipeline - 1)}
+        states = [self.read(path) for path in paths if path.is_file()]
+        chunks = [held for state in states for chunk, held in state.items() if CHUNK.fullmatch(chunk)]
+        tensors = [pair for held in chunks if isinstance(held, Mapping) for pair in held.items()]
+        return {local_name(name): tuple(tensor.shape) for name, tensor in tensors if isinstance(tensor, Tensor)}
+
+    def tensors(
+        self, config: TransformerConfig, states: Mapping[int, Mapping[int, State]] | None = None
+    ) -> Iterator[tuple[str, Tensor]]:
+        """Canonical tensors; `MtError` lists all that is wrong with files, names and shapes before the first.
+
+        `states`, if given, take the place of the files' contents: moments, for example, under the weights' names.
+        """
+        ranks = Ranks(self.tensor, self.expert, experts_of(config))
+        names, where = parameters(config), str(self.path)
+        held = self._held(states or self.states(), ranks)
+        copies = {second: name for name in names for second in copies_of(config, name) if second in held}
+        copies |= {HEAD: EMBED} if HEAD in held and HEAD not in names else {}
+        repeated = {second: held.pop(second) for second in copies}
+        rows = self.args.padded_vocab_size
+        shapes = {name: stored_shape(config, one, self.tensor, rows) for name, one in names.items()}
+        raise_if([*ranks.problems(where), *share_problems(where, names, shapes, held, ranks)])
+        raise_if(differing_copies(where, copies, repeated, held))
+        yield from canonical(config, names, lambda name: self._whole(name, names[name], held, ranks))
+
+    def _whole(self, name: str, one: Parameter, held: Held, ranks: Ranks) -> Tensor:
+        """A tensor in its logical shape."""
+        own = shares(f"{self.path}: {name}", one, held[name], ranks)
+        return join([self.arrange(name, share) for share in own], one)
+
+    def _held(self, files: Mapping[int, Mapping[int, State]], ranks: Ranks) -> dict[str, dict[int, Tensor]]:
+        """Memory-mapped tensors of all ranks by local name; layers and experts are numbered through."""
+        held: dict[str, dict[int, Tensor]] = {}
+        chunks = sorted((key for key in files[0][0] if CHUNK.fullmatch(key)), key=lambda key: int(key[5:] or 0))
+        for states in files.values():
+            for contents in states.values():
+                if missing := [chunk for chunk in chunks if chunk not in contents]:
+                    raise MtError(str(self.path), f"a rank lacks {', '.join(missing)}", "copy the checkpoint again")
+        first = 0
+        for chunk in chunks:
+            for states in files.values():
+                for rank, contents in states.items():
+                    first_expert = ranks.first_expert(rank)
+                    for name, tensor in one_by_one(contents[chunk], first_expert, ranks.experts_each):
+                        if isinstance(tensor, Tensor) and not IGNORED.search(name):
+                            held.setdefault(numbered(local_name(name), first), {})[rank] = tensor
+                first += len({number[1] for name in states[0][chunk] if (number := LAYER.match(name))})
+        return held
+
+    def states(self) -> dict[int, dict[int, State]]:
+        """Stage to rank to contents; every missing file is named."""
+        paths = {
+            (stage, rank): rank_file(
+                self.path, rank % self.tensor, stage, self.pipeline, rank // self.tensor, self.expert
+            )
+            for stage in range(self.pipeline)
+            for rank in range(self.tensor * self.expert)
+        }
+        of = f"args say {self.tensor} tensor ranks and {self.pipeline} stages"
+        of += f" and {self.expert} expert ranks" if self.expert > 1 else ""
+        raise_if(Problem(str(path), "missing", f"{of}: copy it") for path in paths.values() if not path.is_file())
+        files: dict[int, dict[int, State]] = {stage: {} for stage in range(self.pipeline)}
+        for (stage, rank), path in paths.items():
+            files[stage][rank] = self.read(path)
+        return files

@@ -1,0 +1,75 @@
+"""Saver `legacy`: writes GPT, BERT and T5 checkpoints of version 3.0 for Megatron's old classes (--use-legacy-models).
+
+They hold weights alone and are marked as a release, which Megatron loads as with --finetune.
+"""
+
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from mt_ckpt.legacy.arguments import NOT_LEGACY
+from mt_ckpt.legacy.names import legacy_model
+from mt_ckpt.megatron.arguments import write_args
+from mt_ckpt.megatron.kinds import as_gpt, model_problems
+from mt_ckpt.megatron.layout import RELEASE, TRACKER, Layout, misfits
+from mt_ckpt.megatron.rank_files import write_rank_files
+from mt_ckpt.megatron.saver import fused
+from mt_ckpt.megatron.torch_files import CHUNK
+from mt_core.errors import Problem, raise_if
+from mt_core.files import atomic_directory
+from mt_models.config import TransformerConfig
+
+WHERE = "saver legacy"
+HEADS = ("gelu", "gelu_tanh")
+"""Activations that a BERT's head may have."""
+
+
+def save(
+    path: Path,
+    config: TransformerConfig,
+    tensors: Iterable[tuple[str, Tensor]],
+    tokenizer_files: Sequence[Path] = (),
+    *,
+    target_tensor_parallel_size: int = 1,
+    target_pipeline_parallel_size: int = 1,
+    target_virtual_pipeline_parallel_size: int = 1,
+) -> None:
+    """Write a checkpoint, whole or not at all; bits and dtypes are unchanged."""
+    raise_if(model_problems(config, WHERE, pipeline=target_pipeline_parallel_size, heads=HEADS))
+    sizes = target_tensor_parallel_size, target_pipeline_parallel_size, target_virtual_pipeline_parallel_size
+    layout = Layout(*sizes, engine=False)
+    raise_if([*misfits(config, layout, WHERE), *_cannot(config, layout.tensor)])
+    finish = partial(as_legacy, config)
+    with atomic_directory(path) as temporary:
+        stream = fused(config, tensors, layout.tensor)
+        write_rank_files(temporary / RELEASE, config, stream, layout, finish=finish)
+        for file in tokenizer_files:
+            shutil.copy(file, temporary / file.name)
+        (temporary / TRACKER).write_text(RELEASE)
+
+
+def as_legacy(config: TransformerConfig, contents: dict[str, Any]) -> dict[str, Any]:
+    """What a rank's file holds, as the old classes nest and name it."""
+    args = contents["args"]
+    args.use_legacy_models, args.transformer_impl = True, "local"
+    tied = as_gpt(config).tied
+    models = {name: legacy_model(contents[name], config.kind, tied=tied) for name in contents if CHUNK.fullmatch(name)}
+    return contents | models
+
+
+def _cannot(config: TransformerConfig, tensor: int) -> Iterator[Problem]:
+    """What Megatron-Core has and the old classes have not."""
+    if config.kind == "t5" and not (config.final_norm and config.tied):
+        found = f"a T5 with final_norm = {config.final_norm} and tied = {config.tied}"
+        yield Problem(WHERE, found, "the old classes have both")
+    args = vars(write_args(as_gpt(config), Layout(1, 1, 1, engine=False), dtype=None, form="torch"))
+    for name, only in NOT_LEGACY.items():
+        if args.get(name, only) != only:
+            yield Problem(WHERE, f"the old classes have no {name} = {args[name]!r}", "use --saver core")
+    if tensor > config.attention.kv_groups:
+        found = f"attention.kv_groups = {config.attention.kv_groups} for {tensor} tensor ranks"
+        yield Problem(WHERE, found, "whole groups on each rank, or --saver core")

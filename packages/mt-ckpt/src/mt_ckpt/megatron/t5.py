@@ -1,0 +1,65 @@
+"""T5, whose encoder Megatron's args describe as a GPT; its positions are learned vectors or relative biases.
+
+Megatron's T5 on several pipeline stages is not read or written: releases differ in how they split encoder and decoder.
+They also differ in norms: older releases end encoder and decoder with one; newer ones, by their block specs, do not.
+"""
+
+from argparse import Namespace
+from collections.abc import Container, Iterator
+from typing import Any
+
+from mt_core.errors import Problem
+from mt_models.config import GPTConfig, T5Config
+
+RELATIVE = "relative"
+NORM = "encoder.final_layernorm.weight"
+
+
+NOTE = "newer releases of Megatron-Core have no norm at the end of T5's encoder and decoder, and ignore this one's"
+
+
+def encoder_args(args: Any) -> Namespace:
+    """The args of a GPT that is like the encoder."""
+    told = vars(args)
+    relative = told.get("position_embedding_type") == RELATIVE
+    layers = told.get("encoder_num_layers") or told.get("num_layers")
+    return Namespace(**told | {"num_layers": layers} | ({"position_embedding_type": "none"} if relative else {}))
+
+
+def of_t5(config: GPTConfig, args: Any, names: Container[str]) -> dict[str, Any]:
+    """What T5, which has tensors of these names, has besides the GPT of its encoder's args."""
+    told = vars(args)
+    position: dict[str, Any] = {"kind": "learned"}
+    if told.get("position_embedding_type") == RELATIVE:
+        buckets, distance = (told.get(f"relative_attention_{name}") for name in ("num_buckets", "max_distance"))
+        position = {"kind": RELATIVE, "buckets": buckets or 32, "max_distance": distance or 128}
+    layers = told.get("decoder_num_layers") or config.layers
+    head = {"tied": config.tied, "head_bias": config.tied}
+    return {"decoder_layers": layers, "position": position, "final_norm": NORM in names, **head}
+
+
+def describe_t5(args: Namespace, config: T5Config) -> None:
+    """Change a GPT's args to those of T5."""
+    args.encoder_num_layers, args.decoder_num_layers = config.layers, config.decoder_layers
+    args.encoder_seq_length = args.decoder_seq_length = config.max_positions
+    if config.position.kind == RELATIVE:
+        args.position_embedding_type = RELATIVE
+        args.relative_attention_num_buckets = config.position.buckets
+        args.relative_attention_max_distance = config.position.max_distance
+
+
+def t5_misfits(config: T5Config, where: str, *, pipeline: int) -> Iterator[Problem]:
+    """Settings and stages that Megatron's T5 cannot have."""
+    if pipeline > 1:
+        allowed = "1: releases differ in how they split encoder and decoder"
+        yield Problem(where, f"a T5 on {pipeline} pipeline stages", allowed)
+    if config.attention.scale is not None:
+        found = f"cannot carry attention.scale = {config.attention.scale!r}, as T5 of Hugging Face has it"
+        yield Problem(where, found, "Megatron divides scores by the square root of head_size")
+    if config.attention.kv_groups != config.attention.heads:
+        found = f"cannot carry attention.kv_groups = {config.attention.kv_groups}"
+        yield Problem(where, found, "Megatron's cross attention has as many as heads")
+    wanted = {"scaled_head": False, "head_bias": config.tied}
+    for name, value in wanted.items():
+        if getattr(config, name) != value:
+            yield Problem(where, f"cannot carry {name} = {getattr(config, name)!r}", f"Megatron's has {value!r}")

@@ -1,0 +1,90 @@
+"""Which tensors Megatron-Core's GPT, BERT and T5 have, by module, and what canonical ones each is made of (§3)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from mt_models.config import TransformerConfig
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A tensor of Megatron's. Logical shape: as canonical; q, k, v interleaved; gate and up stacked."""
+
+    parts: tuple[str, ...]
+    cut: int | None = None
+    """The dim, of the logical shape, that tensor ranks cut."""
+    expert: int | None = None
+    """Which expert of its parts, which are stacked, it belongs to."""
+    shapes: tuple[Shape, ...] = ()
+    """Of the parts, or of one expert's share of each."""
+
+    @property
+    def stacked(self) -> bool:
+        """Whether it is gate and up in a dim of their own; queries, keys and values are interleaved by group."""
+        return len(self.parts) == 2 and self.cut == 1
+
+
+BLOCK = {
+    "input_layernorm": Parameter(("attn_norm",)),
+    "self_attention.linear_qkv": Parameter(("attn.q", "attn.k", "attn.v"), 0),
+    "self_attention.q_layernorm": Parameter(("attn.q_norm",)),
+    "self_attention.k_layernorm": Parameter(("attn.k_norm",)),
+    "self_attention.linear_proj": Parameter(("attn.out",), 1),
+    "pre_mlp_layernorm": Parameter(("mlp_norm",)),
+    "mlp.router": Parameter(("mlp.router",)),
+    "mlp.linear_fc1": Parameter(("mlp.gate", "mlp.up"), 1),
+    "mlp.linear_fc2": Parameter(("mlp.down",), 1),
+}
+EXPERTS = {
+    "linear_fc1": Parameter(("mlp.experts.gate", "mlp.experts.up"), 1),
+    "linear_fc2": Parameter(("mlp.experts.down",), 1),
+}
+CROSS = {
+    "pre_cross_attn_layernorm": Parameter(("cross_norm",)),
+    "cross_attention.linear_q": Parameter(("cross.q",), 0),
+    "cross_attention.linear_kv": Parameter(("cross.k", "cross.v"), 0),
+    "cross_attention.linear_proj": Parameter(("cross.out",), 1),
+}
+"""What a layer of T5's decoder has besides (§3.4)."""
+OUTSIDE = {
+    "embedding.word_embeddings": Parameter(("embed",), 0),
+    "embedding.position_embeddings": Parameter(("position",)),
+    "embedding.tokentype_embeddings": Parameter(("token_type",)),
+    "encoder_relative_pos_emb.relative_attention_bias": Parameter(("encoder.relative",)),
+    "decoder_relative_pos_emb.relative_attention_bias": Parameter(("decoder.relative",)),
+    "lm_head.dense": Parameter(("lm_head.dense",)),
+    "lm_head.layer_norm": Parameter(("lm_head.norm",)),
+    "output_layer": Parameter(("head",), 0),
+    "binary_head": Parameter(("binary_head",)),
+    "pooler.dense": Parameter(("pooler",)),
+}
+"""What models have besides layers; heads but the output layer are whole on every tensor rank (§3.3)."""
+COPIES = {
+    "embedding.position_embeddings.": "position_embeddings.",
+    "output_layer.": "lm_head.output_layer.",
+}
+"""Modules of T5 that Megatron holds, and stores, under a second name (§3.4)."""
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Layers and the norm after them."""
+
+    ours: str
+    """What precedes its canonical names."""
+    layers: int
+    block: Mapping[str, Parameter]
+
+
+def stacks(config: TransformerConfig) -> dict[str, Stack]:
+    """A model's stacks by Megatron's name."""
+    match config.kind:
+        case "gpt":
+            return {"decoder": Stack("", config.layers, BLOCK)}
+        case "bert":
+            return {"encoder": Stack("", config.layers, BLOCK)}
+        case "t5":
+            decoder = Stack("decoder.", config.decoder_layers, BLOCK | CROSS)
+            return {"encoder": Stack("encoder.", config.layers, BLOCK), "decoder": decoder}
