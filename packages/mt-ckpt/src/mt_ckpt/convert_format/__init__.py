@@ -1,0 +1,1 @@
+"""Whole training states between formats: weights, optimizer, scheduler, random state and position."""

@@ -1,0 +1,43 @@
+"""Parameter groups of Megatron's optimizers: which parameter is in which, by the settings that tell groups apart."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from mt_ckpt.megatron.names import EMBED, HEAD
+from mt_core.errors import MtError
+
+Values = Mapping[str, Any]
+
+
+def group_of(name: str, dims: int, groups: Sequence[Values]) -> int:
+    """The number of a parameter's group: biases and vectors do not decay; embeddings may have a rate of their own."""
+    decays = 0.0 if dims == 1 or name.endswith(".bias") else 1.0
+    decoupled = any(group.get("is_decoupled_lr") for group in groups) and name in (EMBED, HEAD)
+    for number, group in enumerate(groups):
+        told = group.get("wd_mult", 1.0), bool(group.get("is_decoupled_lr")), bool(group.get("is_expert_parallel"))
+        if told == (decays, decoupled, False):
+            return number
+    raise MtError(name, f"none of the {len(groups)} parameter groups is for it", "the checkpoint cannot be read")
+
+
+def numbered(dims: Mapping[str, int], groups: Sequence[Values], where: str) -> Iterator[tuple[str, int, int, Any]]:
+    """Name, group, place there and id of each parameter; `dims`, by "chunk name", are in Megatron's order."""
+    counts = [0] * len(groups)
+    ids = [list(group["params"]) for group in groups]
+    for name, dim in dims.items():
+        group = group_of(name.rpartition(" ")[2], dim, groups)
+        if counts[group] == len(ids[group]):
+            raise MtError(where, f"parameter group {group} has only {counts[group]} parameters", "copy it again")
+        yield name, group, counts[group], ids[group][counts[group]]
+        counts[group] += 1
+
+
+def settings_of(group: Values) -> dict[str, Any]:
+    """A group without its parameters."""
+    return {key: value for key, value in group.items() if key != "params"}
+
+
+def steps_of(groups: Sequence[Values], states: Sequence[Values] = ()) -> int | None:
+    """The optimizer's steps, which the group has or every parameter."""
+    found = [values["step"] for values in (*groups, *states) if values.get("step") is not None]
+    return max((int(value) for value in found), default=None)

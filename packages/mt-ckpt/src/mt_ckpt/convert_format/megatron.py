@@ -1,0 +1,57 @@
+"""What both of Megatron's formats hold beside tensors."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mt_ckpt.convert_format.groups import settings_of
+from mt_ckpt.convert_format.plain import plain_args
+from mt_ckpt.megatron.reading import read_args
+from mt_core.errors import MtError
+from mt_models.config import GPTConfig
+
+OF_RERUNS = "rerun_state_machine"
+
+
+def config_of(args: Any, where: str, tensor: int | None, true_vocab_size: int | None) -> GPTConfig:
+    """The model; for a target of Megatron's with `tensor` ranks, padding rows count as rows, as they were trained."""
+    config = read_args(args, where, true_vocab_size)
+    if tensor is None:
+        return config
+    kept = min(args.padded_vocab_size, config.vocab_rows(tensor))
+    return read_args(args, where, kept)
+
+
+def common_state(
+    where: Path, config: GPTConfig, common: Mapping[str, Any], groups: Sequence[Mapping[str, Any]], steps: int | None
+) -> dict[str, Any]:
+    """Fields of the training state."""
+    args, lost = plain_args(common["args"])
+    if steps is None:
+        steps = common.get("iteration", 0)
+    if "opt_param_scheduler" not in common and "lr_scheduler" not in common:
+        raise MtError(str(where), "holds no state of the learning rate", "use mt ckpt convert for the weights")
+    scaler = _grad_scaler(common.get("optimizer"))
+    found = [f"args.{name}, of a class of Megatron's own" for name in lost]
+    if common.get(OF_RERUNS):
+        found.append("the state of the machinery that repeats failed steps (rerun_state_machine)")
+    return {
+        "source": where,
+        "config": config,
+        "iteration": common.get("iteration", common.get("total_iters", 0)),
+        "samples": args.get("consumed_train_samples", 0),
+        "tokens": args.get("mt_trained_tokens"),
+        "optimizer_steps": steps,
+        "args": args,
+        "scheduler": dict(common.get("opt_param_scheduler") or common["lr_scheduler"]),
+        "groups": [settings_of(group) for group in groups],
+        "grad_scaler": scaler,
+        "flops": common.get("num_floating_point_operations_so_far", 0),
+        "lost": found,
+    }
+
+
+def _grad_scaler(optimizer: Any) -> Mapping[str, Any] | None:
+    if isinstance(optimizer, list | tuple) and len(optimizer) == 1:
+        optimizer = optimizer[0]
+    return optimizer.get("grad_scaler") if isinstance(optimizer, Mapping) else None

@@ -1,0 +1,119 @@
+"""The training state of a Megatron-Core checkpoint in `torch_dist` format, however its optimizer is stored."""
+
+import re
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from mt_ckpt.convert_format import bucket_space
+from mt_ckpt.convert_format.flattened import all_unflattened
+from mt_ckpt.convert_format.groups import steps_of
+from mt_ckpt.convert_format.megatron import common_state, config_of
+from mt_ckpt.convert_format.state import KINDS, MASTER, RandomStates, Stream, TrainingState
+from mt_ckpt.megatron.dist_files import DistFiles
+from mt_ckpt.megatron.dist_metadata import Stored
+from mt_ckpt.megatron.layout import Layout
+from mt_core.errors import MtError
+from mt_models.config import GPTConfig
+
+CHAINED = re.compile(r"^chained_\d+\.")
+KEYS = {
+    MASTER: ("optimizer.state.param.", "optimizer.state.fp32_param."),
+    "exp_avg": ("optimizer.state.exp_avg.",),
+    "exp_avg_sq": ("optimizer.state.exp_avg_sq.",),
+}
+"""Prefixes of the model's keys: main's, then 0.11's."""
+GROUPS = re.compile(r".*optimizer\.distributed\.dp_group_idx_\d+\..*optimizer/shard_0_1")
+"""Objects that hold the parameter groups where the common state does not."""
+RANDOM = re.compile(r"rng_state/shard_(\d+)\.(\d+)_(\d+)\.(\d+)")
+
+
+def read_torch_dist(directory: Path, tensor: int | None = None, true_vocab_size: int | None = None) -> TrainingState:
+    """One iteration; for a target of Megatron's with `tensor` ranks, padding is kept."""
+    files = DistFiles(directory)
+    config = config_of(files.args, str(directory), tensor, true_vocab_size)
+    objects = [one.chunks[0].read() for key, one in files.stored.items() if GROUPS.fullmatch(key)]
+    groups, counts = _groups([files.common.get("optimizer"), *objects[:1]], directory)
+    stored = {CHAINED.sub("", key): one for key, one in files.stored.items()}
+    common = {**files.common, "args": files.args}
+
+    def weights() -> Any:
+        return files.tensors(config)
+
+    return TrainingState(
+        weights=weights,
+        optimizer={MASTER: weights, **_optimizer(files, stored, config)},
+        random=_random(stored),
+        **common_state(directory, config, common, groups, steps_of(groups, counts)),
+    )
+
+
+def _optimizer(files: DistFiles, stored: Mapping[str, Stored], config: GPTConfig) -> dict[str, Stream]:
+    if any(bucket_space.KEY.fullmatch(key) for key in stored):
+        return _buckets(files, stored, config)
+    found: dict[str, Stream] = {}
+    for kind, prefixes in KEYS.items():
+        named = {key[len(p) :]: one for p in prefixes for key, one in stored.items() if key.startswith(p)}
+        if named:
+            found[kind] = partial(files.holding(all_unflattened(named)).tensors, config)
+    if missing := [kind for kind in KINDS if kind not in found and kind != MASTER]:
+        others = sorted({key.partition("optimizer.")[2].partition(".")[0] for key in stored if "optimizer." in key})
+        told = f"holds no {' and no '.join(missing)}" + (f", but optimizer.{{{', '.join(others)}}}" if others else "")
+        allowed = "layouts that can be read: fully_sharded_model_space, fully_reshardable, dp_reshardable, unsharded"
+        raise MtError(str(files.path), told, allowed)
+    return found
+
+
+def _buckets(files: DistFiles, stored: Mapping[str, Stored], config: GPTConfig) -> dict[str, Stream]:
+    args = vars(files.args)
+    layout = layout_of(args)
+    found: dict[str, Stream] = {}
+    for kind, key in ((MASTER, "param"), *((kind, kind) for kind in KINDS[1:])):
+        slots = bucket_space.slots_of(stored, key, config, layout, args=args)
+        found[kind] = partial(bucket_space.tensors, slots, config, layout, args["padded_vocab_size"])
+    return found
+
+
+def layout_of(args: Mapping[str, Any]) -> Layout:
+    """How the run of these arguments was cut, and whose layers it had."""
+    return Layout(
+        args.get("tensor_model_parallel_size") or 1,
+        args.get("pipeline_model_parallel_size") or 1,
+        args.get("virtual_pipeline_model_parallel_size") or 1,
+        engine=args.get("transformer_impl", "transformer_engine") != "local",
+        expert=args.get("expert_model_parallel_size") or 1,
+    )
+
+
+def _groups(optimizer: Any, where: Path) -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]]:
+    """Parameter groups of all optimizers, and their counts of steps outside groups."""
+    groups: list[Mapping[str, Any]] = []
+    counts: list[Mapping[str, Any]] = []
+
+    def search(value: Any) -> None:
+        if isinstance(value, Mapping):
+            if isinstance(value.get("param_groups"), list):
+                groups.extend(value["param_groups"])
+            if value.get("common_step") is not None:
+                counts.append({"step": value["common_step"]})
+            for inner in value.values():
+                search(inner)
+        elif isinstance(value, list | tuple):
+            for inner in value:
+                search(inner)
+
+    search(optimizer)
+    if not groups:
+        raise MtError(str(where), "holds no optimizer (--no-save-optim?)", "use mt ckpt convert for the weights")
+    return groups, counts
+
+
+def _random(stored: Mapping[str, Stored]) -> RandomStates | None:
+    states: dict[tuple[int, int], Any] = {}
+    sizes = (1, 1)
+    for key, one in stored.items():
+        if found := RANDOM.fullmatch(key):
+            stage, rank, *sizes = map(int, found.groups())
+            states[stage, rank] = one.chunks[0].read()[0]
+    return RandomStates(sizes[1], sizes[0], states) if states else None

@@ -1,0 +1,93 @@
+"""A Megatron-Core checkpoint in `torch_dist` format of a training state.
+
+The optimizer is stored as main's `fully_reshardable`, which any layout loads; as 0.11's `fully_sharded_model_space`,
+the only one that 0.11 saves and main refuses; or as an optimizer that is not distributed (§2.6).
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mt_ckpt.convert_format.chunk_files import ChunkFiles
+from mt_ckpt.convert_format.groups import group_of
+from mt_ckpt.convert_format.megatron_args import args_of, common_of, groups_with_steps, scaler_of
+from mt_ckpt.convert_format.order import named_parameters
+from mt_ckpt.convert_format.shares import random_of, streamed
+from mt_ckpt.convert_format.state import KINDS, MASTER, TrainingState
+from mt_ckpt.megatron.dist_boxes import Place
+from mt_ckpt.megatron.dist_writer import extra_states, written_place
+from mt_ckpt.megatron.fusing import shard
+from mt_ckpt.megatron.layout import Layout
+
+RESHARDABLE, OF_0_11, PLAIN = "fully_reshardable", "fully_sharded_model_space", "plain"
+MASTER_KEYS = {RESHARDABLE: "param", OF_0_11: "fp32_param", PLAIN: "fp32_param"}
+
+
+def write_torch_dist(directory: Path, state: TrainingState, layout: Layout, *, optimizer: str) -> None:
+    """Write one iteration with the optimizer in the named layout."""
+    files, config = ChunkFiles(directory), state.config
+    dtype = torch.float32
+    for name, one, whole in streamed(state, "model", layout):
+        _add(files, "", written_place(config, name, engine=layout.engine), shard(whole, one, 0, 1))
+        dtype = whole.dtype
+    for key in extra_states(config, engine=layout.engine):
+        files.add_object(key, None)
+    for kind in KINDS:
+        if kind != MASTER or optimizer != PLAIN or dtype != torch.float32:  # where masters are not the weights
+            _add_kind(files, state, layout, kind=kind, optimizer=optimizer)
+    if state.random:
+        for stage in range(layout.pipeline):
+            for rank in range(layout.tensor):
+                for value in random_of(state.random, layout, (stage, rank)).values():
+                    files.add_object(f"rng_state/shard_{stage}.{rank}_{layout.pipeline}.{layout.tensor}", value)
+    args = args_of(state, layout, dtype=dtype, form="torch_dist", distributed=optimizer != PLAIN)
+    args.ckpt_fully_parallel_save = optimizer != PLAIN
+    files.close({**common_of(state, args), **_common(state, layout, optimizer, dtype)})
+
+
+def _add_kind(files: ChunkFiles, state: TrainingState, layout: Layout, *, kind: str, optimizer: str) -> None:
+    prefix = f"optimizer.state.{MASTER_KEYS[optimizer] if kind == MASTER else kind}."
+    for name, one, whole in streamed(state, kind, layout):
+        place = written_place(state.config, name, engine=layout.engine)
+        if optimizer == OF_0_11:
+            _add_flat(files, prefix, place, [*whole.unbind()] if len(one.parts) == 2 else [whole])
+        else:
+            _add(files, prefix, place, shard(whole, one, 0, 1))
+
+
+def _add(files: ChunkFiles, prefix: str, place: Place, share: Tensor) -> None:
+    chunk = share[(None,) * len(place.at)]
+    files.add(prefix + place.key, [*place.at, *[0] * share.dim()], [*place.counts, *share.shape], chunk)
+
+
+def _add_flat(files: ChunkFiles, prefix: str, place: Place, halves: list[Tensor]) -> None:
+    """As 0.11 stores it on one rank: gate and up are fragments, layers and experts are one each."""
+    for number, half in enumerate(halves):
+        at, fragments = [0] * half.dim(), [1] * half.dim()
+        at[0], fragments[0] = number, len(halves)
+        chunk = half[(None,) * len(place.at)]
+        files.add_flat(prefix + place.key, [*place.at, *at], [*place.counts, *fragments], chunk)
+
+
+def _common(state: TrainingState, layout: Layout, optimizer: str, dtype: torch.dtype) -> dict[str, Any]:
+    """Parameter groups, and how the optimizer is stored."""
+    groups = groups_with_steps(state)
+    if optimizer != PLAIN:
+        found = {"optimizer": {"param_groups": groups}, "param_state_sharding_type": optimizer, **scaler_of(state)}
+        content = {
+            "distrib_optim_sharding_type": optimizer,
+            "distrib_optim_fully_reshardable_mem_efficient": False,
+            "singleton_local_shards": False,
+            "chained_optim_avoid_prefix": True,
+        }
+        return {"optimizer": found} | ({"content_metadata": content} if optimizer == RESHARDABLE else {})
+    members: list[list[int]] = [[] for _ in groups]
+    names = named_parameters(state.config, Layout(1, 1, 1, engine=layout.engine))[0, 0]
+    chosen = [group_of(own, len(one.shapes[0]), state.groups) for own, (_, one) in names.items()]
+    for number in sorted(range(len(chosen)), key=chosen.__getitem__):
+        members[chosen[number]].append(sum(map(len, members)))
+    settings = [{**group, "params": ids} for group, ids in zip(groups, members, strict=True)]
+    inner = {"state": {"common_step": state.optimizer_steps}, "param_groups": settings}
+    return {"optimizer": inner if dtype == torch.float32 else {"optimizer": inner, **scaler_of(state)}}
