@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
+from threading import Event, Thread
 from typing import Any, ClassVar
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -22,6 +22,10 @@ class Hub:
         """Name and Range header of every file that was sent."""
         self.cut_after: int | None = None
         """Bytes of a file after which the connection breaks; None: never."""
+        self.hang_after: int | None = None
+        """Bytes of a file after which nothing more comes, until `hanging` is set; None: never."""
+        self.hanging = Event()
+        self.refuses_commits = False
         self.uploads: dict[str, bytes] = {}
         self.url = ""
 
@@ -91,6 +95,12 @@ class Handler(BaseHTTPRequestHandler):
 
     def _send(self, name: str, data: bytes, wanted: str | None) -> None:
         self.hub.ranges.append((name, wanted))
+        if self.hub.hang_after is not None and len(data) > self.hub.hang_after:
+            self.wfile.write(data[: self.hub.hang_after])
+            self.wfile.flush()
+            self.hub.hanging.wait(60)
+            self.close_connection = True
+            return
         limit = self.hub.cut_after
         if limit is not None and len(data) > limit:
             self.wfile.write(data[:limit])
@@ -111,6 +121,8 @@ class Handler(BaseHTTPRequestHandler):
             return self._json({"files": [{"path": p, "uploadMode": m, "shouldIgnore": False} for p, m in modes]})
         if path.endswith(".git/info/lfs/objects/batch"):
             return self._json({"transfer": "basic", "objects": [self._lfs(o) for o in json.loads(body)["objects"]]})
+        if path.endswith("/commit/main") and self.hub.refuses_commits:
+            return self._json({}, 418)
         if path.endswith("/commit/main"):
             name = path.removeprefix("/api/models/").removesuffix("/commit/main")
             for line in map(json.loads, body.splitlines()):

@@ -1,5 +1,6 @@
 """`mt ckpt` as a user types it."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -49,6 +50,12 @@ def test_convert_takes_a_dtype(native, tmp_path):
     )
     assert result.exit_code == 0
     assert {row.dtype for row in inspect_checkpoint(tmp_path / "out").rows} == {"bfloat16"}
+
+
+def test_convert_writes_the_family_asked_for(native, tmp_path):
+    options = ["--load-dir", native, "--saver", "hf", "--target-model-type", "phi3", "--verify"]
+    assert mt_ckpt("convert", *options, "--save-dir", tmp_path / "out").exit_code == 0
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] == "phi3"
 
 
 @pytest.mark.parametrize(("option", "kind"), [("--loader", "ckpt-loader"), ("--saver", "ckpt-saver")])
@@ -106,7 +113,7 @@ def test_a_path_that_holds_no_checkpoint_says_what_was_looked_for(name, tmp_path
 def test_every_component_loads():
     mine = [c for kind in ("command", "ckpt-loader", "ckpt-saver") for c in components(kind).values()]
     mine = [component for component in mine if component.target.startswith("mt_ckpt.")]
-    assert {c.name for c in mine} >= {"ckpt", "hf", "llama_mistral", "native"}
+    assert {c.name for c in mine} >= {"ckpt", "hf", "llama_mistral", "mixtral_hf", "native"}
     assert all(callable(component.load()) and component.requires == ("mt-ckpt",) for component in mine)
 
 

@@ -236,14 +236,6 @@ def test_weights_that_give_nan_do_not_pass_verification(save_model, tmp_path):
     assert any("disagree" in problem for problem in problems("hf", path, "native", tmp_path / "result", verify=True))
 
 
-def test_a_shorter_window_is_noted_on_stderr(save_model, tmp_path, capsys):
-    path = save_model("mistral", sliding_window=16)
-    convert("hf", path, "native", tmp_path / "result", verify=True)
-    assert "note: " in (err := capsys.readouterr().err)
-    assert "max_positions capped to 16" in err
-    assert open_checkpoint(tmp_path / "result").config().max_positions == 16
-
-
 def test_llama_mistral_refuses_gpt2(save_model, tmp_path):
     (problem,) = problems("llama_mistral", save_model("gpt2"), "native", tmp_path / "result")
     assert "model_type is 'gpt2'; this loader reads llama, mistral" in problem

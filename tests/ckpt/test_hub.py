@@ -1,8 +1,10 @@
 """`mt ckpt pull`, `push` and the `hub` loader, against a hub on this machine."""
 
+import hashlib
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -27,14 +29,14 @@ def hub(model):
 def mt(hub, tmp_path):
     """Runs `mt` with a cache of its own and the local hub for the endpoint."""
 
-    def run(*args, **env):
+    def run(*args, start=False, **env):
         places = {"HF_HOME": str(tmp_path / "cache"), "HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1"}
         quiet = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
-        return subprocess.run(
-            [sys.executable, "-m", "mt_cli", *map(str, args)],
-            **{"capture_output": True, "text": True, "check": False, "timeout": 120},
-            env={**os.environ, **places, **quiet, **env},
-        )
+        command = [sys.executable, "-m", "mt_cli", *map(str, args)]
+        environment = {**os.environ, **places, **quiet, **env}
+        if start:
+            return subprocess.Popen(command, env=environment)
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
 
     return run
 
@@ -67,6 +69,50 @@ def test_a_broken_transfer_goes_on_where_it_stopped(mt, hub, save_model, tmp_pat
     sent = [wanted for name, wanted in hub.ranges if name == "model.safetensors"]
     assert sent == [None, f"bytes={10 << 20}-"]
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == (model / "model.safetensors").read_bytes()
+
+
+@pytest.fixture
+def large(hub, save_model):
+    """Files of a model of 15 MB, which are on the hub as org/large."""
+    model = save_model("llama", vocab_size=60_000, num_hidden_layers=1)
+    hub.repositories["org/large"] = {file.name: file.read_bytes() for file in model.iterdir()}
+    return hub.repositories["org/large"]
+
+
+def test_a_killed_run_is_taken_up_where_it_stopped(mt, hub, large, tmp_path):
+    hub.hang_after = 12 << 20
+    killed = mt("ckpt", "pull", "org/large", tmp_path / "out", start=True)
+    wait_for(lambda: [f for f in (tmp_path / "cache").rglob("*.incomplete") if f.stat().st_size >= 10 << 20])
+    killed.kill()
+    killed.wait()
+    hub.hanging.set()
+    hub.hang_after, before = None, len(hub.ranges)
+    done = mt("ckpt", "pull", "org/large", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert hub.ranges[before:] == [("model.safetensors", f"bytes={10 << 20}-")]
+    assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == large
+    assert not list((tmp_path / "cache").rglob("*.incomplete"))
+
+
+def test_a_part_that_does_not_fit_is_fetched_again(mt, hub, large, tmp_path):
+    etag = hashlib.sha256(large["model.safetensors"]).hexdigest()
+    blobs = tmp_path / "cache" / "hub" / "models--org--large" / "blobs"
+    blobs.mkdir(parents=True)
+    (blobs / f"{etag}.0123abcd.incomplete").write_bytes(b"x" * 1000)
+    (blobs / f"{etag}.4567abcd.incomplete").write_bytes(b"x" * 10)
+    assert mt("ckpt", "pull", "org/large", tmp_path / "out").returncode == 0
+    sent = [wanted for name, wanted in hub.ranges if name == "model.safetensors"]
+    assert sent == ["bytes=1000-", None]
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == large["model.safetensors"]
+
+
+def wait_for(found, seconds=60):
+    """The first result that is not empty."""
+    end = time.monotonic() + seconds
+    while not (result := found()):
+        assert time.monotonic() < end, "it never came"
+        time.sleep(0.05)
+    return result
 
 
 def test_a_run_that_failed_is_taken_up_with_the_files_that_lack(mt, hub, save_model, tmp_path):
@@ -139,6 +185,25 @@ def test_push_publishes_a_checkpoint_that_can_be_pulled(mt, hub, model, tmp_path
     assert done.stdout.startswith(f"pushed {model}: {hub.url}/me/mine/commit/")
     assert hub.repositories["me/mine"] == {file.name: file.read_bytes() for file in model.iterdir()}
     assert mt("ckpt", "pull", "me/mine", tmp_path / "out").returncode == 0
+
+
+def test_a_push_that_failed_sends_no_file_twice(mt, hub, model):
+    hub.refuses_commits = True
+    broken = mt("ckpt", "push", model, "me/mine", HF_TOKEN="right")
+    assert (broken.returncode, "hub:me/mine: the hub answered 418" in broken.stderr) == (2, True)
+    sent, hub.refuses_commits = dict(hub.uploads), False
+    assert len(sent) == 1
+    hub.uploads = Once(sent)
+    assert mt("ckpt", "push", model, "me/mine", HF_TOKEN="right").returncode == 0
+    assert hub.repositories["me/mine"]["model.safetensors"] == (model / "model.safetensors").read_bytes()
+
+
+class Once(dict):
+    """Takes no key that it has."""
+
+    def __setitem__(self, key, value):
+        assert key not in self, "sent twice"
+        super().__setitem__(key, value)
 
 
 @pytest.mark.parametrize("token", ["", "wrong"])

@@ -83,3 +83,45 @@ def test_an_embedding_of_another_size_than_the_configuration_says_is_refused(sav
     assert "embed.weight: tensor has shape (61, 32)" in done.stderr
     assert "head.weight: tensor has shape (61, 32)" in done.stderr
     assert not list(tmp_path.glob("result*"))
+
+
+def convert_command(path, tmp_path, saver="native", *options):
+    """What the command says, having refused and left nothing."""
+    done = mt("ckpt", "convert", "--load-dir", path, "--saver", saver, "--save-dir", tmp_path / "result", *options)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.glob("result*"))
+    return done.stderr
+
+
+def test_missing_truncated_extra_and_disagreeing_shards_are_one_report(damaged, tmp_path):
+    path, missing, truncated = damaged
+    (path / "model-00099-of-00002.safetensors").write_bytes(b"")
+    index = json.loads((path / "model.safetensors.index.json").read_text())
+    last = max(index["weight_map"].values())
+    index["weight_map"]["model.layers.0.other"] = last
+    (path / "model.safetensors.index.json").write_text(json.dumps(index))
+    told = convert_command(path, tmp_path).splitlines()
+    assert [line.split("/")[-1].split(";")[0] for line in told] == [
+        f"{missing}: missing",
+        next(line.split("/")[-1].split(";")[0] for line in told if truncated in line),
+        f"{last}: has no tensor model.layers.0.other",
+        "model-00099-of-00002.safetensors: model.safetensors.index.json does not name it",
+    ]
+
+
+def test_an_unknown_rope_scaling_and_activation_are_one_report(save_model, tmp_path):
+    path = save_model("llama")
+    config = json.loads((path / "config.json").read_text())
+    config |= {"rope_parameters": {"rope_type": "spiral", "factor": 2.0}, "hidden_act": "mish"}
+    (path / "config.json").write_text(json.dumps(config))
+    told = convert_command(path, tmp_path)
+    assert "'spiral'" in told
+    assert "'mish'" in told
+
+
+def test_heads_and_groups_that_do_not_fit_the_target_are_one_report(save_model, tmp_path):
+    options = ("--target-tensor-parallel-size", 3)
+    told = convert_command(save_model("llama"), tmp_path, "core", *options)
+    assert "attention.heads = 4 does not divide by 3 tensor ranks" in told
+    assert "attention.kv_groups = 2 and 3 tensor ranks; one must divide the other" in told

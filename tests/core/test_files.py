@@ -1,5 +1,8 @@
 """Files appear whole or not at all."""
 
+import fcntl
+import os
+
 import pytest
 
 from mt_core.errors import MtError
@@ -41,6 +44,32 @@ def test_what_a_block_makes_appears_when_it_ends(tmp_path):
         made.mkdir()
         assert not (tmp_path / "d").exists()
     assert [p.name for p in tmp_path.iterdir()] == ["d"]
+
+
+def test_what_a_killed_process_left_is_removed_but_not_what_another_writes(tmp_path):
+    dead = os.fork()
+    if not dead:
+        os._exit(0)
+    os.waitpid(dead, 0)
+    for name in (f"d.{dead}.tmp", f"d.{os.getppid()}.tmp", f"other.{dead}.tmp", "d.9.more.tmp"):
+        (tmp_path / name / "x").mkdir(parents=True)
+    with atomic_path(tmp_path / "d") as made:
+        made.mkdir()
+    left = ["d", f"d.{os.getppid()}.tmp", "d.9.more.tmp", f"other.{dead}.tmp"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(left)
+
+
+def test_a_leftover_that_another_host_holds_stays(tmp_path):
+    (room := tmp_path / "d.99999999999.tmp").mkdir()  # no process of this host
+    handle = os.open(room, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    with atomic_path(tmp_path / "d") as made:
+        made.mkdir()
+    assert room.exists()
+    os.close(handle)
+    with atomic_path(tmp_path / "e") as made:
+        made.mkdir()
+    assert room.exists()  # of another path
 
 
 def test_a_full_disk_is_one_clear_error(tmp_path):

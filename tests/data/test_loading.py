@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -51,6 +52,13 @@ def test_an_id_outside_the_models_vocabulary(dataset: Dataset):
     list(batches(dataset, micro_batch=5, consumed=0, vocab_size=350))
     with pytest.raises(MtError, match="hold token id 3[0-9][0-9], the model's vocabulary has 300; data made with"):
         list(batches(dataset, micro_batch=5, consumed=0, vocab_size=300))
+
+
+@pytest.mark.parametrize("name", ["text", "text_enc", "text_dec"])
+def test_an_id_outside_the_vocabulary_of_an_encoder_or_decoder(name: str):
+    samples = [{name: np.array([1, 40])}]
+    with pytest.raises(MtError, match="hold token id 40, the model's vocabulary has 40"):
+        list(batches(samples, micro_batch=1, consumed=0, vocab_size=40))
 
 
 def test_other_orders(dataset: Dataset):

@@ -23,9 +23,16 @@ FIELD = re.compile(rf"`((?:{'|'.join(SECTIONS)})\.[a-z_.]+)")
 FILES = (".py", ".bin", ".idx", ".json", ".toml", ".safetensors")
 
 
+THEIRS = re.compile(r"Megatron's\s`[^`]*`")
+"""An option of Megatron-LM, quoted."""
+THEIR_COLUMN = re.compile(r"^\|.*?(?<!\\)\|", re.MULTILINE)
+
+
 def prose(path) -> str:
-    """A page without its blocks."""
-    return re.sub(r"^```.*?^```$", "", path.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
+    """A page without its blocks, Megatron's options, and the first column of tables called Megatron-LM."""
+    text = re.sub(r"^```.*?^```$", "", path.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
+    paragraphs = THEIRS.sub("", text).split("\n\n")
+    return "\n\n".join(THEIR_COLUMN.sub("", p) if p.startswith("| Megatron-LM |") else p for p in paragraphs)
 
 
 @pytest.mark.parametrize("reference", [configuration_reference, commands_reference], ids=lambda module: module.__name__)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models
 
+from models.encoders import bert, t5
 from mt_core.checkpoint import native
 from mt_core.errors import MtError
 from mt_core.plugins import components, manager
@@ -30,6 +31,16 @@ def test_a_run_or_a_step_gives_the_model_that_was_saved(checkpoint, model):
         loaded = load_model(Checkpoint.open(path), device="cpu")
         assert not loaded.training
         torch.testing.assert_close(loaded(tokens_BT), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("config", [bert(), t5()])
+def test_a_model_that_does_not_continue_a_text_is_refused(config, tmp_path):
+    model = config.build()
+    model.initialize(1)
+    native.write_model(tmp_path / "run", config.model_dump(mode="json"), canonical_state(model).items())
+    message = f"run: holds a model of kind '{config.kind}', which does not continue a text; a model of kind gpt"
+    with pytest.raises(MtError, match=message):
+        load_model(Checkpoint.open(tmp_path / "run"), device="cpu")
 
 
 def test_dtype_is_that_of_the_weights_and_the_default_is_left_alone(checkpoint):

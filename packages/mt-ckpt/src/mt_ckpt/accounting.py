@@ -31,6 +31,7 @@ def accounted(
         right = right and open_names.pop(name, None) == found[-1][1]
         if right:
             yield name, tensor
+        del tensor  # or it would be in memory while the next one is made
     raise_if(set_problems(where, expected, found))
 
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mt_ckpt.convert_format import command as convert_format
 from mt_ckpt.hub import command as hub
 from mt_ckpt.tools import command as tools
 from mt_cli.completion import names
@@ -40,17 +41,33 @@ def convert(
     ] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Compare logits of source and result, in fp32.")] = False,
     model_type: Annotated[str | None, typer.Option(help="Refuse a source of another kind, such as GPT.")] = None,
-    target_tensor_parallel_size: Annotated[int | None, typer.Option(help="core: tensor ranks to cut for.")] = None,
-    target_pipeline_parallel_size: Annotated[int | None, typer.Option(help="core: pipeline stages.")] = None,
-    target_virtual_pipeline_parallel_size: Annotated[
-        int | None, typer.Option(help="core: chunks of each pipeline stage.")
+    target_tensor_parallel_size: Annotated[
+        int | None, typer.Option(help="core, legacy: tensor ranks to cut for.")
     ] = None,
+    target_pipeline_parallel_size: Annotated[int | None, typer.Option(help="core, legacy: pipeline stages.")] = None,
+    target_virtual_pipeline_parallel_size: Annotated[
+        int | None, typer.Option(help="core, legacy: chunks of each pipeline stage.")
+    ] = None,
+    target_expert_parallel_size: Annotated[int | None, typer.Option(help="core: ranks that share experts.")] = None,
     target_ckpt_format: Annotated[str | None, typer.Option(help="core: torch (default) or torch_dist.")] = None,
+    target_iteration: Annotated[int | None, typer.Option(help="core: iteration to mark it as; else a release.")] = None,
+    target_model_type: Annotated[
+        str | None, typer.Option(help="hf: family to write, such as phi3; else the first that carries the model.")
+    ] = None,
     saver_transformer_impl: Annotated[
         str | None, typer.Option(help="core: names of transformer_engine (default) or local layers.")
     ] = None,
+    moe_grouped_gemm: Annotated[
+        bool | None, typer.Option("--moe-grouped-gemm", help="core: experts under TEGroupedMLP's names.")
+    ] = None,
+    megatron_args: Annotated[
+        Path | None, typer.Option(help="Loader core: JSON file of Megatron's arguments that the files lack.")
+    ] = None,
     true_vocab_size: Annotated[
-        int | None, typer.Option(help="core, as loader: rows of the embedding that are no padding.")
+        int | None, typer.Option(help="Loaders core, legacy: rows of the embedding that are no padding.")
+    ] = None,
+    num_attention_heads: Annotated[
+        int | None, typer.Option(help="Loader legacy: heads of a model whose files have no args, such as NGC's.")
     ] = None,
 ) -> None:
     """Convert a checkpoint from one format to another, one tensor at a time."""
@@ -61,9 +78,15 @@ def convert(
         "target_tensor_parallel_size": target_tensor_parallel_size,
         "target_pipeline_parallel_size": target_pipeline_parallel_size,
         "target_virtual_pipeline_parallel_size": target_virtual_pipeline_parallel_size,
+        "target_expert_parallel_size": target_expert_parallel_size,
         "target_ckpt_format": target_ckpt_format,
+        "target_iteration": target_iteration,
+        "moe_grouped_gemm": moe_grouped_gemm,
+        "megatron_args": megatron_args,
+        "target_model_type": target_model_type,
         "saver_transformer_impl": saver_transformer_impl,
         "true_vocab_size": true_vocab_size,
+        "num_attention_heads": num_attention_heads,
     }
     _report(
         run(
@@ -88,5 +111,6 @@ def _report(done: "Converted") -> None:
         print(f"verified: {comparison}")
 
 
+convert_format.register(app)
 tools.register(app)
 hub.register(app)

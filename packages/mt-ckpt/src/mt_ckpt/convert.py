@@ -14,11 +14,15 @@ from mt_ckpt.accounting import accounted
 from mt_ckpt.dtypes import cast, dtype_named
 from mt_ckpt.tokenizer_files import size_problems
 from mt_ckpt.verify import Comparison, verify_conversion
+from mt_core.checkpoint.mapped import trim
 from mt_core.errors import MtError, Problem, raise_if
 from mt_core.files import atomic_path
 from mt_core.plugins import component
 from mt_core.progress import progress
 from mt_core.types import CheckpointLoader
+
+TRIM_BYTES = 64 << 20
+"""After so many bytes of tensors, memory that was freed goes back to the kernel."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,9 @@ def convert(
     raise_if(size_problems(files, config.vocab_size))
     with atomic_path(save_dir) as staging:
         save(staging, config, _stream(source, load_dir, target, count), files, **of_saver)
+        if count.tensors < (expected := len(config.canonical_shapes())):
+            found = f"took only {count.tensors} of {expected} tensors"
+            raise MtError(f"saver {saver}", found, "it must write every tensor: report this to its author")
         proof = verify_conversion(source, load_dir, staging, target) if verify else ()
     names = tuple(file.name for file in files)
     return Converted(save_dir, count.tensors, count.parameters, count.bytes, names, proof)
@@ -88,7 +95,7 @@ def _stream(
     source: CheckpointLoader, where: Path, dtype: torch.dtype | None, count: _Count
 ) -> Iterator[tuple[str, Tensor]]:
     """The source's tensors, accounted for, cast and counted."""
-    expected = source.config().canonical_shapes()
+    expected, trimmed = source.config().canonical_shapes(), 0
     with progress("converting", len(expected), "tensors") as advance:
         for name, tensor in accounted(str(where), expected, source.tensors()):
             tensor = cast(f"{where}: {name}", tensor, dtype) if dtype else tensor
@@ -96,4 +103,8 @@ def _stream(
             count.parameters += tensor.numel()
             count.bytes += tensor.nbytes
             yield name, tensor
+            del tensor  # or it would be in memory while the next one is made
+            if count.bytes - trimmed > TRIM_BYTES:
+                trimmed = count.bytes
+                trim()
             advance(1)

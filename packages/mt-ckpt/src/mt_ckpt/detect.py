@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mt_ckpt.legacy.detection import is_legacy
 from mt_core.errors import MtError
 from mt_core.plugins import component
 
@@ -12,7 +13,8 @@ if TYPE_CHECKING:
 MARKS = {
     "native": ("meta.json", "step-*"),
     "hf": ("config.json",),
-    "core": ("latest_checkpointed_iteration.txt", "mp_rank_*"),
+    "llama_mistral": ("params.json",),
+    "core": ("latest_checkpointed_iteration.txt", "mp_rank_*", "metadata.json"),
 }
 """Loader to patterns of names, any of which tells its format."""
 
@@ -21,7 +23,7 @@ def detect(path: Path) -> str:
     """The name of the loader for `path`."""
     for loader, patterns in MARKS.items():
         if any(next(path.glob(pattern), None) for pattern in patterns):
-            return loader
+            return "legacy" if loader == "core" and is_legacy(path) else loader
     found = "holds no checkpoint of a known format" if path.is_dir() else "no such directory"
     looked_for = "; ".join(f"{loader}: {' or '.join(patterns)}" for loader, patterns in MARKS.items())
     raise MtError(str(path), found, f"looked for {looked_for}")

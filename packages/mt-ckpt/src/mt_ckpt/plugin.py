@@ -7,6 +7,7 @@ from mt_core.errors import MtError, Problem
 from mt_core.plugins import Component, hookimpl
 
 REQUIRES = ("mt-ckpt",)
+FAMILIES = "Llama, Mistral, Mixtral, Qwen 2 to 3, Gemma 1 and 2, Phi-3, GPT-2, BERT, T5"
 
 
 @hookimpl
@@ -17,21 +18,32 @@ def mt_components() -> Iterable[Component]:
             "command", "ckpt", "mt_ckpt.command:app", "Convert, inspect, compare and share checkpoints", REQUIRES
         ),
         Component("ckpt-loader", "native", "mt_ckpt.loaders.native:Native", "mt's own format", REQUIRES),
-        Component(
-            "ckpt-loader", "hf", "mt_ckpt.loaders.hf:HuggingFace", "Hugging Face: Llama, Mistral, GPT-2", REQUIRES
-        ),
+        Component("ckpt-loader", "hf", "mt_ckpt.loaders.hf:HuggingFace", f"Hugging Face: {FAMILIES}", REQUIRES),
         Component(
             "ckpt-loader",
             "llama_mistral",
             "mt_ckpt.loaders.llama_mistral:llama_mistral",
-            "Hugging Face: Llama and Mistral only, by Megatron's name",
+            "Llama and Mistral: Meta's consolidated files, or Hugging Face",
             REQUIRES,
         ),
-        Component("ckpt-loader", "core", "mt_ckpt.megatron.loader:Core", "Megatron-Core: GPT", REQUIRES),
-        Component("ckpt-saver", "core", "mt_ckpt.megatron.saver:save", "Megatron-Core: GPT", REQUIRES),
+        Component(
+            "ckpt-loader",
+            "mixtral_hf",
+            "mt_ckpt.loaders.mixtral_hf:mixtral_hf",
+            "Hugging Face: Mixtral only, by Megatron's name",
+            REQUIRES,
+        ),
+        Component("ckpt-loader", "core", "mt_ckpt.megatron.loader:Core", "Megatron-Core: GPT, BERT, T5", REQUIRES),
+        Component("ckpt-saver", "core", "mt_ckpt.megatron.saver:save", "Megatron-Core: GPT, BERT, T5", REQUIRES),
+        Component(
+            "ckpt-loader", "legacy", "mt_ckpt.legacy.loader:Legacy", "Megatron's old classes: GPT, BERT, T5", REQUIRES
+        ),
+        Component(
+            "ckpt-saver", "legacy", "mt_ckpt.legacy.saver:save", "Megatron's old classes: GPT, BERT, T5", REQUIRES
+        ),
         Component("ckpt-loader", "hub", "mt_ckpt.hub.transfer:load", "A repository on the Hugging Face hub", REQUIRES),
         Component("ckpt-saver", "native", "mt_ckpt.savers.native:save", "mt's own format", REQUIRES),
-        Component("ckpt-saver", "hf", "mt_ckpt.savers.hf:save", "Hugging Face: Llama, Mistral or GPT-2", REQUIRES),
+        Component("ckpt-saver", "hf", "mt_ckpt.savers.hf:save", f"Hugging Face: {FAMILIES}", REQUIRES),
     ]
 
 

@@ -4,38 +4,25 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from mt_ckpt.sources import INDEX, SINGLE
-from mt_core.checkpoint.tensor_files import write_safetensors
+from mt_core.checkpoint.tensor_files import DTYPES
+from mt_core.checkpoint.tensor_stream import write_stream
 
 SHARD_BYTES = 5 * 10**9
-"""Largest file; also bounds the memory of a streamed write."""
+"""Largest file."""
 
 
 def write_shards(directory: Path, tensors: Iterable[tuple[str, Tensor]], shard_bytes: int = SHARD_BYTES) -> str:
     """Write a stream of tensors; returns the dtype that holds most of the bytes, such as "bfloat16"."""
-    shards: list[list[str]] = []
-    pending: dict[str, Tensor] = {}
-    bytes_of: dict[torch.dtype, int] = {}
-    size = 0
-
-    def flush() -> None:
-        shards.append(list(pending))
-        write_safetensors(_part(directory, len(shards)), pending)
-        pending.clear()
-
-    for name, tensor in tensors:
-        if pending and size + tensor.nbytes > shard_bytes:
-            flush()
-            size = 0
-        pending[name] = tensor.detach().to("cpu").contiguous()
-        size += tensor.nbytes
-        bytes_of[tensor.dtype] = bytes_of.get(tensor.dtype, 0) + tensor.nbytes
-    flush()
-    _name_shards(directory, shards, sum(bytes_of.values()))
-    return str(max(bytes_of, key=lambda dtype: bytes_of[dtype])).removeprefix("torch.")
+    headers = write_stream(tensors, lambda number: _part(directory, number), limit=shard_bytes)
+    bytes_of: dict[str, int] = {}
+    for entry in (entry for header in headers for entry in header.values()):
+        start, end = entry["data_offsets"]
+        bytes_of[entry["dtype"]] = bytes_of.get(entry["dtype"], 0) + end - start
+    _name_shards(directory, [list(header) for header in headers], sum(bytes_of.values()))
+    return str(DTYPES[max(bytes_of, key=lambda dtype: bytes_of[dtype])]).removeprefix("torch.")
 
 
 def _part(directory: Path, number: int) -> Path:

@@ -13,9 +13,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from mt_core.checkpoint.mapped import forget
 from mt_core.errors import MtError, Problem, raise_if
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+NUMBERED = "model-*-of-*.safetensors"
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -38,7 +40,7 @@ class SafetensorsDir:
             raise MtError(str(path), "no such directory", "give a directory that holds config.json and safetensors")
         self.files, named = _layout(path)
         self._entries: dict[Path, list[Entry]] = {}
-        raise_if([*self._read_headers(), *self._lacking(named)])
+        raise_if([*self._read_headers(), *self._lacking(named), *self._extra(named)])
 
     def _read_headers(self) -> Iterator[Problem]:
         for file in self.files:
@@ -58,6 +60,11 @@ class SafetensorsDir:
                     str(self.path / file), f"has no tensor {name}", f"{INDEX} says that it has: copy both again"
                 )
 
+    def _extra(self, named: Mapping[str, str]) -> Iterator[Problem]:
+        for file in sorted(self.path.glob(NUMBERED)) if named else ():
+            if file.name not in named.values():
+                yield Problem(str(file), f"{INDEX} does not name it", "copy both again, or remove it")
+
     def entries(self) -> Iterator[Entry]:
         """Name, shape and dtype of every tensor, from the headers alone."""
         for entries in self._entries.values():
@@ -69,11 +76,14 @@ class SafetensorsDir:
             yield entry.name, torch.empty(entry.shape, device="meta")
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Name and memory-mapped tensor, one at a time."""
+        """Name and memory-mapped tensor, one at a time; each leaves memory when the next one is asked for."""
         for file, entries in self._entries.items():
+            used: list[Tensor] = []
             with safe_open(file, "pt") as opened:
                 for entry in entries:
-                    yield entry.name, opened.get_tensor(entry.name)
+                    used.append(opened.get_tensor(entry.name))
+                    yield entry.name, used[-1]
+                    forget(*used)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """To and from the hub. Downloads go to huggingface_hub's cache, so what is there needs no network.
 
-A transfer that breaks off is taken up at the last 10 MB; a run that was killed starts the files again that it had not
-finished.
+A transfer that breaks off is taken up at the last 10 MB, also by the next run if this one is killed.
 """
 
 import os
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from mt_ckpt.detect import detect
 from mt_ckpt.hub.repository import UNWANTED, WANTED, Repository, hub_errors
+from mt_ckpt.hub.resume import finish_parts
 from mt_core.errors import MtError
 from mt_core.files import atomic_directory
 
@@ -23,6 +23,7 @@ def fetch(repository: Repository) -> Path:
     from huggingface_hub import snapshot_download
 
     with hub_errors(repository):
+        finish_parts(repository, WANTED, UNWANTED)
         return Path(
             snapshot_download(
                 repository.name,

@@ -1,4 +1,4 @@
-"""`mt ckpt inspect`, `diff`, `verify`, `average` and `prune`."""
+"""`mt ckpt inspect`, `diff`, `verify`, `average`, `upcycle` and `prune`."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,7 +19,7 @@ DIFFERENT = 1
 
 def register(app: typer.Typer) -> None:
     """Add these commands to `mt ckpt`."""
-    for command in (inspect, diff, verify, average, prune):
+    for command in (inspect, diff, verify, average, upcycle, prune):
         app.command()(command)
 
 
@@ -91,6 +91,22 @@ def average(
     parsed = tool.parse_weights(weights) if weights else None
     count = tool.average(paths, save_dir, weights=parsed, saver=saver)
     print(f"wrote {save_dir}: {count} tensors, the mean of {len(paths)} checkpoints")
+
+
+def upcycle(
+    path: Checkpoint,
+    save_dir: Annotated[Path, typer.Option(help="Directory to write; must not exist.")],
+    experts: Annotated[int, typer.Option(min=2, help="How often each feed-forward layer is copied.")],
+    top_k: Annotated[int, typer.Option(min=2, help="Experts of a token.")] = 2,
+    seed: Annotated[int, typer.Option(help="Of the routers, which are drawn as at a training's start.")] = 0,
+    loader: Format = None,
+    saver: Annotated[str, typer.Option(help="Format to write.", autocompletion=names("ckpt-saver"))] = "native",
+) -> None:
+    """Turn a dense model into a mixture of experts with the same logits: experts are copies, their weights sum to 1."""
+    from mt_ckpt.tools import upcycle as tool
+
+    made = tool.upcycle(path, save_dir, experts=experts, top_k=top_k, seed=seed, loader=loader, saver=saver)
+    print(f"wrote {save_dir}: {made.layers} layers of {experts} experts, {made.parameter_count:,} parameters")
 
 
 def prune(

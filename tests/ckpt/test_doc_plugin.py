@@ -1,0 +1,40 @@
+"""The checkpoint loader of docs/how-to/write-a-plugin.md, installed as the page says and used."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import torch
+
+from docs.pages import DOCS, read
+from mt_ckpt.convert import convert
+from mt_ckpt.detect import open_checkpoint
+
+
+def test_the_loader_of_the_page_converts(save_model, tmp_path):
+    convert("hf", save_model("llama"), "native", tmp_path / "native")
+    source = open_checkpoint(tmp_path / "native")
+    (tmp_path / "npz").mkdir()
+    np.savez(tmp_path / "npz" / "weights.npz", **{name: tensor.numpy() for name, tensor in source.tensors()})
+    (tmp_path / "npz" / "model.json").write_text(source.config().model_dump_json())
+    (step,) = (step for step in read(DOCS / "how-to" / "write-a-plugin.md").steps if step.title == "mt_npz.py")
+    loader, announced = step.body.split("@hookimpl")
+    assert len([line for line in loader.splitlines() if line]) <= 15
+    assert announced
+    (tmp_path / "site" / "mt_npz-1.0.dist-info").mkdir(parents=True)
+    (tmp_path / "site" / "mt_npz.py").write_text(step.body)
+    (tmp_path / "site" / "mt_npz-1.0.dist-info" / "METADATA").write_text("Name: mt-npz\nVersion: 1.0\n")
+    (tmp_path / "site" / "mt_npz-1.0.dist-info" / "entry_points.txt").write_text("[mt]\nnpz = mt_npz\n")
+    options = ["--loader", "npz", "--load-dir", "npz", "--saver", "native", "--save-dir", "result", "--verify"]
+    done = subprocess.run(
+        [sys.executable, "-m", "mt_cli", "ckpt", "convert", *options],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "site")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    result = dict(open_checkpoint(tmp_path / "result").tensors())
+    assert all(torch.equal(tensor, result.pop(name)) for name, tensor in source.tensors())
+    assert not result
