@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from ckpt.legacy_files import random_weights
 from ckpt.test_convert_format import contents, state_of_a_run
+from ckpt.test_megatron_encoders import BERT
 from ckpt.test_megatron_round_trip import config_of
 from mt_ckpt.convert_format.bucket_space import tensors
 from mt_ckpt.convert_format.convert import Target, convert_format, prove
@@ -19,6 +22,7 @@ from mt_ckpt.megatron import pickles
 from mt_ckpt.megatron.dist_metadata import Stored
 from mt_ckpt.megatron.layout import Layout
 from mt_ckpt.megatron.names import parameters
+from mt_ckpt.megatron.saver import save
 from mt_core.checkpoint.native import step_directory
 from mt_core.checkpoint.writing import write
 from mt_core.errors import MtError
@@ -170,3 +174,19 @@ def test_a_result_that_is_not_read_back_as_it_was(run, tmp_path):
     other = read_native(state_of_a_run(tmp_path / "other", seed=1))
     with pytest.raises(MtError, match="model embed.weight: is not read back as it was; the result was removed"):
         prove(tmp_path / "there", "torch_dist", other)
+
+
+@pytest.mark.parametrize("form", ["torch", "torch_dist"])
+def test_a_state_of_another_model_than_gpt_is_refused(form, tmp_path):
+    weights = random_weights(BERT).items()
+    save(tmp_path / "bert", BERT, weights, target_ckpt_format=form, target_iteration=4)
+    refused(tmp_path / "bert", tmp_path / "moved", "holds a 'bert' model")
+
+
+def test_a_run_of_another_model_than_gpt_is_refused(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    file = step_directory(tmp_path / "run", 7) / "meta.json"
+    meta = json.loads(file.read_text())
+    meta["config"]["model"] = BERT.model_dump(mode="json")
+    file.write_text(json.dumps(meta))
+    refused(tmp_path / "run", tmp_path / "moved", "holds a 'bert' model", "torch")

@@ -6,20 +6,26 @@ from typing import Any
 
 from mt_ckpt.convert_format.groups import settings_of
 from mt_ckpt.convert_format.plain import plain_args
+from mt_ckpt.megatron.dist_files import DistFiles
+from mt_ckpt.megatron.kinds import kind_of
 from mt_ckpt.megatron.reading import read_args
+from mt_ckpt.megatron.torch_files import TorchFiles
 from mt_core.errors import MtError
 from mt_models.config import GPTConfig
 
 OF_RERUNS = "rerun_state_machine"
 
 
-def config_of(args: Any, where: str, tensor: int | None, true_vocab_size: int | None) -> GPTConfig:
+def config_of(files: TorchFiles | DistFiles, tensor: int | None, true_vocab_size: int | None) -> GPTConfig:
     """The model; for a target of Megatron's with `tensor` ranks, padding rows count as rows, as they were trained."""
-    config = read_args(args, where, true_vocab_size)
+    where = str(files.path)
+    if (kind := kind_of(files.shapes())) != "gpt":
+        raise MtError(where, f"holds a {kind!r} model", "GPT's states are moved; use mt ckpt convert for the weights")
+    config = read_args(files.args, where, true_vocab_size)
     if tensor is None:
         return config
-    kept = min(args.padded_vocab_size, config.vocab_rows(tensor))
-    return read_args(args, where, kept)
+    kept = min(files.args.padded_vocab_size, config.vocab_rows(tensor))
+    return read_args(files.args, where, kept)
 
 
 def common_state(

@@ -30,7 +30,7 @@ States = Mapping[int, Mapping[int, State]]
 def read_torch(directory: Path, tensor: int | None = None, true_vocab_size: int | None = None) -> TrainingState:
     """One iteration; for a target of Megatron's with `tensor` ranks, padding is kept."""
     files = TorchFiles(directory)
-    config = config_of(files.args, str(directory), tensor, true_vocab_size)
+    config = config_of(files, tensor, true_vocab_size)
     states = files.states()
     raise_if(_problems(directory, files, states))
     optimizers = {(stage, rank): _of_rank(files, states, stage, rank) for stage, rank in _ranks(files)}

@@ -32,7 +32,7 @@ RANDOM = re.compile(r"rng_state/shard_(\d+)\.(\d+)_(\d+)\.(\d+)")
 def read_torch_dist(directory: Path, tensor: int | None = None, true_vocab_size: int | None = None) -> TrainingState:
     """One iteration; for a target of Megatron's with `tensor` ranks, padding is kept."""
     files = DistFiles(directory)
-    config = config_of(files.args, str(directory), tensor, true_vocab_size)
+    config = config_of(files, tensor, true_vocab_size)
     objects = [one.chunks[0].read() for key, one in files.stored.items() if GROUPS.fullmatch(key)]
     groups, counts = _groups([files.common.get("optimizer"), *objects[:1]], directory)
     stored = {CHAINED.sub("", key): one for key, one in files.stored.items()}
