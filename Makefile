@@ -16,7 +16,7 @@ quickstart: $(SYNCED) ## Train, convert and evaluate a small model on text from 
 
 .PHONY: test
 test: $(SYNCED) ## Run all tests
-	PATH="$(dir $(abspath $(UV))):$$PATH" $(BIN)/python -m pytest -n auto
+	PATH="$(dir $(abspath $(UV))):$$PATH" $(BIN)/python -m pytest -n auto --dist worksteal
 
 .PHONY: lint
 lint: $(SYNCED) ## Check format and style

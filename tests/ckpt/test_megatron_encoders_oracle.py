@@ -197,13 +197,13 @@ def check(ours: list[Tensor], tensor: int, case: str) -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("tensor", [1, 2])
+@pytest.mark.parametrize("tensor", [2])
 def test_megatron_loads_ours_and_computes_the_same(case, tensor):
     check(our_logits(Core(room() / case / "ours")), tensor, case)
 
 
 @pytest.mark.parametrize("case", SAVED)
-@pytest.mark.parametrize("tensor", [1, 2])
+@pytest.mark.parametrize("tensor", [2])
 def test_we_load_what_megatron_saves_and_compute_the_same(case, tensor):
     on_ranks(tensor)
     loader = Core(room() / case / f"theirs-{tensor}")
@@ -214,7 +214,7 @@ def test_we_load_what_megatron_saves_and_compute_the_same(case, tensor):
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("tensor", [1, 2])
+@pytest.mark.parametrize("tensor", [2])
 def test_torch_files_hold_the_keys_and_shapes_of_megatrons_own_state(case, tensor, tmp_path):
     options: Any = {"target_tensor_parallel_size": tensor, "saver_transformer_impl": "local"}
     save(tmp_path / "core", CASES[case], random_weights(CASES[case]).items(), **options)

@@ -6,9 +6,13 @@ from torch import Tensor
 
 from mt_core.parallel.axis import Axis
 from mt_core.parallel.buckets import add_, set_
+from mt_core.parallel.context.exchanges import context_core
 from mt_core.parallel.cross_entropy import Kernels, VocabCrossEntropy, compiled_kernels, linear_cross_entropy
+from mt_core.parallel.experts import ExpertDispatch
+from mt_core.parallel.parallelize import untraced
 from mt_core.parallel.plan import apply_plan
 from mt_core.verification.ranks import run_ranks
+from mt_models.config import MoE
 from tiny import built, llama
 
 IDS, ROWS = 21, 24
@@ -56,19 +60,36 @@ def test_compiled_sums_of_16_bit_gradients_are_torchs():
         assert torch.equal(sums, expected)
 
 
-def gradients_on_ranks(axis: Axis, compiled: bool) -> list[Tensor]:
-    model = built(llama())
-    apply_plan(model, model.plan(axis.size), axis, sequence=True)
-    if compiled:
-        for block in model.layers.values():
-            block.forward = torch.compile(block.forward, backend="aot_eager", fullgraph=True)
-    tokens_BT = torch.arange(64).view(2, 32)
+MIXTURE = llama(mlp=MoE(size=24, experts=4, top_k=2))
+
+
+def cut(axis: Axis, by: str):
+    """A model whose layers need the axis' ranks, as `parallelize` makes it for torch.compile."""
+    model = built(MIXTURE if by == "expert" else llama())
+    tensor, expert = (axis if by == name else Axis(name) for name in ("tensor", "expert"))
+    apply_plan(model, model.plan(tensor.size), tensor, sequence=by == "tensor", expert=expert)
+    for module in model.modules():
+        if isinstance(op := getattr(module, "op", None), ExpertDispatch):
+            module.op = untraced(op)
+    for block in model.layers.values():
+        if by == "context":
+            block.attn.core = untraced(context_core("ring", block.attn.core, axis=axis))
+    return model
+
+
+def gradients_on_ranks(axis: Axis, by: str, compiled: bool) -> list[Tensor]:
+    model = cut(axis, by)
+    for block in model.layers.values() if compiled else ():
+        block.forward = torch.compile(block.forward, backend="aot_eager", fullgraph=by == "tensor")
+    tokens_BT = torch.arange(64).view(2, 32) + (0 if by == "tensor" else axis.rank)
     model.token_losses(tokens_BT, tokens_BT).sum().backward()
     return [p.grad for p in model.parameters()]
 
 
-def test_a_layer_cut_over_ranks_is_one_graph_and_computes_the_same():
-    plain, compiled = (run_ranks(2, gradients_on_ranks, compiled) for compiled in (False, True))
+@pytest.mark.parametrize("by", ["tensor", "context", "expert"])
+def test_layers_whose_ranks_exchange_compute_the_same_compiled(by):
+    """Those cut by tensor are one graph."""
+    plain, compiled = (run_ranks(2, gradients_on_ranks, by, compiled) for compiled in (False, True))
     for ours, theirs in zip(compiled, plain, strict=True):
         for a, b in zip(ours, theirs, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-13)

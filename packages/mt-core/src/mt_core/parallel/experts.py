@@ -35,7 +35,6 @@ class ExpertDispatch:
 
     axis: Axis
 
-    @torch.compiler.disable(reason="collectives cannot be traced")
     def __call__(self, x_MD: Tensor, counts_E: Tensor, experts: Experts) -> Tensor:
         """[M, D] to the same shape and order; the host waits for the counts."""
         counts_ne = counts_E.view(self.axis.size, -1)

@@ -1,12 +1,15 @@
 """From a configuration to this rank's part of a model: the one path that applies every kind of parallelism."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mt_core.parallel.context.exchanges import context_core
 from mt_core.parallel.cross_entropy import VocabCrossEntropy, compiled_kernels
 from mt_core.parallel.data_parallel import DataParallel, data_parallel
+from mt_core.parallel.experts import ExpertDispatch
 from mt_core.parallel.mesh import Mesh
 from mt_core.parallel.plan import apply_plan
 from mt_core.parallel.recompute import recompute
@@ -19,13 +22,35 @@ def parallelize(config: Any, mesh: Mesh, device: torch.device) -> tuple[Any, Dat
     plan = model.plan(mesh.tensor.size)
     placements = apply_plan(model, plan, mesh.tensor, sequence=config.parallel.sequence, expert=mesh.expert)
     for block in model.layers.values():
-        block.attn.core = context_core(config.parallel.context_exchange, block.attn.core, axis=mesh.context)
+        core = context_core(config.parallel.context_exchange, block.attn.core, axis=mesh.context)
+        block.attn.core = untraced(core) if config.runtime.compile and mesh.context.size > 1 else core
     recompute(model, config.recompute)
     if config.runtime.compile:
-        for block in model.layers.values():
-            block.forward = torch.compile(block.forward)
-        model.loss.op = VocabCrossEntropy(mesh.tensor, config.parallel.sequence, compiled_kernels())
+        compile_parts(model, mesh, sequence=config.parallel.sequence)
     engine = data_parallel(model, placements, mesh, device=device, precision=config.precision, parallel=config.parallel)
     if config.runtime.compile:
         engine.compile()
     return model, engine
+
+
+def compile_parts(model: Any, mesh: Mesh, *, sequence: bool) -> None:
+    """torch.compile for each block and for the loss."""
+    for module in model.modules():
+        if isinstance(op := getattr(module, "op", None), ExpertDispatch):
+            module.op = untraced(op)
+    for block in model.layers.values():
+        block.forward = torch.compile(block.forward)
+    model.loss.op = VocabCrossEntropy(mesh.tensor, sequence, compiled_kernels())
+
+
+def untraced(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A function that exchanges with other ranks, which Dynamo cannot trace: it runs as it is.
+
+    Not a decorator where it is defined: that would import Dynamo, for a second, into every process that trains nothing.
+    """
+
+    def run(*inputs: Any) -> Tensor:
+        return function(*inputs)
+
+    disabled: Any = torch.compiler.disable(run, reason="collectives cannot be traced")
+    return disabled

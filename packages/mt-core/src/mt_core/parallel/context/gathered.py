@@ -46,7 +46,6 @@ def gathered(
     return torch.cat(ys_BPHK, 1)
 
 
-@torch.compiler.disable(reason="collectives cannot be traced")
 def gather_in_order(share_BT___: Tensor, axis: Axis) -> Tensor:
     """The whole sequence [B, L, …] on every rank, from zig-zag shares [B, T, …]; the gradient is summed over ranks."""
     return _GatherInOrder.apply(share_BT___, axis)

@@ -56,13 +56,11 @@ def check_heads(query_heads: int, groups: int, size: int) -> None:
     )
 
 
-@torch.compiler.disable(reason="collectives cannot be traced")
 def to_heads(share_BTNK: Tensor, axis: Axis) -> Tensor:
     """From a zig-zag share of all heads to all positions, in order, of this rank's heads: [B, L, n, K]."""
     return in_order(_Swap.apply(torch.stack(share_BTNK.chunk(axis.size, 2)), axis), dim=1)
 
 
-@torch.compiler.disable(reason="collectives cannot be traced")
 def to_sequence(whole_BLnK: Tensor, axis: Axis) -> Tensor:
     """The inverse of `to_heads`: [B, T, N, K]."""
     return torch.cat(_Swap.apply(by_rank(whole_BLnK, axis.size, dim=1), axis).unbind(), 2)

@@ -23,7 +23,6 @@ from mt_core.parallel.context.passing import Coming, pass_on
 from mt_core.parallel.context.sequence import gather
 
 
-@torch.compiler.disable(reason="point-to-point exchanges cannot be traced")
 def ring(q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, documents_BT: Tensor | None = None, *, axis: Axis) -> Tensor:
     """Causal attention y_BTHK over the whole sequence, of which every rank of `axis` holds a zig-zag share.
 
