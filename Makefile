@@ -5,6 +5,7 @@ PYTHON ?= python3
 UV := $(or $(shell command -v uv),.uv/bin/uv)
 BIN := .venv/bin
 SYNCED := .venv/.synced
+WORKERS = $(shell $(PYTHON) -c 'import os; print((os.cpu_count() or 1) + 1)')
 
 .PHONY: help
 help: ## List the targets
@@ -16,7 +17,7 @@ quickstart: $(SYNCED) ## Train, convert and evaluate a small model on text from 
 
 .PHONY: test
 test: $(SYNCED) ## Run all tests
-	PATH="$(dir $(abspath $(UV))):$$PATH" $(BIN)/python -m pytest -n auto --dist worksteal
+	PATH="$(dir $(abspath $(UV))):$$PATH" $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 .PHONY: lint
 lint: $(SYNCED) ## Check format and style

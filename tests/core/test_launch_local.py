@@ -46,7 +46,7 @@ def script(tmp_path: Path, body: str) -> list[str]:
 
 
 def test_ranks_that_end_well_give_0_and_no_table(tmp_path, capfd):
-    body = "print(here.rank, here.ranks, here.local_ranks)\nreturn 0"
+    body = "os.write(1, f'{here.rank} {here.ranks} {here.local_ranks}\\n'.encode())\nreturn 0"  # in one piece
     assert launch(script(tmp_path, body), 3, run_dir=tmp_path) == 0
     captured = capfd.readouterr()
     assert sorted(captured.out.splitlines()) == ["0 3 3", "1 3 3", "2 3 3"]

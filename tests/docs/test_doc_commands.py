@@ -18,12 +18,11 @@ WITH_COMMANDS = [path for path in PAGES if path != TUTORIAL and any(not s.title 
 
 
 @pytest.fixture(scope="session")
-def environment(tmp_path_factory) -> dict[str, str]:
-    """The installed `mt` first on the path, one thread, compiled Python kept between commands."""
+def environment() -> dict[str, str]:
+    """The installed `mt` first on the path, one thread."""
     own = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     return own | {
         "PATH": f"{Path(sys.executable).parent}:{own['PATH']}",
-        "PYTHONPYCACHEPREFIX": str(tmp_path_factory.mktemp("pycache")),
         "OMP_NUM_THREADS": "1",
     }
 
