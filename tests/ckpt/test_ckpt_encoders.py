@@ -243,3 +243,15 @@ def test_the_source_model_and_the_saved_one_agree(save_model):
     """The fixture's files are what transformers computes with."""
     model = hugging_face_model("bert", MASKED)
     assert torch.equal(transformers_logits(save_model("bert", auto_class=MASKED), TOKENS_BT), model(TOKENS_BT).logits)
+
+
+def test_a_t5_without_norms_at_the_end_is_refused():
+    attention = {"heads": 2, "kv_groups": 2, "head_size": 8, "scale": 1.0}
+    sizes = {"layers": 1, "decoder_layers": 1, "model_size": 16, "vocab_size": 32, "max_positions": 16}
+    parts = {"mlp": {"kind": "gated", "size": 24, "activation": "gelu_tanh"}, "norm": {"kind": "rms"}}
+    config = T5Config.model_validate(
+        sizes | parts | {"attention": attention, "position": {"kind": "relative"}, "final_norm": False}
+    )
+    with pytest.raises(MtError, match="final_norm = False"):
+        carrier(config)
+    carrier(config.model_copy(update={"final_norm": True}))
