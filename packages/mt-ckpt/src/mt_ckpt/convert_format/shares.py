@@ -3,12 +3,10 @@
 from collections.abc import Iterator
 from typing import Any
 
-from torch import Tensor
-
 from mt_ckpt.accounting import accounted
 from mt_ckpt.convert_format.order import named_parameters
 from mt_ckpt.convert_format.state import MASTER, RandomStates, TrainingState, matching_masters
-from mt_ckpt.megatron.fusing import shard
+from mt_ckpt.megatron.fusing import Rows, shard
 from mt_ckpt.megatron.layout import Layout
 from mt_ckpt.megatron.saver import Fused, fused
 
@@ -23,7 +21,7 @@ def streamed(state: TrainingState, kind: str, layout: Layout) -> Fused:
     return fused(state.config, tensors, layout.tensor)
 
 
-def shares(state: TrainingState, layout: Layout, tensors: Fused) -> Iterator[tuple[Place, int, str, Tensor]]:
+def shares(state: TrainingState, layout: Layout, tensors: Fused) -> Iterator[tuple[Place, int, str, Rows]]:
     """Place, chunk, local name and share of every rank, of each tensor as it comes."""
     owners: dict[str, list[tuple[int, int, str]]] = {}
     for (stage, chunk), names in named_parameters(state.config, layout).items():

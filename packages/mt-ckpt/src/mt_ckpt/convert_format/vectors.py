@@ -58,7 +58,7 @@ def write_vectors(folders: Mapping[Place, Path], state: TrainingState, layout: L
         }
         for at, chunk, own, share in shares(state, layout, streamed(state, kind, layout)):
             start = starts[at[0], chunk][own]
-            mapped[*at, chunk][start : start + share.numel()] = share.flatten()
+            mapped[*at, chunk][start : start + math.prod(share.shape)] = share.tensor().flatten()
         for (stage, rank, chunk), vector in mapped.items():
             held[stage, rank][chunk][key] = files[stage, rank].add(vector)
     for at, file in files.items():

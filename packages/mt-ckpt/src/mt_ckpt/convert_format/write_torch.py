@@ -48,7 +48,7 @@ def write_torch(directory: Path, state: TrainingState, layout: Layout, *, distri
 def _written(files: Mapping[Place, TorchWriter], state: TrainingState, layout: Layout, tensors: Fused) -> Held:
     held: Held = {at: {} for at in files}
     for at, chunk, own, share in shares(state, layout, tensors):
-        held[at][chunk, own] = files[at].add(share)
+        held[at][chunk, own] = files[at].add(*share.blocks)
     return held
 
 

@@ -8,17 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from mt_ckpt.convert_format.chunk_files import ChunkFiles
 from mt_ckpt.convert_format.groups import group_of
 from mt_ckpt.convert_format.megatron_args import args_of, common_of, groups_with_steps, scaler_of
 from mt_ckpt.convert_format.order import named_parameters
 from mt_ckpt.convert_format.shares import random_of, streamed
 from mt_ckpt.convert_format.state import KINDS, MASTER, TrainingState
+from mt_ckpt.megatron.chunk_files import ChunkFiles
 from mt_ckpt.megatron.dist_boxes import Place
 from mt_ckpt.megatron.dist_writer import extra_states, written_place
-from mt_ckpt.megatron.fusing import shard
+from mt_ckpt.megatron.fusing import Rows, shard
 from mt_ckpt.megatron.layout import Layout
 
 RESHARDABLE, OF_0_11, PLAIN = "fully_reshardable", "fully_sharded_model_space", "plain"
@@ -30,7 +29,8 @@ def write_torch_dist(directory: Path, state: TrainingState, layout: Layout, *, o
     files, config = ChunkFiles(directory), state.config
     dtype = torch.float32
     for name, one, whole in streamed(state, "model", layout):
-        _add(files, "", written_place(config, name, engine=layout.engine), shard(whole, one, 0, 1))
+        place = written_place(config, name, engine=layout.engine)
+        files.add(place.key, place, shard(whole, one, 0, 1))
         dtype = whole.dtype
     for key in extra_states(config, engine=layout.engine):
         files.add_object(key, None)
@@ -52,23 +52,17 @@ def _add_kind(files: ChunkFiles, state: TrainingState, layout: Layout, *, kind: 
     for name, one, whole in streamed(state, kind, layout):
         place = written_place(state.config, name, engine=layout.engine)
         if optimizer == OF_0_11:
-            _add_flat(files, prefix, place, [*whole.unbind()] if len(one.parts) == 2 else [whole])
+            _add_flat(files, prefix + place.key, place, shard(whole, one, 0, 1), 2 if one.stacked else 1)
         else:
-            _add(files, prefix, place, shard(whole, one, 0, 1))
+            files.add(prefix + place.key, place, shard(whole, one, 0, 1))
 
 
-def _add(files: ChunkFiles, prefix: str, place: Place, share: Tensor) -> None:
-    chunk = share[(None,) * len(place.at)]
-    files.add(prefix + place.key, [*place.at, *[0] * share.dim()], [*place.counts, *share.shape], chunk)
-
-
-def _add_flat(files: ChunkFiles, prefix: str, place: Place, halves: list[Tensor]) -> None:
+def _add_flat(files: ChunkFiles, key: str, place: Place, whole: Rows, halves: int) -> None:
     """As 0.11 stores it on one rank: gate and up are fragments, layers and experts are one each."""
-    for number, half in enumerate(halves):
-        at, fragments = [0] * half.dim(), [1] * half.dim()
-        at[0], fragments[0] = number, len(halves)
-        chunk = half[(None,) * len(place.at)]
-        files.add_flat(prefix + place.key, [*place.at, *at], [*place.counts, *fragments], chunk)
+    for number in range(halves):
+        others = len(whole.shape) - 1
+        at, fragments = (*place.at, number, *[0] * others), (*place.counts, halves, *[1] * others)
+        files.add_flat(key, at, fragments, whole.part(number, halves))
 
 
 def _common(state: TrainingState, layout: Layout, optimizer: str, dtype: torch.dtype) -> dict[str, Any]:

@@ -1,25 +1,13 @@
-"""Megatron's `torch_dist` format, written by the recipe that every release since 0.11 reads (§2.7)."""
+"""Megatron's `torch_dist` format, written: which keys, and where under them each tensor lies (§2.3-2.5)."""
 
-import json
-import pickle
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any
 
 import torch
-from torch import Tensor
-from torch.distributed.checkpoint.filesystem import _StorageInfo
-from torch.distributed.checkpoint.metadata import (
-    BytesStorageMetadata,
-    ChunkStorageMetadata,
-    Metadata,
-    MetadataIndex,
-    TensorProperties,
-    TensorStorageMetadata,
-)
 
+from mt_ckpt.megatron.chunk_files import ChunkFiles
 from mt_ckpt.megatron.dist_boxes import Place
-from mt_ckpt.megatron.fusing import shard
+from mt_ckpt.megatron.fusing import Rows, shard
 from mt_ckpt.megatron.kinds import model_args
 from mt_ckpt.megatron.layout import Layout
 from mt_ckpt.megatron.names import (
@@ -35,50 +23,30 @@ from mt_ckpt.megatron.names import (
 from mt_ckpt.megatron.rank_files import HEAD_STATE, VERSION
 from mt_ckpt.megatron.rank_files import extra_states as of_modules
 from mt_ckpt.megatron.tables import Parameter
-from mt_ckpt.megatron.torch_writer import TorchWriter
 from mt_models.config import TransformerConfig
-
-CHUNKS, PROTOCOL = "__0_0.distcp", 4
-MARK = {
-    "sharded_backend": "torch_dist",
-    "sharded_backend_version": 1,
-    "common_backend": "torch",
-    "common_backend_version": 1,
-}
-"""metadata.json, whose presence says that all is written."""
 
 
 def write_dist(
     directory: Path,
     config: TransformerConfig,
-    tensors: Iterable[tuple[str, Parameter, Tensor]],
+    tensors: Iterable[tuple[str, Parameter, Rows]],
     layout: Layout,
     *,
     iteration: int = 0,
 ) -> None:
     """Write each tensor as it comes: a chunk for each layer, under keys without the layer's number."""
-    directory.mkdir(parents=True)
-    known: dict[str, Any] = {}
-    places: dict[MetadataIndex, _StorageInfo] = {}
     dtype = torch.float32
-    with (directory / CHUNKS).open("wb") as file:
-        for name, one, whole in tensors:
-            dtype = whole.dtype if name == EMBED else dtype
-            stored = shard(whole, one, 0, 1)
-            for own_name in (name, *copies_of(config, name)):
-                key, index, counts = written_place(config, own_name, engine=layout.engine)
-                at, size = torch.Size([*index, *[0] * stored.dim()]), torch.Size([*counts, *stored.shape])
-                known.setdefault(key, TensorStorageMetadata(TensorProperties(dtype=stored.dtype), size, []))
-                chunk = stored.detach()[(None,) * len(index)]
-                known[key].chunks.append(ChunkStorageMetadata(at, chunk.shape))
-                places[MetadataIndex(key, at)] = _append(file, chunk)
-        for key in extra_states(config, engine=layout.engine):
-            known[key], places[MetadataIndex(key)] = BytesStorageMetadata(), _append(file, [None])
+    files = ChunkFiles(directory)
+    for name, one, whole in tensors:
+        dtype = whole.dtype if name == EMBED else dtype
+        for own_name in (name, *copies_of(config, name)):
+            place = written_place(config, own_name, engine=layout.engine)
+            files.add(place.key, place, shard(whole, one, 0, 1))
+    for key in extra_states(config, engine=layout.engine):
+        files.add_object(key, None)
     args = model_args(config, layout, dtype=dtype, form="torch_dist")
     common = {"args": args, "checkpoint_version": VERSION, "iteration": iteration}
-    torch.save({**common, "num_floating_point_operations_so_far": 0}, directory / "common.pt")
-    (directory / ".metadata").write_bytes(pickle.dumps(Metadata(known, None, places), PROTOCOL))
-    (directory / "metadata.json").write_text(json.dumps(MARK))
+    files.close({**common, "num_floating_point_operations_so_far": 0})
 
 
 def written_place(config: TransformerConfig, name: str, *, engine: bool) -> Place:
@@ -95,8 +63,9 @@ def written_place(config: TransformerConfig, name: str, *, engine: bool) -> Plac
 
 
 def extra_states(config: TransformerConfig, *, engine: bool) -> Iterator[str]:
-    """Keys of the linear layers' extra states, of which there is one for each layer and expert."""
-    names = of_modules(parameters(config), Layout(1, 1, 1, engine=engine))
+    """Keys of modules' extra states, of which there is one for each layer and expert."""
+    held = [engine_name(name, experts=config.mlp.kind == "moe") for name in parameters(config)]
+    names = of_modules(held, Layout(1, 1, 1, engine=engine))
     heads = () if config.kind == "gpt" else (HEAD_STATE, *copies_of(config, HEAD_STATE))
     for name in (*names, *heads):
         key, at, counts = written_place(config, name, engine=engine)
@@ -105,10 +74,3 @@ def extra_states(config: TransformerConfig, *, engine: bool) -> Iterator[str]:
 
 def _dotted(numbers: Iterable[int]) -> str:
     return ".".join(map(str, numbers))
-
-
-def _append(file: IO[bytes], value: Any) -> _StorageInfo:
-    """Write a record: a whole file of torch.save."""
-    start, writer = file.tell(), TorchWriter(file)
-    writer.close(writer.add(value) if isinstance(value, Tensor) else value)
-    return _StorageInfo(CHUNKS, start, file.tell() - start)

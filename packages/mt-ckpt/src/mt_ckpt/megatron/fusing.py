@@ -1,6 +1,7 @@
 """Canonical tensors to one of Megatron's and back, and the shares that tensor ranks store of it (§3.9, §3.10)."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,7 +13,40 @@ from mt_models.config import TransformerConfig
 VOCABULARY = ("embed.weight", "head.weight", "head.bias")
 
 
-def fuse(config: TransformerConfig, parts: Sequence[Tensor], one: Parameter, size: int) -> Tensor:
+@dataclass(frozen=True)
+class Rows:
+    """A tensor as blocks of its rows, in order. They are views of what it was made of: nothing is copied."""
+
+    blocks: tuple[Tensor, ...]
+
+    @property
+    def shape(self) -> Shape:
+        """Of the whole."""
+        first = self.blocks[0]
+        return (sum(map(len, self.blocks)), *first.shape[1:]) if first.dim() else ()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the whole."""
+        return self.blocks[0].dtype
+
+    def tensor(self) -> Tensor:
+        """The whole, copied if there are several blocks."""
+        return self.blocks[0] if len(self.blocks) == 1 else torch.cat(self.blocks)
+
+    def part(self, number: int, of: int) -> "Rows":
+        """One of several equal parts of the rows."""
+        rows = self.shape[0] // of
+        low, high, start, found = number * rows, (number + 1) * rows, 0, []
+        for block in self.blocks:
+            own = block[max(low - start, 0) : max(high - start, 0)]
+            start += len(block)
+            if len(own):
+                found.append(own)
+        return Rows(tuple(found))
+
+
+def fuse(config: TransformerConfig, parts: Sequence[Tensor], one: Parameter, size: int) -> Rows:
     """Canonical tensors, whole, as one in its logical shape; vocabulary rows are padded for `size` ranks (§3.10).
 
     Padding rows are copies of the last row, as Megatron's own converter makes them.
@@ -20,17 +54,19 @@ def fuse(config: TransformerConfig, parts: Sequence[Tensor], one: Parameter, siz
     return _fused(config, [part if one.expert is None else part[one.expert] for part in parts], one, size)
 
 
-def _fused(config: TransformerConfig, parts: Sequence[Tensor], one: Parameter, size: int) -> Tensor:
+def _fused(config: TransformerConfig, parts: Sequence[Tensor], one: Parameter, size: int) -> Rows:
     if one.stacked:
-        return torch.stack([*parts])
+        return Rows(tuple(part[None] for part in parts))
     if len(parts) > 1:
-        groups = (config.attention.kv_groups, -1, config.attention.head_size)
-        return torch.cat([part.unflatten(0, groups) for part in parts], 1).flatten(0, 2)
+        groups = config.attention.kv_groups
+        return Rows(
+            tuple(rows for group in zip(*(part.chunk(groups) for part in parts), strict=True) for rows in group)
+        )
     if one.parts[0] in VOCABULARY:
         padding = config.vocab_rows(size) - config.vocab_size
         last = parts[0][-1:].expand(padding, *parts[0].shape[1:])
-        return torch.cat([parts[0], last]) if padding else parts[0]
-    return parts[0]
+        return Rows((parts[0], last) if padding else (parts[0],))
+    return Rows((parts[0],))
 
 
 def split(config: TransformerConfig, whole: Tensor, one: Parameter) -> Mapping[str, Tensor]:
@@ -73,15 +109,12 @@ def _experts(config: TransformerConfig) -> int:
     return config.mlp.experts
 
 
-def share(whole: Tensor, one: Parameter, rank: int, size: int) -> Tensor:
-    """The part of a tensor in its logical shape that tensor rank `rank` of `size` has; no memory of its own."""
-    return whole if one.cut is None else whole.chunk(size, one.cut)[rank]
-
-
-def shard(whole: Tensor, one: Parameter, rank: int, size: int) -> Tensor:
-    """The same in the shape in which it is stored."""
-    own = share(whole, one, rank, size)
-    return own.flatten(0, 1) if one.stacked else own
+def shard(whole: Rows, one: Parameter, rank: int, size: int) -> Rows:
+    """What tensor rank `rank` of `size` stores of a tensor in its logical shape; no memory of its own."""
+    if one.cut == 0:
+        return whole.part(rank, size)
+    own = whole.blocks if one.cut is None else tuple(block.chunk(size, one.cut)[rank] for block in whole.blocks)
+    return Rows(tuple(block.flatten(0, 1) for block in own) if one.stacked else own)
 
 
 def join(shards: Sequence[Tensor], one: Parameter) -> Tensor:
@@ -95,4 +128,4 @@ def stored_shape(config: TransformerConfig, one: Parameter, size: int, rows: int
     if rows and one.parts[0] in VOCABULARY:
         return rows // size, *one.shapes[0][1:]
     parts = [torch.empty(shape, device="meta") for shape in one.shapes]
-    return tuple(shard(_fused(config, parts, one, size), one, 0, size).shape)
+    return shard(_fused(config, parts, one, size), one, 0, size).shape

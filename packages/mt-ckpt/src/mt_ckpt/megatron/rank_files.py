@@ -1,15 +1,14 @@
 """Megatron's `torch` format, written: a file for each tensor and expert rank of each pipeline stage (§1.2, §3.2)."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from mt_ckpt.megatron.experts import experts_of, grouped_name, renumbered
-from mt_ckpt.megatron.fusing import share
+from mt_ckpt.megatron.fusing import Rows, shard
 from mt_ckpt.megatron.kinds import as_gpt, model_args
 from mt_ckpt.megatron.layout import RANK_FILE, Layout, rank_directory
 from mt_ckpt.megatron.names import EMBED, HEAD, LAYER, copies_of, engine_name, layers_of, numbered
@@ -22,6 +21,8 @@ from mt_models.config import TransformerConfig
 EMPTY = torch.empty(0, dtype=torch.uint8)
 """What the engine's layers take for no FP8 state."""
 LINEAR = re.compile(r"(.*\.(?:linear_qkv|linear_q|linear_kv|linear_proj|linear_fc1|linear_fc2))\.weight\d*")
+NORM = re.compile(r"(.*layernorm)\.weight")
+"""Norms that no linear layer of the engine's holds; each is a layer of its own there, and has a state."""
 HEAD_STATE = "output_layer._extra_state"
 ATTENTION = re.compile(r"linear_(?:qkv|q)$")
 VERSION = 3.0
@@ -36,27 +37,22 @@ def as_built(contents: dict[str, Any]) -> dict[str, Any]:
 def write_rank_files(
     directory: Path,
     config: TransformerConfig,
-    tensors: Iterable[tuple[str, Parameter, Tensor]],
+    tensors: Iterable[tuple[str, Parameter, Rows]],
     layout: Layout,
     *,
     iteration: int = 0,
     finish: Callable[[dict[str, Any]], dict[str, Any]] = as_built,
 ) -> None:
     """Write each tensor's shares as it comes; `finish` may turn a file's contents into those of another release."""
-    ranks = Ranks(layout.tensor, layout.expert, experts_of(config))
     at = [(stage, rank) for stage in range(layout.pipeline) for rank in range(layout.tensor * layout.expert)]
-    files = {(stage, rank): TorchWriter(_path(directory, stage, rank, layout)) for stage, rank in at}
-    states: dict[tuple[int, int], list[dict[str, Any]]] = {own: [{} for _ in range(layout.virtual)] for own in at}
-    dtype = torch.float32
-    for name, one, whole in tensors:
-        dtype = whole.dtype if name == EMBED else dtype
-        for stage, chunk, own_name in places(config, name, layout):
-            for rank in ranks.owners(one):
-                own = share(whole, one, rank % layout.tensor, layout.tensor)
-                placed = files[stage, rank].add(own, flat=one.stacked)
-                stored = renumbered(own_name, -ranks.first_expert(rank))
-                states[stage, rank][chunk][written_name(stored, layout, experts=ranks.experts > 0)] = placed
-    args = model_args(config, layout, dtype=dtype, form="torch")
+    files = {own: TorchWriter(_path(directory, *own, layout)) for own in at}
+    states, dtype = _write_shares(files, config, tensors, layout)
+    common = {
+        "args": model_args(config, layout, dtype=dtype, form="torch"),
+        "checkpoint_version": VERSION,
+        "iteration": iteration,
+        "num_floating_point_operations_so_far": 0,
+    }
     for (stage, rank), file in files.items():
         own = states[stage, rank]
         if stage == layout.pipeline - 1:
@@ -64,8 +60,28 @@ def write_rank_files(
         for state in own:
             state |= {name: file.add(EMPTY) if layout.engine else None for name in extra_states(state, layout)}
         models = {"model": own[0]} if layout.virtual == 1 else {f"model{c}": s for c, s in enumerate(own)}
-        common = {"args": args, "checkpoint_version": VERSION, "iteration": iteration}
-        file.close(finish({**common, **models, "num_floating_point_operations_so_far": 0}))
+        file.close(finish({**common, **models}))
+
+
+def _write_shares(
+    files: Mapping[tuple[int, int], TorchWriter],
+    config: TransformerConfig,
+    tensors: Iterable[tuple[str, Parameter, Rows]],
+    layout: Layout,
+) -> tuple[dict[tuple[int, int], list[dict[str, Any]]], torch.dtype]:
+    """Write what each rank stores; returns, of each, its chunks' names with what stands for them, and the dtype."""
+    ranks = Ranks(layout.tensor, layout.expert, experts_of(config))
+    states: dict[tuple[int, int], list[dict[str, Any]]] = {own: [{} for _ in range(layout.virtual)] for own in files}
+    dtype = torch.float32
+    for name, one, whole in tensors:
+        dtype = whole.dtype if name == EMBED else dtype
+        for stage, chunk, own_name in places(config, name, layout):
+            for rank in ranks.owners(one):
+                own = shard(whole, one, rank % layout.tensor, layout.tensor)
+                stored = renumbered(own_name, -ranks.first_expert(rank))
+                name_there = written_name(stored, layout, experts=ranks.experts > 0)
+                states[stage, rank][chunk][name_there] = files[stage, rank].add(*own.blocks)
+    return states, dtype
 
 
 def _path(directory: Path, stage: int, rank: int, layout: Layout) -> Path:
@@ -96,7 +112,8 @@ def places(config: TransformerConfig, name: str, layout: Layout) -> Iterator[tup
 
 
 def extra_states(state: Iterable[str], layout: Layout) -> list[str]:
-    """Names of the linear layers' extra states: without FP8, None, or an empty tensor of the engine's."""
+    """Names of the extra states of linear layers and of all of the engine's: without FP8, None or an empty tensor."""
     modules = dict.fromkeys(found[1] for name in state if (found := LINEAR.fullmatch(name)))
     attention = [ATTENTION.sub("core_attention", module) for module in modules if ATTENTION.search(module)]
-    return [f"{module}._extra_state" for module in (*modules, *(attention if layout.engine else ()))]
+    norms = [found[1] for name in state if (found := NORM.fullmatch(name))]
+    return [f"{module}._extra_state" for module in (*modules, *((*attention, *norms) if layout.engine else ()))]

@@ -12,7 +12,7 @@ from pathlib import Path
 from torch import Tensor
 
 from mt_ckpt.megatron.dist_writer import write_dist
-from mt_ckpt.megatron.fusing import fuse
+from mt_ckpt.megatron.fusing import Rows, fuse
 from mt_ckpt.megatron.kinds import model_problems
 from mt_ckpt.megatron.layout import RELEASE, TRACKER, Layout, iteration_name, misfits
 from mt_ckpt.megatron.names import parameters
@@ -86,7 +86,7 @@ def _not_options(config: TransformerConfig, layout: Layout, iteration: int | Non
         yield Problem("--moe-grouped-gemm", found, "--saver-transformer-impl transformer_engine")
 
 
-Fused = Iterator[tuple[str, Parameter, Tensor]]
+Fused = Iterator[tuple[str, Parameter, Rows]]
 
 
 def fused(config: TransformerConfig, tensors: Iterable[tuple[str, Tensor]], size: int) -> Fused:

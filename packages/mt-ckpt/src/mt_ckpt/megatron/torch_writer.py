@@ -21,46 +21,52 @@ class TorchWriter:
     """Puts tensors into a file; `close` writes the object that holds their placeholders, and its own small tensors."""
 
     def __init__(self, target: Path | IO[bytes]) -> None:
-        """`target`: a file to make, or an open one to which another is appended."""
+        """`target`: a file to make, or an open unbuffered one to which another is appended."""
         self.own = isinstance(target, Path)
         if isinstance(target, Path):
             target.parent.mkdir(parents=True, exist_ok=True)
-            target = target.open("wb")
+            target = target.open("wb", buffering=0)
         self.file, self.zip = target, TorchZip(target)
+        self.start = self.zip.start
         self.keys: dict[int, str] = {}
 
-    def add(self, tensor: Tensor, *, flat: bool = False) -> Tensor:
-        """Write a tensor; returns what stands for it in the object given to `close`, which takes no memory.
+    def add(self, *blocks: Tensor) -> Tensor:
+        """Write a tensor, given whole or in blocks of its rows.
 
-        With `flat`, its first two dims are stored as one.
+        Returns what stands for it in the object given to `close`, which takes no memory.
         """
-        placeholder = _untouched(tensor).flatten(0, 1) if flat else _untouched(tensor)
-        key = self.keys[placeholder.untyped_storage()._cdata] = str(len(self.keys))
-        self.zip.write(f"data/{key}", tensor.detach().to("cpu"))
+        shape = sum(len(block) for block in blocks) if blocks[0].dim() else None
+        placeholder = _untouched(blocks[0], (shape, *blocks[0].shape[1:]) if shape is not None else ())
+        self._write(placeholder.untyped_storage(), [block.detach().to("cpu") for block in blocks])
         return placeholder
 
-    def close(self, value: Any) -> None:
-        """Write `value`, whose large tensors are placeholders, and finish the file."""
+    def close(self, value: Any) -> int:
+        """Write `value`, whose large tensors are placeholders, and finish the file; returns the bytes of it all."""
         content = io.BytesIO()
         _Pickler(content, self._key).dump(value)
         self.zip.write("data.pkl", content.getvalue())
         self.zip.write("byteorder", sys.byteorder.encode())
-        self.zip.close()
+        size = self.zip.close()
         if self.own:
             self.file.close()
+        return size
 
     def _key(self, storage: torch.UntypedStorage) -> str:
         if storage._cdata not in self.keys:
-            key = self.keys[storage._cdata] = str(len(self.keys))
-            self.zip.write(f"data/{key}", torch.empty(0, dtype=torch.uint8).set_(storage))
+            self._write(storage, [torch.empty(0, dtype=torch.uint8).set_(storage)])
         return self.keys[storage._cdata]
 
+    def _write(self, storage: torch.UntypedStorage, blocks: list[Tensor]) -> None:
+        key = self.keys[storage._cdata] = str(len(self.keys))
+        self.zip.write_tensor(f"data/{key}", blocks)
 
-def _untouched(like: Tensor) -> Tensor:
+
+def _untouched(like: Tensor, shape: tuple[int, ...]) -> Tensor:
     """A tensor in pages of its own that nobody touches, so that they take no memory; torch.empty may use old ones."""
-    if not like.nbytes:
-        return torch.empty(like.shape, dtype=like.dtype)
-    return torch.frombuffer(mmap.mmap(-1, like.nbytes), dtype=like.dtype).view(like.shape)
+    size = torch.Size(shape).numel() * like.itemsize
+    if not size:
+        return torch.empty(shape, dtype=like.dtype)
+    return torch.frombuffer(mmap.mmap(-1, size), dtype=like.dtype).view(shape)
 
 
 class _Pickler(pickle.Pickler):
