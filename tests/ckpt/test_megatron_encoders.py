@@ -128,6 +128,7 @@ def test_berts_stages_have_the_names_of_the_specification(tmp_path):
     state = last["model"]
     assert state["encoder.layers.1.mlp.linear_fc1.layer_norm_weight"].shape == (16,)
     assert state.pop("output_layer._extra_state") is None
+    assert state.pop("encoder.final_layernorm._extra_state").numel() == 0
     assert {name: tuple(one.shape) for name, one in state.items() if "layers" not in name} == {
         "encoder.final_layernorm.weight": (16,),
         "encoder.final_layernorm.bias": (16,),

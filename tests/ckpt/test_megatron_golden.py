@@ -31,9 +31,10 @@ mlp.linear_fc2._extra_state                   0
 """On a rank: (n + 2g)·d/T = 24 rows of QKV, n·d/T = 12 columns of the projection, 2f/T = 20 rows of fc1, f/T = 10."""
 FIRST = "embedding.word_embeddings.weight 32 16"
 LAST = """
-decoder.final_layernorm.weight  16
-output_layer.weight             32 16
-output_layer._extra_state       None
+decoder.final_layernorm.weight        16
+decoder.final_layernorm._extra_state  0
+output_layer.weight                   32 16
+output_layer._extra_state             None
 """
 LOCAL = {
     "self_attention.linear_qkv.layer_norm_": "input_layernorm.",
@@ -99,7 +100,8 @@ def test_torch_has_the_files_keys_and_shapes_of_the_specification(implementation
         stage = rows(FIRST) if "_000/" in rank else rows(LAST)
         right = stage | {f"decoder.layers.{n}.{name}": shape for n in (0, 1) for name, shape in rows(LAYER).items()}
         if implementation == "local":
-            right = {_local(name): shape for name, shape in right.items() if "core_attention" not in name}
+            of_engine = ("core_attention._extra_state", "layernorm._extra_state")
+            right = {_local(name): shape for name, shape in right.items() if not name.endswith(of_engine)}
             right = {name: ["None"] if "_extra_state" in name else shape for name, shape in right.items()}
         held = {name: ["None"] if v is None else [str(n) for n in v.shape] for name, v in state["model"].items()}
         assert held == right
@@ -139,12 +141,14 @@ def test_torch_dist_has_the_files_keys_and_sizes_of_the_specification(kind, writ
         mlp_states = [
             f"mlp.experts.experts.linear_fc{i}._extra_state/shard_{shard}" for i in (1, 2) for shard in shards
         ]
+        mlp_states += [f"pre_mlp_layernorm._extra_state/shard_{n}_4" for n in range(4)]
     stored = read_metadata(directory / "release")
     tensors = {key: [*map(str, one.size), str(len(one.chunks))] for key, one in stored.items() if one.size is not None}
     assert tensors == right
     states = [f"{module}._extra_state/shard_{n}_4" for module in OBJECTS for n in range(4)]
     objects = {key for key, one in stored.items() if one.size is None}
-    assert objects == {f"decoder.layers.{name}" for name in (*states, *mlp_states)}
+    of_layers = {f"decoder.layers.{name}" for name in (*states, *mlp_states)}
+    assert objects == of_layers | {"decoder.final_layernorm._extra_state/shard_0_1"}
     assert {json.dumps(stored[key].chunks[0].read()) for key in objects} == {"[null]"}
     common = pickles.read(directory / "release/common.pt")
     assert common.keys() == {"args", "checkpoint_version", "iteration", "num_floating_point_operations_so_far"}
