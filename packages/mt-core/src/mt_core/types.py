@@ -127,7 +127,10 @@ class Dataset(Protocol):
 
 
 class CheckpointLoader(Protocol):
-    """Kind `ckpt-loader`: configuration and canonical tensors of a checkpoint in some format."""
+    """Kind `ckpt-loader`: configuration and canonical tensors of a checkpoint in some format.
+
+    Keyword-only parameters of `__init__`, of a saver as well, are options of `mt ckpt convert`.
+    """
 
     def __init__(self, path: Path) -> None: ...
 
