@@ -11,7 +11,8 @@ from torch import Tensor
 
 from mt_ckpt.accounting import accounted
 from mt_ckpt.dtypes import cast, dtype_named
-from mt_ckpt.plugin_options import options_of, problems, values
+from mt_ckpt.given_options import problems, values
+from mt_ckpt.plugin_options import options_of
 from mt_ckpt.tokenizer_files import size_problems
 from mt_ckpt.verify import Comparison, verify_conversion
 from mt_core.checkpoint.mapped import trim

@@ -27,7 +27,7 @@ class PluginOptions(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """As Typer does; but first, words that are none of its own options must be some of the loader's or saver's."""
-        from mt_ckpt.plugin_options import problems, read_words
+        from mt_ckpt.given_options import problems, read_words
 
         own, words, _ = self.make_parser(ctx).parse_args([*args])
         sides = _options(own) if words and not ctx.resilient_parsing and "help" not in own else {}
