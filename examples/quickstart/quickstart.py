@@ -52,7 +52,7 @@ def main(out: Path, overrides: list[str]) -> None:
     call(MT, "eval", "perplexity", "--load-dir", "run", *heldout, "--output", "perplexity.json")
     show("A sample")
     sample = ["--temperature", "0.8", "--top-k", "40", "--seed", "1"]
-    text = call(MT, "generate", "hf", "--prompt", "def", "--max-new-tokens", "60", *sample)
+    text = call(MT, "generate", "--load-dir", "hf", "--prompt", "def", "--max-new-tokens", "60", *sample)
     closing_table(out, text.strip(), time.monotonic() - start)
 
 

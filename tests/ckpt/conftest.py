@@ -1,5 +1,6 @@
 """Tiny random Hugging Face models, saved by transformers itself, and plugins that exist during one test."""
 
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,14 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "t5": ("T5", T5),
 }
 """model_type to the stem of transformers' class names, and a tiny configuration."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _temporary_folders_are_pytests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What tests share and cache, such as the rooms of the oracle tests, lies where pytest cleans up."""
+    before, tempfile.tempdir = tempfile.tempdir, str(tmp_path_factory.mktemp("shared"))
+    yield
+    tempfile.tempdir = before
 
 
 @pytest.fixture(autouse=True)

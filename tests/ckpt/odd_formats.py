@@ -1,12 +1,14 @@
 """Loaders and savers of a third party that misbehave, registered by tests as `ckpt.odd_formats:NAME`."""
 
+import json
 import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
+from pydantic import PositiveInt
 from torch import Tensor
 
 from mt_ckpt.loaders.native import Native
@@ -67,3 +69,36 @@ def writes_text(path: Path, config: GPTConfig, tensors: Any, tokenizer_files: An
     """A format that no loader reads."""
     path.mkdir()
     (path / "names.txt").write_text("\n".join(name for name, _ in tensors))
+
+
+class Repeats(Native):
+    """A loader with options of its own, and one that it shares with `writes_options`."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        times: Annotated[PositiveInt, "How often."],
+        notes: Annotated[Path | None, "A file."] = None,
+        tidy: bool = True,
+    ) -> None:
+        super().__init__(path)
+        self.times = times
+
+
+def writes_options(
+    path: Path,
+    config: GPTConfig,
+    tensors: Any,
+    tokenizer_files: Any = (),
+    *,
+    times: int = 1,
+    order: Annotated[Literal["up", "down"], "Which way."] = "up",
+    loud: bool = False,
+    plain=None,
+) -> None:
+    """A saver that says what its options were."""
+    path.mkdir()
+    counted = sum(1 for _ in tensors)
+    options = {"times": times, "order": order, "loud": loud, "plain": plain}
+    (path / "options.json").write_text(json.dumps({**options, "tensors": counted}))

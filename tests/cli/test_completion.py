@@ -29,6 +29,9 @@ def completions(mt, line: str, **variables: object) -> list[str]:
         ("mt eval l", ["lambada"]),
         ("mt eval ", ["lambada", "perplexity", "wikitext103"]),
         ("mt ckpt convert --load", ["--load-dir", "--loader"]),
+        ("mt ckpt convert --ta", []),
+        ("mt ckpt convert --loader legacy --saver hf --ta", ["--target-model-type"]),
+        ("mt ckpt convert --load-dir . --saver legacy --true", []),
         ("mt ckpt convert --loader lla", ["llama_mistral"]),
         ("mt ckpt convert --loader ", ["core", "hf", "hub", "legacy", "llama_mistral", "mixtral_hf", "native"]),
         ("mt ckpt convert --loader hf --saver na", ["native"]),
@@ -47,6 +50,7 @@ def test_names_complete(mt, line, expected):
 def test_completing_imports_no_torch(mt, blocking):
     path = blocking("torch", "numpy")
     assert completions(mt, "mt ckpt convert --loader h", PYTHONPATH=path) == ["hf", "hub"]
+    assert completions(mt, "mt ckpt convert --loader hf --true-vocab-size 1 --saver co", PYTHONPATH=path) == ["core"]
     assert completions(mt, "mt eval lambada --tokenizer-type b", PYTHONPATH=path) == ["bytes"]
 
 

@@ -133,9 +133,10 @@ def test_the_readme_s_commands_convert_and_count(run, tmp_path, bias):
     assert next(row[:2] for row in rows if row[0] == "embed") == ["embed", "1,952"]
 
 
-def test_a_compiled_model_s_names_are_read(run, tmp_path):
+def test_a_compiled_model_s_names_are_read_from_another_file(run, tmp_path):
     save_as_nanogpt(gpt2(bias=True), tmp_path / "out", bias=True, prefix="_orig_mod.")
-    words = ["--loader", "nanogpt", "--load-dir", "out", "--saver", "hf", "--save-dir", "hf"]
+    (tmp_path / "out" / "ckpt.pt").rename(tmp_path / "out" / "best.pt")
+    words = ["--loader", "nanogpt", "--load-dir", "out", "--ckpt", "best.pt", "--saver", "hf", "--save-dir", "hf"]
     assert "wrote hf: 36 tensors" in run("mt", "ckpt", "convert", *words).stdout
 
 

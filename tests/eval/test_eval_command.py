@@ -145,10 +145,11 @@ def test_spread_shows_a_dataclass_as_one_option_a_field():
 
 
 def test_generate_prints_the_prompt_and_what_follows(checkpoint):
-    stdout = run_generate(checkpoint, "--prompt", "It was", "--max-new-tokens", 8, "--top-k", 1)
+    options = ["--prompt", "It was", "--max-new-tokens", 8, "--top-k", 1]
+    stdout = run_generate(checkpoint, *options)
     assert stdout.startswith("It was")
     assert len(stdout) > len("It was\n")
-    assert stdout == run_generate(checkpoint, "--prompt", "It was", "--max-new-tokens", 8, "--top-k", 1)
+    assert stdout == run_generate("--load-dir", checkpoint, *options)
 
 
 def test_the_same_seed_prints_the_same_text(checkpoint):
@@ -178,6 +179,14 @@ def test_several_prompts_are_printed_in_their_order(checkpoint, tmp_path):
 
 def test_an_empty_prompt_begins_a_document(checkpoint):
     assert len(run_generate(checkpoint, "--prompt", "", "--max-new-tokens", 5)) > 1
+
+
+def test_generate_needs_one_checkpoint():
+    allowed = "give one: a run, a step or a Hugging Face directory"
+    with pytest.raises(MtError, match=f"^--load-dir: no checkpoint; {allowed}$"):
+        run_generate("--prompt", "a")
+    with pytest.raises(MtError, match=f"^--load-dir: two checkpoints, x and y; {allowed}$"):
+        run_generate("y", "--load-dir", "x", "--prompt", "a")
 
 
 def test_generate_needs_a_prompt_that_fits(checkpoint):

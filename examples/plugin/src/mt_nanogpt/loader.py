@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Annotated
 
 import torch
 
@@ -13,8 +14,8 @@ from mt_core.errors import MtError
 class NanoGPT:
     """A `mt_core.types.CheckpointLoader` for the output directory of a nanoGPT run."""
 
-    def __init__(self, path: Path) -> None:
-        file = path / "ckpt.pt"
+    def __init__(self, path: Path, *, ckpt: Annotated[str, "File in the directory."] = "ckpt.pt") -> None:
+        file = path / ckpt
         try:  # weights_only: nothing in the file is executed; mmap: a tensor is read when it is used
             saved = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
             self.args, self.weights = saved["model_args"], saved["model"]

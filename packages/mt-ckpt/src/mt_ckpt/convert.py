@@ -1,8 +1,7 @@
 """From any loader's format to any saver's, one tensor at a time; the result appears complete and, if asked, proven."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from inspect import signature
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -12,10 +11,12 @@ from torch import Tensor
 
 from mt_ckpt.accounting import accounted
 from mt_ckpt.dtypes import cast, dtype_named
+from mt_ckpt.given_options import problems, values
+from mt_ckpt.plugin_options import options_of
 from mt_ckpt.tokenizer_files import size_problems
 from mt_ckpt.verify import Comparison, verify_conversion
 from mt_core.checkpoint.mapped import trim
-from mt_core.errors import MtError, Problem, raise_if
+from mt_core.errors import MtError, raise_if
 from mt_core.files import atomic_path
 from mt_core.plugins import component
 from mt_core.progress import progress
@@ -58,18 +59,16 @@ def convert(
 ) -> Converted:
     """Convert a checkpoint. Tensors keep their dtype unless `dtype` is given.
 
-    `options` go to the loader or the saver, whichever has them.
+    `options` are keyword-only parameters of the loader, of the saver, or of both; texts are read as their types say.
 
     `MtError` if the tensors are not exactly the model's, if `model_type` is given and is not the source's, or if the
     verification finds a difference; nothing is left under `save_dir` then.
     """
     target = dtype_named(dtype) if dtype else None
     save, load = component("ckpt-saver", saver), component("ckpt-loader", loader)
-    of_loader, of_saver = _taken(load, options), _taken(save, options)
-    raise_if(
-        Problem(f"--{name.replace('_', '-')}", f"neither loader {loader} nor saver {saver} has it", "leave it out")
-        for name in options.keys() - of_loader.keys() - of_saver.keys()
-    )
+    sides = {f"loader {loader}": options_of(load), f"saver {saver}": options_of(save)}
+    raise_if(problems(options, sides))
+    of_loader, of_saver = (values(options, side) for side in sides.values())
     source = load(load_dir, **of_loader)
     config, count = source.config(), _Count()
     if model_type and model_type.lower() != config.kind:
@@ -84,11 +83,6 @@ def convert(
         proof = verify_conversion(source, load_dir, staging, target) if verify else ()
     names = tuple(file.name for file in files)
     return Converted(save_dir, count.tensors, count.parameters, count.bytes, names, proof)
-
-
-def _taken(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the options that a loader or saver has."""
-    return {name: value for name, value in options.items() if name in signature(function).parameters}
 
 
 def _stream(

@@ -164,8 +164,8 @@ def unknown_name(kind: Kind, name: str) -> MtError:
     return MtError(kind, f"unknown name {name!r}", hint + (f"; broken plugins: {', '.join(broken)}" if broken else ""))
 
 
-def did_you_mean(name: str, known: Iterable[str] | Mapping[str, Any]) -> str:
-    """A hint for a misspelt name: the nearest known one, and all that are allowed."""
+def did_you_mean(name: str, known: Iterable[str] | Mapping[str, Any], besides: Iterable[str] = ()) -> str:
+    """A hint for a misspelt name: the nearest one, and all that are allowed; those of `besides` are not listed."""
     known = list(known)
-    near = difflib.get_close_matches(name, known, n=1)
+    near = difflib.get_close_matches(name, [*known, *besides], n=1)
     return (f"did you mean {near[0]!r}? " if near else "") + f"allowed: {', '.join(known) or 'none'}"

@@ -112,6 +112,21 @@ class Model(Protocol):
         ...
 
 
+class AttentionCore(Protocol):
+    """Kind `attention` has one in a `mt_models.layers.attention_cores.Core`: what mixes positions in attention.
+
+    Shape suffixes: B batch, T queries, S keys, H = G·R query heads, G key/value groups, K head size.
+    """
+
+    def __call__(
+        self, q_BTHK: "Tensor", k_BSGK: "Tensor", v_BSGK: "Tensor", documents_BS: "Tensor | None" = None, /
+    ) -> "Tensor":
+        """softmax(q kᵀ / √K + mask) v, y_BTHK: of S keys and T ≤ S queries, query i sits at position S − T + i and sees
+        keys up to there, with `documents_BS` only those whose number is that of its own token.
+        """
+        ...
+
+
 class Dataset(Protocol):
     """Kind `dataset` builds this: samples in training order."""
 
@@ -127,7 +142,10 @@ class Dataset(Protocol):
 
 
 class CheckpointLoader(Protocol):
-    """Kind `ckpt-loader`: configuration and canonical tensors of a checkpoint in some format."""
+    """Kind `ckpt-loader`: configuration and canonical tensors of a checkpoint in some format.
+
+    Keyword-only parameters of `__init__`, of a saver as well, are options of `mt ckpt convert`.
+    """
 
     def __init__(self, path: Path) -> None: ...
 

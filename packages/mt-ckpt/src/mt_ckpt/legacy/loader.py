@@ -4,6 +4,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated
 
 from torch import Tensor
 
@@ -26,7 +27,11 @@ class Legacy:
     """
 
     def __init__(
-        self, path: Path, *, num_attention_heads: int | None = None, true_vocab_size: int | None = None
+        self,
+        path: Path,
+        *,
+        num_attention_heads: Annotated[int | None, "Heads of a model whose files have no args, such as NGC's."] = None,
+        true_vocab_size: Annotated[int | None, "Rows of the embedding that are no padding."] = None,
     ) -> None:
         self.path, self.true_vocab_size = path, true_vocab_size
         ranks = open_ranks(iteration_directory(path))

@@ -3,7 +3,6 @@
 They hold weights alone and are marked as a release, which Megatron loads as with --finetune.
 """
 
-import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,9 +14,9 @@ from mt_ckpt.legacy.arguments import NOT_LEGACY
 from mt_ckpt.legacy.names import legacy_model
 from mt_ckpt.megatron.arguments import write_args
 from mt_ckpt.megatron.kinds import as_gpt, model_problems
-from mt_ckpt.megatron.layout import RELEASE, TRACKER, Layout, misfits
+from mt_ckpt.megatron.layout import RELEASE, Chunks, Layout, Stages, TensorRanks, misfits
 from mt_ckpt.megatron.rank_files import write_rank_files
-from mt_ckpt.megatron.saver import fused
+from mt_ckpt.megatron.saver import finish_root, fused
 from mt_ckpt.megatron.torch_files import CHUNK
 from mt_core.errors import Problem, raise_if
 from mt_core.files import atomic_directory
@@ -34,9 +33,9 @@ def save(
     tensors: Iterable[tuple[str, Tensor]],
     tokenizer_files: Sequence[Path] = (),
     *,
-    target_tensor_parallel_size: int = 1,
-    target_pipeline_parallel_size: int = 1,
-    target_virtual_pipeline_parallel_size: int = 1,
+    target_tensor_parallel_size: TensorRanks = 1,
+    target_pipeline_parallel_size: Stages = 1,
+    target_virtual_pipeline_parallel_size: Chunks = 1,
 ) -> None:
     """Write a checkpoint, whole or not at all; bits and dtypes are unchanged."""
     raise_if(model_problems(config, WHERE, pipeline=target_pipeline_parallel_size, heads=HEADS))
@@ -47,9 +46,7 @@ def save(
     with atomic_directory(path) as temporary:
         stream = fused(config, tensors, layout.tensor)
         write_rank_files(temporary / RELEASE, config, stream, layout, finish=finish)
-        for file in tokenizer_files:
-            shutil.copy(file, temporary / file.name)
-        (temporary / TRACKER).write_text(RELEASE)
+        finish_root(temporary, tokenizer_files)
 
 
 def as_legacy(config: TransformerConfig, contents: dict[str, Any]) -> dict[str, Any]:

@@ -3,28 +3,25 @@
 Each file is one tensor rank's share. Rotary positions turn neighbours (2i, 2i + 1); ours turn halves (i, i + d/2).
 """
 
-import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mt_ckpt import tokenizer_files
 from mt_ckpt.accounting import set_problems
 from mt_ckpt.loaders.meta_config import read_params
-from mt_ckpt.megatron import pickles
+from mt_ckpt.loaders.meta_files import open_shards
 from mt_ckpt.names import Names
 from mt_ckpt.sources import read_json
 from mt_core.checkpoint.mapped import forget
 from mt_core.errors import MtError, Problem, raise_if
 from mt_models.config import GPTConfig
 
-PARAMS, FILES = "params.json", ("consolidated.*.pth", "consolidated*.safetensors")
+PARAMS = "params.json"
 EMBED, HEAD = "tok_embeddings.weight", "output.weight"
 BLOCK = {
     "attention_norm": ("attn_norm", None),
@@ -55,8 +52,7 @@ class Meta:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.raw = read_json(path / PARAMS)
-        self.shards = [_opened(file) for file in shard_files(path)]
-        raise_if(self._unlike())
+        self.shards = open_shards(path)
 
     def config(self) -> GPTConfig:
         """The model that params.json describes."""
@@ -114,18 +110,6 @@ class Meta:
             return 0 if share.dim() and share.shape[-1] == self.raw.get("dim") else 1
         return next((dim for module, (_, dim) in BLOCK.items() if name.endswith(f".{module}.weight")), None)
 
-    def _unlike(self) -> Iterator[Problem]:
-        """Files that do not go together."""
-        first = {name: tensor.shape for name, tensor in self.shards[0].items()}
-        for number, shard in enumerate(self.shards):
-            for name in sorted(first.keys() ^ shard.keys()):
-                found = f"file {number} {'lacks' if name in first else 'alone has'} {name}"
-                yield Problem(str(self.path), found, "copy the files of one model")
-            for name in first.keys() & shard.keys():
-                if shard[name].shape != first[name]:
-                    found = f"{name} has shape {tuple(first[name])} in file 0, {tuple(shard[name].shape)} in {number}"
-                    yield Problem(str(self.path), found, "copy the files of one model")
-
     def _check(self) -> None:
         where, expected = str(self.path), dict(self._config.canonical_shapes())
         if self._config.tied and HEAD in self.shards[0]:
@@ -156,34 +140,3 @@ class Meta:
 def half_split(weight: Tensor, heads: int) -> Tensor:
     """Rows (2i, 2i + 1) of each head become rows (i, i + d/2): the same rotary positions in our order."""
     return weight.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2)
-
-
-def shard_files(path: Path) -> list[Path]:
-    """The consolidated files in the order of their ranks; all from 0 to the last must be there."""
-    kinds = [files for pattern in FILES if (files := sorted(path.glob(pattern)))]
-    if not kinds:
-        raise MtError(str(path), f"holds no {' or '.join(FILES)}", "copy them from where the checkpoint came from")
-    if len(kinds) > 1:
-        names = ", ".join(file.name for files in kinds for file in files)
-        raise MtError(str(path), f"holds its weights twice ({names})", "remove either kind")
-    numbers = [int(number[1]) if (number := re.search(r"\.(\d+)\.", file.name)) else 0 for file in kinds[0]]
-    raise_if(
-        Problem(str(kinds[0][0].with_name(f"consolidated.{n:02d}{kinds[0][0].suffix}")), "missing", "copy it")
-        for n in range(max(numbers))
-        if n not in numbers
-    )
-    return kinds[0]
-
-
-def _opened(file: Path) -> Mapping[str, Tensor]:
-    """A file's tensors, memory-mapped."""
-    if file.suffix == ".pth":
-        found: Any = pickles.read(file)
-        if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
-            raise MtError(str(file), "does not hold tensors by name", "give Meta's own files")
-        return found
-    try:
-        with safe_open(file, "pt") as opened:
-            return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (it is no mapping)
-    except (SafetensorError, OSError) as err:
-        raise MtError(str(file), f"truncated or not safetensors ({err})", "copy it again") from None

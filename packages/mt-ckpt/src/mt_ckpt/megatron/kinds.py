@@ -13,19 +13,9 @@ from mt_ckpt.megatron.reading import read_args
 from mt_ckpt.megatron.t5 import describe_t5, encoder_args, of_t5, t5_misfits
 from mt_ckpt.megatron.tables import Shape
 from mt_core.errors import MtError, Problem, raise_if
-from mt_models.config import BertConfig, GPTConfig, Learned, NoPosition, T5Config, TransformerConfig
+from mt_models.config import BertConfig, GPTConfig, Learned, NoPosition, T5Config, TransformerConfig, TransformerSection
 
-SHARED = (
-    "layers",
-    "model_size",
-    "vocab_size",
-    "max_positions",
-    "attention",
-    "mlp",
-    "norm",
-    "init_std",
-    "vocab_divisor",
-)
+SHARED = tuple(name for name in TransformerSection.model_fields if name != "kind")
 """What all have."""
 
 

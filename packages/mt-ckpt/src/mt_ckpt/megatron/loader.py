@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated
 
 from torch import Tensor
 
@@ -15,12 +16,15 @@ from mt_models.config import TransformerConfig
 
 
 class Core:
-    """A `CheckpointLoader`. Without `true_vocab_size`, args.vocab_size says where padding begins, if anything does.
+    """A `CheckpointLoader`. Without `true_vocab_size`, args.vocab_size says where padding begins, if anything does."""
 
-    `megatron_args` is a JSON file of arguments, by Megatron's names, that the files lack or have wrong.
-    """
-
-    def __init__(self, path: Path, *, true_vocab_size: int | None = None, megatron_args: Path | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        true_vocab_size: Annotated[int | None, "Rows of the embedding that are no padding."] = None,
+        megatron_args: Annotated[Path | None, "JSON file of Megatron's arguments that the files lack."] = None,
+    ) -> None:
         self.path = path
         directory = iteration_directory(path)
         files = DistFiles if (directory / ".metadata").is_file() else TorchFiles

@@ -6,25 +6,31 @@ They hold weights alone. Those marked as a release Megatron loads as with --fine
 
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Annotated, Literal
 
 from torch import Tensor
 
-from mt_ckpt.megatron.dist_writer import write_dist
 from mt_ckpt.megatron.fusing import Rows, fuse
 from mt_ckpt.megatron.kinds import model_problems
-from mt_ckpt.megatron.layout import RELEASE, TRACKER, Layout, iteration_name, misfits
+from mt_ckpt.megatron.layout import (
+    RELEASE,
+    TRACKER,
+    Chunks,
+    Layout,
+    Stages,
+    TensorRanks,
+    iteration_name,
+    misfits,
+)
 from mt_ckpt.megatron.names import parameters
 from mt_ckpt.megatron.rank_files import write_rank_files
 from mt_ckpt.megatron.t5 import NOTE
 from mt_ckpt.megatron.tables import Parameter
-from mt_core.errors import MtError, Problem, raise_if
+from mt_core.errors import Problem, raise_if
 from mt_core.files import atomic_directory
 from mt_models.config import TransformerConfig
-
-WRITERS = {"torch": write_rank_files, "torch_dist": write_dist}
-IMPLEMENTATIONS = ("transformer_engine", "local")
 
 
 def save(
@@ -33,26 +39,21 @@ def save(
     tensors: Iterable[tuple[str, Tensor]],
     tokenizer_files: Sequence[Path] = (),
     *,
-    target_tensor_parallel_size: int = 1,
-    target_pipeline_parallel_size: int = 1,
-    target_virtual_pipeline_parallel_size: int = 1,
-    target_expert_parallel_size: int = 1,
-    target_ckpt_format: str = "torch",
-    target_iteration: int | None = None,
-    saver_transformer_impl: str = "transformer_engine",
-    moe_grouped_gemm: bool = False,
+    target_tensor_parallel_size: TensorRanks = 1,
+    target_pipeline_parallel_size: Stages = 1,
+    target_virtual_pipeline_parallel_size: Chunks = 1,
+    target_expert_parallel_size: Annotated[int, "Ranks that share experts."] = 1,
+    target_ckpt_format: Annotated[Literal["torch", "torch_dist"], "A file for each rank, or chunks for any."] = "torch",
+    target_iteration: Annotated[int | None, "Iteration to mark it as; else a release."] = None,
+    saver_transformer_impl: Annotated[
+        Literal["transformer_engine", "local"], "Whose names the files bear."
+    ] = "transformer_engine",
+    moe_grouped_gemm: Annotated[bool, "Experts under TEGroupedMLP's names."] = False,
 ) -> None:
     """Write a checkpoint, whole or not at all; bits and dtypes are unchanged.
 
-    `saver_transformer_impl` and `moe_grouped_gemm` say whose names the files bear; `torch_dist` files bear Transformer
-    Engine's in any case. With `target_iteration` they are that iteration's, else a release.
+    `torch_dist` files bear Transformer Engine's names in any case.
     """
-    for option, given, known in (
-        ("--target-ckpt-format", target_ckpt_format, tuple(WRITERS)),
-        ("--saver-transformer-impl", saver_transformer_impl, IMPLEMENTATIONS),
-    ):
-        if given not in known:
-            raise MtError(option, f"unknown name {given!r}", f"allowed: {', '.join(known)}")
     raise_if(model_problems(config, "saver core", pipeline=target_pipeline_parallel_size))
     layout = Layout(
         target_tensor_parallel_size,
@@ -68,10 +69,23 @@ def save(
     with atomic_directory(path) as temporary:
         directory = temporary / iteration_name(target_iteration)
         stream = fused(config, tensors, layout.tensor)
-        WRITERS[target_ckpt_format](directory, config, stream, layout, iteration=target_iteration or 0)
-        for file in tokenizer_files:
-            shutil.copy(file, temporary / file.name)
-        (temporary / TRACKER).write_text(RELEASE if target_iteration is None else str(target_iteration))
+        _writer(target_ckpt_format)(directory, config, stream, layout, iteration=target_iteration or 0)
+        finish_root(temporary, tokenizer_files, target_iteration)
+
+
+def finish_root(root: Path, tokenizer_files: Iterable[Path], iteration: int | None = None) -> None:
+    """Put beside what was written the tokenizer and the tracker, which says where to look."""
+    for file in tokenizer_files:
+        shutil.copy(file, root / file.name)
+    (root / TRACKER).write_text(RELEASE if iteration is None else str(iteration))
+
+
+def _writer(form: str) -> Callable[..., None]:
+    if form == "torch":
+        return write_rank_files
+    from mt_ckpt.megatron.dist_writer import write_dist  # here, since it takes a second
+
+    return write_dist
 
 
 def _not_options(config: TransformerConfig, layout: Layout, iteration: int | None) -> Iterator[Problem]:

@@ -4,8 +4,9 @@ import json
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import PositiveInt
 from torch import Tensor
 
 from mt_ckpt.experts import unstacked
@@ -30,8 +31,10 @@ def save(
     tensors: Iterable[tuple[str, Tensor]],
     tokenizer_files: Sequence[Path] = (),
     *,
-    target_model_type: str | None = None,
-    shard_bytes: int = SHARD_BYTES,
+    target_model_type: Annotated[
+        str | None, "Family to write, such as phi3; else the first that carries the model."
+    ] = None,
+    shard_bytes: Annotated[PositiveInt, "Most bytes of tensors in a file."] = SHARD_BYTES,
 ) -> None:
     """Write safetensors, config.json and the tokenizer's files, whole or not at all; bits and dtypes are unchanged."""
     family = carrier(config, target_model_type)

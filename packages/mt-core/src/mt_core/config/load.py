@@ -132,6 +132,11 @@ def _problem(tree: type[Section], values: Any, layers: Sequence[Layer], error: d
         return Problem(where, "unknown key", did_you_mean(path[-1], section.model_fields) if section else "")
     if error["type"] == "missing":
         return Problem(where, "required, but not given", "set it in a file, a preset or with --set")
+    return value_problem(where, error)
+
+
+def value_problem(where: str, error: Mapping[str, Any]) -> Problem:
+    """One of pydantic's errors: the value that was found and what is wrong with it."""
     message = error["msg"].removeprefix("Value error, ")
     if isinstance(error["input"], Mapping):
         return Problem(where, message)

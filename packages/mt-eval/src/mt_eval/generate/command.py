@@ -8,11 +8,28 @@ from typing import Annotated
 
 from typer import Argument, Option
 
+from mt_core.errors import MtError
 from mt_core.types import Tokenizer
 from mt_eval.options import ModelOptions, TokenizerOptions, spread
 
 UNFINISHED = "\ufffd"
 """What bytes decode to while the rest of their character is still to come."""
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointOptions:
+    """Whose model continues."""
+
+    load_dir: Annotated[Path | None, Option(help="Checkpoint: a run, a step or a Hugging Face directory.")] = None
+    checkpoint: Annotated[Path | None, Argument(metavar="CKPT", help="Checkpoint, if not given as --load-dir.")] = None
+
+    def path(self) -> Path:
+        """The directory, given in one of the two ways."""
+        given = [str(path) for path in (self.load_dir, self.checkpoint) if path]
+        if len(given) != 1:
+            found = f"two checkpoints, {' and '.join(given)}" if given else "no checkpoint"
+            raise MtError("--load-dir", found, "give one: a run, a step or a Hugging Face directory")
+        return Path(given[0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +60,7 @@ class DrawOptions:
 
 @spread
 def generate(
-    checkpoint: Annotated[Path, Argument(help="A run, a step or a Hugging Face directory.", metavar="CKPT")],
+    checkpoint: CheckpointOptions,
     prompts: PromptOptions,
     draw: DrawOptions,
     model: ModelOptions,
@@ -55,7 +72,7 @@ def generate(
     from mt_eval.load import Checkpoint, load_model, load_tokenizer
 
     options = SamplingOptions(draw.temperature, draw.top_k, draw.top_p)
-    opened = Checkpoint.open(checkpoint, model.loader)
+    opened = Checkpoint.open(checkpoint.path(), model.loader)
     vocabulary = load_tokenizer(opened, tokenizer.config())
     texts = prompts.texts()
     tokens = [vocabulary.encode(text) or [vocabulary.eod] for text in texts]

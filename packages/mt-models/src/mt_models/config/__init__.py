@@ -10,6 +10,7 @@ from mt_models.config.mlp import Dense, Gated, MoE
 from mt_models.config.norm import LayerNorm, RMSNorm
 from mt_models.config.position import Learned, Linear, Llama3, NoPosition, Relative, Rope, YaRN
 from mt_models.config.t5 import T5Config
+from mt_models.config.transformer import TransformerSection
 
 TransformerConfig = GPTConfig | BertConfig | T5Config
 """Any model of mt-models."""
@@ -31,5 +32,6 @@ __all__ = [
     "Rope",
     "T5Config",
     "TransformerConfig",
+    "TransformerSection",
     "YaRN",
 ]

@@ -1,8 +1,8 @@
 """Attention as a part of a model."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import PositiveFloat, PositiveInt, model_validator
+from pydantic import AfterValidator, PositiveFloat, PositiveInt, model_validator
 
 from mt_core.config.section import Section
 
@@ -68,3 +68,13 @@ class GQA(Section):
     def group_copies(self, tensor: int) -> int:
         """How many of `tensor` ranks hold the same key/value group."""
         return max(1, tensor // self.kv_groups)
+
+
+def _no_window(part: GQA) -> GQA:
+    if part.window is not None:
+        raise ValueError("attention.window is for models in which tokens see only those before them")
+    return part
+
+
+Unwindowed = Annotated[GQA, AfterValidator(_no_window)]
+"""Attention to every token."""

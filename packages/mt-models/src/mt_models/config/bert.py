@@ -2,33 +2,27 @@
 
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from mt_core.config.section import Section
 from mt_models.config import shapes
-from mt_models.config.attention import GQA
+from mt_models.config.attention import Unwindowed
 from mt_models.config.mlp import Dense, Gated
 from mt_models.config.norm import LayerNorm, RMSNorm
+from mt_models.config.transformer import TransformerSection
 
 if TYPE_CHECKING:
     from mt_models.bert import Bert
 
 
-class BertConfig(Section):
+class BertConfig(TransformerSection):
     """An encoder: every token sees all others. Its heads predict hidden words and whether two parts are in order."""
 
     kind: Literal["bert"] = "bert"
-    layers: PositiveInt
-    """Transformer blocks."""
-    model_size: PositiveInt
-    """Width of the residual stream."""
-    vocab_size: PositiveInt
-    """Token ids, before padding."""
     max_positions: PositiveInt
     """Longest sequence in tokens; each position has a learned vector."""
     token_types: NonNegativeInt = 2
     """Kinds of tokens that have a learned vector each, such as those of a first and a second part; 0 for none."""
-    attention: GQA
+    attention: Unwindowed
     """Attention of every block."""
     mlp: Annotated[Dense | Gated, Field(discriminator="kind")]
     """Feed-forward layer of every block."""
@@ -45,10 +39,6 @@ class BertConfig(Section):
     """A dense layer and tanh over the first token's features."""
     binary_head: bool = True
     """Two logits from the pooler: is the second part really the second?"""
-    init_std: PositiveFloat = 0.02
-    """Standard deviation of initial weights; projections into the residual stream use init_std / sqrt(2 · layers)."""
-    vocab_divisor: PositiveInt = 128
-    """Embedding and output rows are padded to a multiple of this inside the module; padding never gets probability."""
 
     @model_validator(mode="after")
     def _heads_have_what_they_need(self) -> Self:
@@ -56,23 +46,13 @@ class BertConfig(Section):
             raise ValueError("binary_head needs pooler")
         return self
 
-    @model_validator(mode="after")
-    def _no_window(self) -> Self:
-        if self.attention.window is not None:
-            raise ValueError("attention.window is for models in which tokens see only those before them")
-        return self
-
-    def vocab_rows(self, tensor: int = 1) -> int:
-        """Rows of the embedding in memory, over all of `tensor` ranks."""
-        return shapes.padded_rows(self.vocab_size, self.vocab_divisor, tensor)
-
     def build(self, tensor: int = 1) -> "Bert":
         """The module, parameters uninitialised, on the current default device and dtype; whole, for `tensor` ranks."""
         from mt_models.bert import Bert
 
         return Bert(self, tensor)
 
-    def canonical_shapes(self) -> dict[str, tuple[int, ...]]:
+    def canonical_shapes(self) -> shapes.Shapes:
         """Name and shape of every tensor in a checkpoint of this model: un-fused and un-padded."""
         D = self.model_size
         found: shapes.Shapes = {"embed.weight": (self.vocab_size, D), "position.weight": (self.max_positions, D)}
@@ -87,11 +67,6 @@ class BertConfig(Section):
         if self.pooler:
             found |= shapes.linear("pooler", D, D, bias=True)
         return found | (shapes.linear("binary_head", 2, D, bias=True) if self.binary_head else {})
-
-    @property
-    def parameter_count(self) -> int:
-        """Parameters, without padding; a tied weight counts once."""
-        return shapes.count(self.canonical_shapes())
 
     def _block_shapes(self) -> shapes.Shapes:
         found = shapes.norms(self.norm, {"attn_norm": self.model_size, "mlp_norm": self.model_size})

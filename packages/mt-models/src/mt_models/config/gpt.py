@@ -2,33 +2,22 @@
 
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, model_validator
 
-from mt_core.config.section import Section
 from mt_models.config import shapes
-from mt_models.config.attention import GQA
 from mt_models.config.mlp import Dense, Gated, MoE
 from mt_models.config.norm import LayerNorm, RMSNorm
 from mt_models.config.position import Learned, NoPosition, Rope
+from mt_models.config.transformer import TransformerSection
 
 if TYPE_CHECKING:
     from mt_models.gpt import GPT
 
 
-class GPTConfig(Section):
+class GPTConfig(TransformerSection):
     """A decoder-only transformer with pre-normalised residual blocks."""
 
     kind: Literal["gpt"] = "gpt"
-    layers: PositiveInt
-    """Transformer blocks."""
-    model_size: PositiveInt
-    """Width of the residual stream."""
-    vocab_size: PositiveInt
-    """Token ids, before padding."""
-    max_positions: PositiveInt
-    """Longest sequence in tokens."""
-    attention: GQA
-    """Attention of every block."""
     mlp: Annotated[Dense | Gated | MoE, Field(discriminator="kind")]
     """Feed-forward layer of every block."""
     norm: Annotated[RMSNorm | LayerNorm, Field(discriminator="kind")]
@@ -43,20 +32,12 @@ class GPTConfig(Section):
     """Logits l become logit_softcap · tanh(l / logit_softcap); unset, they stay as they are."""
     tied: bool = False
     """The output layer uses the embedding's weight."""
-    init_std: PositiveFloat = 0.02
-    """Standard deviation of initial weights; projections into the residual stream use init_std / sqrt(2 · layers)."""
-    vocab_divisor: PositiveInt = 128
-    """Embedding and output rows are padded to a multiple of this inside the module; padding never gets probability."""
 
     @model_validator(mode="after")
     def _rope_needs_pairs(self) -> Self:
         if self.position.kind == "rope" and self.attention.head_size % 2:
             raise ValueError(f"rotary positions need an even attention.head_size, got {self.attention.head_size}")
         return self
-
-    def vocab_rows(self, tensor: int = 1) -> int:
-        """Rows of the embedding in memory, over all of `tensor` ranks."""
-        return shapes.padded_rows(self.vocab_size, self.vocab_divisor, tensor)
 
     def group_copies(self, tensor: int) -> int:
         """How many of `tensor` ranks hold the same key/value group."""
@@ -73,7 +54,7 @@ class GPTConfig(Section):
 
         return GPT(self, tensor)
 
-    def canonical_shapes(self) -> dict[str, tuple[int, ...]]:
+    def canonical_shapes(self) -> shapes.Shapes:
         """Name and shape of every tensor in a checkpoint of this model: un-fused and un-padded."""
         found: shapes.Shapes = {"embed.weight": (self.vocab_size, self.model_size)}
         if self.position.kind == "learned":
@@ -83,11 +64,6 @@ class GPTConfig(Section):
         if not self.tied:
             found["head.weight"] = (self.vocab_size, self.model_size)
         return found
-
-    @property
-    def parameter_count(self) -> int:
-        """Parameters, without padding; a tied weight counts once."""
-        return shapes.count(self.canonical_shapes())
 
     @property
     def block_norms(self) -> tuple[str, ...]:

@@ -1,21 +1,21 @@
 """Configuration of `T5`."""
 
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveInt
 
-from mt_core.config.section import Section
 from mt_models.config import shapes
-from mt_models.config.attention import GQA
+from mt_models.config.attention import Unwindowed
 from mt_models.config.mlp import Dense, Gated
 from mt_models.config.norm import LayerNorm, RMSNorm
 from mt_models.config.position import Learned, Relative
+from mt_models.config.transformer import TransformerSection
 
 if TYPE_CHECKING:
     from mt_models.t5 import T5
 
 
-class T5Config(Section):
+class T5Config(TransformerSection):
     """An encoder and a decoder that attends to its features (arXiv:1910.10683), of pre-normalised residual blocks."""
 
     kind: Literal["t5"] = "t5"
@@ -23,13 +23,9 @@ class T5Config(Section):
     """Blocks of the encoder."""
     decoder_layers: PositiveInt
     """Blocks of the decoder."""
-    model_size: PositiveInt
-    """Width of the residual stream."""
-    vocab_size: PositiveInt
-    """Token ids, before padding."""
     max_positions: PositiveInt
     """Longest sequence in tokens, of the encoder and of the decoder."""
-    attention: GQA
+    attention: Unwindowed
     """Attention of every block, to its own sequence and to the encoder's; T5's own has scale = 1."""
     mlp: Annotated[Dense | Gated, Field(discriminator="kind")]
     """Feed-forward layer of every block."""
@@ -45,20 +41,6 @@ class T5Config(Section):
     """The output layer's input is divided by sqrt(model_size), as in the original T5, whose weight is tied."""
     head_bias: bool = False
     """The output layer has a bias, as Megatron's."""
-    init_std: PositiveFloat = 0.02
-    """Standard deviation of initial weights; projections into the residual stream use init_std / sqrt(2 · layers)."""
-    vocab_divisor: PositiveInt = 128
-    """Embedding and output rows are padded to a multiple of this inside the module; padding never gets probability."""
-
-    @model_validator(mode="after")
-    def _no_window(self) -> Self:
-        if self.attention.window is not None:
-            raise ValueError("attention.window is for models in which tokens see only those before them")
-        return self
-
-    def vocab_rows(self, tensor: int = 1) -> int:
-        """Rows of the embedding in memory, over all of `tensor` ranks."""
-        return shapes.padded_rows(self.vocab_size, self.vocab_divisor, tensor)
 
     def build(self, tensor: int = 1) -> "T5":
         """The module, parameters uninitialised, on the current default device and dtype; whole, for `tensor` ranks."""
@@ -66,7 +48,7 @@ class T5Config(Section):
 
         return T5(self, tensor)
 
-    def canonical_shapes(self) -> dict[str, tuple[int, ...]]:
+    def canonical_shapes(self) -> shapes.Shapes:
         """Name and shape of every tensor in a checkpoint of this model: un-fused and un-padded."""
         found: shapes.Shapes = {"embed.weight": (self.vocab_size, self.model_size)}
         if self.position.kind == "learned":
@@ -75,11 +57,6 @@ class T5Config(Section):
         if not self.tied:
             found["head.weight"] = (self.vocab_size, self.model_size)
         return found | ({"head.bias": (self.vocab_size,)} if self.head_bias else {})
-
-    @property
-    def parameter_count(self) -> int:
-        """Parameters, without padding; a tied weight counts once."""
-        return shapes.count(self.canonical_shapes())
 
     def stack_layers(self, stack: str) -> int:
         """Blocks of the "encoder" or the "decoder"."""

@@ -1,9 +1,8 @@
 """Attention cores: the part of attention that mixes positions, as functions chosen by name.
 
-A core is causal: of S keys and T ≤ S queries, query i sits at position S − T + i and sees keys up to there. With
-`documents_BS`, a number for each key's token, tokens see only those of their own document. What else a model does to
-its scores is `Scores`; a core that honours none of it never gets them. Bidirectional scores are those of queries that
-see every key, but for padding, keys whose number is 0.
+`mt_core.types.AttentionCore` is how one is called and what it computes. What else a model does to its scores is
+`Scores`; a core that honours none of it never gets them. Bidirectional scores are those of queries that see every key,
+but for padding, keys whose number is 0.
 
 Shape suffixes: B batch, T queries, S keys, H = G·R query heads, G key/value groups, R queries per group, K head size.
 """
@@ -21,6 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mt_core.errors import MtError
 from mt_core.plugins import component, components
+from mt_core.types import AttentionCore
 
 logger = logging.getLogger(__name__)
 
@@ -62,8 +62,7 @@ class Core:
     """What a component of kind `attention` is, and whether it runs here."""
 
     attend: Callable[..., Tensor]
-    """(q_BTHK, k_BSGK, v_BSGK, documents_BS or None) to y_BTHK; with `scores=` if it honours any of them, and after
-    the documents bias_HTS if it honours that."""
+    """An `AttentionCore`; it takes `scores=` if it honours any, and bias_HTS after the documents if it honours that."""
     preference: int
     """`auto` takes the core with the highest preference among those that run."""
     why_not: Callable[[torch.device], str] = lambda device: ""
@@ -71,12 +70,12 @@ class Core:
     honours: frozenset[str] = frozenset()
     """Fields of `Scores` that the core can apply."""
 
-    def __call__(self, q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, documents_BS: Tensor | None = None) -> Tensor:
-        """softmax(q kᵀ / √K + mask) v."""
-        return self.attend(q_BTHK, k_BSGK, v_BSGK, documents_BS)
+    def __call__(self, *tensors: Tensor | None) -> Tensor:
+        """As an `AttentionCore`."""
+        return self.attend(*tensors)
 
-    def with_scores(self, scores: Scores) -> Callable[..., Tensor]:
-        """The core for these scores, called like the core itself."""
+    def with_scores(self, scores: Scores) -> AttentionCore:
+        """The core for these scores."""
         return partial(self.attend, scores=scores) if scores.special else self
 
     def refusal(self, device: torch.device, needed: frozenset[str]) -> str:

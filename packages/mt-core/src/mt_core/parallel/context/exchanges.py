@@ -4,37 +4,33 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from types import MappingProxyType
 
-from torch import Tensor
-
 from mt_core.errors import MtError
 from mt_core.parallel.axis import Axis
 from mt_core.parallel.context.gathered import gathered
 from mt_core.parallel.context.heads import heads
 from mt_core.parallel.context.ring import ring
-
-Core = Callable[..., Tensor]
-"""`core(q_BTHK, k_BSGK, v_BSGK, documents_BT=None) -> y_BTHK`."""
+from mt_core.types import AttentionCore
 
 
-def _ring(axis: Axis, core: Core) -> Core:
+def _ring(axis: Axis, core: AttentionCore) -> AttentionCore:
     del core  # merging by log-sum-exp needs kernels that return it
     return partial(ring, axis=axis)
 
 
-def _gathered(axis: Axis, core: Core) -> Core:
+def _gathered(axis: Axis, core: AttentionCore) -> AttentionCore:
     return partial(gathered, axis=axis, core=core)
 
 
-def _heads(axis: Axis, core: Core) -> Core:
+def _heads(axis: Axis, core: AttentionCore) -> AttentionCore:
     return partial(heads, axis=axis, core=core)
 
 
-EXCHANGES: Mapping[str, Callable[[Axis, Core], Core]] = MappingProxyType(
+EXCHANGES: Mapping[str, Callable[[Axis, AttentionCore], AttentionCore]] = MappingProxyType(
     {"ring": _ring, "all_gather": _gathered, "all_to_all": _heads}
 )
 
 
-def context_core(name: str, core: Core, *, axis: Axis) -> Core:
+def context_core(name: str, core: AttentionCore, *, axis: Axis) -> AttentionCore:
     """`core` for tokens shared over `axis` by the exchange `name`; on an axis of size 1, `core` itself."""
     if name not in EXCHANGES:
         raise MtError("parallel.context_exchange", f"unknown exchange {name!r}", f"allowed: {', '.join(EXCHANGES)}")

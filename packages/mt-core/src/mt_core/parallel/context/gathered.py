@@ -8,7 +8,6 @@ Shape suffixes: B batch, T this rank's queries, S its keys, H query heads, G key
 L the whole sequence, P = L / (2·size) a piece.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from mt_core.parallel.axis import Axis
 from mt_core.parallel.context.sequence import by_rank, gather, in_order, join_sequence
+from mt_core.types import AttentionCore
 
 
 def gathered(
@@ -27,7 +27,7 @@ def gathered(
     documents_BT: Tensor | None = None,
     *,
     axis: Axis,
-    core: Callable[..., Tensor],
+    core: AttentionCore,
 ) -> Tensor:
     """Causal attention y_BTHK over the whole sequence, of which every rank of `axis` holds a zig-zag share.
 

@@ -9,7 +9,6 @@ N any of the two, h g n = H G N / size, K head size.
 """
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from torch.autograd.function import once_differentiable
 from mt_core.errors import MtError
 from mt_core.parallel.axis import Axis
 from mt_core.parallel.context.sequence import by_rank, in_order, join_sequence
+from mt_core.types import AttentionCore
 
 
 def heads(
@@ -29,7 +29,7 @@ def heads(
     documents_BT: Tensor | None = None,
     *,
     axis: Axis,
-    core: Callable[..., Tensor],
+    core: AttentionCore,
 ) -> Tensor:
     """Causal attention y_BTHK over the whole sequence, of which every rank of `axis` holds a zig-zag share.
 

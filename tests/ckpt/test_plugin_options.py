@@ -1,0 +1,116 @@
+"""The options of loaders and savers are what their signatures say, on the command line too."""
+
+import json
+
+import pytest
+
+from ckpt import odd_formats
+from ckpt.test_ckpt_command import mt_ckpt, native  # noqa: F401 (native is a fixture)
+from mt_ckpt.convert import convert
+from mt_ckpt.given_options import read_words
+from mt_ckpt.loaders.native import Native
+from mt_ckpt.plugin_options import UNSET, options_of
+from mt_core.errors import MtError
+
+
+@pytest.fixture
+def words(native, tmp_path, add_component):  # noqa: F811
+    """The words of a conversion between a third party's formats, and where it goes."""
+    add_component("ckpt-loader", "repeats", "ckpt.odd_formats:Repeats")
+    add_component("ckpt-saver", "options", "ckpt.odd_formats:writes_options")
+    target = tmp_path / "out"
+    return ["convert", "--loader", "repeats", "--load-dir", native, "--saver", "options", "--save-dir", target], target
+
+
+def found(words):
+    with pytest.raises(MtError) as raised:
+        mt_ckpt(*words)
+    return list(map(str, raised.value.problems))
+
+
+def test_options_are_keyword_only_parameters_with_type_help_and_default():
+    loader, saver = options_of(odd_formats.Repeats), options_of(odd_formats.writes_options)
+    assert [(option.usage, option.description) for option in (*loader.values(), *saver.values())] == [
+        ("--times <int>", "How often.  [required]"),
+        ("--notes <path>", "A file."),
+        ("--no-tidy", ""),
+        ("--times <int>", "  [default: 1]"),
+        ("--order <up|down>", "Which way.  [default: up]"),
+        ("--loud", ""),
+        ("--plain <str>", ""),
+    ]
+    assert options_of(Native) == {}
+
+
+def test_annotations_may_be_texts_and_names_for_type_checkers_alone_may_stand_elsewhere():
+    scope: dict = {}
+    exec("def load(path, *, size: 'int | float' = 1) -> 'Missing': ...", scope)
+    assert options_of(scope["load"])["size"].usage == "--size <int|float>"
+
+
+def test_words_are_options_values_switches_and_strays():
+    sides = {"loader": options_of(odd_formats.Repeats), "saver": options_of(odd_formats.writes_options)}
+    words = ["--times", "-3", "--no-tidy", "--loud", "x", "--order=up=down", "--odd", "word", "--plain"]
+    given, strays = read_words(words, sides)
+    assert given == {"times": "-3", "tidy": False, "loud": True, "order": "up=down", "odd": "word", "plain": UNSET}
+    assert strays == ["x"]
+
+
+def test_an_option_of_both_goes_to_both_and_texts_become_values(words, monkeypatch):
+    command, target = words
+    times = []
+    monkeypatch.setattr(odd_formats.Repeats, "tokenizer_files", lambda loader: times.append(loader.times) or ())
+    assert mt_ckpt(*command, "--times", 3, "--order", "down", "--loud", "--plain=a b").exit_code == 0
+    written = json.loads((target / "options.json").read_text())
+    assert written == {"times": 3, "order": "down", "loud": True, "plain": "a b", "tensors": 30}
+    assert times == [3]
+
+
+def test_everything_wrong_is_told_at_once_and_first(words):
+    command, target = words
+    wrong = ["--notse", "x", "--dtyp", "bf16", "--times", "0", "--order", "left"]
+    wrong += ["--loud=perhaps", "--plain", "--tidy", "y"]
+    assert found([*command, *wrong]) == [
+        "root convert: unexpected 'y'; values follow options",
+        "--notse: neither loader repeats nor saver options has it; did you mean '--notes'? "
+        "allowed: --times, --notes, --tidy, --order, --loud, --plain",
+        "--dtyp: neither loader repeats nor saver options has it; did you mean '--dtype'? "
+        "allowed: --times, --notes, --tidy, --order, --loud, --plain",
+        "--times: '0'; input should be greater than 0",
+        "--order: 'left'; input should be 'up' or 'down'",
+        "--loud: 'perhaps'; input should be a valid boolean, unable to interpret input",
+        "--plain: needs a value; --plain <str>",
+    ]
+    assert not target.exists()
+    misspelt = ["--lod-dir" if word == "--load-dir" else word for word in command]
+    assert "did you mean '--load-dir'?" in found(misspelt)[0]
+
+
+def test_what_an_option_needs_is_told_once_where_both_have_it(words, native):  # noqa: F811
+    command, target = words
+    number = "input should be a valid integer, unable to parse string as an integer"
+    assert found(command) == ["--times: required, but not given; How often."]
+    assert found([*command, "--times", "many"]) == [f"--times: 'many'; {number}"]
+    with pytest.raises(MtError, match="--times: required, but not given; How often."):
+        convert("repeats", native, "options", target)
+
+
+def test_what_the_command_itself_lacks_is_told_by_it(native):  # noqa: F811
+    missing = mt_ckpt("convert", "--load-dir", native, "--moe-grouped-gemm")
+    assert (missing.exit_code, "Missing option '--saver'" in missing.stderr) == (2, True)
+
+
+def test_help_shows_every_plugins_options_and_which_are_broken(words, add_component):
+    add_component("ckpt-saver", "absent", "no_such_package:save")
+    lines = mt_ckpt(*words[0], "--odd", "--help").stdout.splitlines()
+    at = lines.index("Options of --loader repeats:")
+    assert lines[at + 1 : at + 5] == [
+        "  --times <int>   How often.  [required]",
+        "  --notes <path>  A file.",
+        "  --no-tidy",
+        "",
+    ]
+    at = lines.index("Options of --saver absent:")
+    assert lines[at + 1].split()[:6] == ["broken", "MtError:", "ckpt-saver", "'absent':", "needs", "'no_such_package',"]
+    assert "Options of --loader core:" in lines
+    assert "Options of --loader hf:" not in lines
