@@ -45,6 +45,9 @@ def convert(
         int | None, typer.Option(help="core, legacy: tensor ranks to cut for.")
     ] = None,
     target_pipeline_parallel_size: Annotated[int | None, typer.Option(help="core, legacy: pipeline stages.")] = None,
+    target_encoder_pipeline_parallel_size: Annotated[
+        int | None, typer.Option(help="core, legacy: those of them that hold a T5's encoder.")
+    ] = None,
     target_virtual_pipeline_parallel_size: Annotated[
         int | None, typer.Option(help="core, legacy: chunks of each pipeline stage.")
     ] = None,
@@ -77,6 +80,7 @@ def convert(
     given = {
         "target_tensor_parallel_size": target_tensor_parallel_size,
         "target_pipeline_parallel_size": target_pipeline_parallel_size,
+        "target_encoder_pipeline_parallel_size": target_encoder_pipeline_parallel_size,
         "target_virtual_pipeline_parallel_size": target_virtual_pipeline_parallel_size,
         "target_expert_parallel_size": target_expert_parallel_size,
         "target_ckpt_format": target_ckpt_format,

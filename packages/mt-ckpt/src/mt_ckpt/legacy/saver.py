@@ -18,6 +18,7 @@ from mt_ckpt.megatron.kinds import as_gpt, model_problems
 from mt_ckpt.megatron.layout import RELEASE, TRACKER, Layout, misfits
 from mt_ckpt.megatron.rank_files import write_rank_files
 from mt_ckpt.megatron.saver import fused
+from mt_ckpt.megatron.split import encoder_stages
 from mt_ckpt.megatron.torch_files import CHUNK
 from mt_core.errors import Problem, raise_if
 from mt_core.files import atomic_directory
@@ -36,12 +37,14 @@ def save(
     *,
     target_tensor_parallel_size: int = 1,
     target_pipeline_parallel_size: int = 1,
+    target_encoder_pipeline_parallel_size: int | None = None,
     target_virtual_pipeline_parallel_size: int = 1,
 ) -> None:
     """Write a checkpoint, whole or not at all; bits and dtypes are unchanged."""
-    raise_if(model_problems(config, WHERE, pipeline=target_pipeline_parallel_size, heads=HEADS))
+    raise_if(model_problems(config, WHERE, heads=HEADS))
     sizes = target_tensor_parallel_size, target_pipeline_parallel_size, target_virtual_pipeline_parallel_size
-    layout = Layout(*sizes, engine=False)
+    encoder = encoder_stages(config, target_pipeline_parallel_size, target_encoder_pipeline_parallel_size)
+    layout = Layout(*sizes, engine=False, encoder=encoder)
     raise_if([*misfits(config, layout, WHERE), *_cannot(config, layout.tensor)])
     finish = partial(as_legacy, config)
     with atomic_directory(path) as temporary:

@@ -17,6 +17,7 @@ from mt_ckpt.megatron.kinds import model_problems
 from mt_ckpt.megatron.layout import RELEASE, TRACKER, Layout, iteration_name, misfits
 from mt_ckpt.megatron.names import parameters
 from mt_ckpt.megatron.rank_files import write_rank_files
+from mt_ckpt.megatron.split import encoder_stages
 from mt_ckpt.megatron.t5 import NOTE
 from mt_ckpt.megatron.tables import Parameter
 from mt_core.errors import MtError, Problem, raise_if
@@ -35,6 +36,7 @@ def save(
     *,
     target_tensor_parallel_size: int = 1,
     target_pipeline_parallel_size: int = 1,
+    target_encoder_pipeline_parallel_size: int | None = None,
     target_virtual_pipeline_parallel_size: int = 1,
     target_expert_parallel_size: int = 1,
     target_ckpt_format: str = "torch",
@@ -45,7 +47,8 @@ def save(
     """Write a checkpoint, whole or not at all; bits and dtypes are unchanged.
 
     `saver_transformer_impl` and `moe_grouped_gemm` say whose names the files bear; `torch_dist` files bear Transformer
-    Engine's in any case. With `target_iteration` they are that iteration's, else a release.
+    Engine's in any case. With `target_iteration` they are that iteration's, else a release. Of a T5's pipeline stages,
+    `target_encoder_pipeline_parallel_size` are the encoder's.
     """
     for option, given, known in (
         ("--target-ckpt-format", target_ckpt_format, tuple(WRITERS)),
@@ -53,7 +56,7 @@ def save(
     ):
         if given not in known:
             raise MtError(option, f"unknown name {given!r}", f"allowed: {', '.join(known)}")
-    raise_if(model_problems(config, "saver core", pipeline=target_pipeline_parallel_size))
+    raise_if(model_problems(config, "saver core"))
     layout = Layout(
         target_tensor_parallel_size,
         target_pipeline_parallel_size,
@@ -61,6 +64,7 @@ def save(
         engine=saver_transformer_impl == "transformer_engine",
         expert=target_expert_parallel_size,
         grouped=moe_grouped_gemm,
+        encoder=encoder_stages(config, target_pipeline_parallel_size, target_encoder_pipeline_parallel_size),
     )
     raise_if([*misfits(config, layout, uneven=True), *_not_options(config, layout, target_iteration)])
     if config.kind == "t5" and config.final_norm:
