@@ -28,7 +28,7 @@ def fitting_splits(config: T5Config, pipeline: int) -> list[int]:
 
 
 def encoder_stages(config: TransformerConfig, pipeline: int, given: int | None) -> int:
-    """The stages that a T5's encoder gets: as given, or so that the fullest stage has the fewest layers; 0 if none fit."""
+    """The stages of a T5's encoder: as given, or so that the fullest stage has the fewest layers; 0 if none fit."""
     if given is not None or config.kind != "t5":
         return given or 0
     fullest = {
