@@ -106,15 +106,3 @@ def test_what_the_old_classes_cannot_be_is_refused(changes, tmp_path):
     config = T5Config.model_validate(T5.model_dump() | changes)
     with pytest.raises(MtError, match="a T5 with final_norm = .*; the old classes have both"):
         save(tmp_path / "old", config, ())
-
-
-def test_stages_are_refused(tmp_path):
-    root = write_t5(tmp_path / "old", random_weights(T5), tensor=2)
-    (root / "release/mp_rank_00").rename(root / "release/mp_rank_00_000")
-    (root / "release/mp_rank_01").rename(root / "release/mp_rank_00_001")
-    for path in sorted(root.glob("release/*/*.pt")):
-        state = torch.load(path, weights_only=False)
-        state["args"].tensor_model_parallel_size, state["args"].pipeline_model_parallel_size = 1, 2
-        torch.save(state, path)
-    with pytest.raises(MtError, match="a T5 on 2 pipeline stages; only 1 is implemented"):
-        Legacy(root)

@@ -229,14 +229,7 @@ def test_what_megatron_cannot_be_told_is_refused(case, tmp_path):
         save(tmp_path / "core", type(config).model_validate(config.model_dump() | changes), ())
 
 
-@pytest.mark.parametrize("saver", ["core", "legacy"])
-def test_a_t5_is_not_cut_into_stages(saver, native, tmp_path):
-    with pytest.raises(MtError, match="a T5 on 2 pipeline stages; 1: releases differ in how they split encoder and"):
-        convert("native", native(T5), saver, tmp_path / "new", options=sizes(1, 2))
-
-
 TOLD = {
-    "stages": (T5, {"pipeline_model_parallel_size": 2}, "a T5 on 2 pipeline stages; only 1 is implemented"),
     "rope": (BERT, {"position_embedding_type": "rope"}, "position_embedding_type is 'rope'; of bert: learned_absolute"),
     "untied": (
         BERT,

@@ -45,7 +45,7 @@ TYPES_BT = (torch.arange(12) > 5).long().expand_as(TOKENS_BT)
 READ_BS = TOKENS_BT.flip(1)
 
 
-def their_config(axis: Axis, config: Any, layers: int) -> Any:
+def their_config(axis: Axis, config: Any, layers: int, stages: int = 1) -> Any:
     from megatron.core.transformer import TransformerConfig
 
     gated, tanh = config.mlp.kind == "gated", config.mlp.activation == "gelu_tanh"
@@ -66,6 +66,8 @@ def their_config(axis: Axis, config: Any, layers: int) -> Any:
         use_cpu_initialization=True,
         transformer_impl="local",
         tensor_model_parallel_size=axis.size,
+        pipeline_model_parallel_size=stages,
+        pipeline_dtype=torch.float32,
     )
 
 
@@ -97,15 +99,16 @@ class Biased(nn.Module):
         return y.permute(2, 0, 1, 3).flatten(2)
 
 
-def their_t5(axis: Axis, config: Any) -> Any:
+def their_t5(axis: Axis, config: Any, stages: tuple[int, int] = (1, 1), **piece: bool) -> Any:
+    """Their T5, or a piece of it, whose encoder and decoder have so many pipeline stages."""
     from megatron.core.models.T5 import t5_spec
     from megatron.core.models.T5.t5_model import T5Model
 
     if config.final_norm:
         encoder, decoder = t5_spec.encoder_model_with_local_spec(), t5_spec.decoder_model_with_local_spec()
     else:
-        encoder = t5_spec.get_t5_encoder_with_local_block_spec(config.layers)
-        decoder = t5_spec.get_t5_decoder_with_local_block_spec(config.decoder_layers)
+        encoder = t5_spec.get_t5_encoder_with_local_block_spec(config.layers // stages[0])
+        decoder = t5_spec.get_t5_decoder_with_local_block_spec(config.decoder_layers // stages[1])
     relative = config.position.kind == "relative"
     if relative:
         for spec in (encoder, decoder):
@@ -115,8 +118,8 @@ def their_t5(axis: Axis, config: Any) -> Any:
         "relative_attention_max_distance": config.position.max_distance,
     }  # fmt: skip
     return T5Model(
-        their_config(axis, config, config.decoder_layers),
-        their_config(axis, config, config.layers),
+        their_config(axis, config, config.decoder_layers, stages[1]),
+        their_config(axis, config, config.layers, stages[0]),
         encoder,
         decoder,
         vocab_size=config.vocab_size,
@@ -124,6 +127,7 @@ def their_t5(axis: Axis, config: Any) -> Any:
         share_embeddings_and_output_weights=config.tied,
         position_embedding_type="relative" if relative else "learned_absolute",
         **more,
+        **piece,
     )
 
 

@@ -40,7 +40,9 @@ def complete(args: Any, chunks: Stages, heads: int | None, *, kind: str, pipelin
     seen = dict(_sizes(chunks, tensor, stack)) | {"num_attention_heads": heads}
     if args is None:
         seen |= dict(_switches(chunks, seen, tensor, stack))
-    sizes = {"tensor_model_parallel_size": tensor, "pipeline_model_parallel_size": pipeline}
+    sizes = {"tensor_model_parallel_size": tensor}
+    if "pipeline_model_parallel_size" not in told:
+        sizes["pipeline_model_parallel_size"] = pipeline
     return Namespace(**(seen | told | sizes))
 
 

@@ -13,6 +13,7 @@ from mt_ckpt.legacy.names import core_state, flat
 from mt_ckpt.legacy.versions import ORDERS, version_of
 from mt_ckpt.megatron.bert import PREDICTS
 from mt_ckpt.megatron.layout import RANK_FILE, rank_directory, rank_file
+from mt_ckpt.megatron.split import told_stages
 from mt_ckpt.megatron.torch_files import CHUNK, State, read_state
 from mt_core.errors import MtError, Problem, raise_if
 
@@ -58,16 +59,10 @@ def open_ranks(directory: Path) -> Ranks:
     first = raw[files[0]]
     names = [name for state in raw.values() for chunk in chunk_names(state) for name, _ in flat(state[chunk])]
     kind = "t5" if any(name.startswith(DECODER) for name in names) else "bert" if PREDICTS in names else "gpt"
-    raise_if(_not_split(kind, directory, pipeline))
     states = {
         file: {chunk: core_state(state[chunk], kind) for chunk in chunk_names(state)} for file, state in raw.items()
     }
     return Ranks(tensor, pipeline, version_of(first), args, kind, UNTIED in names, states)
-
-
-def _not_split(kind: str, directory: Path, pipeline: int) -> Iterator[Problem]:
-    if kind == "t5" and pipeline > 1:
-        yield Problem(str(directory), f"a T5 on {pipeline} pipeline stages", "only 1 is implemented")
 
 
 def sizes(args: Any, found: list[Path]) -> tuple[int, int]:
@@ -79,7 +74,7 @@ def sizes(args: Any, found: list[Path]) -> tuple[int, int]:
     }
     told = {**counted, **{name: value for name, value in vars(args).items() if value is not None}}
     tensor = told.get("tensor_model_parallel_size", told["model_parallel_size"])
-    return tensor, told["pipeline_model_parallel_size"]
+    return tensor, told_stages(Namespace(**told))[0]
 
 
 def chunk_names(state: State) -> list[str]:

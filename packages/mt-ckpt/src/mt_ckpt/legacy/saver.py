@@ -14,9 +14,10 @@ from mt_ckpt.legacy.arguments import NOT_LEGACY
 from mt_ckpt.legacy.names import legacy_model
 from mt_ckpt.megatron.arguments import write_args
 from mt_ckpt.megatron.kinds import as_gpt, model_problems
-from mt_ckpt.megatron.layout import RELEASE, Chunks, Layout, Stages, TensorRanks, misfits
+from mt_ckpt.megatron.layout import RELEASE, Chunks, EncoderStages, Layout, Stages, TensorRanks, misfits
 from mt_ckpt.megatron.rank_files import write_rank_files
 from mt_ckpt.megatron.saver import finish_root, fused
+from mt_ckpt.megatron.split import encoder_stages
 from mt_ckpt.megatron.torch_files import CHUNK
 from mt_core.errors import Problem, raise_if
 from mt_core.files import atomic_directory
@@ -35,12 +36,14 @@ def save(
     *,
     target_tensor_parallel_size: TensorRanks = 1,
     target_pipeline_parallel_size: Stages = 1,
+    target_encoder_pipeline_parallel_size: EncoderStages = None,
     target_virtual_pipeline_parallel_size: Chunks = 1,
 ) -> None:
     """Write a checkpoint, whole or not at all; bits and dtypes are unchanged."""
-    raise_if(model_problems(config, WHERE, pipeline=target_pipeline_parallel_size, heads=HEADS))
+    raise_if(model_problems(config, WHERE, heads=HEADS))
     sizes = target_tensor_parallel_size, target_pipeline_parallel_size, target_virtual_pipeline_parallel_size
-    layout = Layout(*sizes, engine=False)
+    encoder = encoder_stages(config, target_pipeline_parallel_size, target_encoder_pipeline_parallel_size)
+    layout = Layout(*sizes, engine=False, encoder=encoder)
     raise_if([*misfits(config, layout, WHERE), *_cannot(config, layout.tensor)])
     finish = partial(as_legacy, config)
     with atomic_directory(path) as temporary:

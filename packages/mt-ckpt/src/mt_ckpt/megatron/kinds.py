@@ -2,6 +2,7 @@
 
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from pydantic import ValidationError
@@ -57,9 +58,6 @@ def _not_implemented(config: GPTConfig, args: Any, kind: str, where: str) -> Ite
         yield Problem(where, f"args.position_embedding_type is {told!r}", f"of {kind}: {', '.join(positions)}")
     if kind == "bert" and not config.tied:
         yield Problem(where, "args.untie_embeddings_and_output_weights is True", "of bert: False")
-    stages = getattr(args, "pipeline_model_parallel_size", None) or 1
-    if kind == "t5" and stages > 1:
-        yield Problem(where, f"a T5 on {stages} pipeline stages", "only 1 is implemented")
     if config.mlp.kind == "moe":
         yield Problem(where, f"args.num_experts is {config.mlp.experts}", f"of {kind}: None")
 
@@ -76,22 +74,21 @@ def as_gpt(config: TransformerConfig) -> GPTConfig:
 
 def model_args(config: TransformerConfig, layout: Layout, *, dtype: Any, form: str) -> Namespace:
     """The args of a model."""
-    args = write_args(as_gpt(config), layout, dtype=dtype, form=form)
+    stack = replace(layout, pipeline=layout.encoder or layout.pipeline)
+    args = write_args(as_gpt(config), stack, dtype=dtype, form=form)
     if config.kind == "bert":
         describe_bert(args, config)
     elif config.kind == "t5":
-        describe_t5(args, config)
+        describe_t5(args, config, layout)
     return args
 
 
-def model_problems(
-    config: TransformerConfig, where: str, *, pipeline: int = 1, heads: tuple[str, ...] = HEADS
-) -> Iterator[Problem]:
+def model_problems(config: TransformerConfig, where: str, *, heads: tuple[str, ...] = HEADS) -> Iterator[Problem]:
     """What Megatron cannot be told of a model; `heads` are activations that a BERT's head may have."""
     plain = config
     if config.kind == "bert":
         yield from bert_misfits(config, where, heads)
     elif config.kind == "t5":
-        yield from t5_misfits(config, where, pipeline=pipeline)
+        yield from t5_misfits(config, where)
         plain = config.model_copy(update={"attention": config.attention.model_copy(update={"scale": None})})
     yield from carried_problems(as_gpt(plain), where)

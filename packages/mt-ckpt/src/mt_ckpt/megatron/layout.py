@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+from mt_ckpt.megatron.split import OPTION, split_misfits
 from mt_ckpt.megatron.stages import fitting_stages, stage_layers
 from mt_core.errors import MtError, Problem
 from mt_models.config import TransformerConfig
@@ -12,6 +13,7 @@ from mt_models.config import TransformerConfig
 TensorRanks = Annotated[int, "Tensor ranks to cut for."]
 Stages = Annotated[int, "Pipeline stages to cut for."]
 Chunks = Annotated[int, "Chunks of each pipeline stage."]
+EncoderStages = Annotated[int | None, "How many of the stages hold a T5's encoder."]
 """Options of savers."""
 TRACKER, RANK_FILE, RELEASE = "latest_checkpointed_iteration.txt", "model_optim_rng.pt", "release"
 
@@ -30,6 +32,8 @@ class Layout:
     """Ranks that share the experts of a layer."""
     grouped: bool = False
     """Whether experts bear TEGroupedMLP's names, in `torch` files."""
+    encoder: int = 0
+    """The pipeline's first stages, which hold a T5's encoder and not its decoder; 0 if a stage holds both."""
 
 
 def iteration_directory(path: Path) -> Path:
@@ -80,12 +84,25 @@ def misfits(
         return
     yield from _tensor_misfits(config, tensor, where)
     yield from _expert_misfits(config, expert, where)
-    if config.layers % (pipeline * virtual) and not (uneven and stage_layers(config.layers, pipeline, virtual)):
-        found = f"{config.layers} layers do not divide by {pipeline} stages of {virtual} chunks"
-        fitting = ", ".join(map(str, fitting_stages(config.layers, virtual)))
-        yield Problem(where, found, f"stages that fit: {fitting or 'none'}" if uneven else "the same number in each")
-    if virtual > 1 and pipeline == 1:
+    if config.kind == "t5":
+        yield from split_misfits(config, pipeline, layout.encoder, where)
+    else:
+        yield from _stage_misfits(config, layout, where, uneven=uneven)
+    if virtual > 1 and config.kind == "t5":
+        found = f"{virtual} virtual stages of a T5"
+        yield Problem(where, found, "Megatron interleaves no encoder and decoder: 1")
+    elif virtual > 1 and pipeline == 1:
         yield Problem(where, "virtual stages without pipeline stages", "--target-pipeline-parallel-size of 2 or more")
+
+
+def _stage_misfits(config: TransformerConfig, layout: Layout, where: str, *, uneven: bool) -> Iterator[Problem]:
+    layers, pipeline, virtual = config.layers, layout.pipeline, layout.virtual
+    if layout.encoder:
+        yield Problem(where, f"{OPTION} for a model that is no T5", "leave it out")
+    if layers % (pipeline * virtual) and not (uneven and stage_layers(layers, pipeline, virtual)):
+        found = f"{layers} layers do not divide by {pipeline} stages of {virtual} chunks"
+        fitting = ", ".join(map(str, fitting_stages(layers, virtual)))
+        yield Problem(where, found, f"stages that fit: {fitting or 'none'}" if uneven else "the same number in each")
 
 
 def _tensor_misfits(config: TransformerConfig, tensor: int, where: str) -> Iterator[Problem]:

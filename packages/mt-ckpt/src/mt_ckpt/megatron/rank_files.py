@@ -13,6 +13,7 @@ from mt_ckpt.megatron.kinds import as_gpt, model_args
 from mt_ckpt.megatron.layout import RANK_FILE, Layout, rank_directory
 from mt_ckpt.megatron.names import EMBED, HEAD, LAYER, copies_of, engine_name, layers_of, numbered
 from mt_ckpt.megatron.rank_shares import Ranks
+from mt_ckpt.megatron.split import spans
 from mt_ckpt.megatron.stages import layer_places
 from mt_ckpt.megatron.tables import Parameter
 from mt_ckpt.megatron.torch_writer import TorchWriter
@@ -25,6 +26,8 @@ NORM = re.compile(r"(.*layernorm)\.weight")
 """Norms that no linear layer of the engine's holds; each is a layer of its own there, and has a state."""
 HEAD_STATE = "output_layer._extra_state"
 ATTENTION = re.compile(r"linear_(?:qkv|q)$")
+RELATIVE = "_relative_pos_emb"
+"""How the modules of relative biases end."""
 VERSION = 3.0
 """checkpoint_version since 2021: query, key and value interleaved by group."""
 
@@ -55,7 +58,7 @@ def write_rank_files(
     }
     for (stage, rank), file in files.items():
         own = states[stage, rank]
-        if stage == layout.pipeline - 1:
+        if any(stage == span[-1] for span in spans(config, layout.pipeline, layout.encoder).values()):
             own[-1] |= dict.fromkeys((HEAD_STATE, *copies_of(config, HEAD_STATE)))
         for state in own:
             state |= {name: file.add(EMPTY) if layout.engine else None for name in extra_states(state, layout)}
@@ -97,18 +100,28 @@ def written_name(name: str, layout: Layout, *, experts: bool) -> str:
 
 
 def places(config: TransformerConfig, name: str, layout: Layout) -> Iterator[tuple[int, int, str]]:
-    """Stage, chunk and name there, of a tensor; a tied embedding is on the last stage once more, as its head."""
-    last = layout.pipeline - 1, layout.virtual - 1
+    """Stage, chunk and name there, of a tensor; a tied embedding is on the last stage once more, as its head.
+
+    A T5's encoder and decoder, on stages of their own, each begin with embeddings and end with an output layer, though
+    the encoder's is of no use, and every stage has the relative biases of both: so Megatron-Core builds them.
+    """
+    on = spans(config, layout.pipeline, layout.encoder)
+    stack, last = name.partition(".")[0], layout.virtual - 1
+    names = (name, *copies_of(config, name))
     if found := LAYER.match(name):
-        own = layer_places(layers_of(config, name), layout.pipeline, layout.virtual)
+        own = layer_places(layers_of(config, name), len(on[stack]), layout.virtual)
         stage, chunk, local = own[int(found[1])]
-        yield stage, chunk, numbered(name, local - int(found[1]))
+        yield on[stack][stage], chunk, numbered(name, local - int(found[1]))
+    elif stack in on:
+        yield on[stack][-1], last, name
     elif name.startswith("embedding."):
-        yield from ((0, 0, own) for own in (name, *copies_of(config, name)))
-        if name == EMBED and as_gpt(config).tied and layout.pipeline > 1:
-            yield *last, HEAD
+        yield from ((stage, 0, own) for stage in sorted({span[0] for span in on.values()}) for own in names)
+        if name == EMBED and as_gpt(config).tied:
+            heads = sorted({span[-1] for span in on.values() if len(span) > 1})
+            yield from ((stage, last, own) for stage in heads for own in (HEAD, *copies_of(config, HEAD)))
     else:
-        yield from ((*last, own) for own in (name, *copies_of(config, name)))
+        stages = range(layout.pipeline) if stack.endswith(RELATIVE) else sorted({span[-1] for span in on.values()})
+        yield from ((stage, last, own) for stage in stages for own in names)
 
 
 def extra_states(state: Iterable[str], layout: Layout) -> list[str]:

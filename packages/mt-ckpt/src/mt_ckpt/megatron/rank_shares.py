@@ -81,7 +81,7 @@ def shares(where: str, one: Parameter, found: Mapping[int, Tensor], ranks: Ranks
     owners = ranks.owners(one)
     for rank in owners:
         repeats = owners[0] + (rank % ranks.tensor if one.cut is not None else 0)
-        if repeats != rank and not _same_bits(found[repeats], found[rank]):
+        if repeats != rank and not same_bits(found[repeats], found[rank]):
             told = f"{ranks.name(rank)} holds another copy than {ranks.name(repeats)}"
             raise MtError(where, told, "copies are equal in a checkpoint that is whole: use another iteration")
     return [found[rank] for rank in owners[: ranks.tensor]]
@@ -99,6 +99,6 @@ def differing_copies(where: str, copies: Mapping[str, str], repeated: Held, held
             yield Problem(f"{where}: {second}", f"differs from {first}, whose copy it is", "use another iteration")
 
 
-def _same_bits(one: Tensor, other: Tensor) -> bool:
-    """Unlike torch.equal, also of NaN."""
-    return torch.equal(one.contiguous().view(torch.uint8), other.contiguous().view(torch.uint8))
+def same_bits(one: Tensor, other: Tensor) -> bool:
+    """Whether tensors are one, or equal. Unlike torch.equal, also of NaN."""
+    return one is other or torch.equal(one.contiguous().view(torch.uint8), other.contiguous().view(torch.uint8))

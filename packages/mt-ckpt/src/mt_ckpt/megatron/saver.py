@@ -18,6 +18,7 @@ from mt_ckpt.megatron.layout import (
     RELEASE,
     TRACKER,
     Chunks,
+    EncoderStages,
     Layout,
     Stages,
     TensorRanks,
@@ -26,6 +27,7 @@ from mt_ckpt.megatron.layout import (
 )
 from mt_ckpt.megatron.names import parameters
 from mt_ckpt.megatron.rank_files import write_rank_files
+from mt_ckpt.megatron.split import encoder_stages
 from mt_ckpt.megatron.t5 import NOTE
 from mt_ckpt.megatron.tables import Parameter
 from mt_core.errors import Problem, raise_if
@@ -41,6 +43,7 @@ def save(
     *,
     target_tensor_parallel_size: TensorRanks = 1,
     target_pipeline_parallel_size: Stages = 1,
+    target_encoder_pipeline_parallel_size: EncoderStages = None,
     target_virtual_pipeline_parallel_size: Chunks = 1,
     target_expert_parallel_size: Annotated[int, "Ranks that share experts."] = 1,
     target_ckpt_format: Annotated[Literal["torch", "torch_dist"], "A file for each rank, or chunks for any."] = "torch",
@@ -54,7 +57,7 @@ def save(
 
     `torch_dist` files bear Transformer Engine's names in any case.
     """
-    raise_if(model_problems(config, "saver core", pipeline=target_pipeline_parallel_size))
+    raise_if(model_problems(config, "saver core"))
     layout = Layout(
         target_tensor_parallel_size,
         target_pipeline_parallel_size,
@@ -62,6 +65,7 @@ def save(
         engine=saver_transformer_impl == "transformer_engine",
         expert=target_expert_parallel_size,
         grouped=moe_grouped_gemm,
+        encoder=encoder_stages(config, target_pipeline_parallel_size, target_encoder_pipeline_parallel_size),
     )
     raise_if([*misfits(config, layout, uneven=True), *_not_options(config, layout, target_iteration)])
     if config.kind == "t5" and config.final_norm:

@@ -1,19 +1,19 @@
 """T5, whose encoder Megatron's args describe as a GPT; its positions are learned vectors or relative biases.
 
-Megatron's T5 on several pipeline stages is not read or written: releases differ in how they split encoder and decoder.
-They also differ in norms: older releases end encoder and decoder with one; newer ones, by their block specs, do not.
+Releases differ in norms: older ones end encoder and decoder with one; newer ones, by their block specs, do not.
 """
 
 from argparse import Namespace
 from collections.abc import Container, Iterator
 from typing import Any
 
+from mt_ckpt.megatron.layout import Layout
 from mt_core.errors import Problem
 from mt_models.config import GPTConfig, T5Config
 
 RELATIVE = "relative"
-NORM = "encoder.final_layernorm.weight"
-
+NORM = "decoder.final_layernorm.weight"
+"""On the last stage, where one looks for what a model has; the encoder has its own, or not, with it."""
 
 NOTE = "newer releases of Megatron-Core have no norm at the end of T5's encoder and decoder, and ignore this one's"
 
@@ -38,8 +38,12 @@ def of_t5(config: GPTConfig, args: Any, names: Container[str]) -> dict[str, Any]
     return {"decoder_layers": layers, "position": position, "final_norm": NORM in names, **head}
 
 
-def describe_t5(args: Namespace, config: T5Config) -> None:
-    """Change a GPT's args to those of T5."""
+def describe_t5(args: Namespace, config: T5Config, layout: Layout) -> None:
+    """Change a GPT's args to those of T5; its stages are told as Megatron 0.8 to 0.11 have them."""
+    if layout.encoder:
+        args.encoder_tensor_model_parallel_size = layout.tensor
+        args.encoder_pipeline_model_parallel_size = layout.encoder
+        args.pipeline_model_parallel_size = layout.pipeline - layout.encoder
     args.encoder_num_layers, args.decoder_num_layers = config.layers, config.decoder_layers
     args.encoder_seq_length = args.decoder_seq_length = config.max_positions
     if config.position.kind == RELATIVE:
@@ -48,11 +52,8 @@ def describe_t5(args: Namespace, config: T5Config) -> None:
         args.relative_attention_max_distance = config.position.max_distance
 
 
-def t5_misfits(config: T5Config, where: str, *, pipeline: int) -> Iterator[Problem]:
-    """Settings and stages that Megatron's T5 cannot have."""
-    if pipeline > 1:
-        allowed = "1: releases differ in how they split encoder and decoder"
-        yield Problem(where, f"a T5 on {pipeline} pipeline stages", allowed)
+def t5_misfits(config: T5Config, where: str) -> Iterator[Problem]:
+    """Settings that Megatron's T5 cannot have."""
     if config.attention.scale is not None:
         found = f"cannot carry attention.scale = {config.attention.scale!r}, as T5 of Hugging Face has it"
         yield Problem(where, found, "Megatron divides scores by the square root of head_size")

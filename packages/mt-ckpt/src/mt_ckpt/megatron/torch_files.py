@@ -6,6 +6,7 @@ numbered expert rank · tensor ranks + tensor rank.
 
 import re
 from argparse import Namespace
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -18,7 +19,8 @@ from mt_ckpt.megatron.experts import experts_of, one_by_one
 from mt_ckpt.megatron.fusing import canonical, join, stored_shape
 from mt_ckpt.megatron.layout import RANK_FILE, rank_file
 from mt_ckpt.megatron.names import EMBED, HEAD, IGNORED, LAYER, copies_of, local_name, numbered, parameters
-from mt_ckpt.megatron.rank_shares import Held, Ranks, differing_copies, share_problems, shares
+from mt_ckpt.megatron.rank_shares import Held, Ranks, differing_copies, same_bits, share_problems, shares
+from mt_ckpt.megatron.split import stacks_in, stage_problems, told_stages, used
 from mt_ckpt.megatron.tables import Parameter, Shape
 from mt_core.errors import MtError, Problem, raise_if
 from mt_models.config import TransformerConfig
@@ -73,9 +75,14 @@ class TorchFiles:
             found = "has no args, which say what the model is (files of NGC and before 2020)"
             raise MtError(str(first), found, "use --loader legacy, or give --megatron-args")
         self.args: Any = Namespace(**{**vars(args or Namespace()), **given})
-        self.tensor, self.pipeline, self.expert = (
-            getattr(self.args, f"{kind}_model_parallel_size", None) or 1 for kind in ("tensor", "pipeline", "expert")
+        self.tensor, self.expert = (
+            getattr(self.args, f"{kind}_model_parallel_size", None) or 1 for kind in ("tensor", "expert")
         )
+        self.pipeline, self.encoder = told_stages(self.args)
+        apart = getattr(self.args, "encoder_tensor_model_parallel_size", None) or self.tensor
+        if apart != self.tensor and self.encoder:
+            found = f"args.encoder_tensor_model_parallel_size is {apart}, tensor_model_parallel_size {self.tensor}"
+            raise MtError(str(path), found, "as many tensor ranks for the encoder as for the decoder")
         apart = getattr(self.args, "expert_tensor_parallel_size", None) or self.tensor
         if apart != self.tensor and getattr(self.args, "num_experts", None):
             found = f"args.expert_tensor_parallel_size is {apart}, tensor_model_parallel_size {self.tensor}"
@@ -98,9 +105,11 @@ class TorchFiles:
         """
         ranks = Ranks(self.tensor, self.expert, experts_of(config))
         names, where = parameters(config), str(self.path)
-        held = self._held(states or self.states(), ranks)
+        files = states or self.states()
+        held = self._held(self._of_t5(files) if config.kind == "t5" and self.pipeline > 1 else files, ranks)
         copies = {second: name for name in names for second in copies_of(config, name) if second in held}
-        copies |= {HEAD: EMBED} if HEAD in held and HEAD not in names else {}
+        if HEAD not in names:
+            copies |= {second: EMBED for second in (HEAD, *copies_of(config, HEAD)) if second in held}
         repeated = {second: held.pop(second) for second in copies}
         rows = self.args.padded_vocab_size
         shapes = {name: stored_shape(config, one, self.tensor, rows) for name, one in names.items()}
@@ -113,23 +122,45 @@ class TorchFiles:
         own = shares(f"{self.path}: {name}", one, held[name], ranks)
         return join([self.arrange(name, share) for share in own], one)
 
+    def _of_t5(self, files: Mapping[int, Mapping[int, State]]) -> dict[int, dict[int, State]]:
+        """What the stages of a T5 make use of; its models are no virtual stages."""
+        stages = [stacks_in(states[0]["model"]) for states in files.values()]
+        raise_if(stage_problems(str(self.path), stages, self.encoder))
+        return {
+            stage: {rank: {"model": used(contents["model"])} for rank, contents in states.items()}
+            for stage, states in files.items()
+        }
+
     def _held(self, files: Mapping[int, Mapping[int, State]], ranks: Ranks) -> dict[str, dict[int, Tensor]]:
-        """Memory-mapped tensors of all ranks by local name; layers and experts are numbered through."""
+        """Memory-mapped tensors of all ranks by local name; layers and experts are numbered through.
+
+        `MtError` names every tensor of which stages hold different copies.
+        """
         held: dict[str, dict[int, Tensor]] = {}
+        differing: set[str] = set()
         chunks = sorted((key for key in files[0][0] if CHUNK.fullmatch(key)), key=lambda key: int(key[5:] or 0))
         for states in files.values():
             for contents in states.values():
                 if missing := [chunk for chunk in chunks if chunk not in contents]:
                     raise MtError(str(self.path), f"a rank lacks {', '.join(missing)}", "copy the checkpoint again")
-        first = 0
+        first: Counter[str] = Counter()
         for chunk in chunks:
             for states in files.values():
                 for rank, contents in states.items():
                     first_expert = ranks.first_expert(rank)
                     for name, tensor in one_by_one(contents[chunk], first_expert, ranks.experts_each):
                         if isinstance(tensor, Tensor) and not IGNORED.search(name):
-                            held.setdefault(numbered(local_name(name), first), {})[rank] = tensor
-                first += len({number[1] for name in states[0][chunk] if (number := LAYER.match(name))})
+                            name = numbered(local_name(name), first[name.partition(".")[0]])
+                            if not same_bits(held.setdefault(name, {}).setdefault(rank, tensor), tensor):
+                                differing.add(name)
+                layers = {
+                    (name.partition(".")[0], number[1]) for name in states[0][chunk] if (number := LAYER.match(name))
+                }
+                first.update(stack for stack, _ in layers)
+        raise_if(
+            Problem(f"{self.path}: {name}", "pipeline stages hold different copies of it", "the model here has one")
+            for name in sorted(differing)
+        )
         return held
 
     def states(self) -> dict[int, dict[int, State]]:
