@@ -5,7 +5,6 @@ the only one that 0.11 saves and main refuses; or as an optimizer that is not di
 experts, these have an optimizer of their own, which all but the first number in their keys.
 """
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,8 @@ import torch
 from torch import Tensor
 
 from mt_ckpt.convert_format.chunk_files import ChunkFiles
-from mt_ckpt.convert_format.groups import members_of, with_ids
 from mt_ckpt.convert_format.megatron_args import args_of, common_of, groups_of, scaler_of
-from mt_ckpt.convert_format.order import by_optimizer, named_parameters, of_experts
+from mt_ckpt.convert_format.order import of_experts
 from mt_ckpt.convert_format.shares import random_of, streamed
 from mt_ckpt.convert_format.state import KINDS, MASTER, TrainingState
 from mt_ckpt.megatron.dist_boxes import Place
@@ -83,7 +81,7 @@ def _common(state: TrainingState, layout: Layout, optimizer: str, dtype: torch.d
     """Parameter groups, and how the optimizer is stored."""
     groups = groups_of(state, layout.expert)
     if optimizer == PLAIN:
-        return {"optimizer": _numbered(_plain(state, layout, groups, dtype))}
+        return {"optimizer": _numbered([_plain(state, own, dtype) for own in groups])}
     kind = {"param_state_sharding_type": optimizer, **scaler_of(state)}
     content = {
         "distrib_optim_sharding_type": optimizer,
@@ -95,18 +93,10 @@ def _common(state: TrainingState, layout: Layout, optimizer: str, dtype: torch.d
     return found | ({"content_metadata": content} if optimizer == RESHARDABLE else {})
 
 
-def _plain(state: TrainingState, layout: Layout, groups: Any, dtype: torch.dtype) -> list[dict[str, Any]]:
-    """Optimizers that are not distributed, of the first expert rank."""
-    names = named_parameters(state.config, replace(layout, tensor=1, pipeline=1, virtual=1))[0, 0]
-    dims = {own: len(one.shapes[0]) for own, (_, one) in names.items()}
-    found: list[dict[str, Any]] = []
-    for own, settings in zip(by_optimizer(dims, layout.expert), groups, strict=True):
-        inner = {
-            "state": {"common_step": state.optimizer_steps},
-            "param_groups": with_ids(settings, members_of(own, settings)),
-        }
-        found.append(inner if dtype == torch.float32 else {"optimizer": inner, **scaler_of(state)})
-    return found
+def _plain(state: TrainingState, groups: list[dict[str, Any]], dtype: torch.dtype) -> dict[str, Any]:
+    """An optimizer that is not distributed; ids of parameters the newest release adds itself, and refuses in a file."""
+    inner = {"state": {"common_step": state.optimizer_steps}, "param_groups": groups}
+    return inner if dtype == torch.float32 else {"optimizer": inner, **scaler_of(state)}
 
 
 def _numbered(optimizers: list[dict[str, Any]]) -> dict[Any, Any]:
