@@ -2,7 +2,7 @@
 
 import shutil
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,10 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from ckpt.test_megatron_encoders import MODELS as ENCODERS
 from ckpt.test_megatron_round_trip import config_of
+from cli.test_train_encoders import run_file
+from models.encoders import bert, t5
 from mt_ckpt.command import app
 from mt_ckpt.convert import convert
 from mt_ckpt.convert_format.convert import Target, convert_format
@@ -40,23 +43,37 @@ RUN = {
     "data": {"kind": "mock", "seq_length": 8},
     "runtime": {"seed": 5},
 }
+EXPERTS: dict[str, Any] = {
+    "mlp": {"kind": "moe", "size": 8, "experts": 4, "top_k": 2, "normalized": True, "balance": 0.0}
+}
+MODELS: dict[str, Any] = ENCODERS | {"experts": config_of(**EXPERTS)}
 START = {"value": 1.0, "good_steps": 0, "overflows_left": 0}
 CUT: dict[str, Any] = {"tensor": 2, "pipeline": 2}
 TARGETS = {
     "torch": Target("torch"),
     "torch, cut": Target("torch", **CUT),
+    "torch, tensor": Target("torch", tensor=2),
     "torch, chunks": Target("torch", **CUT, virtual=2),
     "torch, local names": Target("torch", **CUT, implementation="local"),
     "torch, plain": Target("torch", **CUT, optimizer="plain"),
+    "torch, experts": Target("torch", **CUT, expert=2),
+    "torch, grouped": Target("torch", pipeline=2, virtual=2, expert=2, grouped=True),
+    "torch, plain experts": Target("torch", expert=4, optimizer="plain", implementation="local"),
     "torch_dist": Target("torch_dist"),
+    "torch_dist of 0.11, experts": Target("torch_dist", expert=2, optimizer="fully_sharded_model_space"),
+    "torch_dist, plain experts": Target("torch_dist", expert=2, optimizer="plain"),
     "torch_dist of 0.11": Target("torch_dist", **CUT, optimizer="fully_sharded_model_space"),
     "torch_dist, plain": Target("torch_dist", optimizer="plain"),
 }
 
 
-def state_of_a_run(path: Path, model: str = "llama", dtype: str = "bf16", *, seed: int = 0, **changes: Any) -> Path:
-    """Step 7 of a run at `path`, with random moments; bf16 weights are rounded from their masters."""
-    config, random = config_of(model, **changes), torch.Generator().manual_seed(seed)
+def state_of_a_run(path: Path, model: Any = "llama", dtype: str = "bf16", *, seed: int = 0, **changes: Any) -> Path:
+    """Step 7 of a run at `path`, with random moments; bf16 weights are rounded from their masters.
+
+    `model` is a configuration or the name of one.
+    """
+    config = MODELS.get(model) or config_of(model, **changes) if isinstance(model, str) else model
+    random = torch.Generator().manual_seed(seed)
     shapes = config.canonical_shapes()
     kinds = {kind: {n: torch.randn(s, generator=random) for n, s in shapes.items()} for kind in KINDS}
     kinds["exp_avg_sq"] = {name: value.square() for name, value in kinds["exp_avg_sq"].items()}
@@ -93,7 +110,7 @@ def contents(path: Path) -> dict[str, Any]:
 
 
 CASES = [
-    *(("llama", "bf16", target) for target in TARGETS),
+    *(("experts" if "experts" in target or "grouped" in target else "llama", "bf16", target) for target in TARGETS),
     ("gpt2", "fp16", "torch, cut"),
     ("gpt2", "fp32", "torch, plain"),
 ]
@@ -101,6 +118,14 @@ CASES += [
     ("llama tied", "fp16", "torch, local names"),
     ("llama tied", "bf16", "torch_dist"),
     ("gpt2", "fp32", "torch_dist, plain"),
+]
+CASES += [
+    ("experts", "bf16", "torch, cut"),
+    ("experts", "fp16", "torch_dist"),
+    ("bert", "bf16", "torch, chunks"),
+    ("plain bert", "fp32", "torch, plain"),
+    ("relative t5", "fp16", "torch, tensor"),
+    ("t5", "bf16", "torch_dist, plain"),
 ]
 
 
@@ -112,27 +137,55 @@ def test_there_and_back_every_bit_and_count_is_the_same(model, dtype, target, na
     assert contents(tmp_path / "back") == contents(source)
 
 
+def toml_of(room: Path, model: str) -> Path:
+    """The run of a model, on data of its kind."""
+    if model in ENCODING:
+        return run_file(room, ENCODING[model])
+    sections = {"model": EXPERTS} if model == "experts" else {}
+    return run_toml(room / "run.toml", byte_corpus(room / "bytes_text_document"), room / "run", **sections)
+
+
+ENCODING: dict[str, Any] = {
+    "bert": bert(layers=2, vocab_size=32),
+    "t5": t5(
+        layers=1,
+        decoder_layers=1,
+        vocab_size=32,
+        attention={"heads": 4, "kv_groups": 4, "head_size": 6},
+        mlp={"kind": "gated", "size": 48, "activation": "silu"},
+    ),
+}
+SIX_STEPS = ["checkpoint.every=3", "schedule.steps=6", "schedule.eval_every=0", "precision.dtype=fp32", "log.every=1"]
+
+
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory) -> Path:
-    """A directory with run.toml, `run`, unbroken for six steps, and `half`, the same run stopped after three."""
-    room = tmp_path_factory.mktemp("trained")
-    toml = run_toml(room / "run.toml", byte_corpus(room / "bytes_text_document"), room / "run")
-    every = ["checkpoint.every=3"]
-    assert run(load_run_config([toml], every)) == 0
-    (room / "half").mkdir()
-    shutil.copytree(step_directory(room / "run", 3), step_directory(room / "half", 3))
-    return room
+def trained(tmp_path_factory):
+    """`trained(model)` → a directory with run.toml, `run`, unbroken for six steps, and `half`, stopped after three."""
+
+    @cache
+    def make(model: str) -> Path:
+        room = tmp_path_factory.mktemp("trained")
+        assert run(load_run_config([toml_of(room, model)], SIX_STEPS)) == 0
+        (room / "half").mkdir()
+        shutil.copytree(step_directory(room / "run", 3), step_directory(room / "half", 3))
+        return room
+
+    return make
 
 
-@pytest.mark.parametrize("target", ["torch, cut", "torch_dist", "torch_dist of 0.11"])
-def test_a_moved_run_goes_on_as_if_it_had_stayed(target, trained, tmp_path):
-    there = replace(TARGETS[target], pipeline=None)
-    convert_format(trained / "half", tmp_path / "there", there)
+MOVED = [("gpt", target) for target in ("torch, cut", "torch_dist", "torch_dist of 0.11")]
+MOVED += [("bert", "torch, cut"), ("t5", "torch, tensor"), ("experts", "torch, experts")]
+
+
+@pytest.mark.parametrize(("model", "target"), MOVED)
+def test_a_moved_run_goes_on_as_if_it_had_stayed(model, target, trained, tmp_path):
+    there, room = replace(TARGETS[target], pipeline=None), trained(model)
+    convert_format(room / "half", tmp_path / "there", there)
     convert_format(tmp_path / "there", tmp_path / "back", Target("native"))
-    files = [tmp_path / "back" / "settings.toml", trained / "run.toml"]
-    assert run(load_run_config(files, [f"runtime.run_dir={tmp_path / 'back'}"])) == 0
-    assert metrics(tmp_path / "back") == metrics(trained / "run")[3:]
-    assert contents(tmp_path / "back") == contents(trained / "run")
+    files = [tmp_path / "back" / "settings.toml", room / "run.toml"]
+    assert run(load_run_config(files, [*SIX_STEPS, f"runtime.run_dir={tmp_path / 'back'}"])) == 0
+    assert metrics(tmp_path / "back") == metrics(room / "run")[3:]
+    assert contents(tmp_path / "back") == contents(room / "run")
 
 
 def reported(source: Path, result: Path, *options: str) -> list[str]:

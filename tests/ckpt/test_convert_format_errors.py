@@ -4,32 +4,29 @@ import json
 import pickle
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from ckpt.legacy_files import random_weights
-from ckpt.test_convert_format import contents, state_of_a_run
-from ckpt.test_megatron_encoders import BERT
+from ckpt.test_convert_format import EXPERTS, state_of_a_run
+from ckpt.test_megatron_encoders import BERT, T5
 from ckpt.test_megatron_round_trip import config_of
 from mt_ckpt.convert_format.bucket_space import tensors
 from mt_ckpt.convert_format.convert import Target, convert_format, prove
 from mt_ckpt.convert_format.flattened import unflattened
 from mt_ckpt.convert_format.read_native import read_native
+from mt_ckpt.loaders.native import Native
 from mt_ckpt.megatron import pickles
 from mt_ckpt.megatron.dist_metadata import Stored
 from mt_ckpt.megatron.layout import Layout
 from mt_ckpt.megatron.names import parameters
-from mt_ckpt.megatron.saver import save
+from mt_ckpt.megatron.t5 import NOTE
 from mt_core.checkpoint.native import step_directory
 from mt_core.checkpoint.writing import write
 from mt_core.errors import MtError
-
-EXPERTS: dict[str, Any] = {
-    "mlp": {"kind": "moe", "size": 8, "experts": 4, "top_k": 2, "normalized": True, "balance": 0.0}
-}
 
 
 @pytest.fixture(scope="module")
@@ -67,22 +64,12 @@ def two_optimizers(held: Any) -> None:
     held["optimizer"] = [held["optimizer"], held["optimizer"]]
 
 
-def with_experts(held: Any) -> None:
-    vars(held["args"]).update(num_experts=4, moe_ffn_hidden_size=8)
-
-
 STATE, VECTORS = "model_optim_rng.pt", "distrib_optim.pt"
 BROKEN = {
     "group": ("plain", STATE, only_group, "none of the 2 parameter groups is for it"),
     "ids": ("plain", STATE, short_group, "parameter group 0 has only 17 parameters"),
     "moment": ("plain", STATE, short_moment, r"exp_avg has shape \(3,\); copy it again"),
-    "two optimizers": ("plain", STATE, two_optimizers, "2 optimizers; only runs with one optimizer can be converted"),
-    "experts": (
-        "plain",
-        STATE,
-        with_experts,
-        "experts have optimizers of their own in torch format; save it in torch_d",
-    ),
+    "two optimizers": ("plain", STATE, two_optimizers, "2 optimizers where args say 1 expert ranks; runs with 1 can"),
     "scheduler": (
         "plain",
         STATE,
@@ -94,6 +81,12 @@ BROKEN = {
         VECTORS,
         lambda held: held.pop("buckets_coalesced") and None,
         "before February 2024",
+    ),
+    "two vectors": (
+        "distributed",
+        VECTORS,
+        lambda held: [held, held],
+        "vectors of 2 optimizers where args say 1 expert ranks; those of 1",
     ),
     "dtypes": ("distributed", VECTORS, lambda held: held | {1: held[0]}, "2 kinds of parameters in 1 chunks; only one"),
 }
@@ -137,12 +130,31 @@ def test_fp64_has_no_place(run, tmp_path):
     refused(source, tmp_path / "there", "was trained in fp64; Megatron's optimizers are fp32", "torch")
 
 
-def test_experts_move_in_torch_dist_alone(tmp_path):
-    run = state_of_a_run(tmp_path / "run", **EXPERTS)
-    convert_format(run, tmp_path / "there", Target("torch_dist", expert=2), verify=True)
-    convert_format(tmp_path / "there", tmp_path / "back", Target("native"))
-    assert contents(tmp_path / "back") == contents(run)
-    refused(run, tmp_path / "files", "experts in torch format with --target-optimizer distributed", "torch")
+@pytest.fixture(scope="module")
+def experts(tmp_path_factory) -> Path:
+    """`torch` files of two expert ranks."""
+    room = tmp_path_factory.mktemp("experts")
+    convert_format(state_of_a_run(room / "run", **EXPERTS), room / "there", Target("torch", expert=2))
+    return room / "there"
+
+
+def test_vectors_that_all_expert_ranks_share_are_in_the_first_ones_file(experts, tmp_path):
+    shutil.copytree(experts, tmp_path / "there")
+    files = [tmp_path / "there" / "iter_0000007" / f"mp_rank_00_00{rank}" / VECTORS for rank in range(2)]
+    assert [[part is None for part in pickles.read(file)] for file in files] == [[False, False], [True, False]]
+    edited(files[0], lambda held: [None, held[1]])
+    refused(tmp_path / "there", tmp_path / "back", "embed.*stored by 0 ranks; all 2 should have it")
+
+
+def test_experts_with_settings_of_their_own_are_told_of(experts, tmp_path):
+    def other(held: Any) -> None:
+        held["optimizer"][1]["optimizer"]["param_groups"][0]["lr_mult"] = 2.0
+
+    shutil.copytree(experts, tmp_path / "there")
+    edited(tmp_path / "there" / "iter_0000007" / "mp_rank_00_000" / STATE, other)
+    told = "settings of the experts' parameter group, which differ from those of the others"
+    assert told in convert_format(tmp_path / "there", tmp_path / "back", Target("native")).lost
+    assert told not in convert_format(experts, tmp_path / "same", Target("native")).lost
 
 
 def test_a_torch_dist_optimizer_that_lacks_a_moment(run, tmp_path):
@@ -176,17 +188,31 @@ def test_a_result_that_is_not_read_back_as_it_was(run, tmp_path):
         prove(tmp_path / "there", "torch_dist", other)
 
 
-@pytest.mark.parametrize("form", ["torch", "torch_dist"])
-def test_a_state_of_another_model_than_gpt_is_refused(form, tmp_path):
-    weights = random_weights(BERT).items()
-    save(tmp_path / "bert", BERT, weights, target_ckpt_format=form, target_iteration=4)
-    refused(tmp_path / "bert", tmp_path / "moved", "holds a 'bert' model")
+def test_a_run_of_a_plugins_model_is_refused(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(Native, "config", lambda _: SimpleNamespace(kind="mamba"))
+    refused(run, tmp_path / "moved", "holds a 'mamba' model; Megatron's files hold gpt, bert and t5", "torch")
 
 
-def test_a_run_of_another_model_than_gpt_is_refused(run, tmp_path):
-    shutil.copytree(run, tmp_path / "run")
-    file = step_directory(tmp_path / "run", 7) / "meta.json"
-    meta = json.loads(file.read_text())
-    meta["config"]["model"] = BERT.model_dump(mode="json")
-    file.write_text(json.dumps(meta))
-    refused(tmp_path / "run", tmp_path / "moved", "holds a 'bert' model", "torch")
+CANNOT = {
+    "stages": (T5, {"pipeline": 3}, "a T5 on 3 pipeline stages; 1: releases differ"),
+    "head": (BERT.model_copy(update={"head_activation": "relu"}), {}, "cannot carry head_activation = 'relu'"),
+    "no experts": (BERT, {"grouped": True}, "--moe-grouped-gemm: the model has no experts; leave it out"),
+    "grouped": (
+        config_of(**EXPERTS),
+        {"grouped": True, "implementation": "local"},
+        "--moe-grouped-gemm: Megatron's own grouped experts are gone",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CANNOT)
+def test_what_megatrons_models_cannot_be(case, tmp_path):
+    model, target, message = CANNOT[case]
+    with pytest.raises(MtError, match=message):
+        convert_format(state_of_a_run(tmp_path / "run", model), tmp_path / "there", Target("torch", **target))
+    assert not (tmp_path / "there").exists()
+
+
+def test_the_norm_that_newer_releases_lack_is_named(tmp_path):
+    run = state_of_a_run(tmp_path / "run", T5)
+    assert NOTE in convert_format(run, tmp_path / "there", Target("torch_dist")).hints

@@ -202,7 +202,7 @@ def test_buckets_of_another_size_are_all_named(run, tmp_path):
     with pytest.raises(MtError, match="bucket 0 of chunk 0, model-parallel rank 0: has .* elements; the param") as err:
         convert_format(main, tmp_path / "back", Target("native"))
     assert "rank 1: has" in str(err.value)
-    assert "bucket (1, 0, 2): unexpected; args describe no such bucket" in str(err.value)
+    assert "bucket 2 of chunk 0, model-parallel rank 1: unexpected; args describe no such bucket" in str(err.value)
 
 
 def rng_states() -> list[dict[str, Any]]:

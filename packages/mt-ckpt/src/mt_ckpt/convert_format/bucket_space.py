@@ -5,22 +5,23 @@
 import math
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from mt_ckpt.convert_format.buckets import bucket_size, lay_out
-from mt_ckpt.convert_format.order import named_parameters, tied_across_stages
+from mt_ckpt.convert_format.buckets import Bucket, bucket_size, lay_out
+from mt_ckpt.convert_format.order import by_optimizer, named_parameters, tied_across_stages
 from mt_ckpt.megatron.dist_metadata import Stored
 from mt_ckpt.megatron.fusing import canonical, join, stored_shape
 from mt_ckpt.megatron.layout import Layout
 from mt_ckpt.megatron.names import parameters
 from mt_core.errors import MtError, Problem, raise_if
-from mt_models.config import GPTConfig
+from mt_models.config import TransformerConfig
 
 KEY = re.compile(
-    r"optimizer\.distributed\.dp_group_idx_(\d+)\.gbuf_idx_(\d+)\.dtype_(.+)\.bucket_idx_(\d+)\.(param|exp_avg|exp_avg_sq)"
+    r"(?:chained_(\d+)\.)?optimizer\.distributed\.dp_group_idx_(\d+)\.gbuf_idx_(\d+)\.dtype_(.+)\.bucket_idx_(\d+)"
+    r"\.(param|exp_avg|exp_avg_sq)"
 )
 
 Slot = tuple[Stored, int]
@@ -29,38 +30,63 @@ Slots = Mapping[str, Mapping[int, Slot]]
 """Name in the whole model → tensor rank → where it lies."""
 
 
+class At(NamedTuple):
+    """Which bucket. Ranks of a stage that hold the same share a group: of the experts' optimizer, each is its own."""
+
+    optimizer: int
+    group: int
+    chunk: int
+    number: int
+
+    def __str__(self) -> str:
+        """What to call it in a message."""
+        of = f"bucket {self.number} of chunk {self.chunk}, model-parallel rank {self.group}"
+        return f"{of} of experts" if self.optimizer else of
+
+
 def slots_of(
-    stored: Mapping[str, Stored], key: str, config: GPTConfig, layout: Layout, *, args: Mapping[str, Any]
+    stored: Mapping[str, Stored], key: str, config: TransformerConfig, layout: Layout, *, args: Mapping[str, Any]
 ) -> Slots:
     """Where every parameter lies in the buckets of `key`; `MtError` names all whose size is not as args say."""
-    held = {tuple(map(int, (m[1], m[2], m[4]))): one for name, one in stored.items()
-            if (m := KEY.fullmatch(name)) and m[5] == key}  # fmt: skip
+    held = {At(*(int(m[n] or 0) for n in (1, 2, 3, 5))): one for name, one in stored.items()
+            if (m := KEY.fullmatch(name)) and m[6] == key}  # fmt: skip
     found: dict[str, dict[int, Slot]] = {}
     problems: list[Problem] = []
-    for (stage, chunk), names in named_parameters(config, layout).items():
-        shapes = {
-            own: stored_shape(config, one, layout.tensor, args["padded_vocab_size"]) for own, (_, one) in names.items()
-        }
-        numels = {own: math.prod(shape) for own, shape in shapes.items()}
-        buckets = lay_out(numels, bucket_size(args, stage, chunk), tied_across_stages(config, layout))
-        for rank in range(layout.tensor):
-            for number, bucket in enumerate(buckets):
-                at = stage * layout.tensor + rank, chunk, number
-                one = held.pop(at, None)
-                if one is None or one.size != (bucket.numel,):
-                    where = f"bucket {number} of chunk {chunk}, model-parallel rank {at[0]}"
-                    told = "is missing" if one is None else f"has {one.size} elements"
-                    allowed = f"the parameters that args put there take {bucket.numel}"
-                    problems.append(Problem(where, told, allowed))
-                    continue
-                for own, start in bucket.starts.items():
-                    found.setdefault(names[own][0], {})[rank] = one, start
-    problems += [Problem(f"bucket {at}", "unexpected", "args describe no such bucket") for at in held]
+    for at, names, bucket in _expected(config, layout, args):
+        one = held.pop(at, None)
+        if one is None or one.size != (bucket.numel,):
+            told = "is missing" if one is None else f"has {one.size} elements"
+            problems.append(Problem(str(at), told, f"the parameters that args put there take {bucket.numel}"))
+            continue
+        for own, start in bucket.starts.items():
+            found.setdefault(names[own], {})[at.group % layout.tensor] = one, start
+    problems += [Problem(str(at), "unexpected", "args describe no such bucket") for at in held]
     raise_if(problems)
     return found
 
 
-def tensors(slots: Slots, config: GPTConfig, layout: Layout, rows: int) -> Iterator[tuple[str, Tensor]]:
+def _expected(
+    config: TransformerConfig, layout: Layout, args: Mapping[str, Any]
+) -> Iterator[tuple[At, Mapping[str, str], Bucket]]:
+    """Every bucket that the args describe, with the names in the whole model of the local ones."""
+    alone = tied_across_stages(config, layout.pipeline)
+    for expert in range(layout.expert):
+        for (stage, chunk), held in named_parameters(config, layout, expert).items():
+            names = {own: name for own, (name, _) in held.items()}
+            numels = {
+                own: math.prod(stored_shape(config, one, layout.tensor, args["padded_vocab_size"]))
+                for own, (_, one) in held.items()
+            }
+            for optimizer, own in enumerate(by_optimizer(numels, layout.expert)):
+                if expert and not optimizer:
+                    continue  # the first expert rank has them
+                first = (stage * layout.expert + expert if optimizer else stage) * layout.tensor
+                for number, bucket in enumerate(lay_out(own, bucket_size(args, stage, chunk), alone)):
+                    for rank in range(layout.tensor):
+                        yield At(optimizer, first + rank, chunk, number), names, bucket
+
+
+def tensors(slots: Slots, config: TransformerConfig, layout: Layout, rows: int) -> Iterator[tuple[str, Tensor]]:
     """Canonical tensors, each read from its part of the buckets alone."""
     names = parameters(config)
 

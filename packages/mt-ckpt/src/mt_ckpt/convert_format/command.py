@@ -33,6 +33,13 @@ def convert_format(
     saver_transformer_impl: Annotated[
         str | None, typer.Option(help="Names of transformer_engine or local layers; the source's if not given.")
     ] = None,
+    moe_grouped_gemm: Annotated[
+        bool | None,
+        typer.Option(
+            "--moe-grouped-gemm/--no-moe-grouped-gemm",
+            help="Experts by TEGroupedMLP's names, in torch files; as the source has them if not given.",
+        ),
+    ] = None,
     true_vocab_size: Annotated[int | None, typer.Option(help="Rows of the embedding that are no padding.")] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Read everything back and compare it, bit by bit.")] = False,
 ) -> None:
@@ -47,6 +54,7 @@ def convert_format(
         virtual=target_virtual_pipeline_parallel_size,
         expert=target_expert_parallel_size,
         implementation=saver_transformer_impl,
+        grouped=moe_grouped_gemm,
         optimizer=target_optimizer,
     )
     done: Moved = run(load_dir, save_dir, target, true_vocab_size=true_vocab_size, verify=verify)

@@ -1,6 +1,7 @@
 """From one format to another; the result appears when all of it is written, and proven if that was asked for."""
 
 import shutil
+from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,11 +19,14 @@ from mt_ckpt.convert_format.write_native import write_native
 from mt_ckpt.convert_format.write_torch import write_torch
 from mt_ckpt.convert_format.write_torch_dist import OF_0_11, PLAIN, RESHARDABLE, write_torch_dist
 from mt_ckpt.detect import detect
-from mt_ckpt.megatron.arguments import check_carried
+from mt_ckpt.megatron.kinds import model_problems
 from mt_ckpt.megatron.layout import RELEASE, TRACKER, Layout, iteration_directory, misfits
+from mt_ckpt.megatron.split import told_stages
+from mt_ckpt.megatron.t5 import NOTE
 from mt_ckpt.tools.together import together
 from mt_core.errors import MtError, Problem, raise_if
 from mt_core.files import atomic_directory
+from mt_models.config import TransformerConfig
 
 WHERE = "convert-format"
 FORMATS = ("torch", "torch_dist", "native")
@@ -42,6 +46,8 @@ class Target:
     expert: int | None = None
     implementation: str | None = None
     """Whose names the files bear: transformer_engine or local."""
+    grouped: bool | None = None
+    """Whether experts bear TEGroupedMLP's names, in `torch` files."""
     optimizer: str = DISTRIBUTED
 
 
@@ -88,7 +94,7 @@ def _wrong(target: Target) -> Iterator[Problem]:
     if target.implementation not in (None, "transformer_engine", "local"):
         found = f"unknown name {target.implementation!r}"
         yield Problem("--saver-transformer-impl", found, "allowed: transformer_engine, local")
-    sizes = (target.tensor, target.pipeline, target.virtual, target.expert, target.implementation)
+    sizes = (target.tensor, target.pipeline, target.virtual, target.expert, target.implementation, target.grouped)
     if target.format == "native" and any(size is not None for size in sizes):
         yield Problem("--target-…", "given with --to native", "native checkpoints know no layout: leave it out")
 
@@ -110,29 +116,34 @@ def _open(path: Path, form: str, target: Target, true_vocab_size: int | None) ->
     read: Mapping[str, Any] = {"torch": read_torch, "torch_dist": read_torch_dist}
     if form == "native":
         state = read_native(path)
-        check_carried(state.config, WHERE)
         layout = _layout(target, Layout(1, 1, 1, engine=True))
     else:
         directory = iteration_directory(path)
         plain = read[form](directory, None, true_vocab_size)
+        raise_if(_staged_t5(plain.config, told_stages(Namespace(**plain.args))[0]))
         layout = _layout(target, layout_of(plain.args))
         state = plain if target.format == "native" else read[form](directory, layout.tensor, true_vocab_size)
     if target.format != "native":
-        raise_if([*misfits(state.config, layout, WHERE, uneven=True), *_experts(state, target)])
+        raise_if(model_problems(state.config, WHERE))
+        raise_if(_staged_t5(state.config, layout.pipeline))
+        raise_if(misfits(state.config, layout, WHERE, uneven=True))
     return state, layout
 
 
-def _experts(state: TrainingState, target: Target) -> Iterator[Problem]:
-    if state.config.mlp.kind == "moe" and (target.format, target.optimizer) != ("torch_dist", DISTRIBUTED):
-        found = f"experts in {target.format} format with --target-optimizer {target.optimizer}"
-        yield Problem(WHERE, found, "experts have optimizers of their own there: use --to torch_dist")
+def _staged_t5(config: TransformerConfig, stages: int) -> Iterator[Problem]:
+    if config.kind == "t5" and stages > 1:
+        allowed = "one stage; or mt ckpt convert, which moves its weights alone"
+        yield Problem(WHERE, f"the optimizer of a T5 on {stages} pipeline stages", allowed)
 
 
 def _layout(target: Target, source: Layout) -> Layout:
     given = {"tensor": target.tensor, "pipeline": target.pipeline, "virtual": target.virtual, "expert": target.expert}
-    changed = {name: size for name, size in given.items() if size is not None}
+    changed: dict[str, Any] = {name: size for name, size in given.items() if size is not None}
     if target.implementation:
         changed["engine"] = target.implementation == "transformer_engine"
+        changed["grouped"] = source.grouped and changed["engine"]
+    if target.grouped is not None:
+        changed["grouped"] = target.grouped
     return replace(source, **changed)
 
 
@@ -180,6 +191,8 @@ def _hints(target: Target, state: TrainingState, layout: Layout, path: Path) -> 
     if target.format == "native":
         yield f"mt train {path}/settings.toml RUN.toml --set runtime.run_dir={path}  (RUN.toml: your data)"
         return
+    if state.config.kind == "t5" and state.config.final_norm:
+        yield NOTE
     random = state.random
     if not random or (random.tensor, random.pipeline) != (layout.tensor, layout.pipeline):
         yield "start Megatron with --no-load-rng"

@@ -4,32 +4,33 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mt_ckpt.convert_format.groups import settings_of
+from mt_ckpt.convert_format.groups import APART, for_experts, settings_of
 from mt_ckpt.convert_format.plain import plain_args
 from mt_ckpt.megatron.dist_files import DistFiles
-from mt_ckpt.megatron.kinds import kind_of
-from mt_ckpt.megatron.reading import read_args
+from mt_ckpt.megatron.kinds import read_model
 from mt_ckpt.megatron.torch_files import TorchFiles
 from mt_core.errors import MtError
-from mt_models.config import GPTConfig
+from mt_models.config import TransformerConfig
 
 OF_RERUNS = "rerun_state_machine"
 
 
-def config_of(files: TorchFiles | DistFiles, tensor: int | None, true_vocab_size: int | None) -> GPTConfig:
+def config_of(files: TorchFiles | DistFiles, tensor: int | None, true_vocab_size: int | None) -> TransformerConfig:
     """The model; for a target of Megatron's with `tensor` ranks, padding rows count as rows, as they were trained."""
-    where = str(files.path)
-    if (kind := kind_of(files.shapes())) != "gpt":
-        raise MtError(where, f"holds a {kind!r} model", "GPT's states are moved; use mt ckpt convert for the weights")
-    config = read_args(files.args, where, true_vocab_size)
+    where, shapes = str(files.path), files.shapes()
+    config = read_model(files.args, shapes, where, true_vocab_size)
     if tensor is None:
         return config
     kept = min(files.args.padded_vocab_size, config.vocab_rows(tensor))
-    return read_args(files.args, where, kept)
+    return read_model(files.args, shapes, where, kept)
 
 
 def common_state(
-    where: Path, config: GPTConfig, common: Mapping[str, Any], groups: Sequence[Mapping[str, Any]], steps: int | None
+    where: Path,
+    config: TransformerConfig,
+    common: Mapping[str, Any],
+    groups: Sequence[Mapping[str, Any]],
+    steps: int | None,
 ) -> dict[str, Any]:
     """Fields of the training state."""
     args, lost = plain_args(common["args"])
@@ -41,6 +42,9 @@ def common_state(
     found = [f"args.{name}, of a class of Megatron's own" for name in lost]
     if common.get(OF_RERUNS):
         found.append("the state of the machinery that repeats failed steps (rerun_state_machine)")
+    shared = [settings_of(group) for group in groups if not group.get(APART)]
+    if any(settings_of(group) not in for_experts(shared) for group in groups if group.get(APART)):
+        found.append("settings of the experts' parameter group, which differ from those of the others")
     return {
         "source": where,
         "config": config,
@@ -50,14 +54,20 @@ def common_state(
         "optimizer_steps": steps,
         "args": args,
         "scheduler": dict(common.get("opt_param_scheduler") or common["lr_scheduler"]),
-        "groups": [settings_of(group) for group in groups],
+        "groups": shared,
         "grad_scaler": scaler,
         "flops": common.get("num_floating_point_operations_so_far", 0),
         "lost": found,
     }
 
 
+def several(optimizer: Any) -> list[Any]:
+    """What Megatron saved of each of its optimizers: of several, a list or, in `torch_dist`, a dict by number."""
+    if isinstance(optimizer, Mapping) and 0 in optimizer:
+        return [optimizer[number] for number in sorted(optimizer)]
+    return [*optimizer] if isinstance(optimizer, list | tuple) else [optimizer]
+
+
 def _grad_scaler(optimizer: Any) -> Mapping[str, Any] | None:
-    if isinstance(optimizer, list | tuple) and len(optimizer) == 1:
-        optimizer = optimizer[0]
-    return optimizer.get("grad_scaler") if isinstance(optimizer, Mapping) else None
+    first = several(optimizer)[0]
+    return first.get("grad_scaler") if isinstance(first, Mapping) else None

@@ -5,18 +5,26 @@ from typing import Any
 
 import torch
 
+from mt_ckpt.convert_format.groups import for_experts
 from mt_ckpt.convert_format.state import TrainingState
-from mt_ckpt.megatron.arguments import write_args
+from mt_ckpt.megatron.kinds import model_args
 from mt_ckpt.megatron.layout import Layout
 from mt_ckpt.megatron.rank_files import VERSION
 
-MODEL_ONLY = ("consumed_train_samples", "seq_length", "vocab_size", "make_vocab_size_divisible_by")
-"""What `write_args` fills for a model alone, and the run knows better."""
+MODEL_ONLY = (
+    "consumed_train_samples",
+    "seq_length",
+    "encoder_seq_length",
+    "decoder_seq_length",
+    "vocab_size",
+    "make_vocab_size_divisible_by",
+)
+"""What `model_args` fills for a model alone, and the run knows better."""
 
 
 def args_of(state: TrainingState, layout: Layout, *, dtype: torch.dtype, form: str, distributed: bool) -> Namespace:
     """The run's own arguments, with those that depend on the target's layout."""
-    of_model = vars(write_args(state.config, layout, dtype=dtype, form=form))
+    of_model = vars(model_args(state.config, layout, dtype=dtype, form=form))
     own = {name: value for name, value in state.args.items() if value is not None}
     kept = {name: own[name] for name in MODEL_ONLY if name in own}
     found = {**own, **of_model, **kept}
@@ -24,9 +32,10 @@ def args_of(state: TrainingState, layout: Layout, *, dtype: torch.dtype, form: s
         "consumed_train_samples": state.samples,
         "transformer_impl": "transformer_engine" if layout.engine else "local",
         "use_distributed_optimizer": distributed,
+        "moe_use_legacy_grouped_gemm": False,
         "overlap_grad_reduce": False,
         "overlap_param_gather": False,
-        "data_parallel_size": 1,
+        "data_parallel_size": layout.expert,
         "iteration": state.iteration,
     }
     if state.tokens is not None:
@@ -45,9 +54,10 @@ def common_of(state: TrainingState, args: Namespace) -> dict[str, Any]:
     }
 
 
-def groups_with_steps(state: TrainingState) -> list[dict[str, Any]]:
-    """Parameter groups as the distributed optimizer saves them; loading one without `step` fails (§2.6)."""
-    return [{**group, "step": state.optimizer_steps} for group in state.groups]
+def groups_of(state: TrainingState, expert_ranks: int) -> list[list[dict[str, Any]]]:
+    """Of each optimizer, its parameter groups as a distributed one saves them; without `step` loading fails (§2.6)."""
+    groups = [state.groups] if expert_ranks == 1 else [state.groups, for_experts(state.groups)]
+    return [[{**group, "step": state.optimizer_steps} for group in own] for own in groups]
 
 
 def scaler_of(state: TrainingState) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from mt_core.checkpoint.parts import StoredTensor, open_part
 from mt_core.config.sections import ScheduleConfig
 from mt_core.errors import MtError, Problem, raise_if
 from mt_core.training.learning_rate import learning_rate
+from mt_models.config import TransformerConfig
 
 STEP = "step"
 NO_RANDOM_STATE = "the state of random generators: mt draws from the seed and the step, so there is none"
@@ -24,16 +25,15 @@ def read_native(path: Path) -> TrainingState:
     """The latest step of a run, or a step directory."""
     loader = Native(path)
     meta = native.read_meta(loader.step)
-    values, model = meta["config"], loader.config()
+    values, config = meta["config"], loader.config()
     if not (loader.step / "optim").is_dir():
         raise MtError(str(loader.step), "holds a model alone, no optimizer", "use mt ckpt convert")
-    if model.kind != "gpt":
-        raise MtError(str(loader.step), f"holds a {model.kind!r} model", "only GPT has a place in Megatron's files")
-    config: Any = model
     stored = open_part(loader.step / "optim")
     fp32 = values["precision"]["dtype"] == "fp32"
     if values["precision"]["dtype"] == "fp64":
         raise MtError(str(loader.step), "was trained in fp64", "Megatron's optimizers are fp32")
+    if not isinstance(config, TransformerConfig):
+        raise MtError(str(loader.step), f"holds a {config.kind!r} model", "Megatron's files hold gpt, bert and t5")
     raise_if(_problems(loader.step, stored, [*config.canonical_shapes()], fp32=fp32))
     optimizer: dict[str, Stream] = {kind: partial(_kind, stored, kind, [*config.canonical_shapes()]) for kind in KINDS}
     if fp32:

@@ -10,12 +10,13 @@ from mt_ckpt.convert_format import bucket_space
 from mt_ckpt.convert_format.flattened import all_unflattened
 from mt_ckpt.convert_format.groups import steps_of
 from mt_ckpt.convert_format.megatron import common_state, config_of
-from mt_ckpt.convert_format.state import KINDS, MASTER, RandomStates, Stream, TrainingState
+from mt_ckpt.convert_format.state import KINDS, MASTER, MOMENTS, RandomStates, Stream, TrainingState
 from mt_ckpt.megatron.dist_files import DistFiles
 from mt_ckpt.megatron.dist_metadata import Stored
 from mt_ckpt.megatron.layout import Layout
+from mt_ckpt.megatron.names import copies_of, parameters
 from mt_core.errors import MtError
-from mt_models.config import GPTConfig
+from mt_models.config import TransformerConfig
 
 CHAINED = re.compile(r"^chained_\d+\.")
 KEYS = {
@@ -24,8 +25,8 @@ KEYS = {
     "exp_avg_sq": ("optimizer.state.exp_avg_sq.",),
 }
 """Prefixes of the model's keys: main's, then 0.11's."""
-GROUPS = re.compile(r".*optimizer\.distributed\.dp_group_idx_\d+\..*optimizer/shard_0_1")
-"""Objects that hold the parameter groups where the common state does not."""
+GROUPS = re.compile(r"(chained_\d+\.)?optimizer\.distributed\.dp_group_idx_\d+\..*optimizer/shard_0_1")
+"""Objects that hold the parameter groups, of each optimizer, where the common state does not."""
 RANDOM = re.compile(r"rng_state/shard_(\d+)\.(\d+)_(\d+)\.(\d+)")
 
 
@@ -33,9 +34,10 @@ def read_torch_dist(directory: Path, tensor: int | None = None, true_vocab_size:
     """One iteration; for a target of Megatron's with `tensor` ranks, padding is kept."""
     files = DistFiles(directory)
     config = config_of(files, tensor, true_vocab_size)
-    objects = [one.chunks[0].read() for key, one in files.stored.items() if GROUPS.fullmatch(key)]
-    groups, counts = _groups([files.common.get("optimizer"), *objects[:1]], directory)
-    stored = {CHAINED.sub("", key): one for key, one in files.stored.items()}
+    objects = {found[1]: one for key, one in files.stored.items() if (found := GROUPS.fullmatch(key))}
+    groups, counts = _groups(
+        [files.common.get("optimizer"), *(one.chunks[0].read() for one in objects.values())], directory
+    )
     common = {**files.common, "args": files.args}
 
     def weights() -> Any:
@@ -43,20 +45,21 @@ def read_torch_dist(directory: Path, tensor: int | None = None, true_vocab_size:
 
     return TrainingState(
         weights=weights,
-        optimizer={MASTER: weights, **_optimizer(files, stored, config)},
-        random=_random(stored),
+        optimizer={MASTER: weights, **_optimizer(files, config)},
+        random=_random(files.stored),
         **common_state(directory, config, common, groups, steps_of(groups, counts)),
     )
 
 
-def _optimizer(files: DistFiles, stored: Mapping[str, Stored], config: GPTConfig) -> dict[str, Stream]:
-    if any(bucket_space.KEY.fullmatch(key) for key in stored):
-        return _buckets(files, stored, config)
+def _optimizer(files: DistFiles, config: TransformerConfig) -> dict[str, Stream]:
+    if any(bucket_space.KEY.fullmatch(key) for key in files.stored):
+        return _buckets(files, config)
+    stored = {CHAINED.sub("", key): one for key, one in files.stored.items()}
     found: dict[str, Stream] = {}
     for kind, prefixes in KEYS.items():
         named = {key[len(p) :]: one for p in prefixes for key, one in stored.items() if key.startswith(p)}
         if named:
-            found[kind] = partial(files.holding(all_unflattened(named)).tensors, config)
+            found[kind] = partial(files.holding(all_unflattened(_by_first_names(named, config))).tensors, config)
     if missing := [kind for kind in KINDS if kind not in found and kind != MASTER]:
         others = sorted({key.partition("optimizer.")[2].partition(".")[0] for key in stored if "optimizer." in key})
         told = f"holds no {' and no '.join(missing)}" + (f", but optimizer.{{{', '.join(others)}}}" if others else "")
@@ -65,24 +68,32 @@ def _optimizer(files: DistFiles, stored: Mapping[str, Stored], config: GPTConfig
     return found
 
 
-def _buckets(files: DistFiles, stored: Mapping[str, Stored], config: GPTConfig) -> dict[str, Stream]:
+def _by_first_names(named: Mapping[str, Stored], config: TransformerConfig) -> dict[str, Stored]:
+    """With the first name of a parameter that has two, of which an optimizer knows one: the last."""
+    again = {name: named[copy] for name in parameters(config) for copy in copies_of(config, name) if copy in named}
+    return {**again, **named}
+
+
+def _buckets(files: DistFiles, config: TransformerConfig) -> dict[str, Stream]:
     args = vars(files.args)
     layout = layout_of(args)
     found: dict[str, Stream] = {}
-    for kind, key in ((MASTER, "param"), *((kind, kind) for kind in KINDS[1:])):
-        slots = bucket_space.slots_of(stored, key, config, layout, args=args)
+    for kind, key in ((MASTER, "param"), *((kind, kind) for kind in MOMENTS)):
+        slots = bucket_space.slots_of(files.stored, key, config, layout, args=args)
         found[kind] = partial(bucket_space.tensors, slots, config, layout, args["padded_vocab_size"])
     return found
 
 
 def layout_of(args: Mapping[str, Any]) -> Layout:
     """How the run of these arguments was cut, and whose layers it had."""
+    engine = args.get("transformer_impl", "transformer_engine") != "local"
     return Layout(
         args.get("tensor_model_parallel_size") or 1,
         args.get("pipeline_model_parallel_size") or 1,
         args.get("virtual_pipeline_model_parallel_size") or 1,
-        engine=args.get("transformer_impl", "transformer_engine") != "local",
+        engine=engine,
         expert=args.get("expert_model_parallel_size") or 1,
+        grouped=engine and bool(args.get("num_experts") and args.get("moe_grouped_gemm")),
     )
 
 

@@ -31,6 +31,7 @@ PLAIN = {
     "schedule.anneal_steps": "lr_wsd_decay_iters",
     "schedule.anneal": "lr_wsd_decay_style",
     "data.seq_length": "seq_length",
+    "data.decoder_seq_length": "decoder_seq_length",
     "runtime.seed": "seed",
 }
 """Settings that mean the same, ours to theirs."""
@@ -41,6 +42,8 @@ TO_MT = {ours: theirs for ours, theirs in PLAIN.items() if not ours.startswith("
 def to_args(config: Values) -> dict[str, Any]:
     """Megatron's arguments for mt's settings, as a checkpoint holds them."""
     found = {theirs: value for ours, theirs in PLAIN.items() if (value := _at(config, ours)) is not None}
+    if "decoder_seq_length" in found:
+        found["encoder_seq_length"] = found["seq_length"]  # what T5 calls it
     dtype = config["precision"]["dtype"]
     return found | {
         "optimizer": "adam",

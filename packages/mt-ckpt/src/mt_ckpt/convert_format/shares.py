@@ -4,14 +4,27 @@ from collections.abc import Iterator
 from typing import Any
 
 from mt_ckpt.accounting import accounted
-from mt_ckpt.convert_format.order import named_parameters
+from mt_ckpt.convert_format.order import own_places
 from mt_ckpt.convert_format.state import MASTER, RandomStates, TrainingState, matching_masters
+from mt_ckpt.megatron.experts import experts_of, renumbered
 from mt_ckpt.megatron.fusing import Rows, shard
-from mt_ckpt.megatron.layout import Layout
+from mt_ckpt.megatron.layout import Layout, rank_directory
+from mt_ckpt.megatron.rank_shares import Ranks
 from mt_ckpt.megatron.saver import Fused, fused
 
 Place = tuple[int, int]
-"""Pipeline stage, tensor rank."""
+"""Pipeline stage, and a rank of it: expert rank · tensor ranks + tensor rank."""
+
+
+def directories(layout: Layout) -> dict[Place, str]:
+    """Of every rank's files."""
+    return {
+        (stage, rank): rank_directory(
+            rank % layout.tensor, stage, layout.pipeline, rank // layout.tensor, layout.expert
+        )
+        for stage in range(layout.pipeline)
+        for rank in range(layout.tensor * layout.expert)
+    }
 
 
 def streamed(state: TrainingState, kind: str, layout: Layout) -> Fused:
@@ -23,18 +36,20 @@ def streamed(state: TrainingState, kind: str, layout: Layout) -> Fused:
 
 def shares(state: TrainingState, layout: Layout, tensors: Fused) -> Iterator[tuple[Place, int, str, Rows]]:
     """Place, chunk, local name and share of every rank, of each tensor as it comes."""
-    owners: dict[str, list[tuple[int, int, str]]] = {}
-    for (stage, chunk), names in named_parameters(state.config, layout).items():
-        for own, (name, _) in names.items():
-            owners.setdefault(name, []).append((stage, chunk, own))
+    ranks = Ranks(layout.tensor, layout.expert, experts_of(state.config))
     for name, one, whole in tensors:
-        for stage, chunk, own in owners[name]:
-            for rank in range(layout.tensor):
-                yield (stage, rank), chunk, own, shard(whole, one, rank, layout.tensor)
+        for stage, chunk, own in own_places(state.config, name, layout):
+            for rank in ranks.owners(one):
+                local = renumbered(own, -ranks.first_expert(rank))
+                yield (stage, rank), chunk, local, shard(whole, one, rank % layout.tensor, layout.tensor)
 
 
 def random_of(random: RandomStates | None, layout: Layout, at: Place) -> dict[str, Any]:
-    """A rank's random state, if the layout is the one that it was saved under."""
+    """A rank's random state, if the layout is the one that it was saved under.
+
+    `torch_dist` files have one for the expert ranks together: that of the first.
+    """
     if random is None or (random.tensor, random.pipeline) != (layout.tensor, layout.pipeline):
         return {}
-    return {"rng_state": random.states[at]}
+    stage, rank = at
+    return {"rng_state": random.states.get(at) or random.states[stage, rank % layout.tensor]}

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from mt_core.errors import Problem, raise_if
-from mt_models.config import GPTConfig
+from mt_models.config import TransformerConfig
 
 MASTER, MOMENTS = "master", ("exp_avg", "exp_avg_sq")
 KINDS = (MASTER, *MOMENTS)
@@ -29,7 +29,7 @@ class RandomStates:
     tensor: int
     pipeline: int
     states: Mapping[tuple[int, int], Any]
-    """(pipeline rank, tensor rank) → the list of §1.3."""
+    """(stage, rank of it) → the list of §1.3; `torch_dist` files hold those of the first expert rank alone."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class TrainingState:
     """Everything that a run goes on from."""
 
     source: Path
-    config: GPTConfig
+    config: TransformerConfig
     weights: Stream
     optimizer: Mapping[str, Stream]
     """Of every kind in KINDS; all are fp32."""
@@ -51,7 +51,7 @@ class TrainingState:
     scheduler: Values
     """max_lr, lr_warmup_steps, … (§1.3); counted in samples."""
     groups: Sequence[Values]
-    """Settings of the parameter groups, without parameters."""
+    """Settings of the parameter groups, without parameters; those of experts are the same."""
     grad_scaler: Values | None = None
     random: RandomStates | None = None
     flops: float = 0

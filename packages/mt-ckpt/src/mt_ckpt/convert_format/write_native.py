@@ -53,7 +53,8 @@ def write_native(path: Path, state: TrainingState) -> list[str]:
 def _whole(sections: Mapping[str, Mapping[str, Any]], args: Mapping[str, Any]) -> dict[str, Any]:
     """Sections as a run of mt's saves them, with defaults where Megatron says nothing."""
     whole = {name: validate(tree, sections.get(name, {})).model_dump(mode="json") for name, tree in SECTIONS.items()}
-    return {**whole, "data": {"seq_length": args.get("seq_length")}}
+    lengths = {name: args[name] for name in ("seq_length", "decoder_seq_length") if args.get(name) is not None}
+    return {**whole, "data": lengths}
 
 
 def _optimizer(state: TrainingState, dtype: str) -> Iterator[tuple[str, Tensor]]:

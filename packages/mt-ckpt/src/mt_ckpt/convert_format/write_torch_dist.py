@@ -1,7 +1,8 @@
 """A Megatron-Core checkpoint in `torch_dist` format of a training state.
 
 The optimizer is stored as main's `fully_reshardable`, which any layout loads; as 0.11's `fully_sharded_model_space`,
-the only one that 0.11 saves and main refuses; or as an optimizer that is not distributed (§2.6).
+the only one that 0.11 saves and main refuses; or as an optimizer that is not distributed (§2.6). Where ranks share
+experts, these have an optimizer of their own, which all but the first number in their keys.
 """
 
 from pathlib import Path
@@ -9,9 +10,8 @@ from typing import Any
 
 import torch
 
-from mt_ckpt.convert_format.groups import group_of
-from mt_ckpt.convert_format.megatron_args import args_of, common_of, groups_with_steps, scaler_of
-from mt_ckpt.convert_format.order import named_parameters
+from mt_ckpt.convert_format.megatron_args import args_of, common_of, groups_of, scaler_of
+from mt_ckpt.convert_format.order import of_experts
 from mt_ckpt.convert_format.shares import random_of, streamed
 from mt_ckpt.convert_format.state import KINDS, MASTER, TrainingState
 from mt_ckpt.megatron.chunk_files import ChunkFiles
@@ -19,6 +19,7 @@ from mt_ckpt.megatron.dist_boxes import Place
 from mt_ckpt.megatron.dist_writer import extra_states, written_place
 from mt_ckpt.megatron.fusing import Rows, shard
 from mt_ckpt.megatron.layout import Layout
+from mt_ckpt.megatron.names import copies_of
 
 RESHARDABLE, OF_0_11, PLAIN = "fully_reshardable", "fully_sharded_model_space", "plain"
 MASTER_KEYS = {RESHARDABLE: "param", OF_0_11: "fp32_param", PLAIN: "fp32_param"}
@@ -29,8 +30,9 @@ def write_torch_dist(directory: Path, state: TrainingState, layout: Layout, *, o
     files, config = ChunkFiles(directory), state.config
     dtype = torch.float32
     for name, one, whole in streamed(state, "model", layout):
-        place = written_place(config, name, engine=layout.engine)
-        files.add(place.key, place, shard(whole, one, 0, 1))
+        for key in (name, *copies_of(config, name)):
+            place = written_place(config, key, engine=layout.engine)
+            files.add(place.key, place, shard(whole, one, 0, 1))
         dtype = whole.dtype
     for key in extra_states(config, engine=layout.engine):
         files.add_object(key, None)
@@ -48,13 +50,17 @@ def write_torch_dist(directory: Path, state: TrainingState, layout: Layout, *, o
 
 
 def _add_kind(files: ChunkFiles, state: TrainingState, layout: Layout, *, kind: str, optimizer: str) -> None:
-    prefix = f"optimizer.state.{MASTER_KEYS[optimizer] if kind == MASTER else kind}."
+    numbered = layout.expert > 1 and optimizer != RESHARDABLE
     for name, one, whole in streamed(state, kind, layout):
-        place = written_place(state.config, name, engine=layout.engine)
-        if optimizer == OF_0_11:
-            _add_flat(files, prefix + place.key, place, shard(whole, one, 0, 1), 2 if one.stacked else 1)
-        else:
-            files.add(prefix + place.key, place, shard(whole, one, 0, 1))
+        prefix = f"optimizer.state.{MASTER_KEYS[optimizer] if kind == MASTER else kind}."
+        if numbered:
+            prefix = f"chained_{int(of_experts(name))}.{prefix}"
+        for key in (name, *copies_of(state.config, name)):
+            place = written_place(state.config, key, engine=layout.engine)
+            if optimizer == OF_0_11:
+                _add_flat(files, prefix + place.key, place, shard(whole, one, 0, 1), 2 if one.stacked else 1)
+            else:
+                files.add(prefix + place.key, place, shard(whole, one, 0, 1))
 
 
 def _add_flat(files: ChunkFiles, key: str, place: Place, whole: Rows, halves: int) -> None:
@@ -67,21 +73,26 @@ def _add_flat(files: ChunkFiles, key: str, place: Place, whole: Rows, halves: in
 
 def _common(state: TrainingState, layout: Layout, optimizer: str, dtype: torch.dtype) -> dict[str, Any]:
     """Parameter groups, and how the optimizer is stored."""
-    groups = groups_with_steps(state)
-    if optimizer != PLAIN:
-        found = {"optimizer": {"param_groups": groups}, "param_state_sharding_type": optimizer, **scaler_of(state)}
-        content = {
-            "distrib_optim_sharding_type": optimizer,
-            "distrib_optim_fully_reshardable_mem_efficient": False,
-            "singleton_local_shards": False,
-            "chained_optim_avoid_prefix": True,
-        }
-        return {"optimizer": found} | ({"content_metadata": content} if optimizer == RESHARDABLE else {})
-    members: list[list[int]] = [[] for _ in groups]
-    names = named_parameters(state.config, Layout(1, 1, 1, engine=layout.engine))[0, 0]
-    chosen = [group_of(own, len(one.shapes[0]), state.groups) for own, (_, one) in names.items()]
-    for number in sorted(range(len(chosen)), key=chosen.__getitem__):
-        members[chosen[number]].append(sum(map(len, members)))
-    settings = [{**group, "params": ids} for group, ids in zip(groups, members, strict=True)]
-    inner = {"state": {"common_step": state.optimizer_steps}, "param_groups": settings}
-    return {"optimizer": inner if dtype == torch.float32 else {"optimizer": inner, **scaler_of(state)}}
+    groups = groups_of(state, layout.expert)
+    if optimizer == PLAIN:
+        return {"optimizer": _numbered([_plain(state, own, dtype) for own in groups])}
+    kind = {"param_state_sharding_type": optimizer, **scaler_of(state)}
+    content = {
+        "distrib_optim_sharding_type": optimizer,
+        "distrib_optim_fully_reshardable_mem_efficient": False,
+        "singleton_local_shards": False,
+        "chained_optim_avoid_prefix": True,
+    }
+    found = {"optimizer": _numbered([{"optimizer": {"param_groups": own}, **kind} for own in groups])}
+    return found | ({"content_metadata": content} if optimizer == RESHARDABLE else {})
+
+
+def _plain(state: TrainingState, groups: list[dict[str, Any]], dtype: torch.dtype) -> dict[str, Any]:
+    """An optimizer that is not distributed; ids of parameters the newest release adds itself, and refuses in a file."""
+    inner = {"state": {"common_step": state.optimizer_steps}, "param_groups": groups}
+    return inner if dtype == torch.float32 else {"optimizer": inner, **scaler_of(state)}
+
+
+def _numbered(optimizers: list[dict[str, Any]]) -> dict[Any, Any]:
+    """Several optimizers by number; one as it is."""
+    return dict(enumerate(optimizers)) if len(optimizers) > 1 else optimizers[0]

@@ -8,7 +8,7 @@ from mt_ckpt.megatron.layout import Layout
 from mt_ckpt.megatron.reading import FACTOR, LLAMA3, read_args
 from mt_ckpt.megatron.refusals import NORMS, POSITIONS
 from mt_ckpt.megatron.stages import stage_layers
-from mt_core.errors import MtError, Problem, raise_if
+from mt_core.errors import Problem
 from mt_models.config import GPTConfig
 
 
@@ -122,13 +122,6 @@ def _parallel(config: GPTConfig, layout: Layout) -> dict[str, Any]:
         "expert_model_parallel_size": layout.expert,
         "expert_tensor_parallel_size": layout.tensor,
     }
-
-
-def check_carried(config: GPTConfig, where: str = "saver core") -> None:
-    """Refuse a model other than GPT, or one that Megatron has no arguments for, naming every obstacle."""
-    if config.kind != "gpt":
-        raise MtError(where, f"cannot carry a {config.kind!r} model", "or use --saver native")
-    raise_if(carried_problems(config, where))
 
 
 def carried_problems(config: GPTConfig, where: str) -> Iterator[Problem]:

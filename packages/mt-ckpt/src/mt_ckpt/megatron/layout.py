@@ -84,6 +84,7 @@ def misfits(
         return
     yield from _tensor_misfits(config, tensor, where)
     yield from _expert_misfits(config, expert, where)
+    yield from _grouped_misfits(config, layout)
     if config.kind == "t5":
         yield from split_misfits(config, pipeline, layout.encoder, where)
     else:
@@ -122,3 +123,11 @@ def _expert_misfits(config: TransformerConfig, expert: int, where: str) -> Itera
     elif config.mlp.kind == "moe" and config.mlp.experts % expert:
         found = f"mlp.experts = {config.mlp.experts} does not divide by {expert} expert ranks"
         yield Problem(where, found, f"a divisor of {config.mlp.experts}")
+
+
+def _grouped_misfits(config: TransformerConfig, layout: Layout) -> Iterator[Problem]:
+    if layout.grouped and config.mlp.kind != "moe":
+        yield Problem("--moe-grouped-gemm", "the model has no experts", "leave it out")
+    elif layout.grouped and not layout.engine:
+        found = "Megatron's own grouped experts are gone from its newest releases"
+        yield Problem("--moe-grouped-gemm", found, "--saver-transformer-impl transformer_engine")

@@ -67,7 +67,7 @@ def save(
         grouped=moe_grouped_gemm,
         encoder=encoder_stages(config, target_pipeline_parallel_size, target_encoder_pipeline_parallel_size),
     )
-    raise_if([*misfits(config, layout, uneven=True), *_not_options(config, layout, target_iteration)])
+    raise_if([*misfits(config, layout, uneven=True), *_not_options(target_iteration)])
     if config.kind == "t5" and config.final_norm:
         print(f"note: {path}: {NOTE}", file=sys.stderr)
     with atomic_directory(path) as temporary:
@@ -92,16 +92,11 @@ def _writer(form: str) -> Callable[..., None]:
     return write_dist
 
 
-def _not_options(config: TransformerConfig, layout: Layout, iteration: int | None) -> Iterator[Problem]:
+def _not_options(iteration: int | None) -> Iterator[Problem]:
     """Options that say what cannot be."""
     if iteration is not None and iteration < 1:
         allowed = "a positive number; leave it out for a release"
         yield Problem("--target-iteration", f"{iteration} is no iteration that Megatron reads", allowed)
-    if layout.grouped and config.mlp.kind != "moe":
-        yield Problem("--moe-grouped-gemm", "the model has no experts", "leave it out")
-    elif layout.grouped and not layout.engine:
-        found = "Megatron's own grouped experts are gone from its newest releases"
-        yield Problem("--moe-grouped-gemm", found, "--saver-transformer-impl transformer_engine")
 
 
 Fused = Iterator[tuple[str, Parameter, Rows]]
