@@ -22,7 +22,7 @@ from mt_ckpt.detect import detect
 from mt_ckpt.megatron.kinds import model_problems
 from mt_ckpt.megatron.layout import RELEASE, TRACKER, Layout, iteration_directory, misfits
 from mt_ckpt.megatron.split import told_stages
-from mt_ckpt.megatron.t5 import NOTE
+from mt_ckpt.megatron.t5 import NORM_NOTES
 from mt_ckpt.tools.together import together
 from mt_core.errors import MtError, Problem, raise_if
 from mt_core.files import atomic_directory
@@ -191,8 +191,8 @@ def _hints(target: Target, state: TrainingState, layout: Layout, path: Path) -> 
     if target.format == "native":
         yield f"mt train {path}/settings.toml RUN.toml --set runtime.run_dir={path}  (RUN.toml: your data)"
         return
-    if state.config.kind == "t5" and state.config.final_norm:
-        yield NOTE
+    if state.config.kind == "t5":
+        yield NORM_NOTES[state.config.final_norm]
     random = state.random
     if not random or (random.tensor, random.pipeline) != (layout.tensor, layout.pipeline):
         yield "start Megatron with --no-load-rng"

@@ -28,7 +28,7 @@ from mt_ckpt.megatron.layout import (
 from mt_ckpt.megatron.names import parameters
 from mt_ckpt.megatron.rank_files import write_rank_files
 from mt_ckpt.megatron.split import encoder_stages
-from mt_ckpt.megatron.t5 import NOTE
+from mt_ckpt.megatron.t5 import NORM_NOTES
 from mt_ckpt.megatron.tables import Parameter
 from mt_core.errors import Problem, raise_if
 from mt_core.files import atomic_directory
@@ -68,8 +68,8 @@ def save(
         encoder=encoder_stages(config, target_pipeline_parallel_size, target_encoder_pipeline_parallel_size),
     )
     raise_if([*misfits(config, layout, uneven=True), *_not_options(target_iteration)])
-    if config.kind == "t5" and config.final_norm:
-        print(f"note: {path}: {NOTE}", file=sys.stderr)
+    if config.kind == "t5":
+        print(f"note: {path}: {NORM_NOTES[config.final_norm]}", file=sys.stderr)
     with atomic_directory(path) as temporary:
         directory = temporary / iteration_name(target_iteration)
         stream = fused(config, tensors, layout.tensor)

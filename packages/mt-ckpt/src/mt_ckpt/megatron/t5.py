@@ -1,6 +1,7 @@
 """T5, whose encoder Megatron's args describe as a GPT; its positions are learned vectors or relative biases.
 
-Releases differ in norms: older ones end encoder and decoder with one; newer ones, by their block specs, do not.
+Releases differ in norms: older ones end encoder and decoder with one; newer ones do where Transformer Engine
+is installed (0.16.1 and 0.19.2 were run), and elsewhere do not.
 """
 
 from argparse import Namespace
@@ -15,7 +16,13 @@ RELATIVE = "relative"
 NORM = "decoder.final_layernorm.weight"
 """On the last stage, where one looks for what a model has; the encoder has its own, or not, with it."""
 
-NOTE = "newer releases of Megatron-Core have no norm at the end of T5's encoder and decoder, and ignore this one's"
+NORM_NOTES = {
+    True: "where Transformer Engine is not installed, newer releases of Megatron-Core have no norm at the end of T5's "
+    "encoder and decoder, and ignore this one's",
+    False: "where Transformer Engine is installed, Megatron-Core has a norm at the end of T5's encoder and decoder, "
+    "and misses this one's",
+}
+"""What to tell of a T5 with these norms, and of one without."""
 
 
 def encoder_args(args: Any) -> Namespace:

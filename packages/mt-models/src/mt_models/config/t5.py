@@ -32,7 +32,7 @@ class T5Config(TransformerSection):
     norm: Annotated[RMSNorm | LayerNorm, Field(discriminator="kind")]
     """Before each part of every block, and at the end of encoder and decoder."""
     final_norm: bool = True
-    """Encoder and decoder end with a norm; those of Megatron-Core's newer releases do not."""
+    """Encoder and decoder end with a norm; Megatron-Core's newer releases have none without Transformer Engine."""
     position: Annotated[Relative | Learned, Field(discriminator="kind")]
     """How the model knows where a token stands: numbers added to scores, or vectors added to embeddings (Megatron)."""
     tied: bool = False
