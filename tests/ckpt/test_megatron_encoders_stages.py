@@ -88,7 +88,7 @@ CANNOT = {
 @pytest.mark.parametrize("case", CANNOT)
 def test_cuts_that_megatron_has_not_are_refused(case, tmp_path):
     config, given, message = CANNOT[case]
-    options = sizes(1, given["pipeline"], given.get("virtual", 1)) | {ENCODER: given.get("encoder")}
+    options: Any = sizes(1, given["pipeline"], given.get("virtual", 1)) | {ENCODER: given.get("encoder")}
     with pytest.raises(MtError, match=message):
         save(tmp_path / "core", config, (), **options)
 
@@ -247,7 +247,7 @@ def room() -> Path:
     pytest.importorskip("megatron.core")
     path = Path(mkdtemp())
     for case, (config, tensor, encoder, decoder) in ORACLE.items():
-        options = sizes(tensor, encoder + decoder) | {ENCODER: encoder, "saver_transformer_impl": "local"}
+        options: Any = sizes(tensor, encoder + decoder) | {ENCODER: encoder, "saver_transformer_impl": "local"}
         save(path / case / "ours", config, random_weights(config).items(), **options)
         (path / case / "theirs").mkdir()
     run_ranks(1, exchange, path)
