@@ -6,7 +6,7 @@ each dim, flat; data ranks hold pieces of it.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -50,6 +50,15 @@ def _box(at: Shape, local: Shape, pieces: list[Chunk]) -> Chunk:
     return Pieces(Path(), 0, 0, offsets, sizes, ordered)
 
 
-def all_unflattened(stored: Mapping[str, Stored]) -> dict[str, Stored]:
-    """Every tensor by `unflattened`."""
-    return {key: unflattened(key, one) for key, one in stored.items()}
+def all_unflattened(stored: Mapping[str, Stored], weights: Mapping[str, Stored]) -> dict[str, Stored]:
+    """Every tensor by `unflattened`.
+
+    `weights`, by the same keys, tell the shape where metadata does not: 0.11 writes none of its own beside a torch of
+    today (2.11 was run).
+    """
+    return {key: unflattened(key, _with_shape(one, weights.get(key))) for key, one in stored.items()}
+
+
+def _with_shape(one: Stored, weight: Stored | None) -> Stored:
+    flat = weight and weight.size and one.size and len(one.size) == len(weight.size) + 1
+    return replace(one, original=weight.size) if weight and flat and one.original is None else one

@@ -59,7 +59,8 @@ def _optimizer(files: DistFiles, config: TransformerConfig) -> dict[str, Stream]
     for kind, prefixes in KEYS.items():
         named = {key[len(p) :]: one for p in prefixes for key, one in stored.items() if key.startswith(p)}
         if named:
-            found[kind] = partial(files.holding(all_unflattened(_by_first_names(named, config))).tensors, config)
+            whole = all_unflattened(_by_first_names(named, config), stored)
+            found[kind] = partial(files.holding(whole).tensors, config)
     if missing := [kind for kind in KINDS if kind not in found and kind != MASTER]:
         others = sorted({key.partition("optimizer.")[2].partition(".")[0] for key in stored if "optimizer." in key})
         told = f"holds no {' and no '.join(missing)}" + (f", but optimizer.{{{', '.join(others)}}}" if others else "")
