@@ -26,7 +26,7 @@ def test_the_readme_shows_every_task_and_generate():
         "eval lambada",
         "eval wikitext103",
         "eval perplexity",
-        "generate RUN",
+        "generate",
     ]
 
 
