@@ -1,4 +1,4 @@
-"""What Megatron-Core 0.11.0 itself saved comes out as the values that it held; golden_0_11/README.md tells its making."""
+"""What Megatron-Core 0.11.0 itself saved comes out as the values that it held (golden_0_11/README.md)."""
 
 import tarfile
 from pathlib import Path
