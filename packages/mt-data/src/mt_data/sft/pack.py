@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from mt_data.packed import document_bounds, positions
+from mt_data.packed import positions, segment_ids
 from mt_data.sft.prompt import IGNORED
 
 Encoded = tuple[list[int], list[int]]
@@ -16,8 +16,8 @@ def pack(
 ) -> Mapping[str, np.ndarray | np.generic]:
     """A sample: conversations until it is full, the last cut off, or else filled up.
 
-    Each is filled up to a `multiple` of tokens. Returns `tokens`, `labels`, `position_ids` int64 [L], the labels with
-    padding and −100 where `loss_mask` float32 [L] is 0, and the conversations' bounds as `document_bounds`.
+    Each is filled up to a `multiple` of tokens. Returns `tokens`, `labels`, `position_ids` and `segment_ids` int64 [L],
+    the labels with padding and −100 where `loss_mask` float32 [L] is 0; a segment is a conversation.
     """
     tokens, targets, ends = [], [], [0]
     for some_tokens, some_targets in conversations:
@@ -37,5 +37,5 @@ def pack(
         "labels": labels[1:],
         "loss_mask": learnt.astype(np.float32),
         "position_ids": positions(lengths),
-        **document_bounds(lengths, seq_length),
+        "segment_ids": segment_ids(lengths, seq_length),
     }
