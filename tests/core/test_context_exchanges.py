@@ -182,5 +182,5 @@ def test_all_to_all_refuses_heads_it_cannot_share(shape, size, found, sizes):
         core(*inputs(shape)[:3])
     assert str(error.value) == (
         f"parallel.context: all_to_all cannot share {found}; "
-        f'allowed sizes: {sizes}; context_exchange "ring" and "all_gather" take any'
+        f'allowed sizes: {sizes}; cp_comm_type "ring" and "all_gather" take any'
     )
