@@ -6,8 +6,8 @@ import pytest
 
 from core.planning_configs import h200, run
 from mt_core.planning.memory import GIB, by_category
-from mt_core.planning.pictures import LEFT, RIGHT, WIDTH, memory_svg, timeline_svg
 from mt_core.planning.plan import plan
+from mt_core.planning.svg import LEFT, RIGHT, WIDTH, memory_svg, timeline_svg
 
 SVG = "{http://www.w3.org/2000/svg}"
 

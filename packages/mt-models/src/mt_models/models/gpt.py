@@ -14,15 +14,12 @@ from mt_core.parallel.cross_entropy import capped
 from mt_models.config import GPTConfig
 from mt_models.layers.attention import Attention
 from mt_models.layers.attention_cores import Core
-from mt_models.layers.cache import KVCache, LayerCache
-from mt_models.layers.embedding import Embedding
-from mt_models.layers.linear import Linear
-from mt_models.layers.loss import CrossEntropy
+from mt_models.layers.basic import CrossEntropy, Embedding, Linear, make_norm
+from mt_models.layers.kv_cache import KVCache, LayerCache
 from mt_models.layers.mlp import make_mlp
 from mt_models.layers.moe import Balances, MoE, with_balance
-from mt_models.layers.norm import make_norm
 from mt_models.layers.rope import Rotation, make_rotation
-from mt_models.transformer import Transformer
+from mt_models.models.base import Transformer
 
 
 class Block(nn.Module):

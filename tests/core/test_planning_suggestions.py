@@ -4,9 +4,9 @@ import pytest
 
 from core.planning_configs import h200, run
 from mt_core.errors import raise_if
-from mt_core.planning.advice import Advice, ranks_that_fit, what_fits
 from mt_core.planning.layout import layout_of, problems
 from mt_core.planning.plan import plan
+from mt_core.planning.suggestions import Advice, ranks_that_fit, what_fits
 
 
 def advice(ranks: int, *overrides: str, gib: float = 139.8, preset: str = "llama3-8b") -> list[Advice]:

@@ -17,13 +17,10 @@ from torch import Tensor, nn
 from mt_models.config import T5Config
 from mt_models.layers.attention import Attention, CrossAttention
 from mt_models.layers.attention_cores import Core
-from mt_models.layers.embedding import Embedding
-from mt_models.layers.head import Head
-from mt_models.layers.loss import CrossEntropy
+from mt_models.layers.basic import CrossEntropy, Embedding, Head, make_norm
 from mt_models.layers.mlp import make_mlp
-from mt_models.layers.norm import make_norm
-from mt_models.layers.relative import RelativeBias
-from mt_models.transformer import Run, Transformer
+from mt_models.layers.relative_bias import RelativeBias
+from mt_models.models.base import Run, Transformer
 
 
 class Block(nn.Module):

@@ -14,13 +14,9 @@ from torch import Tensor, nn
 from mt_models.config import BertConfig
 from mt_models.layers.attention import Attention
 from mt_models.layers.attention_cores import Core
-from mt_models.layers.embedding import Embedding
-from mt_models.layers.head import Head
-from mt_models.layers.linear import Linear
-from mt_models.layers.loss import CrossEntropy
+from mt_models.layers.basic import CrossEntropy, Embedding, Head, Linear, make_norm
 from mt_models.layers.mlp import ACTIVATIONS, make_mlp
-from mt_models.layers.norm import make_norm
-from mt_models.transformer import Transformer
+from mt_models.models.base import Transformer
 
 
 class Block(nn.Module):
