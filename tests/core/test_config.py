@@ -17,15 +17,15 @@ def file(tmp_path):
 
 
 def test_precedence_is_defaults_preset_files_set(file):
-    first = file('preset = "gpt-tiny"\n[model]\nlayers = 5\nmodel_size = 64\n')
-    second = file("[model]\nmodel_size = 96\n", "second.toml")
+    first = file('preset = "gpt-tiny"\n[model]\nlayers = 5\nhidden_size = 64\n')
+    second = file("[model]\nhidden_size = 96\n", "second.toml")
     config = load_run_config([first, second], ["model.vocab_size=99"])
     model = config.model
     assert (model.layers, model.hidden_size, model.vocab_size, model.init_std) == (5, 96, 99, 0.02)
 
 
 def test_a_part_of_another_kind_replaces_the_preset_s_part_as_a_whole(file):
-    config = load_run_config([file('preset = "gpt-tiny"\n[model.mlp]\nkind = "dense"\nsize = 64\n')])
+    config = load_run_config([file('preset = "gpt-tiny"\n[model.mlp]\nkind = "dense"\nffn_hidden_size = 64\n')])
     assert (config.model.mlp.kind, config.model.mlp.activation) == ("dense", "gelu_tanh")
 
 
@@ -35,13 +35,13 @@ def test_the_printed_configuration_loads_to_the_same_tree(file):
 
 
 def test_everything_wrong_is_told_at_once_with_its_source_and_the_nearest_name(file):
-    path = file('preset = "gpt-tiny"\n[model]\nlayrs = 3\n[model.mlp]\nsizee = 2\n[batch]\nmicro_batch = 0\n')
+    path = file('preset = "gpt-tiny"\n[model]\nlayrs = 3\n[model.mlp]\nffn_hidden_sizee = 2\n[batch]\nmicro_batch = 0\n')
     with pytest.raises(MtError) as caught:
         load_run_config([path], ["optm.lr=1"])
     text = str(caught.value)
     for expected in (
         f"{path}: model.layrs: unknown key; did you mean 'layers'?",
-        f"{path}: model.mlp.sizee: unknown key; did you mean 'size'?",
+        f"{path}: model.mlp.ffn_hidden_sizee: unknown key; did you mean 'ffn_hidden_size'?",
         f"{path}: batch.micro_batch: 0; input should be greater than 0",
         "--set: optm: unknown key; did you mean 'optim'?",
     ):
