@@ -35,7 +35,9 @@ def test_the_printed_configuration_loads_to_the_same_tree(file):
 
 
 def test_everything_wrong_is_told_at_once_with_its_source_and_the_nearest_name(file):
-    path = file('preset = "gpt-tiny"\n[model]\nlayrs = 3\n[model.mlp]\nffn_hidden_sizee = 2\n[batch]\nmicro_batch = 0\n')
+    path = file(
+        'preset = "gpt-tiny"\n[model]\nlayrs = 3\n[model.mlp]\nffn_hidden_sizee = 2\n[batch]\nmicro_batch = 0\n'
+    )
     with pytest.raises(MtError) as caught:
         load_run_config([path], ["optm.lr=1"])
     text = str(caught.value)
