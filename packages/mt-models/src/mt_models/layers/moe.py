@@ -42,8 +42,8 @@ class Experts(nn.Module):
 
     def __init__(self, part: config.MoE, size: int, activation: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
-        self.gate_up = ExpertWeights(part.experts, 2, part.size, size)
-        self.down = ExpertWeights(part.experts, size, part.size)
+        self.gate_up = ExpertWeights(part.experts, 2, part.ffn_hidden_size, size)
+        self.down = ExpertWeights(part.experts, size, part.ffn_hidden_size)
         self.activation = activation
         self.op: Dispatch = dispatch
 
@@ -73,8 +73,8 @@ class MoE(nn.Module):
             wide = torch.promote_types(x_BTD.dtype, torch.float32)
             logits_BTE = F.linear(x_BTD.to(wide), self.router.weight.to(wide))
         weights_BTC, chosen_BTC = topk_routing(logits_BTE, self.part.top_k, normalized=self.part.normalized)
-        if aux_losses is not None and self.part.balance:
-            aux_losses.losses.append(self.part.balance * load_balancing_loss(logits_BTE, chosen_BTC))
+        if aux_losses is not None and self.part.aux_loss_coeff:
+            aux_losses.losses.append(self.part.aux_loss_coeff * load_balancing_loss(logits_BTE, chosen_BTC))
         chosen_M = chosen_BTC.flatten()
         order_M = chosen_M.argsort(stable=True)
         back_M = inverse(order_M)

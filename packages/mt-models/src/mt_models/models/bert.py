@@ -26,10 +26,10 @@ class Block(nn.Module):
 
     def __init__(self, config: BertConfig, core: Core, tensor: int = 1) -> None:
         super().__init__()
-        self.attn_norm = make_norm(config.norm, config.model_size)
+        self.attn_norm = make_norm(config.norm, config.hidden_size)
         self.attn = Attention(config, core, tensor, bidirectional=True)
-        self.mlp_norm = make_norm(config.norm, config.model_size)
-        self.mlp = make_mlp(config.mlp, config.model_size)
+        self.mlp_norm = make_norm(config.norm, config.hidden_size)
+        self.mlp = make_mlp(config.mlp, config.hidden_size)
         self.norm_after = config.norm_place == "after"
 
     def forward(self, x_BTD: Tensor, padding_mask_BT: Tensor | None = None) -> Tensor:
@@ -46,8 +46,8 @@ class LMHeadTransform(nn.Module):
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
-        self.dense = Linear(config.model_size, config.model_size, bias=True)
-        self.norm = make_norm(config.norm, config.model_size)
+        self.dense = Linear(config.hidden_size, config.hidden_size, bias=True)
+        self.norm = make_norm(config.norm, config.hidden_size)
         self.activation = ACTIVATIONS[config.head_activation or config.mlp.activation]
 
     def forward(self, x_BTD: Tensor) -> Tensor:
@@ -73,8 +73,8 @@ class Bert(Transformer[BertConfig]):
     def __init__(self, config: BertConfig, tensor: int = 1) -> None:
         """`tensor` ranks will share the model: vocabulary rows and repeated key/value groups are made to fit."""
         super().__init__(config)
-        D, rows = config.model_size, config.vocab_rows(tensor)
-        self.embed, self.position = Embedding(rows, D), Embedding(config.max_positions, D)
+        D, rows = config.hidden_size, config.vocab_rows(tensor)
+        self.embed, self.position = Embedding(rows, D), Embedding(config.max_seq_len, D)
         self.token_type = Embedding(config.token_types, D) if config.token_types else None
         core, after = self.choose_core(self.embed.weight.device, "bidirectional"), config.norm_place == "after"
         self.embed_norm = make_norm(config.norm, D) if after else nn.Identity()
@@ -101,7 +101,7 @@ class Bert(Transformer[BertConfig]):
         positions: Tensor | None = None,
     ) -> Tensor:
         """Features [B, T, D]; types are 0 and positions 0, 1, 2, … if not given, and where the mask is 0 there is
-        padding. `MtError` if a sequence is longer than `max_positions`."""
+        padding. `MtError` if a sequence is longer than `max_seq_len`."""
         x_BTD = self.embed_tokens(tokens_BT, positions)
         if self.token_type is not None:
             x_BTD = x_BTD + self.token_type(torch.zeros_like(tokens_BT) if types_BT is None else types_BT)

@@ -29,12 +29,12 @@ class Block(nn.Module):
 
     def __init__(self, config: GPTConfig, core: Core, tensor: int = 1, layer: int = 0) -> None:
         super().__init__()
-        self.attn_norm = make_norm(config.norm, config.model_size)
+        self.attn_norm = make_norm(config.norm, config.hidden_size)
         self.attn = Attention(config, core, tensor, layer)
-        self.mlp_norm = make_norm(config.norm, config.model_size)
-        self.mlp = make_mlp(config.mlp, config.model_size)
+        self.mlp_norm = make_norm(config.norm, config.hidden_size)
+        self.mlp = make_mlp(config.mlp, config.hidden_size)
         self.attn_post_norm, self.mlp_post_norm = (
-            make_norm(config.norm, config.model_size) if config.post_norms else nn.Identity() for _ in range(2)
+            make_norm(config.norm, config.hidden_size) if config.post_norms else nn.Identity() for _ in range(2)
         )
 
     def forward(
@@ -65,9 +65,9 @@ class GPT(Transformer[GPTConfig]):
     def __init__(self, config: GPTConfig, tensor: int = 1) -> None:
         """`tensor` ranks will share the model: vocabulary rows and repeated key/value groups are made to fit."""
         super().__init__(config)
-        D, rows = config.model_size, config.vocab_rows(tensor)
+        D, rows = config.hidden_size, config.vocab_rows(tensor)
         self.embed = Embedding(rows, D)
-        self.position = Embedding(config.max_positions, D) if config.position.kind == "learned" else None
+        self.position = Embedding(config.max_seq_len, D) if config.position.kind == "learned" else None
         core = self.choose_core(self.embed.weight.device)
         self.layers = nn.ModuleDict({str(n): Block(config, core, tensor, n) for n in range(config.layers)})
         self.norm = make_norm(config.norm, D)
@@ -106,17 +106,17 @@ class GPT(Transformer[GPTConfig]):
         segment_ids_BT: Tensor | None = None,
         aux_losses: AuxLosses | None = None,
     ) -> Tensor:
-        """Final normalised features [B, T, D]; `MtError` if a sequence is longer than `max_positions`."""
+        """Final normalised features [B, T, D]; `MtError` if a sequence is longer than `max_seq_len`."""
         positions = count_positions(tokens_BT, positions, 0 if cache is None else cache.length)
         x_BTD = self.embed_tokens(tokens_BT, positions, 0 if cache is None else cache.length)
         return self.norm(self.run_layers(x_BTD, positions, cache, segment_ids_BT, aux_losses))
 
     def embed_tokens(self, tokens_BT: Tensor, positions: Tensor | None = None, start: int = 0) -> Tensor:
-        """The first layer's input, [B, T, D]; `MtError` if a sequence is longer than `max_positions`."""
+        """The first layer's input, [B, T, D]; `MtError` if a sequence is longer than `max_seq_len`."""
         self.check_length(start + tokens_BT.shape[1])
         x_BTD = self.embed(tokens_BT)
         if self.config.scaled_embedding:
-            x_BTD = x_BTD * round_to_dtype(math.sqrt(self.config.model_size), x_BTD.dtype)
+            x_BTD = x_BTD * round_to_dtype(math.sqrt(self.config.hidden_size), x_BTD.dtype)
         return x_BTD if self.position is None else x_BTD + self.position(count_positions(tokens_BT, positions, start))
 
     def run_layers(
