@@ -17,11 +17,11 @@ from mt_core.types import Tokenizer
 from mt_data.config import GPTData, TokenizerConfig
 from mt_data.corpus.clean import Rules, clean, clean_record
 from mt_data.corpus.similarity import signature
-from mt_data.preprocess import encode
-from mt_data.preprocess.encode import Encoding, encode_values
+from mt_data.preprocess import encoding as encode
+from mt_data.preprocess.encoding import Encoding, encode_values
 from mt_data.preprocess.job import Job
-from mt_data.preprocess.ordered_map import DEATHS_ALLOWED
-from mt_data.preprocess.ray_map import ray_map
+from mt_data.text_io.ordered_map import DEATHS_ALLOWED
+from mt_data.text_io.ray_map import ray_map
 from mt_data.preprocess.report import Report
 from mt_data.preprocess.run import preprocess
 from mt_data.preprocess.sentences import choose_splitter
@@ -206,7 +206,7 @@ def test_the_command_prints_lines_at_the_interval(tmp_path: Path):
 
 def test_a_missing_tokenizer_of_kinds_that_need_one_is_told_by_their_name(tmp_path: Path):
     from mt_data.config import SFTData
-    from mt_data.rules import data_problems
+    from mt_data.config.rules import data_problems
 
     path = write(tmp_path / "chat.jsonl", json.dumps({"messages": []}))
     (problem,) = data_problems(SFTData(paths=(str(path),), seq_length=4))

@@ -8,8 +8,8 @@ import pytest
 
 from mt_core.errors import MtError
 from mt_data.config import GPTData
-from mt_data.paths import WeightedPaths, sources
-from mt_data.rules import data_problems
+from mt_data.config.paths import WeightedPaths, sources
+from mt_data.config.rules import data_problems
 from mt_data.splits import Splits, build_splits
 
 Corpus = Callable[[str, Sequence[int]], str]

@@ -14,7 +14,7 @@ from mt_core.types import Dataset
 from mt_data.config import GPTData
 from mt_data.read_ahead import read_ahead
 from mt_data.splits import build_splits
-from mt_data.torch import batches
+from mt_data.loading import batches
 
 Corpus = Callable[[str, Sequence[int]], str]
 

@@ -10,9 +10,9 @@ from mt_core.errors import MtError
 from mt_data.config import TokenizerConfig
 from mt_data.indexed.reader import IndexedReader
 from mt_data.merge.find import find_pairs
-from mt_data.merge.join import merge
+from mt_data.tools.merge import merge
 from mt_data.preprocess.command import parse_shard
-from mt_data.preprocess.encode import Encoding
+from mt_data.preprocess.encoding import Encoding
 from mt_data.preprocess.job import Job
 from mt_data.preprocess.run import preprocess
 

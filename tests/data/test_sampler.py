@@ -11,7 +11,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from mt_core.errors import MtError
-from mt_data.samplers.batch_size import (
+from mt_data.batch_sizes import (
     BatchSizes,
     Constant,
     RampUp,

@@ -16,7 +16,7 @@ from mt_data.config import TokenizerConfig
 from mt_data.options import tokenizer_config
 from mt_data.tokenizers import build, load
 from mt_data.tokenizers.padded_size import padded_vocab_size
-from mt_data.tokenizers.special import NoSuchToken
+from mt_data.tokenizers.base import NoSuchToken
 from mt_data.tokenizers.train import train_tokenizer
 
 MEGATRONS = {

@@ -54,8 +54,8 @@ def inspect_command(
 ) -> None:
     """Show what a .bin/.idx pair holds; with a tokenizer, the text of a document."""
     from mt_data.indexed.reader import IndexedReader
-    from mt_data.inspection import document as document_tokens
-    from mt_data.inspection import summary
+    from mt_data.tools.inspect import document as document_tokens
+    from mt_data.tools.inspect import summary
 
     reader = IndexedReader(prefix)
     print_rows(summary(reader))

@@ -4,11 +4,11 @@ from pathlib import Path
 
 from mt_core.types import Dataset
 from mt_data.config import GPTData, Stream
-from mt_data.gpt.dataset import Options, gpt_dataset
-from mt_data.gpt.indices import Request
-from mt_data.index_cache import IndexCache
+from mt_data.datasets.gpt.dataset import Options, gpt_dataset
+from mt_data.datasets.gpt.indices import Request
+from mt_data.indexed.cache import IndexCache
 from mt_data.indexed.reader import IndexedReader
-from mt_data.mixture import Parts, Portion, Splits, Wanted, mix
+from mt_data.blending.build import Parts, Portion, Splits, Wanted, mix
 from mt_data.padding import pad_id
 
 

@@ -18,7 +18,7 @@ from mt_core.errors import MtError, Problem, raise_if
 from mt_data.corpus.records import Lines, Record, read_lines, read_record, to_line
 from mt_data.corpus.similarity import Denominator, jaccard, mixed, shingles, signature
 from mt_data.corpus.step import Produced, Step, run_step
-from mt_data.preprocess.lines import COMPRESSED, check_inputs
+from mt_data.text_io.lines import COMPRESSED, check_inputs
 
 TEXTS_KEPT = 256
 """Sets of shingles that stay in memory."""

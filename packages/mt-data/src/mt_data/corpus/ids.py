@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mt_data.corpus.records import Each, OnError, Record, read_lines
 from mt_data.corpus.step import Step, run_step
-from mt_data.preprocess.lines import check_inputs
+from mt_data.text_io.lines import check_inputs
 
 KEY = "adlr_id"
 """Megatron's name for it."""

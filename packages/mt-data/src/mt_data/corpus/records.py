@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from mt_core.errors import MtError
 from mt_data.corpus.step import Produced
-from mt_data.preprocess.documents import BadLine, parse_line
-from mt_data.preprocess.lines import Chunk, read_chunks
+from mt_data.text_io.json_documents import BadLine, parse_line
+from mt_data.text_io.lines import Chunk, read_chunks
 
 OnError = Literal["stop", "skip"]
 Record = dict[str, Any]

@@ -17,7 +17,7 @@ def merge(
 ) -> None:
     """Join .bin/.idx pairs: those of a directory or a glob in sorted order, others in the order given."""
     from mt_data.merge.find import find_pairs
-    from mt_data.merge.join import merge as join
+    from mt_data.tools.merge import merge as join
 
     merged = join(find_pairs(input), output_prefix, multimodal=multimodal)
     print_rows(

@@ -7,7 +7,7 @@ from glob import glob, has_magic
 from pathlib import Path
 
 from mt_core.errors import MtError, Problem, raise_if
-from mt_data.paths import missing_files
+from mt_data.config.paths import missing_files
 
 SHARD = re.compile(r"_(\d+)-of-(\d+)_")
 """What `mt data preprocess --shard` puts into a name."""

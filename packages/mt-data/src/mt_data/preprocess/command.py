@@ -81,8 +81,8 @@ def preprocess(
     log_interval: LogInterval = None,
 ) -> None:
     """Tokenize texts into .bin/.idx files, byte for byte as Megatron does; run again, a stopped job goes on."""
-    from mt_data.preprocess.encode import Encoding
-    from mt_data.preprocess.inputs import find_inputs
+    from mt_data.preprocess.encoding import Encoding
+    from mt_data.text_io.inputs import find_inputs
     from mt_data.preprocess.job import Job
     from mt_data.preprocess.run import preprocess as run
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from mt_core.errors import MtError
-from mt_data.preprocess.inputs import InputFile
+from mt_data.text_io.inputs import InputFile
 from mt_data.preprocess.pieces import Piece, Position, Rows
 
 PIECE_ROWS = 256

@@ -7,7 +7,7 @@ name whole files.
 from dataclasses import dataclass
 from typing import Any
 
-from mt_data.preprocess.inputs import InputFile
+from mt_data.text_io.inputs import InputFile
 
 
 @dataclass(frozen=True, slots=True)

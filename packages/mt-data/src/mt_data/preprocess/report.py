@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
 from mt_core.errors import Problem
-from mt_data.preprocess.encode import EncodedPiece
+from mt_data.preprocess.encoding import EncodedPiece
 
 EXAMPLES = 5
 """Skipped lines that the report names."""

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from mt_data.config import TokenizerConfig
 from mt_data.tokenizers.saved import write_saved
-from mt_data.tokenizers.special import MaskingTokenizer
+from mt_data.tokenizers.base import MaskingTokenizer
 
 EOD_TEXT = "<|endoftext|>"
 

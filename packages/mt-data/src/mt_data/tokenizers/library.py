@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from tokenizers import Tokenizer
 
-from mt_data.tokenizers.special import MaskingTokenizer
+from mt_data.tokenizers.base import MaskingTokenizer
 
 
 class LibraryTokenizer(MaskingTokenizer):

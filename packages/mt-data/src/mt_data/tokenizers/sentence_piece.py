@@ -13,7 +13,7 @@ from mt_core.errors import MtError
 from mt_data.config import TokenizerConfig
 from mt_data.tokenizers.engine import engine, threads
 from mt_data.tokenizers.saved import write_bytes, write_saved
-from mt_data.tokenizers.special import MaskingTokenizer
+from mt_data.tokenizers.base import MaskingTokenizer
 
 FILE = "tokenizer.model"
 

@@ -13,7 +13,7 @@ from mt_data.config import TokenizerConfig
 from mt_data.tokenizers.engine import threads
 from mt_data.tokenizers.saved import write_bytes, write_saved
 from mt_data.tokenizers.sentence_piece import FILE, model_roles, pieces, read_model
-from mt_data.tokenizers.special import MaskingTokenizer
+from mt_data.tokenizers.base import MaskingTokenizer
 
 ADDED = (("cls", "<CLS>"), ("sep", "<SEP>"), ("eod", "<EOD>"), ("mask", "<MASK>"))
 SPARE = (("pad", "<PAD>"), ("bos", "<BOS>"), ("eos", "<EOS>"))

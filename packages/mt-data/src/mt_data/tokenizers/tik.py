@@ -16,7 +16,7 @@ from mt_data.config import TokenizerConfig
 from mt_data.tokenizers.engine import engine, threads
 from mt_data.tokenizers.gpt2_bpe import byte_spelling
 from mt_data.tokenizers.saved import write_bytes, write_saved
-from mt_data.tokenizers.special import MaskingTokenizer
+from mt_data.tokenizers.base import MaskingTokenizer
 from mt_data.tokenizers.tik_vocabulary import read_ranks
 
 REQUIRED = ("<unk>", "<s>", "</s>")

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from mt_core.errors import MtError
 from mt_data.config import TokenizerConfig
 from mt_data.tokenizers.saved import write_bytes, write_saved
-from mt_data.tokenizers.special import MaskingTokenizer
+from mt_data.tokenizers.base import MaskingTokenizer
 from mt_data.tokenizers.words import acts_beyond_itself, split_words
 
 LOWER_CASE = "BertWordPieceLowerCase"

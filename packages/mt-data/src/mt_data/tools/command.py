@@ -12,7 +12,7 @@ from mt_data.config import TokenizerConfig
 from mt_data.options import print_rows, print_table, with_tokenizer
 
 if TYPE_CHECKING:
-    from mt_data.tools.draw import Drawn
+    from mt_data.tools.epoch_plan import Drawn
 
 DRAWN = ("source", "share", "tokens", "samples", "epochs")
 
@@ -57,8 +57,8 @@ def blend(
 ) -> None:
     """Show how many samples and epochs a blend draws from each source."""
     from mt_data.indexed.reader import IndexedReader
-    from mt_data.paths import parse_paths
-    from mt_data.tools.draw import Samples, draw, split_tokens, weighted_sources
+    from mt_data.config.paths import parse_paths
+    from mt_data.tools.epoch_plan import Samples, draw, split_tokens, weighted_sources
 
     if bool(data_path) == bool(data_args_path):
         raise MtError("--data-path", "either it or --data-args-path is needed, and not both", "give one of them")
@@ -82,7 +82,7 @@ def plan(
     preset: Annotated[str | None, typer.Option(help="Start from this preset.", autocompletion=_presets)] = None,
 ) -> None:
     """Show what a run will read before step 1: samples, tokens and epochs of every source."""
-    from mt_data.samplers.batch_size import batch_sizes
+    from mt_data.batch_sizes import batch_sizes
     from mt_data.tools.plan import plan_run
 
     planned = plan_run(files or (), overrides or (), preset)

@@ -12,10 +12,10 @@ import numpy as np
 from mt_core.errors import MtError
 from mt_data.config import BERTData, Corpora, FIMData, GPTData, ICTData, Loading, MockData, SFTData, T5Data
 from mt_data.indexed.reader import IndexedReader
-from mt_data.paths import WeightedPaths, sources
-from mt_data.sentences.mapping import Sentences, block_mapping, sentence_mapping
-from mt_data.split import SPLITS, legacy_ranges, split_ranges
-from mt_data.tools.draw import Samples, Source, split_part, split_tokens
+from mt_data.config.paths import WeightedPaths, sources
+from mt_data.datasets.masking.sentence_mapping import Sentences, block_mapping, sentence_mapping
+from mt_data.config.split import SPLITS, legacy_ranges, split_ranges
+from mt_data.tools.epoch_plan import Samples, Source, split_part, split_tokens
 
 
 def held(data: Loading, number: int, seed: int) -> tuple[list[Source], Samples]:
@@ -37,8 +37,8 @@ def _streams(data: Corpora, number: int, seed: int) -> Iterator[Source]:
 
 
 def _sentences(data: BERTData | T5Data, number: int, seed: int) -> Iterator[Source]:
-    from mt_data.bert.dataset import gathering as bert
-    from mt_data.t5.dataset import gathering as t5
+    from mt_data.datasets.bert import gathering as bert
+    from mt_data.datasets.t5 import gathering as t5
 
     gathering = bert(data, seed, None) if isinstance(data, BERTData) else t5(data, seed, None)
     for prefix, weight, split in _paths(data, number):
@@ -52,7 +52,7 @@ def _sentences(data: BERTData | T5Data, number: int, seed: int) -> Iterator[Sour
 
 
 def _blocks(data: ICTData, number: int, seed: int) -> Iterator[Source]:
-    from mt_data.ict.dataset import gathering, title_lengths
+    from mt_data.datasets.ict import gathering, title_lengths
 
     reader, titles = IndexedReader(data.paths[0]), IndexedReader(data.titles) if data.titles else None
     what = f"{reader.document_count} documents, split {data.split!r}"
@@ -66,7 +66,7 @@ def _blocks(data: ICTData, number: int, seed: int) -> Iterator[Source]:
 
 
 def _lines(data: SFTData, number: int, seed: int) -> Iterator[Source]:
-    from mt_data.sft.dataset import Lines
+    from mt_data.datasets.sft.dataset import Lines
 
     del seed
     for path, weight, split in _paths(data, number):
@@ -78,7 +78,7 @@ def _lines(data: SFTData, number: int, seed: int) -> Iterator[Source]:
 
 
 def _mock(data: MockData, number: int, seed: int) -> Iterator[Source]:
-    from mt_data.gpt.mock import mock_lengths, mock_splits
+    from mt_data.datasets.mock import mock_lengths, mock_splits
 
     del data, seed
     part = mock_splits()[number]

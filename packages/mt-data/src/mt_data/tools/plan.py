@@ -11,10 +11,10 @@ from mt_core.config.section import Section
 from mt_core.config.sections import BatchConfig, RuntimeConfig, ScheduleConfig
 from mt_core.errors import raise_if
 from mt_data.config import DataConfig
-from mt_data.rules import data_problems
-from mt_data.samplers.batch_size import batch_sizes, count_samples
-from mt_data.split import SPLITS
-from mt_data.tools.draw import Drawn, draw
+from mt_data.config.rules import data_problems
+from mt_data.batch_sizes import batch_sizes, count_samples
+from mt_data.config.split import SPLITS
+from mt_data.tools.epoch_plan import Drawn, draw
 from mt_data.tools.hold import held
 
 
