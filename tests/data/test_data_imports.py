@@ -31,7 +31,9 @@ def test_every_module_but_the_loader_imports_without_torch():
     assert imports("mt_data.loading", blocked=("torch",)).returncode != 0
 
 
-@pytest.mark.parametrize("module", ["mt_data", "mt_data.plugin", "mt_data.config", "mt_data.config.rules", "mt_data.command"])
+@pytest.mark.parametrize(
+    "module", ["mt_data", "mt_data.plugin", "mt_data.config", "mt_data.config.rules", "mt_data.command"]
+)
 def test_what_every_command_imports_is_light(module: str):
     ran = imports(module, blocked=("torch", "numpy", "tokenizers", "zstandard"))
     assert ran.returncode == 0, ran.stderr

@@ -6,8 +6,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mt_data.blending.blend import exhaustive_blend, sized_blend
-from mt_data.datasets.gpt.indices import Request, build_indices
 from mt_data.blending.interleave import SHORTEST_CHUNK
+from mt_data.datasets.gpt.indices import Request, build_indices
 from mt_data.datasets.masking.sentence_mapping import Gathering, Sentences, block_mapping, sentence_mapping
 
 pytest.importorskip("megatron.core")

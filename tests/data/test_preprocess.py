@@ -20,9 +20,9 @@ from mt_data.config import TokenizerConfig
 from mt_data.indexed.reader import IndexedReader
 from mt_data.preprocess.encoding import Encoding
 from mt_data.preprocess.job import Job
+from mt_data.preprocess.run import preprocess
 from mt_data.text_io.lines import read_chunks
 from mt_data.text_io.ordered_map import ordered_map
-from mt_data.preprocess.run import preprocess
 from mt_data.tokenizers import build
 
 BYTES = Encoding(TokenizerConfig(type="bytes"), append_eod=True)

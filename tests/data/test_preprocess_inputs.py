@@ -17,14 +17,13 @@ import zstandard
 from mt_core.errors import MtError
 from mt_data.config import TokenizerConfig
 from mt_data.indexed.reader import IndexedReader
-from mt_data.preprocess import chunking as cutting
-from mt_data.preprocess.chunking import cut_pieces, input_bytes
+from mt_data.preprocess import chunking
+from mt_data.preprocess.chunking import Cut, Position, cut_pieces, input_bytes
 from mt_data.preprocess.encoding import Encoding
-from mt_data.text_io.inputs import find_inputs
 from mt_data.preprocess.job import Job
-from mt_data.preprocess.pieces import Cut, Position
 from mt_data.preprocess.reading import read_documents
 from mt_data.preprocess.run import preprocess
+from mt_data.text_io.inputs import find_inputs
 
 BYTES = Encoding(TokenizerConfig(type="bytes"))
 COMPRESS = {".gz": gzip.compress, ".bz2": bz2.compress, ".zst": zstandard.ZstdCompressor().compress, "": bytes}
@@ -82,7 +81,7 @@ def test_lines_of_a_text_can_be_documents(folder: Path):
 def test_pieces_hold_every_line_once_and_each_can_be_the_first(
     tmp_path: Path, texts: list[str], suffix: str, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(cutting, "PIECE_BYTES", 997)
+    monkeypatch.setattr(chunking, "PIECE_BYTES", 997)
     monkeypatch.setattr("mt_data.text_io.lines.BLOCK_BYTES", 997)
     path = tmp_path / f"in.jsonl{suffix}"
     path.write_bytes(COMPRESS[suffix]("\n".join(json.dumps({"text": text}) for text in texts).encode()))

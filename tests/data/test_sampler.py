@@ -22,9 +22,7 @@ from mt_data.batch_sizes import (
     parse_steps,
     rounded_down,
 )
-from mt_data.samplers.orders import SAMPLERS
-from mt_data.samplers.permutation import LIMIT, randperm
-from mt_data.samplers.share import Share
+from mt_data.samplers import LIMIT, SAMPLERS, Share, randperm
 
 
 def read(

@@ -8,10 +8,9 @@ import pytest
 
 from mt_core.errors import MtError
 from mt_core.plugins import component
-from mt_data.config import SFTData
 from mt_data.blending.build import Splits
-from mt_data.datasets.sft.dataset import Lines
-from mt_data.datasets.sft.pack import pack
+from mt_data.config import SFTData
+from mt_data.datasets.sft.dataset import Lines, pack
 from mt_data.datasets.sft.prompt import FORMATS, check_format, conversations, encode_conversation
 
 FIRST = ([10, 11, 12, 13, 14], [-100, -100, -100, 13, 14])

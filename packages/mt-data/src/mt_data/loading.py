@@ -1,6 +1,12 @@
-"""Micro-batches as tensors. The one file of mt-data that imports torch (extra `mt-data[torch]`)."""
+"""Micro-batches as tensors, read ahead of training.
 
-from collections.abc import Iterator, Mapping, Sequence
+The one file of mt-data that imports torch (extra `mt-data[torch]`).
+"""
+
+import queue
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -8,11 +14,12 @@ from torch.utils.data import DataLoader
 
 from mt_core.errors import MtError
 from mt_core.types import Dataset
-from mt_data.read_ahead import read_ahead
-from mt_data.samplers.orders import sampler
-from mt_data.samplers.share import Share
+from mt_data.samplers import Share, sampler
 
 Batch = dict[str, torch.Tensor]
+Item = TypeVar("Item")
+STOP_CHECK_S = 0.1
+"""How long the thread may live on after its iterator is gone."""
 
 
 def batches(
@@ -28,7 +35,7 @@ def batches(
     pin: bool | None = None,
     vocab_size: int | None = None,
 ) -> Iterator[Batch]:
-    """This rank's micro-batches from sample `consumed` on, in an order of `mt_data.samplers.orders`.
+    """This rank's micro-batches from sample `consumed` on, in an order of `mt_data.samplers`.
 
     Each array of a sample is stacked to a tensor [B, …] in CPU memory, pinned where there is a CUDA device unless
     `pin` says otherwise. Each of `workers` processes, or a thread if there are none, reads `prefetch` micro-batches
@@ -81,3 +88,48 @@ def _check_vocabulary(batch: Mapping[str, torch.Tensor], vocab_size: int) -> Non
             f"hold token id {largest}, the model's vocabulary has {vocab_size}",
             "data made with the model's own tokenizer",
         )
+
+
+def read_ahead(items: Iterable[Item], depth: int) -> Iterator[Item]:
+    """The items in their order, up to `depth` of them drawn ahead; 0 draws each when it is asked for.
+
+    What the iterable raises is raised here, after the items before it.
+    """
+    if depth == 0:
+        yield from items
+        return
+    ready: queue.Queue[tuple[Item | None, BaseException | None]] = queue.Queue(depth)
+    stopped = threading.Event()
+    thread = threading.Thread(target=_draw, args=(items, ready, stopped), name="read-ahead", daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error = ready.get()
+            if isinstance(error, StopIteration):
+                return
+            if error is not None:
+                raise error
+            yield item  # pyright: ignore[reportReturnType] - there is an item where there is no error
+    finally:
+        stopped.set()
+        thread.join()  # an interpreter that ends while the thread is inside torch aborts
+
+
+def _draw(items: Iterable[Item], ready: "queue.Queue", stopped: threading.Event) -> None:
+    try:
+        for item in items:
+            _put(ready, (item, None), stopped)
+            if stopped.is_set():
+                return
+        _put(ready, (None, StopIteration()), stopped)
+    except BaseException as error:  # of whatever kind: it is raised where the items are wanted
+        _put(ready, (None, error), stopped)
+
+
+def _put(ready: "queue.Queue", item: object, stopped: threading.Event) -> None:
+    while not stopped.is_set():
+        try:
+            ready.put(item, timeout=STOP_CHECK_S)
+        except queue.Full:
+            continue
+        return

@@ -13,10 +13,10 @@ import numpy as np
 from mt_core.errors import MtError, raise_if
 from mt_core.types import Dataset
 from mt_data.blending.blend import BlendedDataset, exhaustive_blend, sized_blend
-from mt_data.indexed.cache import IndexCache, content_key
 from mt_data.config.paths import WeightedPaths, sources
 from mt_data.config.rules import data_problems
 from mt_data.config.split import SPLITS, split_ranges
+from mt_data.indexed.cache import IndexCache, content_key
 
 if TYPE_CHECKING:
     from mt_data.config import Corpora

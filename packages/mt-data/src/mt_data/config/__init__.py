@@ -1,4 +1,4 @@
-"""Configuration of the data: the sections, their union, their rules and their paths. Imports neither torch nor numpy."""
+"""Configuration of the data: sections, their union, rules and paths. Imports neither torch nor numpy."""
 
 from typing import Any
 

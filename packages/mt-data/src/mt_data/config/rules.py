@@ -1,6 +1,5 @@
 """What can be wrong with the data section, found without numpy and without reading a corpus."""
 
-import difflib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from mt_core.plugins import components, did_you_mean
 from mt_data.config import KINDS, Corpora, GPTData, ICTData, Loading, TokenizerConfig
 from mt_data.config.paths import missing_files, sources
 from mt_data.config.split import split_problem
+from mt_data.text_io.inputs import nearest_file
 
 TIKTOKEN = ("tiktoken_pattern", "tiktoken_num_special_tokens", "tiktoken_special_tokens")
 USES = {
@@ -84,11 +84,3 @@ def unused_options(config: TokenizerConfig, where: str) -> Iterator[Problem]:
         if getattr(config, field) != default and field not in USES[config.type]:
             readers = ", ".join(name for name, fields in USES.items() if field in fields)
             yield Problem(f"{where}.{field}", f"{config.type} has no such option", f"leave it out; it is for {readers}")
-
-
-def nearest_file(path: Path) -> str:
-    """A hint for a path that does not exist: the nearest name in its folder, or the part of it that is missing."""
-    if not path.parent.is_dir():
-        return f"its folder {path.parent} does not exist either"
-    near = difflib.get_close_matches(path.name, [sibling.name for sibling in path.parent.iterdir()], n=1)
-    return f"did you mean {path.with_name(near[0])}?" if near else f"nothing in {path.parent} has a name like it"

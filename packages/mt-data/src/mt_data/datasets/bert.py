@@ -8,14 +8,13 @@ from pathlib import Path
 import numpy as np
 
 from mt_core.types import Dataset
+from mt_data.blending.build import Splits, Wanted
 from mt_data.config import BERTData
-from mt_data.indexed.cache import IndexCache
 from mt_data.datasets.masking.build import Samples, build_masked, flat, hiding, padded
 from mt_data.datasets.masking.mask import Hiding, Pieces, hide
-from mt_data.blending.build import Splits, Wanted
-from mt_data.padding import pad_id
 from mt_data.datasets.masking.sentence_mapping import Gathering
-from mt_data.tokenizers.base import MaskingTokenizer
+from mt_data.indexed.cache import IndexCache
+from mt_data.tokenizers.base import MaskingTokenizer, pad_id
 
 SPECIAL = 3
 """Tokens of a sample that are no words: one before the first part, one behind each."""
@@ -117,7 +116,7 @@ def _truncate(first: list[int], second: list[int], target: int, random: np.rando
 def build_splits(
     config: BERTData, *, samples: tuple[Wanted, Wanted, Wanted], seed: int, cache_dir: Path, builder: bool = True
 ) -> Splits:
-    """The three datasets, as `mt_data.splits.build_splits`; shares of the split are of documents."""
+    """The three datasets of a section; shares of the split are of documents."""
     made: list[tuple[Ids, Pieces]] = []
 
     def make(found: Samples) -> Dataset:

@@ -12,14 +12,13 @@ import numpy as np
 
 from mt_core.errors import MtError, raise_if
 from mt_core.types import Dataset, Tokenizer
+from mt_data.blending.build import Parts, Portion, Splits, Wanted, mix
 from mt_data.config import FIMData
-from mt_data.datasets.gpt.dataset import GPTDataset, gpt_dataset
+from mt_data.config.rules import data_problems
+from mt_data.datasets.gpt.dataset import GPTDataset, gpt_dataset, options
 from mt_data.datasets.gpt.indices import Request
 from mt_data.indexed.cache import IndexCache
 from mt_data.indexed.reader import IndexedReader
-from mt_data.blending.build import Parts, Portion, Splits, Wanted, mix
-from mt_data.config.rules import data_problems
-from mt_data.splits import options
 
 TOKENS = ("prefix_token", "middle_token", "suffix_token", "pad_token", "eod_token")
 
@@ -100,7 +99,7 @@ class FIMDataset:
 def build_splits(
     config: FIMData, *, samples: tuple[Wanted, Wanted, Wanted], seed: int, cache_dir: Path, builder: bool = True
 ) -> Splits:
-    """The three datasets, as `mt_data.splits.build_splits`."""
+    """The three datasets of a section."""
     raise_if(data_problems(config))
     cache, chosen, middle = IndexCache(cache_dir, builder), options(config), _middle(config)
 

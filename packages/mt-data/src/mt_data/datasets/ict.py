@@ -15,14 +15,14 @@ import numpy as np
 
 from mt_core.errors import MtError, raise_if
 from mt_core.types import Dataset
+from mt_data.blending.build import Splits, Wanted
 from mt_data.config import ICTData
+from mt_data.config.rules import data_problems
+from mt_data.config.split import SPLITS, legacy_ranges
+from mt_data.datasets.masking.build import flat, padded
+from mt_data.datasets.masking.sentence_mapping import Gathering, Sentences, block_mapping
 from mt_data.indexed.cache import IndexCache, content_key
 from mt_data.indexed.reader import IndexedReader
-from mt_data.datasets.masking.build import flat, padded
-from mt_data.blending.build import Splits, Wanted
-from mt_data.config.rules import data_problems
-from mt_data.datasets.masking.sentence_mapping import Gathering, Sentences, block_mapping
-from mt_data.config.split import SPLITS, legacy_ranges
 
 SPECIAL = 3
 """Tokens of a context that are no words: CLS, SEP behind the title, SEP behind the block."""
@@ -95,7 +95,7 @@ class ICTDataset:
 def build_splits(
     config: ICTData, *, samples: tuple[Wanted, Wanted, Wanted], seed: int, cache_dir: Path, builder: bool = True
 ) -> Splits:
-    """The three datasets, as `mt_data.splits.build_splits`; shares of the split are of documents."""
+    """The three datasets of a section; shares of the split are of documents."""
     from mt_data.tokenizers import build
 
     raise_if(data_problems(config))

@@ -6,14 +6,13 @@ import numpy as np
 
 from mt_core.errors import raise_if
 from mt_core.types import Dataset
-from mt_data.config import MockData
-from mt_data.datasets.gpt.dataset import gpt_dataset
-from mt_data.datasets.gpt.indices import Request
-from mt_data.indexed.cache import IndexCache
 from mt_data.blending.build import Splits, Wanted
+from mt_data.config import MockData
 from mt_data.config.rules import data_problems
 from mt_data.config.split import split_ranges
-from mt_data.splits import options
+from mt_data.datasets.gpt.dataset import gpt_dataset, options
+from mt_data.datasets.gpt.indices import Request
+from mt_data.indexed.cache import IndexCache
 
 COUNT, LONGEST = 100_000, 4096
 
@@ -46,7 +45,7 @@ class MockSequences:
 def build_splits(
     config: MockData, *, samples: tuple[Wanted, Wanted, Wanted], seed: int, cache_dir: Path, builder: bool = True
 ) -> Splits:
-    """The three datasets, as `mt_data.splits.build_splits`, each of a third of the sequences."""
+    """The three datasets of a section, each made of a third of the sequences."""
     from mt_data.tokenizers import build
 
     raise_if(data_problems(config))

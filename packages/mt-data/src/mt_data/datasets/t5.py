@@ -9,14 +9,13 @@ import numpy as np
 
 from mt_core.errors import MtError
 from mt_core.types import Dataset
+from mt_data.blending.build import Splits, Wanted
 from mt_data.config import T5Data
-from mt_data.indexed.cache import IndexCache
 from mt_data.datasets.masking.build import Samples, build_masked, flat, hiding, padded
 from mt_data.datasets.masking.mask import Hidden, Hiding, Pieces, hide
-from mt_data.blending.build import Splits, Wanted
-from mt_data.padding import pad_id
 from mt_data.datasets.masking.sentence_mapping import Gathering
-from mt_data.tokenizers.base import MaskingTokenizer
+from mt_data.indexed.cache import IndexCache
+from mt_data.tokenizers.base import MaskingTokenizer, pad_id
 
 SPECIAL = 2
 """How much shorter than the encoder's text the sentences of a sample are gathered."""
@@ -119,7 +118,7 @@ class T5Dataset:
 def build_splits(
     config: T5Data, *, samples: tuple[Wanted, Wanted, Wanted], seed: int, cache_dir: Path, builder: bool = True
 ) -> Splits:
-    """The three datasets, as `mt_data.splits.build_splits`; shares of the split are of documents."""
+    """The three datasets of a section; shares of the split are of documents."""
     made: list[tuple[Ids, Pieces]] = []
 
     def make(found: Samples) -> Dataset:

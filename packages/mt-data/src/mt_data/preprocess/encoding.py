@@ -12,12 +12,12 @@ from mt_core.errors import MtError, Problem
 from mt_core.types import Tokenizer
 from mt_data.config import TokenizerConfig
 from mt_data.indexed.format import token_dtype
-from mt_data.text_io.json_documents import Value
-from mt_data.tokenizers.fast_bpe import Encode, fast_encode
-from mt_data.preprocess.pieces import Cut, Piece, Position
+from mt_data.preprocess.chunking import Cut, Piece, Position
 from mt_data.preprocess.reading import read_documents
 from mt_data.preprocess.sentences import Splitting, split_sentences
+from mt_data.text_io.json_documents import Value
 from mt_data.tokenizers import build
+from mt_data.tokenizers.fast_bpe import Encode, fast_encode
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from typing import IO
 import numpy as np
 
 from mt_core.files import disk_errors
-from mt_data.indexed.assemble import IndexParts, write_index
+from mt_data.indexed.writer import IndexParts, write_index
 from mt_data.preprocess.encoding import EncodedKey
 
 BLOCK_ENTRIES = 1 << 20

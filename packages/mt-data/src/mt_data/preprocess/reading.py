@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import IO
 
 from mt_core.errors import Problem
-from mt_data.text_io.json_documents import BadLine, Value, checked, decode, parse_values
+from mt_data.preprocess.chunking import Block, Cut, Files, Range, Rows
 from mt_data.text_io.inputs import InputFile
+from mt_data.text_io.json_documents import BadLine, Value, checked, decode, parse_values
 from mt_data.text_io.lines import read_blocks
-from mt_data.preprocess.pieces import Block, Cut, Files, Range, Rows
 
 SEARCH_BYTES = 1 << 20
 A_LINE = "one JSON object a line"

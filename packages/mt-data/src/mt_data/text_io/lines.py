@@ -12,8 +12,7 @@ from typing import IO
 import zstandard
 
 from mt_core.errors import MtError, Problem, raise_if
-from mt_data.text_io.inputs import COMPRESSED
-from mt_data.config.rules import nearest_file
+from mt_data.text_io.inputs import COMPRESSED, nearest_file
 
 __all__ = ["COMPRESSED", "Chunk", "check_inputs", "read_blocks", "read_chunks"]
 

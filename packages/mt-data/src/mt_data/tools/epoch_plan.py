@@ -7,9 +7,9 @@ import numpy as np
 
 from mt_core.errors import MtError
 from mt_data.blending.blend import sized_blend
-from mt_data.indexed.reader import IndexedReader
 from mt_data.config.paths import WeightedPaths
 from mt_data.config.split import SPLITS, split_ranges
+from mt_data.indexed.reader import IndexedReader
 
 
 @dataclass(frozen=True, slots=True)

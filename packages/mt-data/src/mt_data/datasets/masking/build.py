@@ -8,13 +8,13 @@ import numpy as np
 
 from mt_core.errors import MtError
 from mt_core.types import Dataset
+from mt_data.blending.build import Parts, Portion, Splits, Wanted, mix
 from mt_data.config import Masking
+from mt_data.config.split import SPLITS
+from mt_data.datasets.masking.mask import Hiding
+from mt_data.datasets.masking.sentence_mapping import Gathering, Sentences, sentence_mapping
 from mt_data.indexed.cache import IndexCache, content_key
 from mt_data.indexed.reader import IndexedReader
-from mt_data.datasets.masking.mask import Hiding
-from mt_data.blending.build import Parts, Portion, Splits, Wanted, mix
-from mt_data.datasets.masking.sentence_mapping import Gathering, Sentences, sentence_mapping
-from mt_data.config.split import SPLITS
 
 MAPPING_VERSION = 1
 """Goes into the cache's keys; to be raised when the mapping of a request changes."""

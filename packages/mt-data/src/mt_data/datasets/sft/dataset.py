@@ -1,7 +1,10 @@
-"""`SFTDataset`: sample i is line i of a JSON Lines file of conversations, around and around (spec/data.md §5.7)."""
+"""`SFTDataset`: sample i is line i of a JSON Lines file of conversations, around and around (spec/data.md §5.7).
+
+The conversations of a line are packed one after the other into L tokens.
+"""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,14 +14,16 @@ import numpy as np
 
 from mt_core.errors import MtError
 from mt_core.types import Dataset, Tokenizer
-from mt_data.config import SFTData
-from mt_data.indexed.cache import IndexCache
 from mt_data.blending.build import Parts, Portion, Splits, Wanted, mix
-from mt_data.datasets.sft.pack import pack
-from mt_data.datasets.sft.prompt import Message, PromptFormat, check_format, conversations, encode_conversation
+from mt_data.config import SFTData
+from mt_data.datasets.packing import document_bounds, positions
+from mt_data.datasets.sft.prompt import IGNORED, Message, PromptFormat, check_format, conversations, encode_conversation
+from mt_data.indexed.cache import IndexCache
 
 NEWLINE, SCAN_BYTES = ord("\n"), 1 << 24
 ALLOWED = 'an object with "messages": [{"role": …, "content": …}, …]'
+Encoded = tuple[list[int], list[int]]
+"""Tokens and targets of a conversation."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +92,7 @@ class SFTDataset:
         return self.samples
 
     def __getitem__(self, index: int) -> Mapping[str, np.ndarray | np.generic]:
-        """What `mt_data.datasets.sft.pack.pack` makes of a line's conversations."""
+        """What `mt_data.datasets.sft.dataset.pack` makes of a line's conversations."""
         if not 0 <= index < self.samples:
             raise IndexError(index)
         number, chat = self.elements[index % len(self.elements)], self.chat
@@ -99,7 +104,7 @@ class SFTDataset:
 def build_splits(
     config: SFTData, *, samples: tuple[Wanted, Wanted, Wanted], seed: int, cache_dir: Path, builder: bool = True
 ) -> Splits:
-    """The three datasets, as `mt_data.splits.build_splits`; shares of the split are of lines. Nothing is random."""
+    """The three datasets of a section; shares of the split are of lines, and nothing is random."""
     del seed
     made: list[Chat] = []
 
@@ -120,3 +125,33 @@ def _chat(config: SFTData) -> Chat:
     pad = getattr(tokenizer, "pad", tokenizer.eod)
     prompt = check_format(config.prompt_format, tokenizer)
     return Chat(tokenizer, prompt, config.seq_length, pad, config.conversation_multiple)
+
+
+def pack(
+    conversations: Iterable[Encoded], *, seq_length: int, pad: int, multiple: int = 1
+) -> Mapping[str, np.ndarray | np.generic]:
+    """A sample: conversations until it is full, the last cut off, or else filled up.
+
+    Each is filled up to a `multiple` of tokens. Returns `tokens`, `labels`, `position_ids` int64 [L], the labels with
+    padding and −100 where `loss_mask` float32 [L] is 0, and the conversations' bounds as `document_bounds`.
+    """
+    tokens, targets, ends = [], [], [0]
+    for some_tokens, some_targets in conversations:
+        filler = [pad] * (-len(some_tokens) % multiple)
+        tokens += [*some_tokens, *filler]
+        targets += [*some_targets, *filler]
+        ends.append(len(tokens))
+        if len(tokens) > seq_length:
+            break
+    text, labels = np.full(seq_length + 1, pad, np.int64), np.full(seq_length + 1, pad, np.int64)
+    kept = min(len(tokens), seq_length)
+    text[:kept], labels[:kept] = tokens[:kept], targets[:kept]
+    lengths = np.diff([*ends[:-1], seq_length])
+    learnt = (labels[1:] != pad) & (labels[1:] != IGNORED)
+    return {
+        "tokens": text[:-1],
+        "labels": labels[1:],
+        "loss_mask": learnt.astype(np.float32),
+        "position_ids": positions(lengths),
+        **document_bounds(lengths, seq_length),
+    }
