@@ -18,12 +18,12 @@ from mt_ckpt.convert_format.bucket_space import tensors
 from mt_ckpt.convert_format.convert import Target, convert_format, prove
 from mt_ckpt.convert_format.flattened import unflattened
 from mt_ckpt.convert_format.read_native import read_native
-from mt_ckpt.loaders.native import Native
 from mt_ckpt.megatron import pickles
 from mt_ckpt.megatron.dist_metadata import Stored
 from mt_ckpt.megatron.layout import Layout
 from mt_ckpt.megatron.names import parameters
 from mt_ckpt.megatron.t5 import NORM_NOTES
+from mt_ckpt.native.loader import Native
 from mt_core.checkpoint.native import step_directory
 from mt_core.checkpoint.writing import write
 from mt_core.errors import MtError

@@ -8,8 +8,8 @@ from ckpt.legacy_files import arguments, random_weights, write_legacy
 from ckpt.test_legacy_loader import same
 from ckpt.test_legacy_saver import contents, flat
 from ckpt.test_megatron_round_trip import sizes, tensors_of
-from mt_ckpt.convert import convert
-from mt_ckpt.detect import open_checkpoint
+from mt_ckpt.conversion.convert import convert
+from mt_ckpt.conversion.detect import open_checkpoint
 from mt_ckpt.legacy.loader import Legacy
 from mt_ckpt.legacy.saver import save
 from mt_core.checkpoint.native import write_model

@@ -9,8 +9,8 @@ import torch
 from ckpt.legacy_files import random_weights, write_legacy
 from ckpt.test_legacy_loader import GPT2, LLAMA, same
 from ckpt.test_megatron_round_trip import sizes, tensors_of
-from mt_ckpt.convert import convert
-from mt_ckpt.detect import detect, open_checkpoint
+from mt_ckpt.conversion.convert import convert
+from mt_ckpt.conversion.detect import detect, open_checkpoint
 from mt_ckpt.legacy.saver import save
 from mt_core.checkpoint.native import write_model
 from mt_core.errors import MtError

@@ -15,8 +15,8 @@ from ckpt.test_legacy_loader import same
 from ckpt.test_legacy_saver import contents, flat
 from ckpt.test_megatron_encoders import T5 as CONFIG
 from ckpt.test_megatron_round_trip import sizes, tensors_of
-from mt_ckpt.convert import convert
-from mt_ckpt.detect import detect, open_checkpoint
+from mt_ckpt.conversion.convert import convert
+from mt_ckpt.conversion.detect import detect, open_checkpoint
 from mt_ckpt.legacy.loader import Legacy
 from mt_ckpt.legacy.saver import save
 from mt_core.checkpoint.native import write_model

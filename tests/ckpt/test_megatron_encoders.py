@@ -9,8 +9,8 @@ from ckpt.conftest import bits
 from ckpt.legacy_files import random_weights
 from ckpt.test_ckpt_command import mt_ckpt
 from ckpt.test_megatron_round_trip import sizes, tensors_of
-from mt_ckpt.convert import convert
-from mt_ckpt.detect import open_checkpoint
+from mt_ckpt.conversion.convert import convert
+from mt_ckpt.conversion.detect import open_checkpoint
 from mt_ckpt.megatron import pickles
 from mt_ckpt.megatron.loader import Core
 from mt_ckpt.megatron.saver import save

@@ -20,7 +20,7 @@ from ckpt.legacy_files import random_weights
 from ckpt.test_megatron_encoders import BARE_T5, BERT, RELATIVE_T5, T5
 from ckpt.test_megatron_encoders_oracle import their_t5
 from ckpt.test_megatron_round_trip import sizes, tensors_of
-from mt_ckpt.convert import convert
+from mt_ckpt.conversion.convert import convert
 from mt_ckpt.legacy.loader import Legacy
 from mt_ckpt.megatron import pickles
 from mt_ckpt.megatron.loader import Core

@@ -24,6 +24,8 @@ from ckpt.legacy_files import random_weights
 from ckpt.test_convert_format import RUN
 from ckpt.test_convert_format_oracle import KEYS, METADATA
 from ckpt.test_megatron_encoders_oracle import TOKENS_BT, our_logits
+from mt_ckpt.conversion.verify import TOLERANCE
+from mt_ckpt.conversion.verify import our_logits as our_gpt_logits
 from mt_ckpt.convert_format.convert import Target, convert_format
 from mt_ckpt.convert_format.order import named_parameters
 from mt_ckpt.convert_format.read_torch import read_torch
@@ -36,8 +38,6 @@ from mt_ckpt.megatron.loader import Core
 from mt_ckpt.megatron.names import copies_of
 from mt_ckpt.megatron.rank_files import VERSION, written_name
 from mt_ckpt.megatron.saver import save
-from mt_ckpt.verify import TOLERANCE
-from mt_ckpt.verify import our_logits as our_gpt_logits
 from mt_core.parallel.axis import Axis
 from mt_core.verification.ranks import run_ranks
 

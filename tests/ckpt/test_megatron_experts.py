@@ -6,8 +6,8 @@ import torch
 from ckpt.test_ckpt_command import mt_ckpt
 from ckpt.test_megatron_errors import edit, found
 from ckpt.test_megatron_round_trip import config_of, native, sizes, tensors_of, there_and_back  # noqa: F401 (a fixture)
-from mt_ckpt.convert import convert
-from mt_ckpt.detect import open_checkpoint
+from mt_ckpt.conversion.convert import convert
+from mt_ckpt.conversion.detect import open_checkpoint
 from mt_ckpt.megatron import pickles
 from mt_ckpt.megatron.loader import Core
 from mt_ckpt.megatron.saver import save

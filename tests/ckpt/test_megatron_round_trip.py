@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from mt_ckpt.convert import convert
-from mt_ckpt.detect import open_checkpoint
+from mt_ckpt.conversion.convert import convert
+from mt_ckpt.conversion.detect import open_checkpoint
 from mt_ckpt.megatron import pickles
 from mt_core.checkpoint.native import write_model
 from mt_models.config import GPTConfig

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mt_ckpt.conversion.detect import detect
 from mt_ckpt.convert_format.read_native import read_native
 from mt_ckpt.convert_format.read_torch import read_torch
 from mt_ckpt.convert_format.read_torch_dist import layout_of, read_torch_dist
@@ -18,7 +19,6 @@ from mt_ckpt.convert_format.vectors import depends_on_buckets
 from mt_ckpt.convert_format.write_native import write_native
 from mt_ckpt.convert_format.write_torch import write_torch
 from mt_ckpt.convert_format.write_torch_dist import OF_0_11, PLAIN, RESHARDABLE, write_torch_dist
-from mt_ckpt.detect import detect
 from mt_ckpt.megatron.kinds import model_problems
 from mt_ckpt.megatron.layout import RELEASE, TRACKER, Layout, iteration_directory, misfits
 from mt_ckpt.megatron.split import told_stages
