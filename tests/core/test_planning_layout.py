@@ -4,10 +4,10 @@ import pytest
 
 from core.planning_configs import run
 from mt_core.errors import MtError
+from mt_core.planning.gpu_profile import read_profile
 from mt_core.planning.layout import layout_of, problems
 from mt_core.planning.nearest import describe, nearest, nearest_problem
 from mt_core.planning.plan import plan
-from mt_core.planning.profile import read_profile
 
 LLAMA = "batch.global_batch=16"
 SP = "parallel.sequence=true"

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mt_core.parallel.experts import Dispatch, dispatch, inverse, reorder
 from mt_models import config
-from mt_models.layers.linear import Linear
+from mt_models.layers.basic import Linear
 
 
 class Balances:
