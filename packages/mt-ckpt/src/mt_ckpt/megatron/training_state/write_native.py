@@ -14,12 +14,20 @@ from mt_ckpt.tensor_streams.accounting import accounted
 from mt_core.checkpoint.native import step_directory
 from mt_core.checkpoint.writing import write
 from mt_core.config.load import validate
-from mt_core.config.sections import BatchConfig, OptimConfig, PrecisionConfig, RuntimeConfig, ScheduleConfig
+from mt_core.config.sections import (
+    BatchConfig,
+    LRScheduleConfig,
+    OptimConfig,
+    PrecisionConfig,
+    RuntimeConfig,
+    TrainConfig,
+)
 
 SETTINGS = "settings.toml"
 SECTIONS = {
     "optim": OptimConfig,
-    "schedule": ScheduleConfig,
+    "train": TrainConfig,
+    "lr_schedule": LRScheduleConfig,
     "batch": BatchConfig,
     "precision": PrecisionConfig,
     "runtime": RuntimeConfig,
