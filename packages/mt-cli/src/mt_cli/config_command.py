@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mt_cli.completion import preset_names
+from mt_core.cli.completion import preset_names
 
 app = typer.Typer(
     help="Show, check and compare configurations.",
