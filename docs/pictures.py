@@ -20,8 +20,8 @@ from mt_core.parallel.context.sequence import local_positions
 from mt_core.parallel.dims import ParallelDims
 from mt_core.planning.activations import activations_of
 from mt_core.planning.layout import layout_of
-from mt_core.planning.pictures import COLOURS
 from mt_core.planning.precision import state_bytes
+from mt_core.planning.svg import COLOURS
 
 FOLDER = Path(__file__).parent / "explanation" / "parallelism"
 LEFT, TOP, ROW = 150, 56, 20
