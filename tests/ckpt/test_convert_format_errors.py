@@ -25,7 +25,7 @@ from mt_ckpt.megatron.layout import Layout
 from mt_ckpt.megatron.names import parameters
 from mt_ckpt.megatron.t5 import NORM_NOTES
 from mt_core.checkpoint.native import step_directory
-from mt_core.checkpoint.writing import write
+from mt_core.checkpoint.step_writer import write
 from mt_core.errors import MtError
 
 

@@ -4,8 +4,8 @@ import pytest
 
 from core.planning_configs import run
 from mt_core.errors import MtError
-from mt_core.planning.layout import layout_of, problems
-from mt_core.planning.nearest import describe, nearest, nearest_problem
+from mt_core.parallel.layout import layout_of, problems
+from mt_core.parallel.nearest import describe, nearest, nearest_problem
 from mt_core.planning.plan import plan
 from mt_core.planning.profile import read_profile
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from mt_core.parallel.plan import Plan
+    from mt_core.parallel.tensor.plan import Plan
 
 
 @runtime_checkable

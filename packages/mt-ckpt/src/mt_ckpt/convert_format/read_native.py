@@ -11,7 +11,7 @@ from mt_ckpt.convert_format.settings import groups_of, not_carried_to_megatron, 
 from mt_ckpt.convert_format.state import KINDS, MASTER, Stream, TrainingState
 from mt_ckpt.loaders.native import Native
 from mt_core.checkpoint import native
-from mt_core.checkpoint.parts import StoredTensor, open_part
+from mt_core.checkpoint.shard_files import StoredTensor, open_part
 from mt_core.config.sections import ScheduleConfig
 from mt_core.errors import MtError, Problem, raise_if
 from mt_core.training.learning_rate import learning_rate

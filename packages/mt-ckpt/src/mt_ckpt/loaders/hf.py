@@ -13,7 +13,7 @@ from mt_ckpt.families import FAMILIES, fused
 from mt_ckpt.families.family import Config, Family
 from mt_ckpt.hf_config import read_config
 from mt_ckpt.sources import SafetensorsDir, read_json
-from mt_core.checkpoint.mapped import forget
+from mt_core.checkpoint.page_cache import forget
 from mt_core.errors import Problem, raise_if
 
 

@@ -17,7 +17,7 @@ from mt_ckpt.loaders.meta_config import read_params
 from mt_ckpt.loaders.meta_files import open_shards
 from mt_ckpt.names import Names
 from mt_ckpt.sources import read_json
-from mt_core.checkpoint.mapped import forget
+from mt_core.checkpoint.page_cache import forget
 from mt_core.errors import MtError, Problem, raise_if
 from mt_models.config import GPTConfig
 

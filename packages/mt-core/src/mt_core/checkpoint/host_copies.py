@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mt_core.checkpoint.writing import Parts
+from mt_core.checkpoint.step_writer import Parts
 
 SLAB_BYTES = 1 << 30
 ALIGNMENT = 256

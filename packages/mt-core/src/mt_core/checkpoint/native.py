@@ -13,9 +13,9 @@ from typing import Any
 from torch import Tensor
 
 from mt_core.checkpoint import locks
-from mt_core.checkpoint.parts import stream_part
-from mt_core.checkpoint.protocol import COMMITTED, FORMAT, META
-from mt_core.checkpoint.writing import TOKENIZER, write
+from mt_core.checkpoint.commit_protocol import COMMITTED, FORMAT, META
+from mt_core.checkpoint.shard_files import stream_part
+from mt_core.checkpoint.step_writer import TOKENIZER, write
 from mt_core.errors import MtError, Problem, raise_if
 from mt_core.files import disk_errors
 

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mt_core.parallel.axis import Axis
-from mt_core.parallel.context.sequence import local_positions, split_sequence
+from mt_core.distributed.axis import Axis
+from mt_core.parallel.context.zigzag import local_positions, split_sequence
 
 Batch = Mapping[str, Tensor]
 

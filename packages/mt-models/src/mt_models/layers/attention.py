@@ -7,7 +7,7 @@ rank's share, and no line changes.
 
 from torch import Tensor, nn
 
-from mt_core.parallel.plan import Column, Heads, Plan, Row, Rule
+from mt_core.parallel.tensor.plan import Column, Heads, Plan, Row, Rule
 from mt_models.config import GQA, TransformerConfig
 from mt_models.layers.attention_cores import Core, Scores
 from mt_models.layers.cache import LayerCache

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from mt_core.parallel.cross_entropy import linear_cross_entropy
+from mt_core.parallel.tensor.cross_entropy import linear_cross_entropy
 
 
 class CrossEntropy(nn.Module):

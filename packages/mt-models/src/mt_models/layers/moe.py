@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mt_core.parallel.experts import Dispatch, dispatch, inverse, reorder
+from mt_core.parallel.expert.dispatcher import Dispatch, dispatch, inverse, reorder
 from mt_models import config
 from mt_models.layers.linear import Linear
 

@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from mt_core.parallel.axis import Axis
+from mt_core.distributed.axis import Axis
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mt_core.parallel.axis import Axis
-from mt_core.parallel.context.chunks import Chunk, attend, attend_backward
+from mt_core.distributed.axis import Axis
+from mt_core.parallel.context.attention_chunks import Chunk, attend, attend_backward
 from mt_core.parallel.context.passing import Coming, pass_on
-from mt_core.parallel.context.sequence import gather
+from mt_core.parallel.context.zigzag import gather
 
 
 def ring(q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, documents_BT: Tensor | None = None, *, axis: Axis) -> Tensor:

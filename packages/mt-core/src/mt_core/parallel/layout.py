@@ -1,0 +1,203 @@
+"""How a run is cut over ranks, and the rules that say which cuts are possible.
+
+The same rules serve `mt plan` and `mt train`; `mt_core.parallel.nearest` looks for layouts that pass them.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from math import lcm
+from typing import Any
+
+from mt_core.distributed.topology import ParallelDims
+from mt_core.errors import Problem
+
+
+@dataclass(frozen=True, slots=True)
+class Recompute:
+    """Activations that are computed again; the fields of `RecomputeConfig`."""
+
+    granularity: str = "none"
+    method: str = "uniform"
+    layers: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Everything in a configuration that changes where things lie, but not what is trained."""
+
+    dims: ParallelDims
+    sequence: bool = False
+    exchange: str = "ring"
+    sharding: str = "replicate"
+    overlap_grad_reduce: bool = True
+    overlap_param_gather: bool = True
+    bucket_size: int = 40_000_000
+    micro_batch: int = 1
+    recompute: Recompute = Recompute()
+
+    @property
+    def sharers(self) -> int:
+        """Ranks that share one copy of the sharded state."""
+        return self.dims.sharers
+
+    @property
+    def replicas(self) -> int:
+        """Copies of the sharded state."""
+        return self.dims.data * self.dims.context // self.sharers
+
+    @property
+    def sequence_parts(self) -> int:
+        """Tensor ranks among which activations between the matrices are cut."""
+        return self.dims.tensor if self.sequence else 1
+
+
+def layout_of(config: Any, ranks: int | None = None) -> Layout:
+    """The layout that a `RunConfig` asks for.
+
+    The data axis, if unset, is what the others leave of `ranks`; without those, as short as what is shared allows.
+    """
+    parallel, recompute = config.parallel, config.recompute
+    shard = 1 if parallel.sharding == "replicate" else parallel.shard_size
+    least = lcm(parallel.context, parallel.expert, shard or 1) // parallel.context
+    data = parallel.data or (least if ranks is None else max(ranks // (parallel.tensor * parallel.context), 1))
+    return Layout(
+        dims=ParallelDims(data, parallel.context, parallel.tensor, shard, parallel.expert),
+        sequence=parallel.sequence,
+        exchange=parallel.context_exchange,
+        sharding=parallel.sharding,
+        overlap_grad_reduce=parallel.overlap_grad_reduce,
+        overlap_param_gather=parallel.overlap_param_gather,
+        bucket_size=parallel.bucket_size,
+        micro_batch=config.batch.micro_batch,
+        recompute=Recompute(recompute.granularity, recompute.method, recompute.layers),
+    )
+
+
+def problems(config: Any, ranks: int | None = None) -> Iterator[Problem]:
+    """Everything that keeps a run from being cut as its configuration says; without `ranks`, as far as that shows."""
+    layout = layout_of(config, ranks)
+    dims, parallel = layout.dims, config.parallel
+    if ranks is not None and dims.ranks != ranks:
+        data = f" × data {dims.data}" if parallel.data else ""
+        yield Problem(
+            "parallel",
+            f"tensor {dims.tensor} × context {dims.context}{data} does not make {ranks} ranks",
+            f"allowed: tensor × context × data = {ranks}",
+        )
+    yield from axis_problems(config, layout)
+    yield from _shard(config, layout)
+    recompute, layers = config.recompute, config.model.layers
+    if recompute.granularity == "full" and recompute.layers > layers:
+        yield Problem("recompute.layers", f"{recompute.layers} of {layers} layers", f"allowed: 1 to {layers}")
+
+
+def axis_problems(config: Any, layout: Layout) -> Iterator[Problem]:
+    """What does not divide as the axes of `layout` need."""
+    wrong = list(_tensor(config, layout))
+    yield from wrong or _sequence(config, layout)
+    yield from _context(config, layout)
+    yield from _expert(config, layout)
+    yield from _batch(config, layout)
+
+
+def _tensor(config: Any, layout: Layout) -> Iterator[Problem]:
+    attention, tensor = config.model.attention, layout.dims.tensor
+    rules = [
+        ("model.attention.heads", attention.heads, lambda t: attention.heads % t == 0),
+        ("model.attention.kv_groups", attention.kv_groups, lambda t: _groups_fit(attention.kv_groups, t)),
+    ]
+    if not experts_of(config.model):  # those are whole on tensor ranks
+        rules.append(("model.mlp.size", config.model.mlp.size, lambda t: config.model.mlp.size % t == 0))
+    fits = _listed(t for t in range(1, attention.heads + 1) if all(rule(t) for _, _, rule in rules))
+    for name, size, rule in rules:
+        if not rule(tensor):
+            yield Problem("parallel.tensor", f"{tensor} does not divide {name} {size}", f"allowed: {fits}")
+
+
+def _groups_fit(groups: int, tensor: int) -> bool:
+    """Each rank has whole groups, or each group has whole ranks, which then repeat its keys and values."""
+    return groups % tensor == 0 or tensor % groups == 0
+
+
+def _sequence(config: Any, layout: Layout) -> Iterator[Problem]:
+    if not layout.sequence:
+        return
+    dims, length = layout.dims, config.data.seq_length
+    if dims.tensor == 1:
+        yield Problem("parallel.sequence", "true, but parallel.tensor is 1", "allowed: false, or a tensor above 1")
+    elif length % (dims.context * dims.tensor):
+        found = f"{length} is no multiple of context {dims.context} × tensor {dims.tensor}, as parallel.sequence needs"
+        yield Problem("data.seq_length", found, f"allowed: {_multiples(length, dims.context * dims.tensor)}")
+
+
+def _context(config: Any, layout: Layout) -> Iterator[Problem]:
+    attention, dims, length = config.model.attention, layout.dims, config.data.seq_length
+    if dims.context == 1:
+        return
+    if length % (2 * dims.context):
+        found = f"{length} is no multiple of 2 × parallel.context {dims.context}"
+        yield Problem("data.seq_length", found, f"allowed: {_multiples(length, 2 * dims.context)}")
+    if layout.exchange != "all_to_all":
+        return
+    shares = {
+        "heads": attention.heads // dims.tensor,
+        "kv_groups": max(attention.kv_groups // dims.tensor, 1),
+    }
+    fits = _listed(_divisors(shares["kv_groups"], lambda c: shares["heads"] % c == 0))
+    for name, share in shares.items():
+        if share % dims.context:
+            found = f"{dims.context} does not divide the {share} {name} of a tensor rank, as all_to_all needs"
+            yield Problem("parallel.context", found, f'allowed: {fits}, or context_exchange = "ring"')
+
+
+def _expert(config: Any, layout: Layout) -> Iterator[Problem]:
+    expert, together = layout.dims.expert, layout.dims.data * layout.dims.context
+    if expert == 1:
+        return
+    if not (experts := experts_of(config.model)):
+        found = f'{expert}, but model.mlp.kind "{config.model.mlp.kind}" has no experts'
+        yield Problem("parallel.expert", found, 'allowed: 1, or model.mlp.kind = "moe"')
+        return
+    fits = _listed(_divisors(together, lambda e: experts % e == 0))
+    for name, number in (("model.mlp.experts", experts), ("data × context", together)):
+        if number % expert:
+            yield Problem("parallel.expert", f"{expert} does not divide {name} = {number}", f"allowed: {fits}")
+
+
+def experts_of(model: Any) -> int:
+    """Experts of each layer, 0 if it has none."""
+    return model.mlp.experts if model.mlp.kind == "moe" else 0
+
+
+def _batch(config: Any, layout: Layout) -> Iterator[Problem]:
+    unit, batch = layout.micro_batch * layout.dims.data, config.batch.global_batch
+    if batch % unit and not config.batch.sizes:  # a schedule of sizes takes the place of global_batch
+        found = f"{batch} is no multiple of micro_batch {layout.micro_batch} × data {layout.dims.data}"
+        yield Problem("batch.global_batch", found, f"allowed: {_multiples(batch, unit)}")
+
+
+def _shard(config: Any, layout: Layout) -> Iterator[Problem]:
+    size, together = config.parallel.shard_size, layout.dims.data * layout.dims.context
+    if size is None:
+        return
+    if layout.sharding == "replicate":
+        found = f'{size}, but parallel.sharding = "replicate" shares nothing'
+        yield Problem("parallel.shard_size", found, 'leave it unset, or parallel.sharding = "zero1" or "fsdp"')
+    elif together % size:
+        found = f"{size} does not divide data × context = {together}"
+        yield Problem("parallel.shard_size", found, f"allowed: {_listed(_divisors(together))}")
+
+
+def _divisors(number: int, keep: Callable[[int], bool] = lambda _: True) -> Iterator[int]:
+    return (n for n in range(1, number + 1) if number % n == 0 and keep(n))
+
+
+def _multiples(near: int, unit: int) -> str:
+    """The multiples of `unit` around a number that is none."""
+    below = near // unit * unit
+    return f"{below} or {below + unit}" if below else str(unit)
+
+
+def _listed(numbers: Iterable[int]) -> str:
+    *head, last = map(str, numbers)
+    return f"{', '.join(head)} or {last}" if head else last
