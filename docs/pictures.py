@@ -14,7 +14,7 @@ from holdings import RANKS as FOUR
 
 from mt_core.checkpoint.commit_protocol import COMMITTED, META, Ranks
 from mt_core.config.sections import PrecisionConfig
-from mt_core.distributed.axis import Axis
+from mt_core.distributed.mesh import Axis
 from mt_core.distributed.topology import ParallelDims
 from mt_core.parallel.context.ring import visible_part
 from mt_core.parallel.context.zigzag import local_positions

@@ -31,7 +31,7 @@ from mt_ckpt.convert_format.read_torch_dist import read_torch_dist
 from mt_ckpt.convert_format.state import KINDS
 from mt_ckpt.megatron import pickles
 from mt_ckpt.megatron.layout import Layout
-from mt_core.distributed.axis import Axis
+from mt_core.distributed.mesh import Axis
 from mt_core.verification.ranks import run_ranks
 from parallel.test_against_megatron_core import fuse, table
 

@@ -27,7 +27,7 @@ from mt_ckpt.megatron.loader import Core
 from mt_ckpt.megatron.saver import save
 from mt_ckpt.megatron.split import encoder_stages
 from mt_core.checkpoint.native import write_model
-from mt_core.distributed.axis import Axis
+from mt_core.distributed.mesh import Axis
 from mt_core.errors import MtError
 from mt_core.verification.ranks import run_ranks
 from mt_models.config import T5Config

@@ -38,7 +38,7 @@ from mt_ckpt.megatron.rank_files import VERSION, written_name
 from mt_ckpt.megatron.saver import save
 from mt_ckpt.verify import TOLERANCE
 from mt_ckpt.verify import our_logits as our_gpt_logits
-from mt_core.distributed.axis import Axis
+from mt_core.distributed.mesh import Axis
 from mt_core.verification.ranks import run_ranks
 
 pytestmark = pytest.mark.gpu

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from mt_core.distributed.axis import Axis
+from mt_core.distributed.mesh import Axis
 from mt_core.parallel.context.attention_chunks import (
     Chunk,
     attend,

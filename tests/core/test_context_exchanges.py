@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from mt_core.distributed.axis import Axis
+from mt_core.distributed.mesh import Axis
 from mt_core.errors import MtError
 from mt_core.parallel.context.comm_types import EXCHANGES, context_core
 from mt_core.parallel.context.zigzag import join_sequence, split_sequence

@@ -4,8 +4,7 @@ import pytest
 
 from core.planning_configs import run
 from mt_core.errors import MtError
-from mt_core.parallel.layout import layout_of, problems
-from mt_core.parallel.nearest import describe, nearest, nearest_problem
+from mt_core.parallel.layout import describe, layout_of, nearest, nearest_problem, problems
 from mt_core.planning.plan import plan
 from mt_core.planning.profile import read_profile
 

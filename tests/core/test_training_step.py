@@ -5,8 +5,7 @@ import torch
 
 from layouts import run_config
 from mt_core.checkpoint.native import resolve
-from mt_core.distributed.axis import Axis
-from mt_core.distributed.mesh import Mesh
+from mt_core.distributed.mesh import Axis, Mesh
 from mt_core.parallel.context.zigzag import join_sequence
 from mt_core.training.inputs import inputs, valid_tokens
 from mt_core.training.optimizer import parameter_groups

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mt_core.distributed.axis import Axis
+from mt_core.distributed.mesh import Axis
 from mt_core.parallel.apply import untraced
 from mt_core.parallel.context.comm_types import context_core
 from mt_core.parallel.data.zero1 import add_, set_

@@ -14,7 +14,7 @@ from layouts import BALANCED, EXPERT_LAYOUTS, LAYOUTS, SAMPLES, data_ranks, run_
 from mt_cli.verify.record import record, records
 from mt_core.checkpoint.native import resolve
 from mt_core.checkpoint.shard_files import open_part
-from mt_core.distributed.axis import Axis
+from mt_core.distributed.mesh import Axis
 from mt_core.errors import MtError
 from mt_core.parallel.expert.dispatcher import ExpertDispatch, dispatch
 from mt_core.parallel.tensor.plan import Placement, apply_plan

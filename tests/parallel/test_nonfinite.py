@@ -19,8 +19,7 @@ from layouts import LAYOUTS, run_config
 from mt_core.checkpoint.async_save import AsyncWriter
 from mt_core.checkpoint.commit_protocol import Ranks
 from mt_core.checkpoint.native import resolve, steps
-from mt_core.distributed.axis import Axis
-from mt_core.distributed.mesh import Mesh
+from mt_core.distributed.mesh import Axis, Mesh
 from mt_core.errors import MtError
 from mt_core.training.inputs import Batch
 from mt_core.training.loop import Run, train

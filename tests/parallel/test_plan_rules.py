@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from layouts import run_config
-from mt_core.distributed.axis import Axis
+from mt_core.distributed.mesh import Axis
 from mt_core.errors import MtError
 from mt_core.parallel.tensor.cross_entropy import VocabCrossEntropy, linear_cross_entropy
 from mt_core.parallel.tensor.linear import ColumnLinear, RowLinear, VocabEmbedding

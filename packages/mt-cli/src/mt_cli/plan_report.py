@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from math import prod
 from typing import Any
 
-from mt_core.parallel.nearest import describe
+from mt_core.parallel.layout import describe
 from mt_core.planning.advice import Advice
 from mt_core.planning.communication import Transfer
 from mt_core.planning.memory import GIB, by_category

@@ -18,10 +18,9 @@ from mt_cli.train.view import screen
 from mt_core.checkpoint.async_save import AsyncWriter
 from mt_core.checkpoint.commit_protocol import Ranks
 from mt_core.checkpoint.native import resolve, step_directory, steps
-from mt_core.distributed.deterministic import deterministic
 from mt_core.distributed.environment import place
 from mt_core.distributed.mesh import Mesh, make_mesh
-from mt_core.distributed.process_group import joined, local_ranks, pick_device
+from mt_core.distributed.process_group import deterministic, joined, local_ranks, pick_device
 from mt_core.distributed.topology import dims_of
 from mt_core.errors import raise_if
 from mt_core.parallel.apply import parallelize

@@ -11,20 +11,23 @@ RUN/step-00001000/               the same directory, renamed once every report i
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from mt_core.checkpoint.polling import poll_until
 from mt_core.errors import MtError, Problem
 from mt_core.files import TEMPORARY, atomic_file, sync_directory
 
 FORMAT = 2
 COMMITTED, META = "COMMITTED", "meta.json"
 BEGUN, DONE = "begun", "done"
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.01, 0.25
+
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,28 @@ class Ranks:
     def label(self, path: Path, rank: int | None = None) -> str:
         """The step directory and, if there are several ranks, the one that is meant (this one)."""
         return f"{path} (rank {self.rank if rank is None else rank} of {self.size})" if self.size > 1 else str(path)
+
+
+def poll_until(
+    ready: Callable[[], Found | None],
+    *,
+    timeout_s: float,
+    late: Callable[[], MtError],
+    progress: Callable[[], object] = lambda: None,
+) -> Found:
+    """The first result of `ready` that is not None; raises `late()` once `progress()` has not changed for `timeout_s`.
+
+    Looks ever less often, and takes part in no collective.
+    """
+    pause, seen, since = FIRST_PAUSE_S, progress(), time.monotonic()
+    while (found := ready()) is None:
+        if (now := progress()) != seen:
+            seen, since = now, time.monotonic()
+        elif time.monotonic() - since > timeout_s:
+            raise late()
+        time.sleep(pause)
+        pause = min(pause * 1.5, LONGEST_PAUSE_S)
+    return found
 
 
 def temporary_directory(path: Path) -> Path:

@@ -1,17 +1,17 @@
 """Whole canonical tensors, gathered from the ranks that hold their parts to the one rank that wants them.
 
 A parameter is in pieces twice: cut into boxes over the tensor or the expert axis, and shared over a shard axis.
+`choose_owners` decides which rank writes which tensor, so that all write about as many bytes.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mt_core.distributed.axis import Axis
-from mt_core.distributed.mesh import Mesh
+from mt_core.distributed.mesh import Axis, Mesh
 from mt_core.parallel.data.protocol import DataParallel
 
 
@@ -95,3 +95,17 @@ def _over_cut(model: Any, axis: Axis, name: str, canonical: str, piece: Tensor, 
             else axis.receive_(torch.empty_like(here, memory_format=torch.contiguous_format), rank)
         )
     return whole
+
+
+def choose_owners(nbytes: Mapping[str, int], candidates: Callable[[str], Sequence[int]]) -> dict[str, int]:
+    """Tensor name → rank: the largest first, each to the candidate that has the fewest bytes so far.
+
+    `candidates(name)` are the ranks that can gather the tensor. Every rank computes the same table from the same input.
+    """
+    loads: dict[int, int] = {}
+    owners: dict[str, int] = {}
+    for name in sorted(nbytes, key=lambda name: (-nbytes[name], name)):
+        owner = min(candidates(name), key=lambda rank: (loads.get(rank, 0), rank))
+        loads[owner] = loads.get(owner, 0) + nbytes[name]
+        owners[name] = owner
+    return owners

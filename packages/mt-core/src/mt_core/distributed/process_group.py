@@ -52,6 +52,19 @@ def gpu_index(local_rank: int, visible: int) -> int:
     return local_rank
 
 
+def deterministic(wanted: bool) -> None:
+    """Choose deterministic kernels and collectives; an operation that has none raises, naming itself, when it runs.
+
+    To be called before CUDA and NCCL start: they read their settings once.
+    """
+    if not wanted:
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    os.environ.setdefault("NCCL_ALGO", "Ring")
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+
+
 @contextmanager
 def joined(device: torch.device, run_dir: Path, stall_timeout: float) -> Iterator[Heart]:
     """This process's heart, watched, with all ranks connected on entry and parted on exit.

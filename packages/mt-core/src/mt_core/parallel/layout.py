@@ -1,11 +1,11 @@
 """How a run is cut over ranks, and the rules that say which cuts are possible.
 
-The same rules serve `mt plan` and `mt train`; `mt_core.parallel.nearest` looks for layouts that pass them.
+The same rules serve `mt plan` and `mt train`; `nearest` looks for layouts that pass where the one asked for does not.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from math import lcm
+from dataclasses import dataclass, replace
+from math import gcd, lcm, log2
 from typing import Any
 
 from mt_core.distributed.topology import ParallelDims
@@ -201,3 +201,54 @@ def _multiples(near: int, unit: int) -> str:
 def _listed(numbers: Iterable[int]) -> str:
     *head, last = map(str, numbers)
     return f"{', '.join(head)} or {last}" if head else last
+
+
+def nearest(config: Any, ranks: int, *, count: int = 3) -> list[Layout]:
+    """Up to `count` layouts of `ranks` that pass, those with the least change of tensor, context and data first.
+
+    Sequence parallelism is given up where tensor is 1, a shard_size that no longer divides, and of the expert axis what
+    does not.
+    """
+    wanted = layout_of(config, ranks)
+    legal = [layout for layout in cuts(wanted, ranks) if not any(axis_problems(config, layout))]
+    return sorted(legal, key=lambda layout: _distance(layout.dims, wanted.dims))[:count]
+
+
+def cuts(layout: Layout, ranks: int) -> Iterator[Layout]:
+    """`layout` with every tensor × context × data = `ranks`, whatever the rules say."""
+    for tensor in range(1, ranks + 1):
+        for context in range(1, ranks // tensor + 1):
+            if ranks % (tensor * context) == 0:
+                yield recut(layout, tensor=tensor, context=context, data=ranks // tensor // context)
+
+
+def recut(layout: Layout, *, tensor: int, context: int, data: int) -> Layout:
+    """`layout` with other axes; what no longer makes sense with them is dropped."""
+    shard, expert = layout.dims.shard, gcd(layout.dims.expert, data * context)
+    shard = shard if shard and data * context % shard == 0 else None
+    dims = ParallelDims(data, context, tensor, shard, expert)
+    return replace(layout, dims=dims, sequence=layout.sequence and tensor > 1)
+
+
+def _distance(one: ParallelDims, other: ParallelDims) -> tuple[float, int, int]:
+    """Doublings and halvings between two, and, between equals, rather less context and then less tensor."""
+    pairs = ((one.tensor, other.tensor), (one.context, other.context), (one.data, other.data))
+    return sum(abs(log2(a / b)) for a, b in pairs), one.context, one.tensor
+
+
+def nearest_problem(config: Any, ranks: int) -> Problem:
+    """What to do instead, as the last line of a refusal."""
+    found = f"this layout cannot run on {ranks} ranks"
+    if layouts := nearest(config, ranks):
+        return Problem("parallel", found, f"nearest that pass: {'; '.join(map(describe, layouts))}")
+    others = [n for n in (*range(ranks - 1, 0, -1), *range(ranks + 1, 2 * ranks + 1)) if nearest(config, n, count=1)]
+    below, above = (max((n for n in others if n < ranks), default=0), min((n for n in others if n > ranks), default=0))
+    passing = (f"with {n} ranks: {describe(nearest(config, n, count=1)[0])}" for n in (below, above) if n)
+    return Problem("parallel", found, f"no layout of {ranks} passes; {'; '.join(passing) or 'nor one of fewer'}")
+
+
+def describe(layout: Layout) -> str:
+    """The axes in words."""
+    dims, sequence = layout.dims, " + sequence" if layout.sequence else ""
+    expert = f", expert {dims.expert}" if dims.expert > 1 else ""
+    return f"tensor {dims.tensor}{sequence} × context {dims.context} × data {dims.data}{expert}"

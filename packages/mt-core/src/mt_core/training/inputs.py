@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mt_core.distributed.axis import Axis
+from mt_core.distributed.mesh import Axis
 from mt_core.parallel.context.zigzag import local_positions, split_sequence
 
 Batch = Mapping[str, Tensor]

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from types import MappingProxyType
 
-from mt_core.distributed.axis import Axis
+from mt_core.distributed.mesh import Axis
 from mt_core.errors import MtError
 from mt_core.parallel.context.all_gather import gathered
 from mt_core.parallel.context.ring import ring

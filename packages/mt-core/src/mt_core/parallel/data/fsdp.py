@@ -15,8 +15,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 
 from mt_core.config.sections import ParallelConfig
-from mt_core.distributed.axis import Axis
-from mt_core.distributed.mesh import Mesh
+from mt_core.distributed.mesh import Axis, Mesh
 from mt_core.parallel.tensor.plan import Placement
 
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from mt_core.distributed.axis import Axis
+from mt_core.distributed.mesh import Axis
 from mt_core.parallel.data.protocol import DataParallel
 
 

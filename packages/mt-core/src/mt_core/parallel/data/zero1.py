@@ -17,8 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from mt_core.config.sections import ParallelConfig
-from mt_core.distributed.axis import Axis
-from mt_core.distributed.mesh import Mesh
+from mt_core.distributed.mesh import Axis, Mesh
 from mt_core.parallel.tensor.plan import Placement
 
 ALIGNMENT = 128

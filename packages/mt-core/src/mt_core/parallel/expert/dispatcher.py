@@ -16,7 +16,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mt_core.distributed.axis import Axis
+from mt_core.distributed.mesh import Axis
+from mt_core.parallel.expert.permutation import by_expert, inverse, reorder
 
 Experts = Callable[[Tensor, Tensor], Tensor]
 """Rows in the order of their experts, and the number of each expert's, to as many rows."""
@@ -48,17 +49,6 @@ class ExpertDispatch:
         return exchange(y_RD, self.axis, received, sent)
 
 
-def by_expert(counts_ne: Tensor, rows: int) -> Tensor:
-    """From rows by rank, and within a rank by expert, to rows by expert: where each of them is now."""
-    experts = torch.arange(counts_ne.shape[1], device=counts_ne.device).repeat(counts_ne.shape[0])
-    return experts.repeat_interleave(counts_ne.flatten(), output_size=rows).argsort(stable=True)
-
-
-def inverse(order_R: Tensor) -> Tensor:
-    """The order that undoes another."""
-    return torch.empty_like(order_R).scatter_(0, order_R, torch.arange(len(order_R), device=order_R.device))
-
-
 def exchange(x_MD: Tensor, axis: Axis, sent: Sequence[int], received: Sequence[int]) -> Tensor:
     """The first sent[0] rows go to rank 0 and so on; the result's first received[0] rows came from there. It is the
     transpose of the exchange with the two swapped."""
@@ -81,21 +71,3 @@ def _exchange(x_MD: Tensor, axis: Axis, sent: Sequence[int], received: Sequence[
     y_RD = x_MD.new_empty(sum(received), *x_MD.shape[1:])
     dist.all_to_all_single(y_RD, x_MD.contiguous(), [*received], [*sent], group=axis.group)
     return y_RD
-
-
-def reorder(x_RD: Tensor, order_R: Tensor, back_R: Tensor) -> Tensor:
-    """x[order]; `back` is the inverse order, in which the gradient is gathered instead of added up."""
-    return _Reorder.apply(x_RD, order_R, back_R)  # pyright: ignore[reportReturnType]
-
-
-class _Reorder(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x_RD: Tensor, order_R: Tensor, back_R: Tensor) -> Tensor:
-        ctx.save_for_backward(back_R)
-        return x_RD[order_R]
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        (back_R,) = ctx.saved_tensors
-        return gradients[0][back_R], None, None

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from mt_core.distributed.axis import Axis
+from mt_core.distributed.mesh import Axis
 
 Transfer = Callable[[Tensor], Tensor]
 Pending = Callable[[], Tensor]

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mt_core.distributed.axis import Axis
+from mt_core.distributed.mesh import Axis
 from mt_core.parallel.tensor.collectives import start_joined
 from mt_core.parallel.tensor.linear import ColumnLinear
 

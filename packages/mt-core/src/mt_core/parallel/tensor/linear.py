@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mt_core.distributed.axis import Axis, axis_named
+from mt_core.distributed.mesh import Axis, axis_named
 from mt_core.parallel.tensor import collectives
 
 SEQUENCE = 1

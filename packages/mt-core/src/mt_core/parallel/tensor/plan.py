@@ -13,8 +13,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import nn
 
-from mt_core.distributed.axis import Axis
-from mt_core.distributed.mesh import part_of
+from mt_core.distributed.mesh import Axis, part_of
 from mt_core.errors import Problem, raise_if
 from mt_core.parallel.expert.dispatcher import ExpertDispatch, dispatch
 from mt_core.parallel.tensor.cross_entropy import VocabCrossEntropy, linear_cross_entropy
