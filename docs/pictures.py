@@ -20,8 +20,8 @@ from mt_core.parallel.context.ring import visible_part
 from mt_core.parallel.context.zigzag import local_positions
 from mt_core.parallel.layout import layout_of
 from mt_core.planning.activations import activations_of
-from mt_core.planning.pictures import COLOURS
 from mt_core.planning.precision import state_bytes
+from mt_core.planning.svg import COLOURS
 
 FOLDER = Path(__file__).parent / "explanation" / "parallelism"
 LEFT, TOP, ROW = 150, 56, 20

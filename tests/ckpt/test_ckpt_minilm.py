@@ -23,8 +23,8 @@ def source() -> Path:
 
 
 def test_features_of_padded_sentences_equal_transformers(source):
-    from mt_models.bert import Bert
     from mt_models.canonical import load_stream
+    from mt_models.models.bert import Bert
 
     batch = AutoTokenizer.from_pretrained(source)(SENTENCES, padding=True, return_tensors="pt")
     theirs_BTD = AutoModel.from_pretrained(source).eval()(**batch).last_hidden_state

@@ -127,7 +127,7 @@ def train(run, rank, size, session):
 
 def test_ranks_killed_at_any_moment_leave_the_last_checkpoint_whole(tmp_path):
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "torch.distributed", "mt_models.gpt"])
+    context.set_forkserver_preload(["torch", "torch.distributed", "mt_models.models.gpt"])
     draw = random.Random(0)
     reached, unfinished = 0, 0
     for session in range(8):

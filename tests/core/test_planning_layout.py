@@ -5,8 +5,8 @@ import pytest
 from core.planning_configs import run
 from mt_core.errors import MtError
 from mt_core.parallel.layout import describe, layout_of, nearest, nearest_problem, problems
+from mt_core.planning.gpu_profile import read_profile
 from mt_core.planning.plan import plan
-from mt_core.planning.profile import read_profile
 
 LLAMA = "batch.global_batch=16"
 SP = "parallel.sequence=true"

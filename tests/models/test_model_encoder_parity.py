@@ -151,7 +151,7 @@ def test_every_distance_up_to_two_hundred_is_in_transformers_bucket(bidirectiona
     from transformers.models.t5.modeling_t5 import T5Attention
 
     from mt_models.config import Relative
-    from mt_models.layers.relative import bucket
+    from mt_models.layers.relative_bias import bucket
 
     distances = torch.arange(-200, 201)
     theirs = T5Attention._relative_position_bucket(distances, bidirectional, num_buckets=32, max_distance=128)

@@ -6,7 +6,7 @@ import torch
 from models.parts import COMBINATIONS, LEARNED, tiny
 from mt_core.errors import MtError
 from mt_models.canonical import canonical_state, load_canonical
-from mt_models.gpt import rounded
+from mt_models.models.gpt import rounded
 
 
 @pytest.mark.parametrize("config", COMBINATIONS.values(), ids=COMBINATIONS)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from models.parts import COMBINATIONS, attention, tiny
 from mt_core.errors import MtError
-from mt_models.layers.cache import KVCache
+from mt_models.layers.kv_cache import KVCache
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
 

@@ -10,10 +10,8 @@ from models.parts import attention, tiny
 from mt_models import config
 from mt_models.layers.attention import Attention
 from mt_models.layers.attention_cores import eager, sdpa
-from mt_models.layers.embedding import Embedding
-from mt_models.layers.linear import Linear
+from mt_models.layers.basic import Embedding, Linear, make_norm
 from mt_models.layers.mlp import ACTIVATIONS, make_mlp
-from mt_models.layers.norm import make_norm
 from mt_models.layers.rope import make_rotation, rotate
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}

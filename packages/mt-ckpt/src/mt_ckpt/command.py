@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mt_ckpt.convert_format import command as convert_format
 from mt_ckpt.hub import command as hub
+from mt_ckpt.megatron.training_state import command as convert_format
 from mt_ckpt.options import PluginOptions
 from mt_ckpt.tools import command as tools
 from mt_cli.completion import names

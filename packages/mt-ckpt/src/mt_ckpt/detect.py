@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mt_ckpt.legacy.detection import is_legacy
+from mt_ckpt.megatron.legacy.detection import is_legacy
 from mt_core.errors import MtError
 from mt_core.plugins import component
 

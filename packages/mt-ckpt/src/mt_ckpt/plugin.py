@@ -36,10 +36,18 @@ def mt_components() -> Iterable[Component]:
         Component("ckpt-loader", "core", "mt_ckpt.megatron.loader:Core", "Megatron-Core: GPT, BERT, T5", REQUIRES),
         Component("ckpt-saver", "core", "mt_ckpt.megatron.saver:save", "Megatron-Core: GPT, BERT, T5", REQUIRES),
         Component(
-            "ckpt-loader", "legacy", "mt_ckpt.legacy.loader:Legacy", "Megatron's old classes: GPT, BERT, T5", REQUIRES
+            "ckpt-loader",
+            "legacy",
+            "mt_ckpt.megatron.legacy.loader:Legacy",
+            "Megatron's old classes: GPT, BERT, T5",
+            REQUIRES,
         ),
         Component(
-            "ckpt-saver", "legacy", "mt_ckpt.legacy.saver:save", "Megatron's old classes: GPT, BERT, T5", REQUIRES
+            "ckpt-saver",
+            "legacy",
+            "mt_ckpt.megatron.legacy.saver:save",
+            "Megatron's old classes: GPT, BERT, T5",
+            REQUIRES,
         ),
         Component("ckpt-loader", "hub", "mt_ckpt.hub.transfer:load", "A repository on the Hugging Face hub", REQUIRES),
         Component("ckpt-saver", "native", "mt_ckpt.savers.native:save", "mt's own format", REQUIRES),

@@ -8,7 +8,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from mt_ckpt.megatron import pickles
+from mt_ckpt.megatron.torch_format import safe_unpickle
 from mt_core.errors import MtError, Problem, raise_if
 
 FILES = ("consolidated.*.pth", "consolidated*.safetensors")
@@ -43,7 +43,7 @@ def shard_files(path: Path) -> list[Path]:
 def _opened(file: Path) -> Shard:
     """A file's tensors, memory-mapped."""
     if file.suffix == ".pth":
-        found: Any = pickles.read(file)
+        found: Any = safe_unpickle.read(file)
         if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
             raise MtError(str(file), "does not hold tensors by name", "give Meta's own files")
         return found

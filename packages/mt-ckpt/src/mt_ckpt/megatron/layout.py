@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from mt_ckpt.megatron.split import OPTION, split_misfits
-from mt_ckpt.megatron.stages import fitting_stages, stage_layers
+from mt_ckpt.megatron.parameters.pipeline import fitting_stages, stage_layers
+from mt_ckpt.megatron.parameters.t5_pipeline import OPTION, split_misfits
 from mt_core.errors import MtError, Problem
 from mt_models.config import TransformerConfig
 

@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 from mt_core.parallel.layout import Layout, experts_of
 from mt_core.planning.activations import routed, tokens_of
+from mt_core.planning.gpu_profile import Profile
 from mt_core.planning.parameters import parameters_of
 from mt_core.planning.precision import BYTES, state_bytes
-from mt_core.planning.profile import Profile
 
 Phase = Literal["forward", "backward", "reduce", "gather"]
 """In every micro-batch's forward or backward pass; once a step: after the last backward, before the first forward."""

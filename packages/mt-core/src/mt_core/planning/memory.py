@@ -9,9 +9,9 @@ from typing import Any, Literal, get_args
 
 from mt_core.parallel.layout import Layout
 from mt_core.planning.activations import activations_of, routed, tokens_of
+from mt_core.planning.gpu_profile import Profile
 from mt_core.planning.parameters import parameters_of
 from mt_core.planning.precision import BYTES, state_bytes
-from mt_core.planning.profile import Profile
 
 GIB = 2**30
 Category = Literal[

@@ -30,7 +30,13 @@ OTHERS_S = 2.0
 STACKS_S = 1.0
 """Time to write stacks in."""
 
-PRELOADED = ["torch", "torch.distributed", "torch.distributed.fsdp", "mt_core.verification.measure", "mt_models.gpt"]
+PRELOADED = [
+    "torch",
+    "torch.distributed",
+    "torch.distributed.fsdp",
+    "mt_core.verification.measure",
+    "mt_models.models.gpt",
+]
 """What the forkserver imports once, those of them that are installed."""
 
 

@@ -14,7 +14,7 @@ from mt_core.errors import Problem, raise_if
 from mt_eval.generate.sampling import SamplingOptions, choose
 
 if TYPE_CHECKING:
-    from mt_models.gpt import GPT
+    from mt_models.models.gpt import GPT
 
 Prompts = Sequence[Sequence[int]]
 

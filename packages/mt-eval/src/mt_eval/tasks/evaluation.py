@@ -12,7 +12,7 @@ from mt_eval.load import Checkpoint, load_model, load_tokenizer, pick_device
 from mt_eval.options import ModelOptions, TaskOptions, TokenizerOptions
 from mt_eval.report import Report, Value, check_output, publish
 from mt_eval.scoring import check_stride, sum_loss, windows
-from mt_models.gpt import GPT
+from mt_models.models.gpt import GPT
 
 BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
 """Tokens in a batch if no --batch-size is given: with 50k token ids their fp32 logits take 0.4 and 3.2 GB."""

@@ -11,7 +11,7 @@ from mt_models.config.norm import LayerNorm, RMSNorm
 from mt_models.config.transformer import TransformerSection
 
 if TYPE_CHECKING:
-    from mt_models.bert import Bert
+    from mt_models.models.bert import Bert
 
 
 class BertConfig(TransformerSection):
@@ -48,7 +48,7 @@ class BertConfig(TransformerSection):
 
     def build(self, tensor: int = 1) -> "Bert":
         """The module, parameters uninitialised, on the current default device and dtype; whole, for `tensor` ranks."""
-        from mt_models.bert import Bert
+        from mt_models.models.bert import Bert
 
         return Bert(self, tensor)
 

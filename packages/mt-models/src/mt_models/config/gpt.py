@@ -11,7 +11,7 @@ from mt_models.config.position import Learned, NoPosition, Rope
 from mt_models.config.transformer import TransformerSection
 
 if TYPE_CHECKING:
-    from mt_models.gpt import GPT
+    from mt_models.models.gpt import GPT
 
 
 class GPTConfig(TransformerSection):
@@ -50,7 +50,7 @@ class GPTConfig(TransformerSection):
 
     def build(self, tensor: int = 1) -> "GPT":
         """The module, parameters uninitialised, on the current default device and dtype; whole, for `tensor` ranks."""
-        from mt_models.gpt import GPT
+        from mt_models.models.gpt import GPT
 
         return GPT(self, tensor)
 

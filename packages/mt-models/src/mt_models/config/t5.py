@@ -12,7 +12,7 @@ from mt_models.config.position import Learned, Relative
 from mt_models.config.transformer import TransformerSection
 
 if TYPE_CHECKING:
-    from mt_models.t5 import T5
+    from mt_models.models.t5 import T5
 
 
 class T5Config(TransformerSection):
@@ -44,7 +44,7 @@ class T5Config(TransformerSection):
 
     def build(self, tensor: int = 1) -> "T5":
         """The module, parameters uninitialised, on the current default device and dtype; whole, for `tensor` ranks."""
-        from mt_models.t5 import T5
+        from mt_models.models.t5 import T5
 
         return T5(self, tensor)
 

@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from mt_core.parallel.tensor.plan import Column, Heads, Plan, Row, Rule
 from mt_models.config import GQA, TransformerConfig
 from mt_models.layers.attention_cores import Core, Scores
-from mt_models.layers.cache import LayerCache
-from mt_models.layers.linear import Linear
-from mt_models.layers.norm import make_norm
+from mt_models.layers.basic import Linear, make_norm
+from mt_models.layers.kv_cache import LayerCache
 from mt_models.layers.rope import Rotation, rotate
 
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from mt_core.parallel.tensor.plan import Column, Expert, Plan, Row, Sequence
 from mt_models import config
-from mt_models.layers.linear import Linear
+from mt_models.layers.basic import Linear
 from mt_models.layers.moe import MoE
 
 

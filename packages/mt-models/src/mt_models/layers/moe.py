@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from mt_core.parallel.expert.dispatcher import Dispatch, dispatch
 from mt_core.parallel.expert.permutation import inverse, reorder
 from mt_models import config
-from mt_models.layers.linear import Linear
+from mt_models.layers.basic import Linear
 
 
 class Balances:
