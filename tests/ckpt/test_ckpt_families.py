@@ -101,23 +101,23 @@ def test_transformers_reads_and_writes_our_config_json(family, changes, save_mod
 def ours(**changes):
     values = {
         "layers": 3,
-        "model_size": 32,
+        "hidden_size": 32,
         "vocab_size": 61,
-        "max_positions": 40,
+        "max_seq_len": 40,
         "init_std": 0.2,
-        "attention": {"heads": 4, "kv_groups": 2, "head_size": 8} | changes.pop("attention", {}),
-        "mlp": {"kind": "gated", "size": 48},
+        "attention": {"heads": 4, "num_kv_heads": 2, "head_size": 8} | changes.pop("attention", {}),
+        "mlp": {"kind": "gated", "ffn_hidden_size": 48},
         "norm": {"kind": "rms"},
         "position": {"kind": "rope", "theta": 5000.0},
     }
     return GPTConfig.model_validate(values | changes)
 
 
-MOE = {"kind": "moe", "size": 24, "experts": 4, "top_k": 2, "balance": 0.01}
+MOE = {"kind": "moe", "ffn_hidden_size": 24, "experts": 4, "top_k": 2, "aux_loss_coeff": 0.01}
 OF_GEMMA = {
     "norm": {"kind": "rms", "offset": True},
     "scaled_embedding": True,
-    "mlp": {"kind": "gated", "size": 48, "activation": "gelu_tanh"},
+    "mlp": {"kind": "gated", "ffn_hidden_size": 48, "activation": "gelu_tanh"},
     "tied": True,
 }
 MODELS = {

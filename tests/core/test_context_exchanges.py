@@ -163,11 +163,6 @@ def test_on_one_rank_an_exchange_is_the_core(exchange):
     assert context_core(exchange, eager, axis=axis) is eager
 
 
-def test_an_unknown_exchange_names_those_there_are():
-    with pytest.raises(MtError, match="unknown exchange 'rings'; allowed: ring, all_gather, all_to_all"):
-        context_core("rings", eager, axis=Axis("context", 0, 2))
-
-
 @pytest.mark.parametrize(
     ("shape", "size", "found", "sizes"),
     [
@@ -182,5 +177,5 @@ def test_all_to_all_refuses_heads_it_cannot_share(shape, size, found, sizes):
         core(*inputs(shape)[:3])
     assert str(error.value) == (
         f"parallel.context: all_to_all cannot share {found}; "
-        f'allowed sizes: {sizes}; context_exchange "ring" and "all_gather" take any'
+        f'allowed sizes: {sizes}; cp_comm_type "ring" and "all_gather" take any'
     )

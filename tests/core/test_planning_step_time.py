@@ -111,7 +111,7 @@ MEGATRON = {
     "context 4": (
         6_746,
         4,
-        ("parallel.context=4", "data.seq_length=32768", "model.max_positions=32768", "batch.global_batch=4"),
+        ("parallel.context=4", "data.seq_length=32768", "model.max_seq_len=32768", "batch.global_batch=4"),
     ),
 }
 """Tokens/s a GPU of Megatron-Core on H200s (PERFORMANCE.md)."""

@@ -58,11 +58,11 @@ class Run:
         self.data = GPTData(seq_length=seq_length)
         self.model = GPTConfig(
             layers=1,
-            model_size=8,
+            hidden_size=8,
             vocab_size=9,
-            max_positions=64,
-            attention=GQA(heads=1, kv_groups=1, head_size=8),
-            mlp=Dense(size=8),
+            max_seq_len=64,
+            attention=GQA(heads=1, num_kv_heads=1, head_size=8),
+            mlp=Dense(ffn_hidden_size=8),
             norm=LayerNorm(),
             position=Learned(),
         )
@@ -71,5 +71,5 @@ class Run:
 def test_a_sequence_longer_than_the_models_positions():
     assert mt_config_rules(Run(64)) == []
     assert [str(problem) for problem in mt_config_rules(Run(65))] == [
-        "data.seq_length: 65 is longer than the model's positions, model.max_positions = 64; at most 64"
+        "data.seq_length: 65 is longer than the model's positions, model.max_seq_len = 64; at most 64"
     ]

@@ -132,7 +132,7 @@ def test_t5_s_logits(original, text):
         )
     )
     theirs = randomised(theirs)
-    mlp = {"kind": "dense", "size": 48, "activation": "relu"} if original else T5["mlp"]
+    mlp = {"kind": "dense", "ffn_hidden_size": 48, "activation": "relu"} if original else T5["mlp"]
     ours = loaded(
         t5(mlp=mlp, tied=original, scaled_head=original),
         theirs,

@@ -15,7 +15,7 @@ from mt_models.config import GQA
 from mt_models.layers.attention_cores import Scores, eager, sdpa
 
 HEADLESS = {"lm_head": False, "pooler": False, "binary_head": False}
-GROUPS = {"heads": 4, "kv_groups": 2, "head_size": 6, "qk_norm": True, "qkv_bias": True}
+GROUPS = {"heads": 4, "num_kv_heads": 2, "head_size": 6, "qk_norm": True, "qkv_bias": True}
 MODELS = {
     "bert": bert(),
     "bert, norms after": bert(norm_place="after", attention=GROUPS, token_types=0),
@@ -131,7 +131,7 @@ def test_padding_changes_nothing_for_the_text(config, make_model, tokens_BT):
 
 @pytest.mark.parametrize("config", [bert(), t5()])
 def test_a_sequence_that_is_too_long_is_refused(config, make_model):
-    with pytest.raises(MtError, match=r"a sequence of 41 tokens; at most model.max_positions = 40"):
+    with pytest.raises(MtError, match=r"a sequence of 41 tokens; at most model.max_seq_len = 40"):
         make_model(config)(torch.zeros(1, 41, dtype=torch.int64))
 
 
@@ -195,5 +195,5 @@ def test_flops_of_a_shorter_decoder_are_fewer_but_for_what_it_does_with_the_enco
 
 
 def test_groups_are_copied_where_there_are_more_ranks():
-    part = GQA(heads=8, kv_groups=2, head_size=4)
+    part = GQA(heads=8, num_kv_heads=2, head_size=4)
     assert (part.queries_per_group, part.group_copies(1), part.group_copies(8)) == (4, 1, 4)

@@ -86,7 +86,7 @@ def test_a_tied_model_computes_what_an_untied_one_with_equal_weights_does(make_m
 
 @pytest.mark.parametrize("position", [LEARNED, {"kind": "rope"}, {"kind": "none"}], ids=lambda p: p["kind"])
 def test_a_sequence_longer_than_the_positions_is_an_error(position, make_model):
-    with pytest.raises(MtError, match=r"tokens: a sequence of 17 tokens; at most model\.max_positions = 16"):
+    with pytest.raises(MtError, match=r"tokens: a sequence of 17 tokens; at most model\.max_seq_len = 16"):
         make_model(tiny(position=position))(torch.zeros(1, 17, dtype=torch.int64))
 
 

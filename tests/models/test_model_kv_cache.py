@@ -62,5 +62,5 @@ def test_more_positions_than_the_model_has_is_an_error(make_model, tokens_BT):
     model = make_model(tiny())
     cache = model.make_cache(2, 100)
     model(tokens_BT, cache)
-    with pytest.raises(MtError, match=r"a sequence of 24 tokens; at most model\.max_positions = 16"):
+    with pytest.raises(MtError, match=r"a sequence of 24 tokens; at most model\.max_seq_len = 16"):
         model(tokens_BT, cache)

@@ -13,7 +13,7 @@ EXACT = {"rtol": 1e-12, "atol": 1e-12}
 
 
 def experts(**changes):
-    part = config.MoE.model_validate(MOE | {"size": 5} | changes)
+    part = config.MoE.model_validate(MOE | {"ffn_hidden_size": 5} | changes)
     layer = make_mlp(part, 6).double()
     for seed, parameter in enumerate(layer.parameters()):
         parameter.data = normal(*parameter.shape, seed=seed)
@@ -81,7 +81,7 @@ def test_a_balance_loss_gets_the_gradient_of_all_tokens_of_its_sequence():
 
 
 def router_gradients(make_model, tokens_BT, balance, normalized=True):
-    model = make_model(tiny(mlp=MOE | {"balance": balance, "normalized": normalized}))
+    model = make_model(tiny(mlp=MOE | {"aux_loss_coeff": balance, "normalized": normalized}))
     losses_BT = model.token_losses(tokens_BT, tokens_BT.roll(-1, 1))
     losses_BT.mean().backward()
     return losses_BT, [block.mlp.router.weight.grad for block in model.layers.values()]
@@ -108,7 +108,7 @@ def test_recomputed_layers_have_the_same_gradients(make_model, tokens_BT):
 
     from mt_core.parallel.recompute import uniform
 
-    kept, again = (make_model(tiny(mlp=MOE | {"balance": 1.0})) for _ in range(2))
+    kept, again = (make_model(tiny(mlp=MOE | {"aux_loss_coeff": 1.0})) for _ in range(2))
     again.run = partial(uniform, size=1)
     for model in (kept, again):
         model.token_losses(tokens_BT, tokens_BT.roll(-1, 1)).mean().backward()

@@ -60,7 +60,7 @@ def test_compiled_sums_of_16_bit_gradients_are_torchs():
         assert torch.equal(sums, expected)
 
 
-MIXTURE = llama(mlp=MoE(size=24, experts=4, top_k=2))
+MIXTURE = llama(mlp=MoE(ffn_hidden_size=24, experts=4, top_k=2))
 
 
 def cut(axis: Axis, by: str):

@@ -38,8 +38,13 @@ def config_of(sharding: str, dtype: str) -> Any:
         precision={"dtype": dtype, "initial_loss_scale": 64.0},
         batch={"global_batch": 4},
     ).model_dump()
-    found["model"] |= {"model_size": 128, "vocab_size": 1536, "mlp": Gated(size=512).model_dump(), "init_std": 0.02}
-    found["model"]["attention"] = GQA(heads=8, kv_groups=4, head_size=16).model_dump()
+    found["model"] |= {
+        "hidden_size": 128,
+        "vocab_size": 1536,
+        "mlp": Gated(ffn_hidden_size=512).model_dump(),
+        "init_std": 0.02,
+    }
+    found["model"]["attention"] = GQA(heads=8, num_kv_heads=4, head_size=16).model_dump()
     return run_config_type().model_validate(found)
 
 

@@ -55,7 +55,8 @@ def config_of(policy: str, **sections: Any) -> Any:
     values = {
         "optim": {"nonfinite": policy, "lr": 1e-2},
         "precision": {"dtype": "fp32"},
-        "schedule": {"steps": STEPS, "decay": "constant"},
+        "train": {"steps": STEPS},
+        "lr_schedule": {"decay": "constant"},
         "checkpoint": {"every": 2},
         "log": {"every": 1},
         "batch": {"micro_batch": 2, "global_batch": 4},

@@ -19,7 +19,7 @@ from mt_ckpt.megatron.saver import save
 from mt_ckpt.megatron.torch_format import safe_unpickle
 from mt_core.errors import MtError
 
-HEADS = {"heads": 4, "kv_groups": 2, "head_size": 6}
+HEADS = {"heads": 4, "num_kv_heads": 2, "head_size": 6}
 LLAMA3 = {"kind": "llama3", "factor": 32.0, "original_positions": 8192}
 CARRIED = {
     "query and key norms": ({"attention": HEADS | {"qk_norm": True}}, {"qk_layernorm": True}),
@@ -38,7 +38,7 @@ CARRIED = {
     ),
     "norms around zero": ({"norm": {"kind": "rms", "offset": True}}, {"apply_layernorm_1p": True}),
     "experts by all probabilities": (
-        {"mlp": {"kind": "moe", "size": 8, "experts": 4, "top_k": 1, "normalized": False}},
+        {"mlp": {"kind": "moe", "ffn_hidden_size": 8, "experts": 4, "top_k": 1, "normalized": False}},
         {"num_experts": 4, "moe_router_topk": 1, "moe_router_pre_softmax": True, "moe_ffn_hidden_size": 8},
     ),
 }
@@ -190,7 +190,7 @@ def test_copies_that_differ_are_told_with_both_ranks(model, name, core):  # noqa
 
 
 def test_a_copy_on_another_expert_rank_is_compared(native, tmp_path):  # noqa: F811
-    mlp = {"kind": "moe", "size": 8, "experts": 4, "top_k": 2}
+    mlp = {"kind": "moe", "ffn_hidden_size": 8, "experts": 4, "top_k": 2}
     options = sizes(2) | {"target_expert_parallel_size": 2}
     convert("native", native(mlp=mlp, layers=1), "core", tmp_path / "core", options=options)
     name = "decoder.layers.0.self_attention.linear_proj.weight"

@@ -21,11 +21,11 @@ from mt_models.config import BertConfig, T5Config
 
 SHARED = {
     "layers": 4,
-    "model_size": 16,
+    "hidden_size": 16,
     "vocab_size": 61,
-    "max_positions": 12,
-    "attention": {"heads": 4, "kv_groups": 4, "head_size": 6, "qkv_bias": True, "out_bias": True},
-    "mlp": {"kind": "dense", "size": 20, "activation": "gelu_tanh", "bias": True},
+    "max_seq_len": 12,
+    "attention": {"heads": 4, "num_kv_heads": 4, "head_size": 6, "qkv_bias": True, "out_bias": True},
+    "mlp": {"kind": "dense", "ffn_hidden_size": 20, "activation": "gelu_tanh", "bias": True},
     "norm": {"kind": "layer"},
     "vocab_divisor": 8,
 }
@@ -40,8 +40,8 @@ T5 = T5Config.model_validate(
 RELATIVE_T5 = T5Config.model_validate(
     SHARED
     | {"decoder_layers": 3, "position": {"kind": "relative", "buckets": 8, "max_distance": 20}, "tied": False}
-    | {"mlp": {"kind": "gated", "size": 20, "activation": "silu"}, "norm": {"kind": "rms"}}
-    | {"attention": {"heads": 4, "kv_groups": 4, "head_size": 6}}
+    | {"mlp": {"kind": "gated", "ffn_hidden_size": 20, "activation": "silu"}, "norm": {"kind": "rms"}}
+    | {"attention": {"heads": 4, "num_kv_heads": 4, "head_size": 6}}
 )
 BARE_T5 = T5.model_copy(update={"final_norm": False})
 MODELS = {"bert": BERT, "plain bert": PLAIN_BERT, "t5": T5, "bare t5": BARE_T5, "relative t5": RELATIVE_T5}
@@ -198,23 +198,23 @@ CANNOT = {
     ),
     "no biases": (
         BERT,
-        {"mlp": {"kind": "dense", "size": 20}},
+        {"mlp": {"kind": "dense", "ffn_hidden_size": 20}},
         "cannot carry mlp.activation = 'gelu_tanh' without biases; Megatron fuses this GELU with a bias",
     ),
     "order of norms": (BERT, {"norm_place": "after"}, "cannot carry norm_place = 'after'; Megatron's has 'before'"),
     "scale": (
         RELATIVE_T5,
-        {"attention": {"heads": 4, "kv_groups": 4, "head_size": 6, "scale": 1.0}},
+        {"attention": {"heads": 4, "num_kv_heads": 4, "head_size": 6, "scale": 1.0}},
         "attention.scale = 1.0, as T5 of Hugging Face has it; Megatron divides scores by the square root of head_size",
     ),
     "groups": (
         RELATIVE_T5,
-        {"attention": {"heads": 4, "kv_groups": 2, "head_size": 6}},
-        "cannot carry attention.kv_groups = 2; Megatron's cross attention has as many as heads",
+        {"attention": {"heads": 4, "num_kv_heads": 2, "head_size": 6}},
+        "cannot carry attention.num_kv_heads = 2; Megatron's cross attention has as many as heads",
     ),
     "GeGLU": (
         RELATIVE_T5,
-        {"mlp": {"kind": "gated", "size": 20, "activation": "gelu_tanh"}},
+        {"mlp": {"kind": "gated", "ffn_hidden_size": 20, "activation": "gelu_tanh"}},
         "cannot carry mlp.activation = 'gelu_tanh'",
     ),
     "scaled head": (T5, {"scaled_head": True}, "cannot carry scaled_head = True; Megatron's has False"),

@@ -51,10 +51,10 @@ def their_config(axis: Axis, config: Any, layers: int, stages: int = 1) -> Any:
     gated, tanh = config.mlp.kind == "gated", config.mlp.activation == "gelu_tanh"
     return TransformerConfig(
         num_layers=layers,
-        hidden_size=config.model_size,
+        hidden_size=config.hidden_size,
         num_attention_heads=config.attention.heads,
         kv_channels=config.attention.head_size,
-        ffn_hidden_size=config.mlp.size,
+        ffn_hidden_size=config.mlp.ffn_hidden_size,
         normalization="RMSNorm" if config.norm.kind == "rms" else "LayerNorm",
         layernorm_epsilon=config.norm.eps,
         add_bias_linear=config.mlp.bias,
@@ -80,7 +80,7 @@ def their_bert(axis: Axis, config: Any) -> Any:
         num_tokentypes=config.token_types,
         transformer_layer_spec=bert_layer_local_spec,
         vocab_size=config.vocab_size,
-        max_sequence_length=config.max_positions,
+        max_sequence_length=config.max_seq_len,
         share_embeddings_and_output_weights=True,
         add_binary_head=config.binary_head,
     )
@@ -123,7 +123,7 @@ def their_t5(axis: Axis, config: Any, stages: tuple[int, int] = (1, 1), **piece:
         encoder,
         decoder,
         vocab_size=config.vocab_size,
-        max_sequence_length=config.max_positions,
+        max_sequence_length=config.max_seq_len,
         share_embeddings_and_output_weights=config.tied,
         position_embedding_type="relative" if relative else "learned_absolute",
         **more,

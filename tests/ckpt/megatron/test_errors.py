@@ -111,7 +111,7 @@ def test_arguments_that_mt_lacks_are_told_together(core):
 def test_head_counts_that_do_not_fit_are_told(core):
     directory = core()
     edit(directory / "mp_rank_00_000" / FILE, lambda state: setattr(state["args"], "num_query_groups", 3))
-    with pytest.raises(MtError, match="args: .*kv_groups 3 does not divide heads 4"):
+    with pytest.raises(MtError, match="args: .*num_kv_heads 3 does not divide heads 4"):
         Core(directory).config()
 
 
@@ -216,7 +216,7 @@ def test_a_directory_of_chunks_without_args_is_refused(core):
     ("options", "message"),
     [
         (sizes(3), "attention.heads = 4 does not divide by 3 tensor ranks"),
-        (sizes(8), "mlp.size = 20 does not divide by 8"),
+        (sizes(8), "mlp.ffn_hidden_size = 20 does not divide by 8"),
         (sizes(1, 8), "4 layers do not divide by 8 stages of 1 chunks; stages that fit: 1, 2, 3, 4"),
         (sizes(1, 2, 3), "4 layers do not divide by 2 stages of 3 chunks; stages that fit: none"),
         (sizes(1, 1, 2), "virtual stages without pipeline stages"),
@@ -233,13 +233,13 @@ def test_what_cannot_be_written_is_refused(options, message, tmp_path):
 
 
 def test_groups_that_do_not_fit_the_ranks_are_told(tmp_path):
-    changes = {"attention": {"heads": 6, "kv_groups": 3, "head_size": 2}}
-    with pytest.raises(MtError, match="attention.kv_groups = 3 and 2 tensor ranks; one must divide the other"):
+    changes = {"attention": {"heads": 6, "num_kv_heads": 3, "head_size": 2}}
+    with pytest.raises(MtError, match="attention.num_kv_heads = 3 and 2 tensor ranks; one must divide the other"):
         save(tmp_path / "core", config_of(**changes), (), **sizes(2))
 
 
 def test_a_model_without_arguments_in_megatron_is_refused(tmp_path):
-    config = config_of(mlp={"kind": "gated", "size": 20, "activation": "gelu", "bias": True})
+    config = config_of(mlp={"kind": "gated", "ffn_hidden_size": 20, "activation": "gelu", "bias": True})
     with pytest.raises(MtError) as raised:
         save(tmp_path / "core", config, ())
     assert found(raised) == ["cannot carry mlp.activation = 'gelu'", "cannot carry mlp.bias = True"]

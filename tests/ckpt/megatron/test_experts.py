@@ -13,7 +13,7 @@ from mt_ckpt.megatron.saver import save
 from mt_ckpt.megatron.torch_format import safe_unpickle
 from mt_core.errors import MtError
 
-MOE = {"kind": "moe", "size": 20, "experts": 4, "top_k": 2, "normalized": True, "balance": 0.01}
+MOE = {"kind": "moe", "ffn_hidden_size": 20, "experts": 4, "top_k": 2, "normalized": True, "aux_loss_coeff": 0.01}
 FILE = "model_optim_rng.pt"
 FC1, FC2 = (f"decoder.layers.0.mlp.experts.local_experts.{{}}.{name}.weight" for name in ("linear_fc1", "linear_fc2"))
 
@@ -47,7 +47,7 @@ def core(native, tmp_path):  # noqa: F811
     ids=["local 2x2x2", "grouped 1x2x2x4", "engine 2", "torch_dist", "torch_dist local"],
 )
 def test_experts_come_back_to_the_same_bits(options, native, tmp_path):  # noqa: F811
-    source = native(mlp=MOE, attention={"heads": 4, "kv_groups": 2, "head_size": 6, "qk_norm": True})
+    source = native(mlp=MOE, attention={"heads": 4, "num_kv_heads": 2, "head_size": 6, "qk_norm": True})
     _, back = there_and_back(source, tmp_path, **options)
     assert tensors_of(back) == tensors_of(source)
     assert open_checkpoint(back).config() == open_checkpoint(source).config()

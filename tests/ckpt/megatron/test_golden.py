@@ -130,7 +130,7 @@ def test_torch_has_the_layouts_of_the_specification(written):
 
 @pytest.mark.parametrize("kind", ["dense", "experts"])
 def test_torch_dist_has_the_files_keys_and_sizes_of_the_specification(kind, written):
-    mlp = {"kind": "moe", "size": 20, "experts": 3, "top_k": 2}
+    mlp = {"kind": "moe", "ffn_hidden_size": 20, "experts": 3, "top_k": 2}
     _, directory = written({"mlp": mlp} if kind == "experts" else {}, target_ckpt_format="torch_dist")
     inside = ["release/.metadata", "release/__0_0.distcp", "release/common.pt", "release/metadata.json"]
     assert files_below(directory) == ["latest_checkpointed_iteration.txt", *inside]

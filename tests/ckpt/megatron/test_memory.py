@@ -16,9 +16,9 @@ def peak():
 
 torch.set_num_threads(1)
 config = GPTConfig.model_validate({
-    "layers": 16, "model_size": 512, "vocab_size": 512, "max_positions": 8, "vocab_divisor": 8,
-    "attention": {"heads": 4, "kv_groups": 4, "head_size": 64},
-    "mlp": {"kind": "moe", "size": 128, "experts": 4, "top_k": 2},
+    "layers": 16, "hidden_size": 512, "vocab_size": 512, "max_seq_len": 8, "vocab_divisor": 8,
+    "attention": {"heads": 4, "num_kv_heads": 4, "head_size": 64},
+    "mlp": {"kind": "moe", "ffn_hidden_size": 128, "experts": 4, "top_k": 2},
     "norm": {"kind": "rms"}, "position": {"kind": "rope"},
 })
 shapes = config.canonical_shapes()

@@ -26,8 +26,8 @@ pytest.importorskip("megatron.core")
 
 ROPE = {"vocab_size": 64, "position": {"kind": "rope"}}
 EXPERTS = {
-    "attention": {"heads": 4, "kv_groups": 2, "head_size": 6, "qk_norm": True},
-    "mlp": {"kind": "moe", "size": 20, "experts": 4, "top_k": 2},
+    "attention": {"heads": 4, "num_kv_heads": 2, "head_size": 6, "qk_norm": True},
+    "mlp": {"kind": "moe", "ffn_hidden_size": 20, "experts": 4, "top_k": 2},
 }
 CASES = {
     "llama": ("llama", ROPE),
@@ -79,11 +79,11 @@ def with_experts(axis: Axis, config: Any) -> Any:
     part, mlp = config.attention, config.mlp
     their_config = TransformerConfig(
         num_layers=config.layers,
-        hidden_size=config.model_size,
+        hidden_size=config.hidden_size,
         num_attention_heads=part.heads,
-        num_query_groups=part.kv_groups,
+        num_query_groups=part.num_kv_heads,
         kv_channels=part.head_size,
-        ffn_hidden_size=mlp.size,
+        ffn_hidden_size=mlp.ffn_hidden_size,
         normalization="RMSNorm",
         layernorm_epsilon=config.norm.eps,
         qk_layernorm=part.qk_norm,
@@ -105,7 +105,7 @@ def with_experts(axis: Axis, config: Any) -> Any:
         their_config,
         get_gpt_layer_local_spec(num_experts=mlp.experts, qk_layernorm=part.qk_norm, normalization="RMSNorm"),
         vocab_size=config.vocab_size,
-        max_sequence_length=config.max_positions,
+        max_sequence_length=config.max_seq_len,
         position_embedding_type="rope",
         rotary_base=config.position.theta,
         share_embeddings_and_output_weights=config.tied,

@@ -12,18 +12,18 @@ from mt_models.config import GPTConfig
 LAYERS = 4
 LLAMA = {
     "layers": LAYERS,
-    "model_size": 16,
+    "hidden_size": 16,
     "vocab_size": 61,
-    "max_positions": 12,
-    "attention": {"heads": 4, "kv_groups": 2, "head_size": 6},
-    "mlp": {"kind": "gated", "size": 20},
+    "max_seq_len": 12,
+    "attention": {"heads": 4, "num_kv_heads": 2, "head_size": 6},
+    "mlp": {"kind": "gated", "ffn_hidden_size": 20},
     "norm": {"kind": "rms", "eps": 1e-6},
     "position": {"kind": "rope", "theta": 500.0},
     "vocab_divisor": 8,
 }
 GPT2 = {
-    "attention": {"heads": 4, "kv_groups": 4, "head_size": 4, "qkv_bias": True, "out_bias": True},
-    "mlp": {"kind": "dense", "size": 24, "activation": "gelu_tanh", "bias": True},
+    "attention": {"heads": 4, "num_kv_heads": 4, "head_size": 4, "qkv_bias": True, "out_bias": True},
+    "mlp": {"kind": "dense", "ffn_hidden_size": 24, "activation": "gelu_tanh", "bias": True},
     "norm": {"kind": "layer"},
     "position": {"kind": "learned"},
     "tied": True,
@@ -33,7 +33,7 @@ MODELS = {
     "llama tied": {"tied": True},
     "qwen2": {"attention": LLAMA["attention"] | {"qkv_bias": True}},
     "gpt2": GPT2,
-    "squared relu, no position": {"mlp": {"kind": "dense", "size": 8, "activation": "squared_relu"}}
+    "squared relu, no position": {"mlp": {"kind": "dense", "ffn_hidden_size": 8, "activation": "squared_relu"}}
     | {"position": {"kind": "none"}},
 }
 LAYOUTS = {"tensor": 2, "pipeline": 2}

@@ -19,27 +19,27 @@ from mt_models.config import BertConfig, GPTConfig, T5Config
 
 SHARED: dict[str, Any] = {
     "layers": 2,
-    "model_size": 32,
+    "hidden_size": 32,
     "vocab_size": 64,
-    "max_positions": 16,
-    "attention": {"heads": 4, "kv_groups": 2, "head_size": 16},
-    "mlp": {"kind": "gated", "size": 48},
+    "max_seq_len": 16,
+    "attention": {"heads": 4, "num_kv_heads": 2, "head_size": 16},
+    "mlp": {"kind": "gated", "ffn_hidden_size": 48},
     "norm": {"kind": "rms", "eps": 1e-6},
     "position": {"kind": "rope", "theta": 500.0},
     "vocab_divisor": 8,
 }
 """Sizes are multiples of 16, as FP8 wants them."""
 BIASED: dict[str, Any] = {
-    "attention": {"heads": 4, "kv_groups": 4, "head_size": 16, "qkv_bias": True, "out_bias": True},
-    "mlp": {"kind": "dense", "size": 48, "activation": "gelu_tanh", "bias": True},
+    "attention": {"heads": 4, "num_kv_heads": 4, "head_size": 16, "qkv_bias": True, "out_bias": True},
+    "mlp": {"kind": "dense", "ffn_hidden_size": 48, "activation": "gelu_tanh", "bias": True},
     "norm": {"kind": "layer"},
 }
 LEARNED: dict[str, Any] = {"position": {"kind": "learned"}, "tied": True}
 NORMED = {"attention": SHARED["attention"] | {"qk_norm": True}}
-EXPERTS = {"mlp": {"kind": "moe", "size": 48, "experts": 4, "top_k": 2}}
+EXPERTS = {"mlp": {"kind": "moe", "ffn_hidden_size": 48, "experts": 4, "top_k": 2}}
 ENCODER = {name: value for name, value in SHARED.items() if name != "position"}
 RELATIVE: dict[str, Any] = {
-    "attention": {"heads": 4, "kv_groups": 4, "head_size": 16},
+    "attention": {"heads": 4, "num_kv_heads": 4, "head_size": 16},
     "position": {"kind": "relative", "buckets": 8, "max_distance": 20},
     "tied": False,
 }
@@ -90,11 +90,11 @@ def _their_config(config: Any, layers: int, **changes: Any) -> Any:
     part, mlp = config.attention, config.mlp
     settings: dict[str, Any] = {
         "num_layers": layers,
-        "hidden_size": config.model_size,
+        "hidden_size": config.hidden_size,
         "num_attention_heads": part.heads,
-        "num_query_groups": part.kv_groups,
+        "num_query_groups": part.num_kv_heads,
         "kv_channels": part.head_size,
-        "ffn_hidden_size": mlp.size,
+        "ffn_hidden_size": mlp.ffn_hidden_size,
         "normalization": "RMSNorm" if config.norm.kind == "rms" else "LayerNorm",
         "layernorm_epsilon": config.norm.eps,
         "qk_layernorm": part.qk_norm,
@@ -130,7 +130,7 @@ def _gpt(case: Case, **changes: Any) -> Any:
             qk_layernorm=config.attention.qk_norm, **experts, **grouped
         ),
         vocab_size=config.vocab_size,
-        max_sequence_length=config.max_positions,
+        max_sequence_length=config.max_seq_len,
         position_embedding_type="rope" if rope else "learned_absolute",
         rotary_base=int(config.position.theta) if rope else 10_000,
         share_embeddings_and_output_weights=config.tied,
@@ -147,7 +147,7 @@ def _bert(case: Case, **changes: Any) -> Any:
         num_tokentypes=config.token_types,
         transformer_layer_spec=bert_layer_specs.get_bert_layer_with_transformer_engine_spec(),
         vocab_size=config.vocab_size,
-        max_sequence_length=config.max_positions,
+        max_sequence_length=config.max_seq_len,
         share_embeddings_and_output_weights=True,
         add_binary_head=config.binary_head,
     )
@@ -170,7 +170,7 @@ def _t5(case: Case, **changes: Any) -> Any:
         encoder,
         decoder,
         vocab_size=config.vocab_size,
-        max_sequence_length=config.max_positions,
+        max_sequence_length=config.max_seq_len,
         share_embeddings_and_output_weights=config.tied,
         position_embedding_type="relative" if relative else "learned_absolute",
         **more,

@@ -13,7 +13,7 @@ from mt_ckpt.families.family import REQUIRED, Complaint, Config, Family
 from mt_core.errors import MtError, Problem, raise_if
 from mt_models.config import GPTConfig
 
-NOT_SEMANTIC = {"kind", "attention.core", "vocab_divisor", "mlp.balance"}
+NOT_SEMANTIC = {"kind", "attention.core", "vocab_divisor", "mlp.aux_loss_coeff"}
 """Our settings that say how to compute or train, not what a model is; no other format carries them."""
 
 
@@ -120,7 +120,7 @@ def _invalid_values(family: Family, raw: Mapping[str, Any]) -> list[Complaint]:
 
 def _without_idle_window(values: dict[str, Any]) -> dict[str, Any]:
     """A window as long as the longest sequence changes nothing, and only keeps fast kernels away."""
-    if (values.get("attention.window") or 0) >= values["max_positions"]:
+    if (values.get("attention.window") or 0) >= values["max_seq_len"]:
         return values | {"attention.window": None, "attention.window_layers": None}
     return values
 

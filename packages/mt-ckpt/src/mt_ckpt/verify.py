@@ -92,7 +92,7 @@ def compare(left: str, right: str, left_BTV: Tensor, right_BTV: Tensor) -> Compa
 
 def fixed_tokens(config: ModelConfig) -> Tensor:
     """The same tokens [B, T] each time, spread over the vocabulary."""
-    length = min(LENGTH, config.max_positions)
+    length = min(LENGTH, config.max_seq_len)
     generator = torch.Generator().manual_seed(0)
     return torch.randint(config.vocab_size, (SEQUENCES, length), generator=generator)
 

@@ -40,7 +40,7 @@ def check(files: Files = None, overrides: Overrides = None, preset: Preset = Non
     config = load_run_config(files or [], overrides or [], preset)
     shapes = config.model.canonical_shapes().values()
     parameters = sum(math.prod(shape) for shape in shapes)
-    tokens = count_samples(batch_sizes(config.batch), config.schedule.steps) * config.data.seq_length
+    tokens = count_samples(batch_sizes(config.batch), config.train.steps) * config.data.seq_length
     flops = tokens * config.model.flops_per_token(*sequence_lengths(config.data))
     print(f"ok: {parameters:,} parameters, {tokens:,} tokens, {flops:.3g} FLOP")
 

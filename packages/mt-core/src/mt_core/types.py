@@ -45,7 +45,7 @@ class ModelConfig(Protocol):
     kind: str
     vocab_size: int
     """Number of token ids, before any padding."""
-    max_positions: int
+    max_seq_len: int
     """Longest sequence in tokens that the model takes."""
 
     def build(self, tensor: int = 1) -> "nn.Module":

@@ -66,12 +66,12 @@ def mt_config_rules(config: Any) -> list[Problem]:
     from mt_data.rules import data_problems
 
     problems = list(data_problems(config.data))
-    length, positions = config.data.seq_length, config.model.max_positions
+    length, positions = config.data.seq_length, config.model.max_seq_len
     if length > positions:
         problems.append(
             Problem(
                 "data.seq_length",
-                f"{length} is longer than the model's positions, model.max_positions = {positions}",
+                f"{length} is longer than the model's positions, model.max_seq_len = {positions}",
                 f"at most {positions}",
             )
         )

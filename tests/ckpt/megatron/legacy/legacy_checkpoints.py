@@ -109,13 +109,13 @@ def arguments(config: Any, version: float | None, ranks: tuple[int, int, int], r
         "swiglu": config.mlp.kind == "gated",
         "bias_gelu_fusion": config.mlp.activation == "gelu_tanh",
         "untie_embeddings_and_output_weights": config.kind == "gpt" and not config.tied,
-        "group_query_attention": config.attention.kv_groups != config.attention.heads,
+        "group_query_attention": config.attention.num_kv_heads != config.attention.heads,
     }
     args = Namespace(
         num_layers=config.layers,
-        hidden_size=config.model_size,
+        hidden_size=config.hidden_size,
         num_attention_heads=config.attention.heads,
-        max_position_embeddings=config.max_positions,
+        max_position_embeddings=config.max_seq_len,
         padded_vocab_size=rows,
         layernorm_epsilon=config.norm.eps,
         params_dtype=torch.float32,
@@ -126,8 +126,8 @@ def arguments(config: Any, version: float | None, ranks: tuple[int, int, int], r
         args.model_parallel_size = ranks[0]
         return args
     args.tensor_model_parallel_size, args.pipeline_model_parallel_size = ranks[:2]
-    args.num_query_groups, args.kv_channels = config.attention.kv_groups, config.attention.head_size
-    args.ffn_hidden_size, args.add_bias_linear = config.mlp.size, config.mlp.bias
+    args.num_query_groups, args.kv_channels = config.attention.num_kv_heads, config.attention.head_size
+    args.ffn_hidden_size, args.add_bias_linear = config.mlp.ffn_hidden_size, config.mlp.bias
     args.normalization = "RMSNorm" if config.norm.kind == "rms" else "LayerNorm"
     if config.kind == "gpt" and config.position.kind == "rope":
         args.position_embedding_type, args.rotary_base = "rope", config.position.theta

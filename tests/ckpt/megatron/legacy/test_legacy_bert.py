@@ -134,7 +134,10 @@ def test_one_gelu_for_blocks_and_head_is_openais(tmp_path):
         ({"binary_head": False, "token_types": 0}, "cannot carry pooler = True; Megatron's has False"),
         ({"token_types": 3}, "cannot carry token_types = 3; Megatron's has 2"),
         ({"lm_head": False}, "cannot carry lm_head = False; Megatron's has True"),
-        ({"mlp": {"kind": "dense", "size": 64, "bias": True, "activation": "relu"}}, "cannot carry mlp.activation"),
+        (
+            {"mlp": {"kind": "dense", "ffn_hidden_size": 64, "bias": True, "activation": "relu"}},
+            "cannot carry mlp.activation",
+        ),
         ({"head_activation": "silu"}, "cannot carry head_activation = 'silu', with 'gelu_tanh' in blocks"),
     ],
 )

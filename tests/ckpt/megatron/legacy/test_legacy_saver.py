@@ -97,11 +97,15 @@ def test_padding_repeats_the_last_row(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "options", "message"),
     [
-        ({}, sizes(4), "attention.kv_groups = 2 for 4 tensor ranks; whole groups on each rank, or --saver core"),
+        ({}, sizes(4), "attention.num_kv_heads = 2 for 4 tensor ranks; whole groups on each rank, or --saver core"),
         ({}, sizes(3), "saver legacy: attention.heads = 4 does not divide by 3 tensor ranks"),
         ({}, sizes(0), "--target-tensor-parallel-size is below 1"),
         ({}, sizes(1, 3), "4 layers do not divide by 3 stages of 1 chunks"),
-        ({"mlp": {"kind": "gated", "size": 20, "bias": True}}, {}, "saver legacy: cannot carry mlp.bias = True"),
+        (
+            {"mlp": {"kind": "gated", "ffn_hidden_size": 20, "bias": True}},
+            {},
+            "saver legacy: cannot carry mlp.bias = True",
+        ),
     ],
 )
 def test_what_cannot_be_written_is_refused(changes, options, message, tmp_path):
@@ -114,7 +118,7 @@ def test_what_cannot_be_written_is_refused(changes, options, message, tmp_path):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"mlp": {"kind": "moe", "size": 8, "experts": 4, "top_k": 2}},
+        {"mlp": {"kind": "moe", "ffn_hidden_size": 8, "experts": 4, "top_k": 2}},
         {"attention": LLAMA.attention.model_dump() | {"qk_norm": True}},
         {"attention": LLAMA.attention.model_dump() | {"window": 8}},
     ],

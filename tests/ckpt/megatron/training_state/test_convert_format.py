@@ -38,13 +38,14 @@ RUN = {
         "weight_decay": 0.1,
         "clip_norm": 1.0,
     },
-    "schedule": {"steps": 50, "warmup_steps": 4, "decay": "cosine", "min_lr": 1e-4},
+    "train": {"steps": 50},
+    "lr_schedule": {"warmup_steps": 4, "decay": "cosine", "min_lr": 1e-4},
     "batch": {"micro_batch": 2, "global_batch": 4},
     "data": {"kind": "mock", "seq_length": 8},
     "runtime": {"seed": 5},
 }
 EXPERTS: dict[str, Any] = {
-    "mlp": {"kind": "moe", "size": 8, "experts": 4, "top_k": 2, "normalized": True, "balance": 0.0}
+    "mlp": {"kind": "moe", "ffn_hidden_size": 8, "experts": 4, "top_k": 2, "normalized": True, "aux_loss_coeff": 0.0}
 }
 MODELS: dict[str, Any] = ENCODERS | {"experts": config_of(**EXPERTS)}
 START = {"value": 1.0, "good_steps": 0, "overflows_left": 0}
@@ -151,11 +152,11 @@ ENCODING: dict[str, Any] = {
         layers=1,
         decoder_layers=1,
         vocab_size=32,
-        attention={"heads": 4, "kv_groups": 4, "head_size": 6},
-        mlp={"kind": "gated", "size": 48, "activation": "silu"},
+        attention={"heads": 4, "num_kv_heads": 4, "head_size": 6},
+        mlp={"kind": "gated", "ffn_hidden_size": 48, "activation": "silu"},
     ),
 }
-SIX_STEPS = ["checkpoint.every=3", "schedule.steps=6", "schedule.eval_every=0", "precision.dtype=fp32", "log.every=1"]
+SIX_STEPS = ["checkpoint.every=3", "train.steps=6", "train.eval_every=0", "precision.dtype=fp32", "log.every=1"]
 
 
 @pytest.fixture(scope="module")
@@ -230,8 +231,8 @@ def test_what_megatron_says_and_mt_cannot_is_named(native, tmp_path):
         "the optimizer muon: mt goes on with AdamW",
         "the state of the machinery that repeats failed steps (rerun_state_machine)",
         "the growing batch: set batch.rampup",
-        "the decay other of the learning rate: set schedule.decay",
-        "a warm-up or decay that ends within a step: schedule.* are rounded to whole steps",
+        "the decay other of the learning rate: set lr_schedule.decay",
+        "a warm-up or decay that ends within a step: lr_schedule.* are rounded to whole steps",
         "the growing weight decay: set optim.weight_decay",
         "the number of trained tokens, which Megatron does not count: taken as 224",
     ):
@@ -296,7 +297,7 @@ def test_a_checkpoint_without_an_optimizer_is_refused(target, native, tmp_path):
 def test_small_parameters_depend_on_the_buckets_of_the_run_that_loads_them(native, tmp_path):
     hint = "start Megatron without --overlap-grad-reduce, whose buckets would lay the optimizer out differently"
     assert hint in convert_format(native(), tmp_path / "small", Target("torch")).hints
-    sizes = {"model_size": 64, "mlp": {"kind": "gated", "size": 64}}
-    attention = {"heads": 4, "kv_groups": 2, "head_size": 16}
+    sizes = {"hidden_size": 64, "mlp": {"kind": "gated", "ffn_hidden_size": 64}}
+    attention = {"heads": 4, "num_kv_heads": 2, "head_size": 16}
     aligned = state_of_a_run(tmp_path / "aligned", **sizes, attention=attention)
     assert hint not in convert_format(aligned, tmp_path / "large", Target("torch")).hints

@@ -138,8 +138,8 @@ def load(axis: Axis, room: Path) -> dict[str, Any]:
 
 
 EXPERTS: dict[str, Any] = {
-    "attention": {"heads": 4, "kv_groups": 2, "head_size": 6, "qk_norm": True},
-    "mlp": {"kind": "moe", "size": 8, "experts": 4, "top_k": 2, "normalized": True, "balance": 0.0},
+    "attention": {"heads": 4, "num_kv_heads": 2, "head_size": 6, "qk_norm": True},
+    "mlp": {"kind": "moe", "ffn_hidden_size": 8, "experts": 4, "top_k": 2, "normalized": True, "aux_loss_coeff": 0.0},
 }
 CASES: dict[str, Any] = {
     "bert": ENCODERS["bert"].model_copy(update={"layers": 2, "vocab_size": 64}),

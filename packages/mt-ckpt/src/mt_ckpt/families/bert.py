@@ -56,12 +56,12 @@ def _names(norms: dict[str, str], norm: dict[str, str]) -> Names:
 
 KEYS = {
     "layers": Key("num_hidden_layers"),
-    "model_size": Key("hidden_size"),
+    "hidden_size": Key("hidden_size"),
     "vocab_size": Key("vocab_size"),
-    "max_positions": Key("max_position_embeddings"),
+    "max_seq_len": Key("max_position_embeddings"),
     "token_types": Key("type_vocab_size", 2),
     "attention.heads": Key("num_attention_heads"),
-    "mlp.size": Key("intermediate_size"),
+    "mlp.ffn_hidden_size": Key("intermediate_size"),
     "mlp.activation": Key(
         "hidden_act",
         "gelu",
@@ -73,7 +73,7 @@ KEYS = {
 }
 ALWAYS: dict[str, Any] = {
     "attention.kind": "gqa",
-    "attention.kv_groups": lambda raw: raw["num_attention_heads"],
+    "attention.num_kv_heads": lambda raw: raw["num_attention_heads"],
     "attention.head_size": lambda raw: raw["hidden_size"] // raw["num_attention_heads"],
     "attention.qkv_bias": True,
     "attention.out_bias": True,

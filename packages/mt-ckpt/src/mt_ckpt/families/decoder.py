@@ -46,13 +46,13 @@ def _in_layers(block: Mapping[str, str]) -> dict[str, str]:
 
 KEYS = {
     "layers": Key("num_hidden_layers"),
-    "model_size": Key("hidden_size"),
+    "hidden_size": Key("hidden_size"),
     "vocab_size": Key("vocab_size"),
-    "max_positions": Key("max_position_embeddings"),
+    "max_seq_len": Key("max_position_embeddings"),
     "attention.heads": Key("num_attention_heads"),
-    "attention.kv_groups": Key("num_key_value_heads"),
+    "attention.num_kv_heads": Key("num_key_value_heads"),
     "attention.head_size": Key("head_dim", lambda raw: raw["hidden_size"] // raw["num_attention_heads"]),
-    "mlp.size": Key("intermediate_size"),
+    "mlp.ffn_hidden_size": Key("intermediate_size"),
     "mlp.activation": Key("hidden_act", "silu", {"gelu_tanh": "gelu_pytorch_tanh"}, {"gelu_new": "gelu_tanh"}),
     "norm.eps": Key("rms_norm_eps", 1e-6),
     "position.theta": Key("rope_theta", 10_000.0),
@@ -77,5 +77,5 @@ ALWAYS: dict[str, Any] = {
 
 def whole_heads(config: GPTConfig) -> Iterator[str]:
     """A limit: transformers wants heads to divide the width, even where `head_dim` is given."""
-    if config.model_size % config.attention.heads:
-        yield f"model_size = {config.model_size}, not a multiple of attention.heads = {config.attention.heads}"
+    if config.hidden_size % config.attention.heads:
+        yield f"hidden_size = {config.hidden_size}, not a multiple of attention.heads = {config.attention.heads}"

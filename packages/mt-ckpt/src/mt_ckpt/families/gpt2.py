@@ -37,11 +37,11 @@ GPT2 = Family(
     names=NAMES,
     keys={
         "layers": Key("n_layer"),
-        "model_size": Key("n_embd"),
+        "hidden_size": Key("n_embd"),
         "vocab_size": Key("vocab_size"),
-        "max_positions": Key("n_positions"),
+        "max_seq_len": Key("n_positions"),
         "attention.heads": Key("n_head"),
-        "mlp.size": Key("n_inner", lambda raw: 4 * raw["n_embd"]),
+        "mlp.ffn_hidden_size": Key("n_inner", lambda raw: 4 * raw["n_embd"]),
         "mlp.activation": Key(
             "activation_function",
             "gelu_new",
@@ -54,7 +54,7 @@ GPT2 = Family(
     },
     always={
         "attention.kind": "gqa",
-        "attention.kv_groups": lambda raw: raw["n_head"],
+        "attention.num_kv_heads": lambda raw: raw["n_head"],
         "attention.head_size": lambda raw: raw["n_embd"] // raw["n_head"],
         "attention.qkv_bias": True,
         "attention.out_bias": True,

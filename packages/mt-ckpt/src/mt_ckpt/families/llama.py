@@ -22,7 +22,9 @@ LLAMA = Family(
     architecture="LlamaForCausalLM",
     prefix="model.",
     names=NAMES,
-    keys=KEYS | ATTENTION_BIASES | {"attention.kv_groups": AS_MANY_GROUPS_AS_HEADS, "mlp.bias": Key("mlp_bias", False)},
+    keys=KEYS
+    | ATTENTION_BIASES
+    | {"attention.num_kv_heads": AS_MANY_GROUPS_AS_HEADS, "mlp.bias": Key("mlp_bias", False)},
     always=ALWAYS,
     limits=whole_heads,
 )

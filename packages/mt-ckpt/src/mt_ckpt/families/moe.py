@@ -54,13 +54,15 @@ QWEN3_MOE = Family(
     keys=KEYS
     | ATTENTION_BIASES
     | {
-        "mlp.size": Key("moe_intermediate_size"),
+        "mlp.ffn_hidden_size": Key("moe_intermediate_size"),
         "mlp.experts": Key("num_experts", also=("num_local_experts",)),
         "mlp.top_k": Key("num_experts_per_tok"),
         "mlp.normalized": Key("norm_topk_prob", False),
     },
     always=EXPERTS | {"attention.qk_norm": True},
-    also_written=lambda config: [("intermediate_size", config.mlp.size)],  # of layers without experts: there are none
+    also_written=lambda config: [
+        ("intermediate_size", config.mlp.ffn_hidden_size)
+    ],  # of layers without experts: there are none
     required={"decoder_sparse_step": 1, "mlp_only_layers": []},
     window=Window(default=4096, switched=True),
 )

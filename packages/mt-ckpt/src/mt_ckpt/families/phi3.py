@@ -18,9 +18,9 @@ PHI3 = Family(
     architecture="Phi3ForCausalLM",
     prefix="model.",
     names=decoder_names(NORMS | ATTENTION | MLP),
-    keys=KEYS | {"attention.kv_groups": AS_MANY_GROUPS_AS_HEADS, "norm.eps": Key("rms_norm_eps", 1e-5)},
+    keys=KEYS | {"attention.num_kv_heads": AS_MANY_GROUPS_AS_HEADS, "norm.eps": Key("rms_norm_eps", 1e-5)},
     always=ALWAYS | NO_ATTENTION_BIASES,
-    also_written=lambda config: [("original_max_position_embeddings", config.max_positions)],
+    also_written=lambda config: [("original_max_position_embeddings", config.max_seq_len)],
     window=Window(),
     fused={
         "self_attn.qkv_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),

@@ -33,7 +33,7 @@ class Window:
     def write(self, config: GPTConfig) -> Iterator[tuple[str, Any]]:
         """Keys of config.json and their values, for old and new releases."""
         flags = flags_of(config)
-        idle = config.max_positions if self.always_written else None
+        idle = config.max_seq_len if self.always_written else None
         yield "sliding_window", config.attention.window or idle
         if self.switched:
             yield "use_sliding_window", True in flags

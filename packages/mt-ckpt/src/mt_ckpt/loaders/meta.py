@@ -95,7 +95,7 @@ class Meta:
     def _rotated(self, name: str) -> int | None:
         """How many heads a query or key projection has."""
         part = self._config.attention
-        return {"wq": part.heads, "wk": part.kv_groups}.get(name.split(".")[-2])
+        return {"wq": part.heads, "wk": part.num_kv_heads}.get(name.split(".")[-2])
 
     def _joined(self, name: str) -> Tensor:
         """A tensor from all files' shares."""

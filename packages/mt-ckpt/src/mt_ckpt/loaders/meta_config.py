@@ -40,16 +40,16 @@ def read_params(raw: Mapping[str, Any], where: Path, *, rows: int, tied: bool) -
         scaling = {"kind": "llama3", "factor": factor, "original_positions": FIRST_POSITIONS}
     values = {
         "layers": raw["n_layers"],
-        "model_size": dim,
+        "hidden_size": dim,
         "vocab_size": rows if raw.get("vocab_size", -1) == -1 else raw["vocab_size"],
-        "max_positions": positions,
+        "max_seq_len": positions,
         "attention": {
             "heads": heads,
-            "kv_groups": raw.get("n_kv_heads") or heads,
+            "num_kv_heads": raw.get("n_kv_heads") or heads,
             "head_size": raw.get("head_dim") or dim // heads,
             "window": window if window and window < positions else None,
         },
-        "mlp": {"kind": "gated", "size": raw.get("hidden_dim") or hidden(raw), "activation": "silu"},
+        "mlp": {"kind": "gated", "ffn_hidden_size": raw.get("hidden_dim") or hidden(raw), "activation": "silu"},
         "norm": {"kind": "rms", "eps": raw.get("norm_eps", 1e-5)},
         "position": {"kind": "rope", "theta": theta, "scaling": scaling},
         "tied": tied,

@@ -70,7 +70,7 @@ def run(config: Any) -> int:
         code = 0 if train(training, stop) else stop.exit_code
     last = step_directory(run_dir, state.position.step)
     if mesh.world.rank == 0 and last in steps(run_dir):
-        print(f"mt: step {state.position.step} of {config.schedule.steps} is in {last}", file=sys.stderr)
+        print(f"mt: step {state.position.step} of {config.train.steps} is in {last}", file=sys.stderr)
         if code == 0 and config.checkpoint.save_format != "native":
             save_as(config.checkpoint.save_format, last, run_dir)
     return code
@@ -102,7 +102,7 @@ def restore(state: TrainState, run_dir: Path) -> TrainState:
 
 def start_sinks(config: Any, step: int, stack: ExitStack) -> list[MetricSink]:
     """All receivers of metrics; `stack` closes them."""
-    sinks = open_sinks(Path(config.runtime.run_dir), config.log.sinks, step, screen(config.schedule.steps))
+    sinks = open_sinks(Path(config.runtime.run_dir), config.log.sinks, step, screen(config.train.steps))
     for sink in sinks:
         stack.callback(sink.close)
     return sinks
@@ -125,10 +125,10 @@ def open_data(
     config: Any, run_dir: Path, mesh: Mesh, sizes: BatchSizes
 ) -> tuple[Callable[..., Iterator[Batch]], Callable[[], Iterator[Batch]] | None]:
     """Functions that iterate over this rank's training micro-batches (from `consumed=`) and validation ones."""
-    schedule, batch = config.schedule, config.batch
+    train, batch = config.train, config.batch
     samples = (
-        count_samples(sizes, schedule.steps),
-        schedule.eval_batches * batch.global_batch if schedule.eval_every else 0,
+        count_samples(sizes, train.steps),
+        train.eval_batches * batch.global_batch if train.eval_every else 0,
         0,
     )
     cache = Path(config.data.cache_dir) if config.data.cache_dir else run_dir / "index-cache"

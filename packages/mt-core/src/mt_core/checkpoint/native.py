@@ -19,6 +19,7 @@ from torch import Tensor
 from mt_core.checkpoint.commit_protocol import COMMITTED, FORMAT, META
 from mt_core.checkpoint.shard_files import stream_part
 from mt_core.checkpoint.step_writer import TOKENIZER, write
+from mt_core.config.renamed_keys import translate
 from mt_core.errors import MtError, Problem, raise_if
 from mt_core.files import disk_errors
 
@@ -61,7 +62,7 @@ def write_model(
 
 
 def read_meta(step: Path) -> dict[str, Any]:
-    """meta.json, after checking that every file it lists is there with its size."""
+    """meta.json, after checking that every file it lists is there with its size; its configuration in today's keys."""
     try:
         meta = json.loads((step / META).read_text())
     except FileNotFoundError as err:
@@ -72,7 +73,7 @@ def read_meta(step: Path) -> dict[str, Any]:
         formats = " and ".join(map(str, READABLE_FORMATS))
         raise MtError(str(step / META), f"format {meta['format']}", f"this version reads formats {formats}: update mt")
     raise_if(_damaged(step, meta["files"]))
-    return meta
+    return meta | {"config": translate(meta["config"])} if "config" in meta else meta
 
 
 def _damaged(step: Path, files: Mapping[str, int]) -> Iterator[Problem]:

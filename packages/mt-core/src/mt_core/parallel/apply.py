@@ -22,7 +22,7 @@ def parallelize(config: Any, mesh: Mesh, device: torch.device) -> tuple[Any, Dat
     plan = model.plan(mesh.tensor.size)
     placements = apply_plan(model, plan, mesh.tensor, sequence=config.parallel.sequence, expert=mesh.expert)
     for block in model.layers.values():
-        core = context_core(config.parallel.context_exchange, block.attn.core, axis=mesh.context)
+        core = context_core(config.parallel.cp_comm_type, block.attn.core, axis=mesh.context)
         block.attn.core = untraced(core) if config.runtime.compile and mesh.context.size > 1 else core
     recompute(model, config.recompute)
     if config.runtime.compile:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from math import gcd, lcm, log2
 from typing import Any
 
+from mt_core.config.sections import CPCommType
 from mt_core.distributed.topology import ParallelDims
 from mt_core.errors import Problem
 
@@ -27,7 +28,7 @@ class Layout:
 
     dims: ParallelDims
     sequence: bool = False
-    exchange: str = "ring"
+    exchange: CPCommType = "ring"
     sharding: str = "replicate"
     overlap_grad_reduce: bool = True
     overlap_param_gather: bool = True
@@ -63,7 +64,7 @@ def layout_of(config: Any, ranks: int | None = None) -> Layout:
     return Layout(
         dims=ParallelDims(data, parallel.context, parallel.tensor, shard, parallel.expert),
         sequence=parallel.sequence,
-        exchange=parallel.context_exchange,
+        exchange=parallel.cp_comm_type,
         sharding=parallel.sharding,
         overlap_grad_reduce=parallel.overlap_grad_reduce,
         overlap_param_gather=parallel.overlap_param_gather,
@@ -104,10 +105,16 @@ def _tensor(config: Any, layout: Layout) -> Iterator[Problem]:
     attention, tensor = config.model.attention, layout.dims.tensor
     rules = [
         ("model.attention.heads", attention.heads, lambda t: attention.heads % t == 0),
-        ("model.attention.kv_groups", attention.kv_groups, lambda t: _groups_fit(attention.kv_groups, t)),
+        ("model.attention.num_kv_heads", attention.num_kv_heads, lambda t: _groups_fit(attention.num_kv_heads, t)),
     ]
     if not experts_of(config.model):  # those are whole on tensor ranks
-        rules.append(("model.mlp.size", config.model.mlp.size, lambda t: config.model.mlp.size % t == 0))
+        rules.append(
+            (
+                "model.mlp.ffn_hidden_size",
+                config.model.mlp.ffn_hidden_size,
+                lambda t: config.model.mlp.ffn_hidden_size % t == 0,
+            )
+        )
     fits = _listed(t for t in range(1, attention.heads + 1) if all(rule(t) for _, _, rule in rules))
     for name, size, rule in rules:
         if not rule(tensor):
@@ -141,13 +148,13 @@ def _context(config: Any, layout: Layout) -> Iterator[Problem]:
         return
     shares = {
         "heads": attention.heads // dims.tensor,
-        "kv_groups": max(attention.kv_groups // dims.tensor, 1),
+        "num_kv_heads": max(attention.num_kv_heads // dims.tensor, 1),
     }
-    fits = _listed(_divisors(shares["kv_groups"], lambda c: shares["heads"] % c == 0))
+    fits = _listed(_divisors(shares["num_kv_heads"], lambda c: shares["heads"] % c == 0))
     for name, share in shares.items():
         if share % dims.context:
             found = f"{dims.context} does not divide the {share} {name} of a tensor rank, as all_to_all needs"
-            yield Problem("parallel.context", found, f'allowed: {fits}, or context_exchange = "ring"')
+            yield Problem("parallel.context", found, f'allowed: {fits}, or cp_comm_type = "ring"')
 
 
 def _expert(config: Any, layout: Layout) -> Iterator[Problem]:

@@ -88,10 +88,10 @@ def _working(config: Any, layout: Layout) -> list[Item]:
 def _buffers(config: Any, layout: Layout) -> list[Item]:
     dims, a, each = layout.dims, BYTES[config.precision.dtype], state_bytes(config.precision)
     count = parameters_of(config.model, dims.tensor, dims.expert)
-    rows = 2 * routed(config, layout) * config.model.model_size * a if dims.expert > 1 else 0
-    whole = tokens_of(config, layout) * config.model.model_size * a
+    rows = 2 * routed(config, layout) * config.model.hidden_size * a if dims.expert > 1 else 0
+    whole = tokens_of(config, layout) * config.model.hidden_size * a
     attention = config.model.attention
-    keys = 2 * tokens_of(config, layout) * max(attention.kv_groups / dims.tensor, 1) * attention.head_size * a
+    keys = 2 * tokens_of(config, layout) * max(attention.num_kv_heads / dims.tensor, 1) * attention.head_size * a
     keys *= {"ring": 2, "all_gather": dims.context, "all_to_all": 1}[layout.exchange]
     return [
         Item(

@@ -73,7 +73,7 @@ def share(model: Any, name: str, shape: tuple[int, ...], tensor: int, expert: in
     if not is_cut(name):
         return prod(shape)
     if module.endswith(GROUPED):
-        return prod(shape) // min(tensor, model.attention.kv_groups)
+        return prod(shape) // min(tensor, model.attention.num_kv_heads)
     return prod(shape) // tensor
 
 

@@ -93,7 +93,7 @@ def plan(
     print_rows(
         {
             "step": f"{_span(sizes)} samples × {length:,} tokens = {_span([n * length for n in sizes])} tokens",
-            "run": f"{planned.config.schedule.steps:,} steps, {planned.samples:,} samples, "
+            "run": f"{planned.config.train.steps:,} steps, {planned.samples:,} samples, "
             f"{planned.samples * length:,} tokens",
         }
     )

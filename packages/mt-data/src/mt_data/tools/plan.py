@@ -8,7 +8,7 @@ from pydantic import ConfigDict
 
 from mt_core.config.load import load
 from mt_core.config.section import Section
-from mt_core.config.sections import BatchConfig, RuntimeConfig, ScheduleConfig
+from mt_core.config.sections import BatchConfig, RuntimeConfig, TrainConfig
 from mt_core.errors import raise_if
 from mt_data.config import DataConfig
 from mt_data.rules import data_problems
@@ -23,7 +23,7 @@ class PlanConfig(Section):
 
     data: DataConfig
     batch: BatchConfig = BatchConfig()
-    schedule: ScheduleConfig = ScheduleConfig()
+    train: TrainConfig = TrainConfig()
     runtime: RuntimeConfig = RuntimeConfig()
     model_config = ConfigDict(extra="ignore")
 
@@ -47,16 +47,16 @@ class Plan:
     @property
     def samples(self) -> int:
         """Of training, over all steps."""
-        return count_samples(batch_sizes(self.config.batch), self.config.schedule.steps)
+        return count_samples(batch_sizes(self.config.batch), self.config.train.steps)
 
 
 def plan_run(files: Sequence[Path], overrides: Sequence[str] = (), preset: str | None = None) -> Plan:
     """The plan of the run that these files, overrides and preset describe."""
     config: PlanConfig = load(PlanConfig, files, overrides, preset, rules=False)
     raise_if(data_problems(config.data))
-    schedule, batch = config.schedule, config.batch
-    evaluated = schedule.eval_batches * batch.global_batch if schedule.eval_every else 0
-    wanted = (count_samples(batch_sizes(batch), schedule.steps), evaluated)
+    train, batch = config.train, config.batch
+    evaluated = train.eval_batches * batch.global_batch if train.eval_every else 0
+    wanted = (count_samples(batch_sizes(batch), train.steps), evaluated)
     splits = [_split(config, number, samples) for number, samples in enumerate(wanted) if samples]
     return Plan(config, splits)
 

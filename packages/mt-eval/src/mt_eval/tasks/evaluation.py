@@ -50,7 +50,7 @@ class Evaluation:
 
     def seq_length(self, longest: int | None = None) -> int:
         """Tokens in an input: what was asked for, or all positions of the model up to `longest`."""
-        asked, positions = self.task.seq_length, self.config.max_positions
+        asked, positions = self.task.seq_length, self.config.max_seq_len
         if asked is not None and asked > positions:
             raise MtError("--seq-length", f"{asked} tokens", f"1 to {positions}, the model's positions")
         return asked or min(positions, longest or positions)

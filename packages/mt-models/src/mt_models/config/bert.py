@@ -18,7 +18,7 @@ class BertConfig(TransformerSection):
     """An encoder: every token sees all others. Its heads predict hidden words and whether two parts are in order."""
 
     kind: Literal["bert"] = "bert"
-    max_positions: PositiveInt
+    max_seq_len: PositiveInt
     """Longest sequence in tokens; each position has a learned vector."""
     token_types: NonNegativeInt = 2
     """Kinds of tokens that have a learned vector each, such as those of a first and a second part; 0 for none."""
@@ -54,8 +54,8 @@ class BertConfig(TransformerSection):
 
     def canonical_shapes(self) -> shapes.Shapes:
         """Name and shape of every tensor in a checkpoint of this model: un-fused and un-padded."""
-        D = self.model_size
-        found: shapes.Shapes = {"embed.weight": (self.vocab_size, D), "position.weight": (self.max_positions, D)}
+        D = self.hidden_size
+        found: shapes.Shapes = {"embed.weight": (self.vocab_size, D), "position.weight": (self.max_seq_len, D)}
         if self.token_types:
             found["token_type.weight"] = (self.token_types, D)
         found |= shapes.norms(self.norm, {"embed_norm": D} if self.norm_place == "after" else {})
@@ -69,9 +69,9 @@ class BertConfig(TransformerSection):
         return found | (shapes.linear("binary_head", 2, D, bias=True) if self.binary_head else {})
 
     def _block_shapes(self) -> shapes.Shapes:
-        found = shapes.norms(self.norm, {"attn_norm": self.model_size, "mlp_norm": self.model_size})
-        found |= shapes.attention(self.attention, self.norm, self.model_size)
-        return found | shapes.mlp(self.mlp, self.model_size)
+        found = shapes.norms(self.norm, {"attn_norm": self.hidden_size, "mlp_norm": self.hidden_size})
+        found |= shapes.attention(self.attention, self.norm, self.hidden_size)
+        return found | shapes.mlp(self.mlp, self.hidden_size)
 
     def flops_per_token(self, sequence: int) -> float:
         """Training FLOPs per token of the text: 6 · matrix parameters + 12 · layers · heads · head_size · sequence.
@@ -80,5 +80,5 @@ class BertConfig(TransformerSection):
         """
         matrices = self.layers * shapes.matrix_parameters(self._block_shapes().values())
         if self.lm_head:
-            matrices += (self.vocab_size + self.model_size) * self.model_size
+            matrices += (self.vocab_size + self.hidden_size) * self.hidden_size
         return 6.0 * matrices + 12.0 * self.layers * self.attention.heads * self.attention.head_size * sequence

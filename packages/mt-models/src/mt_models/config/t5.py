@@ -23,7 +23,7 @@ class T5Config(TransformerSection):
     """Blocks of the encoder."""
     decoder_layers: PositiveInt
     """Blocks of the decoder."""
-    max_positions: PositiveInt
+    max_seq_len: PositiveInt
     """Longest sequence in tokens, of the encoder and of the decoder."""
     attention: Unwindowed
     """Attention of every block, to its own sequence and to the encoder's; T5's own has scale = 1."""
@@ -38,7 +38,7 @@ class T5Config(TransformerSection):
     tied: bool = False
     """The output layer uses the embedding's weight."""
     scaled_head: bool = False
-    """The output layer's input is divided by sqrt(model_size), as in the original T5, whose weight is tied."""
+    """The output layer's input is divided by sqrt(hidden_size), as in the original T5, whose weight is tied."""
     head_bias: bool = False
     """The output layer has a bias, as Megatron's."""
 
@@ -50,12 +50,12 @@ class T5Config(TransformerSection):
 
     def canonical_shapes(self) -> shapes.Shapes:
         """Name and shape of every tensor in a checkpoint of this model: un-fused and un-padded."""
-        found: shapes.Shapes = {"embed.weight": (self.vocab_size, self.model_size)}
+        found: shapes.Shapes = {"embed.weight": (self.vocab_size, self.hidden_size)}
         if self.position.kind == "learned":
-            found["position.weight"] = (self.max_positions, self.model_size)
+            found["position.weight"] = (self.max_seq_len, self.hidden_size)
         found |= self._stack_shapes("encoder") | self._stack_shapes("decoder")
         if not self.tied:
-            found["head.weight"] = (self.vocab_size, self.model_size)
+            found["head.weight"] = (self.vocab_size, self.hidden_size)
         return found | ({"head.bias": (self.vocab_size,)} if self.head_bias else {})
 
     def stack_layers(self, stack: str) -> int:
@@ -71,14 +71,14 @@ class T5Config(TransformerSection):
         if self.position.kind == "relative":
             found[f"{stack}.relative.weight"] = (self.position.buckets, self.attention.heads)
         found |= shapes.repeated(self._block_shapes(stack), self.stack_layers(stack), f"{stack}.layers")
-        return found | shapes.norms(self.norm, {f"{stack}.norm": self.model_size} if self.final_norm else {})
+        return found | shapes.norms(self.norm, {f"{stack}.norm": self.hidden_size} if self.final_norm else {})
 
     def _block_shapes(self, stack: str) -> shapes.Shapes:
-        found = shapes.norms(self.norm, dict.fromkeys(self.block_norms(stack), self.model_size))
-        found |= shapes.attention(self.attention, self.norm, self.model_size)
+        found = shapes.norms(self.norm, dict.fromkeys(self.block_norms(stack), self.hidden_size))
+        found |= shapes.attention(self.attention, self.norm, self.hidden_size)
         if stack == "decoder":
-            found |= shapes.attention(self.attention, self.norm, self.model_size, name="cross")
-        return found | shapes.mlp(self.mlp, self.model_size)
+            found |= shapes.attention(self.attention, self.norm, self.hidden_size, name="cross")
+        return found | shapes.mlp(self.mlp, self.hidden_size)
 
     def flops_per_token(self, sequence: int, target: int | None = None) -> float:
         """Training FLOPs per token of the encoder's sequence, where the decoder's is `target` long, or as long.
@@ -92,6 +92,6 @@ class T5Config(TransformerSection):
         read = self.decoder_layers * shapes.matrix_parameters(across.values())  # these work on the encoder's tokens
         written = self.decoder_layers * shapes.matrix_parameters(block.values()) - read
         read += self.layers * shapes.matrix_parameters(self._block_shapes("encoder").values())
-        written += self.vocab_size * self.model_size
+        written += self.vocab_size * self.hidden_size
         keys = self.layers * sequence + share * self.decoder_layers * (sequence + share * sequence / 2)
         return 6.0 * (read + share * written) + 12.0 * self.attention.heads * self.attention.head_size * keys

@@ -18,11 +18,11 @@ class TransformerSection(Section):
     """Which model it is."""
     layers: PositiveInt
     """Transformer blocks."""
-    model_size: PositiveInt
+    hidden_size: PositiveInt
     """Width of the residual stream."""
     vocab_size: PositiveInt
     """Token ids, before padding."""
-    max_positions: PositiveInt
+    max_seq_len: PositiveInt
     """Longest sequence in tokens."""
     attention: GQA
     """Attention of every block."""

@@ -30,9 +30,9 @@ class Attention(nn.Module):
     ) -> None:
         """`tensor` ranks will share it: more than there are groups, and the groups are repeated."""
         super().__init__()
-        part, D = config.attention, config.model_size
+        part, D = config.attention, config.hidden_size
         copies = part.group_copies(tensor)
-        G, R = part.kv_groups * copies, part.queries_per_group // copies
+        G, R = part.num_kv_heads * copies, part.queries_per_group // copies
         self.qkv = Linear(D, (G, R + 2, part.head_size), bias=part.qkv_bias)
         self.out = Linear((part.heads, part.head_size), D, bias=part.out_bias)
         self.q_norm, self.k_norm = (
@@ -68,9 +68,9 @@ class CrossAttention(nn.Module):
     def __init__(self, config: TransformerConfig, core: Core, tensor: int = 1) -> None:
         """`tensor` ranks will share it: more than there are groups, and the groups are repeated."""
         super().__init__()
-        part, D = config.attention, config.model_size
+        part, D = config.attention, config.hidden_size
         self.q = Linear(D, (part.heads, part.head_size), bias=part.qkv_bias)
-        self.kv = Linear(D, (part.kv_groups * part.group_copies(tensor), 2, part.head_size), bias=part.qkv_bias)
+        self.kv = Linear(D, (part.num_kv_heads * part.group_copies(tensor), 2, part.head_size), bias=part.qkv_bias)
         self.out = Linear((part.heads, part.head_size), D, bias=part.out_bias)
         self.q_norm, self.k_norm = (
             make_norm(config.norm, part.head_size) if part.qk_norm else nn.Identity() for _ in "qk"

@@ -40,7 +40,7 @@ class KVCache:
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> None:
-        shape = (batch, positions, config.attention.kv_groups, config.attention.head_size)
+        shape = (batch, positions, config.attention.num_kv_heads, config.attention.head_size)
         self.layers = tuple(
             LayerCache(*(torch.empty(shape, dtype=dtype, device=device) for _ in "kv")) for _ in range(config.layers)
         )

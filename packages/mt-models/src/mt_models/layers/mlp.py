@@ -30,8 +30,8 @@ class Dense(nn.Module):
 
     def __init__(self, part: config.Dense, size: int) -> None:
         super().__init__()
-        self.up = Linear(size, part.size, bias=part.bias)
-        self.down = Linear(part.size, size, bias=part.bias)
+        self.up = Linear(size, part.ffn_hidden_size, bias=part.bias)
+        self.down = Linear(part.ffn_hidden_size, size, bias=part.bias)
         self.activation = ACTIVATIONS[part.activation]
 
     def forward(self, x_BTD: Tensor) -> Tensor:
@@ -44,8 +44,8 @@ class Gated(nn.Module):
 
     def __init__(self, part: config.Gated, size: int) -> None:
         super().__init__()
-        self.gate_up = Linear(size, (2, part.size), bias=part.bias)
-        self.down = Linear(part.size, size, bias=part.bias)
+        self.gate_up = Linear(size, (2, part.ffn_hidden_size), bias=part.bias)
+        self.down = Linear(part.ffn_hidden_size, size, bias=part.bias)
         self.activation = ACTIVATIONS[part.activation]
 
     def forward(self, x_BTD: Tensor) -> Tensor:

@@ -43,8 +43,8 @@ class Experts(nn.Module):
 
     def __init__(self, part: config.MoE, size: int, activation: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
-        self.gate_up = Stack(part.experts, 2, part.size, size)
-        self.down = Stack(part.experts, size, part.size)
+        self.gate_up = Stack(part.experts, 2, part.ffn_hidden_size, size)
+        self.down = Stack(part.experts, size, part.ffn_hidden_size)
         self.activation = activation
         self.op: Dispatch = dispatch
 
@@ -74,8 +74,8 @@ class MoE(nn.Module):
             wide = torch.promote_types(x_BTD.dtype, torch.float32)
             logits_BTE = F.linear(x_BTD.to(wide), self.router.weight.to(wide))
         weights_BTC, chosen_BTC = choose(logits_BTE, self.part.top_k, normalized=self.part.normalized)
-        if balances is not None and self.part.balance:
-            balances.losses.append(self.part.balance * imbalance(logits_BTE, chosen_BTC))
+        if balances is not None and self.part.aux_loss_coeff:
+            balances.losses.append(self.part.aux_loss_coeff * imbalance(logits_BTE, chosen_BTC))
         chosen_M = chosen_BTC.flatten()
         order_M = chosen_M.argsort(stable=True)
         back_M = inverse(order_M)

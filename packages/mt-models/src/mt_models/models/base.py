@@ -54,8 +54,8 @@ class Transformer(nn.Module, Generic[Config]):
 
     def check_length(self, length: int) -> None:
         """Refuse a sequence that is too long."""
-        if length > self.config.max_positions:
-            allowed = f"at most model.max_positions = {self.config.max_positions}"
+        if length > self.config.max_seq_len:
+            allowed = f"at most model.max_seq_len = {self.config.max_seq_len}"
             raise MtError("tokens", f"a sequence of {length} tokens", allowed)
 
     def core(self, device: torch.device, *needed: str) -> Core:

@@ -24,10 +24,10 @@ class Block(nn.Module):
 
     def __init__(self, config: BertConfig, core: Core, tensor: int = 1) -> None:
         super().__init__()
-        self.attn_norm = make_norm(config.norm, config.model_size)
+        self.attn_norm = make_norm(config.norm, config.hidden_size)
         self.attn = Attention(config, core, tensor, bidirectional=True)
-        self.mlp_norm = make_norm(config.norm, config.model_size)
-        self.mlp = make_mlp(config.mlp, config.model_size)
+        self.mlp_norm = make_norm(config.norm, config.hidden_size)
+        self.mlp = make_mlp(config.mlp, config.hidden_size)
         self.norm_after = config.norm_place == "after"
 
     def forward(self, x_BTD: Tensor, documents_BT: Tensor | None = None) -> Tensor:
@@ -44,8 +44,8 @@ class Prediction(nn.Module):
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
-        self.dense = Linear(config.model_size, config.model_size, bias=True)
-        self.norm = make_norm(config.norm, config.model_size)
+        self.dense = Linear(config.hidden_size, config.hidden_size, bias=True)
+        self.norm = make_norm(config.norm, config.hidden_size)
         self.activation = ACTIVATIONS[config.head_activation or config.mlp.activation]
 
     def forward(self, x_BTD: Tensor) -> Tensor:
@@ -59,8 +59,8 @@ class Bert(Transformer[BertConfig]):
     def __init__(self, config: BertConfig, tensor: int = 1) -> None:
         """`tensor` ranks will share the model: vocabulary rows and repeated key/value groups are made to fit."""
         super().__init__(config)
-        D, rows = config.model_size, config.vocab_rows(tensor)
-        self.embed, self.position = Embedding(rows, D), Embedding(config.max_positions, D)
+        D, rows = config.hidden_size, config.vocab_rows(tensor)
+        self.embed, self.position = Embedding(rows, D), Embedding(config.max_seq_len, D)
         self.token_type = Embedding(config.token_types, D) if config.token_types else None
         core, after = self.core(self.embed.weight.device, "bidirectional"), config.norm_place == "after"
         self.embed_norm = make_norm(config.norm, D) if after else nn.Identity()
@@ -85,7 +85,7 @@ class Bert(Transformer[BertConfig]):
         positions: Tensor | None = None,
     ) -> Tensor:
         """Features [B, T, D]; types are 0 and positions 0, 1, 2, … if not given, and where `documents_BT` is 0 there
-        is padding. `MtError` if a sequence is longer than `max_positions`."""
+        is padding. `MtError` if a sequence is longer than `max_seq_len`."""
         self.check_length(tokens_BT.shape[1])
         if positions is None:
             positions = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)

@@ -27,12 +27,12 @@ class Block(nn.Module):
 
     def __init__(self, config: GPTConfig, core: Core, tensor: int = 1, layer: int = 0) -> None:
         super().__init__()
-        self.attn_norm = make_norm(config.norm, config.model_size)
+        self.attn_norm = make_norm(config.norm, config.hidden_size)
         self.attn = Attention(config, core, tensor, layer)
-        self.mlp_norm = make_norm(config.norm, config.model_size)
-        self.mlp = make_mlp(config.mlp, config.model_size)
+        self.mlp_norm = make_norm(config.norm, config.hidden_size)
+        self.mlp = make_mlp(config.mlp, config.hidden_size)
         self.attn_post_norm, self.mlp_post_norm = (
-            make_norm(config.norm, config.model_size) if config.post_norms else nn.Identity() for _ in range(2)
+            make_norm(config.norm, config.hidden_size) if config.post_norms else nn.Identity() for _ in range(2)
         )
 
     def forward(
@@ -56,9 +56,9 @@ class GPT(Transformer[GPTConfig]):
     def __init__(self, config: GPTConfig, tensor: int = 1) -> None:
         """`tensor` ranks will share the model: vocabulary rows and repeated key/value groups are made to fit."""
         super().__init__(config)
-        D, rows = config.model_size, config.vocab_rows(tensor)
+        D, rows = config.hidden_size, config.vocab_rows(tensor)
         self.embed = Embedding(rows, D)
-        self.position = Embedding(config.max_positions, D) if config.position.kind == "learned" else None
+        self.position = Embedding(config.max_seq_len, D) if config.position.kind == "learned" else None
         core = self.core(self.embed.weight.device)
         self.layers = nn.ModuleDict({str(n): Block(config, core, tensor, n) for n in range(config.layers)})
         self.norm = make_norm(config.norm, D)
@@ -98,11 +98,11 @@ class GPT(Transformer[GPTConfig]):
         documents_BT: Tensor | None = None,
         balances: Balances | None = None,
     ) -> Tensor:
-        """Final normalised features [B, T, D]; `MtError` if a sequence is longer than `max_positions`."""
+        """Final normalised features [B, T, D]; `MtError` if a sequence is longer than `max_seq_len`."""
         self.check_length((0 if cache is None else cache.length) + tokens_BT.shape[1])
         x_BTD = self.embed(tokens_BT)
         if self.config.scaled_embedding:
-            x_BTD = x_BTD * rounded(math.sqrt(self.config.model_size), x_BTD.dtype)
+            x_BTD = x_BTD * rounded(math.sqrt(self.config.hidden_size), x_BTD.dtype)
         if self.position is not None:
             x_BTD = x_BTD + self.position(positions)
         rotation = self.rotation(positions, x_BTD.dtype)

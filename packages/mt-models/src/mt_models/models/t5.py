@@ -28,7 +28,7 @@ class Block(nn.Module):
 
     def __init__(self, config: T5Config, core: Core, tensor: int = 1, *, encoder: bool) -> None:
         super().__init__()
-        D, biased = config.model_size, config.position.kind == "relative"
+        D, biased = config.hidden_size, config.position.kind == "relative"
         self.attn_norm = make_norm(config.norm, D)
         self.attn = Attention(config, core, tensor, bidirectional=encoder, biased=biased)
         self.cross_norm = None if encoder else make_norm(config.norm, D)
@@ -61,7 +61,7 @@ class Stack(nn.Module):
         heads, part = config.attention.heads, config.position
         self.relative = RelativeBias(part, heads, bidirectional=encoder) if part.kind == "relative" else None
         self.layers = nn.ModuleDict({str(n): Block(config, core, tensor, encoder=encoder) for n in range(count)})
-        self.norm = make_norm(config.norm, config.model_size) if config.final_norm else nn.Identity()
+        self.norm = make_norm(config.norm, config.hidden_size) if config.final_norm else nn.Identity()
 
     def forward(self, x_BTD: Tensor, length: int, run: Run, **inputs: Tensor | None) -> Tensor:
         """[B, T, D] to the same shape, of sequences of so many tokens; each block gets the inputs too."""
@@ -75,9 +75,9 @@ class T5(Transformer[T5Config]):
     def __init__(self, config: T5Config, tensor: int = 1) -> None:
         """`tensor` ranks will share the model: vocabulary rows and repeated key/value groups are made to fit."""
         super().__init__(config)
-        D, rows = config.model_size, config.vocab_rows(tensor)
+        D, rows = config.hidden_size, config.vocab_rows(tensor)
         self.embed = Embedding(rows, D)
-        self.position = Embedding(config.max_positions, D) if config.position.kind == "learned" else None
+        self.position = Embedding(config.max_seq_len, D) if config.position.kind == "learned" else None
         biased = ["biased"] if config.position.kind == "relative" else []
         core = self.core(self.embed.weight.device, "bidirectional", *biased)
         self.encoder = Stack(config, core, tensor, encoder=True)
@@ -118,7 +118,7 @@ class T5(Transformer[T5Config]):
         return self.decoder(self.embedded(tokens_BT, positions), tokens_BT.shape[1], self.run, **more)
 
     def embedded(self, tokens_BT: Tensor, positions: Tensor | None = None) -> Tensor:
-        """Embeddings [B, T, D]; `MtError` if a sequence is longer than `max_positions`."""
+        """Embeddings [B, T, D]; `MtError` if a sequence is longer than `max_seq_len`."""
         self.check_length(tokens_BT.shape[1])
         x_BTD = self.embed(tokens_BT)
         if self.position is None:
@@ -137,7 +137,7 @@ class T5(Transformer[T5Config]):
 
     def scaled(self, x_BTD: Tensor) -> Tensor:
         """The output layer's input."""
-        return x_BTD / math.sqrt(self.config.model_size) if self.config.scaled_head else x_BTD
+        return x_BTD / math.sqrt(self.config.hidden_size) if self.config.scaled_head else x_BTD
 
     def token_losses(
         self,

@@ -27,9 +27,9 @@ def read_args(args: Any, where: str, true_vocab_size: int | None = None) -> GPTC
     norm = {"kind": NORMS[get("normalization") or "LayerNorm"]}
     values = {
         "layers": args.num_layers,
-        "model_size": args.hidden_size,
+        "hidden_size": args.hidden_size,
         "vocab_size": vocab,
-        "max_positions": args.max_position_embeddings,
+        "max_seq_len": args.max_position_embeddings,
         "attention": _attention(get),
         "mlp": _experts(get) if get("num_experts") else _mlp(get),
         "norm": norm
@@ -59,7 +59,7 @@ def _attention(get: Get) -> dict[str, Any]:
     left, _ = get("window_size") or (-1, 0)
     return {
         "heads": heads,
-        "kv_groups": get("num_query_groups") if get("group_query_attention") else heads,
+        "num_kv_heads": get("num_query_groups") if get("group_query_attention") else heads,
         "head_size": get("kv_channels") or get("hidden_size") // heads,
         "qkv_bias": biased(get) or bool(get("add_qkv_bias")),
         "out_bias": biased(get),
@@ -85,7 +85,7 @@ def _mlp(get: Get) -> dict[str, Any]:
     gated = bool(get("swiglu"))
     return {
         "kind": "gated" if gated else "dense",
-        "size": get("ffn_hidden_size") or 4 * get("hidden_size"),
+        "ffn_hidden_size": get("ffn_hidden_size") or 4 * get("hidden_size"),
         "activation": "silu" if gated else _activation(get),
         "bias": biased(get),
     }
@@ -102,11 +102,11 @@ def _experts(get: Get) -> dict[str, Any]:
     balanced = get("moe_router_load_balancing_type") in (None, "aux_loss", "seq_aux_loss")
     return {
         "kind": "moe",
-        "size": get("moe_ffn_hidden_size") or get("ffn_hidden_size") or 4 * get("hidden_size"),
+        "ffn_hidden_size": get("moe_ffn_hidden_size") or get("ffn_hidden_size") or 4 * get("hidden_size"),
         "experts": get("num_experts"),
         "top_k": get("moe_router_topk") or 2,
         "normalized": not get("moe_router_pre_softmax"),
-        "balance": (get("moe_aux_loss_coeff") or 0.0) if balanced else 0.0,
+        "aux_loss_coeff": (get("moe_aux_loss_coeff") or 0.0) if balanced else 0.0,
     }
 
 

@@ -52,7 +52,7 @@ def describe_t5(args: Namespace, config: T5Config, layout: Layout) -> None:
         args.encoder_pipeline_model_parallel_size = layout.encoder
         args.pipeline_model_parallel_size = layout.pipeline - layout.encoder
     args.encoder_num_layers, args.decoder_num_layers = config.layers, config.decoder_layers
-    args.encoder_seq_length = args.decoder_seq_length = config.max_positions
+    args.encoder_seq_length = args.decoder_seq_length = config.max_seq_len
     if config.position.kind == RELATIVE:
         args.position_embedding_type = RELATIVE
         args.relative_attention_num_buckets = config.position.buckets
@@ -64,8 +64,8 @@ def t5_misfits(config: T5Config, where: str) -> Iterator[Problem]:
     if config.attention.scale is not None:
         found = f"cannot carry attention.scale = {config.attention.scale!r}, as T5 of Hugging Face has it"
         yield Problem(where, found, "Megatron divides scores by the square root of head_size")
-    if config.attention.kv_groups != config.attention.heads:
-        found = f"cannot carry attention.kv_groups = {config.attention.kv_groups}"
+    if config.attention.num_kv_heads != config.attention.heads:
+        found = f"cannot carry attention.num_kv_heads = {config.attention.num_kv_heads}"
         yield Problem(where, found, "Megatron's cross attention has as many as heads")
     wanted = {"scaled_head": False, "head_bias": config.tied}
     for name, value in wanted.items():

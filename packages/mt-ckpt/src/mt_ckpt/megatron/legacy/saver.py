@@ -70,6 +70,6 @@ def _cannot(config: TransformerConfig, tensor: int) -> Iterator[Problem]:
     for name, only in NOT_LEGACY.items():
         if args.get(name, only) != only:
             yield Problem(WHERE, f"the old classes have no {name} = {args[name]!r}", "use --saver core")
-    if tensor > config.attention.kv_groups:
-        found = f"attention.kv_groups = {config.attention.kv_groups} for {tensor} tensor ranks"
+    if tensor > config.attention.num_kv_heads:
+        found = f"attention.num_kv_heads = {config.attention.num_kv_heads} for {tensor} tensor ranks"
         yield Problem(WHERE, found, "whole groups on each rank, or --saver core")

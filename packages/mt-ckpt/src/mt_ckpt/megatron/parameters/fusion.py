@@ -58,7 +58,7 @@ def _fused(config: TransformerConfig, parts: Sequence[Tensor], one: Parameter, s
     if one.stacked:
         return Rows(tuple(part[None] for part in parts))
     if len(parts) > 1:
-        groups = config.attention.kv_groups
+        groups = config.attention.num_kv_heads
         return Rows(
             tuple(rows for group in zip(*(part.chunk(groups) for part in parts), strict=True) for rows in group)
         )
@@ -76,7 +76,7 @@ def split(config: TransformerConfig, whole: Tensor, one: Parameter) -> Mapping[s
     elif len(one.parts) == 1:
         tensors = [whole[: config.vocab_size] if one.parts[0] in VOCABULARY else whole]
     else:
-        fused = whole.unflatten(0, (config.attention.kv_groups, -1, config.attention.head_size))
+        fused = whole.unflatten(0, (config.attention.num_kv_heads, -1, config.attention.head_size))
         counts = [config.attention.queries_per_group, 1, 1][-len(one.parts) :]
         tensors = [part.flatten(0, 2) for part in fused.split(counts, 1)]
     return dict(zip(one.parts, tensors, strict=True))

@@ -12,7 +12,7 @@ from mt_ckpt.megatron.training_state.run_settings import groups_of, not_carried_
 from mt_ckpt.megatron.training_state.state import KINDS, MASTER, Stream, TrainingState
 from mt_core.checkpoint import native
 from mt_core.checkpoint.shard_files import StoredTensor, open_part
-from mt_core.config.sections import ScheduleConfig
+from mt_core.config.sections import LRScheduleConfig
 from mt_core.errors import MtError, Problem, raise_if
 from mt_core.training.learning_rate import learning_rate
 from mt_models.config import TransformerConfig
@@ -40,7 +40,8 @@ def read_native(path: Path) -> TrainingState:
         optimizer[MASTER] = loader.tensors
     args = to_args(values)
     scale = meta["loss_scale"]
-    rate = learning_rate(ScheduleConfig.model_validate(values["schedule"]), values["optim"]["lr"], meta["step"])
+    schedule = LRScheduleConfig.model_validate(values["lr_schedule"])
+    rate = learning_rate(schedule, values["optim"]["lr"], meta["step"], steps=values["train"]["steps"])
     return TrainingState(
         source=loader.step,
         config=config,

@@ -17,7 +17,7 @@ DECAYS = {
 PRECISIONS = {"bf16": "bf16", "fp16": "fp16"}
 PLAIN = {
     "optim.lr": "lr",
-    "schedule.min_lr": "min_lr",
+    "lr_schedule.min_lr": "min_lr",
     "optim.beta1": "adam_beta1",
     "optim.beta2": "adam_beta2",
     "optim.eps": "adam_eps",
@@ -25,11 +25,11 @@ PLAIN = {
     "optim.clip_norm": "clip_grad",
     "batch.global_batch": "global_batch_size",
     "batch.micro_batch": "micro_batch_size",
-    "schedule.steps": "train_iters",
-    "schedule.warmup_steps": "lr_warmup_iters",
-    "schedule.decay_steps": "lr_decay_iters",
-    "schedule.anneal_steps": "lr_wsd_decay_iters",
-    "schedule.anneal": "lr_wsd_decay_style",
+    "train.steps": "train_iters",
+    "lr_schedule.warmup_steps": "lr_warmup_iters",
+    "lr_schedule.decay_steps": "lr_decay_iters",
+    "lr_schedule.anneal_steps": "lr_wsd_decay_iters",
+    "lr_schedule.anneal": "lr_wsd_decay_style",
     "data.seq_length": "seq_length",
     "data.decoder_seq_length": "decoder_seq_length",
     "runtime.seed": "seed",
@@ -47,7 +47,7 @@ def to_args(config: Values) -> dict[str, Any]:
     dtype = config["precision"]["dtype"]
     return found | {
         "optimizer": "adam",
-        "lr_decay_style": DECAYS[config["schedule"]["decay"]],
+        "lr_decay_style": DECAYS[config["lr_schedule"]["decay"]],
         "start_weight_decay": config["optim"]["weight_decay"],
         "end_weight_decay": config["optim"]["weight_decay"],
         "weight_decay_incr_style": "constant",
@@ -100,7 +100,14 @@ def groups_of(args: Values, rate: float) -> list[dict[str, Any]]:
 
 def to_sections(args: Values, scheduler: Values) -> dict[str, dict[str, Any]]:
     """mt's settings for Megatron's arguments; those that a checkpoint does not say are left out."""
-    sections: dict[str, dict[str, Any]] = {"optim": {}, "schedule": {}, "batch": {}, "precision": {}, "runtime": {}}
+    sections: dict[str, dict[str, Any]] = {
+        "optim": {},
+        "train": {},
+        "lr_schedule": {},
+        "batch": {},
+        "precision": {},
+        "runtime": {},
+    }
     for ours, theirs in TO_MT.items():
         if args.get(theirs) is not None:
             section, name = ours.split(".")
@@ -108,12 +115,12 @@ def to_sections(args: Values, scheduler: Values) -> dict[str, dict[str, Any]]:
     styles = {theirs: ours for ours, theirs in DECAYS.items()}
     batch = args.get("global_batch_size")
     if scheduler.get("lr_decay_style") in styles:
-        sections["schedule"]["decay"] = styles[scheduler["lr_decay_style"]]
-    if sections["schedule"].get("decay") != "wsd":
+        sections["lr_schedule"]["decay"] = styles[scheduler["lr_decay_style"]]
+    if sections["lr_schedule"].get("decay") != "wsd":
         for name in ("anneal", "anneal_steps"):
-            sections["schedule"].pop(name, None)
+            sections["lr_schedule"].pop(name, None)
     if batch and scheduler:
-        sections["schedule"] |= {
+        sections["lr_schedule"] |= {
             "warmup_steps": round(scheduler["lr_warmup_steps"] / batch),
             "decay_steps": round(scheduler["lr_decay_steps"] / batch),
             "min_lr": scheduler["min_lr"],
@@ -133,9 +140,9 @@ def not_carried_to_mt(args: Values, scheduler: Values) -> Iterator[str]:
         yield "the growing batch: set batch.rampup"
     style = scheduler.get("lr_decay_style")
     if scheduler and style not in DECAYS.values():
-        yield f"the decay {style} of the learning rate: set schedule.decay"
+        yield f"the decay {style} of the learning rate: set lr_schedule.decay"
     if any(scheduler.get(key, 0) % batch for key in ("lr_warmup_steps", "lr_decay_steps")):
-        yield "a warm-up or decay that ends within a step: schedule.* are rounded to whole steps"
+        yield "a warm-up or decay that ends within a step: lr_schedule.* are rounded to whole steps"
     if scheduler.get("start_wd") != scheduler.get("end_wd"):
         yield "the growing weight decay: set optim.weight_decay"
 

@@ -14,12 +14,20 @@ from mt_ckpt.megatron.training_state.state import MASTER, MOMENTS, TrainingState
 from mt_core.checkpoint.native import step_directory
 from mt_core.checkpoint.step_writer import write
 from mt_core.config.load import validate
-from mt_core.config.sections import BatchConfig, OptimConfig, PrecisionConfig, RuntimeConfig, ScheduleConfig
+from mt_core.config.sections import (
+    BatchConfig,
+    LRScheduleConfig,
+    OptimConfig,
+    PrecisionConfig,
+    RuntimeConfig,
+    TrainConfig,
+)
 
 SETTINGS = "settings.toml"
 SECTIONS = {
     "optim": OptimConfig,
-    "schedule": ScheduleConfig,
+    "train": TrainConfig,
+    "lr_schedule": LRScheduleConfig,
     "batch": BatchConfig,
     "precision": PrecisionConfig,
     "runtime": RuntimeConfig,

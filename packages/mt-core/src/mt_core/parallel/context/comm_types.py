@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from types import MappingProxyType
 
+from mt_core.config.sections import CPCommType
 from mt_core.distributed.mesh import Axis
-from mt_core.errors import MtError
 from mt_core.parallel.context.all_gather import gathered
 from mt_core.parallel.context.ring import ring
 from mt_core.parallel.context.ulysses import heads
@@ -25,13 +25,11 @@ def _heads(axis: Axis, core: AttentionCore) -> AttentionCore:
     return partial(heads, axis=axis, core=core)
 
 
-EXCHANGES: Mapping[str, Callable[[Axis, AttentionCore], AttentionCore]] = MappingProxyType(
+EXCHANGES: Mapping[CPCommType, Callable[[Axis, AttentionCore], AttentionCore]] = MappingProxyType(
     {"ring": _ring, "all_gather": _gathered, "all_to_all": _heads}
 )
 
 
-def context_core(name: str, core: AttentionCore, *, axis: Axis) -> AttentionCore:
+def context_core(name: CPCommType, core: AttentionCore, *, axis: Axis) -> AttentionCore:
     """`core` for tokens shared over `axis` by the exchange `name`; on an axis of size 1, `core` itself."""
-    if name not in EXCHANGES:
-        raise MtError("parallel.context_exchange", f"unknown exchange {name!r}", f"allowed: {', '.join(EXCHANGES)}")
     return core if axis.size == 1 else EXCHANGES[name](axis, core)

@@ -52,7 +52,7 @@ def check_heads(query_heads: int, groups: int, size: int) -> None:
     raise MtError(
         "parallel.context",
         f"all_to_all cannot share {query_heads} heads in {groups} key/value groups among {size} ranks",
-        f'allowed sizes: {sizes}; context_exchange "ring" and "all_gather" take any',
+        f'allowed sizes: {sizes}; cp_comm_type "ring" and "all_gather" take any',
     )
 
 
