@@ -10,15 +10,14 @@ from mt_core.errors import MtError
 from mt_core.plugins import component
 from mt_core.types import Dataset
 from mt_data.config import GPTData, MockData, TokenizerConfig
-from mt_data.gpt.dataset import GPTDataset, Options, gpt_dataset
-from mt_data.gpt.indices import Request
-from mt_data.gpt.mock import MockSequences
-from mt_data.index_cache import IndexCache
+from mt_data.datasets.gpt.dataset import GPTDataset, Options, build_splits, gpt_dataset
+from mt_data.datasets.gpt.indices import Request
+from mt_data.datasets.mock import MockSequences
+from mt_data.indexed.cache import IndexCache
 from mt_data.indexed.reader import IndexedReader
 from mt_data.indexed.writer import IndexedWriter
-from mt_data.padding import pad_id
-from mt_data.splits import build_splits
 from mt_data.tokenizers import build
+from mt_data.tokenizers.base import pad_id
 from word_pieces import toy_tokenizer
 
 Corpus = Callable[[str, Sequence[int]], str]
@@ -89,7 +88,7 @@ def test_without_an_extra_token_the_last_label_is_padding(tmp_path: Path):
 
 
 def test_samples_without_an_extra_token_end_with_their_document(corpus: Corpus):
-    from mt_data.gpt.indices import build_indices
+    from mt_data.datasets.gpt.indices import build_indices
 
     lengths = IndexedReader(corpus("x", (5, 4, 2))).lengths
     identity = next(seed for seed in range(99) if np.random.RandomState(seed).permutation(3).tolist() == [0, 1, 2])

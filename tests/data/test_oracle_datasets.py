@@ -12,21 +12,20 @@ from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
 from mt_core.errors import MtError
-from mt_data.bert.dataset import BERTDataset
-from mt_data.bert.dataset import Ids as BERTIds
 from mt_data.config import GPTData
-from mt_data.gpt.dataset import GPTDataset, Options, gpt_dataset
-from mt_data.gpt.indices import Request
-from mt_data.gpt.mock import MockSequences
-from mt_data.index_cache import IndexCache
+from mt_data.datasets.bert import BERTDataset
+from mt_data.datasets.bert import Ids as BERTIds
+from mt_data.datasets.gpt.dataset import GPTDataset, Options, build_splits, gpt_dataset
+from mt_data.datasets.gpt.indices import Request
+from mt_data.datasets.masking.build import Samples
+from mt_data.datasets.masking.mask import Hiding, Pieces
+from mt_data.datasets.masking.sentence_mapping import Gathering, Sentences, sentence_mapping
+from mt_data.datasets.mock import MockSequences
+from mt_data.datasets.t5 import Ids as T5Ids
+from mt_data.datasets.t5 import T5Dataset
+from mt_data.indexed.cache import IndexCache
 from mt_data.indexed.reader import IndexedReader
 from mt_data.indexed.writer import IndexedWriter
-from mt_data.masked.build import Samples
-from mt_data.masked.hide import Hiding, Pieces
-from mt_data.sentences.mapping import Gathering, Sentences, sentence_mapping
-from mt_data.splits import build_splits
-from mt_data.t5.dataset import Ids as T5Ids
-from mt_data.t5.dataset import T5Dataset
 
 torch = pytest.importorskip("torch")
 with warnings.catch_warnings():

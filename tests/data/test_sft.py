@@ -8,11 +8,10 @@ import pytest
 
 from mt_core.errors import MtError
 from mt_core.plugins import component
+from mt_data.blending.build import Splits
 from mt_data.config import SFTData
-from mt_data.mixture import Splits
-from mt_data.sft.dataset import Lines
-from mt_data.sft.pack import pack
-from mt_data.sft.prompt import FORMATS, check_format, conversations, encode_conversation
+from mt_data.datasets.sft.dataset import Lines, pack
+from mt_data.datasets.sft.prompt import FORMATS, check_format, conversations, encode_conversation
 
 FIRST = ([10, 11, 12, 13, 14], [-100, -100, -100, 13, 14])
 SECOND = ([20, 21, 22, 23], [-100, -100, 22, 23])

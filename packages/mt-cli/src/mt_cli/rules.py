@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from mt_core.errors import MtError, Problem
-from mt_data.samplers.batch_size import batch_sizes
+from mt_data.batch_sizes import batch_sizes
 
 
 def problems(config: Any) -> Iterator[Problem]:

@@ -8,8 +8,8 @@ from ckpt.megatron.legacy.legacy_checkpoints import arguments, random_weights, w
 from ckpt.megatron.legacy.test_legacy_loader import same
 from ckpt.megatron.legacy.test_legacy_saver import contents, flat
 from ckpt.megatron.test_round_trip import sizes, tensors_of
-from mt_ckpt.convert import convert
-from mt_ckpt.detect import open_checkpoint
+from mt_ckpt.conversion.convert import convert
+from mt_ckpt.conversion.detect import open_checkpoint
 from mt_ckpt.megatron.legacy.loader import Legacy
 from mt_ckpt.megatron.legacy.saver import save
 from mt_core.checkpoint.native import write_model
