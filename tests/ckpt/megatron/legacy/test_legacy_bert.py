@@ -84,7 +84,7 @@ def test_the_logits_are_those_of_megatron_bert_in_transformers(tmp_path):
         theirs = model(tokens_BT, token_type_ids=types_BT)
         x_BTD = ours.hidden(tokens_BT, types_BT)
         torch.testing.assert_close(ours.logits(x_BTD), theirs.prediction_logits, rtol=0, atol=1e-5)
-        torch.testing.assert_close(ours.order_logits(x_BTD), theirs.seq_relationship_logits, rtol=0, atol=1e-5)
+        torch.testing.assert_close(ours.nsp_logits(x_BTD), theirs.seq_relationship_logits, rtol=0, atol=1e-5)
 
 
 THEIRS = {

@@ -23,7 +23,7 @@ from mt_core.training.learning_rate import learning_rate
 from mt_core.training.nonfinite import Finiteness
 from mt_core.training.seeds import seed_step
 from mt_core.training.state import TrainState
-from mt_core.training.step import backward, evaluate, reduce, update
+from mt_core.training.step import backward, evaluate, reduce, reduce_metrics, update
 from mt_core.training.stop import StopRequest
 from mt_core.types import MetricSink
 
@@ -96,7 +96,7 @@ def _step(run: Run, batches: Sequence[Batch], tokens: float, finiteness: Finiten
     lr = learning_rate(config.lr_schedule, config.optim.lr, position.step, steps=config.train.steps)
     scale = state.loss_scale.value
     beat = partial(run.heart.beat, position.step + 1, "forward and backward")
-    loss = backward(state.model, state.engine, batches, tokens, run.device, scale=scale, beat=beat)
+    loss, metrics = backward(state.model, state.engine, batches, tokens, run.device, scale=scale, beat=beat)
     run.heart.beat(position.step + 1, "reduce")
     reduce(state.engine)
     run.heart.beat(position.step + 1, "optimizer")
@@ -111,6 +111,7 @@ def _step(run: Run, batches: Sequence[Batch], tokens: float, finiteness: Finiten
     if position.step % config.log.every == 0 or position.step in (1, config.train.steps):
         _check_finite(run, finiteness)
         values = {"loss": float(run.mesh.tokens.sum_(loss)), "lr": lr, "grad_norm": float(found.norm)}
+        values = reduce_metrics(run.mesh, metrics) | values
         values |= {"loss_scale": scale} if config.precision.dtype == "fp16" else {}
         _emit(run, values | clock.lap())
 
@@ -131,7 +132,8 @@ def _evaluate(run: Run) -> None:
     beat()
     count = run.config.train.eval_batches * run.micro_batches(run.config.batch.global_batch)
     batches = list(islice(run.valid_batches(), count))
-    _emit(run, {"valid_loss": evaluate(run.state.model, batches, run.mesh, run.device, beat=beat)})
+    values = evaluate(run.state.model, batches, run.mesh, run.device, beat=beat)
+    _emit(run, {f"valid_{name}": value for name, value in values.items()})
 
 
 def _emit(run: Run, values: dict[str, float | int]) -> None:

@@ -88,7 +88,7 @@ class Stream(Loading):
     reset_position_ids: bool = False
     """Add `position_ids`, which start again after each end of document."""
     reset_attention_mask: bool = False
-    """Add `attention_mask` [1, T, T], true where a token must not look: ahead, or beyond an end of document."""
+    """Add `segment_ids` [T]: tokens see only those of their segment, which ends behind an end of document."""
 
 
 class GPTData(Corpora, Stream):
@@ -96,7 +96,7 @@ class GPTData(Corpora, Stream):
 
     kind: Literal["gpt"] = "gpt"
     inter_document_masking: bool = False
-    """Add the documents' bounds: `cu_seqlens` [T + 1] filled up with T, `max_seqlen`, and `position_ids` in each."""
+    """Add `segment_ids` [T], a number for each document, which tokens do not see beyond, and `position_ids` in each."""
     extra_token: bool = True
     """Read one token more than a sample has, the last one's label; without it that label is padding."""
     keep_partial_valid: bool = False
@@ -108,7 +108,7 @@ class MockData(Stream):
 
     kind: Literal["mock"] = "mock"
     inter_document_masking: bool = False
-    """Add the documents' bounds: `cu_seqlens` [T + 1] filled up with T, `max_seqlen`, and `position_ids` in each."""
+    """Add `segment_ids` [T], a number for each document, which tokens do not see beyond, and `position_ids` in each."""
 
 
 class FIMData(Corpora, Stream):

@@ -14,7 +14,7 @@ from mt_core.types import Dataset
 from mt_data.blending.build import Parts, Portion, Splits, Wanted, mix
 from mt_data.config import GPTData, Stream
 from mt_data.datasets.gpt.indices import Indices, Request, build_indices
-from mt_data.datasets.packing import document_bounds, positions
+from mt_data.datasets.packing import positions, segment_ids
 from mt_data.indexed.cache import IndexCache, content_key
 from mt_data.indexed.reader import IndexedReader
 from mt_data.tokenizers.base import pad_id
@@ -48,9 +48,9 @@ class Options:
     reset_position_ids: bool = False
     """Add `position_ids`."""
     reset_attention_mask: bool = False
-    """Add `attention_mask`."""
+    """Add `segment_ids`, which change behind every end of document."""
     inter_document_masking: bool = False
-    """Add `cu_seqlens`, `max_seqlen` and `position_ids`."""
+    """Add `segment_ids`, a number for each document, and `position_ids`."""
 
 
 class GPTDataset:
@@ -112,13 +112,12 @@ class GPTDataset:
             if options.reset_position_ids:
                 extras["position_ids"] = positions(np.bincount(segment))
             if options.reset_attention_mask:
-                ahead = np.triu(np.ones((len(tokens), len(tokens)), bool), 1)
-                extras["attention_mask"] = (ahead | (segment[:, None] != segment))[None]
+                extras["segment_ids"] = segment
         if options.inter_document_masking:
             parts = np.array([*lengths[:-1], lengths[-1] - self._extra])
             parts = parts[parts > 0]
             parts[-1] += self._seq_length - parts.sum()
-            extras |= {"position_ids": positions(parts), **document_bounds(parts, self._seq_length)}
+            extras |= {"position_ids": positions(parts), "segment_ids": segment_ids(parts, self._seq_length)}
         return extras
 
 

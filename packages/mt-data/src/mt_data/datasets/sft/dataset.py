@@ -16,7 +16,7 @@ from mt_core.errors import MtError
 from mt_core.types import Dataset, Tokenizer
 from mt_data.blending.build import Parts, Portion, Splits, Wanted, mix
 from mt_data.config import SFTData
-from mt_data.datasets.packing import document_bounds, positions
+from mt_data.datasets.packing import positions, segment_ids
 from mt_data.datasets.sft.prompt import IGNORED, Message, PromptFormat, check_format, conversations, encode_conversation
 from mt_data.indexed.cache import IndexCache
 
@@ -132,8 +132,8 @@ def pack(
 ) -> Mapping[str, np.ndarray | np.generic]:
     """A sample: conversations until it is full, the last cut off, or else filled up.
 
-    Each is filled up to a `multiple` of tokens. Returns `tokens`, `labels`, `position_ids` int64 [L], the labels with
-    padding and −100 where `loss_mask` float32 [L] is 0, and the conversations' bounds as `document_bounds`.
+    Each is filled up to a `multiple` of tokens. Returns `tokens`, `labels`, `position_ids` and `segment_ids` int64 [L],
+    the labels with padding and −100 where `loss_mask` float32 [L] is 0; a segment is a conversation.
     """
     tokens, targets, ends = [], [], [0]
     for some_tokens, some_targets in conversations:
@@ -153,5 +153,5 @@ def pack(
         "labels": labels[1:],
         "loss_mask": learnt.astype(np.float32),
         "position_ids": positions(lengths),
-        **document_bounds(lengths, seq_length),
+        "segment_ids": segment_ids(lengths, seq_length),
     }
