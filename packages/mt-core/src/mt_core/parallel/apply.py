@@ -6,13 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mt_core.distributed.mesh import Mesh
 from mt_core.parallel.context.comm_types import context_core
-from mt_core.parallel.tensor.cross_entropy import VocabCrossEntropy, compiled_kernels
 from mt_core.parallel.data.protocol import DataParallel, data_parallel
 from mt_core.parallel.expert.dispatcher import ExpertDispatch
-from mt_core.distributed.mesh import Mesh
-from mt_core.parallel.tensor.plan import apply_plan
 from mt_core.parallel.recompute import modules_with_core, recompute
+from mt_core.parallel.tensor.cross_entropy import VocabCrossEntropy, compiled_kernels
+from mt_core.parallel.tensor.plan import apply_plan
 
 
 def parallelize(config: Any, mesh: Mesh, device: torch.device) -> tuple[Any, DataParallel]:
