@@ -12,7 +12,7 @@ from mt_cli.verify.limits import compared, limit
 from mt_cli.verify.record import record
 from mt_cli.verify.shrink import recompute_layers, shrink
 from mt_core.errors import MtError
-from mt_core.planning.layout import layout_of, problems
+from mt_core.parallel.layout import layout_of, problems
 from mt_core.verification.compare import differences
 
 SETS = ("batch.micro_batch=4", "batch.global_batch=1024")

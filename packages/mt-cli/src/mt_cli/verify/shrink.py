@@ -8,7 +8,7 @@ from math import lcm
 from typing import Any
 
 from mt_core.config.load import merge
-from mt_core.planning.layout import Layout, axis_problems
+from mt_core.parallel.layout import Layout, axis_problems
 
 HEAD_SIZE = 8
 VOCABULARY = 251

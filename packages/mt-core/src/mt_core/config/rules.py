@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from mt_core.errors import Problem
-from mt_core.planning import layout
+from mt_core.parallel import layout
 from mt_core.plugins import components, did_you_mean
 
 GRADIENTS = {

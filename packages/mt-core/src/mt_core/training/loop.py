@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
-from mt_core.checkpoint.async_writer import AsyncWriter, Saved
+from mt_core.checkpoint.async_save import AsyncWriter, Saved
+from mt_core.distributed.heartbeat import Heart
+from mt_core.distributed.mesh import Mesh
 from mt_core.errors import MtError
-from mt_core.parallel.mesh import Mesh
-from mt_core.supervision.heartbeat import Heart
 from mt_core.training.clock import Clock
 from mt_core.training.inputs import Batch, valid_tokens
 from mt_core.training.learning_rate import learning_rate
