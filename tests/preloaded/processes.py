@@ -143,10 +143,12 @@ def fork_from_server(asked: dict[str, Any], fds: list[int]) -> int:
         _set_subreaper(True)
         try:
             send(connection, asked, fds)
-            (pid,) = struct.unpack("I", connection.recv(4))
+            answer = connection.recv(4)
         finally:
             _set_subreaper(False)
-    return pid
+    if not answer:
+        raise RuntimeError("the server that forks commands has ended; its standard error says why")
+    return struct.unpack("I", answer)[0]
 
 
 def send(connection: socket.socket, asked: dict[str, Any], fds: list[int]) -> None:
@@ -175,14 +177,12 @@ def server_address() -> str:
         environment = os.environ | {"OMP_NUM_THREADS": "1"}  # no library starts threads while it is imported
         environment.pop("PYTHONPATH", None)
         command = [sys.executable, "-c", code]
-        _server.append(subprocess.Popen(command, env=environment, pass_fds=(listener.fileno(), ours)))
+        server = subprocess.Popen(command, env=environment, pass_fds=(listener.fileno(), ours))
     os.close(ours)
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    atexit.register(server.wait)  # so that its processor time is counted as this process's
     atexit.register(os.close, theirs)
     return address
-
-
-_server: list[Any] = []
 
 
 def write_script(folder: Path) -> None:
