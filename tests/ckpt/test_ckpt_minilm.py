@@ -11,6 +11,8 @@ from mt_ckpt.conversion.convert import convert
 from mt_ckpt.conversion.detect import open_checkpoint
 from mt_ckpt.tensor_streams.sources import SafetensorsDir
 
+pytestmark = pytest.mark.slow
+
 SENTENCES = ["A man is eating food.", "Someone has a meal, and a second sentence makes this text the longer one."]
 
 

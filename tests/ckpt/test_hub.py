@@ -11,6 +11,8 @@ import pytest
 from ckpt.hub_server import serving
 from mt_ckpt.conversion.convert import convert
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def model(save_model):

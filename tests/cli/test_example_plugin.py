@@ -18,6 +18,8 @@ from mt_ckpt.conversion.verify import fixed_tokens, our_logits
 from mt_ckpt.native.loader import Native
 from mt_core.errors import MtError
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "plugin"
 SOURCES = [EXAMPLE, ROOT / "packages" / "mt-cli"]

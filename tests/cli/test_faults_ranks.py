@@ -17,6 +17,8 @@ import torch
 from mt_core.checkpoint import native
 from tiny import byte_corpus, metrics, run_toml
 
+pytestmark = pytest.mark.slow
+
 MT = [sys.executable, "-m", "mt_cli"]
 
 PLUGIN = '''

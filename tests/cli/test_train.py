@@ -196,6 +196,7 @@ def test_an_unknown_sink_is_told(toml, capsys):
     assert "log.sinks: no installed plugin offers 'tensorbord'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_compiled_blocks_train_to_the_same_losses(tmp_path, toml):
     plain = train(toml, "train.steps=3", f"runtime.run_dir={tmp_path / 'plain'}")
     fast = train(toml, "train.steps=3", "runtime.compile=true", f"runtime.run_dir={tmp_path / 'fast'}")

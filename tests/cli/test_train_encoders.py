@@ -15,6 +15,8 @@ from mt_core.parallel.layout import layout_of
 from tiny import metrics
 from word_pieces import toy_corpus, toy_tokenizer
 
+pytestmark = pytest.mark.slow
+
 MODELS = {"bert": bert(layers=1, vocab_size=32), "t5": t5(layers=1, decoder_layers=1, vocab_size=32)}
 
 

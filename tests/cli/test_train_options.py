@@ -14,6 +14,8 @@ from mt_core.checkpoint import native
 from mt_data.indexed.writer import IndexedWriter
 from tiny import byte_corpus, metrics, run_toml
 
+pytestmark = pytest.mark.slow
+
 MT = [sys.executable, "-m", "mt_cli"]
 
 

@@ -26,6 +26,8 @@ from mt_core.verification.ranks import run_ranks
 from mt_models.config import GQA, GPTConfig
 from rank_states import CPU, state_of
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("megatron.core")
 
 ROUNDING = 2.0**-24

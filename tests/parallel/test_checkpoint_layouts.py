@@ -12,6 +12,8 @@ from mt_core.checkpoint.shard_files import open_part
 from mt_core.verification.compare import differences, tensor_differences
 from mt_core.verification.measure import Record, measure
 
+pytestmark = pytest.mark.slow
+
 RTOL = 1e-12
 CHOSEN = [
     "tensor 4, sequence",

@@ -15,6 +15,8 @@ from mt_core.verification.ranks import run_ranks
 from mt_models.config import MoE
 from tiny import built, llama
 
+pytestmark = pytest.mark.slow
+
 IDS, ROWS = 21, 24
 
 

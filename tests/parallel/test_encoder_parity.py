@@ -10,6 +10,8 @@ from mt_cli.verify.record import records
 from mt_core.verification.compare import differences
 from mt_core.verification.measure import Record
 
+pytestmark = pytest.mark.slow
+
 RTOL = 1e-12
 ATTENTION = {"heads": 4, "num_kv_heads": 4, "head_size": 8, "qkv_bias": True, "out_bias": True}
 BIASED = {"mlp": {"kind": "dense", "ffn_hidden_size": 48, "bias": True}, "norm": {"kind": "layer"}}

@@ -20,6 +20,8 @@ from mt_core.verification.measure import Record
 from mt_core.verification.ranks import run_ranks
 from rank_states import CPU, batches_of, state_of, step
 
+pytestmark = pytest.mark.slow
+
 OVERLAPS = [(reduce, gather) for reduce in (True, False) for gather in (True, False)]
 BUCKETS = [1, 3000, 40_000_000]
 """One bucket for each parameter, a few, one for all."""

@@ -2,12 +2,15 @@
 
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, assume, given, note, settings
 from hypothesis import strategies as st
 
 from layouts import MODELS, SAMPLES, run_config
 from mt_cli.verify.record import record
 from mt_core.verification.compare import differences
+
+pytestmark = pytest.mark.slow
 
 RTOL = 1e-12
 

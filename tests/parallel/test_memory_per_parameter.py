@@ -19,6 +19,8 @@ from mt_core.verification.ranks import run_ranks
 from mt_models.config import GQA, Gated
 from rank_states import batches_of, gradients, state_of, step
 
+pytestmark = pytest.mark.slow
+
 MARGIN = 0.01
 
 REPLICATED = {"bf16": 18, "fp16": 20, "fp32": 16}

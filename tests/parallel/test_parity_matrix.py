@@ -10,6 +10,8 @@ from mt_cli.verify.record import records
 from mt_core.verification.compare import differences
 from mt_core.verification.measure import Record
 
+pytestmark = pytest.mark.slow
+
 RTOL = 1e-12
 """A few hundred roundings of 2⁻⁵³ in sequence; tensors are compared relative to their largest element."""
 

@@ -26,6 +26,8 @@ from mt_core.distributed.mesh import Axis
 from mt_core.verification.ranks import run_ranks
 from mt_models.canonical import load_stream
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("megatron.core")
 
 CASES: dict[str, Any] = {

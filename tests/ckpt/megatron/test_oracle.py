@@ -22,6 +22,8 @@ from mt_ckpt.megatron.torch_format import safe_unpickle
 from mt_core.distributed.mesh import Axis
 from mt_core.verification.ranks import run_ranks
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("megatron.core")
 
 ROPE = {"vocab_size": 64, "position": {"kind": "rope"}}

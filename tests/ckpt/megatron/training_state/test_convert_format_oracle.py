@@ -35,6 +35,8 @@ from mt_core.distributed.mesh import Axis
 from mt_core.verification.ranks import run_ranks
 from parallel.test_against_megatron_core import fuse, table
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("megatron.core")
 
 MODEL: dict[str, Any] = {"vocab_size": 64, "layers": 2}
