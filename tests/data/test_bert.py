@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mt_core.contracts import Dataset
 from mt_core.errors import MtError
 from mt_core.plugins import component
-from mt_core.types import Dataset
 from mt_data.blend import sized_blend
 from mt_data.config import BERTData
 from word_pieces import toy_corpus, toy_tokenizer

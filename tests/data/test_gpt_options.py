@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mt_core.contracts import Dataset
 from mt_core.errors import MtError
 from mt_core.plugins import component
-from mt_core.types import Dataset
 from mt_data.config import GPTData, MockData, TokenizerConfig
 from mt_data.gpt.dataset import GPTDataset, Options, gpt_dataset
 from mt_data.gpt.indices import Request

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from mt_core.contracts import Dataset
 from mt_core.errors import MtError
-from mt_core.types import Dataset
 from mt_data.config import GPTData
 from mt_data.read_ahead import read_ahead
 from mt_data.splits import build_splits

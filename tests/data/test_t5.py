@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from mt_core.contracts import Dataset
 from mt_core.errors import MtError
 from mt_core.plugins import component
-from mt_core.types import Dataset
 from mt_data.config import T5Data
 from word_pieces import toy_corpus, toy_tokenizer
 

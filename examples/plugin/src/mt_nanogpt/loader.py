@@ -12,7 +12,7 @@ from mt_core.errors import MtError
 
 
 class NanoGPT:
-    """A `mt_core.types.CheckpointLoader` for the output directory of a nanoGPT run."""
+    """A `mt_core.contracts.CheckpointLoader` for the output directory of a nanoGPT run."""
 
     def __init__(self, path: Path, *, ckpt: Annotated[str, "File in the directory."] = "ckpt.pt") -> None:
         file = path / ckpt

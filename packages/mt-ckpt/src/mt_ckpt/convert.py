@@ -16,11 +16,11 @@ from mt_ckpt.plugin_options import options_of
 from mt_ckpt.tokenizer_files import size_problems
 from mt_ckpt.verify import Comparison, verify_conversion
 from mt_core.checkpoint.mapped import trim
+from mt_core.contracts import CheckpointLoader
 from mt_core.errors import MtError, raise_if
 from mt_core.files import atomic_path
 from mt_core.plugins import component
 from mt_core.progress import progress
-from mt_core.types import CheckpointLoader
 
 TRIM_BYTES = 64 << 20
 """After so many bytes of tensors, memory that was freed goes back to the kernel."""

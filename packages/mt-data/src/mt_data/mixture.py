@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mt_core.contracts import Dataset
 from mt_core.errors import MtError, raise_if
-from mt_core.types import Dataset
 from mt_data.blend import BlendedDataset, exhaustive_blend, sized_blend
 from mt_data.index_cache import IndexCache, content_key
 from mt_data.paths import WeightedPaths, sources

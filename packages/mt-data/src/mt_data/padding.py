@@ -1,6 +1,6 @@
 """The id that a dataset takes for padding (spec/data.md §4.8)."""
 
-from mt_core.types import Tokenizer
+from mt_core.contracts import Tokenizer
 
 
 def pad_id(tokenizer: Tokenizer) -> int:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from mt_core.types import Dataset
+from mt_core.contracts import Dataset
 from mt_data.config import GPTData, Stream
 from mt_data.gpt.dataset import Options, gpt_dataset
 from mt_data.gpt.indices import Request

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from mt_core.contracts import Dataset
 from mt_core.errors import MtError
-from mt_core.types import Dataset
 from mt_data.read_ahead import read_ahead
 from mt_data.samplers.orders import sampler
 from mt_data.samplers.share import Share

@@ -18,6 +18,7 @@ from mt_cli.train.view import screen
 from mt_core.checkpoint.async_writer import AsyncWriter
 from mt_core.checkpoint.native import resolve, step_directory, steps
 from mt_core.checkpoint.protocol import Ranks
+from mt_core.contracts import MetricSink
 from mt_core.errors import raise_if
 from mt_core.parallel.deterministic import deterministic
 from mt_core.parallel.dims import dims_of
@@ -33,7 +34,6 @@ from mt_core.training.metrics import open_sinks
 from mt_core.training.optimizer import parameter_groups
 from mt_core.training.state import TrainState
 from mt_core.training.stop import stop_requests
-from mt_core.types import MetricSink
 from mt_data.samplers.batch_size import BatchSizes, batch_sizes, check_sizes, count_samples
 from mt_data.torch import batches
 from mt_models.canonical import stream_problems

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from mt_core.checkpoint.async_writer import AsyncWriter, Saved
+from mt_core.contracts import MetricSink
 from mt_core.errors import MtError
 from mt_core.parallel.mesh import Mesh
 from mt_core.supervision.heartbeat import Heart
@@ -25,7 +26,6 @@ from mt_core.training.seeds import seed_step
 from mt_core.training.state import TrainState
 from mt_core.training.step import backward, evaluate, reduce, update
 from mt_core.training.stop import StopRequest
-from mt_core.types import MetricSink
 
 
 @dataclass(frozen=True, slots=True)

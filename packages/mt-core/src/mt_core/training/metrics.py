@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
+from mt_core.contracts import MetricSink
 from mt_core.files import atomic_file, disk_errors
 from mt_core.plugins import manager
-from mt_core.types import MetricSink
 
 Metrics = Mapping[str, float | int | str]
 FILE = "metrics.jsonl"

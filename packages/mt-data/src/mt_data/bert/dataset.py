@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mt_core.types import Dataset
+from mt_core.contracts import Dataset
 from mt_data.config import BERTData
 from mt_data.index_cache import IndexCache
 from mt_data.masked.build import Samples, build_masked, flat, hiding, padded

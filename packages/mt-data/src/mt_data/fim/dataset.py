@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from mt_core.contracts import Dataset, Tokenizer
 from mt_core.errors import MtError, raise_if
-from mt_core.types import Dataset, Tokenizer
 from mt_data.config import FIMData
 from mt_data.gpt.dataset import GPTDataset, gpt_dataset
 from mt_data.gpt.indices import Request

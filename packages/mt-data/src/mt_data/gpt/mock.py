@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
+from mt_core.contracts import Dataset
 from mt_core.errors import raise_if
-from mt_core.types import Dataset
 from mt_data.config import MockData
 from mt_data.gpt.dataset import gpt_dataset
 from mt_data.gpt.indices import Request

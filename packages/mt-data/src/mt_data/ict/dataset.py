@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from mt_core.contracts import Dataset
 from mt_core.errors import MtError, raise_if
-from mt_core.types import Dataset
 from mt_data.config import ICTData
 from mt_data.index_cache import IndexCache, content_key
 from mt_data.indexed.reader import IndexedReader

@@ -8,8 +8,8 @@ from itertools import chain
 
 import numpy as np
 
+from mt_core.contracts import Tokenizer
 from mt_core.errors import MtError, Problem
-from mt_core.types import Tokenizer
 from mt_data.config import TokenizerConfig
 from mt_data.indexed.format import token_dtype
 from mt_data.preprocess.documents import Value

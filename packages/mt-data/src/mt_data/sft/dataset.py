@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from mt_core.contracts import Dataset, Tokenizer
 from mt_core.errors import MtError
-from mt_core.types import Dataset, Tokenizer
 from mt_data.config import SFTData
 from mt_data.index_cache import IndexCache
 from mt_data.mixture import Parts, Portion, Splits, Wanted, mix

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from mt_core.contracts import Dataset
 from mt_core.errors import MtError
-from mt_core.types import Dataset
 from mt_data.config import T5Data
 from mt_data.index_cache import IndexCache
 from mt_data.masked.build import Samples, build_masked, flat, hiding, padded

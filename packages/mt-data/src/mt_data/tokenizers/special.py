@@ -10,8 +10,8 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import Protocol
 
+from mt_core.contracts import Tokenizer
 from mt_core.errors import MtError
-from mt_core.types import Tokenizer
 
 
 class NoSuchToken(MtError, AttributeError):

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mt_core.contracts import Tokenizer
 from mt_core.errors import MtError
 from mt_core.progress import progress
-from mt_core.types import Tokenizer
 from mt_eval.documents import json_lines
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ models with different vocabularies compare: adjusted perplexity = exp(loss · (T
 
 from collections.abc import Sequence
 
-from mt_core.types import Tokenizer
+from mt_core.contracts import Tokenizer
 from mt_eval.detokenize import wikitext
 from mt_eval.scoring import perplexity
 

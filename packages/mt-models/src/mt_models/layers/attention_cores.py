@@ -1,6 +1,6 @@
 """Attention cores: the part of attention that mixes positions, as functions chosen by name.
 
-`mt_core.types.AttentionCore` is how one is called and what it computes. What else a model does to its scores is
+`mt_core.contracts.AttentionCore` is how one is called and what it computes. What else a model does to its scores is
 `Scores`; a core that honours none of it never gets them. Bidirectional scores are those of queries that see every key,
 but for padding, keys whose number is 0.
 
@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from mt_core.contracts import AttentionCore
 from mt_core.errors import MtError
 from mt_core.plugins import component, components
-from mt_core.types import AttentionCore
 
 logger = logging.getLogger(__name__)
 
