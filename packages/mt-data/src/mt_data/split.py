@@ -25,7 +25,7 @@ def split_ranges(split: str, count: int) -> tuple[range, range, range]:
     Bounds are sums of normalised shares, added left to right, rounded half to even: the same floats as Megatron's.
     """
     if problem := split_problem(split):
-        raise MtError.of([problem])
+        raise MtError.from_problems([problem])
     shares = [float(share) for share in split.split(",")]
     shares += [0.0] * (len(SPLITS) - len(shares))
     total = sum(shares)
@@ -42,7 +42,7 @@ def legacy_ranges(split: str, count: int) -> tuple[range, range, range]:
     Rounded shares are added up, and what they exceed `count` by is taken off every bound but the first.
     """
     if problem := split_problem(split.replace("/", ",")):
-        raise MtError.of([problem])
+        raise MtError.from_problems([problem])
     shares = [float(share) for share in split.replace("/", ",").split(",")]
     shares += [0.0] * (len(SPLITS) - len(shares))
     bounds = [0]

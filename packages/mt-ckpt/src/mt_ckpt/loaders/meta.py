@@ -125,7 +125,7 @@ class Meta:
         rows = self._config.attention.heads * self._config.attention.head_size
         if wrong and query and query[0] != rows and rows % (query[0] // held) == 0:
             has = f"holds {held} files, its parts are those of {rows * held // query[0]}"
-            raise MtError.of([Problem(where, has, "copy all of them, and no others"), *unknown])
+            raise MtError.from_problems([Problem(where, has, "copy all of them, and no others"), *unknown])
         raise_if(wrong)
 
     def _whole_shape(self, name: str) -> tuple[int, ...]:

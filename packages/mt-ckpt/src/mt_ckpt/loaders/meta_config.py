@@ -59,7 +59,7 @@ def read_params(raw: Mapping[str, Any], where: Path, *, rows: int, tied: bool) -
     try:
         config = GPTConfig.model_validate(values)
     except ValidationError as err:
-        raise MtError.of(
+        raise MtError.from_problems(
             Problem(str(where), e["msg"].removeprefix("Value error, "), "copy it again") for e in err.errors()
         ) from None
     return config, f"not in params.json, taken from the releases: {' and '.join(guessed)}" if guessed else None

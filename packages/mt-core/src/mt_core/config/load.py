@@ -105,7 +105,7 @@ def validate(tree: type[Section], values: Mapping[str, Any], layers: Sequence[La
         layers = [Layer(x.source, translate(x.values)) for x in layers]
         errors = sorted(err.errors(), key=lambda error: error["type"] == "missing")  # what the user wrote comes first
         problems += [_problem(tree, values, layers, dict(error)) for error in errors]
-        raise MtError.of(problems) from None
+        raise MtError.from_problems(problems) from None
     raise_if(problems)
     return config
 
