@@ -13,7 +13,7 @@ from torch import nn
 
 from mt_cli.run_config import run_config_type
 from mt_cli.train.compose import build_state
-from mt_core.config.load import model_config
+from mt_core.config.loading import model_config
 from mt_core.parallel.axis import Axis
 from mt_core.parallel.buckets import Buckets
 from mt_core.parallel.dims import dims_of

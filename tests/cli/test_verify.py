@@ -6,9 +6,8 @@ from itertools import product
 import pytest
 
 from mt_cli.run_config import load_run_config
-from mt_cli.verify.check import check
+from mt_cli.verify.check import check, compared, limit
 from mt_cli.verify.layouts import cases, under
-from mt_cli.verify.limits import compared, limit
 from mt_cli.verify.record import record
 from mt_cli.verify.shrink import recompute_layers, shrink
 from mt_core.errors import MtError

@@ -5,8 +5,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from mt_core.config.load import load, model_union
-from mt_core.config.section import Section
+from mt_core.config.loading import load, model_union
 from mt_core.config.sections import (
     BatchConfig,
     CheckpointConfig,
@@ -17,6 +16,7 @@ from mt_core.config.sections import (
     PrecisionConfig,
     RecomputeConfig,
     RuntimeConfig,
+    Section,
     TrainConfig,
 )
 from mt_core.errors import MtError

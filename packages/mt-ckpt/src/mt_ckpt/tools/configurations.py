@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mt_core.config.section import Section
+from mt_core.config.sections import Section
 from mt_core.contracts import CheckpointLoader
 
 HOW_NOT_WHAT = ("attention.core", "vocab_divisor")

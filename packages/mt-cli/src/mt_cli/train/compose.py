@@ -32,8 +32,8 @@ from mt_core.training.loop import Run, train
 from mt_core.training.loss_scale import LossScale
 from mt_core.training.metrics import open_sinks
 from mt_core.training.optimizer import parameter_groups
+from mt_core.training.signals import catch_stop_signals
 from mt_core.training.state import TrainState
-from mt_core.training.stop import stop_requests
 from mt_data.samplers.batch_size import BatchSizes, batch_sizes, check_sizes, count_samples
 from mt_data.torch import batches
 from mt_models.canonical import stream_problems
@@ -47,7 +47,7 @@ def run(config: Any) -> int:
     with ExitStack() as stack:
         heart = stack.enter_context(joined(device, run_dir, config.runtime.stall_timeout))
         mesh = make_mesh(dims_of(config.parallel, place().ranks))
-        stop = stack.enter_context(stop_requests(insistent=mesh.world.size == 1))
+        stop = stack.enter_context(catch_stop_signals(insistent=mesh.world.size == 1))
         torch.set_num_threads(config.runtime.threads or max(1, (os.cpu_count() or 1) // local_ranks()))
         sizes = batch_sizes(config.batch)
         check_sizes(sizes, config.batch.micro_batch * mesh.data.size)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from math import lcm
 from typing import Any
 
-from mt_core.config.load import Layer, merge, read_override, validate
+from mt_core.config.loading import Layer, merge, read_override, validate
 from mt_core.config.sections import ParallelConfig
 from mt_core.errors import MtError, Problem, raise_if
 from mt_core.parallel.dims import dims_of

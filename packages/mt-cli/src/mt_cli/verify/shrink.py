@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from math import lcm
 from typing import Any
 
-from mt_core.config.load import merge
+from mt_core.config.loading import merge
 from mt_core.planning.layout import Layout, axis_problems
 
 HEAD_SIZE = 8

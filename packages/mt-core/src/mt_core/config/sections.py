@@ -1,13 +1,27 @@
-"""The sections that mt-core reads. The model and data sections belong to mt-models and mt-data."""
+"""The base of every configuration section, and the sections that mt-core reads.
+
+The model and data sections belong to mt-models and mt-data.
+"""
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
-
-from mt_core.config.section import Section
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 CPCommType = Literal["ring", "all_gather", "all_to_all"]
 """How context-parallel ranks communicate; Megatron calls them p2p, all_gather and a2a."""
+
+
+class Section(BaseModel):
+    """A frozen group of settings; unknown keys are refused. The docstring under a field documents it with its unit."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        validate_default=True,
+        allow_inf_nan=False,
+        protected_namespaces=(),
+    )
 
 
 class ParallelConfig(Section):

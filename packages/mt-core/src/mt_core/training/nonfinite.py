@@ -18,7 +18,7 @@ class _Noted(NamedTuple):
     update: Update
 
 
-class Finiteness:
+class NonFiniteMonitor:
     """Notes every step's values where they are and looks at them only when asked. Bad steps changed no weight."""
 
     def __init__(self, names: Sequence[str], mesh: Mesh) -> None:

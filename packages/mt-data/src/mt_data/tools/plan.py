@@ -6,9 +6,8 @@ from pathlib import Path
 
 from pydantic import ConfigDict
 
-from mt_core.config.load import load
-from mt_core.config.section import Section
-from mt_core.config.sections import BatchConfig, RuntimeConfig, TrainConfig
+from mt_core.config.loading import load
+from mt_core.config.sections import BatchConfig, RuntimeConfig, Section, TrainConfig
 from mt_core.errors import raise_if
 from mt_data.config import DataConfig
 from mt_data.rules import data_problems

@@ -13,7 +13,7 @@ from mt_ckpt.megatron.training_state.run_settings import not_carried_to_mt, to_s
 from mt_ckpt.megatron.training_state.state import MASTER, MOMENTS, TrainingState, matching_masters
 from mt_core.checkpoint.native import step_directory
 from mt_core.checkpoint.writing import write
-from mt_core.config.load import validate
+from mt_core.config.loading import validate
 from mt_core.config.sections import (
     BatchConfig,
     LRScheduleConfig,

@@ -27,7 +27,7 @@ def plan(
     explain: Annotated[bool, typer.Option("--explain", help="List every item and all assumptions.")] = False,
 ) -> None:
     """Predict memory, communication and step time of a run on GPUs that need not be there."""
-    from mt_cli.plan_report import as_values, lines
+    from mt_cli.plan.report import as_values, lines
     from mt_cli.run_config import load_run_config
     from mt_core.errors import MtError
     from mt_core.planning.gpu_profile import read_profile

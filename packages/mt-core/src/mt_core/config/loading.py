@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from mt_core.config.renamed_keys import find_renamed, translate
-from mt_core.config.section import Section
+from mt_core.config.sections import Section
 from mt_core.errors import MtError, Problem, raise_if
 from mt_core.plugins import component, components, did_you_mean, manager
 

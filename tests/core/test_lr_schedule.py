@@ -5,7 +5,7 @@ import math
 import pytest
 
 from mt_core.config.sections import LRScheduleConfig
-from mt_core.training.learning_rate import learning_rate
+from mt_core.training.lr_schedule import learning_rate
 
 
 def rate(step, **schedule):

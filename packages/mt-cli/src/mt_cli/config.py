@@ -60,6 +60,6 @@ def diff(first: Path, second: Path) -> None:
 def schema() -> None:
     """Print the JSON schema of a run's configuration, with every field's documentation."""
     from mt_cli.run_config import run_config_type
-    from mt_core.config.load import schema as json_schema
+    from mt_core.config.loading import schema as json_schema
 
     print(json.dumps(json_schema(run_config_type()), indent=2))
