@@ -1,9 +1,9 @@
 """Compares each layout's run of the small configuration with that of one rank.
 
 Two correct runs may differ by what rounding explains, and no more. A layer rounds some 36 results, forward and
-backward, one after the other, and both runs do; roundings add up as a random walk. Measured over two presets, six layouts and
-two seeds, the worst gradient was 10 eps apart in bf16, where sums are taken in fp32 (12 allowed with two layers), and
-40 eps in fp32, where sums over tokens round too (136 allowed).
+backward, one after the other, and both runs do; roundings add up as a random walk. Measured over two presets, six
+layouts and two seeds, the worst gradient was 10 eps apart in bf16, where sums are taken in fp32 (12 allowed with two
+layers), and 40 eps in fp32, where sums over tokens round too (136 allowed).
 """
 
 import time
