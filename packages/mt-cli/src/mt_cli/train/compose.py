@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from mt_cli.run_config import FullConfig
 from mt_cli.train.run_directory import prepare
 from mt_cli.train.view import screen
 from mt_core.checkpoint.async_writer import AsyncWriter
@@ -39,7 +39,7 @@ from mt_data.torch import batches
 from mt_models.canonical import stream_problems
 
 
-def run(config: Any) -> int:
+def run(config: FullConfig) -> int:
     """Train as `config` says; the exit code: 0, or 128 + the signal that ended the run early, its state saved."""
     deterministic(config.runtime.deterministic)
     device = pick_device(config.runtime.device)
@@ -101,7 +101,7 @@ def restore(state: TrainState, run_dir: Path) -> TrainState:
     return state
 
 
-def start_sinks(config: Any, step: int, stack: ExitStack) -> list[MetricSink]:
+def start_sinks(config: FullConfig, step: int, stack: ExitStack) -> list[MetricSink]:
     """All receivers of metrics; `stack` closes them."""
     sinks = open_sinks(Path(config.runtime.run_dir), config.log.sinks, step, screen(config.train.steps))
     for sink in sinks:
@@ -109,7 +109,7 @@ def start_sinks(config: Any, step: int, stack: ExitStack) -> list[MetricSink]:
     return sinks
 
 
-def open_writer(config: Any, state: TrainState, tokenizer_files: Sequence[Path]) -> AsyncWriter:
+def open_writer(config: FullConfig, state: TrainState, tokenizer_files: Sequence[Path]) -> AsyncWriter:
     """The writer of this rank's share of every checkpoint."""
     session, world = [f"{os.getpid()}-{time.time_ns()}"], state.engine.mesh.world
     if world.size > 1:
@@ -123,7 +123,7 @@ def open_writer(config: Any, state: TrainState, tokenizer_files: Sequence[Path])
 
 
 def open_data(
-    config: Any, run_dir: Path, mesh: Mesh, sizes: BatchSizes
+    config: FullConfig, run_dir: Path, mesh: Mesh, sizes: BatchSizes
 ) -> tuple[Callable[..., Iterator[Batch]], Callable[[], Iterator[Batch]] | None]:
     """Functions that iterate over this rank's training micro-batches (from `consumed=`) and validation ones."""
     train, batch = config.train, config.batch
@@ -149,12 +149,12 @@ def open_data(
     return train_batches, partial(iterate, splits.valid, consumed=0) if splits.valid else None
 
 
-def build_state(config: Any, mesh: Mesh, device: torch.device, *, resume: bool) -> TrainState:
+def build_state(config: FullConfig, mesh: Mesh, device: torch.device, *, resume: bool) -> TrainState:
     """Model, weights and optimizer at step 0: initialised from the seed or, if this is no resume, from a checkpoint."""
     model, engine = parallelize(config, mesh, device)
     groups = parameter_groups(engine.masters, engine.shapes, config.optim.weight_decay)
     optimizer = component("optimizer", config.optim.name)(groups, config.optim)
-    state = TrainState(model, engine, optimizer, loss_scale=LossScale.first(config.precision))
+    state = TrainState(model, engine, optimizer, loss_scale=LossScale.initial(config.precision))
     if config.checkpoint.init and not resume:
         load_weights(state, config.checkpoint.init)
     elif not resume:

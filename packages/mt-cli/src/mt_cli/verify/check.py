@@ -15,9 +15,10 @@ import torch
 
 from mt_cli.verify.layouts import Case
 from mt_cli.verify.record import record
+from mt_core.config.run_config import TransformerRun
 from mt_core.config.sections import ParallelConfig, RecomputeConfig
 from mt_core.plugins import component
-from mt_core.verification.compare import differences
+from mt_core.verification.compare import compare_records
 
 EPS = {"bf16": 2.0**-7, "fp32": 2.0**-23}
 """Distance from 1 to the next number."""
@@ -57,7 +58,7 @@ class Outcome:
         return all(row.agrees for row in self.rows)
 
 
-def check(config: Any, cases: Sequence[Case], *, steps: int, documents: bool) -> Iterator[Outcome]:
+def check(config: TransformerRun, cases: Sequence[Case], *, steps: int, documents: bool) -> Iterator[Outcome]:
     """The outcome of each case as soon as it is there; `config` is one that `shrink` made."""
     config = with_runnable_core(config)
     options = {"steps": steps, "documents": documents, "timeout_s": TIMEOUT_S}
@@ -66,12 +67,12 @@ def check(config: Any, cases: Sequence[Case], *, steps: int, documents: bool) ->
     for case in cases:
         began = time.monotonic()
         run = record(config.model_copy(update={"parallel": case.parallel}), case.ranks, **options)
-        rows = (Row(d.quantity, d.relative, limit(config, d.quantity)) for d in differences(run, reference))
-        found = tuple(row for row in rows if compared(config, row.quantity))
-        yield Outcome(case, found, time.monotonic() - began)
+        rows = (Row(d.quantity, d.relative, limit(config, d.quantity)) for d in compare_records(run, reference))
+        rows = tuple(row for row in rows if is_comparable(config, row.quantity))
+        yield Outcome(case, rows, time.monotonic() - began)
 
 
-def with_runnable_core(config: Any) -> Any:
+def with_runnable_core(config: TransformerRun) -> Any:
     """The configuration, with `auto` for an attention core that needs a GPU."""
     attention = config.model.attention
     if attention.core == "auto" or not component("attention", attention.core).why_not(torch.device("cpu")):
@@ -80,7 +81,7 @@ def with_runnable_core(config: Any) -> Any:
     return config.model_copy(update={"model": config.model.model_copy(update={"attention": attention})})
 
 
-def limit(config: Any, quantity: str) -> float:
+def limit(config: TransformerRun, quantity: str) -> float:
     """The largest relative difference of a quantity of `mt_core.verification.compare` that agrees."""
     dtype = config.precision.dtype
     if dtype == "fp64":
@@ -92,6 +93,6 @@ def limit(config: Any, quantity: str) -> float:
     return EPS[dtype] * (tokens if mean else walk * tokens) ** 0.5
 
 
-def compared(config: Any, quantity: str) -> bool:
-    """Whether a quantity says something: in 16 bits, Adam makes whole steps of roundings, so weights do not."""
+def is_comparable(config: TransformerRun, quantity: str) -> bool:
+    """Whether a quantity can be compared: in 16 bits, Adam makes whole steps of roundings, so weights cannot."""
     return config.precision.dtype != "bf16" or quantity in ("loss", "grad norm") or quantity.startswith("gradient of ")

@@ -52,7 +52,7 @@ class ParallelConfig(Section):
 
 
 class RecomputeConfig(Section):
-    """Activations that are computed again in the backward pass instead of kept."""
+    """Activations that are recomputed in the backward pass instead of kept."""
 
     granularity: Literal["none", "selective", "full"] = "none"
     """Nothing; the attention core of every layer; or whole layers."""
@@ -185,6 +185,6 @@ class RuntimeConfig(Section):
     deterministic: bool = False
     """Two runs give identical losses and checkpoints; what cannot is refused by name."""
     stall_timeout: PositiveFloat = 600.0
-    """Seconds without progress after which a rank says where it is and ends."""
+    """Seconds without progress after which a rank reports where it is and ends."""
     threads: PositiveInt | None = None
     """CPU threads of each rank; unset, the cores divided by the ranks on this machine."""

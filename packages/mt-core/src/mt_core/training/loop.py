@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
-from typing import Any
 
 import torch
 
 from mt_core.checkpoint.async_writer import AsyncWriter, Saved
+from mt_core.config.run_config import RunConfig
 from mt_core.contracts import MetricSink
 from mt_core.errors import MtError
 from mt_core.parallel.mesh import Mesh
@@ -32,7 +32,7 @@ from mt_core.training.step import backward, evaluate, reduce, update
 class Run:
     """Everything the loop needs; `config` is the whole resolved tree."""
 
-    config: Any
+    config: RunConfig
     state: TrainState
     mesh: Mesh
     device: torch.device
@@ -102,24 +102,24 @@ def _step(
     run.heart.beat(position.step + 1, "reduce")
     reduce(state.engine)
     run.heart.beat(position.step + 1, "optimizer")
-    found = update(state.engine, state.optimizer, lr=lr, clip_norm=config.optim.clip_norm, scale=scale)
+    updated = update(state.engine, state.optimizer, lr=lr, clip_norm=config.optim.clip_norm, scale=scale)
     position.step += 1
     position.samples += run.global_batch(position.samples)
     position.tokens += int(tokens)
     if not state.loss_scale.searches(config.precision):
-        nonfinite.note(position.step, loss, found)
+        nonfinite.record_step(position.step, loss, updated)
     if config.precision.dtype == "fp16":
-        state.loss_scale.after_step(config.precision, finite=bool(found.norm.isfinite()))
+        state.loss_scale.after_step(config.precision, finite=bool(updated.norm.isfinite()))
     if position.step % config.log.every == 0 or position.step in (1, config.train.steps):
         _check_finite(run, nonfinite)
-        values = {"loss": float(run.mesh.tokens.sum_(loss)), "lr": lr, "grad_norm": float(found.norm)}
+        values = {"loss": float(run.mesh.tokens.sum_(loss)), "lr": lr, "grad_norm": float(updated.norm)}
         values |= {"loss_scale": scale} if config.precision.dtype == "fp16" else {}
         _emit(run, values | throughput.lap())
 
 
 def _check_finite(run: Run, nonfinite: NonFiniteMonitor) -> None:
     """Report bad steps since the last check, and end the run over them unless it skips them."""
-    for line in nonfinite.bad_steps():
+    for line in nonfinite.pop_bad_steps():
         if run.config.optim.nonfinite == "stop":
             allowed = "look at the data and the learning rate; optim.nonfinite = skip leaves such steps out"
             raise MtError("gradient", f"not finite in {line}", allowed)

@@ -9,11 +9,11 @@ import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 
-from mt_core.config.lengths import sequence_lengths
+from mt_core.config.run_config import RunConfig, sequence_lengths
 from mt_core.contracts import MetricSink
 from mt_core.errors import MtError
 from mt_core.files import atomic_file, disk_errors
@@ -25,7 +25,7 @@ FILE = "metrics.jsonl"
 
 
 class JsonLines:
-    """RUN/metrics.jsonl. On resume, lines of steps that will run again are dropped, so every step is there once."""
+    """RUN/metrics.jsonl. On resume, lines of steps that will be repeated are dropped, so every step is there once."""
 
     name: ClassVar[str] = "jsonl"
 
@@ -86,7 +86,7 @@ def time_left(seconds: float) -> str:
 
 
 def open_sinks(run_dir: Path, names: Sequence[str], resumed_step: int, screen: MetricSink) -> list[MetricSink]:
-    """metrics.jsonl, the screen, and what plugins offer for `names`; an unknown name is told, not fatal."""
+    """metrics.jsonl, the screen, and what plugins offer for `names`; an unknown name is reported, not fatal."""
     offered = [s for sinks in manager().hook.mt_metric_sinks(run_dir=run_dir, names=tuple(names)) for s in sinks]
     for name in set(names) - {sink.name for sink in offered}:
         print(f"mt: log.sinks: no installed plugin offers {name!r}", file=sys.stderr)
@@ -100,7 +100,7 @@ PEAK_FLOPS = {"NVIDIA H200": 989e12, "NVIDIA H100 80GB HBM3": 989e12, "NVIDIA A1
 class ThroughputMeter:
     """Measures time and tokens between two log lines; evaluations and checkpoints are left out."""
 
-    def __init__(self, config: Any, position: Position, device: torch.device, ranks: int) -> None:
+    def __init__(self, config: RunConfig, position: Position, device: torch.device, ranks: int) -> None:
         self._config, self._position, self._device, self._ranks = config, position, device, ranks
         self.restart()
 
