@@ -29,7 +29,7 @@ def batches_of(config: Any, mesh: Mesh, step: int = 0) -> list[Batch]:
 def gradients(config: Any, state: TrainState, batches: Sequence[Batch]) -> torch.Tensor:
     """Fill the masters' gradients with those of a step of which every token counts; this rank's share of the loss."""
     tokens = config.batch.global_batch * config.data.seq_length
-    loss = backward(state.model, state.engine, batches, tokens, CPU, scale=state.loss_scale.value)
+    loss = backward(state.model, state.engine, batches, tokens, CPU, scale=state.loss_scale.value).loss
     reduce(state.engine)
     return loss
 

@@ -11,8 +11,8 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor
 
-from mt_ckpt.loaders.native import Native
-from mt_ckpt.savers import hf
+from mt_ckpt.huggingface import saver as hf
+from mt_ckpt.native.loader import Native
 from mt_models.config import GPTConfig
 
 

@@ -9,9 +9,9 @@ import pytest
 from typer.testing import CliRunner
 
 from mt_ckpt.command import app
-from mt_ckpt.convert import convert
-from mt_ckpt.detect import detect
-from mt_ckpt.inspect import inspect_checkpoint, size_text
+from mt_ckpt.conversion.convert import convert
+from mt_ckpt.conversion.detect import detect
+from mt_ckpt.tools.inspect import inspect_checkpoint, size_text
 from mt_core.errors import MtError
 from mt_core.plugins import components
 

@@ -9,9 +9,9 @@ import pytest
 from transformers import AutoConfig, BertConfig, T5Config
 
 import mt_models
-from mt_ckpt.families import FAMILIES
-from mt_ckpt.hf_config import cannot_carry, read_config, write_config
-from mt_ckpt.savers.hf import carrier
+from mt_ckpt.huggingface.config import cannot_carry, read_config, write_config
+from mt_ckpt.huggingface.families import FAMILIES
+from mt_ckpt.huggingface.saver import carrier
 from mt_core.errors import MtError
 from mt_models.config import GPTConfig
 

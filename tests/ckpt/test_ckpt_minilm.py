@@ -7,9 +7,9 @@ import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer
 
-from mt_ckpt.convert import convert
-from mt_ckpt.detect import open_checkpoint
-from mt_ckpt.sources import SafetensorsDir
+from mt_ckpt.conversion.convert import convert
+from mt_ckpt.conversion.detect import open_checkpoint
+from mt_ckpt.tensor_streams.sources import SafetensorsDir
 
 SENTENCES = ["A man is eating food.", "Someone has a meal, and a second sentence makes this text the longer one."]
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mt_ckpt.convert import convert
-from mt_ckpt.detect import open_checkpoint
+from mt_ckpt.conversion.convert import convert
+from mt_ckpt.conversion.detect import open_checkpoint
 from mt_core.errors import MtError
 
 TENSORS = 30

@@ -10,11 +10,11 @@ from safetensors.torch import save_file
 
 from ckpt.conftest import hugging_face_model
 from ckpt.test_ckpt_command import mt_ckpt
-from mt_ckpt.convert import convert
-from mt_ckpt.detect import detect, open_checkpoint
-from mt_ckpt.loaders.llama_mistral import llama_mistral
-from mt_ckpt.loaders.meta import Meta, half_split
-from mt_ckpt.verify import our_logits
+from mt_ckpt.conversion.convert import convert
+from mt_ckpt.conversion.detect import detect, open_checkpoint
+from mt_ckpt.conversion.verify import our_logits
+from mt_ckpt.meta.llama_mistral import llama_mistral
+from mt_ckpt.meta.loader import Meta, half_split
 from mt_core.errors import MtError
 
 NAMES = {
@@ -181,7 +181,7 @@ def test_what_was_guessed_is_noted(llama, tmp_path, capsys):
     ],
 )
 def test_feed_forward_sizes_are_those_of_the_releases(params, size):
-    from mt_ckpt.loaders.meta_config import hidden
+    from mt_ckpt.meta.config import hidden
 
     assert hidden(params) == size
 

@@ -6,9 +6,9 @@ import pytest
 
 from ckpt import faulty_plugins
 from ckpt.test_ckpt_command import mt_ckpt, native  # noqa: F401 (native is a fixture)
-from mt_ckpt.convert import convert
+from mt_ckpt.conversion.convert import convert
 from mt_ckpt.given_options import read_words
-from mt_ckpt.loaders.native import Native
+from mt_ckpt.native.loader import Native
 from mt_ckpt.plugin_options import UNSET, options_of
 from mt_core.errors import MtError
 

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from mt_ckpt.convert import convert
-from mt_ckpt.tokenizer_files import size_problems
+from mt_ckpt.conversion.convert import convert
+from mt_ckpt.tensor_streams.tokenizer_files import size_problems
 
 
 def mt(*args):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ckpt.hub_server import serving
-from mt_ckpt.detect import open_checkpoint
+from mt_ckpt.conversion.detect import open_checkpoint
 from mt_cli.run_config import load_run_config
 from mt_cli.train.compose import run
 from mt_core.errors import MtError

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mt_ckpt.convert import convert
+from mt_ckpt.conversion.convert import convert
 from mt_ckpt.megatron.training_state.read_native import read_native
 from mt_cli.run_config import load_run_config
 from mt_cli.train.compose import run

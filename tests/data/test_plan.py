@@ -13,10 +13,10 @@ from mt_core.config.loading import load
 from mt_core.errors import MtError
 from mt_core.plugins import component
 from mt_data.config import GPTData
-from mt_data.gpt.mock import MockSequences
-from mt_data.paths import parse_paths
-from mt_data.splits import build_splits
-from mt_data.tools.draw import Samples, draw, weighted_sources
+from mt_data.config.paths import parse_paths
+from mt_data.datasets.gpt.dataset import build_splits
+from mt_data.datasets.mock import MockSequences
+from mt_data.tools.epoch_plan import Samples, draw, weighted_sources
 from mt_data.tools.plan import PlanConfig, plan_run
 from word_pieces import toy_corpus, toy_tokenizer
 

@@ -3,7 +3,7 @@ import torch
 
 from mt_core.checkpoint import native
 from mt_data.config import TokenizerConfig
-from mt_data.tokenizers.bytes_tokenizer import BytesTokenizer
+from mt_data.tokenizers.file_free import BytesTokenizer
 from mt_models.canonical import canonical_state
 from mt_models.config import GPTConfig
 

@@ -100,7 +100,7 @@ def test_bert_s_features_and_the_logits_of_both_heads(norm_place, text):
     words = text["attention_mask"].bool()
     torch.testing.assert_close(found, theirs.bert(**text).last_hidden_state, **CLOSE)
     torch.testing.assert_close(ours.logits(found)[words], expected.prediction_logits[words], rtol=0, atol=3e-5)
-    torch.testing.assert_close(ours.order_logits(found), expected.seq_relationship_logits, **CLOSE)
+    torch.testing.assert_close(ours.nsp_logits(found), expected.seq_relationship_logits, **CLOSE)
 
 
 @torch.no_grad()

@@ -199,7 +199,7 @@ def whole(config: GPTConfig, ranks: Sequence[Named]) -> Named:
 def ours(axis: Axis, run: Any) -> tuple[float, Named]:
     """Loss and whole gradients, on the first rank."""
     state, batch = state_of(run, axis.size), batch_of(run)
-    loss = backward(state.model, state.engine, [batch], valid_tokens([batch]), CPU)
+    loss = backward(state.model, state.engine, [batch], valid_tokens([batch]), CPU).loss
     reduce(state.engine)
     return float(loss), gather_state(state, "gradient")
 

@@ -8,8 +8,8 @@ import torch
 
 from ckpt.megatron.test_errors import FILE, core, edit, found  # noqa: F401 (core is a fixture)
 from ckpt.megatron.test_round_trip import config_of, native, sizes, tensors_of, there_and_back  # noqa: F401 (a fixture)
-from mt_ckpt.convert import convert
-from mt_ckpt.detect import open_checkpoint
+from mt_ckpt.conversion.convert import convert
+from mt_ckpt.conversion.detect import open_checkpoint
 from mt_ckpt.megatron.args.gpt import write_args
 from mt_ckpt.megatron.args.reading import read_args
 from mt_ckpt.megatron.layout import Layout

@@ -149,7 +149,7 @@ def our_logits(loader: Core) -> list[Tensor]:
     if config.kind == "t5":
         return [model(READ_BS, TOKENS_BT)]
     x_BTD = model.hidden(TOKENS_BT, TYPES_BT)
-    return [model.logits(x_BTD), *([model.order_logits(x_BTD)] if config.binary_head else [])]
+    return [model.logits(x_BTD), *([model.nsp_logits(x_BTD)] if config.binary_head else [])]
 
 
 @torch.no_grad()

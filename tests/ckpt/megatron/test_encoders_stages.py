@@ -20,7 +20,7 @@ from ckpt.megatron.legacy.legacy_checkpoints import random_weights
 from ckpt.megatron.test_encoders import BARE_T5, BERT, RELATIVE_T5, T5
 from ckpt.megatron.test_encoders_oracle import their_t5
 from ckpt.megatron.test_round_trip import sizes, tensors_of
-from mt_ckpt.convert import convert
+from mt_ckpt.conversion.convert import convert
 from mt_ckpt.megatron.legacy.loader import Legacy
 from mt_ckpt.megatron.loader import Core
 from mt_ckpt.megatron.parameters.t5_pipeline import encoder_stages

@@ -8,8 +8,8 @@ import torch
 
 from ckpt.megatron.test_round_trip import config_of, native, sizes  # noqa: F401 (native is a fixture)
 from ckpt.test_ckpt_command import mt_ckpt
-from mt_ckpt.convert import convert
-from mt_ckpt.detect import detect
+from mt_ckpt.conversion.convert import convert
+from mt_ckpt.conversion.detect import detect
 from mt_ckpt.megatron.loader import Core
 from mt_ckpt.megatron.saver import save
 from mt_ckpt.megatron.torch_format import safe_unpickle

@@ -6,8 +6,8 @@ import torch
 from ckpt.megatron.test_errors import edit, found
 from ckpt.megatron.test_round_trip import config_of, native, sizes, tensors_of, there_and_back  # noqa: F401 (a fixture)
 from ckpt.test_ckpt_command import mt_ckpt
-from mt_ckpt.convert import convert
-from mt_ckpt.detect import open_checkpoint
+from mt_ckpt.conversion.convert import convert
+from mt_ckpt.conversion.detect import open_checkpoint
 from mt_ckpt.megatron.loader import Core
 from mt_ckpt.megatron.saver import save
 from mt_ckpt.megatron.torch_format import safe_unpickle

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from ckpt.megatron.test_round_trip import native, sizes  # noqa: F401 (native is a fixture)
-from mt_ckpt.convert import convert
-from mt_ckpt.detect import open_checkpoint
+from mt_ckpt.conversion.convert import convert
+from mt_ckpt.conversion.detect import open_checkpoint
 from mt_ckpt.megatron.dist_format.metadata import read_metadata
 from mt_ckpt.megatron.torch_format import safe_unpickle
 

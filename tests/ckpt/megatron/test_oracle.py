@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from ckpt.megatron.test_round_trip import config_of
+from mt_ckpt.conversion.verify import our_logits
 from mt_ckpt.megatron.args.gpt import write_args
 from mt_ckpt.megatron.layout import Layout
 from mt_ckpt.megatron.loader import Core
 from mt_ckpt.megatron.saver import save
 from mt_ckpt.megatron.torch_format import safe_unpickle
-from mt_ckpt.verify import our_logits
 from mt_core.parallel.axis import Axis
 from mt_core.verification.ranks import run_ranks
 

@@ -34,6 +34,8 @@ from ckpt.megatron.transformer_engine_models import (
     their_logits,
     train_steps,
 )
+from mt_ckpt.conversion.verify import TOLERANCE
+from mt_ckpt.conversion.verify import our_logits as our_gpt_logits
 from mt_ckpt.megatron.args.model_types import model_args
 from mt_ckpt.megatron.layout import RANK_FILE, TRACKER, Layout, iteration_name
 from mt_ckpt.megatron.loader import Core
@@ -46,8 +48,6 @@ from mt_ckpt.megatron.training_state.read_torch import read_torch
 from mt_ckpt.megatron.training_state.read_torch_dist import read_torch_dist
 from mt_ckpt.megatron.training_state.run_settings import scheduler_of, to_args
 from mt_ckpt.megatron.training_state.state import KINDS
-from mt_ckpt.verify import TOLERANCE
-from mt_ckpt.verify import our_logits as our_gpt_logits
 from mt_core.parallel.axis import Axis
 from mt_core.verification.ranks import run_ranks
 

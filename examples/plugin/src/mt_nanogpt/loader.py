@@ -6,7 +6,7 @@ from typing import Annotated
 
 import torch
 
-from mt_ckpt.families.gpt2 import NAMES
+from mt_ckpt.huggingface.families.gpt2 import NAMES
 from mt_core.config.loading import model_config
 from mt_core.errors import MtError
 

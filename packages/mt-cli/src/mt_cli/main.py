@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from mt_cli.plugin_group import plugin_group
+from mt_core.cli.plugin_group import plugin_group
 from mt_core.errors import EXIT_USER_ERROR, MtError
 
 app = plugin_group("command", "Train, convert and evaluate language models.", completion=True)

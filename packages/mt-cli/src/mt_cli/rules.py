@@ -5,8 +5,8 @@ from dataclasses import replace
 
 from mt_cli.run_config import FullConfig
 from mt_core.errors import MtError, Problem
+from mt_data.batch_sizes import batch_sizes
 from mt_data.config import BERTData, T5Data
-from mt_data.samplers.batch_size import batch_sizes
 from mt_models.config import BertConfig
 
 

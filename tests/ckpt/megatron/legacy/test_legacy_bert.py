@@ -8,8 +8,8 @@ from ckpt.megatron.legacy.legacy_checkpoints import arguments, random_weights, w
 from ckpt.megatron.legacy.test_legacy_loader import same
 from ckpt.megatron.legacy.test_legacy_saver import contents, flat
 from ckpt.megatron.test_round_trip import sizes, tensors_of
-from mt_ckpt.convert import convert
-from mt_ckpt.detect import open_checkpoint
+from mt_ckpt.conversion.convert import convert
+from mt_ckpt.conversion.detect import open_checkpoint
 from mt_ckpt.megatron.legacy.loader import Legacy
 from mt_ckpt.megatron.legacy.saver import save
 from mt_core.checkpoint.native import write_model
@@ -84,7 +84,7 @@ def test_the_logits_are_those_of_megatron_bert_in_transformers(tmp_path):
         theirs = model(tokens_BT, token_type_ids=types_BT)
         x_BTD = ours.hidden(tokens_BT, types_BT)
         torch.testing.assert_close(ours.logits(x_BTD), theirs.prediction_logits, rtol=0, atol=1e-5)
-        torch.testing.assert_close(ours.order_logits(x_BTD), theirs.seq_relationship_logits, rtol=0, atol=1e-5)
+        torch.testing.assert_close(ours.nsp_logits(x_BTD), theirs.seq_relationship_logits, rtol=0, atol=1e-5)
 
 
 THEIRS = {

@@ -9,8 +9,8 @@ import torch
 
 from ckpt.megatron.legacy.legacy_checkpoints import arguments, random_weights, write_legacy
 from ckpt.megatron.legacy.test_legacy_loader import GPT2, LLAMA
-from mt_ckpt.convert import convert
-from mt_ckpt.detect import detect
+from mt_ckpt.conversion.convert import convert
+from mt_ckpt.conversion.detect import detect
 from mt_ckpt.megatron.legacy.loader import Legacy
 from mt_ckpt.megatron.loader import Core
 from mt_cli.main import main

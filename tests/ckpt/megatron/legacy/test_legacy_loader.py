@@ -12,12 +12,12 @@ import torch
 from ckpt.conftest import hugging_face_model
 from ckpt.megatron.legacy.legacy_checkpoints import arguments, random_weights, write_legacy
 from ckpt.test_ckpt_command import mt_ckpt
-from mt_ckpt.detect import detect, open_checkpoint
-from mt_ckpt.loaders.hf import HuggingFace
+from mt_ckpt.conversion.detect import detect, open_checkpoint
+from mt_ckpt.conversion.verify import our_logits
+from mt_ckpt.huggingface.loader import HuggingFace
 from mt_ckpt.megatron.legacy.loader import Legacy
 from mt_ckpt.megatron.legacy.versions import arrangement
 from mt_ckpt.megatron.loader import Core
-from mt_ckpt.verify import our_logits
 from mt_core.errors import MtError
 from tiny import gpt2, llama
 

@@ -9,8 +9,8 @@ import torch
 from ckpt.megatron.legacy.legacy_checkpoints import random_weights, write_legacy
 from ckpt.megatron.legacy.test_legacy_loader import GPT2, LLAMA, same
 from ckpt.megatron.test_round_trip import sizes, tensors_of
-from mt_ckpt.convert import convert
-from mt_ckpt.detect import detect, open_checkpoint
+from mt_ckpt.conversion.convert import convert
+from mt_ckpt.conversion.detect import detect, open_checkpoint
 from mt_ckpt.megatron.legacy.saver import save
 from mt_core.checkpoint.native import write_model
 from mt_core.errors import MtError

@@ -14,7 +14,6 @@ from safetensors.torch import load_file
 from ckpt.megatron.test_encoders import BERT, T5
 from ckpt.megatron.test_round_trip import config_of
 from ckpt.megatron.training_state.test_convert_format import EXPERTS, state_of_a_run
-from mt_ckpt.loaders.native import Native
 from mt_ckpt.megatron.args.t5 import NORM_NOTES
 from mt_ckpt.megatron.dist_format.metadata import Stored
 from mt_ckpt.megatron.layout import Layout
@@ -24,6 +23,7 @@ from mt_ckpt.megatron.parameters.names import parameters
 from mt_ckpt.megatron.torch_format import safe_unpickle
 from mt_ckpt.megatron.training_state.convert import Target, convert_format, prove
 from mt_ckpt.megatron.training_state.read_native import read_native
+from mt_ckpt.native.loader import Native
 from mt_core.checkpoint.native import step_directory
 from mt_core.checkpoint.writing import write
 from mt_core.errors import MtError

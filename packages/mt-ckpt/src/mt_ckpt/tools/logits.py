@@ -3,9 +3,16 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from mt_ckpt.conversion.verify import (
+    Comparison,
+    compare,
+    fixed_tokens,
+    has_transformers_model,
+    our_logits,
+    transformers_logits,
+)
 from mt_ckpt.tools.configurations import changed_settings
 from mt_ckpt.tools.together import opened
-from mt_ckpt.verify import Comparison, compare, fixed_tokens, has_transformers_model, our_logits, transformers_logits
 from mt_core.errors import MtError
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 from torch import Tensor
 
-from mt_ckpt.accounting import accounted
+from mt_ckpt.tensor_streams.accounting import accounted
 from mt_ckpt.tools.together import opened
 from mt_core.errors import MtError, Problem
 from mt_core.files import atomic_path

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mt_cli.completion import preset_names
+from mt_core.cli.completion import preset_names
 from mt_core.config.run_config import TransformerRun
 
 
@@ -56,7 +56,7 @@ def plan(
 
 def _at_full_batch(config: TransformerRun) -> TransformerRun:
     """A batch that grows, at its largest."""
-    from mt_data.samplers.batch_size import parse_steps
+    from mt_data.batch_sizes import parse_steps
 
     if not config.batch.sizes:
         return config

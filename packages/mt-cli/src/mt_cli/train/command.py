@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from mt_cli.completion import preset_names
+from mt_core.cli.completion import preset_names
 
 
 def train(

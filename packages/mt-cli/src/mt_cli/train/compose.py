@@ -34,8 +34,8 @@ from mt_core.training.metrics import open_sinks
 from mt_core.training.optimizer import parameter_groups
 from mt_core.training.signals import catch_stop_signals
 from mt_core.training.state import TrainState
-from mt_data.samplers.batch_size import BatchSizes, batch_sizes, check_sizes, count_samples
-from mt_data.torch import batches
+from mt_data.batch_sizes import BatchSizes, batch_sizes, check_sizes, count_samples
+from mt_data.loading import batches
 from mt_models.canonical import stream_problems
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from mt_cli.completion import preset_names
+from mt_core.cli.completion import preset_names
 
 EXIT_DISAGREE = 1
 

@@ -54,7 +54,7 @@ class FullyShard:
             fully_shard(block, mesh=over, **options)
         fully_shard(model, mesh=over, **options)
         model.to_empty(device=device)
-        register_fsdp_forward_method(model, "token_losses")
+        register_fsdp_forward_method(model, "losses")
         for module in self._groups():
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)

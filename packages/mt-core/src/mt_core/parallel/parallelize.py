@@ -12,7 +12,7 @@ from mt_core.parallel.data_parallel import DataParallel, data_parallel
 from mt_core.parallel.experts import ExpertDispatch
 from mt_core.parallel.mesh import Mesh
 from mt_core.parallel.plan import apply_plan
-from mt_core.parallel.recompute import recompute
+from mt_core.parallel.recompute import modules_with_core, recompute
 
 
 def parallelize(config: Any, mesh: Mesh, device: torch.device) -> tuple[Any, DataParallel]:
@@ -21,9 +21,9 @@ def parallelize(config: Any, mesh: Mesh, device: torch.device) -> tuple[Any, Dat
         model = config.model.build(mesh.tensor.size)
     plan = model.plan(mesh.tensor.size)
     placements = apply_plan(model, plan, mesh.tensor, sequence=config.parallel.sequence, expert=mesh.expert)
-    for block in model.layers.values():
-        core = context_core(config.parallel.cp_comm_type, block.attn.core, axis=mesh.context)
-        block.attn.core = untraced(core) if config.runtime.compile and mesh.context.size > 1 else core
+    for attention in modules_with_core(model):
+        core = context_core(config.parallel.cp_comm_type, attention.core, axis=mesh.context)
+        attention.core = untraced(core) if config.runtime.compile and mesh.context.size > 1 else core
     recompute(model, config.recompute)
     if config.runtime.compile:
         compile_parts(model, mesh, sequence=config.parallel.sequence)
@@ -49,8 +49,8 @@ def untraced(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     Not a decorator where it is defined: that would import Dynamo, for a second, into every process that trains nothing.
     """
 
-    def run(*inputs: Any) -> Tensor:
-        return function(*inputs)
+    def run(*inputs: Any, **more: Any) -> Tensor:
+        return function(*inputs, **more)
 
     disabled: Any = torch.compiler.disable(run, reason="collectives cannot be traced")
     return disabled

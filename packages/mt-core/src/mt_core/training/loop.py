@@ -25,7 +25,7 @@ from mt_core.training.nonfinite import NonFiniteMonitor
 from mt_core.training.seeds import seed_step
 from mt_core.training.signals import GracefulStop
 from mt_core.training.state import TrainState
-from mt_core.training.step import backward, evaluate, reduce, update
+from mt_core.training.step import backward, evaluate, reduce, reduce_metrics, update
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,7 @@ def _step(
     lr = learning_rate(config.lr_schedule, config.optim.lr, position.step, steps=config.train.steps)
     scale = state.loss_scale.value
     beat = partial(run.heart.beat, position.step + 1, "forward and backward")
-    loss = backward(state.model, state.engine, batches, tokens, run.device, scale=scale, beat=beat)
+    loss, metrics = backward(state.model, state.engine, batches, tokens, run.device, scale=scale, beat=beat)
     run.heart.beat(position.step + 1, "reduce")
     reduce(state.engine)
     run.heart.beat(position.step + 1, "optimizer")
@@ -113,6 +113,7 @@ def _step(
     if position.step % config.log.every == 0 or position.step in (1, config.train.steps):
         _check_finite(run, nonfinite)
         values = {"loss": float(run.mesh.tokens.sum_(loss)), "lr": lr, "grad_norm": float(updated.norm)}
+        values = reduce_metrics(run.mesh, metrics) | values
         values |= {"loss_scale": scale} if config.precision.dtype == "fp16" else {}
         _emit(run, values | throughput.lap())
 
@@ -133,7 +134,8 @@ def _evaluate(run: Run) -> None:
     beat()
     count = run.config.train.eval_batches * run.micro_batches(run.config.batch.global_batch)
     batches = list(islice(run.valid_batches(), count))
-    _emit(run, {"valid_loss": evaluate(run.state.model, batches, run.mesh, run.device, beat=beat)})
+    values = evaluate(run.state.model, batches, run.mesh, run.device, beat=beat)
+    _emit(run, {f"valid_{name}": value for name, value in values.items()})
 
 
 def _emit(run: Run, values: dict[str, float | int]) -> None:

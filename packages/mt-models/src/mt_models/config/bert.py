@@ -8,9 +8,11 @@ from mt_models.config import shapes
 from mt_models.config.attention import Unwindowed
 from mt_models.config.mlp import Dense, Gated
 from mt_models.config.norm import LayerNorm, RMSNorm
-from mt_models.config.transformer import TransformerSection
+from mt_models.config.transformer import TransformerSection, random_padding
 
 if TYPE_CHECKING:
+    from torch import Generator, Tensor
+
     from mt_models.models.bert import Bert
 
 
@@ -51,6 +53,15 @@ class BertConfig(TransformerSection):
         from mt_models.models.bert import Bert
 
         return Bert(self, tensor)
+
+    def random_inputs(self, tokens_BT: "Tensor", generator: "Generator") -> "dict[str, Tensor]":
+        """Tokens of two types, padding at the end, and the order of two parts."""
+        import torch
+
+        text_BT = random_padding(tokens_BT, generator)
+        sizes = (tokens_BT.shape, tokens_BT.shape[:1])
+        types_BT, is_random_B = (torch.randint(2, size, generator=generator) for size in sizes)
+        return {"text": tokens_BT, "types": types_BT, "is_random": is_random_B, "padding_mask": text_BT}
 
     def canonical_shapes(self) -> shapes.Shapes:
         """Name and shape of every tensor in a checkpoint of this model: un-fused and un-padded."""

@@ -9,9 +9,11 @@ from mt_models.config.attention import Unwindowed
 from mt_models.config.mlp import Dense, Gated
 from mt_models.config.norm import LayerNorm, RMSNorm
 from mt_models.config.position import Learned, Relative
-from mt_models.config.transformer import TransformerSection
+from mt_models.config.transformer import TransformerSection, random_padding
 
 if TYPE_CHECKING:
+    from torch import Generator, Tensor
+
     from mt_models.models.t5 import T5
 
 
@@ -47,6 +49,11 @@ class T5Config(TransformerSection):
         from mt_models.models.t5 import T5
 
         return T5(self, tensor)
+
+    def random_inputs(self, tokens_BT: "Tensor", generator: "Generator") -> "dict[str, Tensor]":
+        """The decoder's tokens, backwards as the encoder's, with padding at the end of those."""
+        text_BT = random_padding(tokens_BT, generator)
+        return {"text_dec": tokens_BT, "text_enc": tokens_BT.flip(1), "enc_mask": text_BT}
 
     def canonical_shapes(self) -> shapes.Shapes:
         """Name and shape of every tensor in a checkpoint of this model: un-fused and un-padded."""

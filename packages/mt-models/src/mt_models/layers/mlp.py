@@ -1,4 +1,6 @@
-"""Feed-forward layers. Shape suffixes: B batch, T tokens, D model size, F hidden features."""
+"""Feed-forward layers: each takes features and, where it may have an auxiliary loss, the collector of those.
+
+Shape suffixes: B batch, T tokens, D model size, F hidden features."""
 
 from functools import partial
 
@@ -8,7 +10,7 @@ from torch import Tensor, nn
 from mt_core.parallel.plan import Column, Expert, Plan, Row, Sequence
 from mt_models import config
 from mt_models.layers.basic import Linear
-from mt_models.layers.moe import MoE
+from mt_models.layers.moe import AuxLosses, MoE
 
 
 def squared_relu(x: Tensor) -> Tensor:
@@ -34,8 +36,9 @@ class Dense(nn.Module):
         self.down = Linear(part.ffn_hidden_size, size, bias=part.bias)
         self.activation = ACTIVATIONS[part.activation]
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        """[B, T, D] to the same shape."""
+    def forward(self, x_BTD: Tensor, aux_losses: AuxLosses | None = None) -> Tensor:
+        """[B, T, D] to the same shape; adds no auxiliary loss."""
+        del aux_losses
         return self.down(self.activation(self.up(x_BTD)))
 
 
@@ -48,8 +51,9 @@ class Gated(nn.Module):
         self.down = Linear(part.ffn_hidden_size, size, bias=part.bias)
         self.activation = ACTIVATIONS[part.activation]
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        """[B, T, D] to the same shape."""
+    def forward(self, x_BTD: Tensor, aux_losses: AuxLosses | None = None) -> Tensor:
+        """[B, T, D] to the same shape; adds no auxiliary loss."""
+        del aux_losses
         gate_BTF, up_BTF = self.gate_up(x_BTD).unbind(-2)
         return self.down(self.activation(gate_BTF) * up_BTF)
 

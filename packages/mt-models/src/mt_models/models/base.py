@@ -1,11 +1,12 @@
-"""What every model of mt-models can say about its weights, whatever its topology."""
+"""What all models have in common: initial weights, canonical names, the plan, and the choice of the attention core."""
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from mt_core.contracts import BatchKey
 from mt_core.errors import MtError
 from mt_core.parallel.plan import Plan
 from mt_core.parallel.recompute import Layer, in_order
@@ -13,6 +14,7 @@ from mt_models import canonical
 from mt_models.config import TransformerConfig
 from mt_models.initialization import initial
 from mt_models.layers.attention_cores import Core, choose_core
+from mt_models.layers.basic import Embedding
 from mt_models.plan import plan
 
 Run = Callable[[list[Layer], Tensor], Tensor]
@@ -22,6 +24,12 @@ Config = TypeVar("Config", bound=TransformerConfig)
 
 class Transformer(nn.Module, Generic[Config]):
     """A module made from a configuration; parameters are uninitialised until `initialize` or a load."""
+
+    batch_keys: ClassVar[Mapping[str, BatchKey]]
+    """The keys of a batch that the model takes."""
+    embed: Embedding
+    position: Embedding | None
+    """Learned positions."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -52,16 +60,32 @@ class Transformer(nn.Module, Generic[Config]):
         """Which part of which canonical tensors parameter `name` holds on a tensor rank; () is all of it."""
         return canonical.fusion(self.config, name, rank, size).boxes
 
+    def embed_tokens(self, tokens_BT: Tensor, positions: Tensor | None = None, start: int = 0) -> Tensor:
+        """Embeddings [B, T, D] plus those of the positions, if learned; `MtError` if a sequence is too long.
+
+        Positions are [T] or [B, T], and count from `start` if not given.
+        """
+        self.check_length(start + tokens_BT.shape[1])
+        x_BTD = self.embed(tokens_BT)
+        return x_BTD if self.position is None else x_BTD + self.position(count_positions(tokens_BT, positions, start))
+
     def check_length(self, length: int) -> None:
         """Refuse a sequence that is too long."""
         if length > self.config.max_seq_len:
             allowed = f"at most model.max_seq_len = {self.config.max_seq_len}"
             raise MtError("tokens", f"a sequence of {length} tokens", allowed)
 
-    def core(self, device: torch.device, *needed: str) -> Core:
-        """The attention core of the configuration that honours its special scores and what else is needed."""
+    def choose_core(self, device: torch.device, *needed: str) -> Core:
+        """Choose the attention core of the configuration, one that supports its special scores and what is needed."""
         part = self.config.attention
         return choose_core(part.core, compute_device(device), frozenset([*part.special_scores, *needed]))
+
+
+def count_positions(tokens_BT: Tensor, positions: Tensor | None, start: int = 0) -> Tensor:
+    """The positions given, or start, start + 1, … for the tokens, [T]."""
+    if positions is not None:
+        return positions
+    return torch.arange(start, start + tokens_BT.shape[1], device=tokens_BT.device)
 
 
 def compute_device(device: torch.device) -> torch.device:

@@ -6,11 +6,13 @@ Shape suffixes: B batch, T tokens, D model size, V vocabulary (its true size; pa
 """
 
 from functools import partial
+from types import MappingProxyType
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mt_core.contracts import BatchKey, Losses
 from mt_models.config import BertConfig
 from mt_models.layers.attention import Attention
 from mt_models.layers.attention_cores import Core
@@ -30,16 +32,16 @@ class Block(nn.Module):
         self.mlp = make_mlp(config.mlp, config.hidden_size)
         self.norm_after = config.norm_place == "after"
 
-    def forward(self, x_BTD: Tensor, documents_BT: Tensor | None = None) -> Tensor:
-        """[B, T, D] to the same shape; where `documents_BT` is 0 there is padding, which nobody sees."""
+    def forward(self, x_BTD: Tensor, padding_mask_BT: Tensor | None = None) -> Tensor:
+        """[B, T, D] to the same shape; where the mask is 0 there is padding, which no token sees."""
         if self.norm_after:
-            x_BTD = self.attn_norm(x_BTD + self.attn(x_BTD, documents_BT=documents_BT))
+            x_BTD = self.attn_norm(x_BTD + self.attn(x_BTD, padding_mask_BT=padding_mask_BT))
             return self.mlp_norm(x_BTD + self.mlp(x_BTD))
-        x_BTD = x_BTD + self.attn(self.attn_norm(x_BTD), documents_BT=documents_BT)
+        x_BTD = x_BTD + self.attn(self.attn_norm(x_BTD), padding_mask_BT=padding_mask_BT)
         return x_BTD + self.mlp(self.mlp_norm(x_BTD))
 
 
-class Prediction(nn.Module):
+class LMHeadTransform(nn.Module):
     """What the language-model head does before the output layer."""
 
     def __init__(self, config: BertConfig) -> None:
@@ -56,47 +58,61 @@ class Prediction(nn.Module):
 class Bert(Transformer[BertConfig]):
     """Tokens to features, and to the logits of the heads that the configuration names."""
 
+    batch_keys = MappingProxyType(
+        {
+            "text": BatchKey("tokens_BT", required=True, per_token=True),
+            "labels": BatchKey("labels_BT", required=True, per_token=True),
+            "types": BatchKey("types_BT", per_token=True),
+            "padding_mask": BatchKey("padding_mask_BT", per_token=True),
+            "position_ids": BatchKey("positions", per_token=True),
+            "is_random": BatchKey("is_random_next_B"),
+            "truncated": BatchKey(None),
+        }
+    )
+
     def __init__(self, config: BertConfig, tensor: int = 1) -> None:
         """`tensor` ranks will share the model: vocabulary rows and repeated key/value groups are made to fit."""
         super().__init__(config)
         D, rows = config.hidden_size, config.vocab_rows(tensor)
         self.embed, self.position = Embedding(rows, D), Embedding(config.max_seq_len, D)
         self.token_type = Embedding(config.token_types, D) if config.token_types else None
-        core, after = self.core(self.embed.weight.device, "bidirectional"), config.norm_place == "after"
+        core, after = self.choose_core(self.embed.weight.device, "bidirectional"), config.norm_place == "after"
         self.embed_norm = make_norm(config.norm, D) if after else nn.Identity()
         self.layers = nn.ModuleDict({str(n): Block(config, core, tensor) for n in range(config.layers)})
         self.norm = nn.Identity() if after else make_norm(config.norm, D)
-        self.lm_head = Prediction(config) if config.lm_head else None
+        self.lm_head = LMHeadTransform(config) if config.lm_head else None
         self.head = Head(rows, D, weight=False, bias=True) if config.lm_head else None
         self.pooler = Linear(D, D, bias=True) if config.pooler else None
         self.binary_head = Linear(D, 2, bias=True) if config.binary_head else None
         self.loss = CrossEntropy(config.vocab_size)
 
-    def forward(self, tokens_BT: Tensor, types_BT: Tensor | None = None, documents_BT: Tensor | None = None) -> Tensor:
+    def forward(
+        self, tokens_BT: Tensor, types_BT: Tensor | None = None, padding_mask_BT: Tensor | None = None
+    ) -> Tensor:
         """Logits [B, T, V] of the token at each place; features [B, T, D] of a model without language-model head."""
-        x_BTD = self.hidden(tokens_BT, types_BT, documents_BT)
+        x_BTD = self.hidden(tokens_BT, types_BT, padding_mask_BT)
         return x_BTD if self.lm_head is None else self.logits(x_BTD)
 
     def hidden(
         self,
         tokens_BT: Tensor,
         types_BT: Tensor | None = None,
-        documents_BT: Tensor | None = None,
+        padding_mask_BT: Tensor | None = None,
         positions: Tensor | None = None,
     ) -> Tensor:
-        """Features [B, T, D]; types are 0 and positions 0, 1, 2, … if not given, and where `documents_BT` is 0 there
-        is padding. `MtError` if a sequence is longer than `max_seq_len`."""
-        self.check_length(tokens_BT.shape[1])
-        if positions is None:
-            positions = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
-        x_BTD = self.embed(tokens_BT) + self.position(positions)
+        """Features [B, T, D]; types are 0 and positions 0, 1, 2, … if not given, and where the mask is 0 there is
+        padding. `MtError` if a sequence is longer than `max_seq_len`."""
+        x_BTD = self.embed_tokens(tokens_BT, positions)
         if self.token_type is not None:
             x_BTD = x_BTD + self.token_type(torch.zeros_like(tokens_BT) if types_BT is None else types_BT)
-        layers = [partial(block, documents_BT=documents_BT) for block in self.layers.values()]
-        return self.norm(self.run(layers, self.embed_norm(x_BTD)))
+        return self.norm(self.run_layers(self.embed_norm(x_BTD), padding_mask_BT))
+
+    def run_layers(self, x_BTD: Tensor, padding_mask_BT: Tensor | None = None) -> Tensor:
+        """Pass features [B, T, D] through all layers of this module."""
+        return self.run([partial(block, padding_mask_BT=padding_mask_BT) for block in self.layers.values()], x_BTD)
 
     def logits(self, x_BTD: Tensor) -> Tensor:
-        """Of the language-model head: [B, T, D] to [B, T, V]; the logits of padding rows are cut off."""
+        """Logits of the language-model head: [B, T, D] to [B, T, V]; those of padding rows are cut off."""
         assert self.lm_head is not None, "model.lm_head is off"
         return F.linear(self.lm_head(x_BTD), *self.output())[..., : self.config.vocab_size]
 
@@ -109,31 +125,31 @@ class Bert(Transformer[BertConfig]):
         assert self.pooler is not None, "model.pooler is off"
         return self.pooler(x_BTD[:, 0]).tanh()
 
-    def order_logits(self, x_BTD: Tensor) -> Tensor:
-        """Of the binary head, [B, 2]."""
+    def nsp_logits(self, x_BTD: Tensor) -> Tensor:
+        """Logits of the binary head (next sentence prediction), [B, 2]."""
         assert self.binary_head is not None, "model.binary_head is off"
         return self.binary_head(self.pooled(x_BTD))
 
-    def token_losses(
+    def losses(
         self,
         tokens_BT: Tensor,
         labels_BT: Tensor,
         *,
         positions: Tensor | None = None,
-        documents_BT: Tensor | None = None,
+        padding_mask_BT: Tensor | None = None,
         types_BT: Tensor | None = None,
-        order_B: Tensor | None = None,
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        """Cross-entropy of each label in nats, [B, T], in fp32 or wider, not reduced; negative labels count as 0.
+        is_random_next_B: Tensor | None = None,
+    ) -> Losses:
+        """Cross-entropy of each label in nats, [B, T], in fp32 or wider; negative labels count as 0.
 
-        With `order_B`, 1 where the two parts are exchanged, also the cross-entropy of the binary head, [B].
+        With `is_random_next_B`, 1 where the two parts are exchanged, also that of the binary head, [B].
         """
         assert self.lm_head is not None, "rules refuse to train without model.lm_head"
-        x_BTD = self.hidden(tokens_BT, types_BT, documents_BT, positions)
+        x_BTD = self.hidden(tokens_BT, types_BT, padding_mask_BT, positions)
         weight_VD, bias_V = self.output()
         losses_BT = self.loss(self.lm_head(x_BTD), weight_VD, labels_BT.clamp(min=0), bias_V)
-        if order_B is None or self.binary_head is None:
-            return losses_BT
-        logits_BX = self.order_logits(x_BTD)
+        if is_random_next_B is None or self.binary_head is None:
+            return Losses(losses_BT)
+        logits_BX = self.nsp_logits(x_BTD)
         wide = torch.promote_types(logits_BX.dtype, torch.float32)
-        return losses_BT, F.cross_entropy(logits_BX.to(wide), order_B, reduction="none")
+        return Losses(losses_BT, F.cross_entropy(logits_BX.to(wide), is_random_next_B, reduction="none"))

@@ -5,11 +5,13 @@ Shape suffixes: B batch, T tokens, D model size, V vocabulary (its true size; pa
 
 import math
 from functools import partial
+from types import MappingProxyType
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mt_core.contracts import BatchKey, Losses
 from mt_core.parallel.cross_entropy import capped
 from mt_models.config import GPTConfig
 from mt_models.layers.attention import Attention
@@ -17,9 +19,9 @@ from mt_models.layers.attention_cores import Core
 from mt_models.layers.basic import CrossEntropy, Embedding, Linear, make_norm
 from mt_models.layers.kv_cache import KVCache, LayerCache
 from mt_models.layers.mlp import make_mlp
-from mt_models.layers.moe import Balances, MoE, with_balance
+from mt_models.layers.moe import AuxLosses, attach_aux_losses
 from mt_models.layers.rope import Rotation, make_rotation
-from mt_models.models.base import Transformer
+from mt_models.models.base import Transformer, count_positions
 
 
 class Block(nn.Module):
@@ -40,18 +42,25 @@ class Block(nn.Module):
         x_BTD: Tensor,
         rotation: Rotation | None,
         cache: LayerCache | None = None,
-        documents_BT: Tensor | None = None,
-        balances: Balances | None = None,
+        segment_ids_BT: Tensor | None = None,
+        aux_losses: AuxLosses | None = None,
     ) -> Tensor:
-        """[B, T, D] to the same shape; a mixture of experts adds its balance loss to `balances`."""
-        x_BTD = x_BTD + self.attn_post_norm(self.attn(self.attn_norm(x_BTD), rotation, cache, documents_BT))
-        y_BTD = self.mlp_norm(x_BTD)
-        y_BTD = self.mlp(y_BTD, balances) if isinstance(self.mlp, MoE) else self.mlp(y_BTD)
-        return x_BTD + self.mlp_post_norm(y_BTD)
+        """[B, T, D] to the same shape; a mixture of experts adds its load balancing loss to `aux_losses`."""
+        x_BTD = x_BTD + self.attn_post_norm(self.attn(self.attn_norm(x_BTD), rotation, cache, segment_ids_BT))
+        return x_BTD + self.mlp_post_norm(self.mlp(self.mlp_norm(x_BTD), aux_losses))
 
 
 class GPT(Transformer[GPTConfig]):
     """Tokens to next-token logits. Parameters are uninitialised until `initialize` or a load."""
+
+    batch_keys = MappingProxyType(
+        {
+            "tokens": BatchKey("tokens_BT", required=True, per_token=True),
+            "labels": BatchKey("labels_BT", required=True, per_token=True),
+            "position_ids": BatchKey("positions", per_token=True),
+            "segment_ids": BatchKey("segment_ids_BT", per_token=True),
+        }
+    )
 
     def __init__(self, config: GPTConfig, tensor: int = 1) -> None:
         """`tensor` ranks will share the model: vocabulary rows and repeated key/value groups are made to fit."""
@@ -59,7 +68,7 @@ class GPT(Transformer[GPTConfig]):
         D, rows = config.hidden_size, config.vocab_rows(tensor)
         self.embed = Embedding(rows, D)
         self.position = Embedding(config.max_seq_len, D) if config.position.kind == "learned" else None
-        core = self.core(self.embed.weight.device)
+        core = self.choose_core(self.embed.weight.device)
         self.layers = nn.ModuleDict({str(n): Block(config, core, tensor, n) for n in range(config.layers)})
         self.norm = make_norm(config.norm, D)
         self.head = None if config.tied else Linear(D, rows)
@@ -67,9 +76,11 @@ class GPT(Transformer[GPTConfig]):
 
     def forward(self, tokens_BT: Tensor, cache: KVCache | None = None) -> Tensor:
         """Logits [B, T, V] for the token after each; with a cache the tokens follow those already in it."""
-        start = 0 if cache is None else cache.length
-        positions_T = torch.arange(start, start + tokens_BT.shape[1], device=tokens_BT.device)
-        return self.logits(self.hidden(tokens_BT, positions_T, cache))
+        return self.logits(self.hidden(tokens_BT, cache=cache))
+
+    def losses(self, tokens_BT: Tensor, labels_BT: Tensor, **inputs: Tensor) -> Losses:
+        """The losses of the labels, [B, T]; inputs are those of `token_losses`."""
+        return Losses(self.token_losses(tokens_BT, labels_BT, **inputs))
 
     def token_losses(
         self,
@@ -77,41 +88,53 @@ class GPT(Transformer[GPTConfig]):
         labels_BT: Tensor,
         *,
         positions: Tensor | None = None,
-        documents_BT: Tensor | None = None,
+        segment_ids_BT: Tensor | None = None,
     ) -> Tensor:
         """Cross-entropy of each label in nats, [B, T], in fp32 or wider, not reduced.
 
-        `positions` are [T] or [B, T], 0, 1, 2, … if not given. With `documents_BT`, tokens see only those of equal
-        numbers.
+        `positions` are [T] or [B, T], 0, 1, 2, … if not given. Tokens see only those of equal segment ids.
         """
-        if positions is None:
-            positions = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
-        balances = Balances()
-        x_BTD = self.hidden(tokens_BT, positions, None, documents_BT, balances)
-        return with_balance(self.loss(x_BTD, self.output_weight, labels_BT), balances)
+        aux_losses = AuxLosses()
+        x_BTD = self.hidden(tokens_BT, positions, segment_ids_BT=segment_ids_BT, aux_losses=aux_losses)
+        return attach_aux_losses(self.loss(x_BTD, self.output_weight, labels_BT), aux_losses)
 
     def hidden(
         self,
         tokens_BT: Tensor,
-        positions: Tensor,
+        positions: Tensor | None = None,
         cache: KVCache | None = None,
-        documents_BT: Tensor | None = None,
-        balances: Balances | None = None,
+        segment_ids_BT: Tensor | None = None,
+        aux_losses: AuxLosses | None = None,
     ) -> Tensor:
         """Final normalised features [B, T, D]; `MtError` if a sequence is longer than `max_seq_len`."""
-        self.check_length((0 if cache is None else cache.length) + tokens_BT.shape[1])
+        positions = count_positions(tokens_BT, positions, 0 if cache is None else cache.length)
+        x_BTD = self.embed_tokens(tokens_BT, positions, 0 if cache is None else cache.length)
+        return self.norm(self.run_layers(x_BTD, positions, cache, segment_ids_BT, aux_losses))
+
+    def embed_tokens(self, tokens_BT: Tensor, positions: Tensor | None = None, start: int = 0) -> Tensor:
+        """The first layer's input, [B, T, D]; `MtError` if a sequence is longer than `max_seq_len`."""
+        self.check_length(start + tokens_BT.shape[1])
         x_BTD = self.embed(tokens_BT)
         if self.config.scaled_embedding:
-            x_BTD = x_BTD * rounded(math.sqrt(self.config.hidden_size), x_BTD.dtype)
-        if self.position is not None:
-            x_BTD = x_BTD + self.position(positions)
+            x_BTD = x_BTD * round_to_dtype(math.sqrt(self.config.hidden_size), x_BTD.dtype)
+        return x_BTD if self.position is None else x_BTD + self.position(count_positions(tokens_BT, positions, start))
+
+    def run_layers(
+        self,
+        x_BTD: Tensor,
+        positions: Tensor,
+        cache: KVCache | None = None,
+        segment_ids_BT: Tensor | None = None,
+        aux_losses: AuxLosses | None = None,
+    ) -> Tensor:
+        """Pass features [B, T, D] at these positions through all layers of this module."""
         rotation = self.rotation(positions, x_BTD.dtype)
         caches = [None] * len(self.layers) if cache is None else cache.layers
         layers = [
-            partial(block, rotation=rotation, cache=layer_cache, documents_BT=documents_BT, balances=balances)
-            for block, layer_cache in zip(self.layers.values(), caches, strict=True)
+            partial(block, rotation=rotation, cache=layer, segment_ids_BT=segment_ids_BT, aux_losses=aux_losses)
+            for block, layer in zip(self.layers.values(), caches, strict=True)
         ]
-        return self.norm(self.run(layers, x_BTD))
+        return self.run(layers, x_BTD)
 
     def rotation(self, positions: Tensor, dtype: torch.dtype) -> Rotation | None:
         """Rotary angles of the positions, in fp32 or wider; None when the model has no rotary positions."""
@@ -137,6 +160,6 @@ class GPT(Transformer[GPTConfig]):
         return KVCache(self.config, batch, positions=positions, dtype=weight.dtype, device=weight.device)
 
 
-def rounded(value: float, dtype: torch.dtype) -> float:
+def round_to_dtype(value: float, dtype: torch.dtype) -> float:
     """The nearest value that a tensor of this dtype can hold."""
     return torch.tensor(value, dtype=dtype, device="cpu").item()

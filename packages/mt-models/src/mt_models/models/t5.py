@@ -9,11 +9,12 @@ V vocabulary (its true size; padding rows never reach a logit).
 import math
 from collections.abc import Mapping
 from functools import partial
+from types import MappingProxyType
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mt_core.contracts import BatchKey, Losses
 from mt_models.config import T5Config
 from mt_models.layers.attention import Attention, CrossAttention
 from mt_models.layers.attention_cores import Core
@@ -40,19 +41,28 @@ class Block(nn.Module):
         self,
         x_BTD: Tensor,
         bias_HTT: Tensor | None,
-        documents_BT: Tensor | None = None,
+        *,
+        segment_ids_BT: Tensor | None = None,
         encoded_BSD: Tensor | None = None,
-        documents_BS: Tensor | None = None,
+        padding_mask_BS: Tensor | None = None,
     ) -> Tensor:
-        """[B, T, D] to the same shape; a decoder's is given the encoder's features and where they are padding, 0."""
-        x_BTD = x_BTD + self.attn(self.attn_norm(x_BTD), documents_BT=documents_BT, bias_HTT=bias_HTT)
+        """[B, T, D] to the same shape; the mask is 0 where the encoder's tokens are padding.
+
+        An encoder's block attends to its own sequence under that mask (there S = T), a decoder's within segments and to
+        the encoder's features under the mask.
+        """
+        mask_BT = padding_mask_BS if self.cross is None else None
+        attended_BTD = self.attn(
+            self.attn_norm(x_BTD), segment_ids_BT=segment_ids_BT, padding_mask_BT=mask_BT, bias_HTT=bias_HTT
+        )
+        x_BTD = x_BTD + attended_BTD
         if self.cross is not None and self.cross_norm is not None:
             assert encoded_BSD is not None, "a decoder's block needs the encoder's features"
-            x_BTD = x_BTD + self.cross(self.cross_norm(x_BTD), encoded_BSD, documents_BS)
+            x_BTD = x_BTD + self.cross(self.cross_norm(x_BTD), encoded_BSD, padding_mask_BS)
         return x_BTD + self.mlp(self.mlp_norm(x_BTD))
 
 
-class Stack(nn.Module):
+class TransformerStack(nn.Module):
     """The encoder or the decoder: blocks, the bias that their scores share, and the norm at the end, if any."""
 
     def __init__(self, config: T5Config, core: Core, tensor: int = 1, *, encoder: bool) -> None:
@@ -72,6 +82,19 @@ class Stack(nn.Module):
 class T5(Transformer[T5Config]):
     """The encoder's and the decoder's tokens to logits of the decoder's next token."""
 
+    batch_keys = MappingProxyType(
+        {
+            "text_dec": BatchKey("tokens_BT", required=True, per_token=True),
+            "text_enc": BatchKey("encoder_tokens_BS", required=True),
+            "enc_mask": BatchKey("encoder_padding_mask_BS"),
+            "labels": BatchKey("labels_BT", required=True, per_token=True),
+            "position_ids": BatchKey("positions", per_token=True),
+            "segment_ids": BatchKey("segment_ids_BT", per_token=True),
+            "dec_mask": BatchKey(None),  # the decoder's padding is at the end, where causal attention never reaches it
+            "truncated": BatchKey(None),
+        }
+    )
+
     def __init__(self, config: T5Config, tensor: int = 1) -> None:
         """`tensor` ranks will share the model: vocabulary rows and repeated key/value groups are made to fit."""
         super().__init__(config)
@@ -79,9 +102,9 @@ class T5(Transformer[T5Config]):
         self.embed = Embedding(rows, D)
         self.position = Embedding(config.max_seq_len, D) if config.position.kind == "learned" else None
         biased = ["biased"] if config.position.kind == "relative" else []
-        core = self.core(self.embed.weight.device, "bidirectional", *biased)
-        self.encoder = Stack(config, core, tensor, encoder=True)
-        self.decoder = Stack(config, core, tensor, encoder=False)
+        core = self.choose_core(self.embed.weight.device, "bidirectional", *biased)
+        self.encoder = TransformerStack(config, core, tensor, encoder=True)
+        self.decoder = TransformerStack(config, core, tensor, encoder=False)
         own = config.head_bias or not config.tied
         self.head = Head(rows, D, weight=not config.tied, bias=config.head_bias) if own else None
         self.loss = CrossEntropy(config.vocab_size)
@@ -93,39 +116,29 @@ class T5(Transformer[T5Config]):
         return {f"{name}.{n}": block for name, stack in stacks.items() for n, block in stack.layers.items()}
 
     def forward(
-        self, tokens_BS: Tensor, decoder_tokens_BT: Tensor | None = None, documents_BS: Tensor | None = None
+        self, tokens_BS: Tensor, decoder_tokens_BT: Tensor | None = None, padding_mask_BS: Tensor | None = None
     ) -> Tensor:
         """Logits [B, T, V] for the token after each of the decoder's, which are the encoder's if not given."""
         decoder_tokens_BT = tokens_BS if decoder_tokens_BT is None else decoder_tokens_BT
-        encoded_BSD = self.encode(tokens_BS, documents_BS)
-        return self.logits(self.decode(decoder_tokens_BT, encoded_BSD, documents_BS=documents_BS))
+        encoded_BSD = self.encode(tokens_BS, padding_mask_BS)
+        return self.logits(self.decode(decoder_tokens_BT, encoded_BSD, padding_mask_BS=padding_mask_BS))
 
-    def encode(self, tokens_BS: Tensor, documents_BS: Tensor | None = None) -> Tensor:
-        """The encoder's features [B, S, D]; where `documents_BS` is 0 there is padding, which nobody sees."""
-        return self.encoder(self.embedded(tokens_BS), tokens_BS.shape[1], self.run, documents_BT=documents_BS)
+    def encode(self, tokens_BS: Tensor, padding_mask_BS: Tensor | None = None) -> Tensor:
+        """The encoder's features [B, S, D]; where the mask is 0 there is padding, which no token sees."""
+        return self.encoder(self.embed_tokens(tokens_BS), tokens_BS.shape[1], self.run, padding_mask_BS=padding_mask_BS)
 
     def decode(
         self,
         tokens_BT: Tensor,
         encoded_BSD: Tensor,
         *,
-        documents_BS: Tensor | None = None,
-        documents_BT: Tensor | None = None,
+        padding_mask_BS: Tensor | None = None,
+        segment_ids_BT: Tensor | None = None,
         positions: Tensor | None = None,
     ) -> Tensor:
-        """The decoder's features [B, T, D], which see tokens of equal numbers in `documents_BT` up to their own."""
-        more = {"documents_BT": documents_BT, "encoded_BSD": encoded_BSD, "documents_BS": documents_BS}
-        return self.decoder(self.embedded(tokens_BT, positions), tokens_BT.shape[1], self.run, **more)
-
-    def embedded(self, tokens_BT: Tensor, positions: Tensor | None = None) -> Tensor:
-        """Embeddings [B, T, D]; `MtError` if a sequence is longer than `max_seq_len`."""
-        self.check_length(tokens_BT.shape[1])
-        x_BTD = self.embed(tokens_BT)
-        if self.position is None:
-            return x_BTD
-        if positions is None:
-            positions = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
-        return x_BTD + self.position(positions)
+        """The decoder's features [B, T, D]; tokens see those before them of equal segment ids."""
+        inputs = {"segment_ids_BT": segment_ids_BT, "encoded_BSD": encoded_BSD, "padding_mask_BS": padding_mask_BS}
+        return self.decoder(self.embed_tokens(tokens_BT, positions), tokens_BT.shape[1], self.run, **inputs)
 
     def output(self) -> tuple[Tensor, Tensor | None]:
         """Weight [V, D] and bias [V] of the output layer, padding rows included."""
@@ -133,33 +146,30 @@ class T5(Transformer[T5Config]):
 
     def logits(self, x_BTD: Tensor) -> Tensor:
         """[B, T, D] to [B, T, V]; the logits of padding rows are cut off."""
-        return F.linear(self.scaled(x_BTD), *self.output())[..., : self.config.vocab_size]
+        return F.linear(self.scale_features(x_BTD), *self.output())[..., : self.config.vocab_size]
 
-    def scaled(self, x_BTD: Tensor) -> Tensor:
+    def scale_features(self, x_BTD: Tensor) -> Tensor:
         """The output layer's input."""
         return x_BTD / math.sqrt(self.config.hidden_size) if self.config.scaled_head else x_BTD
 
-    def token_losses(
+    def losses(
         self,
         tokens_BT: Tensor,
         labels_BT: Tensor,
         *,
         encoder_tokens_BS: Tensor,
-        encoder_documents_BS: Tensor | None = None,
+        encoder_padding_mask_BS: Tensor | None = None,
         positions: Tensor | None = None,
-        documents_BT: Tensor | None = None,
-    ) -> Tensor:
-        """Cross-entropy of each of the decoder's labels in nats, [B, T], in fp32 or wider, not reduced.
-
-        Negative labels count as 0.
-        """
-        encoded_BSD = self.encode(encoder_tokens_BS, encoder_documents_BS)
+        segment_ids_BT: Tensor | None = None,
+    ) -> Losses:
+        """Cross-entropy of the decoder's labels in nats, [B, T], in fp32 or wider; negative labels count as 0."""
+        encoded_BSD = self.encode(encoder_tokens_BS, encoder_padding_mask_BS)
         x_BTD = self.decode(
             tokens_BT,
             encoded_BSD,
-            documents_BS=encoder_documents_BS,
-            documents_BT=documents_BT,
+            padding_mask_BS=encoder_padding_mask_BS,
+            segment_ids_BT=segment_ids_BT,
             positions=positions,
         )
         weight_VD, bias_V = self.output()
-        return self.loss(self.scaled(x_BTD), weight_VD, labels_BT.clamp(min=0), bias_V)
+        return Losses(self.loss(self.scale_features(x_BTD), weight_VD, labels_BT.clamp(min=0), bias_V))

@@ -8,13 +8,13 @@ from typing import Annotated
 
 from torch import Tensor
 
-from mt_ckpt import tokenizer_files
 from mt_ckpt.megatron.args.model_types import read_model
 from mt_ckpt.megatron.layout import iteration_directory
 from mt_ckpt.megatron.legacy.arguments import complete, problems
 from mt_ckpt.megatron.legacy.ranks import Ranks, open_ranks
 from mt_ckpt.megatron.legacy.versions import arrangement
 from mt_ckpt.megatron.torch_format.reader import TorchFiles
+from mt_ckpt.tensor_streams import tokenizer_files
 from mt_core.errors import raise_if
 from mt_models.config import TransformerConfig
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mt_ckpt.detect import detect
+from mt_ckpt.conversion.detect import detect
 from mt_ckpt.megatron.args.model_types import model_problems
 from mt_ckpt.megatron.args.t5 import NORM_NOTES
 from mt_ckpt.megatron.layout import RELEASE, TRACKER, Layout, iteration_directory, misfits

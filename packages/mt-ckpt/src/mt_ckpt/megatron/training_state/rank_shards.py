@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from typing import Any
 
-from mt_ckpt.accounting import accounted
 from mt_ckpt.megatron.layout import Layout, rank_directory
 from mt_ckpt.megatron.optimizer.param_order import own_places
 from mt_ckpt.megatron.parameters.experts import experts_of, renumbered
@@ -11,6 +10,7 @@ from mt_ckpt.megatron.parameters.fusion import Rows, shard
 from mt_ckpt.megatron.parameters.replicas import Ranks
 from mt_ckpt.megatron.saver import Fused, fused
 from mt_ckpt.megatron.training_state.state import MASTER, RandomStates, TrainingState, matching_masters
+from mt_ckpt.tensor_streams.accounting import accounted
 
 Place = tuple[int, int]
 """Pipeline stage, and a rank of it: expert rank · tensor ranks + tensor rank."""

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from mt_ckpt.loaders.native import Native
 from mt_ckpt.megatron.training_state.run_settings import groups_of, not_carried_to_megatron, scheduler_of, to_args
 from mt_ckpt.megatron.training_state.state import KINDS, MASTER, Stream, TrainingState
+from mt_ckpt.native.loader import Native
 from mt_core.checkpoint import native
 from mt_core.checkpoint.parts import StoredTensor, open_part
 from mt_core.config.sections import LRScheduleConfig

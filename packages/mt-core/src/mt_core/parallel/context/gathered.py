@@ -24,7 +24,7 @@ def gathered(
     q_BTHK: Tensor,
     k_BSGK: Tensor,
     v_BSGK: Tensor,
-    documents_BT: Tensor | None = None,
+    segment_ids_BT: Tensor | None = None,
     *,
     axis: Axis,
     core: AttentionCore,
@@ -32,17 +32,17 @@ def gathered(
     """Causal attention y_BTHK over the whole sequence, of which every rank of `axis` holds a zig-zag share.
 
     `core` is called with P queries and the S = e·P keys up to their end, the queries being the last positions; with
-    documents it also gets the number of each of those S keys, the last P of which are the queries' own.
+    segment ids it also gets those of the S keys, the last P of which are the queries' own.
     """
     if axis.size == 1:
-        return core(q_BTHK, k_BSGK, v_BSGK, documents_BT)
+        return core(q_BTHK, k_BSGK, v_BSGK, segment_ids_BT)
     k_BLGK, v_BLGK = gather_in_order(k_BSGK, axis), gather_in_order(v_BSGK, axis)
-    documents_BL = None if documents_BT is None else join_sequence(documents_BT, axis, dim=1)
+    segment_ids_BL = None if segment_ids_BT is None else join_sequence(segment_ids_BT, axis, dim=1)
     ys_BPHK = []
     for piece, q_BPHK in zip((axis.rank, 2 * axis.size - 1 - axis.rank), q_BTHK.chunk(2, 1), strict=True):
         end = (piece + 1) * q_BPHK.shape[1]
-        documents = None if documents_BL is None else documents_BL[:, :end]
-        ys_BPHK.append(core(q_BPHK, k_BLGK[:, :end], v_BLGK[:, :end], documents))
+        segment_ids = None if segment_ids_BL is None else segment_ids_BL[:, :end]
+        ys_BPHK.append(core(q_BPHK, k_BLGK[:, :end], v_BLGK[:, :end], segment_ids))
     return torch.cat(ys_BPHK, 1)
 
 

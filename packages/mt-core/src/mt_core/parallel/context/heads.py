@@ -26,7 +26,7 @@ def heads(
     q_BTHK: Tensor,
     k_BSGK: Tensor,
     v_BSGK: Tensor,
-    documents_BT: Tensor | None = None,
+    segment_ids_BT: Tensor | None = None,
     *,
     axis: Axis,
     core: AttentionCore,
@@ -37,10 +37,10 @@ def heads(
     """
     check_heads(q_BTHK.shape[2], k_BSGK.shape[2], axis.size)
     if axis.size == 1:
-        return core(q_BTHK, k_BSGK, v_BSGK, documents_BT)
+        return core(q_BTHK, k_BSGK, v_BSGK, segment_ids_BT)
     q_BLhK, k_BLgK, v_BLgK = (to_heads(x, axis) for x in (q_BTHK, k_BSGK, v_BSGK))
-    documents_BL = None if documents_BT is None else join_sequence(documents_BT, axis, dim=1)
-    return to_sequence(core(q_BLhK, k_BLgK, v_BLgK, documents_BL), axis)
+    segment_ids_BL = None if segment_ids_BT is None else join_sequence(segment_ids_BT, axis, dim=1)
+    return to_sequence(core(q_BLhK, k_BLgK, v_BLgK, segment_ids_BL), axis)
 
 
 def check_heads(query_heads: int, groups: int, size: int) -> None:
