@@ -6,8 +6,8 @@ from typing import Any
 import torch
 
 from mt_cli.train.compose import build_state
-from mt_core.parallel.dims import dims_of
-from mt_core.parallel.mesh import Mesh, make_mesh
+from mt_core.distributed.mesh import Mesh, make_mesh
+from mt_core.distributed.topology import dims_of
 from mt_core.training.inputs import Batch
 from mt_core.training.state import TrainState
 from mt_core.training.step import Update, backward, reduce, update

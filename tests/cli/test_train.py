@@ -15,8 +15,8 @@ from mt_ckpt.conversion.convert import convert
 from mt_cli.run_config import load_run_config
 from mt_cli.train.compose import run
 from mt_core.checkpoint import native
+from mt_core.distributed.mesh import Mesh
 from mt_core.errors import MtError
-from mt_core.parallel.mesh import Mesh
 from tiny import byte_corpus, gpt2, metrics, run_toml
 
 ONE = ["train.steps=1", "lr_schedule.warmup_steps=0"]

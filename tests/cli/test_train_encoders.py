@@ -11,7 +11,7 @@ from mt_cli.verify.check import check
 from mt_cli.verify.layouts import cases, with_parallel
 from mt_cli.verify.shrink import shrink
 from mt_core.errors import MtError
-from mt_core.planning.layout import layout_of
+from mt_core.parallel.layout import layout_of
 from tiny import metrics
 from word_pieces import toy_corpus, toy_tokenizer
 

@@ -10,9 +10,8 @@ import pytest
 import torch
 
 from mt_core.checkpoint import native
-from mt_core.checkpoint.async_writer import AsyncWriter
-from mt_core.checkpoint.host_copies import HostCopies
-from mt_core.checkpoint.protocol import Ranks
+from mt_core.checkpoint.async_save import AsyncWriter, HostCopies
+from mt_core.checkpoint.commit_protocol import Ranks
 from mt_core.errors import MtError
 
 

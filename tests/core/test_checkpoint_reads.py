@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mt_core.checkpoint.native import resolve, write_model
-from mt_core.checkpoint.parts import check_names
+from mt_core.checkpoint.shard_files import check_names
 from mt_core.verification.ranks import run_ranks
 from mt_models.canonical import canonical_state
 from tiny import built, llama

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from mt_core.distributed.mesh import Axis
 from mt_core.errors import MtError
-from mt_core.parallel.axis import Axis
-from mt_core.parallel.context.exchanges import EXCHANGES, context_core
-from mt_core.parallel.context.sequence import join_sequence, split_sequence
+from mt_core.parallel.context.comm_types import EXCHANGES, context_core
+from mt_core.parallel.context.zigzag import join_sequence, split_sequence
 from mt_core.verification.ranks import run_ranks
 from mt_models.layers.attention_cores import attend_eager
 

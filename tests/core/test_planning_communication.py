@@ -3,8 +3,8 @@
 import pytest
 
 from core.planning_configs import h200, run
+from mt_core.parallel.layout import layout_of
 from mt_core.planning.communication import Transfer, transfers
-from mt_core.planning.layout import layout_of
 from mt_core.planning.parameters import parameters_of
 
 SEQUENCE = 8192 * 4096 * 2

@@ -4,9 +4,8 @@ import pytest
 
 from core.planning_configs import run
 from mt_core.errors import MtError
+from mt_core.parallel.layout import describe, layout_of, nearest, nearest_problem, problems
 from mt_core.planning.gpu_profile import read_profile
-from mt_core.planning.layout import layout_of, problems
-from mt_core.planning.nearest import describe, nearest, nearest_problem
 from mt_core.planning.plan import plan
 
 LLAMA = "batch.global_batch=16"

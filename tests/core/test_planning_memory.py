@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from core.planning_configs import LLAMA8B_8L, h200, run
-from mt_core.parallel.dims import ParallelDims
-from mt_core.parallel.plan import cut_dim
+from mt_core.distributed.topology import ParallelDims
+from mt_core.parallel.layout import Layout, layout_of
+from mt_core.parallel.tensor.plan import cut_dim
 from mt_core.planning.activations import layer_kept
-from mt_core.planning.layout import Layout, layout_of
 from mt_core.planning.memory import GIB, by_category, memory, total
 from mt_core.planning.parameters import parameters_of
 from mt_core.planning.precision import state_bytes

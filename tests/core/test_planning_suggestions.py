@@ -4,7 +4,7 @@ import pytest
 
 from core.planning_configs import h200, run
 from mt_core.errors import raise_if
-from mt_core.planning.layout import layout_of, problems
+from mt_core.parallel.layout import layout_of, problems
 from mt_core.planning.plan import plan
 from mt_core.planning.suggestions import Advice, ranks_that_fit, what_fits
 

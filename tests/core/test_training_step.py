@@ -5,10 +5,9 @@ import torch
 
 from layouts import run_config
 from mt_core.checkpoint.native import resolve
+from mt_core.distributed.mesh import Axis, Mesh
 from mt_core.errors import MtError
-from mt_core.parallel.axis import Axis
-from mt_core.parallel.context.sequence import join_sequence
-from mt_core.parallel.mesh import Mesh
+from mt_core.parallel.context.zigzag import join_sequence
 from mt_core.training.inputs import prepare_inputs, valid_tokens
 from mt_core.training.optimizer import parameter_groups
 from mt_core.training.step import backward, evaluate, reduce, update

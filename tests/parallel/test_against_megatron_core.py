@@ -17,7 +17,7 @@ from torch import Tensor
 
 from layouts import run_config
 from mt_cli.run_config import run_config_type
-from mt_core.parallel.axis import Axis
+from mt_core.distributed.mesh import Axis
 from mt_core.training.inputs import Batch, valid_tokens
 from mt_core.training.step import backward, reduce
 from mt_core.verification.compare import compare_records

@@ -14,7 +14,7 @@ import torch
 
 from layouts import run_config
 from mt_cli.run_config import run_config_type
-from mt_core.parallel.axis import Axis
+from mt_core.distributed.mesh import Axis
 from mt_core.verification.ranks import run_ranks
 from mt_models.config import GQA, Gated
 from rank_states import batches_of, gradients, state_of, step

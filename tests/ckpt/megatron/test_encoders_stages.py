@@ -27,8 +27,8 @@ from mt_ckpt.megatron.parameters.t5_pipeline import encoder_stages
 from mt_ckpt.megatron.saver import save
 from mt_ckpt.megatron.torch_format import safe_unpickle
 from mt_core.checkpoint.native import write_model
+from mt_core.distributed.mesh import Axis
 from mt_core.errors import MtError
-from mt_core.parallel.axis import Axis
 from mt_core.verification.ranks import run_ranks
 from mt_models.config import T5Config
 

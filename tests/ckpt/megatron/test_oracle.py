@@ -19,7 +19,7 @@ from mt_ckpt.megatron.layout import Layout
 from mt_ckpt.megatron.loader import Core
 from mt_ckpt.megatron.saver import save
 from mt_ckpt.megatron.torch_format import safe_unpickle
-from mt_core.parallel.axis import Axis
+from mt_core.distributed.mesh import Axis
 from mt_core.verification.ranks import run_ranks
 
 pytest.importorskip("megatron.core")

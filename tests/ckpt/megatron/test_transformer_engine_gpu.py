@@ -48,7 +48,7 @@ from mt_ckpt.megatron.training_state.read_torch import read_torch
 from mt_ckpt.megatron.training_state.read_torch_dist import read_torch_dist
 from mt_ckpt.megatron.training_state.run_settings import scheduler_of, to_args
 from mt_ckpt.megatron.training_state.state import KINDS
-from mt_core.parallel.axis import Axis
+from mt_core.distributed.mesh import Axis
 from mt_core.verification.ranks import run_ranks
 
 pytestmark = pytest.mark.gpu

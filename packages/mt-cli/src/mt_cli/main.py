@@ -26,7 +26,7 @@ def _mt(
 
 
 def _rank_label() -> str:
-    launch = sys.modules.get("mt_core.parallel.launch")  # torch; imported already wherever there are ranks
+    launch = sys.modules.get("mt_core.distributed.process_group")  # torch; imported already wherever there are ranks
     return launch.rank_label() if launch else ""
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self, run
 if TYPE_CHECKING:
     from torch import Generator, Tensor, nn
 
-    from mt_core.parallel.plan import Plan
+    from mt_core.parallel.tensor.plan import Plan
 
 
 @runtime_checkable

@@ -24,7 +24,7 @@ from mt_ckpt.tensor_streams.dtypes import DTYPES
 from mt_cli.run_config import load_run_config
 from mt_cli.train.compose import run
 from mt_core.checkpoint.native import step_directory
-from mt_core.checkpoint.writing import write
+from mt_core.checkpoint.step_writer import write
 from mt_core.errors import MtError
 from tiny import byte_corpus, metrics, run_toml
 

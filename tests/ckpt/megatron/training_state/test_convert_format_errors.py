@@ -25,7 +25,7 @@ from mt_ckpt.megatron.training_state.convert import Target, convert_format, prov
 from mt_ckpt.megatron.training_state.read_native import read_native
 from mt_ckpt.native.loader import Native
 from mt_core.checkpoint.native import step_directory
-from mt_core.checkpoint.writing import write
+from mt_core.checkpoint.step_writer import write
 from mt_core.errors import MtError
 
 

@@ -31,7 +31,7 @@ from mt_ckpt.megatron.training_state.read_native import read_native
 from mt_ckpt.megatron.training_state.read_torch import read_torch
 from mt_ckpt.megatron.training_state.read_torch_dist import read_torch_dist
 from mt_ckpt.megatron.training_state.state import KINDS
-from mt_core.parallel.axis import Axis
+from mt_core.distributed.mesh import Axis
 from mt_core.verification.ranks import run_ranks
 from parallel.test_against_megatron_core import fuse, table
 

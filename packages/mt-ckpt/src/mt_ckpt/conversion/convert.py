@@ -15,7 +15,7 @@ from mt_ckpt.plugin_options import options_of
 from mt_ckpt.tensor_streams.accounting import accounted
 from mt_ckpt.tensor_streams.dtypes import cast, dtype_named
 from mt_ckpt.tensor_streams.tokenizer_files import size_problems
-from mt_core.checkpoint.mapped import trim
+from mt_core.checkpoint.page_cache import trim
 from mt_core.contracts import CheckpointLoader
 from mt_core.errors import MtError, raise_if
 from mt_core.files import atomic_path

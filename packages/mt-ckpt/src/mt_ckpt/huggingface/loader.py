@@ -13,7 +13,7 @@ from mt_ckpt.tensor_streams import tokenizer_files
 from mt_ckpt.tensor_streams.accounting import HEAD, set_problems, without_tied_head
 from mt_ckpt.tensor_streams.experts import one_by_one, stacked
 from mt_ckpt.tensor_streams.sources import SafetensorsDir, read_json
-from mt_core.checkpoint.mapped import forget
+from mt_core.checkpoint.page_cache import forget
 from mt_core.errors import Problem, raise_if
 
 

@@ -17,7 +17,7 @@ from mt_ckpt.tensor_streams import tokenizer_files
 from mt_ckpt.tensor_streams.accounting import set_problems
 from mt_ckpt.tensor_streams.names import Names
 from mt_ckpt.tensor_streams.sources import read_json
-from mt_core.checkpoint.mapped import forget
+from mt_core.checkpoint.page_cache import forget
 from mt_core.errors import MtError, Problem, raise_if
 from mt_models.config import GPTConfig
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from torch import Tensor
 
 from mt_ckpt.tensor_streams.sources import INDEX, SINGLE
-from mt_core.checkpoint.tensor_files import DTYPES
-from mt_core.checkpoint.tensor_stream import write_stream
+from mt_core.checkpoint.safetensors_io import DTYPES
+from mt_core.checkpoint.streaming import write_stream
 
 SHARD_BYTES = 5 * 10**9
 """Largest file."""

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from mt_core.checkpoint.mapped import forget
+from mt_core.checkpoint.page_cache import forget
 from mt_core.errors import MtError, Problem, raise_if
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"

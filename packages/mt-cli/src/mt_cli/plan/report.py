@@ -5,10 +5,10 @@ from math import prod
 from typing import Any
 
 from mt_core.config.run_config import TransformerRun
+from mt_core.parallel.layout import describe
 from mt_core.planning.communication import Transfer
 from mt_core.planning.gpu_profile import Profile
 from mt_core.planning.memory import GIB, by_category
-from mt_core.planning.nearest import describe
 from mt_core.planning.plan import ASSUMPTIONS, Plan
 from mt_core.planning.suggestions import Advice
 

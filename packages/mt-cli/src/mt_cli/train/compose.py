@@ -15,18 +15,17 @@ import torch.distributed as dist
 from mt_cli.run_config import FullConfig
 from mt_cli.train.run_directory import prepare
 from mt_cli.train.view import screen
-from mt_core.checkpoint.async_writer import AsyncWriter
+from mt_core.checkpoint.async_save import AsyncWriter
+from mt_core.checkpoint.commit_protocol import Ranks
 from mt_core.checkpoint.native import resolve, step_directory, steps
-from mt_core.checkpoint.protocol import Ranks
 from mt_core.contracts import MetricSink
+from mt_core.distributed.environment import place
+from mt_core.distributed.mesh import Mesh, make_mesh
+from mt_core.distributed.process_group import deterministic, joined, local_ranks, pick_device
+from mt_core.distributed.topology import dims_of
 from mt_core.errors import raise_if
-from mt_core.parallel.deterministic import deterministic
-from mt_core.parallel.dims import dims_of
-from mt_core.parallel.launch import joined, local_ranks, pick_device
-from mt_core.parallel.mesh import Mesh, make_mesh
-from mt_core.parallel.parallelize import parallelize
+from mt_core.parallel.apply import parallelize
 from mt_core.plugins import component
-from mt_core.supervision.environment import place
 from mt_core.training.inputs import Batch
 from mt_core.training.loop import Run, train
 from mt_core.training.loss_scale import LossScale

@@ -42,7 +42,7 @@ def verify(
     from mt_cli.verify.shrink import shrink
     from mt_core.config.run_config import has_attention
     from mt_core.errors import MtError
-    from mt_core.planning.layout import layout_of
+    from mt_core.parallel.layout import layout_of
 
     began = time.monotonic()
     config = load_run_config(files or [], overrides or [], preset, rules=False)  # their data need not be there

@@ -9,7 +9,7 @@ from typing import Any
 
 from mt_core.config.loading import merge
 from mt_core.config.run_config import TransformerRun
-from mt_core.planning.layout import Layout, axis_problems
+from mt_core.parallel.layout import Layout, axis_problems
 from mt_models.config import T5Config
 
 HEAD_SIZE = 8

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from mt_core.config.run_config import RunConfig, TransformerRun, has_attention
 from mt_core.config.sections import CheckpointConfig
 from mt_core.errors import Problem
-from mt_core.planning import layout
+from mt_core.parallel import layout
 from mt_core.plugins import components, did_you_mean
 
 GRADIENTS = {

@@ -8,7 +8,7 @@ a rank.
 from dataclasses import dataclass
 from typing import Any
 
-from mt_core.planning.layout import Layout, experts_of
+from mt_core.parallel.layout import Layout, experts_of
 from mt_core.planning.parameters import rank_vocabulary
 from mt_core.planning.precision import BYTES, state_bytes
 

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from mt_core.parallel.layout import Layout, experts_of
 from mt_core.planning.activations import routed, tokens_of
 from mt_core.planning.gpu_profile import Profile
-from mt_core.planning.layout import Layout, experts_of
 from mt_core.planning.parameters import parameters_of
 from mt_core.planning.precision import BYTES, state_bytes
 

@@ -7,9 +7,9 @@ copy rate. Kernels' own start-up, and the lower rate of small matrices, are left
 from dataclasses import dataclass
 from typing import Any
 
+from mt_core.parallel.layout import Layout, experts_of
 from mt_core.planning.activations import hidden, routed, tokens_of
 from mt_core.planning.gpu_profile import Profile
-from mt_core.planning.layout import Layout, experts_of
 from mt_core.planning.parameters import parameters_of, rank_vocabulary
 from mt_core.planning.precision import BYTES, state_bytes
 

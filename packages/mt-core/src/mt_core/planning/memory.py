@@ -7,9 +7,9 @@ logits exist, and a layer's backward pass, where a group of layers may have been
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from mt_core.parallel.layout import Layout
 from mt_core.planning.activations import activations_of, routed, tokens_of
 from mt_core.planning.gpu_profile import Profile
-from mt_core.planning.layout import Layout
 from mt_core.planning.parameters import parameters_of
 from mt_core.planning.precision import BYTES, state_bytes
 

@@ -5,7 +5,7 @@ from functools import lru_cache
 from math import prod
 from typing import Any
 
-from mt_core.parallel.dims import ParallelDims
+from mt_core.distributed.topology import ParallelDims
 
 COLUMN = ("attn.q", "attn.k", "attn.v", "mlp.gate", "mlp.up")
 """Weight and bias are cut along the outputs."""

@@ -6,10 +6,9 @@ from itertools import product
 from math import gcd
 from typing import Any
 
+from mt_core.parallel.layout import Layout, Recompute, axis_problems, cuts, experts_of
 from mt_core.planning.gpu_profile import Profile
-from mt_core.planning.layout import Layout, Recompute, axis_problems, experts_of
 from mt_core.planning.memory import GIB, memory, total
-from mt_core.planning.nearest import cuts
 from mt_core.planning.plan import Plan, plan_layout
 
 SHARDING = ("replicate", "zero1", "fsdp")

@@ -5,7 +5,7 @@ from html import escape
 from math import floor, log10
 from typing import get_args
 
-from mt_core.parallel.dims import AXES, ParallelDims
+from mt_core.distributed.topology import AXES, ParallelDims
 from mt_core.planning.memory import CATEGORIES, GIB, by_category
 from mt_core.planning.plan import Plan
 from mt_core.planning.step_time import Lane, Span

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from mt_core.contracts import BatchKey
+from mt_core.distributed.mesh import Axis
 from mt_core.errors import Problem, raise_if
-from mt_core.parallel.axis import Axis
-from mt_core.parallel.context.sequence import local_positions, split_sequence
+from mt_core.parallel.context.zigzag import local_positions, split_sequence
 from mt_core.plugins import did_you_mean
 
 Batch = Mapping[str, Tensor]

@@ -12,12 +12,12 @@ from itertools import islice
 
 import torch
 
-from mt_core.checkpoint.async_writer import AsyncWriter, Saved
+from mt_core.checkpoint.async_save import AsyncWriter, Saved
 from mt_core.config.run_config import RunConfig
 from mt_core.contracts import MetricSink
+from mt_core.distributed.heartbeat import Heart
+from mt_core.distributed.mesh import Mesh
 from mt_core.errors import MtError
-from mt_core.parallel.mesh import Mesh
-from mt_core.supervision.heartbeat import Heart
 from mt_core.training.inputs import Batch, valid_tokens
 from mt_core.training.lr_schedule import learning_rate
 from mt_core.training.metrics import ThroughputMeter

@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from mt_core.checkpoint.gather import gather_whole
 from mt_core.config.run_config import RunConfig
-from mt_core.parallel.dims import dims_of
-from mt_core.parallel.gathering import gather_whole
-from mt_core.parallel.mesh import Mesh, make_mesh
-from mt_core.parallel.parallelize import parallelize
+from mt_core.distributed.mesh import Mesh, make_mesh
+from mt_core.distributed.topology import dims_of
+from mt_core.parallel.apply import parallelize
 from mt_core.plugins import component
 from mt_core.training.inputs import Batch
 from mt_core.training.loss_scale import LossScale
@@ -111,8 +111,8 @@ def gather_state(state: TrainState, what: str) -> Named:
 
 def save_state(config: RunConfig, state: TrainState, run: Path) -> None:
     """A native checkpoint of the present step."""
-    from mt_core.checkpoint.async_writer import AsyncWriter
-    from mt_core.checkpoint.protocol import Ranks
+    from mt_core.checkpoint.async_save import AsyncWriter
+    from mt_core.checkpoint.commit_protocol import Ranks
 
     world = state.engine.mesh.world
     writer = AsyncWriter(run, Ranks(world.rank, world.size, "verify"))

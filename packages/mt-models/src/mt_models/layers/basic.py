@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mt_core.parallel.cross_entropy import linear_cross_entropy
+from mt_core.parallel.tensor.cross_entropy import linear_cross_entropy
 from mt_models import config
 
 

@@ -7,7 +7,7 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mt_core.parallel.plan import Column, Expert, Plan, Row, Sequence
+from mt_core.parallel.tensor.plan import Column, Expert, Plan, Row, Sequence
 from mt_models import config
 from mt_models.layers.basic import Linear
 from mt_models.layers.moe import AuxLosses, MoE

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mt_core.parallel.experts import Dispatch, dispatch, inverse, reorder
+from mt_core.parallel.expert.dispatcher import Dispatch, dispatch
+from mt_core.parallel.expert.permutation import inverse, reorder
 from mt_models import config
 from mt_models.layers.basic import Linear
 

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from mt_core.contracts import BatchKey
 from mt_core.errors import MtError
-from mt_core.parallel.plan import Plan
 from mt_core.parallel.recompute import Layer, in_order
+from mt_core.parallel.tensor.plan import Plan
 from mt_models import canonical
 from mt_models.config import TransformerConfig
 from mt_models.initialization import initial

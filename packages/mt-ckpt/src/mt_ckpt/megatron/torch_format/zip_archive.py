@@ -11,7 +11,7 @@ from zipfile import ZipFile, ZipInfo
 import torch
 from torch import Tensor
 
-from mt_core.checkpoint.tensor_files import write_all
+from mt_core.checkpoint.safetensors_io import write_all
 
 ALIGNMENT = 64
 BLOCK_BYTES = 128 << 10

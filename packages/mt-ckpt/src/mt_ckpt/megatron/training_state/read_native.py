@@ -11,7 +11,7 @@ from mt_ckpt.megatron.training_state.run_settings import groups_of, not_carried_
 from mt_ckpt.megatron.training_state.state import KINDS, MASTER, Stream, TrainingState
 from mt_ckpt.native.loader import Native
 from mt_core.checkpoint import native
-from mt_core.checkpoint.parts import StoredTensor, open_part
+from mt_core.checkpoint.shard_files import StoredTensor, open_part
 from mt_core.config.sections import LRScheduleConfig
 from mt_core.errors import MtError, Problem, raise_if
 from mt_core.training.lr_schedule import learning_rate

@@ -12,7 +12,7 @@ from mt_ckpt.megatron.training_state.run_settings import not_carried_to_mt, to_s
 from mt_ckpt.megatron.training_state.state import MASTER, MOMENTS, TrainingState, matching_masters
 from mt_ckpt.tensor_streams.accounting import accounted
 from mt_core.checkpoint.native import step_directory
-from mt_core.checkpoint.writing import write
+from mt_core.checkpoint.step_writer import write
 from mt_core.config.loading import validate
 from mt_core.config.sections import (
     BatchConfig,

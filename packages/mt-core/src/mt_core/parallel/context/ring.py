@@ -14,13 +14,39 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mt_core.parallel.axis import Axis
-from mt_core.parallel.context.chunks import Chunk, attend, attend_backward
-from mt_core.parallel.context.passing import Coming, pass_on
-from mt_core.parallel.context.sequence import gather
+from mt_core.distributed.mesh import Axis
+from mt_core.parallel.context.attention_chunks import Chunk, attend, attend_backward
+from mt_core.parallel.context.zigzag import gather
+
+
+@dataclass(frozen=True, slots=True)
+class Coming:
+    """Tensors on their way to this rank, and those that leave it, which must live until the exchange is over."""
+
+    tensors: tuple[Tensor, ...]
+    works: tuple[dist.Work, ...] = ()
+    leaving: tuple[Tensor, ...] = ()
+
+    def wait(self) -> tuple[Tensor, ...]:
+        """The tensors, once they are here."""
+        for work in self.works:
+            work.wait()
+        return self.tensors
+
+
+def pass_on(tensors: tuple[Tensor, ...], axis: Axis) -> Coming:
+    """Start to send tensors to the next rank and to receive those of the one before; do not write to them meanwhile."""
+    if axis.size == 1:
+        return Coming(tensors)
+    arriving = tuple(torch.empty_like(x) for x in tensors)
+    after, before = (axis.rank + 1) % axis.size, (axis.rank - 1) % axis.size
+    sends = [dist.P2POp(dist.isend, x, group=axis.group, group_peer=after) for x in tensors]
+    receives = [dist.P2POp(dist.irecv, x, group=axis.group, group_peer=before) for x in arriving]
+    return Coming(arriving, tuple(dist.batch_isend_irecv([*sends, *receives])), leaving=tensors)
 
 
 def ring(q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, segment_ids_BT: Tensor | None = None, *, axis: Axis) -> Tensor:
