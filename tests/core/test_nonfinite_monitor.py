@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from mt_core.config.sections import ParallelConfig
-from mt_core.parallel.dims import dims_of
-from mt_core.parallel.mesh import make_mesh
+from mt_core.distributed.mesh import make_mesh
+from mt_core.distributed.topology import dims_of
 from mt_core.training.nonfinite import NonFiniteMonitor
 from mt_core.training.step import Update
 
