@@ -53,7 +53,7 @@ class ModelConfig(Protocol):
         ...
 
     def canonical_shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """Name and shape of every tensor in a checkpoint of this model (DESIGN §6)."""
+        """Name and shape of every tensor in a checkpoint of this model."""
         ...
 
     def flops_per_token(self, sequence: int, /) -> float:

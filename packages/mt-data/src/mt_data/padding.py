@@ -1,4 +1,4 @@
-"""The id that a dataset takes for padding (spec/data.md §4.8)."""
+"""The id that a dataset takes for padding (docs/specs/data.md §4.8)."""
 
 from mt_core.types import Tokenizer
 

@@ -1,4 +1,4 @@
-"""`build_splits`: the GPT datasets of a data section, single or blended (spec/data.md §4.2, §4.12)."""
+"""`build_splits`: the GPT datasets of a data section, single or blended (docs/specs/data.md §4.2, §4.12)."""
 
 from pathlib import Path
 

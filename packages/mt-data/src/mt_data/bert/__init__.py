@@ -1,1 +1,1 @@
-"""BERT samples: two parts of a document with hidden words (spec/data.md §5.2)."""
+"""BERT samples: two parts of a document with hidden words (docs/specs/data.md §5.2)."""

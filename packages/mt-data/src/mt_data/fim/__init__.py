@@ -1,1 +1,1 @@
-"""GPT samples with the middle of documents moved to their end (spec/data.md §5.8)."""
+"""GPT samples with the middle of documents moved to their end (docs/specs/data.md §5.8)."""

@@ -1,4 +1,4 @@
-"""`GPTDataset`: samples of L tokens and their labels, in training order (spec/data.md §4.7, §4.9)."""
+"""`GPTDataset`: samples of L tokens and their labels, in training order (docs/specs/data.md §4.7, §4.9)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,4 +1,7 @@
-"""An `.idx` file from streams of blocks: constant memory, however many sequences there are (spec/data.md §1.2)."""
+"""An `.idx` file from streams of blocks: constant memory, however many sequences there are.
+
+Source: docs/specs/data.md §1.2.
+"""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass

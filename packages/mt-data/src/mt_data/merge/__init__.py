@@ -1,1 +1,4 @@
-"""`mt data merge`: several `.bin`/`.idx` pairs to one, as Megatron's `add_index` joins them (spec/data.md §1.7)."""
+"""`mt data merge`: several `.bin`/`.idx` pairs to one, as Megatron's `add_index` joins them.
+
+Source: docs/specs/data.md §1.7.
+"""

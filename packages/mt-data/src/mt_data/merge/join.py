@@ -1,4 +1,7 @@
-"""Joining pairs: tokens copied as they are, lengths after one another, document bounds shifted (spec/data.md §1.4)."""
+"""Joining pairs: tokens copied as they are, lengths after one another, document bounds shifted.
+
+Source: docs/specs/data.md §1.4.
+"""
 
 import os
 import shutil

@@ -1,1 +1,1 @@
-"""Which samples a data-parallel rank reads, and how many make a step (spec/data.md §6)."""
+"""Which samples a data-parallel rank reads, and how many make a step (docs/specs/data.md §6)."""

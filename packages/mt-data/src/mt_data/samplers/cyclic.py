@@ -1,4 +1,4 @@
-"""Megatron's `cyclic` order: shuffled anew each epoch, without end (spec/data.md §6.2).
+"""Megatron's `cyclic` order: shuffled anew each epoch, without end (docs/specs/data.md §6.2).
 
 The seed of an epoch is its number and nothing else. The position stays one integer, but unlike that of `single` it
 means the same samples only with the same ranks and micro-batch.

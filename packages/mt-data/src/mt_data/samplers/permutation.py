@@ -1,4 +1,4 @@
-"""`torch.randperm` on the CPU, without torch: Fisher-Yates with the raw draws of MT19937 (spec/data.md §6.2)."""
+"""`torch.randperm` on the CPU, without torch: Fisher-Yates with the raw draws of MT19937 (docs/specs/data.md §6.2)."""
 
 import numpy as np
 

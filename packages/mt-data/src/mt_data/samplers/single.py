@@ -1,6 +1,8 @@
 """Megatron's `single` order, one pass over the samples as they stand, and `sequential`, which drops none of them.
 
-The position is the samples consumed by all ranks so far; it stays valid with other ranks or batch sizes (spec §6.1).
+The position is the samples consumed by all ranks so far; it stays valid with other ranks or batch sizes.
+
+Source: docs/specs/data.md §6.1.
 """
 
 from collections.abc import Iterator

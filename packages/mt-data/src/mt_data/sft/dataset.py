@@ -1,4 +1,7 @@
-"""`SFTDataset`: sample i is line i of a JSON Lines file of conversations, around and around (spec/data.md §5.7)."""
+"""`SFTDataset`: sample i is line i of a JSON Lines file of conversations, around and around.
+
+Source: docs/specs/data.md §5.7.
+"""
 
 import json
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Conversations one after the other in a sample of L tokens (spec/data.md §5.7)."""
+"""Conversations one after the other in a sample of L tokens (docs/specs/data.md §5.7)."""
 
 from collections.abc import Iterable, Mapping
 

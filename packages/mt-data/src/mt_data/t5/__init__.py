@@ -1,1 +1,1 @@
-"""T5 samples: runs of words moved from the text of the encoder to that of the decoder (spec/data.md §5.3)."""
+"""T5 samples: runs of words moved from the text of the encoder to that of the decoder (docs/specs/data.md §5.3)."""

@@ -1,4 +1,4 @@
-"""How many rows an embedding has for a vocabulary (spec/data.md §3.1)."""
+"""How many rows an embedding has for a vocabulary (docs/specs/data.md §3.1)."""
 
 
 def padded_vocab_size(vocab: int, divisor: int = 128, *, tensor: int = 1) -> int:

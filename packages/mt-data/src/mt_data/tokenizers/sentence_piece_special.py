@@ -1,8 +1,8 @@
 """`SentencePieceTokenizer`: a SentencePiece model and, after its pieces, the special tokens that BERT and T5 need.
 
 Special tokens standing in a text get their ids, `<s>` and `</s>` among them, and each stretch of text between two is
-encoded for itself, as in Megatron v0.11 (spec/data.md §3.3). Today's main branch adds no tokens under this name unless
-told to: GPTSentencePieceTokenizer gives what that gives.
+encoded for itself, as in Megatron v0.11 (docs/specs/data.md §3.3). Today's main branch adds no tokens under
+this name unless told to: GPTSentencePieceTokenizer gives what that gives.
 """
 
 import re

@@ -3,7 +3,7 @@
 Special tokens have the first ids, bytes and merges come after them. A special token standing in a text is ordinary
 characters, as in Megatron v0.11; today's main branch recognises it there, which lets a text end its own document. Only
 `<unk>`, `<s>` and `</s>` are named unless `tiktoken_special_tokens` says more; main also names `<mask>`, `<pad>`,
-`<cls>` and `<sep>`. Where v0.11 wants a pattern to be chosen, v2 is taken, as main does (spec/data.md §3.5).
+`<cls>` and `<sep>`. Where v0.11 wants a pattern to be chosen, v2 is taken, as main does (docs/specs/data.md §3.5).
 """
 
 import re

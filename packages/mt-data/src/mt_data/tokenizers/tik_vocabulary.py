@@ -1,4 +1,4 @@
-"""The vocabulary file of `TikTokenizer`: JSON, a list of {rank, token_bytes, token_str} (spec/data.md §3.5)."""
+"""The vocabulary file of `TikTokenizer`: JSON, a list of {rank, token_bytes, token_str} (docs/specs/data.md §3.5)."""
 
 import base64
 import binascii

@@ -1,4 +1,4 @@
-"""How BERT splits a text into words before WordPiece, in Python's own Unicode (spec/data.md §3.3).
+"""How BERT splits a text into words before WordPiece, in Python's own Unicode (docs/specs/data.md §3.3).
 
 This is the definition; `word_piece` uses a faster library for every text on which the two agree.
 """
