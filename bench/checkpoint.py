@@ -19,10 +19,10 @@ from typing import Any
 
 import torch
 
-from mt_core.checkpoint.async_writer import AsyncWriter, Saved
+from mt_core.checkpoint.async_save import AsyncWriter, Saved
+from mt_core.checkpoint.commit_protocol import Ranks
 from mt_core.checkpoint.native import read_meta, resolve
-from mt_core.checkpoint.parts import open_part
-from mt_core.checkpoint.protocol import Ranks
+from mt_core.checkpoint.shard_files import open_part
 
 SHAPE = (4096, 4096)
 """Of a tensor: 64 MiB in fp32."""

@@ -59,7 +59,7 @@ def main() -> None:
 
 def child(asked: dict[str, Any]) -> None:
     """One conversion in a process of its own; prints its seconds without the process's start."""
-    from mt_ckpt.convert import convert
+    from mt_ckpt.conversion.convert import convert
 
     start = time.perf_counter()
     convert("hf", Path(asked["source"]), asked["saver"], Path(asked["target"]), options=asked["options"])

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
-from mt_data.blend import sized_blend
-from mt_data.gpt.dataset import gpt_dataset
-from mt_data.gpt.indices import Request, build_indices, sample_index
-from mt_data.index_cache import IndexCache
+from mt_data.blending.blend import sized_blend
+from mt_data.datasets.gpt.dataset import gpt_dataset
+from mt_data.datasets.gpt.indices import Request, build_indices, sample_index
+from mt_data.datasets.masking.sentence_mapping import Gathering, Sentences, sentence_mapping
+from mt_data.indexed.cache import IndexCache
 from mt_data.indexed.reader import IndexedReader
 from mt_data.indexed.writer import IndexedWriter
-from mt_data.sentences.mapping import Gathering, Sentences, sentence_mapping
 
 SEQ_LENGTH = 2048
 

@@ -34,8 +34,8 @@ def main() -> None:
     shutil.rmtree(args.folder, ignore_errors=True)
     args.folder.mkdir(parents=True)
     common = [f"data.paths=['{args.folder / 'random'}']", "data.split=1,0,0", f"runtime.run_dir={args.folder / 'run'}"]
-    common += ["log.every=1", "schedule.warmup_steps=1", *args.set]
-    common += [f"schedule.steps={STEPS}", "checkpoint.at_end=false"]
+    common += ["log.every=1", "lr_schedule.warmup_steps=1", *args.set]
+    common += [f"train.steps={STEPS}", "checkpoint.at_end=false"]
     config = load_run_config([], common, args.preset, rules=False)
     tokens = STEPS * config.batch.global_batch * config.data.seq_length + 1
     random_corpus(args.folder / "random", config.model.vocab_size, tokens)

@@ -22,7 +22,7 @@ ours batch.global_batch=4 parallel.tensor="$gpus" parallel.sequence=true
 theirs gbs=4 tp="$gpus"
 ours batch.global_batch=4 parallel.context="$gpus" parallel.sharding=zero1
 theirs gbs=4 cp="$gpus"
-long=(data.seq_length=32768 model.max_positions=32768 batch.global_batch=2)
+long=(data.seq_length=32768 model.max_seq_len=32768 batch.global_batch=2)
 ours "${long[@]}" parallel.context="$gpus" parallel.sharding=zero1
 theirs gbs=2 s=32768 cp="$gpus"
 ours batch.global_batch=4 parallel.sharding=fsdp

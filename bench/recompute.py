@@ -17,7 +17,7 @@ import torch
 
 from mt_cli.run_config import load_run_config
 from mt_cli.train.compose import build_state
-from mt_core.parallel.mesh import Mesh
+from mt_core.distributed.mesh import Mesh
 from mt_core.training.step import backward, reduce, update
 
 KINDS = {

@@ -38,8 +38,8 @@ def run(args: argparse.Namespace, folder: Path) -> list[dict]:
     """Lines of metrics.jsonl of a run of warm-up and timed steps."""
     files, preset = ([Path(args.config)], None) if args.config.endswith(".toml") else ([], args.config)
     overrides = [
-        f"schedule.steps={args.warmup + args.steps}",
-        "schedule.warmup_steps=2",
+        f"train.steps={args.warmup + args.steps}",
+        "lr_schedule.warmup_steps=2",
         "log.every=1",
         "checkpoint.at_end=false",
         "data.split=1,0,0",
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace, folder: Path) -> list[dict]:
         *args.overrides,
     ]
     config = load_run_config(files, overrides, preset, rules=False)
-    samples = config.schedule.steps * config.batch.global_batch
+    samples = config.train.steps * config.batch.global_batch
     random_corpus(folder / "random", config.model.vocab_size, samples * config.data.seq_length + 1)
     options = [part for text in overrides for part in ("--set", text)]
     (folder / "empty.toml").touch()

@@ -12,7 +12,7 @@ import typer
 from typer.testing import CliRunner
 
 from mt_cli.main import app
-from mt_cli.plugin_group import LazyCommand
+from mt_core.cli.plugin_group import LazyCommand
 
 PAGE = Path(__file__).parent / "reference" / "commands.md"
 INTRO = """# Commands

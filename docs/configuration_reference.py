@@ -107,7 +107,7 @@ def presets() -> Iterator[str]:
     for name, found in components("preset").items():
         model = model_config(tomllib.loads(found.load().read_text(encoding="utf-8"))["model"])
         count = sum(math.prod(shape) for shape in model.canonical_shapes().values())
-        cells = (f"{count:,}", model.layers, model.model_size, model.attention.heads, model.max_positions)
+        cells = (f"{count:,}", model.layers, model.hidden_size, model.attention.heads, model.max_seq_len)
         yield f"| `{name}` | {' | '.join(map(str, cells))} | {found.summary} |"
 
 

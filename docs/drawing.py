@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from html import escape
 
-from mt_core.planning.pictures import COLOURS, STYLE
+from mt_core.planning.svg import COLOURS, STYLE
 
 WIDTH = 960
 RANKS = [COLOURS[name] for name in ("weights", "gradients", "master weights", "moments", "activations", "logits")] + [

@@ -14,10 +14,9 @@ from torch import nn
 from mt_cli.run_config import run_config_type
 from mt_cli.train.compose import build_state
 from mt_core.config.load import model_config
-from mt_core.parallel.axis import Axis
-from mt_core.parallel.buckets import Buckets
-from mt_core.parallel.dims import dims_of
-from mt_core.parallel.mesh import make_mesh
+from mt_core.distributed.mesh import Axis, make_mesh
+from mt_core.distributed.topology import dims_of
+from mt_core.parallel.data.zero1 import Buckets
 from mt_core.training.state import TrainState
 from mt_core.verification.ranks import run_ranks
 
@@ -26,12 +25,12 @@ SAMPLES, LENGTH = 1, 16
 MODEL = {
     "kind": "gpt",
     "layers": 2,
-    "model_size": 64,
+    "hidden_size": 64,
     "vocab_size": 240,
     "vocab_divisor": 4,
-    "max_positions": LENGTH,
-    "attention": {"kind": "gqa", "heads": 8, "kv_groups": 2, "head_size": 8, "core": "eager"},
-    "mlp": {"kind": "gated", "size": 192},
+    "max_seq_len": LENGTH,
+    "attention": {"kind": "gqa", "heads": 8, "num_kv_heads": 2, "head_size": 8, "core": "eager"},
+    "mlp": {"kind": "gated", "ffn_hidden_size": 192},
     "norm": {"kind": "rms"},
     "position": {"kind": "rope"},
 }
@@ -50,7 +49,7 @@ TENSOR: Mapping[str, dict[str, Any]] = {
     "sequence": {"tensor": RANKS, "sequence": True},
 }
 EXPERT: dict[str, Any] = {"expert": 2, "sharding": "zero1", "bucket_size": 1}
-MIXTURE = {"kind": "moe", "size": 48, "experts": 4, "top_k": 2}
+MIXTURE = {"kind": "moe", "ffn_hidden_size": 48, "experts": 4, "top_k": 2}
 """Feed-forward layers of the model that is looked at under `EXPERT`."""
 BLOCKS = 4
 """Equal parts of a tensor, by its first dim, of which is told how much a rank holds: experts, of a stack of them."""

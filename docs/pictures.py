@@ -12,16 +12,16 @@ from drawing import RANKS, SHARED, WIDTH, box, document, labelled, legend, outli
 from holdings import BLOCKS, Blocks, Observed, State, observed, whole_model
 from holdings import RANKS as FOUR
 
-from mt_core.checkpoint.protocol import COMMITTED, META, Ranks
+from mt_core.checkpoint.commit_protocol import COMMITTED, META, Ranks
 from mt_core.config.sections import PrecisionConfig
-from mt_core.parallel.axis import Axis
+from mt_core.distributed.mesh import Axis
+from mt_core.distributed.topology import ParallelDims
 from mt_core.parallel.context.ring import visible_part
-from mt_core.parallel.context.sequence import local_positions
-from mt_core.parallel.dims import ParallelDims
+from mt_core.parallel.context.zigzag import local_positions
+from mt_core.parallel.layout import layout_of
 from mt_core.planning.activations import activations_of
-from mt_core.planning.layout import layout_of
-from mt_core.planning.pictures import COLOURS
 from mt_core.planning.precision import state_bytes
+from mt_core.planning.svg import COLOURS
 
 FOLDER = Path(__file__).parent / "explanation" / "parallelism"
 LEFT, TOP, ROW = 150, 56, 20

@@ -6,28 +6,35 @@ from mt_cli.run_config import run_config_type
 from mt_models.config import GQA, Dense, Gated, LayerNorm, Learned, MoE, NoPosition, RMSNorm, Rope
 
 MODELS: dict[str, dict[str, Any]] = {
-    "gqa": {"attention": GQA(heads=8, kv_groups=4, head_size=4)},
-    "mha-tied": {"attention": GQA(heads=4, kv_groups=4, head_size=8), "tied": True, "mlp": Dense(size=48)},
+    "gqa": {"attention": GQA(heads=8, num_kv_heads=4, head_size=4)},
+    "mha-tied": {
+        "attention": GQA(heads=4, num_kv_heads=4, head_size=8),
+        "tied": True,
+        "mlp": Dense(ffn_hidden_size=48),
+    },
     "learned-biased": {
-        "attention": GQA(heads=8, kv_groups=4, head_size=4, qkv_bias=True, out_bias=True),
-        "mlp": Dense(size=48, bias=True),
+        "attention": GQA(heads=8, num_kv_heads=4, head_size=4, qkv_bias=True, out_bias=True),
+        "mlp": Dense(ffn_hidden_size=48, bias=True),
         "norm": LayerNorm(),
         "position": Learned(),
     },
     "repeated-groups": {
-        "attention": GQA(heads=8, kv_groups=2, head_size=4, qkv_bias=True),
-        "mlp": Gated(size=48, bias=True),
+        "attention": GQA(heads=8, num_kv_heads=2, head_size=4, qkv_bias=True),
+        "mlp": Gated(ffn_hidden_size=48, bias=True),
         "position": NoPosition(),
         "tied": True,
     },
     "qk-norm": {
-        "attention": GQA(heads=8, kv_groups=2, head_size=4, qk_norm=True),
+        "attention": GQA(heads=8, num_kv_heads=2, head_size=4, qk_norm=True),
         "norm": RMSNorm(offset=True),
         "post_norms": True,
         "scaled_embedding": True,
         "logit_softcap": 2.0,
     },
-    "experts": {"attention": GQA(heads=8, kv_groups=4, head_size=4), "mlp": MoE(size=24, experts=4, top_k=2)},
+    "experts": {
+        "attention": GQA(heads=8, num_kv_heads=4, head_size=4),
+        "mlp": MoE(ffn_hidden_size=24, experts=4, top_k=2),
+    },
 }
 """Between them: experts, normalised heads, post-norms, capped logits,
 grouped and full attention, ties, biases, every kind of position, norm and feed-forward layer."""
@@ -38,8 +45,8 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "tensor 2, sequence": (2, {"tensor": 2, "sequence": True}),
     "tensor 4, sequence": (4, {"tensor": 4, "sequence": True}),
     "context 2, ring": (2, {"context": 2}),
-    "context 2, all-gather": (2, {"context": 2, "context_exchange": "all_gather"}),
-    "context 2, all-to-all": (2, {"context": 2, "context_exchange": "all_to_all"}),
+    "context 2, all-gather": (2, {"context": 2, "cp_comm_type": "all_gather"}),
+    "context 2, all-to-all": (2, {"context": 2, "cp_comm_type": "all_to_all"}),
     "replicate 2": (2, {"sharding": "replicate"}),
     "zero1 2": (2, {"sharding": "zero1", "bucket_size": 3000}),
     "fsdp 2": (2, {"sharding": "fsdp"}),
@@ -54,8 +61,8 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
 
 BALANCED = {
     "balanced-experts": {
-        "attention": GQA(heads=8, kv_groups=4, head_size=4),
-        "mlp": MoE(size=20, experts=8, top_k=3, normalized=False, balance=0.5),
+        "attention": GQA(heads=8, num_kv_heads=4, head_size=4),
+        "mlp": MoE(ffn_hidden_size=20, experts=8, top_k=3, normalized=False, aux_loss_coeff=0.5),
         "tied": True,
     }
 }
@@ -87,11 +94,11 @@ def run_config(model: str = "gqa", **sections: Any) -> Any:
         "model": {
             "kind": "gpt",
             "layers": 2,
-            "model_size": 32,
+            "hidden_size": 32,
             "vocab_size": 61,
             "vocab_divisor": 4,
-            "max_positions": 16,
-            "mlp": Gated(size=48).model_dump(),
+            "max_seq_len": 16,
+            "mlp": Gated(ffn_hidden_size=48).model_dump(),
             "norm": RMSNorm().model_dump(),
             "position": Rope().model_dump(),
             "init_std": 0.2,

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 
 from mt_cli.train.compose import build_state
-from mt_core.parallel.dims import dims_of
-from mt_core.parallel.mesh import Mesh, make_mesh
+from mt_core.distributed.mesh import Mesh, make_mesh
+from mt_core.distributed.topology import dims_of
 from mt_core.training.inputs import Batch
 from mt_core.training.state import TrainState
 from mt_core.training.step import Update, backward, reduce, update
@@ -29,7 +29,7 @@ def batches_of(config: Any, mesh: Mesh, step: int = 0) -> list[Batch]:
 def gradients(config: Any, state: TrainState, batches: Sequence[Batch]) -> torch.Tensor:
     """Fill the masters' gradients with those of a step of which every token counts; this rank's share of the loss."""
     tokens = config.batch.global_batch * config.data.seq_length
-    loss = backward(state.model, state.engine, batches, tokens, CPU, scale=state.loss_scale.value)
+    loss = backward(state.model, state.engine, batches, tokens, CPU, scale=state.loss_scale.value).loss
     reduce(state.engine)
     return loss
 

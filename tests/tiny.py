@@ -17,11 +17,11 @@ def llama(**changes) -> GPTConfig:
     """Two blocks with rotary positions, grouped queries and SwiGLU."""
     values = {
         "layers": 2,
-        "model_size": 32,
+        "hidden_size": 32,
         "vocab_size": 257,
-        "max_positions": 64,
-        "attention": GQA(heads=4, kv_groups=2, head_size=8),
-        "mlp": Gated(size=48),
+        "max_seq_len": 64,
+        "attention": GQA(heads=4, num_kv_heads=2, head_size=8),
+        "mlp": Gated(ffn_hidden_size=48),
         "norm": RMSNorm(),
         "position": Rope(),
     }
@@ -31,8 +31,8 @@ def llama(**changes) -> GPTConfig:
 def gpt2(**changes) -> GPTConfig:
     """Two blocks with learned positions, biases, LayerNorm, GELU and a tied output layer."""
     values = {
-        "attention": GQA(heads=4, kv_groups=4, head_size=8, qkv_bias=True, out_bias=True),
-        "mlp": Dense(size=64, bias=True),
+        "attention": GQA(heads=4, num_kv_heads=4, head_size=8, qkv_bias=True, out_bias=True),
+        "mlp": Dense(ffn_hidden_size=64, bias=True),
         "norm": LayerNorm(),
         "position": Learned(),
         "tied": True,
@@ -65,7 +65,8 @@ def run_toml(path: Path, corpus: Path, run_dir: Path, **sections) -> Path:
         "model": llama().model_dump(mode="json", exclude_none=True),
         "data": {"paths": [str(corpus)], "seq_length": 32, "split": "90,10,0", "tokenizer": {"type": "bytes"}},
         "batch": {"micro_batch": 2, "global_batch": 4},
-        "schedule": {"steps": 6, "warmup_steps": 2},
+        "train": {"steps": 6},
+        "lr_schedule": {"warmup_steps": 2},
         "optim": {"lr": 1e-2},
         "log": {"every": 1},
         "runtime": {"run_dir": str(run_dir), "threads": 1},

@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 
-from mt_ckpt.sources import SafetensorsDir
+from mt_ckpt.tensor_streams.sources import SafetensorsDir
 from mt_core.plugins import Component, hookimpl, manager
 
 LLAMA: dict[str, Any] = {

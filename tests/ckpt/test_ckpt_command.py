@@ -9,9 +9,9 @@ import pytest
 from typer.testing import CliRunner
 
 from mt_ckpt.command import app
-from mt_ckpt.convert import convert
-from mt_ckpt.detect import detect
-from mt_ckpt.inspect import inspect_checkpoint, size_text
+from mt_ckpt.conversion.convert import convert
+from mt_ckpt.conversion.detect import detect
+from mt_ckpt.tools.inspect import inspect_checkpoint, size_text
 from mt_core.errors import MtError
 from mt_core.plugins import components
 
@@ -72,7 +72,7 @@ def test_inspect_shows_tensors_totals_and_configuration(native):
     assert "  embed.weight                   [61, 32]         float32    7.81 kB" in lines
     assert "  layers.{0-2}.attn.k.weight     [16, 32]         float32    6.14 kB" in lines
     assert "  30 tensors, 27,168 parameters, 109 kB" in lines
-    attention = "  attention      kind gqa, heads 4, kv_groups 2, head_size 8, qkv_bias False, out_bias False"
+    attention = "  attention      kind gqa, heads 4, num_kv_heads 2, head_size 8, qkv_bias False, out_bias False"
     assert any(line.startswith(attention) for line in lines)
     assert lines[-1] == "tokenizer files: generation_config.json"
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mt_ckpt.convert import convert
-from mt_ckpt.detect import open_checkpoint
+from mt_ckpt.conversion.convert import convert
+from mt_ckpt.conversion.detect import open_checkpoint
 from mt_core.errors import MtError
 
 WEIGHTS = "model.safetensors"
@@ -92,7 +92,7 @@ def test_a_tensor_in_two_shards_is_refused(save_model, tmp_path):
 
 
 def test_what_a_third_partys_loader_gets_wrong_is_told_at_once(native, tmp_path, add_component):
-    add_component("ckpt-loader", "odd", "ckpt.odd_formats:WrongTensors")
+    add_component("ckpt-loader", "odd", "ckpt.faulty_plugins:WrongTensors")
     found = problems("odd", native, "native", tmp_path / "result")
     assert len(found) == 4
     for part in (
@@ -176,7 +176,7 @@ def test_an_existing_target_is_refused_and_kept(native, tmp_path):
 
 @pytest.mark.parametrize("saver", ["native", "hf"])
 def test_an_interrupted_conversion_leaves_nothing(saver, native, tmp_path, add_component):
-    add_component("ckpt-loader", "interrupted", "ckpt.odd_formats:Interrupted")
+    add_component("ckpt-loader", "interrupted", "ckpt.faulty_plugins:Interrupted")
     with pytest.raises(KeyboardInterrupt):
         convert("interrupted", native, saver, tmp_path / "result")
     assert is_clean(tmp_path)
@@ -216,7 +216,7 @@ def test_verification_of_native_formats_needs_no_transformers(native, tmp_path):
 
 
 def test_verification_catches_a_saver_that_mixes_up_meanings(native, tmp_path, add_component):
-    add_component("ckpt-saver", "swaps", "ckpt.odd_formats:swaps_gate_and_up")
+    add_component("ckpt-saver", "swaps", "ckpt.faulty_plugins:swaps_gate_and_up")
     convert("native", native, "swaps", tmp_path / "unnoticed")
     (problem,) = problems("native", native, "swaps", tmp_path / "result", verify=True)
     assert re.search(r"source in mt and result in mt disagree: logits differ by .* the result was removed", problem)
@@ -224,7 +224,7 @@ def test_verification_catches_a_saver_that_mixes_up_meanings(native, tmp_path, a
 
 
 def test_verification_of_a_format_that_no_loader_reads_is_refused(native, tmp_path, add_component):
-    add_component("ckpt-saver", "text", "ckpt.odd_formats:writes_text")
+    add_component("ckpt-saver", "text", "ckpt.faulty_plugins:writes_text")
     (problem,) = problems("native", native, "text", tmp_path / "result", verify=True)
     assert "holds no checkpoint of a known format; looked for native: meta.json or step-*; hf: config.json" in problem
     assert is_clean(tmp_path)

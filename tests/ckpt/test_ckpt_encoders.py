@@ -7,10 +7,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ckpt.conftest import bits, hugging_face_model
-from mt_ckpt.convert import convert
-from mt_ckpt.detect import open_checkpoint
-from mt_ckpt.savers.hf import carrier, save
-from mt_ckpt.verify import our_logits, transformers_logits
+from mt_ckpt.conversion.convert import convert
+from mt_ckpt.conversion.detect import open_checkpoint
+from mt_ckpt.conversion.verify import our_logits, transformers_logits
+from mt_ckpt.huggingface.saver import carrier, save
 from mt_core.errors import MtError
 from mt_models.canonical import canonical_state
 from mt_models.config import BertConfig, T5Config
@@ -55,11 +55,11 @@ def test_bits_and_logits_of_bert_survive(family, auto_class, save_model, tmp_pat
 def bert(**changes):
     values = {
         "layers": 2,
-        "model_size": 32,
+        "hidden_size": 32,
         "vocab_size": 61,
-        "max_positions": 40,
-        "attention": {"heads": 4, "kv_groups": 4, "head_size": 8, "qkv_bias": True, "out_bias": True},
-        "mlp": {"kind": "dense", "size": 48, "bias": True},
+        "max_seq_len": 40,
+        "attention": {"heads": 4, "num_kv_heads": 4, "head_size": 8, "qkv_bias": True, "out_bias": True},
+        "mlp": {"kind": "dense", "ffn_hidden_size": 48, "bias": True},
         "norm": {"kind": "layer"},
         "init_std": 0.2,
     }
@@ -120,7 +120,7 @@ def test_a_decoding_bert_is_refused(save_model, tmp_path):
         (bert(pooler=True, binary_head=False), "lm_head = True, pooler = True, binary_head = False together"),
         (bert(token_types=0), "token_types = 0"),
         (bert(head_activation="gelu"), "head_activation = 'gelu' with mlp.activation = 'gelu_tanh'"),
-        (bert(mlp={"kind": "gated", "size": 48, "bias": True}), "mlp.kind = 'gated'"),
+        (bert(mlp={"kind": "gated", "ffn_hidden_size": 48, "bias": True}), "mlp.kind = 'gated'"),
     ],
 )
 def test_a_bert_that_no_family_carries_is_refused(config, message):
@@ -160,11 +160,11 @@ def t5(**changes):
     values = {
         "layers": 2,
         "decoder_layers": 3,
-        "model_size": 32,
+        "hidden_size": 32,
         "vocab_size": 61,
-        "max_positions": 40,
-        "attention": {"heads": 4, "kv_groups": 4, "head_size": 8, "scale": 1.0},
-        "mlp": {"kind": "gated", "size": 48, "activation": "gelu_tanh"},
+        "max_seq_len": 40,
+        "attention": {"heads": 4, "num_kv_heads": 4, "head_size": 8, "scale": 1.0},
+        "mlp": {"kind": "gated", "ffn_hidden_size": 48, "activation": "gelu_tanh"},
         "norm": {"kind": "rms"},
         "position": {"kind": "relative"},
         "init_std": 0.2,
@@ -230,7 +230,7 @@ def test_what_a_t5_asks_for_that_we_lack_is_refused(changes, message, save_model
     ("config", "message"),
     [
         (t5(scaled_head=True), "scaled_head = True with tied = False"),
-        (t5(mlp={"kind": "gated", "size": 48, "activation": "gelu"}), "mlp.activation = 'gelu'"),
+        (t5(mlp={"kind": "gated", "ffn_hidden_size": 48, "activation": "gelu"}), "mlp.activation = 'gelu'"),
         (t5(head_bias=True), "head_bias = True"),
     ],
 )
@@ -246,9 +246,9 @@ def test_the_source_model_and_the_saved_one_agree(save_model):
 
 
 def test_a_t5_without_norms_at_the_end_is_refused():
-    attention = {"heads": 2, "kv_groups": 2, "head_size": 8, "scale": 1.0}
-    sizes = {"layers": 1, "decoder_layers": 1, "model_size": 16, "vocab_size": 32, "max_positions": 16}
-    parts = {"mlp": {"kind": "gated", "size": 24, "activation": "gelu_tanh"}, "norm": {"kind": "rms"}}
+    attention = {"heads": 2, "num_kv_heads": 2, "head_size": 8, "scale": 1.0}
+    sizes = {"layers": 1, "decoder_layers": 1, "hidden_size": 16, "vocab_size": 32, "max_seq_len": 16}
+    parts = {"mlp": {"kind": "gated", "ffn_hidden_size": 24, "activation": "gelu_tanh"}, "norm": {"kind": "rms"}}
     config = T5Config.model_validate(
         sizes | parts | {"attention": attention, "position": {"kind": "relative"}, "final_norm": False}
     )

@@ -9,12 +9,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
 from ckpt.conftest import bits, hugging_face_model
-from mt_ckpt.convert import convert
-from mt_ckpt.detect import open_checkpoint
-from mt_ckpt.families import FAMILIES
-from mt_ckpt.hf_config import read_config
-from mt_ckpt.savers.hf import carrier, save
-from mt_ckpt.verify import our_logits, transformers_logits
+from mt_ckpt.conversion.convert import convert
+from mt_ckpt.conversion.detect import open_checkpoint
+from mt_ckpt.conversion.verify import our_logits, transformers_logits
+from mt_ckpt.huggingface.config import read_config
+from mt_ckpt.huggingface.families import FAMILIES
+from mt_ckpt.huggingface.saver import carrier, save
 from mt_core.errors import MtError
 from mt_models.canonical import canonical_state
 from mt_models.config import GPTConfig
@@ -101,23 +101,23 @@ def test_transformers_reads_and_writes_our_config_json(family, changes, save_mod
 def ours(**changes):
     values = {
         "layers": 3,
-        "model_size": 32,
+        "hidden_size": 32,
         "vocab_size": 61,
-        "max_positions": 40,
+        "max_seq_len": 40,
         "init_std": 0.2,
-        "attention": {"heads": 4, "kv_groups": 2, "head_size": 8} | changes.pop("attention", {}),
-        "mlp": {"kind": "gated", "size": 48},
+        "attention": {"heads": 4, "num_kv_heads": 2, "head_size": 8} | changes.pop("attention", {}),
+        "mlp": {"kind": "gated", "ffn_hidden_size": 48},
         "norm": {"kind": "rms"},
         "position": {"kind": "rope", "theta": 5000.0},
     }
     return GPTConfig.model_validate(values | changes)
 
 
-MOE = {"kind": "moe", "size": 24, "experts": 4, "top_k": 2, "balance": 0.01}
+MOE = {"kind": "moe", "ffn_hidden_size": 24, "experts": 4, "top_k": 2, "aux_loss_coeff": 0.01}
 OF_GEMMA = {
     "norm": {"kind": "rms", "offset": True},
     "scaled_embedding": True,
-    "mlp": {"kind": "gated", "size": 48, "activation": "gelu_tanh"},
+    "mlp": {"kind": "gated", "ffn_hidden_size": 48, "activation": "gelu_tanh"},
     "tied": True,
 }
 MODELS = {

@@ -9,9 +9,9 @@ import pytest
 from transformers import AutoConfig, BertConfig, T5Config
 
 import mt_models
-from mt_ckpt.families import FAMILIES
-from mt_ckpt.hf_config import cannot_carry, read_config, write_config
-from mt_ckpt.savers.hf import carrier
+from mt_ckpt.huggingface.config import cannot_carry, read_config, write_config
+from mt_ckpt.huggingface.families import FAMILIES
+from mt_ckpt.huggingface.saver import carrier
 from mt_core.errors import MtError
 from mt_models.config import GPTConfig
 
@@ -148,21 +148,21 @@ def refusal(raw):
 
 def test_llama():
     config = read(LLAMA2)
-    assert (config.layers, config.model_size, config.vocab_size, config.max_positions) == (32, 4096, 32000, 4096)
-    assert (config.attention.heads, config.attention.kv_groups, config.attention.head_size) == (32, 32, 128)
-    assert (config.mlp.kind, config.mlp.size, config.mlp.activation) == ("gated", 11008, "silu")
+    assert (config.layers, config.hidden_size, config.vocab_size, config.max_seq_len) == (32, 4096, 32000, 4096)
+    assert (config.attention.heads, config.attention.num_kv_heads, config.attention.head_size) == (32, 32, 128)
+    assert (config.mlp.kind, config.mlp.ffn_hidden_size, config.mlp.activation) == ("gated", 11008, "silu")
     assert (config.norm.kind, config.norm.eps, config.position.theta, config.tied) == ("rms", 1e-5, 10_000.0, False)
 
 
 def test_mistral():
     config = read(MISTRAL)
-    assert (config.attention.kv_groups, config.position.theta, config.max_positions) == (8, 1e6, 32768)
+    assert (config.attention.num_kv_heads, config.position.theta, config.max_seq_len) == (8, 1e6, 32768)
 
 
 def test_gpt2():
     config = read(GPT2)
-    assert (config.mlp.size, config.mlp.activation, config.mlp.bias) == (3072, "gelu_tanh", True)
-    assert (config.attention.kv_groups, config.attention.head_size, config.attention.qkv_bias) == (12, 64, True)
+    assert (config.mlp.ffn_hidden_size, config.mlp.activation, config.mlp.bias) == (3072, "gelu_tanh", True)
+    assert (config.attention.num_kv_heads, config.attention.head_size, config.attention.qkv_bias) == (12, 64, True)
     assert (config.norm.kind, config.position.kind, config.tied) == ("layer", "learned", True)
 
 
@@ -190,7 +190,7 @@ def test_llama_31_scales_its_frequencies():
 def test_a_preset_is_the_model_on_the_hub(name, raw):
     ours = preset(name)
     if ours.mlp.kind == "moe":  # how it is trained is not in the file
-        ours = ours.model_copy(update={"mlp": ours.mlp.model_copy(update={"balance": 0.0})})
+        ours = ours.model_copy(update={"mlp": ours.mlp.model_copy(update={"aux_loss_coeff": 0.0})})
     assert read(raw) == ours
 
 
@@ -205,7 +205,12 @@ def test_yarn_stretches_the_positions_of_the_file_unless_it_names_others():
 
 def test_qwen3_moe():
     config = read(QWEN3_MOE)
-    assert (config.mlp.experts, config.mlp.top_k, config.mlp.size, config.mlp.normalized) == (128, 8, 768, True)
+    assert (config.mlp.experts, config.mlp.top_k, config.mlp.ffn_hidden_size, config.mlp.normalized) == (
+        128,
+        8,
+        768,
+        True,
+    )
     assert (config.attention.qk_norm, config.attention.head_size, config.attention.qkv_bias) == (True, 128, False)
 
 
@@ -271,7 +276,7 @@ def test_rope_theta_is_read_where_transformers_5_nests_it():
 
 
 def test_a_missing_kv_head_count_means_multi_head_attention():
-    assert read(LLAMA2 | {"num_key_value_heads": None}).attention.kv_groups == 32
+    assert read(LLAMA2 | {"num_key_value_heads": None}).attention.num_kv_heads == 32
 
 
 @pytest.mark.parametrize(
@@ -293,7 +298,7 @@ def test_a_missing_kv_head_count_means_multi_head_attention():
         ),
         ({"quantization_config": {"quant_method": "gptq"}}, "its weights are quantised"),
         ({"hidden_act": "mish"}, "hidden_act is 'mish'"),
-        ({"num_key_value_heads": 5}, "kv_groups 5 does not divide heads 32"),
+        ({"num_key_value_heads": 5}, "num_kv_heads 5 does not divide heads 32"),
         ({"num_hidden_layers": 0}, "num_hidden_layers is 0; it must be a positive integer"),
         ({"hidden_size": "wide"}, "hidden_size is 'wide'; it must be a positive integer"),
         ({"rms_norm_eps": -1.0}, "rms_norm_eps is -1.0"),
@@ -394,11 +399,11 @@ def test_everything_wrong_is_told_at_once():
 def gpt(**changes):
     values = {
         "layers": 2,
-        "model_size": 32,
+        "hidden_size": 32,
         "vocab_size": 61,
-        "max_positions": 40,
-        "attention": {"heads": 4, "kv_groups": 2, "head_size": 8},
-        "mlp": {"kind": "gated", "size": 48},
+        "max_seq_len": 40,
+        "attention": {"heads": 4, "num_kv_heads": 2, "head_size": 8},
+        "mlp": {"kind": "gated", "ffn_hidden_size": 48},
         "norm": {"kind": "rms"},
         "position": {"kind": "rope", "theta": 5000.0},
     }
@@ -406,8 +411,8 @@ def gpt(**changes):
 
 
 GPT2_PARTS = {
-    "attention": {"heads": 4, "kv_groups": 4, "head_size": 8, "qkv_bias": True, "out_bias": True},
-    "mlp": {"kind": "dense", "size": 64, "bias": True},
+    "attention": {"heads": 4, "num_kv_heads": 4, "head_size": 8, "qkv_bias": True, "out_bias": True},
+    "mlp": {"kind": "dense", "ffn_hidden_size": 64, "bias": True},
     "norm": {"kind": "layer"},
     "position": {"kind": "learned"},
     "tied": True,
@@ -418,14 +423,17 @@ GPT2_PARTS = {
     ("config", "family"),
     [
         (gpt(), "llama"),
-        (gpt(tied=True, attention={"heads": 4, "kv_groups": 1, "head_size": 16}), "llama"),
-        (gpt(attention={"heads": 4, "kv_groups": 2, "head_size": 8, "qkv_bias": True, "out_bias": True}), "llama"),
-        (gpt(mlp={"kind": "gated", "size": 48, "bias": True, "activation": "gelu_tanh"}), "llama"),
-        (gpt(attention={"heads": 3, "kv_groups": 1, "head_size": 16}), "mistral"),
+        (gpt(tied=True, attention={"heads": 4, "num_kv_heads": 1, "head_size": 16}), "llama"),
+        (gpt(attention={"heads": 4, "num_kv_heads": 2, "head_size": 8, "qkv_bias": True, "out_bias": True}), "llama"),
+        (gpt(mlp={"kind": "gated", "ffn_hidden_size": 48, "bias": True, "activation": "gelu_tanh"}), "llama"),
+        (gpt(attention={"heads": 3, "num_kv_heads": 1, "head_size": 16}), "mistral"),
         (gpt(**GPT2_PARTS), "gpt2"),
         (gpt(**GPT2_PARTS | {"tied": False}), "gpt2"),
         (
-            gpt(**GPT2_PARTS | {"mlp": {"kind": "dense", "size": 50, "bias": True, "activation": "squared_relu"}}),
+            gpt(
+                **GPT2_PARTS
+                | {"mlp": {"kind": "dense", "ffn_hidden_size": 50, "bias": True, "activation": "squared_relu"}}
+            ),
             "gpt2",
         ),
     ],
@@ -436,7 +444,9 @@ def test_the_family_that_carries_a_config_gives_it_back(config, family):
 
 
 def test_what_stands_in_the_way_of_the_closest_families_is_named():
-    config = gpt(norm={"kind": "layer", "eps": 1e-6}, mlp={"kind": "dense", "size": 48, "activation": "relu"})
+    config = gpt(
+        norm={"kind": "layer", "eps": 1e-6}, mlp={"kind": "dense", "ffn_hidden_size": 48, "activation": "relu"}
+    )
     with pytest.raises(MtError) as error:
         carrier(config)
     problems = [str(problem) for problem in error.value.problems]
@@ -449,7 +459,7 @@ def test_what_stands_in_the_way_of_the_closest_families_is_named():
 def test_what_stands_in_the_way_of_the_family_asked_for_is_named():
     (lost,) = cannot(gpt(), "gpt2")
     for value in (
-        "attention.kv_groups = 2",
+        "attention.num_kv_heads = 2",
         "attention.qkv_bias = False",
         "mlp.bias = False",
         "position.kind = 'rope'",
@@ -459,8 +469,8 @@ def test_what_stands_in_the_way_of_the_family_asked_for_is_named():
 
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
 def test_heads_that_do_not_divide_the_width_are_no_limit_of_ours_but_of_transformers(family):
-    (lost,) = cannot(gpt(attention={"heads": 3, "kv_groups": 1, "head_size": 16}), family)
-    assert "model_size = 32, not a multiple of attention.heads = 3" in lost
+    (lost,) = cannot(gpt(attention={"heads": 3, "num_kv_heads": 1, "head_size": 16}), family)
+    assert "hidden_size = 32, not a multiple of attention.heads = 3" in lost
 
 
 def test_an_unknown_family_is_refused():
@@ -476,17 +486,17 @@ def cannot(config, family):
 
 @pytest.mark.parametrize("scale", [2.0, 0.3])
 def test_a_scale_that_is_no_root_of_a_whole_number_is_told(scale):
-    config = gpt(attention={"heads": 4, "kv_groups": 2, "head_size": 8, "scale": scale})
+    config = gpt(attention={"heads": 4, "num_kv_heads": 2, "head_size": 8, "scale": scale})
     assert f"attention.scale = {scale}" in cannot_carry(FAMILIES["gemma2"], config)
 
 
 def test_the_same_said_in_another_way_is_carried():
-    part = {"heads": 4, "kv_groups": 2, "head_size": 8, "scale": 8**-0.5, "window": 6, "window_layers": [True, True]}
+    part = {"heads": 4, "num_kv_heads": 2, "head_size": 8, "scale": 8**-0.5, "window": 6, "window_layers": [True, True]}
     assert carrier(gpt(attention=part)).model_type == "mistral"
 
 
 def test_biases_on_some_attention_projections_only_are_no_llama():
-    config = gpt(attention={"heads": 4, "kv_groups": 2, "head_size": 8, "qkv_bias": True})
+    config = gpt(attention={"heads": 4, "num_kv_heads": 2, "head_size": 8, "qkv_bias": True})
     assert cannot_carry(FAMILIES["llama"], config) == ["attention.qkv_bias = True"]
 
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer
 
-from mt_ckpt.convert import convert
-from mt_ckpt.detect import open_checkpoint
-from mt_ckpt.sources import SafetensorsDir
+from mt_ckpt.conversion.convert import convert
+from mt_ckpt.conversion.detect import open_checkpoint
+from mt_ckpt.tensor_streams.sources import SafetensorsDir
 
 SENTENCES = ["A man is eating food.", "Someone has a meal, and a second sentence makes this text the longer one."]
 
@@ -23,8 +23,8 @@ def source() -> Path:
 
 
 def test_features_of_padded_sentences_equal_transformers(source):
-    from mt_models.bert import Bert
     from mt_models.canonical import load_stream
+    from mt_models.models.bert import Bert
 
     batch = AutoTokenizer.from_pretrained(source)(SENTENCES, padding=True, return_tensors="pt")
     theirs_BTD = AutoModel.from_pretrained(source).eval()(**batch).last_hidden_state

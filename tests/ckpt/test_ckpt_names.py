@@ -2,8 +2,8 @@
 
 import pytest
 
-from mt_ckpt.families import FAMILIES
-from mt_ckpt.names import Names
+from mt_ckpt.huggingface.families import FAMILIES
+from mt_ckpt.tensor_streams.names import Names
 
 NAMES = Names({"a.{n}.x.weight": "layers.{n}.y.weight", "top.weight": "embed.weight"}, ignore=(r"\.buffer$",))
 

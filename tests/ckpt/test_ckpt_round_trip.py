@@ -8,11 +8,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from ckpt.conftest import bits, hugging_face_model
-from mt_ckpt.convert import convert
-from mt_ckpt.detect import open_checkpoint
-from mt_ckpt.savers.hf import save
-from mt_ckpt.sources import INDEX
-from mt_ckpt.verify import our_logits, transformers_logits
+from mt_ckpt.conversion.convert import convert
+from mt_ckpt.conversion.detect import open_checkpoint
+from mt_ckpt.conversion.verify import our_logits, transformers_logits
+from mt_ckpt.huggingface.saver import save
+from mt_ckpt.tensor_streams.sources import INDEX
 
 CASES = {
     "llama": ("llama", {}),

@@ -7,8 +7,8 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, GenerationConfig
 
-from mt_ckpt.convert import convert
-from mt_ckpt.tokenizer_files import NAMES, in_directory, special_ids
+from mt_ckpt.conversion.convert import convert
+from mt_ckpt.tensor_streams.tokenizer_files import NAMES, in_directory, special_ids
 from mt_core.errors import MtError
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mt_ckpt.convert import convert
-from mt_ckpt.detect import open_checkpoint
+from mt_ckpt.conversion.convert import convert
+from mt_ckpt.conversion.detect import open_checkpoint
 from mt_core.errors import MtError
 
 TENSORS = 30
@@ -34,7 +34,7 @@ def killed(source: Path, saver: str, target: Path) -> int:
 @pytest.mark.parametrize("saver", ["native", "hf", "core"])
 @pytest.mark.parametrize("point", POINTS)
 def test_a_killed_conversion_leaves_no_result_and_is_redone(point, saver, native, tmp_path, add_component, monkeypatch):
-    add_component("ckpt-loader", "killed", "ckpt.odd_formats:Killed")
+    add_component("ckpt-loader", "killed", "ckpt.faulty_plugins:Killed")
     monkeypatch.setenv("KILLED_AT", str(POINTS[point]))
     target = tmp_path / "out" / "result"
     assert killed(native, saver, target) == signal.SIGKILL
@@ -47,7 +47,7 @@ def test_a_killed_conversion_leaves_no_result_and_is_redone(point, saver, native
 
 
 def test_a_saver_that_leaves_tensors_out_is_told(native, tmp_path, add_component):
-    add_component("ckpt-saver", "three", "ckpt.odd_formats:takes_three")
+    add_component("ckpt-saver", "three", "ckpt.faulty_plugins:takes_three")
     with pytest.raises(MtError, match="saver three: took only 3 of 30 tensors; it must write every tensor: report"):
         convert("native", native, "three", tmp_path / "result")
     assert not list(tmp_path.glob("result*"))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mt_ckpt.convert import convert
+from mt_ckpt.conversion.convert import convert
 
 BENCH = Path(__file__).parents[2] / "bench" / "conversion.py"
 SLACK = 160 << 20

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from docs.pages import DOCS, read
-from mt_ckpt.convert import convert
-from mt_ckpt.detect import open_checkpoint
+from mt_ckpt.conversion.convert import convert
+from mt_ckpt.conversion.detect import open_checkpoint
 from mt_ckpt.plugin_options import options_of
 
 

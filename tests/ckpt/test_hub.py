@@ -9,7 +9,7 @@ import time
 import pytest
 
 from ckpt.hub_server import serving
-from mt_ckpt.convert import convert
+from mt_ckpt.conversion.convert import convert
 
 
 @pytest.fixture

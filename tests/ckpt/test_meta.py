@@ -10,11 +10,11 @@ from safetensors.torch import save_file
 
 from ckpt.conftest import hugging_face_model
 from ckpt.test_ckpt_command import mt_ckpt
-from mt_ckpt.convert import convert
-from mt_ckpt.detect import detect, open_checkpoint
-from mt_ckpt.loaders.llama_mistral import llama_mistral
-from mt_ckpt.loaders.meta import Meta, half_split
-from mt_ckpt.verify import our_logits
+from mt_ckpt.conversion.convert import convert
+from mt_ckpt.conversion.detect import detect, open_checkpoint
+from mt_ckpt.conversion.verify import our_logits
+from mt_ckpt.meta.llama_mistral import llama_mistral
+from mt_ckpt.meta.loader import Meta, half_split
 from mt_core.errors import MtError
 
 NAMES = {
@@ -99,7 +99,7 @@ def test_later_llamas_turn_their_positions_as_transformers_does(release, tmp_pat
     theirs, params, positions = LATER[release]
     model = hugging_face_model("llama", **SIZES, intermediate_size=176, rms_norm_eps=1e-6, **theirs)
     loader = Meta(write(tmp_path / "meta", metas_names(model.state_dict()), 2, **params))
-    assert loader.config().max_positions == positions
+    assert loader.config().max_seq_len == positions
     assert (our_logits(loader, TOKENS_BT) - model(TOKENS_BT).logits).abs().max() <= 1e-5
 
 
@@ -181,7 +181,7 @@ def test_what_was_guessed_is_noted(llama, tmp_path, capsys):
     ],
 )
 def test_feed_forward_sizes_are_those_of_the_releases(params, size):
-    from mt_ckpt.loaders.meta_config import hidden
+    from mt_ckpt.meta.config import hidden
 
     assert hidden(params) == size
 
@@ -191,7 +191,7 @@ def test_the_command_converts_and_proves(llama, tmp_path):
     result = mt_ckpt("convert", "--load-dir", path, "--saver", "hf", "--save-dir", tmp_path / "hf", "--verify")
     assert result.exit_code == 0
     assert "verified: result in mt = result in transformers" in result.stdout
-    assert open_checkpoint(tmp_path / "hf").config().attention.kv_groups == 4
+    assert open_checkpoint(tmp_path / "hf").config().attention.num_kv_heads == 4
 
 
 def test_both_formats_at_once_are_refused(llama, tmp_path):
@@ -272,5 +272,5 @@ def test_all_that_mt_does_not_compute_is_told_at_once(llama, tmp_path):
     with pytest.raises(MtError) as error:
         dict(Meta(write(tmp_path / "other", whole, 2)).tensors())
     assert [p.found for p in error.value.problems] == ["unexpected tensor", "tensor is missing"]
-    with pytest.raises(MtError, match="kv_groups 3 does not divide heads 8; copy it again"):
+    with pytest.raises(MtError, match="num_kv_heads 3 does not divide heads 8; copy it again"):
         Meta(write(tmp_path / "odd", whole, n_kv_heads=3)).config()

@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from ckpt import odd_formats
+from ckpt import faulty_plugins
 from ckpt.test_ckpt_command import mt_ckpt, native  # noqa: F401 (native is a fixture)
-from mt_ckpt.convert import convert
+from mt_ckpt.conversion.convert import convert
 from mt_ckpt.given_options import read_words
-from mt_ckpt.loaders.native import Native
+from mt_ckpt.native.loader import Native
 from mt_ckpt.plugin_options import UNSET, options_of
 from mt_core.errors import MtError
 
@@ -16,8 +16,8 @@ from mt_core.errors import MtError
 @pytest.fixture
 def words(native, tmp_path, add_component):  # noqa: F811
     """The words of a conversion between a third party's formats, and where it goes."""
-    add_component("ckpt-loader", "repeats", "ckpt.odd_formats:Repeats")
-    add_component("ckpt-saver", "options", "ckpt.odd_formats:writes_options")
+    add_component("ckpt-loader", "repeats", "ckpt.faulty_plugins:Repeats")
+    add_component("ckpt-saver", "options", "ckpt.faulty_plugins:writes_options")
     target = tmp_path / "out"
     return ["convert", "--loader", "repeats", "--load-dir", native, "--saver", "options", "--save-dir", target], target
 
@@ -29,7 +29,7 @@ def found(words):
 
 
 def test_options_are_keyword_only_parameters_with_type_help_and_default():
-    loader, saver = options_of(odd_formats.Repeats), options_of(odd_formats.writes_options)
+    loader, saver = options_of(faulty_plugins.Repeats), options_of(faulty_plugins.writes_options)
     assert [(option.usage, option.description) for option in (*loader.values(), *saver.values())] == [
         ("--times <int>", "How often.  [required]"),
         ("--notes <path>", "A file."),
@@ -49,7 +49,7 @@ def test_annotations_may_be_texts_and_names_for_type_checkers_alone_may_stand_el
 
 
 def test_words_are_options_values_switches_and_strays():
-    sides = {"loader": options_of(odd_formats.Repeats), "saver": options_of(odd_formats.writes_options)}
+    sides = {"loader": options_of(faulty_plugins.Repeats), "saver": options_of(faulty_plugins.writes_options)}
     words = ["--times", "-3", "--no-tidy", "--loud", "x", "--order=up=down", "--odd", "word", "--plain"]
     given, strays = read_words(words, sides)
     assert given == {"times": "-3", "tidy": False, "loud": True, "order": "up=down", "odd": "word", "plain": UNSET}
@@ -59,7 +59,7 @@ def test_words_are_options_values_switches_and_strays():
 def test_an_option_of_both_goes_to_both_and_texts_become_values(words, monkeypatch):
     command, target = words
     times = []
-    monkeypatch.setattr(odd_formats.Repeats, "tokenizer_files", lambda loader: times.append(loader.times) or ())
+    monkeypatch.setattr(faulty_plugins.Repeats, "tokenizer_files", lambda loader: times.append(loader.times) or ())
     assert mt_ckpt(*command, "--times", 3, "--order", "down", "--loud", "--plain=a b").exit_code == 0
     written = json.loads((target / "options.json").read_text())
     assert written == {"times": 3, "order": "down", "loud": True, "plain": "a b", "tensors": 30}

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from mt_ckpt.convert import convert
-from mt_ckpt.tokenizer_files import size_problems
+from mt_ckpt.conversion.convert import convert
+from mt_ckpt.tensor_streams.tokenizer_files import size_problems
 
 
 def mt(*args):
@@ -124,4 +124,4 @@ def test_heads_and_groups_that_do_not_fit_the_target_are_one_report(save_model, 
     options = ("--target-tensor-parallel-size", 3)
     told = convert_command(save_model("llama"), tmp_path, "core", *options)
     assert "attention.heads = 4 does not divide by 3 tensor ranks" in told
-    assert "attention.kv_groups = 2 and 3 tensor ranks; one must divide the other" in told
+    assert "attention.num_kv_heads = 2 and 3 tensor ranks; one must divide the other" in told

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from mt_ckpt.command import app
-from mt_ckpt.convert import convert
+from mt_ckpt.conversion.convert import convert
 from mt_ckpt.tools.differences import Tolerance, compare_tensors
 from mt_ckpt.tools.together import together
 from mt_core.errors import MtError

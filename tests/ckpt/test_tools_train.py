@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from ckpt.hub_server import serving
-from mt_ckpt.detect import open_checkpoint
+from mt_ckpt.conversion.detect import open_checkpoint
 from mt_cli.run_config import load_run_config
 from mt_cli.train.compose import run
 from mt_core.errors import MtError
 from tiny import byte_corpus, run_toml
 
-ENDS = ["schedule.steps=1", "schedule.warmup_steps=0", "checkpoint.save_format=hf"]
+ENDS = ["train.steps=1", "lr_schedule.warmup_steps=0", "checkpoint.save_format=hf"]
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def test_a_run_ends_in_hugging_face_format(toml, tmp_path, capsys):
 
 def test_a_longer_run_replaces_it(toml, tmp_path):
     for steps in (1, 2):
-        assert run(load_run_config([toml], [*ENDS, f"schedule.steps={steps}"])) == 0
+        assert run(load_run_config([toml], [*ENDS, f"train.steps={steps}"])) == 0
     native, result = (dict(open_checkpoint(path).tensors()) for path in (tmp_path / "run", tmp_path / "run" / "hf"))
     assert torch.equal(native["embed.weight"], result["embed.weight"])
     assert sorted(path.name for path in (tmp_path / "run").glob("*hf*")) == ["hf"]
@@ -67,7 +67,7 @@ def test_a_run_starts_from_the_hub(toml, tmp_path):
     files = {file.name: file.read_bytes() for file in (tmp_path / "run" / "hf").iterdir()}
     with serving({"org/start": files}) as hub:
         places = {"HF_HOME": str(tmp_path / "cache"), "HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1"}
-        overrides = ["schedule.steps=1", "schedule.warmup_steps=0", "optim.lr=1e-30", "schedule.min_lr=0"]
+        overrides = ["train.steps=1", "lr_schedule.warmup_steps=0", "optim.lr=1e-30", "lr_schedule.min_lr=0"]
         overrides += ["optim.weight_decay=0", "checkpoint.init=hub:org/start", f"runtime.run_dir={tmp_path / 'next'}"]
         options = [part for text in overrides for part in ("--set", text)]
         command = [sys.executable, "-m", "mt_cli", "train", str(toml), *options]

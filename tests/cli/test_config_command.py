@@ -33,12 +33,12 @@ def test_the_version_is_the_package_s(mt):
 
 
 def test_show_prints_everything_resolved_as_toml_that_shows_the_same(mt, write):
-    first = write('preset = "gpt2-124m"\n[schedule]\nsteps = 7\nwarmup_steps = 1\n')
-    second = write("[schedule]\nsteps = 8\n", "second.toml")
+    first = write('preset = "gpt2-124m"\n[train]\nsteps = 7\n[lr_schedule]\nwarmup_steps = 1\n')
+    second = write("[train]\nsteps = 8\n", "second.toml")
     shown = mt("config", "show", first, second, "--set", "optim.lr=0.5").stdout
     config = tomllib.loads(shown)
-    assert (config["model"]["layers"], config["schedule"]["steps"], config["optim"]["lr"]) == (12, 8, 0.5)
-    assert config["schedule"]["warmup_steps"] == 1
+    assert (config["model"]["layers"], config["train"]["steps"], config["optim"]["lr"]) == (12, 8, 0.5)
+    assert config["lr_schedule"]["warmup_steps"] == 1
     assert config["optim"]["beta2"] == 0.95  # the preset's
     assert mt("config", "show", write(shown, "shown.toml")).stdout == shown
 
@@ -57,7 +57,7 @@ def test_check_says_what_would_be_trained(mt, preset):
     ok, parameters, _, tokens, *_ = ran.stdout.split()
     assert (ok, ran.returncode) == ("ok:", 0)
     shown = tomllib.loads(mt("config", "show", "--preset", preset).stdout)
-    samples = shown["schedule"]["steps"] * shown["batch"]["global_batch"]
+    samples = shown["train"]["steps"] * shown["batch"]["global_batch"]
     assert int(tokens.replace(",", "")) == samples * shown["data"]["seq_length"]
     if PRESETS[preset]:
         assert int(parameters.replace(",", "")) == PRESETS[preset]
@@ -101,7 +101,18 @@ def test_diff_prints_what_differs_presets_and_defaults_included(mt, write):
 def test_schema_documents_every_field(mt):
     schema = json.loads(mt("config", "schema").stdout)
     assert schema["properties"].keys() == {
-        *("model", "data", "batch", "optim", "schedule", "precision", "parallel", "recompute", "checkpoint"),
+        *(
+            "model",
+            "data",
+            "batch",
+            "optim",
+            "train",
+            "lr_schedule",
+            "precision",
+            "parallel",
+            "recompute",
+            "checkpoint",
+        ),
         *("log", "runtime"),
     }
     fields = schema["$defs"]["BatchConfig"]["properties"]
@@ -117,6 +128,6 @@ def test_no_arguments_show_help_and_an_unknown_subcommand_the_nearest(mt):
 
 
 def test_check_counts_the_tokens_of_a_growing_batch(mt):
-    command = ("config", "check", "--preset", "gpt-tiny", "--set", "batch.micro_batch=1", "--set", "schedule.steps=6")
-    said = mt(*command, "--set", 'batch.sizes="0:8 24:16"', "--set", "schedule.warmup_steps=1").stdout
+    command = ("config", "check", "--preset", "gpt-tiny", "--set", "batch.micro_batch=1", "--set", "train.steps=6")
+    said = mt(*command, "--set", 'batch.sizes="0:8 24:16"', "--set", "lr_schedule.warmup_steps=1").stdout
     assert f"{(3 * 8 + 3 * 16) * 128:,} tokens" in said

@@ -14,8 +14,8 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from mt_ckpt.loaders.native import Native
-from mt_ckpt.verify import fixed_tokens, our_logits
+from mt_ckpt.conversion.verify import fixed_tokens, our_logits
+from mt_ckpt.native.loader import Native
 from mt_core.errors import MtError
 
 ROOT = Path(__file__).parents[2]

@@ -66,7 +66,7 @@ def toml(tmp_path, corpus, plugin: Callable[..., Path], monkeypatch):
     """A run of 8 steps with a checkpoint every 2, whose optimizer fails in step 5 as FAULT says."""
     paths = [str(plugin("mt-faulty", PLUGIN)), *filter(None, [os.environ.get("PYTHONPATH")])]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
-    changes = {"optim": {"name": "faulty"}, "checkpoint": {"every": 2}, "schedule": {"steps": 8}}
+    changes = {"optim": {"name": "faulty"}, "checkpoint": {"every": 2}, "train": {"steps": 8}}
     return run_toml(tmp_path / "run.toml", corpus, tmp_path / "run", **changes)
 
 
@@ -145,7 +145,7 @@ def wait_for(found: Callable[[], object], process: subprocess.Popen[str]) -> Non
 
 def test_a_rank_killed_in_a_save_leaves_the_step_before_it(tmp_path, toml):
     run_dir = tmp_path / "run"
-    options = ["model.model_size=256", "model.mlp.size=2048", "checkpoint.every=1", "schedule.steps=40"]
+    options = ["model.hidden_size=256", "model.mlp.ffn_hidden_size=2048", "checkpoint.every=1", "train.steps=40"]
     command = [*MT, "train", str(toml), "--nproc", "2", *(part for text in options for part in ("--set", text))]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     wait_for(lambda: len(native.steps(run_dir)) >= 2, process)
@@ -207,7 +207,7 @@ def agent(toml: Path, address: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "1:2", "--nproc-per-node", "1"]
     command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", address, "--rdzv-conf", RENDEZVOUS, "--rdzv-id", "test"]
     command += ["--max-restarts", "3", "-m", "mt_cli", "train", str(toml)]
-    command += ["--set", "schedule.steps=400", "--set", "checkpoint.every=20"]
+    command += ["--set", "train.steps=400", "--set", "checkpoint.every=20"]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from mt_ckpt.convert import convert
+from mt_ckpt.conversion.convert import convert
 from mt_cli.run_config import load_run_config
 from mt_cli.train.compose import run
 from mt_core.checkpoint import native
+from mt_core.distributed.mesh import Mesh
 from mt_core.errors import MtError
-from mt_core.parallel.mesh import Mesh
 from tiny import byte_corpus, gpt2, metrics, run_toml
 
-ONE = ["schedule.steps=1", "schedule.warmup_steps=0"]
+ONE = ["train.steps=1", "lr_schedule.warmup_steps=0"]
 MT = [sys.executable, "-m", "mt_cli"]
 
 
@@ -54,14 +54,14 @@ def assert_same_end(one: Path, two: Path, step: int = 6) -> None:
 
 
 def test_the_loss_falls_on_real_text(toml):
-    lines = metrics(train(toml, "schedule.steps=40", "log.every=10"))
+    lines = metrics(train(toml, "train.steps=40", "log.every=10"))
     assert lines[-1]["loss"] < lines[0]["loss"] - 1.0
     assert [line["step"] for line in lines] == [1, 10, 20, 30, 40]
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp64"])
 def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(tmp_path, toml, dtype):
-    common = [f"precision.dtype={dtype}", "checkpoint.every=2", "schedule.eval_every=3", "schedule.eval_batches=2"]
+    common = [f"precision.dtype={dtype}", "checkpoint.every=2", "train.eval_every=3", "train.eval_batches=2"]
     whole = train(toml, *common, f"runtime.run_dir={tmp_path / 'whole'}")
     cut = train(toml, *common, f"runtime.run_dir={tmp_path / 'cut'}")
     for step in (6, 4):  # as if it had been killed after step 5, the checkpoint of step 4 the last
@@ -73,18 +73,18 @@ def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(tmp_path, toml, dtype)
 
 
 def test_checkpoints_come_every_n_steps_and_old_ones_go(toml):
-    run_dir = train(toml, "checkpoint.every=2", "checkpoint.keep=2", "schedule.steps=7")
+    run_dir = train(toml, "checkpoint.every=2", "checkpoint.keep=2", "train.steps=7")
     assert [path.name for path in native.steps(run_dir)] == ["step-00000006", "step-00000007"]
 
 
 def test_a_checkpoint_carries_the_resolved_configuration_and_the_tokenizer(toml):
-    step = native.resolve(train(toml, "schedule.steps=2", "schedule.warmup_steps=1"))
+    step = native.resolve(train(toml, "train.steps=2", "lr_schedule.warmup_steps=1"))
     meta = native.read_meta(step)
-    assert meta["config"]["schedule"]["steps"] == 2
+    assert meta["config"]["train"]["steps"] == 2
     assert (meta["step"], meta["samples"], meta["tokens"]) == (2, 8, 8 * 32)
     assert "mt_tokenizer.json" in [file.name for file in native.tokenizer_files(step)]
     assert load_run_config([step.parent / "config.toml"]) == load_run_config(
-        [toml], ["schedule.steps=2", "schedule.warmup_steps=1"]
+        [toml], ["train.steps=2", "lr_schedule.warmup_steps=1"]
     )
 
 
@@ -96,7 +96,7 @@ def test_micro_batches_change_nothing(tmp_path, toml):
 
 
 def test_two_ranks_train_as_one_does(tmp_path, toml):
-    common = ["precision.dtype=fp64", "checkpoint.every=3", "schedule.eval_every=3", "schedule.eval_batches=2"]
+    common = ["precision.dtype=fp64", "checkpoint.every=3", "train.eval_every=3", "train.eval_batches=2"]
     one = train(toml, *common, f"runtime.run_dir={tmp_path / 'one'}")
     two = tmp_path / "two"
     options = [part for text in [*common, f"runtime.run_dir={two}"] for part in ("--set", text)]
@@ -110,14 +110,14 @@ def test_two_ranks_train_as_one_does(tmp_path, toml):
 
 def test_an_error_on_the_first_rank_ends_all_with_exit_code_2(toml):
     command = [*MT, "train", str(toml), "--nproc", "2", "--set", "batch.global_batch=8", "--set", "data.split=1,0,0"]
-    done = subprocess.run([*command, "--set", "schedule.eval_every=2"], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([*command, "--set", "train.eval_every=2"], capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
     assert "mt [rank 0]: the valid split" in done.stderr
 
 
 @pytest.mark.parametrize(("ranks", "number"), [(1, signal.SIGTERM), (1, signal.SIGINT), (2, signal.SIGTERM)])
 def test_a_signal_saves_and_the_run_goes_on_from_there(tmp_path, toml, ranks, number):
-    options = ["schedule.steps=60", "log.every=1"]
+    options = ["train.steps=60", "log.every=1"]
     whole = train(toml, f"runtime.run_dir={tmp_path / 'whole'}", *options)
     cut = tmp_path / "cut"
     command = [*MT, "train", str(toml), "--nproc", str(ranks)]
@@ -153,7 +153,7 @@ def wait_for_steps(run_dir: Path, steps: int) -> None:
 
 
 def test_a_killed_run_resumes_bit_for_bit(tmp_path, toml):
-    options = ["checkpoint.every=5", "schedule.steps=60"]
+    options = ["checkpoint.every=5", "train.steps=60"]
     whole = train(toml, f"runtime.run_dir={tmp_path / 'whole'}", *options)
     cut = tmp_path / "cut"
     command = [*MT, "train", str(toml), "--set", f"runtime.run_dir={cut}"]
@@ -169,7 +169,7 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path, toml):
 
 @pytest.mark.parametrize("loader", ["native", "hf"])
 def test_weights_come_from_another_checkpoint(tmp_path, toml, loader):
-    common = [*ONE, "schedule.eval_every=1"]
+    common = [*ONE, "train.eval_every=1"]
     source = train(toml, *common, f"runtime.run_dir={tmp_path / 'source'}")
     start = source
     if loader == "hf":
@@ -196,8 +196,8 @@ def test_an_unknown_sink_is_told(toml, capsys):
 
 
 def test_compiled_blocks_train_to_the_same_losses(tmp_path, toml):
-    plain = train(toml, "schedule.steps=3", f"runtime.run_dir={tmp_path / 'plain'}")
-    fast = train(toml, "schedule.steps=3", "runtime.compile=true", f"runtime.run_dir={tmp_path / 'fast'}")
+    plain = train(toml, "train.steps=3", f"runtime.run_dir={tmp_path / 'plain'}")
+    fast = train(toml, "train.steps=3", "runtime.compile=true", f"runtime.run_dir={tmp_path / 'fast'}")
     for a, b in zip(metrics(plain), metrics(fast), strict=True):
         assert a == pytest.approx(b, rel=1e-4)
 
@@ -205,9 +205,9 @@ def test_compiled_blocks_train_to_the_same_losses(tmp_path, toml):
 def test_a_model_that_changed_is_refused_on_resume(toml):
     train(toml, *ONE)
     with pytest.raises(MtError) as caught:
-        train(toml, "model.mlp.size=64", "model.layers=3")
+        train(toml, "model.mlp.ffn_hidden_size=64", "model.layers=3")
     assert "model.layers: 3, but" in str(caught.value)
-    assert "model.mlp.size: 64, but" in str(caught.value)
+    assert "model.mlp.ffn_hidden_size: 64, but" in str(caught.value)
 
 
 def test_a_run_directory_in_use_is_refused_without_resume(toml):
@@ -276,7 +276,7 @@ def test_a_checkpoint_of_another_shape_is_refused_with_all_differences(tmp_path,
 
 
 def test_a_full_disk_ends_a_run_with_one_line_and_the_last_checkpoint(toml, small_disk):
-    big = ["model.model_size=256", "model.mlp.size=512", "checkpoint.every=1"]
+    big = ["model.hidden_size=256", "model.mlp.ffn_hidden_size=512", "checkpoint.every=1"]
     command = [*MT, "train", str(toml), "--set", f"runtime.run_dir={small_disk}"]
     command += [part for text in big for part in ("--set", text)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)

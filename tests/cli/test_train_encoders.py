@@ -11,7 +11,7 @@ from mt_cli.verify.check import check
 from mt_cli.verify.layouts import cases, under
 from mt_cli.verify.shrink import shrink
 from mt_core.errors import MtError
-from mt_core.planning.layout import layout_of
+from mt_core.parallel.layout import layout_of
 from tiny import metrics
 from word_pieces import toy_corpus, toy_tokenizer
 
@@ -40,7 +40,8 @@ def run_file(folder, model):
         "model": model.model_dump(mode="json", exclude_none=True),
         "data": data,
         "batch": {"micro_batch": 4, "global_batch": 16},
-        "schedule": {"steps": 24, "warmup_steps": 2, "eval_every": 12, "eval_batches": 1},
+        "train": {"steps": 24, "eval_every": 12, "eval_batches": 1},
+        "lr_schedule": {"warmup_steps": 2},
         "optim": {"lr": 1e-2},
         "precision": {"dtype": "fp64"},
         "log": {"every": 4},

@@ -49,12 +49,12 @@ def launch(tmp_path, corpus):
 
 @pytest.mark.parametrize("option", ['batch.sizes="0:4 8:8 24:16"', "batch.rampup=[4, 4, 16]"])
 def test_a_growing_batch_takes_the_samples_in_the_same_order_and_survives_a_resume(train, option):
-    common = ["batch.global_batch=16", option, "schedule.steps=6"]
+    common = ["batch.global_batch=16", option, "train.steps=6"]
     lines = train("whole", *common)
     expected = [4, 8, 16, 24, 40, 56] if "sizes" in option else [4, 8, 16, 32, 48, 64]
     assert [line["samples"] for line in lines] == expected
-    train("cut", *common, "schedule.steps=3", "schedule.decay_steps=6")
-    resumed = train("cut", *common, "schedule.decay_steps=6")
+    train("cut", *common, "train.steps=3", "lr_schedule.decay_steps=6")
+    resumed = train("cut", *common, "lr_schedule.decay_steps=6")
     assert resumed == lines
 
 
@@ -79,9 +79,9 @@ def test_documents_that_do_not_see_each_other_change_the_loss_and_two_ways_to_sa
 
 
 def test_the_cyclic_order_goes_on_past_the_end_of_the_data(train):
-    lines = train("cyclic", "data.order=cyclic", "schedule.steps=8")
+    lines = train("cyclic", "data.order=cyclic", "train.steps=8")
     assert len(lines) == 8
-    assert lines != train("single", "schedule.steps=8")
+    assert lines != train("single", "train.steps=8")
 
 
 def files(run_dir: Path) -> dict[str, str]:
@@ -99,7 +99,7 @@ def test_two_deterministic_runs_write_the_same_bytes(launch):
 
 def test_a_run_goes_on_under_another_layout(train, launch):
     whole = train("whole")
-    run_dir = launch("moved", "schedule.steps=3", "schedule.decay_steps=6", "parallel.sharding=fsdp")
+    run_dir = launch("moved", "train.steps=3", "lr_schedule.decay_steps=6", "parallel.sharding=fsdp")
     launch("moved", "parallel.tensor=2", "parallel.sequence=true")
     for a, b in zip(whole, metrics(run_dir), strict=True):
         assert b == pytest.approx(a, rel=1e-9)

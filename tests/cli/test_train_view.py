@@ -10,7 +10,7 @@ from tiny import byte_corpus, run_toml
 
 def test_a_terminal_gets_a_live_view_with_loss_speed_and_time_left(tmp_path):
     corpus = byte_corpus(tmp_path / "bytes_text_document")
-    toml = run_toml(tmp_path / "run.toml", corpus, tmp_path / "run", schedule={"eval_every": 3, "eval_batches": 1})
+    toml = run_toml(tmp_path / "run.toml", corpus, tmp_path / "run", train={"eval_every": 3, "eval_batches": 1})
     ours, theirs = pty.openpty()
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
     command = [sys.executable, "-m", "mt_cli", "train", str(toml)]

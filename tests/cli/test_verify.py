@@ -12,7 +12,7 @@ from mt_cli.verify.limits import compared, limit
 from mt_cli.verify.record import record
 from mt_cli.verify.shrink import recompute_layers, shrink
 from mt_core.errors import MtError
-from mt_core.planning.layout import layout_of, problems
+from mt_core.parallel.layout import layout_of, problems
 from mt_core.verification.compare import differences
 
 SETS = ("batch.micro_batch=4", "batch.global_batch=1024")
@@ -32,12 +32,12 @@ class TestCases:
 
     def test_a_layout_begins_from_one_rank_and_not_from_the_configuration_s(self):
         config = config_of("llama3-8b", "parallel.tensor=8", "parallel.data=64", "parallel.bucket_size=7")
-        (case,) = cases(config, ["context=2,context_exchange=all_gather"], None)
+        (case,) = cases(config, ["context=2,cp_comm_type=all_gather"], None)
         assert case.ranks == 2
         assert case.parallel.model_dump(exclude_defaults=True) == {
             "data": 1,
             "context": 2,
-            "context_exchange": "all_gather",
+            "cp_comm_type": "all_gather",
             "bucket_size": 7,
         }
 
@@ -60,7 +60,7 @@ class TestCases:
         [("expert=4", 4), ("expert=4,tensor=2", 8), ("expert=2,context=2", 2), ("expert=4,sharding=zero1", 4)],
     )
     def test_there_are_enough_data_ranks_for_an_expert_axis(self, layout, ranks):
-        (case,) = cases(config_of("mixtral-8x7b", "model.mlp.balance=0"), [layout], None)
+        (case,) = cases(config_of("mixtral-8x7b", "model.mlp.aux_loss_coeff=0"), [layout], None)
         assert (case.ranks, case.parallel.data) == (ranks, ranks // case.parallel.tensor // case.parallel.context)
 
     @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ class TestCases:
         ],
     )
     def test_the_configuration_s_own_expert_axis_is_cut_as_it_is_over_fewer_ranks(self, parallel, name):
-        overrides = ["model.mlp.balance=0", *(f"parallel.{each}" for each in parallel)]
+        overrides = ["model.mlp.aux_loss_coeff=0", *(f"parallel.{each}" for each in parallel)]
         (case,) = cases(config_of("mixtral-8x7b", *overrides), [], None)
         assert case.name == name
 
@@ -124,7 +124,7 @@ class TestShrink:
         assert model.parameter_count < 200_000 < config.model.parameter_count
         assert (model.layers, model.vocab_size % (model.vocab_divisor * 2) != 0) == (2, True)
         assert (small.data.seq_length, small.batch.micro_batch, small.batch.global_batch) == (32, 2, 8)
-        assert model.max_positions == small.data.seq_length
+        assert model.max_seq_len == small.data.seq_length
         assert (model.norm, model.position, model.tied) == (config.model.norm, config.model.position, False)
         assert small.optim == config.optim.model_copy(update={"eps": 1e-4})
 
@@ -132,7 +132,7 @@ class TestShrink:
     @pytest.mark.parametrize("exchange", ["ring", "all_to_all"])
     def test_what_can_be_cut_stays_so(self, preset, exchange):
         for tensor, context, data, sequence in product((1, 2, 3, 4, 8, 16), (1, 2, 3, 4), (1, 2, 3), (True, False)):
-            words = f"tensor={tensor},context={context},data={data},context_exchange={exchange}"
+            words = f"tensor={tensor},context={context},data={data},cp_comm_type={exchange}"
             words += ",sequence=true" if sequence and tensor > 1 else ""
             config = config_of(preset)
             try:
@@ -150,15 +150,15 @@ class TestShrink:
             (32, 4, "tensor=8", (16, 2)),  # repeated groups, of which a rank has several queries
             (32, 1, "tensor=4", (8, 1)),
             (32, 32, "tensor=2", (4, 4)),
-            (32, 32, "tensor=2,context=2,context_exchange=all_to_all", (4, 4)),
+            (32, 32, "tensor=2,context=2,cp_comm_type=all_to_all", (4, 4)),
             (32, 32, "tensor=2,context=3", None),
         ],
     )
     def test_groups_stay_shared_repeated_or_several(self, heads, groups, layout, small):
-        attention = [f"model.attention.heads={heads}", f"model.attention.kv_groups={groups}", "data.seq_length=6144"]
+        attention = [f"model.attention.heads={heads}", f"model.attention.num_kv_heads={groups}", "data.seq_length=6144"]
         shrunk, _ = small_of(config_of("llama3-8b", *attention), layout)
         part = shrunk.model.attention
-        assert (part.heads, part.kv_groups) == (small or (4, 4))
+        assert (part.heads, part.num_kv_heads) == (small or (4, 4))
 
     @pytest.mark.parametrize(
         ("layers", "recompute", "small"),
@@ -179,7 +179,7 @@ class TestShrink:
 
     def test_widths_that_differ_stay_different(self):
         small, _ = small_of(config_of("llama3-8b", "model.attention.head_size=64"), "tensor=2")
-        assert small.model.model_size != small.model.attention.heads * small.model.attention.head_size
+        assert small.model.hidden_size != small.model.attention.heads * small.model.attention.head_size
 
 
 @pytest.mark.parametrize("dtype", ["fp64", "fp32", "bf16"])

@@ -3,7 +3,7 @@
 from typing import Any
 
 from mt_cli.run_config import load_run_config
-from mt_core.planning.profile import Profile, read_profile
+from mt_core.planning.gpu_profile import Profile, read_profile
 
 LLAMA8B_8L = ("model.layers=8", "batch.global_batch=4")
 """The shape of PERFORMANCE.md that trains on one GPU."""

@@ -10,9 +10,8 @@ import pytest
 import torch
 
 from mt_core.checkpoint import native
-from mt_core.checkpoint.async_writer import AsyncWriter
-from mt_core.checkpoint.host_copies import HostCopies
-from mt_core.checkpoint.protocol import Ranks
+from mt_core.checkpoint.async_save import AsyncWriter, HostCopies
+from mt_core.checkpoint.commit_protocol import Ranks
 from mt_core.errors import MtError
 
 
@@ -128,7 +127,7 @@ def train(run, rank, size, session):
 
 def test_ranks_killed_at_any_moment_leave_the_last_checkpoint_whole(tmp_path):
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "torch.distributed", "mt_models.gpt"])
+    context.set_forkserver_preload(["torch", "torch.distributed", "mt_models.models.gpt"])
     draw = random.Random(0)
     reached, unfinished = 0, 0
     for session in range(8):

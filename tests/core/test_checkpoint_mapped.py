@@ -4,8 +4,8 @@ from pathlib import Path
 
 import torch
 
-from mt_core.checkpoint.mapped import forget
-from mt_core.checkpoint.tensor_files import open_safetensors, write_safetensors
+from mt_core.checkpoint.page_cache import forget
+from mt_core.checkpoint.safetensors_io import open_safetensors, write_safetensors
 
 SIZE = 4 << 20
 

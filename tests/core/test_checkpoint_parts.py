@@ -8,9 +8,9 @@ from safetensors.torch import load_file
 from torch.distributed.checkpoint import state_dict_loader
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
-from mt_core.checkpoint import parts
-from mt_core.checkpoint.owners import choose_owners
-from mt_core.checkpoint.tensor_files import DTYPES, write_safetensors
+from mt_core.checkpoint import shard_files as parts
+from mt_core.checkpoint.gather import choose_owners
+from mt_core.checkpoint.safetensors_io import DTYPES, write_safetensors
 from mt_core.errors import MtError
 
 TENSORS = {

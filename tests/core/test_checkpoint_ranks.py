@@ -7,9 +7,10 @@ import threading
 import pytest
 import torch
 
-from mt_core.checkpoint import native, protocol
-from mt_core.checkpoint.protocol import Ranks
-from mt_core.checkpoint.writing import Written, write
+from mt_core.checkpoint import commit_protocol as protocol
+from mt_core.checkpoint import native
+from mt_core.checkpoint.commit_protocol import Ranks
+from mt_core.checkpoint.step_writer import Written, write
 from mt_core.errors import MtError
 from mt_core.verification.ranks import run_ranks
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from mt_core.checkpoint.native import resolve, write_model
-from mt_core.checkpoint.parts import check_names
+from mt_core.checkpoint.shard_files import check_names
 from mt_core.verification.ranks import run_ranks
 from mt_models.canonical import canonical_state
 from tiny import built, llama
 
-SIZES = {"model_size": 256, "vocab_size": 8191, "layers": 4}  # 25 MB in fp32
+SIZES = {"hidden_size": 256, "vocab_size": 8191, "layers": 4}  # 25 MB in fp32
 TENSOR = 2
 
 

@@ -17,33 +17,33 @@ def file(tmp_path):
 
 
 def test_precedence_is_defaults_preset_files_set(file):
-    first = file('preset = "gpt-tiny"\n[model]\nlayers = 5\nmodel_size = 64\n')
-    second = file("[model]\nmodel_size = 96\n", "second.toml")
+    first = file('preset = "gpt-tiny"\n[model]\nlayers = 5\nhidden_size = 64\n')
+    second = file("[model]\nhidden_size = 96\n", "second.toml")
     config = load_run_config([first, second], ["model.vocab_size=99"])
     model = config.model
-    assert (model.layers, model.model_size, model.vocab_size, model.init_std) == (5, 96, 99, 0.02)
+    assert (model.layers, model.hidden_size, model.vocab_size, model.init_std) == (5, 96, 99, 0.02)
 
 
 def test_a_part_of_another_kind_replaces_the_preset_s_part_as_a_whole(file):
-    config = load_run_config([file('preset = "gpt-tiny"\n[model.mlp]\nkind = "dense"\nsize = 64\n')])
+    config = load_run_config([file('preset = "gpt-tiny"\n[model.mlp]\nkind = "dense"\nffn_hidden_size = 64\n')])
     assert (config.model.mlp.kind, config.model.mlp.activation) == ("dense", "gelu_tanh")
 
 
 def test_the_printed_configuration_loads_to_the_same_tree(file):
-    config = load_run_config(
-        [], ["log.sinks=['tensorboard']", "checkpoint.keep=2", "schedule.steps=5000"], "smollm2-135m"
-    )
+    config = load_run_config([], ["log.sinks=['tensorboard']", "checkpoint.keep=2", "train.steps=5000"], "smollm2-135m")
     assert load_run_config([file(to_toml(config))]) == config
 
 
 def test_everything_wrong_is_told_at_once_with_its_source_and_the_nearest_name(file):
-    path = file('preset = "gpt-tiny"\n[model]\nlayrs = 3\n[model.mlp]\nsizee = 2\n[batch]\nmicro_batch = 0\n')
+    path = file(
+        'preset = "gpt-tiny"\n[model]\nlayrs = 3\n[model.mlp]\nffn_hidden_sizee = 2\n[batch]\nmicro_batch = 0\n'
+    )
     with pytest.raises(MtError) as caught:
         load_run_config([path], ["optm.lr=1"])
     text = str(caught.value)
     for expected in (
         f"{path}: model.layrs: unknown key; did you mean 'layers'?",
-        f"{path}: model.mlp.sizee: unknown key; did you mean 'size'?",
+        f"{path}: model.mlp.ffn_hidden_sizee: unknown key; did you mean 'ffn_hidden_size'?",
         f"{path}: batch.micro_batch: 0; input should be greater than 0",
         "--set: optm: unknown key; did you mean 'optim'?",
     ):
@@ -57,22 +57,22 @@ def test_what_is_required_is_named():
 
 
 def test_a_wrong_choice_names_the_allowed_ones():
-    with pytest.raises(MtError, match="schedule.decay: 'cosin'; input should be 'cosine', 'linear'"):
-        load_run_config([], ["schedule.decay=cosin"], "gpt-tiny")
+    with pytest.raises(MtError, match="lr_schedule.decay: 'cosin'; input should be 'cosine', 'linear'"):
+        load_run_config([], ["lr_schedule.decay=cosin"], "gpt-tiny")
 
 
 def test_a_rule_inside_a_section_names_the_values():
-    with pytest.raises(MtError, match="model.attention: kv_groups 3 does not divide heads 4"):
-        load_run_config([], ["model.attention.kv_groups=3"], "gpt-tiny")
+    with pytest.raises(MtError, match="model.attention: num_kv_heads 3 does not divide heads 4"):
+        load_run_config([], ["model.attention.num_kv_heads=3"], "gpt-tiny")
 
 
 def test_rules_between_sections_are_told_together_with_values_that_pass():
     overrides = [
         "batch.global_batch=5",
         "batch.micro_batch=2",
-        "schedule.warmup_steps=2000",
-        "schedule.min_lr=1",
-        "schedule.decay=wsd",
+        "lr_schedule.warmup_steps=2000",
+        "lr_schedule.min_lr=1",
+        "lr_schedule.decay=wsd",
         "data.seq_length=4096",
         "optim.name=adamv",
         "checkpoint.init=hf",
@@ -82,9 +82,9 @@ def test_rules_between_sections_are_told_together_with_values_that_pass():
     text = str(caught.value)
     for expected in (
         "batch.global_batch: 5 is no multiple of micro_batch 2 × data 1; allowed: 4 or 6",
-        "schedule.warmup_steps: 2000; allowed: less than the decay's end",
-        "schedule.min_lr: 1.0; allowed: at most optim.lr",
-        'schedule.anneal_steps: required by decay = "wsd"',
+        "lr_schedule.warmup_steps: 2000; allowed: less than the decay's end",
+        "lr_schedule.min_lr: 1.0; allowed: at most optim.lr",
+        'lr_schedule.anneal_steps: required by decay = "wsd"',
         "data.seq_length",
         "optim.name: unknown optimizer 'adamv'; did you mean 'adamw'?",
         "checkpoint.init: 'hf'; allowed: LOADER:PATH",
@@ -92,8 +92,8 @@ def test_rules_between_sections_are_told_together_with_values_that_pass():
         assert expected in text
     with pytest.raises(MtError, match="checkpoint.init: unknown loader 'nativ'; did you mean 'native'"):
         load_run_config([], ["checkpoint.init=nativ:x"], "gpt-tiny")
-    with pytest.raises(MtError, match="schedule.anneal_steps: 5000; allowed: at most the decay's end"):
-        load_run_config([], ["schedule.decay=wsd", "schedule.anneal_steps=5000"], "gpt-tiny")
+    with pytest.raises(MtError, match="lr_schedule.anneal_steps: 5000; allowed: at most the decay's end"):
+        load_run_config([], ["lr_schedule.decay=wsd", "lr_schedule.anneal_steps=5000"], "gpt-tiny")
 
 
 @pytest.mark.parametrize(

@@ -28,8 +28,8 @@ def test_a_layout_that_cannot_be_is_told_before_there_are_ranks():
         "batch.micro_batch=2",
     ) == [
         "parallel.tensor: 3 does not divide model.attention.heads 4; allowed: 1, 2 or 4",
-        "parallel.tensor: 3 does not divide model.attention.kv_groups 4; allowed: 1, 2 or 4",
-        "parallel.tensor: 3 does not divide model.mlp.size 352; allowed: 1, 2 or 4",
+        "parallel.tensor: 3 does not divide model.attention.num_kv_heads 4; allowed: 1, 2 or 4",
+        "parallel.tensor: 3 does not divide model.mlp.ffn_hidden_size 352; allowed: 1, 2 or 4",
         "data.seq_length: 128 is no multiple of 2 × parallel.context 3; allowed: 126 or 132",
         "batch.global_batch: 8 is no multiple of micro_batch 2 × data 3; allowed: 6 or 12",
         'parallel.shard_size: 2, but parallel.sharding = "replicate" shares nothing; '
@@ -83,9 +83,9 @@ def test_every_size_of_a_changing_batch_must_fit(batch, told):
 
 def test_a_global_batch_that_sizes_replace_need_not_fit():
     values = ["batch.sizes=0:4", "batch.micro_batch=4", "batch.global_batch=1"]
-    assert load_run_config([], [*values, "schedule.eval_every=0"], "gpt-tiny").batch.sizes == "0:4"
-    (told,) = refused(*values, "schedule.eval_every=10")
-    allowed = "allowed: multiples of 4, or schedule.eval_every = 0"
+    assert load_run_config([], [*values, "train.eval_every=0"], "gpt-tiny").batch.sizes == "0:4"
+    (told,) = refused(*values, "train.eval_every=10")
+    allowed = "allowed: multiples of 4, or train.eval_every = 0"
     assert told == f"batch.global_batch: 1, the batch of evaluations, is no multiple of 4; {allowed}"
 
 
@@ -156,7 +156,7 @@ def test_samples_of_another_task_are_not_for_a_gpt():
 
 def test_a_sequence_is_no_longer_than_the_model_s_positions():
     told = refused("data.seq_length=4096")
-    assert told[0].startswith("data.seq_length: 4096 is longer than the model's positions, model.max_positions = ")
+    assert told[0].startswith("data.seq_length: 4096 is longer than the model's positions, model.max_seq_len = ")
 
 
 def test_options_that_the_layout_does_not_look_at_are_refused():
@@ -168,7 +168,7 @@ def test_options_that_the_layout_does_not_look_at_are_refused():
         "model.attention.core=eager",
     ) == [
         "model.attention.core: 'eager', but the ring has its own attention; "
-        'allowed: "auto", or parallel.context_exchange = all_gather or all_to_all',
+        'allowed: "auto", or parallel.cp_comm_type = all_gather or all_to_all',
         "parallel.overlap_grad_reduce: False, but FSDP2 overlaps and groups by blocks itself; "
         "allowed with fsdp: True, the default",
         "parallel.bucket_size: 1000, but FSDP2 overlaps and groups by blocks itself; "

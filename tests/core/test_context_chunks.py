@@ -5,17 +5,17 @@ import math
 import pytest
 import torch
 
-from mt_core.parallel.axis import Axis
-from mt_core.parallel.context.chunks import (
+from mt_core.distributed.mesh import Axis
+from mt_core.parallel.context.attention_chunks import (
     Chunk,
     attend,
     attend_backward,
     attend_plain,
     attend_plain_backward,
 )
-from mt_core.parallel.context.fused import KERNELS, kernel_for
+from mt_core.parallel.context.fused_kernels import KERNELS, kernel_for
 from mt_core.parallel.context.ring import visible_part
-from mt_core.parallel.context.sequence import local_positions
+from mt_core.parallel.context.zigzag import local_positions
 from mt_models.layers.attention_cores import attend_eager
 
 EXACT = {"rtol": 1e-12, "atol": 1e-14}

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from mt_core.distributed.mesh import Axis
 from mt_core.errors import MtError
-from mt_core.parallel.axis import Axis
-from mt_core.parallel.context.exchanges import EXCHANGES, context_core
-from mt_core.parallel.context.sequence import join_sequence, split_sequence
+from mt_core.parallel.context.comm_types import EXCHANGES, context_core
+from mt_core.parallel.context.zigzag import join_sequence, split_sequence
 from mt_core.verification.ranks import run_ranks
 from mt_models.layers.attention_cores import attend_eager
 
@@ -163,11 +163,6 @@ def test_on_one_rank_an_exchange_is_the_core(exchange):
     assert context_core(exchange, eager, axis=axis) is eager
 
 
-def test_an_unknown_exchange_names_those_there_are():
-    with pytest.raises(MtError, match="unknown exchange 'rings'; allowed: ring, all_gather, all_to_all"):
-        context_core("rings", eager, axis=Axis("context", 0, 2))
-
-
 @pytest.mark.parametrize(
     ("shape", "size", "found", "sizes"),
     [
@@ -182,5 +177,5 @@ def test_all_to_all_refuses_heads_it_cannot_share(shape, size, found, sizes):
         core(*inputs(shape)[:3])
     assert str(error.value) == (
         f"parallel.context: all_to_all cannot share {found}; "
-        f'allowed sizes: {sizes}; context_exchange "ring" and "all_gather" take any'
+        f'allowed sizes: {sizes}; cp_comm_type "ring" and "all_gather" take any'
     )

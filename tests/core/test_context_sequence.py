@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from mt_core.distributed.mesh import Axis
 from mt_core.errors import MtError
-from mt_core.parallel.axis import Axis
-from mt_core.parallel.context.sequence import by_rank, in_order, join_sequence, local_positions, split_sequence
+from mt_core.parallel.context.zigzag import by_rank, in_order, join_sequence, local_positions, split_sequence
 from mt_core.verification.ranks import run_ranks
 
 ALONE = Axis("context")

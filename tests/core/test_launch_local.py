@@ -8,23 +8,23 @@ from pathlib import Path
 
 import pytest
 
-from mt_core.supervision.launcher import launch
+from mt_core.distributed.launcher import launch
 
 
 @pytest.fixture(autouse=True)
 def _short_notice(monkeypatch):
     """Ranks of these tests notice nothing by themselves."""
-    monkeypatch.setattr("mt_core.supervision.launcher.NOTICE_S", 0.1)
+    monkeypatch.setattr("mt_core.distributed.launcher.NOTICE_S", 0.1)
 
 
 HEAD = """
 import os, signal, sys, time
 from pathlib import Path
 from mt_core.errors import MtError
-from mt_core.supervision.environment import place
-from mt_core.supervision.exit_codes import RankFailure
-from mt_core.supervision.rank_process import end_with
-from mt_core.supervision.watch import supervised
+from mt_core.distributed.environment import place
+from mt_core.distributed.exit_codes import RankFailure
+from mt_core.distributed.rank_process import end_with
+from mt_core.distributed.watchdog import supervised
 
 here, run_dir = place(), Path(sys.argv[1])
 
@@ -123,7 +123,7 @@ def test_a_rank_that_never_beat_is_in_the_table(tmp_path, capfd):
 
 
 def test_a_rank_that_ignores_the_end_of_another_is_killed(tmp_path, capfd, monkeypatch):
-    monkeypatch.setattr("mt_core.supervision.launcher.GRACE_S", 0.3)
+    monkeypatch.setattr("mt_core.distributed.launcher.GRACE_S", 0.3)
     body = "if here.rank == 1:\n    return 1\ntime.sleep(30)"
     assert launch(script(tmp_path, STUBBORN.strip() + "\n" + body), 2, run_dir=tmp_path) == 1
     assert "stopped by the launcher (SIGKILL)" in capfd.readouterr().err
@@ -151,7 +151,7 @@ def test_a_mistake_of_the_user_s_is_not_tried_again(tmp_path, capfd):
 LAUNCHER = """
 import sys
 from pathlib import Path
-from mt_core.supervision.launcher import launch
+from mt_core.distributed.launcher import launch
 sys.exit(launch(sys.argv[1:], 2, run_dir=Path(sys.argv[2]), max_restarts=3))
 """
 

@@ -11,11 +11,11 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore, Store, TCPStore
 
+from mt_core.distributed.environment import Place
+from mt_core.distributed.exit_codes import EXIT_LOST_RANK, EXIT_MISSING_RANKS, RankFailure
+from mt_core.distributed.process_group import gpu_index, lost_ranks, pick_device
+from mt_core.distributed.rendezvous import _ranks, leave, meet, open_store
 from mt_core.errors import MtError
-from mt_core.parallel.launch import gpu_index, lost_ranks, pick_device
-from mt_core.parallel.meeting import _ranks, leave, meet, open_store
-from mt_core.supervision.environment import Place
-from mt_core.supervision.exit_codes import EXIT_LOST_RANK, EXIT_MISSING_RANKS, RankFailure
 
 
 def together(*calls: Callable[[], str]) -> list["Future[str]"]:
@@ -84,7 +84,7 @@ def test_ranks_leave_together():
 
 
 def test_a_rank_that_died_after_the_work_keeps_nobody(monkeypatch):
-    monkeypatch.setattr("mt_core.parallel.meeting.LEAVE_S", 0.2)
+    monkeypatch.setattr("mt_core.distributed.rendezvous.LEAVE_S", 0.2)
     start = time.monotonic()
     leave(TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False), "m", Place(0, 2))
     assert time.monotonic() - start < 2

@@ -4,12 +4,12 @@ import math
 
 import pytest
 
-from mt_core.config.sections import ScheduleConfig
+from mt_core.config.sections import LRScheduleConfig
 from mt_core.training.learning_rate import learning_rate
 
 
 def rate(step, **schedule):
-    return learning_rate(ScheduleConfig(**({"steps": 100} | schedule)), 1.0, step)
+    return learning_rate(LRScheduleConfig(**schedule), 1.0, step, steps=100)
 
 
 def test_warm_up_is_linear_from_zero_and_reaches_the_peak():

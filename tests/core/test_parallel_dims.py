@@ -5,8 +5,8 @@ from itertools import product
 import pytest
 
 from mt_core.config.sections import ParallelConfig
+from mt_core.distributed.topology import AXES, ParallelDims, dims_of
 from mt_core.errors import MtError
-from mt_core.parallel.dims import AXES, ParallelDims, dims_of
 
 SIZES = [(data, context, tensor) for data, context, tensor in product((1, 2, 3, 4), (1, 2, 4), (1, 2, 4))]
 

@@ -3,8 +3,8 @@
 import pytest
 
 from core.planning_configs import h200, run
+from mt_core.parallel.layout import layout_of
 from mt_core.planning.communication import Transfer, transfers
-from mt_core.planning.layout import layout_of
 from mt_core.planning.parameters import parameters_of
 
 SEQUENCE = 8192 * 4096 * 2
@@ -189,14 +189,14 @@ KEYS = 2 * 2048 * 8 * 128 * 2
     ],
 )
 def test_context_parallelism_exchanges_keys_and_values(exchange, expected):
-    rows = sent(4, "parallel.context=4", f"parallel.context_exchange={exchange}")
+    rows = sent(4, "parallel.context=4", f"parallel.cp_comm_type={exchange}")
     assert [row[1:] for row in rows if row[0] == "context"] == expected
     assert [row[1] for row in rows if row[0] == "data"] == ["all-reduce"]
 
 
 @pytest.mark.parametrize("exchange", ["ring", "all_gather", "all_to_all"])
 def test_selective_recompute_exchanges_again(exchange):
-    base = ("parallel.context=4", f"parallel.context_exchange={exchange}")
+    base = ("parallel.context=4", f"parallel.cp_comm_type={exchange}")
     plain = sum(row[3] for row in sent(4, *base))
     again = sum(row[3] for row in sent(4, *base, "recompute.granularity=selective"))
     assert again - plain == 32 * (3 if exchange == "ring" else 1)

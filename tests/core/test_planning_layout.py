@@ -4,10 +4,9 @@ import pytest
 
 from core.planning_configs import run
 from mt_core.errors import MtError
-from mt_core.planning.layout import layout_of, problems
-from mt_core.planning.nearest import describe, nearest, nearest_problem
+from mt_core.parallel.layout import describe, layout_of, nearest, nearest_problem, problems
+from mt_core.planning.gpu_profile import read_profile
 from mt_core.planning.plan import plan
-from mt_core.planning.profile import read_profile
 
 LLAMA = "batch.global_batch=16"
 SP = "parallel.sequence=true"
@@ -51,15 +50,15 @@ def test_of_an_unknown_number_of_ranks_there_are_as_many_as_share_something():
 def test_tensor_must_divide_heads_groups_and_features():
     assert told(3, "batch.global_batch=3", "parallel.tensor=3", SP) == [
         f"parallel.tensor: 3 does not divide model.{name}; allowed: 1, 2, 4, 8, 16 or 32"
-        for name in ("attention.heads 32", "attention.kv_groups 8", "mlp.size 14336")
+        for name in ("attention.heads 32", "attention.num_kv_heads 8", "mlp.ffn_hidden_size 14336")
     ]
 
 
 def test_more_tensor_ranks_than_groups_repeat_the_groups():
     assert told(16, LLAMA, "parallel.tensor=16") == []
-    shape = ("model.attention.heads=12", "model.attention.kv_groups=6", "model.mlp.size=48")
+    shape = ("model.attention.heads=12", "model.attention.num_kv_heads=6", "model.mlp.ffn_hidden_size=48")
     assert told(4, "parallel.tensor=4", *shape) == [
-        "parallel.tensor: 4 does not divide model.attention.kv_groups 6; allowed: 1, 2, 3, 6 or 12"
+        "parallel.tensor: 4 does not divide model.attention.num_kv_heads 6; allowed: 1, 2, 3, 6 or 12"
     ]
 
 
@@ -82,11 +81,11 @@ def test_context_halves_every_share():
 
 
 def test_all_to_all_shares_heads_and_groups():
-    swap = "parallel.context_exchange=all_to_all"
+    swap = "parallel.cp_comm_type=all_to_all"
     assert told(8, "parallel.context=8", swap) == []
     assert told(32, "parallel.tensor=2", "parallel.context=16", swap) == [
-        "parallel.context: 16 does not divide the 4 kv_groups of a tensor rank, as all_to_all needs; "
-        'allowed: 1, 2 or 4, or context_exchange = "ring"'
+        "parallel.context: 16 does not divide the 4 num_kv_heads of a tensor rank, as all_to_all needs; "
+        'allowed: 1, 2 or 4, or cp_comm_type = "ring"'
     ]
     assert told(32, "parallel.tensor=2", "parallel.context=16") == []
 
@@ -141,7 +140,7 @@ def test_a_model_without_experts_has_no_expert_axis():
 
 
 def test_the_hidden_features_of_experts_are_not_cut_by_tensor_ranks():
-    assert told(8, LLAMA, "parallel.tensor=8", "model.mlp.size=100", preset=MIXTRAL) == []
+    assert told(8, LLAMA, "parallel.tensor=8", "model.mlp.ffn_hidden_size=100", preset=MIXTRAL) == []
 
 
 def test_nearest_layouts_keep_what_they_can_of_the_expert_axis():

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from core.planning_configs import LLAMA8B_8L, h200, run
-from mt_core.parallel.dims import ParallelDims
-from mt_core.parallel.plan import cut_dim
+from mt_core.distributed.topology import ParallelDims
+from mt_core.parallel.layout import Layout, layout_of
+from mt_core.parallel.tensor.plan import cut_dim
 from mt_core.planning.activations import layer_kept
-from mt_core.planning.layout import Layout, layout_of
 from mt_core.planning.memory import GIB, by_category, memory, total
 from mt_core.planning.parameters import parameters_of
 from mt_core.planning.precision import state_bytes
@@ -60,11 +60,11 @@ def test_parameters_of_a_rank_are_those_that_the_plan_cuts(tensor, biased):
     """Eight ranks repeat each of four groups; 1,000 ids are padded to 1,024."""
     model = GPTConfig(
         layers=2,
-        model_size=64,
+        hidden_size=64,
         vocab_size=1000,
-        max_positions=32,
-        attention={"heads": 8, "kv_groups": 4, "head_size": 8, "qkv_bias": biased, "out_bias": biased},
-        mlp={"kind": "dense" if biased else "gated", "size": 96, "bias": biased},
+        max_seq_len=32,
+        attention={"heads": 8, "num_kv_heads": 4, "head_size": 8, "qkv_bias": biased, "out_bias": biased},
+        mlp={"kind": "dense" if biased else "gated", "ffn_hidden_size": 96, "bias": biased},
         norm={"kind": "layer" if biased else "rms"},
         position={"kind": "learned" if biased else "rope"},
         tied=biased,
@@ -119,7 +119,7 @@ def saved_bytes(config: GPTConfig, tokens: int, batch: int) -> int:
             kept[storage.data_ptr()] = storage
         return tensor
 
-    x_BTD = torch.randn(batch, tokens, config.model_size, requires_grad=True)
+    x_BTD = torch.randn(batch, tokens, config.hidden_size, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         result = block(x_BTD, rotation)
     assert result.requires_grad
@@ -144,11 +144,11 @@ def test_activations_are_what_a_real_block_saves(position, groups, core, mlp):
     """To the byte, in fp32. With LayerNorm: on a CPU RMSNorm is made of several functions, on a GPU of one."""
     model = GPTConfig(
         layers=1,
-        model_size=64,
+        hidden_size=64,
         vocab_size=128,
-        max_positions=64,
-        attention={"heads": 4, "kv_groups": groups, "head_size": 16, "core": core},
-        mlp={"size": 96, **mlp},
+        max_seq_len=64,
+        attention={"heads": 4, "num_kv_heads": groups, "head_size": 16, "core": core},
+        mlp={"ffn_hidden_size": 96, **mlp},
         norm={"kind": "layer"},
         position={"kind": position},
     )
@@ -161,11 +161,11 @@ def test_activations_are_what_a_real_block_saves(position, groups, core, mlp):
 def test_activations_of_experts_are_what_a_real_block_saves(normalized):
     model = GPTConfig(
         layers=1,
-        model_size=64,
+        hidden_size=64,
         vocab_size=128,
-        max_positions=64,
-        attention={"heads": 4, "kv_groups": 4, "head_size": 16, "core": "sdpa"},
-        mlp={"kind": "moe", "size": 48, "experts": 8, "top_k": 3, "normalized": normalized},
+        max_seq_len=64,
+        attention={"heads": 4, "num_kv_heads": 4, "head_size": 16, "core": "sdpa"},
+        mlp={"kind": "moe", "ffn_hidden_size": 48, "experts": 8, "top_k": 3, "normalized": normalized},
         norm={"kind": "layer"},
         position={"kind": "rope"},
     )

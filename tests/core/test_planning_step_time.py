@@ -6,9 +6,9 @@ import pytest
 
 from core.planning_configs import LLAMA8B_8L, h200, run
 from mt_core.errors import MtError
+from mt_core.parallel.layout import layout_of
 from mt_core.planning.compute import compute
-from mt_core.planning.layout import layout_of
-from mt_core.planning.profile import profile_names, read_profile
+from mt_core.planning.gpu_profile import profile_names, read_profile
 from mt_core.planning.step_time import StepTime, step_time
 
 COMPILED = "runtime.compile=true"
@@ -111,7 +111,7 @@ MEGATRON = {
     "context 4": (
         6_746,
         4,
-        ("parallel.context=4", "data.seq_length=32768", "model.max_positions=32768", "batch.global_batch=4"),
+        ("parallel.context=4", "data.seq_length=32768", "model.max_seq_len=32768", "batch.global_batch=4"),
     ),
 }
 """Tokens/s a GPU of Megatron-Core on H200s (PERFORMANCE.md)."""

@@ -2,9 +2,9 @@
 
 import pytest
 
+from mt_core.distributed.environment import Place, adopt_slurm, place, refuse_nproc
+from mt_core.distributed.slurm import PORTS, node_names, step_variables, tasks_per_node
 from mt_core.errors import MtError
-from mt_core.supervision.environment import Place, adopt_slurm, place, refuse_nproc
-from mt_core.supervision.slurm import PORTS, node_names, step_variables, tasks_per_node
 
 TORCHRUN = {
     "RANK": "3",

@@ -9,17 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from mt_core.supervision.environment import Place
-from mt_core.supervision.exit_codes import EXIT_STALLED
-from mt_core.supervision.heartbeat import Heart, heartbeat_file, read_heartbeat, write_heartbeat
-from mt_core.supervision.watch import supervised
+from mt_core.distributed.environment import Place
+from mt_core.distributed.exit_codes import EXIT_STALLED
+from mt_core.distributed.heartbeat import Heart, heartbeat_file, read_heartbeat, write_heartbeat
+from mt_core.distributed.watchdog import supervised
 
 HANGING = """
 import ctypes, sys, time
 from pathlib import Path
-from mt_core.supervision.environment import Place
-from mt_core.supervision import watch
-from mt_core.supervision.watch import supervised
+from mt_core.distributed.environment import Place
+from mt_core.distributed import watchdog as watch
+from mt_core.distributed.watchdog import supervised
 
 watch.OTHERS_S, watch.BACKSTOP_S = 0.2, 0.5
 

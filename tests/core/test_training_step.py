@@ -5,10 +5,10 @@ import torch
 
 from layouts import run_config
 from mt_core.checkpoint.native import resolve
-from mt_core.parallel.axis import Axis
-from mt_core.parallel.context.sequence import join_sequence
-from mt_core.parallel.mesh import Mesh
-from mt_core.training.inputs import inputs, valid_tokens
+from mt_core.distributed.mesh import Axis, Mesh
+from mt_core.errors import MtError
+from mt_core.parallel.context.zigzag import join_sequence
+from mt_core.training.inputs import prepare_inputs, valid_tokens
 from mt_core.training.optimizer import parameter_groups
 from mt_core.training.step import backward, evaluate, reduce, update
 from mt_core.verification.measure import save_state
@@ -35,11 +35,11 @@ def cut(batch: dict[str, torch.Tensor], micro_batches: int) -> list[dict[str, to
 def computed(model: str, micro_batches: int) -> dict[str, torch.Tensor]:
     """Loss, gradients, norm, updated weights and validation loss of a step."""
     state, batch = state_of(run_config(model)), batch_of()
-    loss = backward(state.model, state.engine, cut(batch, micro_batches), valid_tokens([batch]), CPU)
+    loss = backward(state.model, state.engine, cut(batch, micro_batches), valid_tokens([batch]), CPU).loss
     reduce(state.engine)
     found = {f"gradient {n}": m.grad.clone() for n, m in state.engine.masters.items() if m.grad is not None}
     norm = update(state.engine, state.optimizer, lr=1e-2, clip_norm=0.5).norm
-    valid = torch.tensor(evaluate(state.model, cut(batch_of(9), micro_batches), Mesh(), CPU))
+    valid = torch.tensor(evaluate(state.model, cut(batch_of(9), micro_batches), Mesh(), CPU)["loss"])
     return {"loss": loss, "norm": norm, "valid": valid, **found, **dict(state.model.named_parameters())}
 
 
@@ -55,14 +55,14 @@ def test_micro_batches_change_nothing(model, micro_batches):
 def test_the_loss_is_the_mean_over_valid_tokens_alone():
     state, batch = state_of(run_config()), batch_of()
     picked = -state.model(batch["tokens"]).log_softmax(-1).gather(-1, batch["labels"][..., None])[..., 0]
-    loss = backward(state.model, state.engine, [batch], valid_tokens([batch]), CPU)
+    loss = backward(state.model, state.engine, [batch], valid_tokens([batch]), CPU).loss
     torch.testing.assert_close(loss, picked[batch["loss_mask"] == 1].mean().detach(), rtol=1e-12, atol=0)
 
 
 def test_a_step_without_valid_tokens_has_no_loss_and_no_gradient():
     state, batch = state_of(run_config()), batch_of()
     batch["loss_mask"].zero_()
-    assert backward(state.model, state.engine, [batch], valid_tokens([batch]), CPU) == 0
+    assert backward(state.model, state.engine, [batch], valid_tokens([batch]), CPU).loss == 0
     reduce(state.engine)
     assert all(m.grad is not None and not m.grad.any() for m in state.engine.masters.values())
 
@@ -116,48 +116,55 @@ def test_a_resumed_run_goes_on_bit_for_bit(dtype, tmp_path):
         assert torch.equal(resumed.engine.masters[name], master), name
 
 
-def packed() -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """The same two rows of documents, said by boundaries and by a mask of what must not be looked at."""
+def packed() -> dict[str, torch.Tensor]:
+    """Two rows of three documents each, with their segment ids and positions."""
     batch = {key: value[:2] for key, value in batch_of().items()}
     lengths = torch.tensor([[5, 3, 8], [9, 4, 3]])
-    ends = torch.nn.functional.pad(lengths.cumsum(-1), (1, 0)).int()
-    number = torch.stack([torch.arange(3).repeat_interleave(row) for row in lengths])
-    hidden = ~((number[:, :, None] == number[:, None, :]) & torch.ones(LENGTH, LENGTH).tril().bool())
-    starts = torch.cat([torch.arange(n) for row in lengths for n in row]).view(2, LENGTH)
-    batch["position_ids"] = starts
-    return {**batch, "cu_seqlens": ends}, {**batch, "attention_mask": hidden[:, None]}
+    batch["segment_ids"] = torch.stack([torch.arange(3).repeat_interleave(row) for row in lengths])
+    batch["position_ids"] = torch.cat([torch.arange(n) for row in lengths for n in row]).view(2, LENGTH)
+    return batch
 
 
-def test_boundaries_and_a_mask_say_the_same_documents_and_positions():
-    by_ends, by_mask = (inputs(batch, Axis("context"), CPU) for batch in packed())
-    assert torch.equal(by_ends.positions, by_mask.positions)
-    same_ends, same_mask = (d[:, :, None] == d[:, None, :] for d in (by_ends.documents_BT, by_mask.documents_BT))
-    assert torch.equal(same_ends, same_mask)
+def test_a_model_gets_exactly_the_keys_that_it_declares():
+    model, axis = state_of(run_config()).model, Axis("context")
+    plain, whole = (prepare_inputs(model, batch, axis, CPU) for batch in (batch_of(), packed()))
+    assert list(plain.arguments) == ["tokens_BT", "labels_BT"]
+    assert list(whole.arguments) == ["tokens_BT", "labels_BT", "positions", "segment_ids_BT"]
+    assert torch.equal(whole.arguments["segment_ids_BT"], packed()["segment_ids"])
+
+
+def test_the_number_of_a_blend_s_dataset_is_for_no_model():
     model = state_of(run_config()).model
-    losses = [
-        model.token_losses(p.tokens_BT, p.labels_BT, positions=p.positions, documents_BT=p.documents_BT)
-        for p in (by_ends, by_mask)
+    batch = batch_of() | {"dataset_id": torch.zeros(SAMPLES)}
+    assert "dataset_id" not in prepare_inputs(model, batch, Axis("context"), CPU).arguments
+
+
+def test_keys_that_a_model_does_not_know_and_keys_that_it_lacks_are_named():
+    model, batch = state_of(run_config()).model, batch_of() | {"segment_id": torch.zeros(SAMPLES)}
+    del batch["tokens"]
+    with pytest.raises(MtError) as error:
+        prepare_inputs(model, batch, Axis("context"), CPU)
+    assert str(error.value).splitlines() == [
+        "batch: unknown key 'segment_id' for a model of kind 'gpt'; did you mean 'segment_ids'? "
+        "allowed: tokens, labels, position_ids, segment_ids",
+        "batch: has no 'tokens', only labels, loss_mask, segment_id; a model of kind 'gpt' needs it",
     ]
-    assert torch.equal(*losses)
-
-
-def test_without_documents_there_are_neither_numbers_nor_positions():
-    found = inputs(batch_of(), Axis("context"), CPU)
-    assert found.positions is None
-    assert found.documents_BT is None
 
 
 def shares(axis: Axis) -> dict[str, torch.Tensor]:
     """What the ranks of a context axis take, joined again."""
-    found = inputs(packed()[0], axis, CPU)
-    plain = inputs(batch_of(), axis, CPU)
-    assert found.tokens_BT.shape == (2, LENGTH // axis.size)
-    joined = {name: join_sequence(tensor, axis, 1) for name, tensor in found._asdict().items() if name != "more"}
-    return joined | {"plain": join_sequence(plain.positions, axis, 0)}
+    model = state_of(run_config()).model
+    found, plain = (prepare_inputs(model, batch, axis, CPU) for batch in (packed(), batch_of()))
+    assert found.arguments["tokens_BT"].shape == (2, LENGTH // axis.size)
+    parts = found.arguments | {"mask": found.loss_mask_BT}
+    joined = {name: join_sequence(tensor, axis, 1) for name, tensor in parts.items()}
+    return joined | {"plain": join_sequence(plain.arguments["positions"], axis, 0)}
 
 
 def test_context_ranks_take_parts_that_join_to_the_whole():
-    whole = inputs(packed()[0], Axis("context"), CPU)._asdict() | {"plain": torch.arange(LENGTH)}
+    found = prepare_inputs(state_of(run_config()).model, packed(), Axis("context"), CPU)
+    whole = found.arguments | {"mask": found.loss_mask_BT, "plain": torch.arange(LENGTH)}
     for joined in run_ranks(2, shares):
+        assert joined.keys() == whole.keys()
         for name, tensor in joined.items():
             assert torch.equal(tensor, whole[name]), name

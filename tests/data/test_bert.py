@@ -8,7 +8,7 @@ import pytest
 from mt_core.errors import MtError
 from mt_core.plugins import component
 from mt_core.types import Dataset
-from mt_data.blend import sized_blend
+from mt_data.blending.blend import sized_blend
 from mt_data.config import BERTData
 from word_pieces import toy_corpus, toy_tokenizer
 

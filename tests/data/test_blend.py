@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mt_core.errors import MtError
-from mt_data.blend import exhaustive_blend, sized_blend
-from mt_data.interleave import SHORTEST_CHUNK
+from mt_data.blending.blend import exhaustive_blend, sized_blend
+from mt_data.blending.interleave import SHORTEST_CHUNK
 
 
 def test_sized_blend_follows_the_largest_deficit():

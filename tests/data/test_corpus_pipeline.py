@@ -121,7 +121,7 @@ def test_a_killed_step_is_taken_up_and_gives_the_same_bytes(tmp_path: Path):
         assert (tmp_path / f"cut.jsonl{name}").read_bytes() == (tmp_path / f"whole.jsonl{name}").read_bytes() != b""
 
 
-PIECES = "import mt_data.preprocess.lines as lines; lines.BLOCK_BYTES = 2048; lines.CHUNK_LINES = 8"
+PIECES = "import mt_data.text_io.lines as lines; lines.BLOCK_BYTES = 2048; lines.CHUNK_LINES = 8"
 
 
 @pytest.fixture

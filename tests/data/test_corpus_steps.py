@@ -11,12 +11,11 @@ from mt_data.config import TokenizerConfig
 from mt_data.corpus import step as step_module
 from mt_data.corpus.clean import Rules, clean
 from mt_data.corpus.decontaminate import Filter, Task, filter_ngrams, parse_task
-from mt_data.corpus.duplicates import Search, find_duplicates
+from mt_data.corpus.duplicates import Search, find_duplicates, jaccard, shingles, signature
 from mt_data.corpus.groups import Forest, group_duplicates, remove_duplicates
-from mt_data.corpus.ids import add_ids
 from mt_data.corpus.libraries import library
 from mt_data.corpus.ngrams import Cut, Index, Sizes, keys_of, pieces
-from mt_data.corpus.similarity import jaccard, shingles, signature
+from mt_data.corpus.records import add_ids
 from mt_data.corpus.step import Produced, Step, run_step
 from mt_data.corpus.urls import Blacklist, filter_urls, verdict
 from mt_data.corpus.wikipedia import extract, plain

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from mt_core.errors import MtError
 from mt_data.config import GPTData, TokenizerConfig
-from mt_data.paths import WeightedPaths, parse_paths
-from mt_data.rules import data_problems
-from mt_data.split import split_ranges
+from mt_data.config.paths import WeightedPaths, parse_paths
+from mt_data.config.rules import data_problems
+from mt_data.config.split import split_ranges
 
 Corpus = Callable[[str, Sequence[int]], str]
 

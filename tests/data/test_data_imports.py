@@ -24,14 +24,16 @@ def imports(*modules: str, blocked: tuple[str, ...]) -> subprocess.CompletedProc
 
 
 def test_every_module_but_the_loader_imports_without_torch():
-    others = [name for name in MODULES if name != "mt_data.torch"]
+    others = [name for name in MODULES if name != "mt_data.loading"]
     assert len(others) > 20
     ran = imports(*others, blocked=("torch",))
     assert ran.returncode == 0, ran.stderr
-    assert imports("mt_data.torch", blocked=("torch",)).returncode != 0
+    assert imports("mt_data.loading", blocked=("torch",)).returncode != 0
 
 
-@pytest.mark.parametrize("module", ["mt_data", "mt_data.plugin", "mt_data.config", "mt_data.rules", "mt_data.command"])
+@pytest.mark.parametrize(
+    "module", ["mt_data", "mt_data.plugin", "mt_data.config", "mt_data.config.rules", "mt_data.command"]
+)
 def test_what_every_command_imports_is_light(module: str):
     ran = imports(module, blocked=("torch", "numpy", "tokenizers", "zstandard"))
     assert ran.returncode == 0, ran.stderr
@@ -58,11 +60,11 @@ class Run:
         self.data = GPTData(seq_length=seq_length)
         self.model = GPTConfig(
             layers=1,
-            model_size=8,
+            hidden_size=8,
             vocab_size=9,
-            max_positions=64,
-            attention=GQA(heads=1, kv_groups=1, head_size=8),
-            mlp=Dense(size=8),
+            max_seq_len=64,
+            attention=GQA(heads=1, num_kv_heads=1, head_size=8),
+            mlp=Dense(ffn_hidden_size=8),
             norm=LayerNorm(),
             position=Learned(),
         )
@@ -71,5 +73,5 @@ class Run:
 def test_a_sequence_longer_than_the_models_positions():
     assert mt_config_rules(Run(64)) == []
     assert [str(problem) for problem in mt_config_rules(Run(65))] == [
-        "data.seq_length: 65 is longer than the model's positions, model.max_positions = 64; at most 64"
+        "data.seq_length: 65 is longer than the model's positions, model.max_seq_len = 64; at most 64"
     ]

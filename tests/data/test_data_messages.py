@@ -16,18 +16,18 @@ from mt_core.errors import MtError
 from mt_core.types import Tokenizer
 from mt_data.config import GPTData, TokenizerConfig
 from mt_data.corpus.clean import Rules, clean, clean_record
-from mt_data.corpus.similarity import signature
-from mt_data.preprocess import encode
-from mt_data.preprocess.encode import Encoding, encode_values
+from mt_data.corpus.duplicates import signature
+from mt_data.preprocess import encoding
+from mt_data.preprocess.encoding import Encoding, encode_values
 from mt_data.preprocess.job import Job
-from mt_data.preprocess.ordered_map import DEATHS_ALLOWED
-from mt_data.preprocess.ray_map import ray_map
-from mt_data.preprocess.report import Report
+from mt_data.preprocess.report import Report, watch
 from mt_data.preprocess.run import preprocess
 from mt_data.preprocess.sentences import choose_splitter
-from mt_data.preprocess.watch import watch
+from mt_data.text_io.ordered_map import DEATHS_ALLOWED
+from mt_data.text_io.ray_map import ray_map
 from mt_data.tokenizers import build
-from mt_data.tokenizers.bytes_tokenizer import BytesTokenizer
+from mt_data.tokenizers.fast_bpe import fast_encode
+from mt_data.tokenizers.file_free import BytesTokenizer
 
 RULES = Rules(min_tokens=1)
 
@@ -69,7 +69,7 @@ def test_sentencepiece_models_without_the_library(type_: str, model: str, monkey
 def test_gpt2_without_tiktoken_runs_on_the_tokenizers_library(gpt2: TokenizerConfig, monkeypatch: pytest.MonkeyPatch):
     uninstall(monkeypatch, "tiktoken")
     tokenizer = build(gpt2)
-    assert encode.fast_encode(tokenizer, gpt2) == tokenizer.encode_batch
+    assert fast_encode(tokenizer, gpt2) == tokenizer.encode_batch
 
 
 @pytest.mark.parametrize("missing", [("nltk",), ("nltk", "sentencex")])
@@ -169,7 +169,7 @@ def test_an_id_that_the_files_cannot_hold(ids: list[int], wrong: int, monkeypatc
             return [ids for _ in texts]
 
     liar: Tokenizer = Liar(TokenizerConfig(type="bytes"))
-    monkeypatch.setattr(encode, "tokenizer_of", lambda encoding: liar)
+    monkeypatch.setattr(encoding, "tokenizer_of", lambda _: liar)
     message = (
         f"tokenizer: token id {wrong} does not fit into uint16, which 257 ids are stored in; ids 0 to 65535; "
         "the tokenizer's vocab_size is too small for its ids"
@@ -206,7 +206,7 @@ def test_the_command_prints_lines_at_the_interval(tmp_path: Path):
 
 def test_a_missing_tokenizer_of_kinds_that_need_one_is_told_by_their_name(tmp_path: Path):
     from mt_data.config import SFTData
-    from mt_data.rules import data_problems
+    from mt_data.config.rules import data_problems
 
     path = write(tmp_path / "chat.jsonl", json.dumps({"messages": []}))
     (problem,) = data_problems(SFTData(paths=(str(path),), seq_length=4))

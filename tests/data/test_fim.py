@@ -10,7 +10,7 @@ from mt_core.errors import MtError
 from mt_core.plugins import component
 from mt_core.types import Dataset
 from mt_data.config import FIMData
-from mt_data.fim.dataset import FIMDataset
+from mt_data.datasets.fim import FIMDataset
 from mt_data.indexed.writer import IndexedWriter
 
 PRE, MID, SUF, PAD, EOD, CUT = range(256, 262)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mt_core.errors import MtError
-from mt_data.gpt.indices import Request, build_indices
+from mt_data.datasets.gpt.indices import Request, build_indices
 
 LENGTHS = np.array([7, 3, 5, 9, 2, 4], np.int32)
 

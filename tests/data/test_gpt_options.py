@@ -10,15 +10,14 @@ from mt_core.errors import MtError
 from mt_core.plugins import component
 from mt_core.types import Dataset
 from mt_data.config import GPTData, MockData, TokenizerConfig
-from mt_data.gpt.dataset import GPTDataset, Options, gpt_dataset
-from mt_data.gpt.indices import Request
-from mt_data.gpt.mock import MockSequences
-from mt_data.index_cache import IndexCache
+from mt_data.datasets.gpt.dataset import GPTDataset, Options, build_splits, gpt_dataset
+from mt_data.datasets.gpt.indices import Request
+from mt_data.datasets.mock import MockSequences
+from mt_data.indexed.cache import IndexCache
 from mt_data.indexed.reader import IndexedReader
 from mt_data.indexed.writer import IndexedWriter
-from mt_data.padding import pad_id
-from mt_data.splits import build_splits
 from mt_data.tokenizers import build
+from mt_data.tokenizers.base import pad_id
 from word_pieces import toy_tokenizer
 
 Corpus = Callable[[str, Sequence[int]], str]
@@ -54,14 +53,11 @@ def test_positions_restart_behind_the_end_of_a_document(tmp_path: Path):
 
 def test_attention_stays_within_documents(tmp_path: Path):
     item = one_sequence(tmp_path, SAMPLE, 6, Options(eod=1, reset_attention_mask=True))[0]
-    visible = np.zeros((6, 6), bool)
-    for segment in ([0, 1], [2, 3, 4], [5]):
-        visible[np.ix_(segment, segment)] = True
-    assert item["attention_mask"].shape == (1, 6, 6)
-    assert np.array_equal(~item["attention_mask"][0], np.tril(visible))
+    assert item["segment_ids"].tolist() == [0, 0, 1, 1, 1, 2]
+    assert item["segment_ids"].dtype == np.int64
 
 
-def test_document_bounds_are_those_of_the_sequences(tmp_path: Path, corpus: Corpus):
+def test_segments_are_the_sequences(tmp_path: Path, corpus: Corpus):
     request = Request(range(3), None, 6, 1234)
     cache = IndexCache(tmp_path / "cache")
     dataset = gpt_dataset(IndexedReader(corpus("b", (4, 3, 8))), request, cache, Options(inter_document_masking=True))
@@ -69,16 +65,15 @@ def test_document_bounds_are_those_of_the_sequences(tmp_path: Path, corpus: Corp
         item = dict(dataset[i])
         owners = item["tokens"] // 100
         starts = [0, *(np.flatnonzero(np.diff(owners)) + 1).tolist()]
-        assert item["cu_seqlens"].tolist() == [*starts, *[6] * (7 - len(starts))]
-        assert item["cu_seqlens"].dtype == np.int32
-        assert item["max_seqlen"] == max(np.diff([*starts, 6]))
+        assert item["segment_ids"].tolist() == np.repeat(range(len(starts)), np.diff([*starts, 6])).tolist()
+        assert item["segment_ids"].dtype == np.int64
         assert item["position_ids"].tolist() == [n - max(s for s in starts if s <= n) for n in range(6)]
 
 
-def test_the_bounds_of_a_padded_sample_reach_its_end(tmp_path: Path):
+def test_the_last_segment_of_a_padded_sample_reaches_its_end(tmp_path: Path):
     options = Options(inter_document_masking=True)
     dataset = one_sequence(tmp_path, [3, 4, 5], 6, options, keep_partial=True)
-    assert dataset[0]["cu_seqlens"].tolist() == [0, 6, 6, 6, 6, 6, 6]
+    assert dataset[0]["segment_ids"].tolist() == [0] * 6
 
 
 def test_without_an_extra_token_the_last_label_is_padding(tmp_path: Path):
@@ -89,7 +84,7 @@ def test_without_an_extra_token_the_last_label_is_padding(tmp_path: Path):
 
 
 def test_samples_without_an_extra_token_end_with_their_document(corpus: Corpus):
-    from mt_data.gpt.indices import build_indices
+    from mt_data.datasets.gpt.indices import build_indices
 
     lengths = IndexedReader(corpus("x", (5, 4, 2))).lengths
     identity = next(seed for seed in range(99) if np.random.RandomState(seed).permutation(3).tolist() == [0, 1, 2])
@@ -129,9 +124,7 @@ def test_the_section_turns_the_options_on(corpus: Corpus, tmp_path: Path):
     )
     train = build_splits(section, samples=(None, 0, 0), seed=1, cache_dir=tmp_path / "cache").train
     assert train is not None
-    assert set(train[0]) == {
-        "tokens", "labels", "loss_mask", "position_ids", "attention_mask", "cu_seqlens", "max_seqlen",
-    }  # fmt: skip
+    assert set(train[0]) == {"tokens", "labels", "loss_mask", "position_ids", "segment_ids"}
 
 
 @pytest.mark.parametrize("option", ["reset_position_ids", "reset_attention_mask"])

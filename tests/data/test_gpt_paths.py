@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from mt_core.errors import MtError
+from mt_data.blending.build import Splits
 from mt_data.config import GPTData
-from mt_data.paths import WeightedPaths, sources
-from mt_data.rules import data_problems
-from mt_data.splits import Splits, build_splits
+from mt_data.config.paths import WeightedPaths, sources
+from mt_data.config.rules import data_problems
+from mt_data.datasets.gpt.dataset import build_splits
 
 Corpus = Callable[[str, Sequence[int]], str]
 

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from mt_core.errors import MtError
-from mt_data.blend import exhaustive_blend, sized_blend
+from mt_data.blending.blend import exhaustive_blend, sized_blend
+from mt_data.blending.build import Splits
 from mt_data.config import GPTData, TokenizerConfig
-from mt_data.gpt.dataset import gpt_dataset
-from mt_data.gpt.indices import Request
-from mt_data.index_cache import IndexCache
+from mt_data.datasets.gpt.dataset import build_splits, gpt_dataset
+from mt_data.datasets.gpt.indices import Request
+from mt_data.indexed.cache import IndexCache
 from mt_data.indexed.reader import IndexedReader
-from mt_data.splits import Splits, build_splits
 
 Corpus = Callable[[str, Sequence[int]], str]
 

@@ -7,12 +7,12 @@ import pytest
 
 from mt_core.errors import MtError
 from mt_core.plugins import component
+from mt_data.blending.build import Splits
 from mt_data.config import ICTData
-from mt_data.ict.dataset import ICTDataset
-from mt_data.masked.build import flat
-from mt_data.mixture import Splits
-from mt_data.sentences.mapping import Gathering, Sentences, block_mapping
-from mt_data.split import legacy_ranges
+from mt_data.config.split import legacy_ranges
+from mt_data.datasets.ict import ICTDataset
+from mt_data.datasets.masking.build import flat
+from mt_data.datasets.masking.sentence_mapping import Gathering, Sentences, block_mapping
 from word_pieces import DOCUMENTS, toy_corpus, toy_tokenizer
 
 TITLES = [[[15]], [[19, 18]], [[14]]]

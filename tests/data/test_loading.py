@@ -12,9 +12,8 @@ import torch
 from mt_core.errors import MtError
 from mt_core.types import Dataset
 from mt_data.config import GPTData
-from mt_data.read_ahead import read_ahead
-from mt_data.splits import build_splits
-from mt_data.torch import batches
+from mt_data.datasets.gpt.dataset import build_splits
+from mt_data.loading import batches, read_ahead
 
 Corpus = Callable[[str, Sequence[int]], str]
 

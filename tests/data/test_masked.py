@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mt_data.masked.hide import Hiding, Pieces, hide
-from mt_data.sentences.mapping import Gathering, Sentences, sentence_mapping
-from mt_data.sentences.mersenne import numbers_64
+from mt_data.datasets.masking.mask import Hiding, Pieces, hide
+from mt_data.datasets.masking.mersenne import numbers_64
+from mt_data.datasets.masking.sentence_mapping import Gathering, Sentences, sentence_mapping
 
 BOUNDS = np.array([0, 3, 4, 9, 9, 14])
 LENGTHS = np.array([5, 4, 6, 8, 3, 5, 4, 6, 2, 7, 6, 5, 4, 3], np.int32)

@@ -13,10 +13,9 @@ from hypothesis import strategies as st
 from mt_core.errors import MtError
 from mt_data.indexed.reader import IndexedReader
 from mt_data.indexed.writer import IndexedWriter
-from mt_data.merge.find import find_pairs
-from mt_data.merge.join import merge
-from mt_data.preprocess.encode import EncodedKey
-from mt_data.preprocess.parts import Parts
+from mt_data.preprocess.encoding import EncodedKey
+from mt_data.preprocess.output import Parts
+from mt_data.tools.merge import find_pairs, merge
 
 Write = Callable[[str, Sequence[int]], str]
 SETTINGS = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

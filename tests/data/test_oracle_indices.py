@@ -5,10 +5,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mt_data.blend import exhaustive_blend, sized_blend
-from mt_data.gpt.indices import Request, build_indices
-from mt_data.interleave import SHORTEST_CHUNK
-from mt_data.sentences.mapping import Gathering, Sentences, block_mapping, sentence_mapping
+from mt_data.blending.blend import exhaustive_blend, sized_blend
+from mt_data.blending.interleave import SHORTEST_CHUNK
+from mt_data.datasets.gpt.indices import Request, build_indices
+from mt_data.datasets.masking.sentence_mapping import Gathering, Sentences, block_mapping, sentence_mapping
 
 pytest.importorskip("megatron.core")
 helpers = pytest.importorskip("megatron.core.datasets.helpers_cpp")

@@ -13,10 +13,10 @@ from mt_core.config.load import load
 from mt_core.errors import MtError
 from mt_core.plugins import component
 from mt_data.config import GPTData
-from mt_data.gpt.mock import MockSequences
-from mt_data.paths import parse_paths
-from mt_data.splits import build_splits
-from mt_data.tools.draw import Samples, draw, weighted_sources
+from mt_data.config.paths import parse_paths
+from mt_data.datasets.gpt.dataset import build_splits
+from mt_data.datasets.mock import MockSequences
+from mt_data.tools.epoch_plan import Samples, draw, weighted_sources
 from mt_data.tools.plan import PlanConfig, plan_run
 from word_pieces import toy_corpus, toy_tokenizer
 
@@ -110,7 +110,7 @@ def run_toml(corpus: Corpus, tmp_path: Path) -> Path:
         model = {{ kind = "nothing that is installed" }}
         data = {{ paths = ["3", "{a}", "1", "{b}"], split = "75,25,0", seq_length = 4 }}
         batch = {{ global_batch = 6 }}
-        schedule = {{ steps = 10, eval_every = 5, eval_batches = 2 }}
+        train = {{ steps = 10, eval_every = 5, eval_batches = 2 }}
     """)
     return path
 
@@ -134,7 +134,7 @@ def test_the_plan_of_a_run_needs_no_model(run_toml: Path):
 
 def test_a_plan_of_options_alone(corpus: Corpus):
     a = corpus("a", (40, 31, 50))
-    planned = plan_run((), [f'data.train_paths=["{a}"]', "data.seq_length=4", "schedule.steps=60"])
+    planned = plan_run((), [f'data.train_paths=["{a}"]', "data.seq_length=4", "train.steps=60"])
     assert [(split.name, split.drawn[0].samples) for split in planned.splits] == [("train", 60)]
     assert planned.splits[0].drawn[0].epochs == pytest.approx(240 / 121, rel=1e-12)
 
@@ -145,7 +145,7 @@ def test_a_plan_of_options_alone(corpus: Corpus):
         ("data.split=1,0,0", "the valid split of .*a: is empty: 4 sequences, split '1,0,0'; a larger share for valid"),
         ("data.kind=mock", "data.tokenizer: is not given; mock data needs one"),
         ("data.paths=[]", "data: names nothing for train; give it in data.paths or one of the other forms"),
-        ("schedule.step=9", "schedule.step: unknown key; did you mean 'steps'"),
+        ("train.step=9", "train.step: unknown key; did you mean 'steps'"),
         ('data.paths=["gone"]', "data.paths: no file gone.bin and gone.idx"),
     ],
 )
@@ -159,10 +159,10 @@ def planned(
     data: str, steps: int = 3, batch: int = 4, evaluate: int = 0
 ) -> list[tuple[str, str, int | None, int, float]]:
     """Split, source, tokens, samples and epochs of every row."""
-    sets = [f"data={data}", f"schedule.steps={steps}", f"batch.global_batch={batch}", f"schedule.eval_every={evaluate}"]
+    sets = [f"data={data}", f"train.steps={steps}", f"batch.global_batch={batch}", f"train.eval_every={evaluate}"]
     return [
         (split.name, row.source.prefix, row.source.tokens, row.samples, row.epochs)
-        for split in plan_run((), [*sets, "schedule.eval_batches=1"]).splits
+        for split in plan_run((), [*sets, "train.eval_batches=1"]).splits
         for row in split.drawn
     ]
 
@@ -191,7 +191,7 @@ def test_conversations_are_a_sample_a_line(tmp_path: Path):
     path.write_text('{"messages": []}\n' * 8)
     data = f'{{kind="sft", paths=["{path}"], split="3,1,0", seq_length=8, tokenizer={{type="bytes"}}}}'
     assert planned(data, evaluate=2) == [("train", str(path), None, 12, 2.0), ("valid", str(path), None, 4, 2.0)]
-    ran = mt("plan", "--set", f"data={data}", "--set", "schedule.steps=3")
+    ran = mt("plan", "--set", f"data={data}", "--set", "train.steps=3")
     assert ran.stdout.splitlines()[1].split() == ["train", str(path), "100.00%", "unknown", "3", "0.500"]
 
 

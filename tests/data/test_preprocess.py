@@ -18,11 +18,11 @@ import zstandard
 from mt_core.errors import MtError
 from mt_data.config import TokenizerConfig
 from mt_data.indexed.reader import IndexedReader
-from mt_data.preprocess.encode import Encoding
+from mt_data.preprocess.encoding import Encoding
 from mt_data.preprocess.job import Job
-from mt_data.preprocess.lines import read_chunks
-from mt_data.preprocess.ordered_map import ordered_map
 from mt_data.preprocess.run import preprocess
+from mt_data.text_io.lines import read_chunks
+from mt_data.text_io.ordered_map import ordered_map
 from mt_data.tokenizers import build
 
 BYTES = Encoding(TokenizerConfig(type="bytes"), append_eod=True)
@@ -183,7 +183,7 @@ import resource, sys
 from pathlib import Path
 from mt_core.errors import MtError
 from mt_data.config import TokenizerConfig
-from mt_data.preprocess.encode import Encoding
+from mt_data.preprocess.encoding import Encoding
 from mt_data.preprocess.job import Job
 from mt_data.preprocess.run import preprocess
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from mt_data.config import TokenizerConfig
-from mt_data.preprocess.fast_bpe import LONG_SPACE, equivalent, fast_encode
 from mt_data.tokenizers import build
+from mt_data.tokenizers.fast_bpe import LONG_SPACE, equivalent, fast_encode
 from mt_data.tokenizers.gpt2_bpe import read_merges, read_vocabulary
 from mt_data.tokenizers.train import train_tokenizer
 

@@ -17,14 +17,13 @@ import zstandard
 from mt_core.errors import MtError
 from mt_data.config import TokenizerConfig
 from mt_data.indexed.reader import IndexedReader
-from mt_data.preprocess import cutting
-from mt_data.preprocess.cutting import cut_pieces, input_bytes
-from mt_data.preprocess.encode import Encoding
-from mt_data.preprocess.inputs import find_inputs
+from mt_data.preprocess import chunking
+from mt_data.preprocess.chunking import Cut, Position, cut_pieces, input_bytes
+from mt_data.preprocess.encoding import Encoding
 from mt_data.preprocess.job import Job
-from mt_data.preprocess.pieces import Cut, Position
-from mt_data.preprocess.read import read_documents
+from mt_data.preprocess.reading import read_documents
 from mt_data.preprocess.run import preprocess
+from mt_data.text_io.inputs import find_inputs
 
 BYTES = Encoding(TokenizerConfig(type="bytes"))
 COMPRESS = {".gz": gzip.compress, ".bz2": bz2.compress, ".zst": zstandard.ZstdCompressor().compress, "": bytes}
@@ -82,8 +81,8 @@ def test_lines_of_a_text_can_be_documents(folder: Path):
 def test_pieces_hold_every_line_once_and_each_can_be_the_first(
     tmp_path: Path, texts: list[str], suffix: str, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(cutting, "PIECE_BYTES", 997)
-    monkeypatch.setattr("mt_data.preprocess.lines.BLOCK_BYTES", 997)
+    monkeypatch.setattr(chunking, "PIECE_BYTES", 997)
+    monkeypatch.setattr("mt_data.text_io.lines.BLOCK_BYTES", 997)
     path = tmp_path / f"in.jsonl{suffix}"
     path.write_bytes(COMPRESS[suffix]("\n".join(json.dumps({"text": text}) for text in texts).encode()))
     files = find_inputs([path, path])
@@ -200,7 +199,7 @@ def as_nobody() -> Callable[..., subprocess.CompletedProcess[str]]:
     def call(path: Path) -> subprocess.CompletedProcess[str]:
         code = (
             "import os, sys; from pathlib import Path; from mt_core.errors import MtError\n"
-            "from mt_data.preprocess.inputs import find_inputs\n"
+            "from mt_data.text_io.inputs import find_inputs\n"
             "if os.getuid() == 0: os.setuid(65534)\n"
             "try: print(*find_inputs([Path(sys.argv[1])]))\n"
             "except MtError as err: sys.exit(f'mt: {err}')"

@@ -14,7 +14,7 @@ import pytest
 
 from mt_core.errors import MtError
 from mt_data.config import TokenizerConfig
-from mt_data.preprocess.encode import Encoding
+from mt_data.preprocess.encoding import Encoding
 from mt_data.preprocess.job import Job
 from mt_data.preprocess.journal import Journal
 from mt_data.preprocess.run import preprocess
@@ -23,7 +23,7 @@ RUN = """
 import sys
 from pathlib import Path
 from mt_data.config import TokenizerConfig
-from mt_data.preprocess.encode import Encoding
+from mt_data.preprocess.encoding import Encoding
 from mt_data.preprocess.job import Job
 from mt_data.preprocess.run import preprocess
 

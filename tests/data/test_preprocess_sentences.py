@@ -9,7 +9,7 @@ import pytest
 from mt_core.errors import MtError
 from mt_data.config import TokenizerConfig
 from mt_data.indexed.reader import IndexedReader
-from mt_data.preprocess.encode import Encoding
+from mt_data.preprocess.encoding import Encoding
 from mt_data.preprocess.job import Job
 from mt_data.preprocess.run import preprocess
 from mt_data.preprocess.sentences import SLICE_CHARACTERS, Splitting, choose_splitter, split_sentences

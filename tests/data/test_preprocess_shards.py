@@ -9,12 +9,11 @@ import pytest
 from mt_core.errors import MtError
 from mt_data.config import TokenizerConfig
 from mt_data.indexed.reader import IndexedReader
-from mt_data.merge.find import find_pairs
-from mt_data.merge.join import merge
 from mt_data.preprocess.command import parse_shard
-from mt_data.preprocess.encode import Encoding
+from mt_data.preprocess.encoding import Encoding
 from mt_data.preprocess.job import Job
 from mt_data.preprocess.run import preprocess
+from mt_data.tools.merge import find_pairs, merge
 
 BYTES = Encoding(TokenizerConfig(type="bytes"), append_eod=True)
 

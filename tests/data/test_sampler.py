@@ -11,7 +11,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from mt_core.errors import MtError
-from mt_data.samplers.batch_size import (
+from mt_data.batch_sizes import (
     BatchSizes,
     Constant,
     RampUp,
@@ -22,9 +22,7 @@ from mt_data.samplers.batch_size import (
     parse_steps,
     rounded_down,
 )
-from mt_data.samplers.orders import SAMPLERS
-from mt_data.samplers.permutation import LIMIT, randperm
-from mt_data.samplers.share import Share
+from mt_data.samplers import LIMIT, SAMPLERS, Share, randperm
 
 
 def read(

@@ -8,11 +8,10 @@ import pytest
 
 from mt_core.errors import MtError
 from mt_core.plugins import component
+from mt_data.blending.build import Splits
 from mt_data.config import SFTData
-from mt_data.mixture import Splits
-from mt_data.sft.dataset import Lines
-from mt_data.sft.pack import pack
-from mt_data.sft.prompt import FORMATS, check_format, conversations, encode_conversation
+from mt_data.datasets.sft.dataset import Lines, pack
+from mt_data.datasets.sft.prompt import FORMATS, check_format, conversations, encode_conversation
 
 FIRST = ([10, 11, 12, 13, 14], [-100, -100, -100, 13, 14])
 SECOND = ([20, 21, 22, 23], [-100, -100, 22, 23])
@@ -52,15 +51,14 @@ def test_conversations_are_packed_until_the_sample_is_full():
         "labels": [-100, -100, 13, 14, -100, -100, 0],
         "loss_mask": [0, 0, 1, 1, 0, 0, 0],
         "position_ids": [0, 1, 2, 3, 4, 0, 1],
-        "cu_seqlens": [0, 5, 7, 7, 7, 7, 7, 7],
-        "max_seqlen": 5,
+        "segment_ids": [0, 0, 0, 0, 0, 1, 1],
     }
 
 
 def test_conversations_are_filled_up_for_context_parallelism():
     sample = pack([FIRST, SECOND], seq_length=12, pad=0, multiple=4)
     assert sample["tokens"].tolist() == [10, 11, 12, 13, 14, 0, 0, 0, 20, 21, 22, 23]
-    assert sample["cu_seqlens"].tolist() == [0, 8] + [12] * 11
+    assert sample["segment_ids"].tolist() == [0] * 8 + [1] * 4
     assert sample["position_ids"].tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3]
 
 
@@ -69,7 +67,7 @@ def test_a_sample_that_is_not_full_is_filled_up_with_its_last_conversation():
     assert sample["tokens"].tolist() == [20, 21, 22, 23, 0, 0]
     assert sample["labels"].tolist() == [-100, 22, 23, 0, 0, 0]
     assert sample["loss_mask"].tolist() == [0, 1, 1, 0, 0, 0]
-    assert sample["cu_seqlens"].tolist() == [0, 6, 6, 6, 6, 6, 6]
+    assert sample["segment_ids"].tolist() == [0] * 6
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -151,7 +149,7 @@ def test_lines_of_a_file_go_round_and_round(tmp_path: Path, chatml: dict[str, st
     first, second = built.train[0]["tokens"].tolist(), built.train[1]["tokens"].tolist()
     assert first != second
     assert [built.train[i]["tokens"].tolist() for i in range(5)] == [first, second, first, second, first]
-    assert len(built.train[0]["cu_seqlens"]) == 41
+    assert len(built.train[0]["segment_ids"]) == 40
     with pytest.raises(IndexError):
         built.train[5]
 

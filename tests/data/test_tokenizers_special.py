@@ -1,4 +1,4 @@
-"""Special tokens by their role, vocabulary padding, and options that a tokenizer does not read."""
+"""Special tokens by their role, and options that a tokenizer does not read."""
 
 import pickle
 import subprocess
@@ -6,8 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from data.conftest import shared
 from mt_core.errors import MtError
@@ -15,8 +13,7 @@ from mt_core.plugins import components
 from mt_data.config import TokenizerConfig
 from mt_data.options import tokenizer_config
 from mt_data.tokenizers import build, load
-from mt_data.tokenizers.padded_size import padded_vocab_size
-from mt_data.tokenizers.special import NoSuchToken
+from mt_data.tokenizers.base import NoSuchToken
 from mt_data.tokenizers.train import train_tokenizer
 
 MEGATRONS = {
@@ -27,26 +24,6 @@ MEGATRONS = {
 
 def test_every_tokenizer_is_a_component():
     assert components("tokenizer").keys() >= MEGATRONS
-
-
-@pytest.mark.parametrize(
-    ("vocab", "padded"), [(50257, 51200), (1024, 1024), (1025, 2048), (30524, 30720)], ids=lambda number: str(number)
-)
-def test_padding_of_the_specification(vocab: int, padded: int):
-    assert padded_vocab_size(vocab, 128, tensor=8) == padded
-    assert padded_vocab_size(vocab, 1024) == padded
-
-
-def test_padding_is_to_128_unless_said_otherwise():
-    assert padded_vocab_size(50257) == 50304
-    assert padded_vocab_size(50257, 1) == 50257
-
-
-@given(vocab=st.integers(1, 10**7), divisor=st.integers(1, 4096), tensor=st.integers(1, 64))
-def test_padding_is_the_least_that_divides(vocab: int, divisor: int, tensor: int):
-    padded = padded_vocab_size(vocab, divisor, tensor=tensor)
-    assert padded % tensor == (padded // tensor) % divisor == 0
-    assert 0 <= padded - vocab < divisor * tensor
 
 
 def test_a_role_that_a_tokenizer_lacks():

@@ -20,7 +20,7 @@ RECORDS = {"api", "decisions", "specs", "benchmarks.md"}
 WRITTEN = [path for path in sorted(DOCS.rglob("*.md")) if not RECORDS & set(path.parts)]
 SECTIONS = tuple(run_config_type().model_fields)
 FIELD = re.compile(rf"`((?:{'|'.join(SECTIONS)})\.[a-z_.]+)")
-FILES = (".py", ".bin", ".idx", ".json", ".toml", ".safetensors")
+FILES = (".py", ".bin", ".idx", ".json", ".jsonl", ".toml", ".safetensors")
 
 
 THEIRS = re.compile(r"Megatron's\s`[^`]*`")

@@ -9,7 +9,7 @@ from docs.pages import ROOT
 
 def test_the_quickstart_makes_all_it_promises(tmp_path):
     script = ROOT / "examples" / "quickstart" / "quickstart.py"
-    small = ["model.layers=1", "model.mlp.size=64", "runtime.threads=1"]
+    small = ["model.layers=1", "model.mlp.ffn_hidden_size=64", "runtime.threads=1"]
     command = [sys.executable, str(script), str(tmp_path / "out"), *small]
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
     assert ran.returncode == 0, ran.stdout + ran.stderr

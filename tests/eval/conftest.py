@@ -3,18 +3,18 @@ import torch
 
 from mt_core.checkpoint import native
 from mt_data.config import TokenizerConfig
-from mt_data.tokenizers.bytes_tokenizer import BytesTokenizer
+from mt_data.tokenizers.file_free import BytesTokenizer
 from mt_models.canonical import canonical_state
 from mt_models.config import GPTConfig
 
 CONFIG = {
     "kind": "gpt",
     "layers": 2,
-    "model_size": 32,
+    "hidden_size": 32,
     "vocab_size": 257,
-    "max_positions": 64,
-    "attention": {"heads": 4, "kv_groups": 2, "head_size": 8},
-    "mlp": {"kind": "gated", "size": 48},
+    "max_seq_len": 64,
+    "attention": {"heads": 4, "num_kv_heads": 2, "head_size": 8},
+    "mlp": {"kind": "gated", "ffn_hidden_size": 48},
     "norm": {"kind": "rms"},
     "position": {"kind": "rope"},
     "init_std": 0.5,

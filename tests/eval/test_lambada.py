@@ -15,12 +15,12 @@ class Bigram(nn.Module):
     def __init__(self, text: str, longest: int = 64) -> None:
         super().__init__()
         self.table = nn.Parameter(torch.zeros(257, 257))
-        self.config = SimpleNamespace(max_positions=longest)
+        self.config = SimpleNamespace(max_seq_len=longest)
         for before, after in zip(text.encode(), text.encode()[1:], strict=False):
             self.table.data[before, after] = 1.0
 
     def forward(self, tokens_BT):
-        assert tokens_BT.shape[1] <= self.config.max_positions
+        assert tokens_BT.shape[1] <= self.config.max_seq_len
         return self.table[tokens_BT]
 
 

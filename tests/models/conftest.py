@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mt_models.config import GPTConfig
-from mt_models.gpt import GPT
+from mt_models.models.gpt import GPT
 
 
 @pytest.fixture(autouse=True)

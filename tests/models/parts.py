@@ -5,15 +5,15 @@ from typing import Any
 
 from mt_models.config import GPTConfig
 
-SIZES = {"layers": 2, "model_size": 16, "vocab_size": 37, "max_positions": 16, "init_std": 0.3}
-GATED = {"kind": "gated", "size": 24}
-DENSE = {"kind": "dense", "size": 24}
+SIZES = {"layers": 2, "hidden_size": 16, "vocab_size": 37, "max_seq_len": 16, "init_std": 0.3}
+GATED = {"kind": "gated", "ffn_hidden_size": 24}
+DENSE = {"kind": "dense", "ffn_hidden_size": 24}
 RMS, LAYER = {"kind": "rms"}, {"kind": "layer"}
 ROPE, LEARNED, NO_POSITION = {"kind": "rope"}, {"kind": "learned"}, {"kind": "none"}
 
 
-def attention(kv_groups: int = 2, **settings: Any) -> dict[str, Any]:
-    return {"heads": 4, "kv_groups": kv_groups, "head_size": 6, **settings}
+def attention(num_kv_heads: int = 2, **settings: Any) -> dict[str, Any]:
+    return {"heads": 4, "num_kv_heads": num_kv_heads, "head_size": 6, **settings}
 
 
 def tiny(**changes: Any) -> GPTConfig:
@@ -36,11 +36,11 @@ COMBINATIONS = {
     )
 }
 
-MOE = {"kind": "moe", "size": 24, "experts": 4, "top_k": 2}
+MOE = {"kind": "moe", "ffn_hidden_size": 24, "experts": 4, "top_k": 2}
 
 COMBINATIONS |= {
     "experts": tiny(mlp=MOE),
-    "experts-unnormalised": tiny(mlp=MOE | {"normalized": False, "balance": 0.5}),
+    "experts-unnormalised": tiny(mlp=MOE | {"normalized": False, "aux_loss_coeff": 0.5}),
     "head-norms": tiny(attention=attention(qk_norm=True)),
     "head-norms-layer": tiny(attention=attention(qk_norm=True), norm=LAYER),
     "post-norms-offset-capped-window": tiny(

@@ -9,7 +9,7 @@ from models.parts import attention, tiny
 from mt_core import plugins
 from mt_core.errors import MtError
 from mt_core.plugins import Component, component, hookimpl
-from mt_models.layers.attention_cores import Core, Scores, attend_eager, choose_core, eager, sdpa
+from mt_models.layers.attention_cores import Core, ScoreMods, attend_eager, choose_core, eager, sdpa
 
 CPU = torch.device("cpu")
 
@@ -93,7 +93,7 @@ def test_a_named_core_that_cannot_run_is_an_error_with_the_reason():
 @pytest.mark.parametrize("documents", [False, True])
 def test_a_window_and_a_scale_are_those_of_masked_scores(T, S, window, documents):
     q_BTHK, k_BSGK, v_BSGK = heads(T, S, H=2)
-    documents_BS = torch.tensor([[0] * 4 + [1] * (S - 4)] * 2) if documents else None
+    segment_ids_BS = torch.tensor([[0] * 4 + [1] * (S - 4)] * 2) if documents else None
     expected_BTHK = torch.zeros_like(q_BTHK)
     for t in range(T):
         at = S - T + t
@@ -101,7 +101,7 @@ def test_a_window_and_a_scale_are_those_of_masked_scores(T, S, window, documents
         scores_BHS = torch.einsum("bhk,bshk->bhs", q_BTHK[:, t], k_BSGK[:, seen]) * 0.4
         expected_BTHK[:, t] = torch.einsum("bhs,bshk->bhk", scores_BHS.softmax(-1), v_BSGK[:, seen])
     for core in (eager, sdpa):
-        y_BTHK = core.with_scores(Scores(scale=0.4, window=window))(q_BTHK, k_BSGK, v_BSGK, documents_BS)
+        y_BTHK = core.with_scores(ScoreMods(scale=0.4, window=window))(q_BTHK, k_BSGK, v_BSGK, segment_ids_BS)
         torch.testing.assert_close(y_BTHK, expected_BTHK, rtol=1e-12, atol=1e-12)
 
 
@@ -109,17 +109,17 @@ def test_a_soft_cap_bends_scores_before_the_softmax():
     q_BTHK, k_BSGK, v_BSGK = heads(1, 9, H=2)
     scores_BHS = 0.5 * torch.tanh(torch.einsum("bthk,bshk->bhs", q_BTHK, k_BSGK) / 8**0.5 / 0.5)
     expected_BHK = torch.einsum("bhs,bshk->bhk", scores_BHS.softmax(-1), v_BSGK)
-    y_BTHK = eager.with_scores(Scores(softcap=0.5))(q_BTHK, k_BSGK, v_BSGK)
+    y_BTHK = eager.with_scores(ScoreMods(softcap=0.5))(q_BTHK, k_BSGK, v_BSGK)
     torch.testing.assert_close(y_BTHK[:, 0], expected_BHK, rtol=1e-12, atol=1e-12)
 
 
 def test_plain_scores_leave_a_core_as_it_is():
-    assert sdpa.with_scores(Scores()) is sdpa
+    assert sdpa.with_scores(ScoreMods()) is sdpa
 
 
 def test_auto_takes_the_core_that_can_cap_and_says_why(caplog):
     with caplog.at_level(logging.INFO):
-        assert choose_core("auto", CPU, Scores(softcap=5.0, window=3).special) is eager
+        assert choose_core("auto", CPU, ScoreMods(softcap=5.0, window=3).special) is eager
     assert "attention core: eager (auto, cpu); not sdpa: has no softcap" in caplog.text
 
 

@@ -100,7 +100,7 @@ def test_bert_s_features_and_the_logits_of_both_heads(norm_place, text):
     words = text["attention_mask"].bool()
     torch.testing.assert_close(found, theirs.bert(**text).last_hidden_state, **CLOSE)
     torch.testing.assert_close(ours.logits(found)[words], expected.prediction_logits[words], rtol=0, atol=3e-5)
-    torch.testing.assert_close(ours.order_logits(found), expected.seq_relationship_logits, **CLOSE)
+    torch.testing.assert_close(ours.nsp_logits(found), expected.seq_relationship_logits, **CLOSE)
 
 
 @torch.no_grad()
@@ -132,7 +132,7 @@ def test_t5_s_logits(original, text):
         )
     )
     theirs = randomised(theirs)
-    mlp = {"kind": "dense", "size": 48, "activation": "relu"} if original else T5["mlp"]
+    mlp = {"kind": "dense", "ffn_hidden_size": 48, "activation": "relu"} if original else T5["mlp"]
     ours = loaded(
         t5(mlp=mlp, tied=original, scaled_head=original),
         theirs,
@@ -151,7 +151,7 @@ def test_every_distance_up_to_two_hundred_is_in_transformers_bucket(bidirectiona
     from transformers.models.t5.modeling_t5 import T5Attention
 
     from mt_models.config import Relative
-    from mt_models.layers.relative import bucket
+    from mt_models.layers.relative_bias import bucket
 
     distances = torch.arange(-200, 201)
     theirs = T5Attention._relative_position_bucket(distances, bidirectional, num_buckets=32, max_distance=128)

@@ -12,10 +12,10 @@ from models.test_model_canonical import random_like_parameters
 from mt_core.errors import MtError
 from mt_models.canonical import canonical_state
 from mt_models.config import GQA
-from mt_models.layers.attention_cores import Scores, eager, sdpa
+from mt_models.layers.attention_cores import ScoreMods, eager, sdpa
 
 HEADLESS = {"lm_head": False, "pooler": False, "binary_head": False}
-GROUPS = {"heads": 4, "kv_groups": 2, "head_size": 6, "qk_norm": True, "qkv_bias": True}
+GROUPS = {"heads": 4, "num_kv_heads": 2, "head_size": 6, "qk_norm": True, "qkv_bias": True}
 MODELS = {
     "bert": bert(),
     "bert, norms after": bert(norm_place="after", attention=GROUPS, token_types=0),
@@ -91,31 +91,31 @@ def test_two_stacks_of_t5_begin_with_different_weights(make_model):
 def test_bert_s_losses_are_those_of_its_logits_and_of_each_sample(make_model, tokens_BT):
     model = make_model(bert(init_std=0.3))
     labels_BT, order_B = tokens_BT.roll(1, 1), torch.tensor([1, 0])
-    losses_BT, losses_B = model.token_losses(tokens_BT, labels_BT, order_B=order_B)
+    losses_BT, losses_B, _ = model.losses(tokens_BT, labels_BT, is_random_next_B=order_B)
     x_BTD = model.hidden(tokens_BT)
     expected_BT = F.cross_entropy(model(tokens_BT).mT, labels_BT, reduction="none")
     torch.testing.assert_close(losses_BT, expected_BT, rtol=1e-12, atol=1e-12)
-    expected_B = F.cross_entropy(model.order_logits(x_BTD), order_B, reduction="none")
+    expected_B = F.cross_entropy(model.nsp_logits(x_BTD), order_B, reduction="none")
     torch.testing.assert_close(losses_B, expected_B, rtol=1e-12, atol=1e-12)
 
 
 def test_places_without_a_label_have_a_finite_loss_that_a_mask_can_take_out(make_model, tokens_BT):
     labels_BT = torch.full_like(tokens_BT, -1)
     for config, more in ((bert(), {}), (t5(), {"encoder_tokens_BS": tokens_BT})):
-        losses = make_model(config).token_losses(tokens_BT, labels_BT, **more)
-        assert losses.isfinite().all()
+        losses = make_model(config).losses(tokens_BT, labels_BT, **more)
+        assert losses.tokens.isfinite().all()
 
 
 def test_without_an_order_or_a_head_for_it_there_is_no_loss_of_samples(make_model, tokens_BT):
-    assert make_model(bert()).token_losses(tokens_BT, tokens_BT).shape == tokens_BT.shape
+    assert make_model(bert()).losses(tokens_BT, tokens_BT).samples is None
     silent = make_model(bert(pooler=False, binary_head=False))
-    assert silent.token_losses(tokens_BT, tokens_BT, order_B=torch.tensor([1, 0])).shape == tokens_BT.shape
+    assert silent.losses(tokens_BT, tokens_BT, is_random_next_B=torch.tensor([1, 0])).samples is None
 
 
 def test_t5_s_losses_are_those_of_its_logits(make_model, tokens_BT):
     model = make_model(t5(init_std=0.3, tied=True, scaled_head=True, head_bias=True))
     labels_BT = tokens_BT.roll(-1, 1)
-    losses_BT = model.token_losses(tokens_BT, labels_BT, encoder_tokens_BS=tokens_BT.flip(1))
+    losses_BT = model.losses(tokens_BT, labels_BT, encoder_tokens_BS=tokens_BT.flip(1)).tokens
     expected_BT = F.cross_entropy(model(tokens_BT.flip(1), tokens_BT).mT, labels_BT, reduction="none")
     torch.testing.assert_close(losses_BT, expected_BT, rtol=1e-12, atol=1e-12)
 
@@ -131,29 +131,30 @@ def test_padding_changes_nothing_for_the_text(config, make_model, tokens_BT):
 
 @pytest.mark.parametrize("config", [bert(), t5()])
 def test_a_sequence_that_is_too_long_is_refused(config, make_model):
-    with pytest.raises(MtError, match=r"a sequence of 41 tokens; at most model.max_positions = 40"):
+    with pytest.raises(MtError, match=r"a sequence of 41 tokens; at most model.max_seq_len = 40"):
         make_model(config)(torch.zeros(1, 41, dtype=torch.int64))
 
 
-@pytest.mark.parametrize("documents", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("G", [2, 4])
-def test_sdpa_and_eager_agree_on_bias_and_direction(documents, biased, bidirectional, G):
+def test_sdpa_and_eager_agree_on_bias_and_direction(masked, biased, bidirectional, G):
     source = torch.Generator().manual_seed(0)
     shapes = ((2, 9, 4, 6), (2, 9, G, 6), (2, 9, G, 6))
     inputs = [torch.randn(s, generator=source, dtype=torch.float64) for s in shapes]
-    ends = (torch.arange(9) < torch.tensor([[9], [4]])).long() if documents else None
-    bias = (torch.randn(4, 9, 9, generator=source, dtype=torch.float64),) if biased else ()
-    scores = Scores(scale=0.7, bidirectional=bidirectional, biased=biased)
-    found = [core.with_scores(scores)(*inputs, ends, *bias) for core in (eager, sdpa)]
+    text_BS = (torch.arange(9) < torch.tensor([[9], [4]])).long()
+    more = {"padding_mask_BS" if bidirectional else "segment_ids_BS": text_BS} if masked else {}
+    more |= {"bias_HTS": torch.randn(4, 9, 9, generator=source, dtype=torch.float64)} if biased else {}
+    scores = ScoreMods(scale=0.7, bidirectional=bidirectional, biased=biased)
+    found = [core.with_scores(scores)(*inputs, **more) for core in (eager, sdpa)]
     torch.testing.assert_close(*found, rtol=1e-12, atol=1e-12)
 
 
 def test_a_core_that_is_only_causal_is_refused_by_name():
-    assert sdpa.refusal(torch.device("cpu"), frozenset({"bidirectional", "biased"})) == ""
+    assert sdpa.unsupported_reason(torch.device("cpu"), frozenset({"bidirectional", "biased"})) == ""
     causal = type(sdpa)(sdpa.attend, 1)
-    assert causal.refusal(torch.device("cpu"), frozenset({"bidirectional"})) == "has no bidirectional"
+    assert causal.unsupported_reason(torch.device("cpu"), frozenset({"bidirectional"})) == "has no bidirectional"
 
 
 @pytest.mark.parametrize(
@@ -195,5 +196,5 @@ def test_flops_of_a_shorter_decoder_are_fewer_but_for_what_it_does_with_the_enco
 
 
 def test_groups_are_copied_where_there_are_more_ranks():
-    part = GQA(heads=8, kv_groups=2, head_size=4)
+    part = GQA(heads=8, num_kv_heads=2, head_size=4)
     assert (part.queries_per_group, part.group_copies(1), part.group_copies(8)) == (4, 1, 4)

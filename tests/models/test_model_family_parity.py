@@ -11,7 +11,7 @@ from mt_models.config import GPTConfig
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
 CLOSE = {"rtol": 0, "atol": 1e-5}
-SIZES = {"layers": 3, "model_size": 32, "vocab_size": 99, "max_positions": 64}
+SIZES = {"layers": 3, "hidden_size": 32, "vocab_size": 99, "max_seq_len": 64}
 THEIR_SIZES = {
     "vocab_size": 99,
     "hidden_size": 32,
@@ -26,7 +26,7 @@ THEIR_SIZES = {
     "attn_implementation": "eager",
 }
 PARTS = {
-    "mlp": {"kind": "gated", "size": 48},
+    "mlp": {"kind": "gated", "ffn_hidden_size": 48},
     "norm": {"kind": "rms", "eps": 1e-3},
     "position": {"kind": "rope", "theta": 500.0},
 }
@@ -93,7 +93,7 @@ def test_soft_caps_sandwich_norms_and_scaled_embeddings_as_in_gemma2(cap):
         attention=attention(
             2, head_size=10, window=7, window_layers=[True, False], softcap=cap, scale=24**-0.5, core="auto"
         ),
-        mlp={"kind": "gated", "size": 48, "activation": "gelu_tanh"},
+        mlp={"kind": "gated", "ffn_hidden_size": 48, "activation": "gelu_tanh"},
         norm={"kind": "rms", "eps": 1e-3, "offset": True},
         post_norms=True,
         scaled_embedding=True,
@@ -113,7 +113,7 @@ def test_a_mixture_of_experts_as_in_qwen3_moe(normalised):
         theirs,
         state_of(theirs, HEAD_NORMS | LLAMA_NAMES | {"mlp.gate.": "mlp.router."}),
         attention=attention(2, head_size=10, qk_norm=True),
-        mlp={"kind": "moe", "size": 48, "experts": 5, "top_k": 2, "normalized": normalised},
+        mlp={"kind": "moe", "ffn_hidden_size": 48, "experts": 5, "top_k": 2, "normalized": normalised},
     )
 
 
@@ -125,5 +125,5 @@ def test_a_mixture_of_experts_as_in_mixtral():
         theirs,
         state_of(theirs, LLAMA_NAMES | {"mlp.gate.": "mlp.router."}),
         attention=attention(2, head_size=10),
-        mlp={"kind": "moe", "size": 48, "experts": 5, "top_k": 2},
+        mlp={"kind": "moe", "ffn_hidden_size": 48, "experts": 5, "top_k": 2},
     )

@@ -6,7 +6,7 @@ import torch
 from models.parts import COMBINATIONS, LEARNED, tiny
 from mt_core.errors import MtError
 from mt_models.canonical import canonical_state, load_canonical
-from mt_models.gpt import rounded
+from mt_models.models.gpt import round_to_dtype
 
 
 @pytest.mark.parametrize("config", COMBINATIONS.values(), ids=COMBINATIONS)
@@ -86,7 +86,7 @@ def test_a_tied_model_computes_what_an_untied_one_with_equal_weights_does(make_m
 
 @pytest.mark.parametrize("position", [LEARNED, {"kind": "rope"}, {"kind": "none"}], ids=lambda p: p["kind"])
 def test_a_sequence_longer_than_the_positions_is_an_error(position, make_model):
-    with pytest.raises(MtError, match=r"tokens: a sequence of 17 tokens; at most model\.max_positions = 16"):
+    with pytest.raises(MtError, match=r"tokens: a sequence of 17 tokens; at most model\.max_seq_len = 16"):
         make_model(tiny(position=position))(torch.zeros(1, 17, dtype=torch.int64))
 
 
@@ -108,5 +108,5 @@ def test_capped_logits_stay_within_the_cap_and_have_the_losses_of_the_cap(make_m
 
 
 def test_the_factor_of_embeddings_is_rounded_to_their_dtype():
-    assert rounded(48**0.5, torch.bfloat16) == 6.9375
-    assert rounded(48**0.5, torch.float64) == 48**0.5
+    assert round_to_dtype(48**0.5, torch.bfloat16) == 6.9375
+    assert round_to_dtype(48**0.5, torch.float64) == 48**0.5

@@ -70,7 +70,7 @@ def test_seeds_differ(make_model):
 
 
 def test_weights_have_the_standard_deviations_of_the_specification():
-    config = tiny(layers=8, model_size=256, mlp=GATED | {"size": 512}, attention=attention(head_size=64))
+    config = tiny(layers=8, hidden_size=256, mlp=GATED | {"ffn_hidden_size": 512}, attention=attention(head_size=64))
     for name, shape in config.canonical_shapes().items():
         tensor = initial(config, 3, name=name, shape=shape)
         if "norm" in name:
@@ -104,7 +104,7 @@ def test_offset_norms_start_at_zero_and_so_change_nothing(make_model):
 
 
 def test_experts_down_projections_lead_into_the_residual_stream():
-    config = tiny(layers=8, model_size=64, mlp=MOE | {"size": 128})
+    config = tiny(layers=8, hidden_size=64, mlp=MOE | {"ffn_hidden_size": 128})
     for part, std in (("up", 0.3), ("down", 0.3 / 4)):
         name = f"layers.0.mlp.experts.{part}.weight"
         tensor = initial(config, 3, name=name, shape=config.canonical_shapes()[name])

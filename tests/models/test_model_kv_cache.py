@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from models.parts import COMBINATIONS, attention, tiny
 from mt_core.errors import MtError
-from mt_models.layers.cache import KVCache
+from mt_models.layers.kv_cache import KVCache
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
 
@@ -62,5 +62,5 @@ def test_more_positions_than_the_model_has_is_an_error(make_model, tokens_BT):
     model = make_model(tiny())
     cache = model.make_cache(2, 100)
     model(tokens_BT, cache)
-    with pytest.raises(MtError, match=r"a sequence of 24 tokens; at most model\.max_positions = 16"):
+    with pytest.raises(MtError, match=r"a sequence of 24 tokens; at most model\.max_seq_len = 16"):
         model(tokens_BT, cache)

@@ -10,10 +10,8 @@ from models.parts import attention, tiny
 from mt_models import config
 from mt_models.layers.attention import Attention
 from mt_models.layers.attention_cores import eager, sdpa
-from mt_models.layers.embedding import Embedding
-from mt_models.layers.linear import Linear
+from mt_models.layers.basic import Embedding, Linear, make_norm
 from mt_models.layers.mlp import ACTIVATIONS, make_mlp
-from mt_models.layers.norm import make_norm
 from mt_models.layers.rope import make_rotation, rotate
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
@@ -121,13 +119,13 @@ def test_activations_equal_their_formulas(name):
 
 
 def test_dense_mlp_is_down_of_activation_of_up():
-    mlp, x = fill(make_mlp(config.Dense(size=5, activation="relu", bias=True), 3)), normal(2, 4, 3)
+    mlp, x = fill(make_mlp(config.Dense(ffn_hidden_size=5, activation="relu", bias=True), 3)), normal(2, 4, 3)
     hidden = (x @ mlp.up.weight.T + mlp.up.bias).clamp(min=0)
     torch.testing.assert_close(mlp(x), hidden @ mlp.down.weight.T + mlp.down.bias, **EXACT)
 
 
 def test_gated_mlp_activates_the_first_half_of_its_fused_weight():
-    mlp, x = fill(make_mlp(config.Gated(size=5, bias=True), 3)), normal(2, 4, 3)
+    mlp, x = fill(make_mlp(config.Gated(ffn_hidden_size=5, bias=True), 3)), normal(2, 4, 3)
     gate, up = (x @ mlp.gate_up.weight[i].T + mlp.gate_up.bias[i] for i in (0, 1))
     expected = (gate * torch.sigmoid(gate) * up) @ mlp.down.weight.T + mlp.down.bias
     torch.testing.assert_close(mlp(x), expected, **EXACT)
@@ -156,9 +154,9 @@ def naive_attention(module: Attention, x_BTD: Tensor, theta: float) -> Tensor:
 
 
 @pytest.mark.parametrize("core", [eager, sdpa], ids=["eager", "sdpa"])
-@pytest.mark.parametrize("kv_groups", [1, 2, 4])
-def test_attention_equals_a_loop_over_heads_and_queries(core, kv_groups):
-    gqa = tiny(attention=attention(kv_groups, qkv_bias=True, out_bias=True))
+@pytest.mark.parametrize("num_kv_heads", [1, 2, 4])
+def test_attention_equals_a_loop_over_heads_and_queries(core, num_kv_heads):
+    gqa = tiny(attention=attention(num_kv_heads, qkv_bias=True, out_bias=True))
     module = fill(Attention(gqa, core))
     x_BTD = normal(2, 7, 16) / 4
     rotation = make_rotation(torch.arange(7), 6, theta=100.0, dtype=torch.float64)

@@ -7,13 +7,21 @@ from pydantic import ValidationError
 from models.parts import MOE, tiny
 from mt_models import config
 from mt_models.layers.mlp import make_mlp
-from mt_models.layers.moe import Balances, choose, grouped, imbalance, looped, runs_grouped, with_balance
+from mt_models.layers.moe import (
+    AuxLosses,
+    attach_aux_losses,
+    grouped,
+    load_balancing_loss,
+    looped,
+    runs_grouped,
+    topk_routing,
+)
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
 
 
 def experts(**changes):
-    part = config.MoE.model_validate(MOE | {"size": 5} | changes)
+    part = config.MoE.model_validate(MOE | {"ffn_hidden_size": 5} | changes)
     layer = make_mlp(part, 6).double()
     for seed, parameter in enumerate(layer.parameters()):
         parameter.data = normal(*parameter.shape, seed=seed)
@@ -51,7 +59,7 @@ def test_the_router_of_a_bf16_model_computes_in_fp32():
     layer = experts().bfloat16()
     x_BTD = normal(2, 50, 6).bfloat16()
     logits_BTE = x_BTD.float() @ layer.router.weight.float().T
-    weights_BTC, chosen_BTC = choose(logits_BTE, 2, normalized=True)
+    weights_BTC, chosen_BTC = topk_routing(logits_BTE, 2, normalized=True)
     assert weights_BTC.dtype == torch.float32
     counts_E = torch.bincount(chosen_BTC.flatten(), minlength=4)
     seen = []
@@ -60,20 +68,22 @@ def test_the_router_of_a_bf16_model_computes_in_fp32():
     assert torch.equal(seen[0], counts_E)
 
 
-def test_the_imbalance_is_one_for_even_choices_and_the_number_of_experts_for_one_favourite():
+def test_the_load_balancing_loss_is_one_for_even_choices_and_the_number_of_experts_for_one_favourite():
     even_BTE = torch.eye(4, dtype=torch.float64)[None]
-    torch.testing.assert_close(imbalance(even_BTE, torch.arange(4)[None, :, None]), torch.ones(1).double(), **EXACT)
+    torch.testing.assert_close(
+        load_balancing_loss(even_BTE, torch.arange(4)[None, :, None]), torch.ones(1).double(), **EXACT
+    )
     one_BTE = torch.tensor([100.0, 0, 0, 0], dtype=torch.float64).expand(1, 4, 4)
-    favourite = imbalance(one_BTE, torch.zeros(1, 4, 1, dtype=torch.int64))
+    favourite = load_balancing_loss(one_BTE, torch.zeros(1, 4, 1, dtype=torch.int64))
     torch.testing.assert_close(favourite, torch.full((1,), 4.0).double(), **EXACT)
 
 
 def test_a_balance_loss_gets_the_gradient_of_all_tokens_of_its_sequence():
     losses_BT, balance_B = (normal(*shape).requires_grad_() for shape in ((2, 3), (2,)))
     weights_BT = torch.tensor([[1.0, 2, 0], [0, 5, 5]]).double()
-    balances = Balances()
-    balances.losses = [balance_B, 2 * balance_B]
-    joined_BT = with_balance(losses_BT, balances)
+    aux_losses = AuxLosses()
+    aux_losses.losses = [balance_B, 2 * balance_B]
+    joined_BT = attach_aux_losses(losses_BT, aux_losses)
     assert torch.equal(joined_BT, losses_BT)
     (joined_BT * weights_BT).sum().backward()
     assert torch.equal(losses_BT.grad, weights_BT)
@@ -81,7 +91,7 @@ def test_a_balance_loss_gets_the_gradient_of_all_tokens_of_its_sequence():
 
 
 def router_gradients(make_model, tokens_BT, balance, normalized=True):
-    model = make_model(tiny(mlp=MOE | {"balance": balance, "normalized": normalized}))
+    model = make_model(tiny(mlp=MOE | {"aux_loss_coeff": balance, "normalized": normalized}))
     losses_BT = model.token_losses(tokens_BT, tokens_BT.roll(-1, 1))
     losses_BT.mean().backward()
     return losses_BT, [block.mlp.router.weight.grad for block in model.layers.values()]
@@ -108,7 +118,7 @@ def test_recomputed_layers_have_the_same_gradients(make_model, tokens_BT):
 
     from mt_core.parallel.recompute import uniform
 
-    kept, again = (make_model(tiny(mlp=MOE | {"balance": 1.0})) for _ in range(2))
+    kept, again = (make_model(tiny(mlp=MOE | {"aux_loss_coeff": 1.0})) for _ in range(2))
     again.run = partial(uniform, size=1)
     for model in (kept, again):
         model.token_losses(tokens_BT, tokens_BT.roll(-1, 1)).mean().backward()

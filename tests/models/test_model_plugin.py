@@ -34,7 +34,7 @@ for name in components("preset"):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"attention": attention(3)}, "kv_groups 3 does not divide heads 4"),
+        ({"attention": attention(3)}, "num_kv_heads 3 does not divide heads 4"),
         (
             {"attention": attention(window_layers=[True])},
             "window_layers says which layers have a window, but window is",
@@ -70,7 +70,7 @@ def test_models_of_others_are_left_alone():
 
 
 def with_parallel(model, **values):
-    parallel = {"context": 1, "context_exchange": "ring", "sequence": False} | values
+    parallel = {"context": 1, "cp_comm_type": "ring", "sequence": False} | values
     return SimpleNamespace(model=model, parallel=SimpleNamespace(**parallel))
 
 
@@ -78,19 +78,18 @@ def test_a_ring_cannot_change_scores_but_the_other_exchanges_can():
     model = tiny(attention=attention(window=3, softcap=5.0))
     (problem,) = mt_config_rules(with_parallel(model, context=2))
     assert str(problem) == (
-        "parallel.context_exchange: 'ring' cannot apply model.attention.softcap, window; "
-        "allowed: all_gather, all_to_all"
+        "parallel.cp_comm_type: 'ring' cannot apply model.attention.softcap, window; allowed: all_gather, all_to_all"
     )
-    for fine in ({"context": 1}, {"context": 2, "context_exchange": "all_gather"}):
+    for fine in ({"context": 1}, {"context": 2, "cp_comm_type": "all_gather"}):
         assert mt_config_rules(with_parallel(model, **fine)) == []
     assert mt_config_rules(with_parallel(tiny(), context=2)) == []
 
 
 @pytest.mark.parametrize("shared", [{"context": 2}, {"sequence": True}])
 def test_a_balance_loss_needs_whole_sequences(shared):
-    (problem,) = mt_config_rules(with_parallel(tiny(mlp=MOE | {"balance": 0.1}), **shared))
+    (problem,) = mt_config_rules(with_parallel(tiny(mlp=MOE | {"aux_loss_coeff": 0.1}), **shared))
     assert str(problem).startswith(
-        "model.mlp.balance: 0.1 needs whole sequences, which ranks share with parallel.context"
+        "model.mlp.aux_loss_coeff: 0.1 needs whole sequences, which ranks share with parallel.context"
     )
     assert mt_config_rules(with_parallel(tiny(mlp=MOE), **shared)) == []
 

@@ -49,7 +49,7 @@ def test_parameter_count_is_the_published_one(name):
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_training_sequences_fit_the_positions(name):
     values = preset(name)
-    assert values["data"]["seq_length"] <= values["model"]["max_positions"]
+    assert values["data"]["seq_length"] <= values["model"]["max_seq_len"]
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -11,7 +11,7 @@ from mt_models.config import GPTConfig
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
 CLOSE = {"rtol": 0, "atol": 1e-5}
-SIZES = {"layers": 3, "model_size": 32, "vocab_size": 99, "max_positions": 64}
+SIZES = {"layers": 3, "hidden_size": 32, "vocab_size": 99, "max_seq_len": 64}
 
 GPT2_NAMES = {
     "attn.c_proj": "attn.out",
@@ -27,9 +27,9 @@ GPT2_NAMES = {
 
 
 @pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("kv_groups", [1, 2, 4])
+@pytest.mark.parametrize("num_kv_heads", [1, 2, 4])
 @torch.no_grad()
-def test_llama(kv_groups, tied):
+def test_llama(num_kv_heads, tied):
     theirs = randomised(
         transformers.LlamaForCausalLM(
             transformers.LlamaConfig(
@@ -38,7 +38,7 @@ def test_llama(kv_groups, tied):
                 intermediate_size=48,
                 num_hidden_layers=3,
                 num_attention_heads=4,
-                num_key_value_heads=kv_groups,
+                num_key_value_heads=num_kv_heads,
                 head_dim=10,
                 max_position_embeddings=64,
                 rms_norm_eps=1e-3,
@@ -48,8 +48,8 @@ def test_llama(kv_groups, tied):
         )
     )
     parts = {
-        "attention": attention(kv_groups, head_size=10),
-        "mlp": {"kind": "gated", "size": 48},
+        "attention": attention(num_kv_heads, head_size=10),
+        "mlp": {"kind": "gated", "ffn_hidden_size": 48},
         "norm": {"kind": "rms", "eps": 1e-3},
         "position": {"kind": "rope", "theta": 500.0},
     }
@@ -83,7 +83,7 @@ def test_gpt2():
     )
     parts = {
         "attention": attention(4, head_size=8, qkv_bias=True, out_bias=True),
-        "mlp": {"kind": "dense", "size": 48, "activation": "gelu_tanh", "bias": True},
+        "mlp": {"kind": "dense", "ffn_hidden_size": 48, "activation": "gelu_tanh", "bias": True},
         "norm": {"kind": "layer", "eps": 1e-3},
         "position": {"kind": "learned"},
     }

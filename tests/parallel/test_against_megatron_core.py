@@ -17,7 +17,7 @@ from torch import Tensor
 
 from layouts import run_config
 from mt_cli.run_config import run_config_type
-from mt_core.parallel.axis import Axis
+from mt_core.distributed.mesh import Axis
 from mt_core.training.inputs import Batch, valid_tokens
 from mt_core.training.step import backward, reduce
 from mt_core.verification.compare import differences
@@ -36,7 +36,7 @@ another order. The largest difference of any case below is 30 roundings, of a ke
 
 MODELS: dict[str, dict[str, Any]] = {
     "rope, rms, swiglu, gqa": {},
-    "rope, rms, swiglu, mha, tied": {"attention": GQA(heads=8, kv_groups=8, head_size=4).model_dump(), "tied": True},
+    "rope, rms, swiglu, mha, tied": {"attention": GQA(heads=8, num_kv_heads=8, head_size=4).model_dump(), "tied": True},
     "learned, layer norm, gelu, biases": {},
 }
 
@@ -96,7 +96,7 @@ def table(config: GPTConfig) -> dict[str, Theirs]:
 def fuse(config: GPTConfig, parts: Sequence[Tensor]) -> Tensor:
     """Canonical tensors to one in its logical shape: [group; its queries, its key, its value], [gate; up]."""
     if len(parts) == 3:
-        shape = (config.attention.kv_groups, -1, config.attention.head_size)
+        shape = (config.attention.num_kv_heads, -1, config.attention.head_size)
         return torch.cat([part.unflatten(0, shape) for part in parts], 1)
     return torch.stack([*parts]) if len(parts) == 2 else parts[0]
 
@@ -135,11 +135,11 @@ def megatron_model(axis: Axis, run: Any) -> Any:
     rope, gated = config.position.kind == "rope", config.mlp.kind == "gated"
     their_config = TransformerConfig(
         num_layers=config.layers,
-        hidden_size=config.model_size,
+        hidden_size=config.hidden_size,
         num_attention_heads=config.attention.heads,
-        num_query_groups=config.attention.kv_groups,
+        num_query_groups=config.attention.num_kv_heads,
         kv_channels=config.attention.head_size,
-        ffn_hidden_size=config.mlp.size,
+        ffn_hidden_size=config.mlp.ffn_hidden_size,
         hidden_dropout=0.0,
         attention_dropout=0.0,
         normalization="RMSNorm" if config.norm.kind == "rms" else "LayerNorm",
@@ -155,7 +155,7 @@ def megatron_model(axis: Axis, run: Any) -> Any:
         their_config,
         get_gpt_layer_local_spec(normalization=their_config.normalization),
         vocab_size=config.vocab_size,
-        max_sequence_length=config.max_positions,
+        max_sequence_length=config.max_seq_len,
         position_embedding_type="rope" if rope else "learned_absolute",
         share_embeddings_and_output_weights=config.tied,
     )
@@ -199,7 +199,7 @@ def whole(config: GPTConfig, ranks: Sequence[Named]) -> Named:
 def ours(axis: Axis, run: Any) -> tuple[float, Named]:
     """Loss and whole gradients, on the first rank."""
     state, batch = state_of(run, axis.size), batch_of(run)
-    loss = backward(state.model, state.engine, [batch], valid_tokens([batch]), CPU)
+    loss = backward(state.model, state.engine, [batch], valid_tokens([batch]), CPU).loss
     reduce(state.engine)
     return float(loss), gathered(state, "gradient")
 

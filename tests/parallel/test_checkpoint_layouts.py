@@ -8,7 +8,7 @@ import pytest
 from layouts import LAYOUTS, run_config
 from mt_cli.verify.record import record
 from mt_core.checkpoint.native import resolve
-from mt_core.checkpoint.parts import open_part
+from mt_core.checkpoint.shard_files import open_part
 from mt_core.verification.compare import differences, tensor_differences
 from mt_core.verification.measure import Record, measure
 

@@ -5,10 +5,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mt_core.parallel import collectives
-from mt_core.parallel.axis import Axis
-from mt_core.parallel.cross_entropy import VocabCrossEntropy, linear_cross_entropy
-from mt_core.parallel.linear import VocabLinear
+from mt_core.distributed.mesh import Axis
+from mt_core.parallel.tensor import collectives
+from mt_core.parallel.tensor.cross_entropy import VocabCrossEntropy, linear_cross_entropy
+from mt_core.parallel.tensor.linear import VocabLinear
 from mt_core.verification.ranks import run_ranks
 
 B, T, D = 2, 8, 4

@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from mt_core.parallel.axis import Axis
-from mt_core.parallel.buckets import add_, set_
-from mt_core.parallel.context.exchanges import context_core
-from mt_core.parallel.cross_entropy import Kernels, VocabCrossEntropy, compiled_kernels, linear_cross_entropy
-from mt_core.parallel.experts import ExpertDispatch
-from mt_core.parallel.parallelize import untraced
-from mt_core.parallel.plan import apply_plan
+from mt_core.distributed.mesh import Axis
+from mt_core.parallel.apply import untraced
+from mt_core.parallel.context.comm_types import context_core
+from mt_core.parallel.data.zero1 import add_, set_
+from mt_core.parallel.expert.dispatcher import ExpertDispatch
+from mt_core.parallel.tensor.cross_entropy import Kernels, VocabCrossEntropy, compiled_kernels, linear_cross_entropy
+from mt_core.parallel.tensor.plan import apply_plan
 from mt_core.verification.ranks import run_ranks
 from mt_models.config import MoE
 from tiny import built, llama
@@ -60,7 +60,7 @@ def test_compiled_sums_of_16_bit_gradients_are_torchs():
         assert torch.equal(sums, expected)
 
 
-MIXTURE = llama(mlp=MoE(size=24, experts=4, top_k=2))
+MIXTURE = llama(mlp=MoE(ffn_hidden_size=24, experts=4, top_k=2))
 
 
 def cut(axis: Axis, by: str):

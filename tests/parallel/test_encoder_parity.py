@@ -11,8 +11,8 @@ from mt_core.verification.compare import differences
 from mt_core.verification.measure import Record
 
 RTOL = 1e-12
-ATTENTION = {"heads": 4, "kv_groups": 4, "head_size": 8, "qkv_bias": True, "out_bias": True}
-BIASED = {"mlp": {"kind": "dense", "size": 48, "bias": True}, "norm": {"kind": "layer"}}
+ATTENTION = {"heads": 4, "num_kv_heads": 4, "head_size": 8, "qkv_bias": True, "out_bias": True}
+BIASED = {"mlp": {"kind": "dense", "ffn_hidden_size": 48, "bias": True}, "norm": {"kind": "layer"}}
 NO_ORDER = {"pooler": False, "binary_head": False}
 MODELS: dict[str, dict[str, Any]] = {
     "bert": {"kind": "bert", "attention": ATTENTION, **BIASED},
@@ -26,8 +26,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "t5": {
         "kind": "t5",
         "decoder_layers": 2,
-        "attention": {"heads": 4, "kv_groups": 2, "head_size": 6, "scale": 1.0, "qk_norm": True},
-        "mlp": {"kind": "gated", "size": 48, "activation": "gelu_tanh"},
+        "attention": {"heads": 4, "num_kv_heads": 2, "head_size": 6, "scale": 1.0, "qk_norm": True},
+        "mlp": {"kind": "gated", "ffn_hidden_size": 48, "activation": "gelu_tanh"},
         "norm": {"kind": "rms"},
         "position": {"kind": "relative", "buckets": 8, "max_distance": 12},
     },
@@ -52,7 +52,7 @@ RECOMPUTE = {"t5": {"granularity": "full", "method": "uniform", "layers": 2}, "b
 
 
 def config_of(model: str, ranks: int = 1, parallel: dict[str, Any] | None = None) -> Any:
-    sizes = {"layers": 2, "model_size": 32, "vocab_size": 61, "vocab_divisor": 4, "max_positions": 16, "init_std": 0.2}
+    sizes = {"layers": 2, "hidden_size": 32, "vocab_size": 61, "vocab_divisor": 4, "max_seq_len": 16, "init_std": 0.2}
     parallel = parallel or {}
     micro = SAMPLES // data_ranks(ranks, parallel) // 2
     return run_config().model_validate(

@@ -13,11 +13,11 @@ from torch import Tensor
 from layouts import BALANCED, EXPERT_LAYOUTS, LAYOUTS, SAMPLES, data_ranks, run_config
 from mt_cli.verify.record import record, records
 from mt_core.checkpoint.native import resolve
-from mt_core.checkpoint.parts import open_part
+from mt_core.checkpoint.shard_files import open_part
+from mt_core.distributed.mesh import Axis
 from mt_core.errors import MtError
-from mt_core.parallel.axis import Axis
-from mt_core.parallel.experts import ExpertDispatch, dispatch
-from mt_core.parallel.plan import Placement, apply_plan
+from mt_core.parallel.expert.dispatcher import ExpertDispatch, dispatch
+from mt_core.parallel.tensor.plan import Placement, apply_plan
 from mt_core.verification.compare import differences, tensor_differences
 from mt_core.verification.measure import Record, measure
 from mt_core.verification.ranks import run_ranks

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from layouts import run_config
 from mt_cli.verify.record import records
-from mt_core.parallel.axis import Axis
-from mt_core.parallel.buckets import ALIGNMENT, lay_out
+from mt_core.distributed.mesh import Axis
+from mt_core.parallel.data.zero1 import ALIGNMENT, lay_out
 from mt_core.training.step import backward, reduce, update
 from mt_core.verification.compare import differences
 from mt_core.verification.measure import Record

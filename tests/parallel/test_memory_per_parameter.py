@@ -14,7 +14,7 @@ import torch
 
 from layouts import run_config
 from mt_cli.run_config import run_config_type
-from mt_core.parallel.axis import Axis
+from mt_core.distributed.mesh import Axis
 from mt_core.verification.ranks import run_ranks
 from mt_models.config import GQA, Gated
 from rank_states import batches_of, gradients, state_of, step
@@ -38,8 +38,13 @@ def config_of(sharding: str, dtype: str) -> Any:
         precision={"dtype": dtype, "initial_loss_scale": 64.0},
         batch={"global_batch": 4},
     ).model_dump()
-    found["model"] |= {"model_size": 128, "vocab_size": 1536, "mlp": Gated(size=512).model_dump(), "init_std": 0.02}
-    found["model"]["attention"] = GQA(heads=8, kv_groups=4, head_size=16).model_dump()
+    found["model"] |= {
+        "hidden_size": 128,
+        "vocab_size": 1536,
+        "mlp": Gated(ffn_hidden_size=512).model_dump(),
+        "init_std": 0.02,
+    }
+    found["model"]["attention"] = GQA(heads=8, num_kv_heads=4, head_size=16).model_dump()
     return run_config_type().model_validate(found)
 
 

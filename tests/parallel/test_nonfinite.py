@@ -16,12 +16,11 @@ import torch
 from torch import Tensor
 
 from layouts import LAYOUTS, run_config
-from mt_core.checkpoint.async_writer import AsyncWriter
+from mt_core.checkpoint.async_save import AsyncWriter
+from mt_core.checkpoint.commit_protocol import Ranks
 from mt_core.checkpoint.native import resolve, steps
-from mt_core.checkpoint.protocol import Ranks
+from mt_core.distributed.mesh import Axis, Mesh
 from mt_core.errors import MtError
-from mt_core.parallel.axis import Axis
-from mt_core.parallel.mesh import Mesh
 from mt_core.training.inputs import Batch
 from mt_core.training.loop import Run, train
 from mt_core.training.state import TrainState
@@ -56,7 +55,8 @@ def config_of(policy: str, **sections: Any) -> Any:
     values = {
         "optim": {"nonfinite": policy, "lr": 1e-2},
         "precision": {"dtype": "fp32"},
-        "schedule": {"steps": STEPS, "decay": "constant"},
+        "train": {"steps": STEPS},
+        "lr_schedule": {"decay": "constant"},
         "checkpoint": {"every": 2},
         "log": {"every": 1},
         "batch": {"micro_batch": 2, "global_batch": 4},

@@ -5,11 +5,11 @@ import torch
 import torch.nn.functional as F
 
 from layouts import run_config
+from mt_core.distributed.mesh import Axis
 from mt_core.errors import MtError
-from mt_core.parallel.axis import Axis
-from mt_core.parallel.cross_entropy import VocabCrossEntropy, linear_cross_entropy
-from mt_core.parallel.linear import ColumnLinear, RowLinear, VocabEmbedding
-from mt_core.parallel.plan import Column, Placement, Replicate, Row, Sequence, apply_plan, cut_dim
+from mt_core.parallel.tensor.cross_entropy import VocabCrossEntropy, linear_cross_entropy
+from mt_core.parallel.tensor.linear import ColumnLinear, RowLinear, VocabEmbedding
+from mt_core.parallel.tensor.plan import Column, Placement, Replicate, Row, Sequence, apply_plan, cut_dim
 from mt_core.verification.ranks import run_ranks
 from mt_models.plan import rule_of
 

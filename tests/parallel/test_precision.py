@@ -21,7 +21,7 @@ from layouts import LAYOUTS, run_config
 from mt_cli.verify.record import records
 from mt_core.checkpoint.native import resolve
 from mt_core.config.sections import PrecisionConfig
-from mt_core.parallel.axis import Axis
+from mt_core.distributed.mesh import Axis
 from mt_core.training.loss_scale import LossScale
 from mt_core.training.step import update
 from mt_core.verification.measure import Record, gathered, measure, save_state

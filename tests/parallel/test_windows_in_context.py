@@ -9,7 +9,7 @@ from mt_cli.verify.record import records
 from mt_core.verification.compare import differences
 from mt_models.config import GQA
 
-SCORES = GQA(heads=8, kv_groups=4, head_size=4, window=5, window_layers=(True, False), softcap=0.7, scale=0.3)
+SCORES = GQA(heads=8, num_kv_heads=4, head_size=4, window=5, window_layers=(True, False), softcap=0.7, scale=0.3)
 
 
 def config(**parallel: Any) -> Any:
@@ -19,7 +19,7 @@ def config(**parallel: Any) -> Any:
 
 @pytest.mark.parametrize("documents", [False, True])
 def test_two_context_ranks_compute_what_one_rank_computes(documents):
-    exchanges = [config(context=2, context_exchange=name) for name in ("all_gather", "all_to_all")]
+    exchanges = [config(context=2, cp_comm_type=name) for name in ("all_gather", "all_to_all")]
     (one,) = records([config()], 1, documents=documents)
     (plain,) = records([run_config("gqa")], 1, documents=documents)
     assert any(d.relative > 1e-3 for d in differences(plain, one))

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mt_cli.completion import names
+from mt_core.cli.completion import names
 
 
 def count(

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import torch
 
-from mt_ckpt.families.gpt2 import NAMES
+from mt_ckpt.huggingface.families.gpt2 import NAMES
 from mt_core.config.load import model_config
 from mt_core.errors import MtError
 
@@ -25,11 +25,17 @@ class NanoGPT:
     def config(self):
         """The model's configuration, from `model_args`."""
         layers, size, heads, bias = (self.args[name] for name in ("n_layer", "n_embd", "n_head", "bias"))
-        sizes = {"vocab_size": self.args["vocab_size"], "max_positions": self.args["block_size"]}
-        attention = {"heads": heads, "kv_groups": heads, "head_size": size // heads, "qkv_bias": bias, "out_bias": bias}
-        mlp = {"kind": "dense", "size": 4 * size, "activation": "gelu", "bias": bias}
+        sizes = {"vocab_size": self.args["vocab_size"], "max_seq_len": self.args["block_size"]}
+        attention = {
+            "heads": heads,
+            "num_kv_heads": heads,
+            "head_size": size // heads,
+            "qkv_bias": bias,
+            "out_bias": bias,
+        }
+        mlp = {"kind": "dense", "ffn_hidden_size": 4 * size, "activation": "gelu", "bias": bias}
         parts = {"attention": attention, "mlp": mlp, "norm": {"kind": "layer"}, "position": {"kind": "learned"}}
-        return model_config({"layers": layers, "model_size": size, **sizes, **parts, "tied": True})
+        return model_config({"layers": layers, "hidden_size": size, **sizes, **parts, "tied": True})
 
     def tensors(self):
         """Canonical name and tensor, one at a time; zeros for LayerNorm's biases where nanoGPT has none."""

@@ -5,14 +5,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mt_ckpt.convert_format import command as convert_format
 from mt_ckpt.hub import command as hub
+from mt_ckpt.megatron.training_state import command as convert_format
 from mt_ckpt.options import PluginOptions
 from mt_ckpt.tools import command as tools
-from mt_cli.completion import names
+from mt_core.cli.completion import names
 
 if TYPE_CHECKING:
-    from mt_ckpt.convert import Converted
+    from mt_ckpt.conversion.convert import Converted
 
 app = typer.Typer(
     help="Convert, inspect, compare and share checkpoints.",
@@ -48,8 +48,8 @@ def convert(
 
     The loader and the saver have options of their own, which stand below.
     """
-    from mt_ckpt.convert import convert as run
-    from mt_ckpt.detect import detect
+    from mt_ckpt.conversion.convert import convert as run
+    from mt_ckpt.conversion.detect import detect
 
     _report(
         run(
@@ -66,7 +66,7 @@ def convert(
 
 
 def _report(done: "Converted") -> None:
-    from mt_ckpt.inspect import size_text
+    from mt_ckpt.tools.inspect import size_text
 
     print(f"wrote {done.path}: {done.tensors} tensors, {done.parameters:,} parameters, {size_text(done.bytes)}")
     print(f"tokenizer files: {', '.join(done.tokenizer_files) or 'none'}")

@@ -59,7 +59,7 @@ class PluginOptions(TyperCommand):
 
 def _options(own: Mapping[str, Any]) -> "dict[str, Options]":
     """The options of the loader and the saver that are named; files name a loader too."""
-    from mt_ckpt.detect import detect
+    from mt_ckpt.conversion.detect import detect
     from mt_ckpt.plugin_options import options_of
 
     loader = own.get("loader") or (detect(Path(own["load_dir"])) if own.get("load_dir") else None)

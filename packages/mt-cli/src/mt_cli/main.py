@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from mt_cli.plugin_group import plugin_group
+from mt_core.cli.plugin_group import plugin_group
 from mt_core.errors import EXIT_USER_ERROR, MtError
 
 app = plugin_group("command", "Train, convert and evaluate language models.", completion=True)
@@ -26,7 +26,7 @@ def _mt(
 
 
 def _rank_label() -> str:
-    launch = sys.modules.get("mt_core.parallel.launch")  # torch; imported already wherever there are ranks
+    launch = sys.modules.get("mt_core.distributed.process_group")  # torch; imported already wherever there are ranks
     return launch.rank_label() if launch else ""
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mt_cli.completion import preset_names
+from mt_core.cli.completion import preset_names
 
 
 def plan(
@@ -30,9 +30,9 @@ def plan(
     from mt_cli.plan_report import as_values, lines
     from mt_cli.run_config import load_run_config
     from mt_core.errors import MtError
-    from mt_core.planning.advice import ranks_that_fit, what_fits
+    from mt_core.planning.gpu_profile import read_profile
     from mt_core.planning.plan import plan as make_plan
-    from mt_core.planning.profile import read_profile
+    from mt_core.planning.suggestions import ranks_that_fit, what_fits
 
     config = _at_full_batch(
         load_run_config(files or [], overrides or [], preset, rules=False)
@@ -55,7 +55,7 @@ def plan(
 
 def _at_full_batch(config: Any) -> Any:
     """A batch that grows, at its largest."""
-    from mt_data.samplers.batch_size import parse_steps
+    from mt_data.batch_sizes import parse_steps
 
     if not config.batch.sizes:
         return config
@@ -65,7 +65,7 @@ def _at_full_batch(config: Any) -> Any:
 
 def _draw(folder: Path, made: Any, title: str) -> None:
     from mt_core.files import atomic_file, disk_errors
-    from mt_core.planning.pictures import memory_svg, timeline_svg
+    from mt_core.planning.svg import memory_svg, timeline_svg
 
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)

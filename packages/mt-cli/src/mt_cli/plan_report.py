@@ -4,12 +4,12 @@ from collections.abc import Iterator, Sequence
 from math import prod
 from typing import Any
 
-from mt_core.planning.advice import Advice
+from mt_core.parallel.layout import describe
 from mt_core.planning.communication import Transfer
+from mt_core.planning.gpu_profile import Profile
 from mt_core.planning.memory import GIB, by_category
-from mt_core.planning.nearest import describe
 from mt_core.planning.plan import ASSUMPTIONS, Plan
-from mt_core.planning.profile import Profile
+from mt_core.planning.suggestions import Advice
 
 More = tuple[int, Advice] | None
 """A larger number of GPUs on which something fits, and what."""

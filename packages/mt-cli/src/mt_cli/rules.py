@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from mt_core.errors import MtError, Problem
-from mt_data.samplers.batch_size import batch_sizes
+from mt_data.batch_sizes import batch_sizes
 
 
 def problems(config: Any) -> Iterator[Problem]:
@@ -34,9 +34,9 @@ def _batch(config: Any) -> Iterator[Problem]:
         told = f"{', '.join(map(str, wrong[:3]))}{', …' if len(wrong) > 3 else ''}"
         found = f"{told}: no multiple of micro_batch {batch.micro_batch} × data {config.parallel.data or 1}"
         yield Problem(where, found, f"allowed: multiples of {unit}")
-    if batch.sizes and config.schedule.eval_every and batch.global_batch % unit:
+    if batch.sizes and config.train.eval_every and batch.global_batch % unit:
         found = f"{batch.global_batch}, the batch of evaluations, is no multiple of {unit}"
-        yield Problem("batch.global_batch", found, f"allowed: multiples of {unit}, or schedule.eval_every = 0")
+        yield Problem("batch.global_batch", found, f"allowed: multiples of {unit}, or train.eval_every = 0")
 
 
 SAMPLES = {"gpt": ("gpt", "fim", "sft", "mock"), "bert": ("bert",), "t5": ("t5",)}
@@ -69,9 +69,9 @@ def _two_parts(config: Any) -> Iterator[Problem]:
 
 def _decoder(config: Any) -> Iterator[Problem]:
     """The decoder's sequences fit as the encoder's do."""
-    length, positions, tensor = config.data.decoder_seq_length, config.model.max_positions, config.parallel.tensor
+    length, positions, tensor = config.data.decoder_seq_length, config.model.max_seq_len, config.parallel.tensor
     if length > positions:
-        found = f"{length} is longer than the model's positions, model.max_positions = {positions}"
+        found = f"{length} is longer than the model's positions, model.max_seq_len = {positions}"
         yield Problem("data.decoder_seq_length", found, f"at most {positions}")
     if config.parallel.sequence and length % tensor:
         found = f"{length} is no multiple of parallel.tensor {tensor}, as parallel.sequence needs"
@@ -94,8 +94,8 @@ def _documents(config: Any) -> Iterator[Problem]:
 def _without_effect(config: Any) -> Iterator[Problem]:
     """Options that the chosen parallelism does not look at."""
     parallel, core = config.parallel, getattr(getattr(config.model, "attention", None), "core", "auto")
-    if parallel.context > 1 and parallel.context_exchange == "ring" and core != "auto":
-        allowed = 'allowed: "auto", or parallel.context_exchange = all_gather or all_to_all'
+    if parallel.context > 1 and parallel.cp_comm_type == "ring" and core != "auto":
+        allowed = 'allowed: "auto", or parallel.cp_comm_type = all_gather or all_to_all'
         yield Problem("model.attention.core", f"{core!r}, but the ring has its own attention", allowed)
     if parallel.sharding == "fsdp":
         for name in ("overlap_grad_reduce", "overlap_param_gather", "bucket_size"):

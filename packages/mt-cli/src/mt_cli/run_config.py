@@ -11,12 +11,13 @@ from mt_core.config.sections import (
     BatchConfig,
     CheckpointConfig,
     LogConfig,
+    LRScheduleConfig,
     OptimConfig,
     ParallelConfig,
     PrecisionConfig,
     RecomputeConfig,
     RuntimeConfig,
-    ScheduleConfig,
+    TrainConfig,
 )
 from mt_core.errors import MtError
 
@@ -35,7 +36,8 @@ def run_config_type() -> type[Section]:
         "data": (DataConfig, ...),
         "batch": (BatchConfig, BatchConfig()),
         "optim": (OptimConfig, OptimConfig()),
-        "schedule": (ScheduleConfig, ScheduleConfig()),
+        "train": (TrainConfig, TrainConfig()),
+        "lr_schedule": (LRScheduleConfig, LRScheduleConfig()),
         "precision": (PrecisionConfig, PrecisionConfig()),
         "parallel": (ParallelConfig, ParallelConfig()),
         "recompute": (RecomputeConfig, RecomputeConfig()),

@@ -4,13 +4,15 @@ torch types appear as forward references, so this module imports without torch.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Generator, Tensor, nn
 
-    from mt_core.parallel.plan import Plan
+    from mt_core.parallel.tensor.plan import Plan
 
 
 @runtime_checkable
@@ -45,7 +47,7 @@ class ModelConfig(Protocol):
     kind: str
     vocab_size: int
     """Number of token ids, before any padding."""
-    max_positions: int
+    max_seq_len: int
     """Longest sequence in tokens that the model takes."""
 
     def build(self, tensor: int = 1) -> "nn.Module":
@@ -56,6 +58,10 @@ class ModelConfig(Protocol):
         """Name and shape of every tensor in a checkpoint of this model."""
         ...
 
+    def random_inputs(self, tokens_BT: "Tensor", generator: "Generator") -> "dict[str, Tensor]":
+        """A batch around random tokens, for `mt verify`: all the model takes but labels and loss mask."""
+        ...
+
     def flops_per_token(self, sequence: int, /) -> float:
         """Forward and backward multiply-adds × 2 per token, causal attention counted at half.
 
@@ -64,30 +70,59 @@ class ModelConfig(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class BatchKey:
+    """What a model does with one tensor of a batch."""
+
+    argument: str | None
+    """Keyword of `Model.losses`; None for a tensor that the model leaves out."""
+    required: bool = False
+    """Whether the model cannot do without it."""
+    per_token: bool = False
+    """Whether it is [B, T, …] over the tokens that the loss is of, which context parallelism shards."""
+
+
+class MetricSum(NamedTuple):
+    """A metric of one micro-batch on one rank, to be added up and divided at the end."""
+
+    total: "Tensor"
+    weight: "Tensor"
+
+
+class Losses(NamedTuple):
+    """The losses and metrics of one micro-batch on one rank, not reduced.
+
+    A tuple, since FSDP2 looks for tensors in tuples and mappings only.
+    """
+
+    tokens: "Tensor | None" = None
+    """The loss of each label in nats, [B, T], fp32 or wider; the loss mask decides which count."""
+    samples: "Tensor | None" = None
+    """The loss of each sample in nats, [B]; the mean over the step's samples is added to that over its tokens."""
+    metrics: "Mapping[str, MetricSum]" = MappingProxyType({})
+    """By name, what is logged beside the loss, such as an accuracy: Σ total / Σ weight over micro-batches and ranks."""
+
+
 class Model(Protocol):
-    """What `ModelConfig.build` returns, besides being an `nn.Module`."""
+    """What `ModelConfig.build` returns, besides being an `nn.Module`.
+
+    Modules with a `core`, an `AttentionCore`, get it replaced for context parallelism and selective recomputation.
+    """
 
     config: Any
 
     layers: Any
-    """Blocks by number, each with an `attn` whose `core` can be replaced."""
+    """Blocks by name."""
     run: Any
     """`run(layers, x)`, which passes x through the layers; recomputation replaces it."""
+    batch_keys: "Mapping[str, BatchKey]"
+    """The keys of a batch that the model takes; any other is refused."""
 
-    def token_losses(
-        self,
-        tokens_BT: "Tensor",
-        labels_BT: "Tensor",
-        *,
-        positions: "Tensor | None" = None,
-        documents_BT: "Tensor | None" = None,
-        **more: "Tensor",
-    ) -> "Tensor | tuple[Tensor, Tensor]":
-        """Cross-entropy of each label in nats, [B, T], fp32 or wider, not reduced; with a loss of each sample, [B], if
-        the model has one.
+    @property
+    def losses(self) -> "Callable[..., Losses]":
+        """Losses from the arguments that `batch_keys` names.
 
-        Positions are [T] or [B, T], 0, 1, 2, … if not given. Tokens see those of equal document numbers only. `more`
-        is what the data of this model says besides (`mt_core.training.inputs.MORE`).
+        Positions are [T] or [B, T], 0, 1, 2, … if not given. Tokens see only those of equal segment ids.
         """
         ...
 
@@ -119,10 +154,12 @@ class AttentionCore(Protocol):
     """
 
     def __call__(
-        self, q_BTHK: "Tensor", k_BSGK: "Tensor", v_BSGK: "Tensor", documents_BS: "Tensor | None" = None, /
+        self, q_BTHK: "Tensor", k_BSGK: "Tensor", v_BSGK: "Tensor", segment_ids_BS: "Tensor | None" = None, /
     ) -> "Tensor":
         """softmax(q kᵀ / √K + mask) v, y_BTHK: of S keys and T ≤ S queries, query i sits at position S − T + i and sees
-        keys up to there, with `documents_BS` only those whose number is that of its own token.
+        keys up to there, with `segment_ids_BS` only those whose number is that of its own token.
+
+        A core that supports more than causal attention also takes `padding_mask_BS=` and `bias_HTS=`.
         """
         ...
 

@@ -7,10 +7,9 @@ import typer
 
 from mt_data.config import TokenizerConfig
 from mt_data.corpus.command import openwebtext, wikipedia
-from mt_data.merge.command import merge
 from mt_data.options import ManyValues, print_rows, with_tokenizer
 from mt_data.preprocess.command import preprocess
-from mt_data.tools.command import blend, check, plan
+from mt_data.tools.command import blend, check, merge, plan
 
 app = typer.Typer(
     add_completion=False,
@@ -54,8 +53,8 @@ def inspect_command(
 ) -> None:
     """Show what a .bin/.idx pair holds; with a tokenizer, the text of a document."""
     from mt_data.indexed.reader import IndexedReader
-    from mt_data.inspection import document as document_tokens
-    from mt_data.inspection import summary
+    from mt_data.tools.inspect import document as document_tokens
+    from mt_data.tools.inspect import summary
 
     reader = IndexedReader(prefix)
     print_rows(summary(reader))

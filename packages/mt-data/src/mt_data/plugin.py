@@ -14,11 +14,11 @@ TOKENIZERS = {
         "hugging_face:HuggingFaceTokenizer",
         "A tokenizer.json, or a model directory that holds one.",
     ),
-    "bytes": ("bytes_tokenizer:BytesTokenizer", "256 bytes and an end of document; needs no files."),
+    "bytes": ("file_free:BytesTokenizer", "256 bytes and an end of document; needs no files."),
     "BertWordPieceLowerCase": ("word_piece:BertWordPiece", "BERT's WordPiece from vocab.txt, in lower case."),
     "BertWordPieceCase": ("word_piece:BertWordPiece", "BERT's WordPiece from vocab.txt, case kept."),
     "SentencePieceTokenizer": (
-        "sentence_piece_special:SentencePieceTokenizer",
+        "sentence_piece:SentencePieceTokenizer",
         "A SentencePiece .model with special tokens and extra ids after its pieces, for BERT and T5.",
     ),
     "GPTSentencePieceTokenizer": ("sentence_piece:PlainSentencePiece", "A SentencePiece .model as it is."),
@@ -27,18 +27,18 @@ TOKENIZERS = {
         "The same, with the beginning of sequence before each text.",
     ),
     "TikTokenizer": ("tik:TikTokenizer", "Byte-level BPE from the .json vocabulary of NVIDIA's models."),
-    "NullTokenizer": ("null:NullTokenizer", "Texts that are token ids already, written as numbers."),
+    "NullTokenizer": ("file_free:NullTokenizer", "Texts that are token ids already, written as numbers."),
 }
 """Where each tokenizer lives in `mt_data.tokenizers`, and what it is."""
 
 DATASETS = {
-    "gpt": ("splits", "Samples of consecutive tokens, for GPT."),
-    "bert": ("bert.dataset", "Two parts of a document with hidden words."),
-    "t5": ("t5.dataset", "Runs of words moved from the encoder's text to the decoder's."),
-    "ict": ("ict.dataset", "A sentence and the block of sentences that it came from."),
+    "gpt": ("gpt.dataset", "Samples of consecutive tokens, for GPT."),
+    "bert": ("bert", "Two parts of a document with hidden words."),
+    "t5": ("t5", "Runs of words moved from the encoder's text to the decoder's."),
+    "ict": ("ict", "A sentence and the block of sentences that it came from."),
     "sft": ("sft.dataset", "Packed conversations for fine-tuning."),
-    "fim": ("fim.dataset", "GPT samples with the middle of documents moved to their end."),
-    "mock": ("gpt.mock", "GPT samples out of no files, to try a run with."),
+    "fim": ("fim", "GPT samples with the middle of documents moved to their end."),
+    "mock": ("mock", "GPT samples out of no files, to try a run with."),
 }
 
 COMPONENTS = (
@@ -48,7 +48,7 @@ COMPONENTS = (
         for name, (target, summary) in TOKENIZERS.items()
     ),
     *(
-        Component("dataset", name, f"mt_data.{module}:build_splits", summary, NEEDS)
+        Component("dataset", name, f"mt_data.datasets.{module}:build_splits", summary, NEEDS)
         for name, (module, summary) in DATASETS.items()
     ),
 )
@@ -63,15 +63,15 @@ def mt_components() -> Iterable[Component]:
 @hookimpl
 def mt_config_rules(config: Any) -> list[Problem]:
     """What is wrong with the data section, and between it and the model's."""
-    from mt_data.rules import data_problems
+    from mt_data.config.rules import data_problems
 
     problems = list(data_problems(config.data))
-    length, positions = config.data.seq_length, config.model.max_positions
+    length, positions = config.data.seq_length, config.model.max_seq_len
     if length > positions:
         problems.append(
             Problem(
                 "data.seq_length",
-                f"{length} is longer than the model's positions, model.max_positions = {positions}",
+                f"{length} is longer than the model's positions, model.max_seq_len = {positions}",
                 f"at most {positions}",
             )
         )

@@ -1,5 +1,5 @@
 """`mt eval`: a group of the installed evaluation tasks; each is imported when it is run."""
 
-from mt_cli.plugin_group import plugin_group
+from mt_core.cli.plugin_group import plugin_group
 
 app = plugin_group("eval-task", "Evaluate a checkpoint on a task.")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
 
     from mt_data.config import TokenizerConfig
-    from mt_models.gpt import GPT
+    from mt_models.models.gpt import GPT
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 DEVICES = ("auto", "cpu", "cuda")

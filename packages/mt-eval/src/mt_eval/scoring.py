@@ -19,7 +19,7 @@ from mt_core.progress import progress
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mt_models.gpt import GPT
+    from mt_models.models.gpt import GPT
 
 LOSS_CAP = 20.0
 """Mean losses are capped here before the exponential, so that a broken model still gives a finite perplexity."""

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mt_core.errors import Problem, raise_if
-from mt_core.parallel.plan import Column, Expert, Row, Rule, Vocab, cut_dim
+from mt_core.parallel.tensor.plan import Column, Expert, Row, Rule, Vocab, cut_dim
 from mt_models.config import TransformerConfig
 from mt_models.plan import rule_of
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 
-from mt_core.parallel.plan import Column, Plan, Rule, Sequence, Vocab
+from mt_core.parallel.tensor.plan import Column, Plan, Rule, Sequence, Vocab
 from mt_models.config import BertConfig, GPTConfig, T5Config, TransformerConfig
 from mt_models.layers import attention, mlp
 

@@ -54,14 +54,18 @@ def _core(attention: Any) -> Iterator[Problem]:
 def _exchange(config: Any) -> Iterator[Problem]:
     """A ring merges parts of attention itself, the other exchanges call the attention core."""
     special = config.model.attention.special_scores
-    if special and config.parallel.context > 1 and config.parallel.context_exchange == "ring":
+    if special and config.parallel.context > 1 and config.parallel.cp_comm_type == "ring":
         found = f"'ring' cannot apply model.attention.{', '.join(special)}"
-        yield Problem("parallel.context_exchange", found, "allowed: all_gather, all_to_all")
+        yield Problem("parallel.cp_comm_type", found, "allowed: all_gather, all_to_all")
 
 
 def _balance(config: Any) -> Iterator[Problem]:
     """The balance loss is one of whole sequences, and a rank that shares them sees only a part."""
     mlp, parallel = config.model.mlp, config.parallel
-    if mlp.kind == "moe" and mlp.balance and (parallel.context > 1 or parallel.sequence):
-        found = f"{mlp.balance} needs whole sequences, which ranks share with parallel.context and parallel.sequence"
-        yield Problem("model.mlp.balance", found, "allowed: 0, or parallel.context = 1 and parallel.sequence = false")
+    if mlp.kind == "moe" and mlp.aux_loss_coeff and (parallel.context > 1 or parallel.sequence):
+        found = (
+            f"{mlp.aux_loss_coeff} needs whole sequences, which ranks share with parallel.context and parallel.sequence"
+        )
+        yield Problem(
+            "model.mlp.aux_loss_coeff", found, "allowed: 0, or parallel.context = 1 and parallel.sequence = false"
+        )

@@ -8,14 +8,14 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mt_ckpt.detect import detect
+from mt_ckpt.conversion.detect import detect
 from mt_ckpt.hub.repository import UNWANTED, WANTED, Repository, hub_errors
 from mt_ckpt.hub.resume import finish_parts
 from mt_core.errors import MtError
 from mt_core.files import atomic_directory
 
 if TYPE_CHECKING:
-    from mt_ckpt.loaders.hf import HuggingFace
+    from mt_ckpt.huggingface.loader import HuggingFace
 
 
 def fetch(repository: Repository) -> Path:
@@ -36,7 +36,7 @@ def fetch(repository: Repository) -> Path:
 
 def load(name: Path) -> "HuggingFace":
     """The `hub` loader: `name` is org/name or org/name@revision."""
-    from mt_ckpt.loaders.hf import HuggingFace
+    from mt_ckpt.huggingface.loader import HuggingFace
 
     return HuggingFace(fetch(Repository.parse(str(name))))
 
@@ -91,6 +91,6 @@ def push(directory: Path, name: str, *, private: bool = False, message: str | No
 
 def check(directory: Path) -> None:
     """Refuse a directory that is not exactly a model that mt reads, by its files' headers."""
-    from mt_ckpt.loaders.hf import HuggingFace
+    from mt_ckpt.huggingface.loader import HuggingFace
 
     next(iter(HuggingFace(directory).tensors()))

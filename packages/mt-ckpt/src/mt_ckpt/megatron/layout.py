@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from mt_ckpt.megatron.split import OPTION, split_misfits
-from mt_ckpt.megatron.stages import fitting_stages, stage_layers
+from mt_ckpt.megatron.parameters.pipeline import fitting_stages, stage_layers
+from mt_ckpt.megatron.parameters.t5_pipeline import OPTION, split_misfits
 from mt_core.errors import MtError, Problem
 from mt_models.config import TransformerConfig
 
@@ -108,11 +108,11 @@ def _stage_misfits(config: TransformerConfig, layout: Layout, where: str, *, une
 
 def _tensor_misfits(config: TransformerConfig, tensor: int, where: str) -> Iterator[Problem]:
     part = config.attention
-    for name, size in (("attention.heads", part.heads), ("mlp.size", config.mlp.size)):
+    for name, size in (("attention.heads", part.heads), ("mlp.ffn_hidden_size", config.mlp.ffn_hidden_size)):
         if size % tensor:
             yield Problem(where, f"{name} = {size} does not divide by {tensor} tensor ranks", f"a divisor of {size}")
-    if part.kv_groups % tensor and tensor % part.kv_groups:
-        found = f"attention.kv_groups = {part.kv_groups} and {tensor} tensor ranks"
+    if part.num_kv_heads % tensor and tensor % part.num_kv_heads:
+        found = f"attention.num_kv_heads = {part.num_kv_heads} and {tensor} tensor ranks"
         yield Problem(where, found, "one must divide the other")
 
 

@@ -6,12 +6,12 @@ from typing import Annotated
 
 from torch import Tensor
 
-from mt_ckpt import tokenizer_files
-from mt_ckpt.megatron.dist_files import DistFiles
-from mt_ckpt.megatron.kinds import read_model
+from mt_ckpt.megatron.args.model_types import read_model
+from mt_ckpt.megatron.dist_format.reader import DistFiles
 from mt_ckpt.megatron.layout import iteration_directory
-from mt_ckpt.megatron.torch_files import TorchFiles
-from mt_ckpt.sources import read_json
+from mt_ckpt.megatron.torch_format.reader import TorchFiles
+from mt_ckpt.tensor_streams import tokenizer_files
+from mt_ckpt.tensor_streams.sources import read_json
 from mt_models.config import TransformerConfig
 
 

@@ -12,8 +12,8 @@ from typing import Annotated, Literal
 
 from torch import Tensor
 
-from mt_ckpt.megatron.fusing import Rows, fuse
-from mt_ckpt.megatron.kinds import model_problems
+from mt_ckpt.megatron.args.model_types import model_problems
+from mt_ckpt.megatron.args.t5 import NORM_NOTES
 from mt_ckpt.megatron.layout import (
     RELEASE,
     TRACKER,
@@ -25,11 +25,11 @@ from mt_ckpt.megatron.layout import (
     iteration_name,
     misfits,
 )
-from mt_ckpt.megatron.names import parameters
-from mt_ckpt.megatron.rank_files import write_rank_files
-from mt_ckpt.megatron.split import encoder_stages
-from mt_ckpt.megatron.t5 import NORM_NOTES
-from mt_ckpt.megatron.tables import Parameter
+from mt_ckpt.megatron.parameters.fusion import Rows, fuse
+from mt_ckpt.megatron.parameters.names import parameters
+from mt_ckpt.megatron.parameters.t5_pipeline import encoder_stages
+from mt_ckpt.megatron.parameters.table import Parameter
+from mt_ckpt.megatron.torch_format.writer import write_rank_files
 from mt_core.errors import Problem, raise_if
 from mt_core.files import atomic_directory
 from mt_models.config import TransformerConfig
@@ -87,7 +87,7 @@ def finish_root(root: Path, tokenizer_files: Iterable[Path], iteration: int | No
 def _writer(form: str) -> Callable[..., None]:
     if form == "torch":
         return write_rank_files
-    from mt_ckpt.megatron.dist_writer import write_dist  # here, since it takes a second
+    from mt_ckpt.megatron.dist_format.writer import write_dist  # here, since it takes a second
 
     return write_dist
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mt_ckpt.accounting import accounted, set_problems
+from mt_ckpt.tensor_streams.accounting import accounted, set_problems
 from mt_ckpt.tools.configurations import changed_settings
 from mt_ckpt.tools.together import opened, together
 from mt_core.errors import MtError, Problem, raise_if

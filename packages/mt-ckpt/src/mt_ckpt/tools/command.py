@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mt_cli.completion import names
+from mt_core.cli.completion import names
 
 Checkpoint = Annotated[Path, typer.Argument(help="A run, a step, or a directory in another format.")]
 Format = Annotated[
@@ -30,9 +30,9 @@ def inspect(
     json: Json = False,
 ) -> None:
     """Show a checkpoint's tensors, totals, configuration, layout and files."""
-    from mt_ckpt.detect import detect
-    from mt_ckpt.inspect import inspect_checkpoint, report
+    from mt_ckpt.conversion.detect import detect
     from mt_ckpt.tools.contents import as_json, tensor_rows
+    from mt_ckpt.tools.inspect import inspect_checkpoint, report
 
     if json:
         return _print_json(as_json(path, loader or detect(path), hashed=hashes))

@@ -3,9 +3,16 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from mt_ckpt.conversion.verify import (
+    Comparison,
+    compare,
+    fixed_tokens,
+    has_transformers_model,
+    our_logits,
+    transformers_logits,
+)
 from mt_ckpt.tools.configurations import changed_settings
 from mt_ckpt.tools.together import opened
-from mt_ckpt.verify import Comparison, compare, fixed_tokens, has_transformers_model, our_logits, transformers_logits
 from mt_core.errors import MtError
 
 
@@ -17,7 +24,7 @@ def compare_logits(
     for path, ours, theirs in changed_settings(a, b):
         if path in ("kind", "vocab_size"):
             raise MtError(f"{right}: {path}", f"{theirs}, but {left} has {ours}", "compare models with the same tokens")
-    tokens_BT = fixed_tokens(min((a.config(), b.config()), key=lambda config: config.max_positions))
+    tokens_BT = fixed_tokens(min((a.config(), b.config()), key=lambda config: config.max_seq_len))
     logits = []
     for label, path, loader in (("A", left, a), ("B", right, b)):
         logits.append(our_logits(loader, tokens_BT))

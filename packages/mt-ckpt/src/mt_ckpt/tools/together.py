@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from mt_ckpt.detect import detect
+from mt_ckpt.conversion.detect import detect
 from mt_core.plugins import component
 from mt_core.types import CheckpointLoader
 

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 from torch import Tensor
 
-from mt_ckpt.accounting import accounted
+from mt_ckpt.tensor_streams.accounting import accounted
 from mt_ckpt.tools.together import opened
 from mt_core.errors import MtError, Problem
 from mt_core.files import atomic_path
@@ -55,7 +55,7 @@ def mixture(dense: Any, where: str, *, experts: int, top_k: int) -> GPTConfig:
         layer = f"{dense.mlp.kind!r}{' with biases' if getattr(dense.mlp, 'bias', False) else ''}"
         found = f"a {dense.kind!r} model whose mlp.kind is {layer}"
         raise MtError(where, found, "experts are gated layers without biases: give such a gpt model")
-    mlp = {"kind": "moe", "size": dense.mlp.size, "activation": dense.mlp.activation}
+    mlp = {"kind": "moe", "ffn_hidden_size": dense.mlp.ffn_hidden_size, "activation": dense.mlp.activation}
     try:
         return GPTConfig.model_validate(dense.model_dump() | {"mlp": {**mlp, "experts": experts, "top_k": top_k}})
     except ValidationError as err:

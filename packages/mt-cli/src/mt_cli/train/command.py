@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from mt_cli.completion import preset_names
+from mt_core.cli.completion import preset_names
 
 
 def train(
@@ -21,8 +21,8 @@ def train(
     ] = 0,
 ) -> None:
     """Train a model. Resumes from the run directory's latest checkpoint; SIGTERM and Ctrl-C save one first."""
+    from mt_core.distributed.environment import adopt_slurm, place, refuse_nproc
     from mt_core.errors import MtError
-    from mt_core.supervision.environment import adopt_slurm, place, refuse_nproc
 
     adopt_slurm()
     here = place()
@@ -33,7 +33,7 @@ def train(
         raise typer.Exit(_launch(files or [], overrides or [], preset, nproc, max_restarts))
     work = partial(_train, files or [], overrides or [], preset)
     if here.launched:
-        from mt_core.supervision.rank_process import end_with
+        from mt_core.distributed.rank_process import end_with
 
         end_with(work, here)
     raise typer.Exit(work())
@@ -51,8 +51,8 @@ def _train(files: list[Path], overrides: list[str], preset: str | None) -> int:
 def _launch(files: list[Path], overrides: list[str], preset: str | None, nproc: int, max_restarts: int) -> int:
     """Check the configuration once, without torch, then let the ranks load it again."""
     from mt_cli.run_config import load_run_config
-    from mt_core.parallel.dims import dims_of
-    from mt_core.supervision.launcher import launch
+    from mt_core.distributed.launcher import launch
+    from mt_core.distributed.topology import dims_of
 
     data = dims_of(load_run_config(files, overrides, preset, rules=False).parallel, nproc).data
     config = load_run_config(files, [*overrides, f"parallel.data={data}"], preset)  # the batch must fit so many

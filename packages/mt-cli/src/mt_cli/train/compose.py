@@ -15,17 +15,16 @@ import torch.distributed as dist
 
 from mt_cli.train.run_directory import prepare
 from mt_cli.train.view import screen
-from mt_core.checkpoint.async_writer import AsyncWriter
+from mt_core.checkpoint.async_save import AsyncWriter
+from mt_core.checkpoint.commit_protocol import Ranks
 from mt_core.checkpoint.native import resolve, step_directory, steps
-from mt_core.checkpoint.protocol import Ranks
+from mt_core.distributed.environment import place
+from mt_core.distributed.mesh import Mesh, make_mesh
+from mt_core.distributed.process_group import deterministic, joined, local_ranks, pick_device
+from mt_core.distributed.topology import dims_of
 from mt_core.errors import raise_if
-from mt_core.parallel.deterministic import deterministic
-from mt_core.parallel.dims import dims_of
-from mt_core.parallel.launch import joined, local_ranks, pick_device
-from mt_core.parallel.mesh import Mesh, make_mesh
-from mt_core.parallel.parallelize import parallelize
+from mt_core.parallel.apply import parallelize
 from mt_core.plugins import component
-from mt_core.supervision.environment import place
 from mt_core.training.inputs import Batch
 from mt_core.training.loop import Run, train
 from mt_core.training.loss_scale import LossScale
@@ -34,8 +33,8 @@ from mt_core.training.optimizer import parameter_groups
 from mt_core.training.state import TrainState
 from mt_core.training.stop import stop_requests
 from mt_core.types import MetricSink
-from mt_data.samplers.batch_size import BatchSizes, batch_sizes, check_sizes, count_samples
-from mt_data.torch import batches
+from mt_data.batch_sizes import BatchSizes, batch_sizes, check_sizes, count_samples
+from mt_data.loading import batches
 from mt_models.canonical import stream_problems
 
 
@@ -71,7 +70,7 @@ def run(config: Any) -> int:
         code = 0 if train(training, stop) else stop.exit_code
     last = step_directory(run_dir, state.position.step)
     if mesh.world.rank == 0 and last in steps(run_dir):
-        print(f"mt: step {state.position.step} of {config.schedule.steps} is in {last}", file=sys.stderr)
+        print(f"mt: step {state.position.step} of {config.train.steps} is in {last}", file=sys.stderr)
         if code == 0 and config.checkpoint.save_format != "native":
             save_as(config.checkpoint.save_format, last, run_dir)
     return code
@@ -103,7 +102,7 @@ def restore(state: TrainState, run_dir: Path) -> TrainState:
 
 def start_sinks(config: Any, step: int, stack: ExitStack) -> list[MetricSink]:
     """All receivers of metrics; `stack` closes them."""
-    sinks = open_sinks(Path(config.runtime.run_dir), config.log.sinks, step, screen(config.schedule.steps))
+    sinks = open_sinks(Path(config.runtime.run_dir), config.log.sinks, step, screen(config.train.steps))
     for sink in sinks:
         stack.callback(sink.close)
     return sinks
@@ -126,10 +125,10 @@ def open_data(
     config: Any, run_dir: Path, mesh: Mesh, sizes: BatchSizes
 ) -> tuple[Callable[..., Iterator[Batch]], Callable[[], Iterator[Batch]] | None]:
     """Functions that iterate over this rank's training micro-batches (from `consumed=`) and validation ones."""
-    schedule, batch = config.schedule, config.batch
+    train, batch = config.train, config.batch
     samples = (
-        count_samples(sizes, schedule.steps),
-        schedule.eval_batches * batch.global_batch if schedule.eval_every else 0,
+        count_samples(sizes, train.steps),
+        train.eval_batches * batch.global_batch if train.eval_every else 0,
         0,
     )
     cache = Path(config.data.cache_dir) if config.data.cache_dir else run_dir / "index-cache"

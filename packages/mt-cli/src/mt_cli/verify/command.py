@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from mt_cli.completion import preset_names
+from mt_core.cli.completion import preset_names
 
 EXIT_DISAGREE = 1
 
@@ -41,7 +41,7 @@ def verify(
     from mt_cli.verify.layouts import cases, under
     from mt_cli.verify.shrink import shrink
     from mt_core.errors import MtError
-    from mt_core.planning.layout import layout_of
+    from mt_core.parallel.layout import layout_of
 
     began = time.monotonic()
     config = load_run_config(files or [], overrides or [], preset, rules=False)  # their data need not be there

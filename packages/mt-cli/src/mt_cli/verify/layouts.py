@@ -7,9 +7,9 @@ from typing import Any
 
 from mt_core.config.load import Layer, merge, read_override, validate
 from mt_core.config.sections import ParallelConfig
+from mt_core.distributed.topology import dims_of
 from mt_core.errors import MtError, Problem, raise_if
-from mt_core.parallel.dims import dims_of
-from mt_core.planning.layout import problems
+from mt_core.parallel.layout import problems
 from mt_models.plugin import mt_config_rules
 
 MOST_RANKS = 64

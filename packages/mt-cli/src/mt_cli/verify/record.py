@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mt_cli.run_config import run_config_type
-from mt_core.parallel.axis import Axis
+from mt_core.distributed.mesh import Axis
 from mt_core.verification.measure import Record, measure
 from mt_core.verification.ranks import TIMEOUT_S, run_ranks
 

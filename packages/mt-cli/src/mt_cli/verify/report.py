@@ -15,9 +15,9 @@ def head(config: Any, small: Any) -> Iterator[str]:
     one, other = config.model, small.model
     sizes = (
         (other.layers, one.layers, "layers"),
-        (other.model_size, one.model_size, "features"),
+        (other.hidden_size, one.hidden_size, "features"),
         (other.attention.heads, one.attention.heads, "heads"),
-        (other.attention.kv_groups, one.attention.kv_groups, "groups"),
+        (other.attention.num_kv_heads, one.attention.num_kv_heads, "groups"),
         (small.data.seq_length, config.data.seq_length, "tokens"),
     )
     yield f"shrunk to  {', '.join(f'{few} of {many} {name}' for few, many, name in sizes)}; {small.precision.dtype}"

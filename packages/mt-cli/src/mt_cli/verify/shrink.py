@@ -8,7 +8,7 @@ from math import lcm
 from typing import Any
 
 from mt_core.config.load import merge
-from mt_core.planning.layout import Layout, axis_problems
+from mt_core.parallel.layout import Layout, axis_problems
 
 HEAD_SIZE = 8
 VOCABULARY = 251
@@ -41,29 +41,31 @@ def _model(config: Any, layouts: Sequence[Layout]) -> Mapping[str, Any]:
     groups, queries = heads(config, layouts)
     head = min(model.attention.head_size, HEAD_SIZE - model.attention.head_size % 2)
     width = model.attention.heads * model.attention.head_size
-    size = groups * queries * head + (0 if model.model_size == width else 4)
+    size = groups * queries * head + (0 if model.hidden_size == width else 4)
     cut = lcm(*(layout.dims.tensor for layout in layouts))
-    hidden = min(max(round(model.mlp.size / model.model_size * size / cut), 1) * cut, model.mlp.size)
+    hidden = min(
+        max(round(model.mlp.ffn_hidden_size / model.hidden_size * size / cut), 1) * cut, model.mlp.ffn_hidden_size
+    )
     length = _seq_length(config, layouts)
     layers = recompute_layers(config)[0]
     decoder = {"decoder_layers": min(model.decoder_layers, layers)} if model.kind == "t5" else {}
-    gain = model.init_std * model.model_size**0.5  # of a matrix; above 1, softmax saturates and makes rounding larger
+    gain = model.init_std * model.hidden_size**0.5  # of a matrix; above 1, softmax saturates and makes rounding larger
     return {
         "layers": layers,
         **decoder,
-        "model_size": min(size, model.model_size),
+        "hidden_size": min(size, model.hidden_size),
         "vocab_size": min(model.vocab_size, VOCABULARY),
         "vocab_divisor": min(model.vocab_divisor, VOCABULARY_DIVISOR),
-        "max_positions": length if model.max_positions == config.data.seq_length else length + 4,
-        "attention": {"heads": groups * queries, "kv_groups": groups, "head_size": head},
-        "mlp": {"size": hidden},
+        "max_seq_len": length if model.max_seq_len == config.data.seq_length else length + 4,
+        "attention": {"heads": groups * queries, "num_kv_heads": groups, "head_size": head},
+        "mlp": {"ffn_hidden_size": hidden},
         "init_std": min(gain, 1.0) / size**0.5,
     }
 
 
 def heads(config: Any, layouts: Sequence[Layout]) -> tuple[int, int]:
     """The smallest key/value groups and queries per group that are cut as the configuration's are."""
-    groups, queries = config.model.attention.kv_groups, config.model.attention.queries_per_group
+    groups, queries = config.model.attention.num_kv_heads, config.model.attention.queries_per_group
     wanted = [_features(groups, queries, layout) for layout in layouts]
     sizes = ((g, r) for g in range(1, groups + 1) for r in range(1, queries + 1))
     return next(
@@ -81,7 +83,7 @@ def _features(groups: int, queries: int, layout: Layout) -> tuple[bool, ...]:
 
 
 def _legal(config: Any, size: tuple[int, int], layouts: Sequence[Layout]) -> bool:
-    attention = config.model.attention.model_copy(update={"heads": size[0] * size[1], "kv_groups": size[0]})
+    attention = config.model.attention.model_copy(update={"heads": size[0] * size[1], "num_kv_heads": size[0]})
     small = config.model_copy(update={"model": config.model.model_copy(update={"attention": attention})})
     about_heads = ("parallel.tensor", "parallel.context")
     return not any(p.where in about_heads for layout in layouts for p in axis_problems(small, layout))

@@ -1,21 +1,25 @@
 """Native checkpoints: RUN/step-00001000/{model,optim,tokenizer}/, meta.json and, written last, COMMITTED.
 
 A step directory is self-contained. What has no COMMITTED mark does not exist for any reader.
+
+A step that someone reads is not pruned: readers share a lock on its COMMITTED mark, pruning wants it alone. The lock is
+the kernel's (flock): it ends with the process that has it, however that ends.
 """
 
+import fcntl
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from mt_core.checkpoint import locks
-from mt_core.checkpoint.parts import stream_part
-from mt_core.checkpoint.protocol import COMMITTED, FORMAT, META
-from mt_core.checkpoint.writing import TOKENIZER, write
+from mt_core.checkpoint.commit_protocol import COMMITTED, FORMAT, META
+from mt_core.checkpoint.shard_files import stream_part
+from mt_core.checkpoint.step_writer import TOKENIZER, write
+from mt_core.config.renamed_keys import translate
 from mt_core.errors import MtError, Problem, raise_if
 from mt_core.files import disk_errors
 
@@ -58,7 +62,7 @@ def write_model(
 
 
 def read_meta(step: Path) -> dict[str, Any]:
-    """meta.json, after checking that every file it lists is there with its size."""
+    """meta.json, after checking that every file it lists is there with its size; its configuration in today's keys."""
     try:
         meta = json.loads((step / META).read_text())
     except FileNotFoundError as err:
@@ -69,7 +73,7 @@ def read_meta(step: Path) -> dict[str, Any]:
         formats = " and ".join(map(str, READABLE_FORMATS))
         raise MtError(str(step / META), f"format {meta['format']}", f"this version reads formats {formats}: update mt")
     raise_if(_damaged(step, meta["files"]))
-    return meta
+    return meta | {"config": translate(meta["config"])} if "config" in meta else meta
 
 
 def _damaged(step: Path, files: Mapping[str, int]) -> Iterator[Problem]:
@@ -81,9 +85,21 @@ def _damaged(step: Path, files: Mapping[str, int]) -> Iterator[Problem]:
             yield Problem(str(file), f"{file.stat().st_size} bytes", f"it was written with {size}: use another step")
 
 
-def reading(step: Path) -> AbstractContextManager[None]:
-    """While the block runs, `prune` leaves this step alone, in this process or another."""
-    return locks.reading(step / COMMITTED)
+@contextmanager
+def reading(step: Path) -> Iterator[None]:
+    """While the block runs, `prune` leaves this step alone, in this process or another; it must be there."""
+    mark = step / COMMITTED
+    gone = MtError(str(step), "is no longer there: it was pruned", "use a later step")
+    try:
+        file = mark.open("rb")
+    except FileNotFoundError as err:
+        raise gone from err
+    with file:
+        with suppress(OSError):  # a file system without locks: read all the same
+            fcntl.flock(file, fcntl.LOCK_SH)
+        if not mark.exists():  # pruned between the two lines above
+            raise gone
+        yield
 
 
 def stream(step: Path, part: str = "model") -> Iterator[tuple[str, Tensor]]:
@@ -105,7 +121,21 @@ def prune(run: Path, keep: int) -> None:
     """
     with disk_errors(run):
         for path in steps(run)[:-keep]:
-            with locks.alone(path / COMMITTED) as unread:
+            with _alone(path / COMMITTED) as unread:
                 if unread:
                     (path / COMMITTED).unlink()
                     shutil.rmtree(path)
+
+
+@contextmanager
+def _alone(mark: Path) -> Iterator[bool]:
+    """Whether no one reads the step with this mark; no one begins to while the block runs."""
+    with mark.open("r+b") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        except OSError:  # a file system without locks
+            pass
+        yield True

@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from mt_core.config.renamed_keys import find_renamed, translate
 from mt_core.config.section import Section
 from mt_core.errors import MtError, Problem, raise_if
 from mt_core.plugins import component, components, did_you_mean, manager
@@ -93,10 +94,20 @@ def load(
 
 def validate(tree: type[Section], values: Mapping[str, Any], layers: Sequence[Layer] = ()) -> Any:
     """`values` as a `tree`, or one `MtError` naming every wrong field and where its value came from."""
+    problems = [
+        Problem(_locate(layers, old.split(".")), "unknown key", f"did you mean {new!r}?")
+        for old, new in find_renamed(values)
+    ]
+    values = translate(values)
     try:
-        return tree.model_validate(values)
+        config = tree.model_validate(values)
     except ValidationError as err:
-        raise MtError.of(_problem(tree, values, layers, dict(e)) for e in err.errors()) from None
+        layers = [Layer(x.source, translate(x.values)) for x in layers]
+        errors = sorted(err.errors(), key=lambda error: error["type"] == "missing")  # what the user wrote comes first
+        problems += [_problem(tree, values, layers, dict(error)) for error in errors]
+        raise MtError.of(problems) from None
+    raise_if(problems)
+    return config
 
 
 def rule_problems(config: Any) -> Iterator[Problem]:
@@ -125,14 +136,19 @@ def model_union() -> Any:
 
 def _problem(tree: type[Section], values: Any, layers: Sequence[Layer], error: dict[str, Any]) -> Problem:
     section, path = _walk(tree, values, error["loc"])
-    where = ".".join(path) or "configuration"
-    source = next((x.source for x in reversed(layers) if _holds(x.values, path)), "")
-    where = f"{source}: {where}" if source else where
+    where = _locate(layers, path)
     if error["type"] == "extra_forbidden":
         return Problem(where, "unknown key", did_you_mean(path[-1], section.model_fields) if section else "")
     if error["type"] == "missing":
         return Problem(where, "required, but not given", "set it in a file, a preset or with --set")
     return value_problem(where, error)
+
+
+def _locate(layers: Sequence[Layer], path: Sequence[str]) -> str:
+    """A key as messages name it: after the layer that set it last, if there is one."""
+    where = ".".join(path) or "configuration"
+    source = next((x.source for x in reversed(layers) if _holds(x.values, path)), "")
+    return f"{source}: {where}" if source else where
 
 
 def value_problem(where: str, error: Mapping[str, Any]) -> Problem:

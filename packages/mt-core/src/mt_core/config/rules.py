@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from mt_core.errors import Problem
-from mt_core.planning import layout
+from mt_core.parallel import layout
 from mt_core.plugins import components, did_you_mean
 
 GRADIENTS = {
@@ -56,16 +56,20 @@ def _deterministic(config: Any) -> Iterator[Problem]:
 
 
 def _schedule(config: Any) -> Iterator[Problem]:
-    schedule = config.schedule
-    end = schedule.decay_steps or schedule.steps
+    schedule = config.lr_schedule
+    end = schedule.decay_steps or config.train.steps
     if schedule.warmup_steps >= end:
-        yield Problem("schedule.warmup_steps", f"{schedule.warmup_steps}", f"allowed: less than the decay's end, {end}")
+        yield Problem(
+            "lr_schedule.warmup_steps", f"{schedule.warmup_steps}", f"allowed: less than the decay's end, {end}"
+        )
     if schedule.min_lr > config.optim.lr:
-        yield Problem("schedule.min_lr", f"{schedule.min_lr}", f"allowed: at most optim.lr, {config.optim.lr}")
+        yield Problem("lr_schedule.min_lr", f"{schedule.min_lr}", f"allowed: at most optim.lr, {config.optim.lr}")
     if schedule.decay == "wsd" and schedule.anneal_steps is None:
-        yield Problem("schedule.anneal_steps", 'required by decay = "wsd", but not given', f"allowed: 1 to {end}")
+        yield Problem("lr_schedule.anneal_steps", 'required by decay = "wsd", but not given', f"allowed: 1 to {end}")
     elif (schedule.anneal_steps or 0) > end:
-        yield Problem("schedule.anneal_steps", f"{schedule.anneal_steps}", f"allowed: at most the decay's end, {end}")
+        yield Problem(
+            "lr_schedule.anneal_steps", f"{schedule.anneal_steps}", f"allowed: at most the decay's end, {end}"
+        )
 
 
 def _init(text: str) -> Iterator[Problem]:

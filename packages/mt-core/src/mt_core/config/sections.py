@@ -6,6 +6,9 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from mt_core.config.section import Section
 
+CPCommType = Literal["ring", "all_gather", "all_to_all"]
+"""How context-parallel ranks communicate; Megatron calls them p2p, all_gather and a2a."""
+
 
 class ParallelConfig(Section):
     """How ranks share the work. tensor × context × data is the number of ranks."""
@@ -20,7 +23,7 @@ class ParallelConfig(Section):
     """Ranks of data × context that share each layer's experts; tokens travel to the ranks of their experts."""
     sequence: bool = False
     """Sequence parallelism: between the matrices, tensor ranks hold a part of the sequence each."""
-    context_exchange: Literal["ring", "all_gather", "all_to_all"] = "ring"
+    cp_comm_type: CPCommType = "ring"
     """How context ranks exchange keys and values: around a ring, gathered, or heads for positions."""
     sharding: Literal["replicate", "zero1", "fsdp"] = "replicate"
     """What data and context ranks share: nothing, the optimizer's state (ZeRO-1), or all of it (PyTorch's FSDP2)."""
@@ -79,27 +82,32 @@ class OptimConfig(Section):
     """When the gradient is infinite or not a number: end the run with the rank and parameter, or leave the step out."""
 
 
-class ScheduleConfig(Section):
-    """How long to train, how the learning rate moves, and when to evaluate."""
+class TrainConfig(Section):
+    """How long to train, and when to evaluate."""
 
     steps: PositiveInt = 1000
     """Optimizer steps of the whole run."""
+    eval_every: NonNegativeInt = 0
+    """Steps between evaluations on the validation split; 0 for none."""
+    eval_batches: PositiveInt = 10
+    """Global batches in one evaluation."""
+
+
+class LRScheduleConfig(Section):
+    """How the learning rate moves, from `optim.lr` down to `min_lr`."""
+
     warmup_steps: NonNegativeInt = 0
     """Steps of linear warm-up from zero."""
     decay: Literal["cosine", "linear", "inverse_sqrt", "constant", "wsd"] = "cosine"
     """Shape after the warm-up; "wsd" stays at the highest rate and anneals at the end."""
     decay_steps: PositiveInt | None = None
-    """Step at which the decay ends; unset, the last."""
+    """Step at which the decay ends; unset, the last of the run."""
     min_lr: NonNegativeFloat = 0.0
     """Lowest learning rate after the warm-up."""
     anneal_steps: PositiveInt | None = None
     """Last steps of "wsd", in which the rate falls; required by it."""
     anneal: Literal["linear", "cosine", "exponential", "minus_sqrt"] = "linear"
     """Shape of the fall of "wsd"."""
-    eval_every: NonNegativeInt = 0
-    """Steps between evaluations on the validation split; 0 for none."""
-    eval_batches: PositiveInt = 10
-    """Global batches in one evaluation."""
 
 
 class PrecisionConfig(Section):

@@ -1,1 +1,1 @@
-"""Meshes, collectives and data parallelism. Layers know nothing of it."""
+"""Parallelism, applied to a model from outside: one room for each kind, and which layouts are possible."""

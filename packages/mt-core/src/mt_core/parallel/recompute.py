@@ -36,9 +36,9 @@ def block(layers: Sequence[Layer], x: Tensor, *, count: int) -> Tensor:
     return in_order(layers[count:], x)
 
 
-def again(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
+def again(function: Callable[..., Tensor], *inputs: Any, **more: Any) -> Tensor:
     """The function's value; in the backward pass it is run again from its inputs, with the same random numbers."""
-    return checkpoint(function, *inputs, use_reentrant=False)  # pyright: ignore[reportReturnType]
+    return checkpoint(function, *inputs, use_reentrant=False, **more)  # pyright: ignore[reportReturnType]
 
 
 def recompute(model: Any, config: RecomputeConfig) -> None:
@@ -49,5 +49,10 @@ def recompute(model: Any, config: RecomputeConfig) -> None:
         case "full", "block":
             model.run = partial(block, count=config.layers)
         case "selective", _:
-            for layer in model.layers.values():
-                layer.attn.core = partial(again, layer.attn.core)
+            for attention in modules_with_core(model):
+                attention.core = partial(again, attention.core)
+
+
+def modules_with_core(model: Any) -> list[Any]:
+    """The modules of a model whose `core`, an `AttentionCore`, mixes positions."""
+    return [module for module in model.modules() if hasattr(module, "core")]

@@ -8,7 +8,7 @@ a rank.
 from dataclasses import dataclass
 from typing import Any
 
-from mt_core.planning.layout import Layout, experts_of
+from mt_core.parallel.layout import Layout, experts_of
 from mt_core.planning.parameters import rank_vocabulary
 from mt_core.planning.precision import BYTES, state_bytes
 
@@ -53,7 +53,7 @@ def layer_kept(config: Any, layout: Layout) -> list[Kept]:
     """Everything that one layer keeps without recompute."""
     model, tokens = config.model, tokens_of(config, layout)
     a = BYTES[config.precision.dtype]
-    between = tokens * model.model_size * a / layout.sequence_parts
+    between = tokens * model.hidden_size * a / layout.sequence_parts
     statistics = tokens * STATISTICS[model.norm.kind] * max(4, a) / layout.sequence_parts
     return [
         Kept("inputs of both norms", 2 * between),
@@ -74,14 +74,14 @@ def hidden(config: Any, layout: Layout) -> float:
     """Hidden features of one layer on one rank in a micro-batch."""
     part = config.model.mlp
     if experts_of(config.model):
-        return routed(config, layout) * part.size
-    return tokens_of(config, layout) * part.size / layout.dims.tensor
+        return routed(config, layout) * part.ffn_hidden_size
+    return tokens_of(config, layout) * part.ffn_hidden_size / layout.dims.tensor
 
 
 def _attention_kept(config: Any, layout: Layout, tokens: int) -> list[Kept]:
     part, a, n = config.model.attention, BYTES[config.precision.dtype], layout.dims.context
     head = tokens * part.head_size * a
-    H, G = part.heads / layout.dims.tensor, max(part.kv_groups / layout.dims.tensor, 1)
+    H, G = part.heads / layout.dims.tensor, max(part.num_kv_heads / layout.dims.tensor, 1)
     kept = [Kept("attention's result", H * head)]
     match layout.exchange if n > 1 else part.core:
         case "ring" | "eager":
@@ -107,12 +107,12 @@ def _attention_kept(config: Any, layout: Layout, tokens: int) -> list[Kept]:
 
 def _experts_kept(config: Any, layout: Layout) -> list[Kept]:
     """What a mixture keeps around its experts' hidden features."""
-    part, D, a = config.model.mlp, config.model.model_size, BYTES[config.precision.dtype]
+    part, D, a = config.model.mlp, config.model.hidden_size, BYTES[config.precision.dtype]
     wide, rows = max(4, a), routed(config, layout)
     tokens = rows / part.top_k
     orders = 5 if layout.dims.expert > 1 else 3  # int64: choices, tokens of rows, their order; of exchanged rows, twice
     every = tokens * part.experts
-    probabilities = (rows if part.normalized else every) + (every if part.balance else 0)
+    probabilities = (rows if part.normalized else every) + (every if part.aux_loss_coeff else 0)
     return [
         Kept("input of the router, widened", tokens * D * wide if a < wide else 0),
         Kept("weights of choices, narrow", rows * a if a < wide or not part.normalized else 0),
@@ -136,7 +136,7 @@ def activations_of(config: Any, layout: Layout) -> Activations:
     parts, layers = layer_kept(config, layout), config.model.layers
     full, core = sum(part.size for part in parts), sum(part.size for part in parts if part.core)
     a, tokens, method = BYTES[config.precision.dtype], tokens_of(config, layout), layout.recompute.method
-    between = tokens * config.model.model_size * a / layout.sequence_parts
+    between = tokens * config.model.hidden_size * a / layout.sequence_parts
     gradients = GRADIENTS * hidden(config, layout) * a
     size = min(layout.recompute.layers, layers)
     match layout.recompute.granularity, method:

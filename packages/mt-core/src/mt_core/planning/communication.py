@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from mt_core.parallel.layout import Layout, experts_of
 from mt_core.planning.activations import routed, tokens_of
-from mt_core.planning.layout import Layout, experts_of
+from mt_core.planning.gpu_profile import Profile
 from mt_core.planning.parameters import parameters_of
 from mt_core.planning.precision import BYTES, state_bytes
-from mt_core.planning.profile import Profile
 
 Phase = Literal["forward", "backward", "reduce", "gather"]
 """In every micro-batch's forward or backward pass; once a step: after the last backward, before the first forward."""
@@ -75,7 +75,7 @@ def _tensor(config: Any, layout: Layout) -> Iterator[Transfer]:
     dims, model, a = layout.dims, config.model, BYTES[config.precision.dtype]
     if dims.tensor == 1:
         return
-    size = tokens_of(config, layout) * model.model_size * a
+    size = tokens_of(config, layout) * model.hidden_size * a
     n, each = dims.tensor, 1 if experts_of(model) else 2  # experts are whole: tensor ranks exchange nothing for them
     calls, again = each * model.layers + 1, each * _layers_again(layout, model.layers)
 
@@ -127,7 +127,7 @@ def _context(config: Any, layout: Layout) -> Iterator[Transfer]:
     if n == 1:
         return
     head = tokens_of(config, layout) * part.head_size * BYTES[config.precision.dtype]
-    keys = 2 * max(part.kv_groups / dims.tensor, 1) * head
+    keys = 2 * max(part.num_kv_heads / dims.tensor, 1) * head
     heads = 2 * part.heads / dims.tensor * head
     wide = state_bytes(config.precision).wide / BYTES[config.precision.dtype]
     again = layers if layout.recompute.granularity == "selective" else _layers_again(layout, layers)
@@ -158,7 +158,7 @@ def _expert(config: Any, layout: Layout) -> Iterator[Transfer]:
     dims, layers = layout.dims, config.model.layers
     if dims.expert == 1:
         return
-    size = routed(config, layout) * config.model.model_size * BYTES[config.precision.dtype]
+    size = routed(config, layout) * config.model.hidden_size * BYTES[config.precision.dtype]
     again = _layers_again(layout, layers)
 
     def row(what: str, phase: Phase, calls: float) -> Transfer:

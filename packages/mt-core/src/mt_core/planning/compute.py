@@ -7,11 +7,11 @@ copy rate. Kernels' own start-up, and the lower rate of small matrices, are left
 from dataclasses import dataclass
 from typing import Any
 
+from mt_core.parallel.layout import Layout, experts_of
 from mt_core.planning.activations import hidden, routed, tokens_of
-from mt_core.planning.layout import Layout, experts_of
+from mt_core.planning.gpu_profile import Profile
 from mt_core.planning.parameters import parameters_of, rank_vocabulary
 from mt_core.planning.precision import BYTES, state_bytes
-from mt_core.planning.profile import Profile
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ def compute(config: Any, layout: Layout, profile: Profile) -> Compute:
     matrices = model.flops_per_token(0)
     core = third * (model.flops_per_token(length) - matrices)
     matrices += _repeated(config, layout)
-    products, output = third * matrices / rates.gemm, third * 6 * model.vocab_size * model.model_size / rates.gemm
+    products, output = third * matrices / rates.gemm, third * 6 * model.vocab_size * model.hidden_size / rates.gemm
     forward, core_forward = _kernels(config, layout, "forward") / copy, core / rates.attention_forward
     again = {
         "none": 0.0,
@@ -110,7 +110,14 @@ def _repeated(config: Any, layout: Layout) -> float:
     """FLOPs of a token that other tensor ranks do as well: those of its experts, unless they share the sequence."""
     if not experts_of(config.model):
         return 0.0
-    flops = 6 * config.model.layers * config.model.mlp.top_k * 3 * config.model.mlp.size * config.model.model_size
+    flops = (
+        6
+        * config.model.layers
+        * config.model.mlp.top_k
+        * 3
+        * config.model.mlp.ffn_hidden_size
+        * config.model.hidden_size
+    )
     return flops * (layout.dims.tensor / layout.sequence_parts - 1)
 
 
@@ -125,12 +132,12 @@ def _kernels(config: Any, layout: Layout, phase: str) -> float:
     """Bytes moved by all layers for one micro-batch."""
     model, tensor, each = config.model, layout.dims.tensor, TRAFFIC[config.runtime.compile, phase]
     part = model.attention
-    turned = (part.heads + part.kv_groups) * part.head_size / tensor if model.position.kind == "rope" else 0
-    elements = each.model * model.model_size / layout.sequence_parts + each.turned * turned
+    turned = (part.heads + part.num_kv_heads) * part.head_size / tensor if model.position.kind == "rope" else 0
+    elements = each.model * model.hidden_size / layout.sequence_parts + each.turned * turned
     elements *= tokens_of(config, layout)
     elements += (each.dense if model.mlp.kind == "dense" else each.gated) * hidden(config, layout)
     if experts_of(model):
-        elements += ROUTED * routed(config, layout) * model.model_size
+        elements += ROUTED * routed(config, layout) * model.hidden_size
     return elements * model.layers * BYTES[config.precision.dtype]
 
 

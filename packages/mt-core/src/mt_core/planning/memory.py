@@ -7,11 +7,11 @@ logits exist, and a layer's backward pass, where a group of layers may have been
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from mt_core.parallel.layout import Layout
 from mt_core.planning.activations import activations_of, routed, tokens_of
-from mt_core.planning.layout import Layout
+from mt_core.planning.gpu_profile import Profile
 from mt_core.planning.parameters import parameters_of
 from mt_core.planning.precision import BYTES, state_bytes
-from mt_core.planning.profile import Profile
 
 GIB = 2**30
 Category = Literal[
@@ -88,10 +88,10 @@ def _working(config: Any, layout: Layout) -> list[Item]:
 def _buffers(config: Any, layout: Layout) -> list[Item]:
     dims, a, each = layout.dims, BYTES[config.precision.dtype], state_bytes(config.precision)
     count = parameters_of(config.model, dims.tensor, dims.expert)
-    rows = 2 * routed(config, layout) * config.model.model_size * a if dims.expert > 1 else 0
-    whole = tokens_of(config, layout) * config.model.model_size * a
+    rows = 2 * routed(config, layout) * config.model.hidden_size * a if dims.expert > 1 else 0
+    whole = tokens_of(config, layout) * config.model.hidden_size * a
     attention = config.model.attention
-    keys = 2 * tokens_of(config, layout) * max(attention.kv_groups / dims.tensor, 1) * attention.head_size * a
+    keys = 2 * tokens_of(config, layout) * max(attention.num_kv_heads / dims.tensor, 1) * attention.head_size * a
     keys *= {"ring": 2, "all_gather": dims.context, "all_to_all": 1}[layout.exchange]
     return [
         Item(

@@ -5,7 +5,7 @@ from functools import lru_cache
 from math import prod
 from typing import Any
 
-from mt_core.parallel.dims import ParallelDims
+from mt_core.distributed.topology import ParallelDims
 
 COLUMN = ("attn.q", "attn.k", "attn.v", "mlp.gate", "mlp.up")
 """Weight and bias are cut along the outputs."""
@@ -73,7 +73,7 @@ def share(model: Any, name: str, shape: tuple[int, ...], tensor: int, expert: in
     if not is_cut(name):
         return prod(shape)
     if module.endswith(GROUPED):
-        return prod(shape) // min(tensor, model.attention.kv_groups)
+        return prod(shape) // min(tensor, model.attention.num_kv_heads)
     return prod(shape) // tensor
 
 

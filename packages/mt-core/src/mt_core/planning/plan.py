@@ -4,12 +4,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from mt_core.errors import raise_if
+from mt_core.parallel.layout import Layout, layout_of, nearest_problem, problems
 from mt_core.planning import memory as memory_of
 from mt_core.planning.communication import Transfer, micro_batches, transfers
-from mt_core.planning.layout import Layout, layout_of, problems
+from mt_core.planning.gpu_profile import Profile
 from mt_core.planning.memory import Item
-from mt_core.planning.nearest import nearest_problem
-from mt_core.planning.profile import Profile
 from mt_core.planning.step_time import StepTime, step_time
 
 ASSUMPTIONS = (

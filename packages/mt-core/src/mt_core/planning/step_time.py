@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from mt_core.parallel.layout import Layout
 from mt_core.planning.communication import Transfer, micro_batches, transfers
 from mt_core.planning.compute import Compute, compute
-from mt_core.planning.layout import Layout
+from mt_core.planning.gpu_profile import Profile
 from mt_core.planning.parameters import parameters_of
-from mt_core.planning.profile import Profile
 
 Lane = Literal["compute", "tensor", "context", "expert", "data"]
 PIECES = 16

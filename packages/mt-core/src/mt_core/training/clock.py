@@ -40,7 +40,7 @@ class Clock:
         values: dict[str, float | int] = {
             "step_ms": seconds * 1e3,
             "tokens_per_s": tokens_per_s,
-            "eta_s": seconds * (self._config.schedule.steps - self._position.step),
+            "eta_s": seconds * (self._config.train.steps - self._position.step),
             "tflops_per_rank": flops / 1e12,
         }
         if self._device.type == "cuda":

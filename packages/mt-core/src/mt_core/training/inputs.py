@@ -1,65 +1,68 @@
-"""From a micro-batch of a dataset to what the model takes, this context rank's part of it."""
+"""From a micro-batch of a dataset to the arguments of a model's losses: this context rank's part of it.
 
-from collections.abc import Mapping, Sequence
-from types import MappingProxyType
-from typing import NamedTuple
+A model declares the keys that it takes (`Model.batch_keys`); a key that it does not declare is an error.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from mt_core.parallel.axis import Axis
-from mt_core.parallel.context.sequence import local_positions, split_sequence
+from mt_core.distributed.mesh import Axis
+from mt_core.errors import Problem, raise_if
+from mt_core.parallel.context.zigzag import local_positions, split_sequence
+from mt_core.plugins import did_you_mean
+from mt_core.types import BatchKey
 
 Batch = Mapping[str, Tensor]
 
-NAMES: Mapping[str, str] = MappingProxyType(
-    {
-        "tokens": "tokens",
-        "text": "tokens",
-        "text_dec": "tokens",
-        "labels": "labels",
-        "loss_mask": "loss_mask",
-        "position_ids": "positions",
-        "documents": "documents",
-        "padding_mask": "documents",
-    }
-)
-"""What a batch calls a tensor [B, T, …] that every model takes. A decoder's padding comes last; no text sees it."""
-MORE: Mapping[str, str] = MappingProxyType(
-    {
-        "types": "types_BT",
-        "is_random": "order_B",
-        "text_enc": "encoder_tokens_BS",
-        "enc_mask": "encoder_documents_BS",
-    }
-)
-"""What it calls tensors that only some models take, and their keyword for each."""
+LOSS_MASK = "loss_mask"
+"""The key of [B, T], 1 where a label counts in the loss: the training step multiplies by it, no model takes it."""
+POSITIONS = "position_ids"
+"""The key of the tokens' positions, which context parallelism fills in where a batch has none."""
+UNUSED = frozenset({"dataset_id"})
+"""Keys that say where a sample is from, and that nobody needs in training."""
 
 
-class Inputs(NamedTuple):
+class ModelInputs(NamedTuple):
     """One micro-batch on the model's device; T is this rank's share of the sequence."""
 
-    tokens_BT: Tensor
-    labels_BT: Tensor
-    loss_mask_BT: Tensor
-    positions: Tensor | None
-    """[T] or [B, T]; None for 0, 1, 2, …"""
-    documents_BT: Tensor | None
-    """A number for each token; tokens see those of equal numbers. None where all are one document."""
-    more: Mapping[str, Tensor]
-    """What else the model takes, by keyword."""
+    arguments: dict[str, Tensor]
+    """Keyword arguments of `Model.losses`."""
+    loss_mask_BT: Tensor | None
 
 
-def inputs(batch: Batch, context: Axis, device: torch.device) -> Inputs:
-    """Tokens, labels, loss mask, what the batch says of positions and documents, and what some models need besides."""
-    wanted = {name: t for name, t in {**batch, **_documents(batch)}.items() if name in NAMES or name in MORE}
-    found = {name: to_device(tensor, device) for name, tensor in wanted.items()}
-    part = {NAMES[name]: split_sequence(tensor, context, 1) for name, tensor in found.items() if name in NAMES}
-    positions = part.get("positions")
-    if positions is None and context.size > 1:
-        positions = to_device(local_positions(batch["labels"].shape[1], context), device)
-    more = {MORE[name]: tensor for name, tensor in found.items() if name in MORE}
-    return Inputs(part["tokens"], part["labels"], part["loss_mask"], positions, part.get("documents"), more)
+def prepare_inputs(model: Any, batch: Batch, context: Axis, device: torch.device) -> ModelInputs:
+    """The arguments and the loss mask that a batch is to a model; `MtError` names unknown and missing keys."""
+    keys: Mapping[str, BatchKey] = model.batch_keys
+    raise_if(batch_problems(keys, batch, model.config.kind))
+
+    def local(tensor: Tensor, *, per_token: bool) -> Tensor:
+        tensor = to_device(tensor, device)
+        return split_sequence(tensor, context, 1) if per_token else tensor
+
+    arguments = {
+        key.argument: local(batch[name], per_token=key.per_token)
+        for name, key in keys.items()
+        if key.argument is not None and name in batch
+    }
+    if context.size > 1 and POSITIONS in keys and POSITIONS not in batch:
+        name = keys[POSITIONS].argument
+        assert name is not None
+        arguments[name] = to_device(local_positions(batch["labels"].shape[1], context), device)
+    return ModelInputs(arguments, local(batch[LOSS_MASK], per_token=True) if LOSS_MASK in batch else None)
+
+
+def batch_problems(keys: Mapping[str, BatchKey], batch: Batch, kind: str) -> Iterator[Problem]:
+    """What a batch has that the model does not take, and what it lacks."""
+    for name in batch:
+        if name not in keys and name != LOSS_MASK and name not in UNUSED:
+            yield Problem("batch", f"unknown key {name!r} for a model of kind {kind!r}", did_you_mean(name, list(keys)))
+    for name, key in keys.items():
+        if key.required and name not in batch:
+            actual = ", ".join(batch)
+            yield Problem("batch", f"has no {name!r}, only {actual}", f"a model of kind {kind!r} needs it")
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
@@ -67,17 +70,6 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
-def _documents(batch: Batch) -> dict[str, Tensor]:
-    """Each token's document, by the position at which the document begins."""
-    if "cu_seqlens" in batch:
-        tokens_BT = batch["tokens"]
-        at_BT = torch.arange(tokens_BT.shape[1], dtype=batch["cu_seqlens"].dtype).expand(tokens_BT.shape).contiguous()
-        return {"documents": torch.searchsorted(batch["cu_seqlens"], at_BT, right=True)}
-    if "attention_mask" in batch:  # [B, 1, T, T], true where a token must not look
-        return {"documents": batch["attention_mask"][:, 0].to(torch.uint8).argmin(-1)}
-    return {}
-
-
 def valid_tokens(batches: Sequence[Batch]) -> float:
-    """Number of tokens that count in the loss."""
-    return float(sum(batch["loss_mask"].sum(dtype=torch.float64) for batch in batches))
+    """Number of tokens that count in the loss; none where batches have no loss mask."""
+    return float(sum(batch[LOSS_MASK].sum(dtype=torch.float64) for batch in batches if LOSS_MASK in batch))

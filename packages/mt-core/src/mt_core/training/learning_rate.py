@@ -5,13 +5,13 @@ Source: docs/specs/core.md §6.9, Megatron's formulas.
 
 import math
 
-from mt_core.config.sections import ScheduleConfig
+from mt_core.config.sections import LRScheduleConfig
 
 
-def learning_rate(schedule: ScheduleConfig, peak: float, step: int) -> float:
-    """Rate of the step that follows `step` finished ones; the first step of a warm-up therefore has rate 0."""
+def learning_rate(schedule: LRScheduleConfig, peak: float, step: int, *, steps: int) -> float:
+    """Rate of the step that follows `step` finished ones of `steps`; the first step of a warm-up has rate 0."""
     warmup, floor = schedule.warmup_steps, schedule.min_lr
-    end = schedule.decay_steps or schedule.steps
+    end = schedule.decay_steps or steps
     if warmup and step <= warmup:
         return peak * step / warmup
     if schedule.decay == "constant":

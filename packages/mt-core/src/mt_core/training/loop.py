@@ -13,17 +13,17 @@ from typing import Any
 
 import torch
 
-from mt_core.checkpoint.async_writer import AsyncWriter, Saved
+from mt_core.checkpoint.async_save import AsyncWriter, Saved
+from mt_core.distributed.heartbeat import Heart
+from mt_core.distributed.mesh import Mesh
 from mt_core.errors import MtError
-from mt_core.parallel.mesh import Mesh
-from mt_core.supervision.heartbeat import Heart
 from mt_core.training.clock import Clock
 from mt_core.training.inputs import Batch, valid_tokens
 from mt_core.training.learning_rate import learning_rate
 from mt_core.training.nonfinite import Finiteness
 from mt_core.training.seeds import seed_step
 from mt_core.training.state import TrainState
-from mt_core.training.step import backward, evaluate, reduce, update
+from mt_core.training.step import backward, evaluate, reduce, reduce_metrics, update
 from mt_core.training.stop import StopRequest
 from mt_core.types import MetricSink
 
@@ -52,12 +52,12 @@ class Run:
 
 def train(run: Run, stop: StopRequest) -> bool:
     """Train to the last step; False if a stop was asked for first: the state is saved then, too."""
-    position, schedule, every = run.state.position, run.config.schedule, run.config.checkpoint.every
+    position, settings, every = run.state.position, run.config.train, run.config.checkpoint.every
     run.state.model.train()
     clock = Clock(run.config, position, run.device, run.mesh.world.size)
     finiteness = Finiteness(list(run.state.engine.masters), run.mesh)
     saved, stopped = position.step, False
-    while position.step < schedule.steps:
+    while position.step < settings.steps:
         run.heart.beat(position.step + 1, "data")
         global_batch = run.global_batch(position.samples)
         batches = list(islice(run.train_batches, run.micro_batches(global_batch)))
@@ -67,7 +67,7 @@ def train(run: Run, stop: StopRequest) -> bool:
             break
         _step(run, batches, tokens, finiteness, clock)
         _report(run, run.writer.poll())
-        if schedule.eval_every and position.step % schedule.eval_every == 0 and run.valid_batches:
+        if settings.eval_every and position.step % settings.eval_every == 0 and run.valid_batches:
             _evaluate(run)
             clock.restart()
         if every and position.step % every == 0:
@@ -93,10 +93,10 @@ def _agree(run: Run, batches: Sequence[Batch], stop: StopRequest) -> tuple[float
 def _step(run: Run, batches: Sequence[Batch], tokens: float, finiteness: Finiteness, clock: Clock) -> None:
     config, state, position = run.config, run.state, run.state.position
     seed_step(config.runtime.seed, position.step, run.mesh.tokens.rank)
-    lr = learning_rate(config.schedule, config.optim.lr, position.step)
+    lr = learning_rate(config.lr_schedule, config.optim.lr, position.step, steps=config.train.steps)
     scale = state.loss_scale.value
     beat = partial(run.heart.beat, position.step + 1, "forward and backward")
-    loss = backward(state.model, state.engine, batches, tokens, run.device, scale=scale, beat=beat)
+    loss, metrics = backward(state.model, state.engine, batches, tokens, run.device, scale=scale, beat=beat)
     run.heart.beat(position.step + 1, "reduce")
     reduce(state.engine)
     run.heart.beat(position.step + 1, "optimizer")
@@ -108,9 +108,10 @@ def _step(run: Run, batches: Sequence[Batch], tokens: float, finiteness: Finiten
         finiteness.note(position.step, loss, found)
     if config.precision.dtype == "fp16":
         state.loss_scale.after_step(config.precision, finite=bool(found.norm.isfinite()))
-    if position.step % config.log.every == 0 or position.step in (1, config.schedule.steps):
+    if position.step % config.log.every == 0 or position.step in (1, config.train.steps):
         _check_finite(run, finiteness)
         values = {"loss": float(run.mesh.tokens.sum_(loss)), "lr": lr, "grad_norm": float(found.norm)}
+        values = reduce_metrics(run.mesh, metrics) | values
         values |= {"loss_scale": scale} if config.precision.dtype == "fp16" else {}
         _emit(run, values | clock.lap())
 
@@ -129,9 +130,10 @@ def _evaluate(run: Run) -> None:
     assert run.valid_batches is not None
     beat = partial(run.heart.beat, run.state.position.step, "evaluate")
     beat()
-    count = run.config.schedule.eval_batches * run.micro_batches(run.config.batch.global_batch)
+    count = run.config.train.eval_batches * run.micro_batches(run.config.batch.global_batch)
     batches = list(islice(run.valid_batches(), count))
-    _emit(run, {"valid_loss": evaluate(run.state.model, batches, run.mesh, run.device, beat=beat)})
+    values = evaluate(run.state.model, batches, run.mesh, run.device, beat=beat)
+    _emit(run, {f"valid_{name}": value for name, value in values.items()})
 
 
 def _emit(run: Run, values: dict[str, float | int]) -> None:

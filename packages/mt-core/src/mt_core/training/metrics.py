@@ -55,7 +55,9 @@ class PlainLines:
     def write(self, metrics: Metrics) -> None:
         """Print the line."""
         if "valid_loss" in metrics:
-            print(f"step {metrics['step']}/{self.steps} | validation loss {metrics['valid_loss']:.4f}", flush=True)
+            values = {name: value for name, value in metrics.items() if name.startswith("valid_")}
+            text = " | ".join(f"{name.replace('valid_', 'validation ')} {value:.4f}" for name, value in values.items())
+            print(f"step {metrics['step']}/{self.steps} | {text}", flush=True)
         if "loss" not in metrics:
             return
         print(

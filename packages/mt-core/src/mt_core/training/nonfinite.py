@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from mt_core.parallel.mesh import Mesh
+from mt_core.distributed.mesh import Mesh
 from mt_core.training.step import Update
 
 

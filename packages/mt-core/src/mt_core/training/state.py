@@ -15,11 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mt_core.checkpoint.gather import choose_owners, gather_whole
 from mt_core.checkpoint.native import read_meta, reading
-from mt_core.checkpoint.owners import choose_owners
-from mt_core.checkpoint.parts import StoredTensor, check_names, open_part
-from mt_core.parallel.data_parallel import DataParallel
-from mt_core.parallel.gathering import gather_whole
+from mt_core.checkpoint.shard_files import StoredTensor, check_names, open_part
+from mt_core.parallel.data.protocol import DataParallel
 from mt_core.training.loss_scale import LossScale
 
 MASTER = "master"

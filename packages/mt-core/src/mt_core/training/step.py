@@ -1,20 +1,21 @@
 """One optimizer step, and one evaluation: the only definition of the loss.
 
 Loss = sum over valid tokens ÷ valid tokens of the whole step, over all micro-batches and ranks, so neither
-micro-batches nor any kind of parallelism change it. A model that also has a loss of each sample adds their mean over
-the samples of the step.
+micro-batches nor any kind of parallelism change it. A model that has a loss of each sample adds their mean over the
+samples of the step; one without losses of tokens has that alone.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from mt_core.parallel.data_parallel import DataParallel
-from mt_core.parallel.gradients import global_norm, norms, sum_partial
-from mt_core.parallel.mesh import Mesh
-from mt_core.training.inputs import Batch, inputs, valid_tokens
+from mt_core.distributed.mesh import Mesh
+from mt_core.parallel.data.grad_norm import global_norm, norms, sum_partial
+from mt_core.parallel.data.protocol import DataParallel
+from mt_core.training.inputs import Batch, prepare_inputs, valid_tokens
+from mt_core.types import Losses
 
 
 class Update(NamedTuple):
@@ -26,33 +27,60 @@ class Update(NamedTuple):
     """Of the gradients of this rank's masters, in their order."""
 
 
-class Sums(NamedTuple):
-    """Of one micro-batch, in nats."""
+class StepLosses(NamedTuple):
+    """What the backward passes of one step sum up on this rank."""
 
-    tokens: Tensor
-    """The losses of this rank's valid tokens."""
+    loss: Tensor
+    """This rank's share of the step's loss, in nats."""
+    metrics: dict[str, Tensor]
+    """By name, [total, weight] in fp64."""
+
+
+class LossSums(NamedTuple):
+    """Sums over one micro-batch on this rank, in nats."""
+
+    tokens: Tensor | None
+    """The losses of its valid tokens; None if the model has no losses of tokens."""
     samples: Tensor | None
-    """The losses of its samples, if the model has any."""
+    """The losses of its samples; None if the model has none."""
+    metrics: dict[str, Tensor]
+    """By name, [total, weight] in fp64."""
 
-    def over(self, tokens: float, samples: float) -> Tensor:
-        """Their part of the means over so many tokens and samples."""
-        mean = self.tokens / max(tokens, 1.0)
-        return mean if self.samples is None else mean + self.samples / samples
-
-
-def summed_losses(model: Any, batch: Batch, mesh: Mesh, device: torch.device) -> Sums:
-    """The sums of a micro-batch's losses on this rank."""
-    part = inputs(batch, mesh.context, device)
-    found = model.token_losses(
-        part.tokens_BT, part.labels_BT, positions=part.positions, documents_BT=part.documents_BT, **part.more
-    )
-    losses_BT, losses_B = found if isinstance(found, tuple) else (found, None)
-    tokens = (losses_BT * part.loss_mask_BT.to(losses_BT.dtype)).sum()
-    return Sums(tokens, None if losses_B is None else losses_B.sum())
+    def mean(self, tokens: float, samples: float) -> Tensor:
+        """Their part of the mean over so many tokens plus the mean over so many samples."""
+        parts = [] if self.tokens is None else [self.tokens / max(tokens, 1.0)]
+        parts += [] if self.samples is None else [self.samples / samples]
+        assert parts, "a model has losses of tokens, of samples or of both"
+        return parts[0] if len(parts) == 1 else parts[0] + parts[1]
 
 
-def samples_of(batches: Sequence[Batch]) -> int:
-    """Number of samples in micro-batches."""
+def sum_losses(model: Any, batch: Batch, mesh: Mesh, device: torch.device) -> LossSums:
+    """Sum up the losses and metrics of a micro-batch on this rank."""
+    arguments, mask_BT = prepare_inputs(model, batch, mesh.context, device)
+    losses: Losses = model.losses(**arguments)
+    tokens = losses.tokens
+    if tokens is not None:
+        tokens = (tokens if mask_BT is None else tokens * mask_BT.to(tokens.dtype)).sum()
+    metrics = {name: torch.stack((m.total, m.weight)).detach().double() for name, m in losses.metrics.items()}
+    return LossSums(tokens, None if losses.samples is None else losses.samples.sum(), metrics)
+
+
+def add_metrics(sums: dict[str, Tensor], more: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The sums of metrics with those of one more micro-batch."""
+    return sums | {name: sums[name] + value if name in sums else value for name, value in more.items()}
+
+
+def reduce_metrics(mesh: Mesh, metrics: Mapping[str, Tensor]) -> dict[str, float]:
+    """Each metric over all ranks, total ÷ weight; one without weight is left out. Every rank must call it."""
+    if not metrics:
+        return {}
+    names = sorted(metrics)
+    sums = mesh.tokens.sum_(torch.stack([metrics[name] for name in names])).tolist()
+    return {name: total / weight for name, (total, weight) in zip(names, sums, strict=True) if weight}
+
+
+def count_samples(batches: Sequence[Batch]) -> int:
+    """Count the samples in micro-batches."""
     return sum(len(batch["labels"]) for batch in batches)
 
 
@@ -65,22 +93,23 @@ def backward(
     *,
     scale: float = 1.0,
     beat: Callable[[], None] = lambda: None,
-) -> Tensor:
-    """Add up this rank's gradients of `scale` × the step's loss, over `tokens` of all ranks; its share of the loss.
+) -> StepLosses:
+    """Add up this rank's gradients of `scale` × the step's loss, over `tokens` of all ranks.
 
     `beat` is called before each micro-batch.
     """
-    total: Any = 0.0
-    samples = samples_of(batches) * engine.mesh.data.size
+    total, metrics = torch.zeros((), device=device), {}
+    samples = count_samples(batches) * engine.mesh.tokens.size
     engine.begin_step()
     for number, batch in enumerate(batches, 1):
         beat()
         if number == len(batches):
             engine.last_backward()
-        loss = summed_losses(model, batch, engine.mesh, device).over(tokens, samples)
+        sums = sum_losses(model, batch, engine.mesh, device)
+        loss = sums.mean(tokens, samples)
         (loss * scale).backward()
-        total = total + loss.detach()
-    return total
+        total, metrics = total + loss.detach(), add_metrics(metrics, sums.metrics)
+    return StepLosses(total, metrics)
 
 
 def reduce(engine: DataParallel) -> None:
@@ -126,18 +155,23 @@ def evaluate(
     device: torch.device,
     *,
     beat: Callable[[], None] = lambda: None,
-) -> float:
-    """Mean loss over the valid tokens of these batches on all ranks, and samples; `beat` is called after each."""
+) -> dict[str, float]:
+    """Mean `loss` over the valid tokens and samples of these batches on all ranks, and the model's metrics by name.
+
+    `beat` is called after each batch.
+    """
     model.eval()
-    tokens, samples = valid_tokens(batches) / mesh.context.size, float(samples_of(batches))
-    of_tokens, of_samples = 0.0, 0.0
+    tokens, samples = valid_tokens(batches) / mesh.context.size, float(count_samples(batches))
+    token_losses, sample_losses, metrics = 0.0, 0.0, {}
     try:
         for batch in batches:
-            sums = summed_losses(model, batch, mesh, device)
-            of_tokens += float(sums.tokens.double())
-            of_samples += 0.0 if sums.samples is None else float(sums.samples.double())
+            sums = sum_losses(model, batch, mesh, device)
+            token_losses += 0.0 if sums.tokens is None else float(sums.tokens.double())
+            sample_losses += 0.0 if sums.samples is None else float(sums.samples.double())
+            metrics = add_metrics(metrics, sums.metrics)
             beat()
     finally:
         model.train()
-    totals = mesh.tokens.sum_(torch.tensor([of_tokens, tokens, of_samples, samples], dtype=torch.float64))
-    return float(totals[0] / totals[1] + totals[2] / totals[3])
+    totals = mesh.tokens.sum_(torch.tensor([token_losses, tokens, sample_losses, samples], dtype=torch.float64))
+    loss = float(totals[0] / max(totals[1], 1.0) + totals[2] / totals[3])
+    return {"loss": loss, **reduce_metrics(mesh, metrics)}

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mt_core.parallel.dims import dims_of
-from mt_core.parallel.gathering import gather_whole
-from mt_core.parallel.mesh import Mesh, make_mesh
-from mt_core.parallel.parallelize import parallelize
+from mt_core.checkpoint.gather import gather_whole
+from mt_core.distributed.mesh import Mesh, make_mesh
+from mt_core.distributed.topology import dims_of
+from mt_core.parallel.apply import parallelize
 from mt_core.plugins import component
 from mt_core.training.inputs import Batch
 from mt_core.training.loss_scale import LossScale
@@ -71,7 +71,7 @@ def _step(config: Any, state: TrainState, record: Record, *, documents: bool) ->
     engine, mesh, scale = state.engine, state.engine.mesh, state.loss_scale.value
     batches = list(random_batches(config, mesh, state.position.step, documents=documents))
     tokens = config.batch.global_batch * config.data.seq_length
-    loss = backward(state.model, engine, batches, tokens, torch.device("cpu"), scale=scale)
+    loss = backward(state.model, engine, batches, tokens, torch.device("cpu"), scale=scale).loss
     reduce(engine)
     record.gradients.append({name: g / scale for name, g in gathered(state, "gradient").items()})
     found = update(engine, state.optimizer, lr=config.optim.lr, clip_norm=config.optim.clip_norm, scale=scale)
@@ -86,30 +86,16 @@ def random_batches(config: Any, mesh: Mesh, step: int, *, documents: bool) -> It
     samples, length = config.batch.global_batch, config.data.seq_length
     generator = torch.Generator().manual_seed(derived_seed(config.runtime.seed, "verify", step))
     ids = torch.randint(config.model.vocab_size, (samples, length + 1), generator=generator)
-    batch = {"tokens": ids[:, :-1], "labels": ids[:, 1:], "loss_mask": torch.ones(samples, length)}
+    batch = {"labels": ids[:, 1:], "loss_mask": torch.ones(samples, length)}
     if documents:
         ends = torch.rand(samples, length, generator=generator) < 4 / length
         number = ends.cumsum(-1)
         starts = torch.arange(length) - torch.where(ends, torch.arange(length), 0).cummax(-1).values
-        batch |= {"attention_mask": (number[:, :, None] != number[:, None, :])[:, None], "position_ids": starts}
-    batch |= _more(config.model.kind, batch["tokens"], generator)
+        batch |= {"segment_ids": number, "position_ids": starts}
+    batch |= config.model.random_inputs(ids[:, :-1], generator)
     micro = config.batch.micro_batch
     for first in range(mesh.data.rank * micro, samples, mesh.data.size * micro):
         yield {name: tensor[first : first + micro] for name, tensor in batch.items()}
-
-
-def _more(kind: str, tokens: Tensor, generator: torch.Generator) -> Named:
-    """What the data of some models says besides: types, padding and order of two parts, or an encoder's tokens."""
-    samples, length = tokens.shape
-    ends = torch.randint(length // 2, length + 1, (samples, 1), generator=generator)
-    text = (torch.arange(length) < ends).long()
-    match kind:
-        case "bert":
-            types, order = (torch.randint(2, size, generator=generator) for size in (tokens.shape, (samples,)))
-            return {"types": types, "is_random": order, "padding_mask": text}
-        case "t5":
-            return {"text_enc": tokens.flip(1), "enc_mask": text}
-    return {}
 
 
 @torch.no_grad()
@@ -125,8 +111,8 @@ def gathered(state: TrainState, what: str) -> Named:
 
 def save_state(config: Any, state: TrainState, run: Path) -> None:
     """A native checkpoint of the present step."""
-    from mt_core.checkpoint.async_writer import AsyncWriter
-    from mt_core.checkpoint.protocol import Ranks
+    from mt_core.checkpoint.async_save import AsyncWriter
+    from mt_core.checkpoint.commit_protocol import Ranks
 
     world = state.engine.mesh.world
     writer = AsyncWriter(run, Ranks(world.rank, world.size, "verify"))

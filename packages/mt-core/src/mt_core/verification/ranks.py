@@ -20,8 +20,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from mt_core.distributed.mesh import Axis
 from mt_core.errors import MtError
-from mt_core.parallel.axis import Axis
 
 TIMEOUT_S = 120.0
 """A run that has not ended by then has failed."""
@@ -30,7 +30,13 @@ OTHERS_S = 2.0
 STACKS_S = 1.0
 """Time to write stacks in."""
 
-PRELOADED = ["torch", "torch.distributed", "torch.distributed.fsdp", "mt_core.verification.measure", "mt_models.gpt"]
+PRELOADED = [
+    "torch",
+    "torch.distributed",
+    "torch.distributed.fsdp",
+    "mt_core.verification.measure",
+    "mt_models.models.gpt",
+]
 """What the forkserver imports once, those of them that are installed."""
 
 

@@ -11,7 +11,7 @@ from mt_data.config import TokenizerConfig
 from mt_data.corpus.libraries import library
 from mt_data.corpus.records import Each, OnError, Record, read_lines
 from mt_data.corpus.step import Step, run_step
-from mt_data.preprocess.lines import check_inputs
+from mt_data.text_io.lines import check_inputs
 from mt_data.tokenizers import build
 
 CHARACTERS_PER_TOKEN = 8

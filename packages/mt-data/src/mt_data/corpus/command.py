@@ -161,7 +161,7 @@ def add_id_command(
     on_error: OnError = "stop",
 ) -> None:
     """Give each record an id."""
-    from mt_data.corpus.ids import add_ids
+    from mt_data.corpus.records import add_ids
 
     _report(output, add_ids(input, output, id_prefix, key=id_key, on_error=on_error))
 

@@ -14,7 +14,7 @@ from mt_core.errors import MtError
 from mt_data.corpus.ngrams import Cut, Index, Sizes, keys_of, pieces
 from mt_data.corpus.records import Each, OnError, Record, read_lines, read_record
 from mt_data.corpus.step import Step, run_step
-from mt_data.preprocess.lines import check_inputs
+from mt_data.text_io.lines import check_inputs
 
 Keys = Mapping[str, tuple[str, ...]]
 """N-gram to the tasks that it comes from."""

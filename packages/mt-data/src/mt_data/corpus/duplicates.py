@@ -1,6 +1,6 @@
 """Near-duplicates: MinHash signatures, buckets of equal bands, and the exact similarity within each bucket.
 
-Signatures, 4 bytes a seed, lie in a file beside the output and are memory-mapped; texts are read again where two are
+Signatures, 4 bytes a seed, are in a file beside the output and memory-mapped; texts are read again where two are
 compared. So memory is some 16 bytes a document. Every stage is resumable, and the result depends on nothing but the
 input and the options: the first document of a bucket is the one that the others are compared with.
 """
@@ -11,17 +11,23 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from mt_core.errors import MtError, Problem, raise_if
+from mt_data.corpus.libraries import library
 from mt_data.corpus.records import Lines, Record, read_lines, read_record, to_line
-from mt_data.corpus.similarity import Denominator, jaccard, mixed, shingles, signature
 from mt_data.corpus.step import Produced, Step, run_step
-from mt_data.preprocess.lines import COMPRESSED, check_inputs
+from mt_data.text_io.lines import COMPRESSED, check_inputs
 
 TEXTS_KEPT = 256
 """Sets of shingles that stay in memory."""
+Denominator = Literal["union", "min", "max"]
+ODD = 0x9E3779B97F4A7C15
+"""2⁶⁴ over the golden ratio."""
+SHINGLE = 5
+"""Characters in a shingle."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,3 +145,41 @@ class Bands:
 
     def _name(self, document: int) -> str:
         return self._record(document)[self._search.id_key]
+
+
+def shingles(text: str) -> set[str]:
+    """All runs of five characters but, as in Megatron, the last."""
+    return {text[at : at + SHINGLE] for at in range(len(text) - SHINGLE)}
+
+
+def jaccard(a: set[str], b: set[str], denominator: Denominator = "union") -> float:
+    """Shared shingles over those of both, of the smaller or of the larger set; 0 for an empty set."""
+    if not a or not b:
+        return 0.0
+    shared = len(a & b)
+    sizes = {"union": len(a) + len(b) - shared, "min": min(len(a), len(b)), "max": max(len(a), len(b))}
+    return shared / sizes[denominator]
+
+
+def signature(text: str, *, seeds: int, seed: int) -> np.ndarray:
+    """MinHash values of a text, uint32 [seeds]."""
+    hashed = library("datasketch").MinHash(num_perm=seeds, seed=seed, scheme="affine32", hashfunc=int)
+    if len(found := shingle_hashes(text)):
+        hashed.update_batch(found.tolist())
+    return hashed.hashvalues.astype(np.uint32)
+
+
+def shingle_hashes(text: str) -> np.ndarray:
+    """A number of 32 bits for each distinct shingle of a text, all computed at once."""
+    codes = np.frombuffer(text.encode("utf-32-le"), "<u4")
+    count = max(0, len(codes) - SHINGLE)
+    return np.unique(mixed([codes[at : at + count] for at in range(SHINGLE)], count) >> np.uint64(32))
+
+
+def mixed(columns: Sequence[np.ndarray], count: int) -> np.ndarray:
+    """One number of 64 bits for each of `count` rows of these columns; rows that differ rarely share one."""
+    rows = np.zeros(count, np.uint64)
+    for column in columns:
+        rows = (rows ^ column) * np.uint64(ODD)
+        rows ^= rows >> np.uint64(29)
+    return rows

@@ -9,7 +9,7 @@ from pathlib import Path
 from mt_core.errors import MtError
 from mt_data.corpus.records import Each, OnError, Record, read_lines, to_line
 from mt_data.corpus.step import Produced, Step, run_step
-from mt_data.preprocess.lines import Chunk, check_inputs, read_chunks
+from mt_data.text_io.lines import Chunk, check_inputs, read_chunks
 
 Pair = tuple[str, str, float]
 GROUPS_AT_ONCE = 4096

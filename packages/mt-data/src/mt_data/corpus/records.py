@@ -1,18 +1,21 @@
-"""Records, one JSON object a line, in the order of the input files."""
+"""Records, one JSON object a line, in the order of the input files: reading them, changing them, giving each an id."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from mt_core.errors import MtError
-from mt_data.corpus.step import Produced
-from mt_data.preprocess.documents import BadLine, parse_line
-from mt_data.preprocess.lines import Chunk, read_chunks
+from mt_data.corpus.step import Produced, Step, run_step
+from mt_data.text_io.json_documents import BadLine, parse_line
+from mt_data.text_io.lines import Chunk, check_inputs, read_chunks
 
 OnError = Literal["stop", "skip"]
 Record = dict[str, Any]
+KEY = "adlr_id"
+"""Megatron's name for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,3 +84,16 @@ def read_record(line: bytes, keys: Sequence[str], where: str, on_error: OnError 
 def to_line(record: Record | Sequence[str]) -> bytes:
     """A record, or a list of names, as a line of UTF-8; characters are written as they are."""
     return json.dumps(record, ensure_ascii=False).encode() + b"\n"
+
+
+def add_ids(
+    inputs: Sequence[Path], output: Path, prefix: str, *, key: str = KEY, on_error: OnError = "stop"
+) -> dict[str, int]:
+    """Give each record `PREFIX-0000000001` and so on, by its line."""
+    check_inputs(inputs)
+    step = Step("add-id", output, tuple(inputs), {"prefix": prefix, "key": key, "on_error": on_error})
+    return run_step(step, read_lines(inputs), Each(partial(_numbered, key, prefix), (), on_error))
+
+
+def _numbered(key: str, prefix: str, record: Record, number: int) -> tuple[list[Record], str]:
+    return [{**record, key: f"{prefix}-{number + 1:010d}"}], "kept"

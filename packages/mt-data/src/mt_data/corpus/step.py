@@ -21,7 +21,7 @@ from typing import IO, TypeVar
 from mt_core.errors import MtError
 from mt_core.files import atomic_file, disk_errors, sync_directory
 from mt_core.progress import progress
-from mt_data.preprocess.ordered_map import ordered_map
+from mt_data.text_io.ordered_map import ordered_map
 
 Item = TypeVar("Item")
 

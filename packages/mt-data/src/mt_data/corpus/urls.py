@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mt_core.errors import MtError
 from mt_data.corpus.step import Produced, Step, run_step
-from mt_data.preprocess.lines import Chunk, check_inputs, read_chunks
+from mt_data.text_io.lines import Chunk, check_inputs, read_chunks
 
 SHORTEST = 9
 EXTENSIONS = re.compile(

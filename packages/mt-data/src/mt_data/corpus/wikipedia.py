@@ -12,8 +12,8 @@ from pathlib import Path
 from mt_core.errors import MtError, Problem
 from mt_data.corpus.records import Record, read_record, to_line
 from mt_data.corpus.step import Produced, Step, run_step
-from mt_data.preprocess.lines import read_chunks
-from mt_data.rules import nearest_file
+from mt_data.text_io.inputs import nearest_file
+from mt_data.text_io.lines import read_chunks
 
 OPENING = re.compile(r"<doc (?P<attributes>.*)>$")
 ATTRIBUTE = re.compile(r'(\w+)="(.*?)"(?= \w+="|$)')

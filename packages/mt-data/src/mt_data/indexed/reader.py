@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from mt_core.errors import MtError, raise_if
+from mt_data.config.paths import missing_files
 from mt_data.indexed.format import DOCUMENT, LENGTH, POINTER, Header, read_header
-from mt_data.paths import missing_files
 
 
 class IndexedReader:

@@ -1,11 +1,14 @@
-"""`IndexedWriter`: streams sequences into a `.bin`/`.idx` pair that appears whole or not at all.
+"""Writing `.bin`/`.idx` pairs: `IndexedWriter` takes sequences, `write_index` makes an `.idx` from blocks of arrays.
 
-Memory is 4 bytes a sequence and 8 bytes a document, whatever their length.
+A pair appears whole or not at all. `IndexedWriter` needs 4 bytes of memory a sequence and 8 bytes a document, whatever
+their length; `write_index` needs constant memory, however many sequences there are (docs/specs/data.md §1.2).
 """
 
 import os
 from array import array
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
@@ -17,6 +20,8 @@ from mt_core.files import TEMPORARY, disk_errors, sync_directory
 from mt_data.indexed.format import DOCUMENT, LENGTH, POINTER, Header
 
 BUFFER_BYTES = 1 << 20
+Blocks = Callable[[], Iterable[np.ndarray]]
+"""Gives the blocks of an array from the beginning; it may be called more than once."""
 
 
 class IndexedWriter:
@@ -124,3 +129,48 @@ class IndexedWriter:
 
 def _temporary(path: Path) -> Path:
     return path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
+
+
+@dataclass(frozen=True, slots=True)
+class IndexParts:
+    """What an `.idx` is made from."""
+
+    dtype: np.dtype
+    sequences: int
+    documents: int
+    lengths: Blocks
+    """Tokens of each sequence."""
+    sequence_counts: Blocks
+    """Sequences of each document."""
+    modes: Blocks | None = None
+    """Mode of each sequence, in multimodal files."""
+
+
+def write_index(file: IO[bytes], parts: IndexParts) -> None:
+    """Write header, lengths, pointers, document bounds, and modes if there are any."""
+    file.write(Header(parts.dtype, parts.sequences, parts.documents + 1).pack())
+    for block in parts.lengths():
+        file.write(block.astype(LENGTH, copy=False).tobytes())
+    for block in _starts(parts.lengths()):
+        file.write((block * parts.dtype.itemsize).astype(POINTER, copy=False).tobytes())
+    file.write(np.zeros(1, DOCUMENT).tobytes())
+    for block in _ends(parts.sequence_counts()):
+        file.write(block.astype(DOCUMENT, copy=False).tobytes())
+    for block in parts.modes() if parts.modes else ():
+        file.write(block.astype(np.int8, copy=False).tobytes())
+
+
+def _ends(blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    total = 0
+    for block in blocks:
+        ends = np.cumsum(block, dtype=np.int64) + total
+        total = int(ends[-1]) if len(ends) else total
+        yield ends
+
+
+def _starts(blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    total = 0
+    for block in blocks:
+        ends = np.cumsum(block, dtype=np.int64) + total
+        yield ends - block
+        total = int(ends[-1]) if len(ends) else total

@@ -81,10 +81,10 @@ def preprocess(
     log_interval: LogInterval = None,
 ) -> None:
     """Tokenize texts into .bin/.idx files, byte for byte as Megatron does; run again, a stopped job goes on."""
-    from mt_data.preprocess.encode import Encoding
-    from mt_data.preprocess.inputs import find_inputs
+    from mt_data.preprocess.encoding import Encoding
     from mt_data.preprocess.job import Job
     from mt_data.preprocess.run import preprocess as run
+    from mt_data.text_io.inputs import find_inputs
 
     splitting = _splitting(lang, split_sentences, keep_newlines=keep_newlines)
     found = [Path(file.path) for file in find_inputs(input, input_format)]

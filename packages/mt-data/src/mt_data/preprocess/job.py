@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mt_core.errors import Problem
-from mt_data.preprocess.encode import Encoding, tokenizer_of
-from mt_data.preprocess.inputs import InputFile, InputFormat
-from mt_data.preprocess.pieces import Cut
+from mt_data.preprocess.chunking import Cut
+from mt_data.preprocess.encoding import Encoding, tokenizer_of
+from mt_data.text_io.inputs import InputFile, InputFormat
 from mt_data.tokenizers import fingerprint
 
 OnError = Literal["stop", "skip"]

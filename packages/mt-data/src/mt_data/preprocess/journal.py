@@ -17,7 +17,7 @@ from typing import IO, Any
 
 from mt_core.errors import MtError
 from mt_core.files import TEMPORARY, disk_errors
-from mt_data.preprocess.pieces import Position
+from mt_data.preprocess.chunking import Position
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,11 +1,15 @@
-"""What a job did, counted as it goes; small enough to stand in every line of the journal."""
+"""What a job did, counted as it goes, and how it is doing while it runs: a bar, or plain lines."""
 
-from collections.abc import Mapping
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
 from mt_core.errors import Problem
-from mt_data.preprocess.encode import EncodedPiece
+from mt_core.progress import progress
+from mt_data.preprocess.encoding import EncodedPiece
 
 EXAMPLES = 5
 """Skipped lines that the report names."""
@@ -67,3 +71,46 @@ class Report:
         """The report that an earlier run left, its bytes counted as resumed."""
         problems = [Problem(**problem) for problem in values["examples"]]
         return cls(**{**values, "examples": problems, "resumed_bytes": values["bytes"], "seconds": 0.0})
+
+
+@contextmanager
+def watch(report: Report, total_bytes: int, log_interval: int | None) -> Iterator[Callable[[], None]]:
+    """Yield a function to call after every change of the report.
+
+    Without `log_interval` there is a bar on a terminal, or a line every ten seconds; with it, a line every so many
+    documents. Compressed input counts by its bytes on the disk.
+    """
+    start, tokens, documents = time.monotonic(), report.all_tokens, report.documents
+    done = report.disk_bytes
+
+    def figures() -> str:
+        seconds = max(time.monotonic() - start, 1e-9)
+        return (
+            f"{report.documents:,} documents, {(report.documents - documents) / seconds:,.0f}/s, "
+            f"{(report.all_tokens - tokens) / seconds:,.0f} tokens/s"
+        )
+
+    if log_interval:
+        yield _lines(report, log_interval, figures)
+        return
+    with progress("preprocess", total_bytes, "B", done=done) as advance:
+
+        def show() -> None:
+            nonlocal done
+            advance(report.disk_bytes - done, figures())
+            done = report.disk_bytes
+
+        yield show
+
+
+def _lines(report: Report, interval: int, figures: Callable[[], str]) -> Callable[[], None]:
+    start, done, due = time.monotonic(), report.bytes, report.documents // interval + 1
+
+    def show() -> None:
+        nonlocal due
+        if report.documents >= due * interval:
+            due = report.documents // interval + 1
+            rate = (report.bytes - done) / 1e6 / max(time.monotonic() - start, 1e-9)
+            print(f"preprocess: {figures()}, {rate:.1f} MB/s", file=sys.stderr, flush=True)
+
+    return show

@@ -18,17 +18,15 @@ from typing import Any
 from mt_core.errors import MtError, raise_if
 from mt_core.files import atomic_file, disk_errors, sync_directory
 from mt_data.indexed.format import token_dtype
-from mt_data.preprocess.cutting import cut_pieces, input_bytes
-from mt_data.preprocess.encode import EncodedPiece, encode_piece, tokenizer_of
-from mt_data.preprocess.inputs import InputFile, find_inputs
+from mt_data.preprocess.chunking import Position, cut_pieces, input_bytes
+from mt_data.preprocess.encoding import EncodedPiece, encode_piece, tokenizer_of
 from mt_data.preprocess.job import Engine, Job, job_key, job_problems
 from mt_data.preprocess.journal import Journal, Mark
-from mt_data.preprocess.ordered_map import ordered_map
-from mt_data.preprocess.parts import Parts
-from mt_data.preprocess.pieces import Position
-from mt_data.preprocess.ray_map import ray_map
-from mt_data.preprocess.report import Report
-from mt_data.preprocess.watch import watch
+from mt_data.preprocess.output import Parts
+from mt_data.preprocess.report import Report, watch
+from mt_data.text_io.inputs import InputFile, find_inputs
+from mt_data.text_io.ordered_map import ordered_map
+from mt_data.text_io.ray_map import ray_map
 
 MAPS: dict[Engine, Callable[..., Generator[Any, None, None]]] = {"local": ordered_map, "ray": ray_map}
 

@@ -13,7 +13,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from mt_core.errors import MtError
 from mt_data.config import TokenizerConfig
-from mt_data.tokenizers.library import LibraryTokenizer
+from mt_data.tokenizers.base import LibraryTokenizer
 from mt_data.tokenizers.saved import write_saved, write_text
 
 END_OF_TEXT = "<|endoftext|>"

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 
 from mt_core.errors import MtError
 from mt_data.config import TokenizerConfig
-from mt_data.tokenizers.library import LibraryTokenizer
+from mt_data.tokenizers.base import LibraryTokenizer
 from mt_data.tokenizers.saved import write_saved, write_text
 
 TYPE = "HuggingFaceTokenizer"

@@ -1,21 +1,29 @@
-"""The plain SentencePiece types, whose ids are those of the .model and no others.
+"""The three types of tokenizer that read a SentencePiece .model.
 
 `GPTSentencePieceTokenizer` encodes as the model does. `Llama2Tokenizer` also puts the beginning of sequence before each
 text, as Megatron v0.11 and Llama 2 itself do; today's main branch does not, and GPTSentencePieceTokenizer gives what
-that gives. Control pieces such as `</s>` standing in a text are ordinary characters in both (docs/specs/data.md §3.3).
+that gives. Control pieces such as `</s>` in a text are ordinary characters in both (docs/specs/data.md §3.3).
+
+`SentencePieceTokenizer` has the special tokens that BERT and T5 need after the model's pieces. Special tokens in a text
+get their ids, `<s>` and `</s>` among them, and each stretch of text between two is encoded for itself, as in Megatron
+v0.11. Today's main branch adds no tokens under this name unless asked to: GPTSentencePieceTokenizer gives what that
+gives.
 """
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from mt_core.errors import MtError
 from mt_data.config import TokenizerConfig
-from mt_data.tokenizers.engine import engine, threads
+from mt_data.tokenizers.base import MaskingTokenizer, engine, threads
 from mt_data.tokenizers.saved import write_bytes, write_saved
-from mt_data.tokenizers.special import MaskingTokenizer
 
 FILE = "tokenizer.model"
+ADDED = (("cls", "<CLS>"), ("sep", "<SEP>"), ("eod", "<EOD>"), ("mask", "<MASK>"))
+SPARE = (("pad", "<PAD>"), ("bos", "<BOS>"), ("eos", "<EOS>"))
+"""Names for roles that a model may have under a name of its own."""
 
 
 class PlainSentencePiece(MaskingTokenizer):
@@ -79,3 +87,65 @@ def model_roles(processor: Any) -> dict[str, int]:
 def pieces(processor: Any) -> dict[str, int]:
     """Piece to id."""
     return {processor.id_to_piece(number): number for number in range(processor.get_piece_size())}
+
+
+class SentencePieceTokenizer(MaskingTokenizer):
+    """A SentencePiece model with all roles and any number of extra ids."""
+
+    def __init__(self, config: TokenizerConfig) -> None:
+        self.type = config.type
+        self.processor = read_model(config)
+        self._vocabulary = pieces(self.processor)
+        own = {role: self.processor.id_to_piece(number) for role, number in model_roles(self.processor).items()}
+        named = dict(ADDED) | {role: own.get(role, spare) for role, spare in SPARE}
+        extra = [f"<extra_id_{i}>" for i in range(config.vocab_extra_ids)]
+        for token in (*named.values(), *extra):
+            self._vocabulary.setdefault(token, len(self._vocabulary))
+        roles = {role: self._vocabulary[token] for role, token in named.items()}
+        self.eod = roles.pop("eod")
+        self.special = roles
+        self.additional_special_tokens_ids = tuple(self._vocabulary[token] for token in extra)
+        self.vocab_size = len(self._vocabulary)
+        self._names = {self._vocabulary[token]: token for token in (*named.values(), *extra)}
+        self._pattern = re.compile("(" + "|".join(map(re.escape, self._names.values())) + ")")
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text; special tokens in it are found, of two at one place the one that was added first."""
+        return self._encode([text], num_threads=1)[0]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode` of each text, faster."""
+        return self._encode(texts, num_threads=threads())
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids, with a space before and after each special token."""
+        text, plain = "", []
+        for number in map(int, ids):
+            if number in self._names:
+                text += f"{self.processor.decode(plain)} {self._names[number]} "
+                plain = []
+            else:
+                plain.append(number)
+        return text + self.processor.decode(plain)
+
+    def vocabulary(self) -> dict[str, int]:
+        """Piece or special token to id."""
+        return dict(self._vocabulary)
+
+    def save(self, directory: Path) -> None:
+        """Write tokenizer.model as it was read, and the number of extra ids."""
+        write_bytes(directory / FILE, self.processor.serialized_model_proto())
+        extra = len(self.additional_special_tokens_ids)
+        write_saved(self, self.type, directory, options={"model": FILE, "vocab_extra_ids": extra})
+
+    def _encode(self, texts: Sequence[str], *, num_threads: int) -> list[list[int]]:
+        parts = [self._pattern.split(text) for text in texts]  # even places are text, odd ones special tokens
+        encoded = iter(self.processor.encode([part for split in parts for part in split[::2]], num_threads=num_threads))
+        return [self._join(split, [next(encoded) for _ in split[::2]]) for split in parts]
+
+    def _join(self, split: list[str], encoded: list[list[int]]) -> list[int]:
+        ids = encoded[0]
+        for token, following in zip(split[1::2], encoded[1:], strict=True):
+            ids.append(self._vocabulary[token])
+            ids += following
+        return ids

@@ -1,11 +1,15 @@
 """`TikTokenizer`: byte-level BPE from the JSON vocabulary of NVIDIA's models, on tiktoken.
 
-Special tokens have the first ids, bytes and merges come after them. A special token standing in a text is ordinary
-characters, as in Megatron v0.11; today's main branch recognises it there, which lets a text end its own document. Only
-`<unk>`, `<s>` and `</s>` are named unless `tiktoken_special_tokens` says more; main also names `<mask>`, `<pad>`,
-`<cls>` and `<sep>`. Where v0.11 wants a pattern to be chosen, v2 is taken, as main does (docs/specs/data.md §3.5).
+The vocabulary is a list of {rank, token_bytes, token_str} (docs/specs/data.md §3.5). Special tokens have the first ids,
+bytes and merges come after them. A special token in a text is ordinary characters, as in Megatron v0.11; today's main
+branch recognises it there, which lets a text end its own document. Only `<unk>`, `<s>` and `</s>` are named unless
+`tiktoken_special_tokens` names more; main also names `<mask>`, `<pad>`, `<cls>` and `<sep>`. Where v0.11 wants a
+pattern to be chosen, v2 is taken, as main does.
 """
 
+import base64
+import binascii
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,11 +17,9 @@ from typing import Any
 
 from mt_core.errors import MtError
 from mt_data.config import TokenizerConfig
-from mt_data.tokenizers.engine import engine, threads
+from mt_data.tokenizers.base import MaskingTokenizer, engine, threads
 from mt_data.tokenizers.gpt2_bpe import byte_spelling
 from mt_data.tokenizers.saved import write_bytes, write_saved
-from mt_data.tokenizers.special import MaskingTokenizer
-from mt_data.tokenizers.tik_vocabulary import read_ranks
 
 REQUIRED = ("<unk>", "<s>", "</s>")
 ROLES = {"bos": "<s>", "eos": "</s>", "mask": "<mask>", "pad": "<pad>", "cls": "<cls>", "sep": "<sep>"}
@@ -46,6 +48,8 @@ PATTERNS = {
 """What a piece of text can be, the first that fits; merges stay within a piece."""
 LONG_SPACE = 500_000
 """White space from which on tiktoken may crash (found: at 999,999); the `regex` package splits such texts."""
+KEYS = {"rank", "token_bytes", "token_str"}
+FORM = "a list of {rank, token_bytes, token_str}, rank counting from 0"
 
 
 class TikTokenizer(MaskingTokenizer):
@@ -132,3 +136,40 @@ def special_ids(config: TokenizerConfig, vocab_size: int) -> dict[str, int]:
     if len(ids) < count:
         raise MtError("tiktoken_special_tokens", f"names a token twice: {' '.join(names)}", "each token once")
     return ids
+
+
+def read_ranks(path: Path, count: int) -> tuple[bytes, dict[bytes, int]]:
+    """The file's bytes, and token to rank of its first `count` entries."""
+    if not path.is_file():
+        raise MtError(str(path), "does not exist", "a vocabulary of TikTokenizer, a .json file")
+    content = path.read_bytes()
+    try:
+        entries = json.loads(content)
+    except ValueError as err:
+        raise MtError(str(path), f"is not JSON ({err})", FORM) from err
+    if not isinstance(entries, list):
+        raise MtError(str(path), "is not a list", FORM)
+    if len(entries) < count:
+        found = f"has {len(entries):,} tokens, {count:,} are needed for vocab_size less the special tokens"
+        raise MtError(str(path), found, "a smaller --vocab-size or more --tiktoken-num-special-tokens")
+    ranks: dict[bytes, int] = {}
+    for rank, entry in enumerate(entries[:count]):
+        token = _token(entry, rank, str(path))
+        if rank < 256 and token != bytes([rank]):
+            raise MtError(f"{path}[{rank}]", f"is {token!r}", "the 256 bytes in order as the first 256 tokens")
+        if ranks.setdefault(token, rank) != rank:
+            raise MtError(f"{path}[{rank}]", f"is {token!r}, as is entry {ranks[token]}", "each token once")
+    if count < 256:
+        raise MtError(str(path), f"{count} tokens are left for bytes", "a --vocab-size with room for all 256")
+    return content, ranks
+
+
+def _token(entry: Any, rank: int, path: str) -> bytes:
+    if not isinstance(entry, dict) or set(entry) != KEYS:
+        raise MtError(f"{path}[{rank}]", f"is {str(entry)[:60]}", FORM)
+    if entry["rank"] != rank:
+        raise MtError(f"{path}[{rank}]", f"has rank {entry['rank']}", "ranks that count from 0 in order")
+    try:
+        return base64.b64decode(entry["token_bytes"], validate=True)
+    except (binascii.Error, TypeError, ValueError) as err:
+        raise MtError(f"{path}[{rank}]", f"token_bytes is not base64: {entry['token_bytes']!r}", FORM) from err

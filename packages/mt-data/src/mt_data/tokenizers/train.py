@@ -11,8 +11,8 @@ from mt_core.errors import MtError
 from mt_core.files import atomic_directory
 from mt_core.progress import progress
 from mt_data.config import TokenizerConfig
-from mt_data.preprocess.documents import parse_chunk
-from mt_data.preprocess.lines import COMPRESSED, check_inputs, read_chunks
+from mt_data.text_io.json_documents import parse_chunk
+from mt_data.text_io.lines import COMPRESSED, check_inputs, read_chunks
 from mt_data.tokenizers.gpt2_bpe import END_OF_TEXT, GPT2BPETokenizer
 from mt_data.tokenizers.saved import write_text
 

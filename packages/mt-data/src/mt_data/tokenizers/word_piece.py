@@ -4,11 +4,13 @@ The ids are those of Megatron v0.11 (docs/specs/data.md §3.3), without `[CLS]` 
 them. Today's main branch does add them, which puts them into the middle of BERT's samples. `[CLS]` in a text is
 three words.
 
-The library knows an older Unicode than Python, takes private characters for control characters, and lower-cases Σ
-without looking at the end of the word. So a text is given to it only if the two agree on each of its characters: each
-new one is tried once. Other texts are split by `words.py`, the definition, and only then matched by the library.
+`split_words` defines how a text is split, in Python's own Unicode. The library knows an older Unicode, takes private
+characters for control characters, and lower-cases Σ without looking at the end of the word. So a text is given to it
+only if the two agree on each of its characters: each new one is tried once. Other texts are split by `split_words` and
+only then matched by the library.
 """
 
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,9 +18,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from mt_core.errors import MtError
 from mt_data.config import TokenizerConfig
+from mt_data.tokenizers.base import MaskingTokenizer
 from mt_data.tokenizers.saved import write_bytes, write_saved
-from mt_data.tokenizers.special import MaskingTokenizer
-from mt_data.tokenizers.words import acts_beyond_itself, split_words
 
 LOWER_CASE = "BertWordPieceLowerCase"
 UNKNOWN = "[UNK]"
@@ -26,6 +27,19 @@ FOUND = {"cls": "[CLS]", "sep": "[SEP]", "pad": "[PAD]", "mask": "[MASK]"}
 ADDED = {"bos": "[BOS]", "eos": "[EOS]"}
 LONGEST_WORD = 200
 FILE = "vocab.txt"
+CJK = (
+    (0x4E00, 0x9FFF),
+    (0x3400, 0x4DBF),
+    (0x20000, 0x2A6DF),
+    (0x2A700, 0x2B73F),
+    (0x2B740, 0x2B81F),
+    (0x2B820, 0x2CEAF),
+    (0xF900, 0xFAFF),
+    (0x2F800, 0x2FA1F),
+)
+"""Ideographs, each of which is a word."""
+ASCII_PUNCTUATION = ((33, 47), (58, 64), (91, 96), (123, 126))
+SIGMA = "Σ"
 
 
 class BertWordPiece(MaskingTokenizer):
@@ -126,3 +140,35 @@ def parse_vocabulary(content: bytes, where: str) -> dict[str, int]:
     if missing := [token for token in (*FOUND.values(), UNKNOWN) if token not in vocabulary]:
         raise MtError(where, f"lacks {', '.join(missing)}", "a vocab.txt of BERT, with its special tokens")
     return vocabulary
+
+
+def split_words(text: str, *, lower: bool) -> list[str]:
+    """Words and punctuation marks of a text; with `lower` in lower case and without accents."""
+    text = "".join(map(_clean, text))
+    if lower:
+        text = "".join(c for c in unicodedata.normalize("NFD", text.lower()) if unicodedata.category(c) != "Mn")
+    return "".join(f" {c} " if _is_punctuation(c) else c for c in text).split()
+
+
+def acts_beyond_itself(character: str, *, lower: bool) -> bool:
+    """Whether its neighbours decide what becomes of it: Σ at the end of a word, marks that are put in order."""
+    if not lower:
+        return False
+    parts = unicodedata.normalize("NFD", character)
+    return character == SIGMA or any(unicodedata.combining(c) and unicodedata.category(c) != "Mn" for c in parts)
+
+
+def _clean(character: str) -> str:
+    if character in "\t\n\r" or unicodedata.category(character) == "Zs":
+        return " "
+    if character in "\0\ufffd" or unicodedata.category(character) in ("Cc", "Cf"):
+        return ""
+    return f" {character} " if _within(character, CJK) else character
+
+
+def _is_punctuation(character: str) -> bool:
+    return _within(character, ASCII_PUNCTUATION) or unicodedata.category(character)[0] == "P"
+
+
+def _within(character: str, ranges: tuple[tuple[int, int], ...]) -> bool:
+    return any(first <= ord(character) <= last for first, last in ranges)

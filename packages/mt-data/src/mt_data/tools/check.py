@@ -8,8 +8,8 @@ import numpy as np
 
 from mt_core.errors import MtError, Problem
 from mt_core.progress import progress
+from mt_data.config.paths import missing_files
 from mt_data.indexed.format import DOCUMENT, LENGTH, POINTER, Header, read_header
-from mt_data.paths import missing_files
 
 ENTRIES_AT_ONCE = 1 << 20
 TOKENS_AT_ONCE = 1 << 23

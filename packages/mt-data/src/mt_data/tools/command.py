@@ -1,4 +1,4 @@
-"""`mt data check`, `blend` and `plan`. Only `mt` imports this; heavy imports stand where they are used."""
+"""`mt data check`, `blend`, `plan` and `merge`. Only `mt` imports this; heavy imports are made where they are used."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +12,8 @@ from mt_data.config import TokenizerConfig
 from mt_data.options import print_rows, print_table, with_tokenizer
 
 if TYPE_CHECKING:
-    from mt_data.tools.draw import Drawn
+    from mt_data.tools.epoch_plan import Drawn
+
 
 DRAWN = ("source", "share", "tokens", "samples", "epochs")
 
@@ -56,9 +57,9 @@ def blend(
     ] = None,
 ) -> None:
     """Show how many samples and epochs a blend draws from each source."""
+    from mt_data.config.paths import parse_paths
     from mt_data.indexed.reader import IndexedReader
-    from mt_data.paths import parse_paths
-    from mt_data.tools.draw import Samples, draw, split_tokens, weighted_sources
+    from mt_data.tools.epoch_plan import Samples, draw, split_tokens, weighted_sources
 
     if bool(data_path) == bool(data_args_path):
         raise MtError("--data-path", "either it or --data-args-path is needed, and not both", "give one of them")
@@ -82,7 +83,7 @@ def plan(
     preset: Annotated[str | None, typer.Option(help="Start from this preset.", autocompletion=_presets)] = None,
 ) -> None:
     """Show what a run will read before step 1: samples, tokens and epochs of every source."""
-    from mt_data.samplers.batch_size import batch_sizes
+    from mt_data.batch_sizes import batch_sizes
     from mt_data.tools.plan import plan_run
 
     planned = plan_run(files or (), overrides or (), preset)
@@ -93,7 +94,7 @@ def plan(
     print_rows(
         {
             "step": f"{_span(sizes)} samples × {length:,} tokens = {_span([n * length for n in sizes])} tokens",
-            "run": f"{planned.config.schedule.steps:,} steps, {planned.samples:,} samples, "
+            "run": f"{planned.config.train.steps:,} steps, {planned.samples:,} samples, "
             f"{planned.samples * length:,} tokens",
         }
     )
@@ -115,3 +116,24 @@ def _words(path: Path | None) -> list[str]:
     if not path.is_file():
         raise MtError(str(path), "no such file", "a file of prefixes, or of weights and prefixes in turn")
     return path.read_text("utf-8").split()
+
+
+def merge(
+    input: Annotated[
+        list[str],
+        typer.Option("--input", help="A directory of .bin/.idx pairs, their prefixes, or a quoted glob of them."),
+    ],
+    output_prefix: Annotated[str, typer.Option(help="The new pair is PREFIX.bin and PREFIX.idx.")],
+    multimodal: Annotated[bool, typer.Option("--multimodal", help="The pairs hold a mode for each sequence.")] = False,
+) -> None:
+    """Join .bin/.idx pairs: those of a directory or a glob in sorted order, others in the order given."""
+    from mt_data.tools.merge import find_pairs
+    from mt_data.tools.merge import merge as join
+
+    merged = join(find_pairs(input), output_prefix, multimodal=multimodal)
+    print_rows(
+        {
+            "merged": f"{merged.pairs:,} pairs",
+            output_prefix: f"{merged.tokens:,} tokens, {merged.sequences:,} sequences, {merged.documents:,} documents",
+        }
+    )

@@ -76,8 +76,8 @@ def generate(
     vocabulary = load_tokenizer(opened, tokenizer.config())
     texts = prompts.texts()
     tokens = [vocabulary.encode(text) or [vocabulary.eod] for text in texts]
-    positions = opened.loader.config().max_positions
-    check_prompts(tokens, max_new_tokens=prompts.max_new_tokens, max_positions=positions)
+    positions = opened.loader.config().max_seq_len
+    check_prompts(tokens, max_new_tokens=prompts.max_new_tokens, max_seq_len=positions)
     network = load_model(opened, device=model.device, dtype=model.dtype)
     steps = stream(
         network,

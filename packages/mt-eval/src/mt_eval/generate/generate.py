@@ -14,7 +14,7 @@ from mt_core.errors import Problem, raise_if
 from mt_eval.generate.sampling import SamplingOptions, choose
 
 if TYPE_CHECKING:
-    from mt_models.gpt import GPT
+    from mt_models.models.gpt import GPT
 
 Prompts = Sequence[Sequence[int]]
 
@@ -51,7 +51,7 @@ def stream(
     """As `generate`, but yield (index of the prompt, new token) as soon as it is known."""
     import torch
 
-    check_prompts(prompts, max_new_tokens=max_new_tokens, max_positions=model.config.max_positions)
+    check_prompts(prompts, max_new_tokens=max_new_tokens, max_seq_len=model.config.max_seq_len)
     options = options or SamplingOptions()
     if max_new_tokens == 0:
         return
@@ -81,7 +81,7 @@ def stream(
         position += 1
 
 
-def check_prompts(prompts: Prompts, *, max_new_tokens: int, max_positions: int) -> None:
+def check_prompts(prompts: Prompts, *, max_new_tokens: int, max_seq_len: int) -> None:
     """Refuse, in one report, prompts that are empty or leave too little room for the new tokens."""
     problems = []
     if not prompts:
@@ -91,10 +91,10 @@ def check_prompts(prompts: Prompts, *, max_new_tokens: int, max_positions: int) 
     for number, prompt in enumerate(prompts, start=1):
         if not prompt:
             problems.append(Problem(f"prompt {number}", "has no tokens", "at least one token"))
-        elif len(prompt) + max_new_tokens > max_positions:
-            found = f"{len(prompt)} tokens and {max_new_tokens} new ones exceed the model's {max_positions} positions"
-            room = max_positions - len(prompt)
-            shorter = f"a prompt of at most {max_positions - 1} tokens"
+        elif len(prompt) + max_new_tokens > max_seq_len:
+            found = f"{len(prompt)} tokens and {max_new_tokens} new ones exceed the model's {max_seq_len} positions"
+            room = max_seq_len - len(prompt)
+            shorter = f"a prompt of at most {max_seq_len - 1} tokens"
             allowed = f"--max-new-tokens {room} or less" if room > 0 else shorter
             problems.append(Problem(f"prompt {number}", found, allowed))
     raise_if(problems)

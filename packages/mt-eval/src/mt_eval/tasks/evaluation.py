@@ -12,7 +12,7 @@ from mt_eval.load import Checkpoint, load_model, load_tokenizer, pick_device
 from mt_eval.options import ModelOptions, TaskOptions, TokenizerOptions
 from mt_eval.report import Report, Value, check_output, publish
 from mt_eval.scoring import check_stride, sum_loss, windows
-from mt_models.gpt import GPT
+from mt_models.models.gpt import GPT
 
 BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
 """Tokens in a batch if no --batch-size is given: with 50k token ids their fp32 logits take 0.4 and 3.2 GB."""
@@ -50,7 +50,7 @@ class Evaluation:
 
     def seq_length(self, longest: int | None = None) -> int:
         """Tokens in an input: what was asked for, or all positions of the model up to `longest`."""
-        asked, positions = self.task.seq_length, self.config.max_positions
+        asked, positions = self.task.seq_length, self.config.max_seq_len
         if asked is not None and asked > positions:
             raise MtError("--seq-length", f"{asked} tokens", f"1 to {positions}, the model's positions")
         return asked or min(positions, longest or positions)

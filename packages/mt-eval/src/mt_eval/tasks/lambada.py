@@ -17,7 +17,7 @@ from mt_core.types import Tokenizer
 from mt_eval.documents import json_lines
 
 if TYPE_CHECKING:
-    from mt_models.gpt import GPT
+    from mt_models.models.gpt import GPT
 
 Tokens = tuple[int, ...]
 

@@ -8,12 +8,12 @@ from mt_core.config.section import Section
 
 
 class GQA(Section):
-    """Grouped-query attention; `kv_groups == heads` is multi-head, `kv_groups == 1` multi-query attention."""
+    """Grouped-query attention; `num_kv_heads == heads` is multi-head, `num_kv_heads == 1` multi-query attention."""
 
     kind: Literal["gqa"] = "gqa"
     heads: PositiveInt
     """Query heads."""
-    kv_groups: PositiveInt
+    num_kv_heads: PositiveInt
     """Key/value heads; divides `heads`."""
     head_size: PositiveInt
     """Features per head."""
@@ -36,8 +36,8 @@ class GQA(Section):
 
     @model_validator(mode="after")
     def _groups_divide_heads(self) -> Self:
-        if self.heads % self.kv_groups:
-            raise ValueError(f"kv_groups {self.kv_groups} does not divide heads {self.heads}")
+        if self.heads % self.num_kv_heads:
+            raise ValueError(f"num_kv_heads {self.num_kv_heads} does not divide heads {self.heads}")
         return self
 
     @model_validator(mode="after")
@@ -63,11 +63,11 @@ class GQA(Section):
     @property
     def queries_per_group(self) -> int:
         """Query heads that share one key/value head."""
-        return self.heads // self.kv_groups
+        return self.heads // self.num_kv_heads
 
     def group_copies(self, tensor: int) -> int:
         """How many of `tensor` ranks hold the same key/value group."""
-        return max(1, tensor // self.kv_groups)
+        return max(1, tensor // self.num_kv_heads)
 
 
 def _no_window(part: GQA) -> GQA:

@@ -8,17 +8,19 @@ from mt_models.config import shapes
 from mt_models.config.attention import Unwindowed
 from mt_models.config.mlp import Dense, Gated
 from mt_models.config.norm import LayerNorm, RMSNorm
-from mt_models.config.transformer import TransformerSection
+from mt_models.config.transformer import TransformerSection, random_padding
 
 if TYPE_CHECKING:
-    from mt_models.bert import Bert
+    from torch import Generator, Tensor
+
+    from mt_models.models.bert import Bert
 
 
 class BertConfig(TransformerSection):
     """An encoder: every token sees all others. Its heads predict hidden words and whether two parts are in order."""
 
     kind: Literal["bert"] = "bert"
-    max_positions: PositiveInt
+    max_seq_len: PositiveInt
     """Longest sequence in tokens; each position has a learned vector."""
     token_types: NonNegativeInt = 2
     """Kinds of tokens that have a learned vector each, such as those of a first and a second part; 0 for none."""
@@ -48,14 +50,23 @@ class BertConfig(TransformerSection):
 
     def build(self, tensor: int = 1) -> "Bert":
         """The module, parameters uninitialised, on the current default device and dtype; whole, for `tensor` ranks."""
-        from mt_models.bert import Bert
+        from mt_models.models.bert import Bert
 
         return Bert(self, tensor)
 
+    def random_inputs(self, tokens_BT: "Tensor", generator: "Generator") -> "dict[str, Tensor]":
+        """Tokens of two types, padding at the end, and the order of two parts."""
+        import torch
+
+        text_BT = random_padding(tokens_BT, generator)
+        sizes = (tokens_BT.shape, tokens_BT.shape[:1])
+        types_BT, is_random_B = (torch.randint(2, size, generator=generator) for size in sizes)
+        return {"text": tokens_BT, "types": types_BT, "is_random": is_random_B, "padding_mask": text_BT}
+
     def canonical_shapes(self) -> shapes.Shapes:
         """Name and shape of every tensor in a checkpoint of this model: un-fused and un-padded."""
-        D = self.model_size
-        found: shapes.Shapes = {"embed.weight": (self.vocab_size, D), "position.weight": (self.max_positions, D)}
+        D = self.hidden_size
+        found: shapes.Shapes = {"embed.weight": (self.vocab_size, D), "position.weight": (self.max_seq_len, D)}
         if self.token_types:
             found["token_type.weight"] = (self.token_types, D)
         found |= shapes.norms(self.norm, {"embed_norm": D} if self.norm_place == "after" else {})
@@ -69,9 +80,9 @@ class BertConfig(TransformerSection):
         return found | (shapes.linear("binary_head", 2, D, bias=True) if self.binary_head else {})
 
     def _block_shapes(self) -> shapes.Shapes:
-        found = shapes.norms(self.norm, {"attn_norm": self.model_size, "mlp_norm": self.model_size})
-        found |= shapes.attention(self.attention, self.norm, self.model_size)
-        return found | shapes.mlp(self.mlp, self.model_size)
+        found = shapes.norms(self.norm, {"attn_norm": self.hidden_size, "mlp_norm": self.hidden_size})
+        found |= shapes.attention(self.attention, self.norm, self.hidden_size)
+        return found | shapes.mlp(self.mlp, self.hidden_size)
 
     def flops_per_token(self, sequence: int) -> float:
         """Training FLOPs per token of the text: 6 · matrix parameters + 12 · layers · heads · head_size · sequence.
@@ -80,5 +91,5 @@ class BertConfig(TransformerSection):
         """
         matrices = self.layers * shapes.matrix_parameters(self._block_shapes().values())
         if self.lm_head:
-            matrices += (self.vocab_size + self.model_size) * self.model_size
+            matrices += (self.vocab_size + self.hidden_size) * self.hidden_size
         return 6.0 * matrices + 12.0 * self.layers * self.attention.heads * self.attention.head_size * sequence

@@ -11,7 +11,7 @@ from mt_models.config.position import Learned, NoPosition, Rope
 from mt_models.config.transformer import TransformerSection
 
 if TYPE_CHECKING:
-    from mt_models.gpt import GPT
+    from mt_models.models.gpt import GPT
 
 
 class GPTConfig(TransformerSection):
@@ -27,7 +27,7 @@ class GPTConfig(TransformerSection):
     post_norms: bool = False
     """Further norms after attention and feed-forward layer, before their output is added."""
     scaled_embedding: bool = False
-    """Embeddings are multiplied by sqrt(model_size), which is rounded to their dtype."""
+    """Embeddings are multiplied by sqrt(hidden_size), which is rounded to their dtype."""
     logit_softcap: PositiveFloat | None = None
     """Logits l become logit_softcap · tanh(l / logit_softcap); unset, they stay as they are."""
     tied: bool = False
@@ -50,19 +50,19 @@ class GPTConfig(TransformerSection):
 
     def build(self, tensor: int = 1) -> "GPT":
         """The module, parameters uninitialised, on the current default device and dtype; whole, for `tensor` ranks."""
-        from mt_models.gpt import GPT
+        from mt_models.models.gpt import GPT
 
         return GPT(self, tensor)
 
     def canonical_shapes(self) -> shapes.Shapes:
         """Name and shape of every tensor in a checkpoint of this model: un-fused and un-padded."""
-        found: shapes.Shapes = {"embed.weight": (self.vocab_size, self.model_size)}
+        found: shapes.Shapes = {"embed.weight": (self.vocab_size, self.hidden_size)}
         if self.position.kind == "learned":
-            found["position.weight"] = (self.max_positions, self.model_size)
+            found["position.weight"] = (self.max_seq_len, self.hidden_size)
         found |= shapes.repeated(self._block_shapes(), self.layers)
-        found |= shapes.norms(self.norm, {"norm": self.model_size})
+        found |= shapes.norms(self.norm, {"norm": self.hidden_size})
         if not self.tied:
-            found["head.weight"] = (self.vocab_size, self.model_size)
+            found["head.weight"] = (self.vocab_size, self.hidden_size)
         return found
 
     @property
@@ -71,9 +71,9 @@ class GPTConfig(TransformerSection):
         return ("attn_norm", "mlp_norm", *(("attn_post_norm", "mlp_post_norm") if self.post_norms else ()))
 
     def _block_shapes(self) -> shapes.Shapes:
-        found = shapes.norms(self.norm, dict.fromkeys(self.block_norms, self.model_size))
-        found |= shapes.attention(self.attention, self.norm, self.model_size)
-        return found | shapes.mlp(self.mlp, self.model_size)
+        found = shapes.norms(self.norm, dict.fromkeys(self.block_norms, self.hidden_size))
+        found |= shapes.attention(self.attention, self.norm, self.hidden_size)
+        return found | shapes.mlp(self.mlp, self.hidden_size)
 
     def flops_per_token(self, sequence: int) -> float:
         """Training FLOPs per token: 6 · matrix parameters + 12 · layers · heads · head_size · keys.
@@ -83,7 +83,7 @@ class GPTConfig(TransformerSection):
         """
         used = self.mlp.top_k if self.mlp.kind == "moe" else 0
         matrices = self.layers * shapes.matrix_parameters(self._block_shapes().values(), used)
-        matrices += self.vocab_size * self.model_size
+        matrices += self.vocab_size * self.hidden_size
         windows = (self.attention.window_of(n) for n in range(self.layers))
         keys = sum(_mean_keys(sequence, window) for window in windows)
         return 6.0 * matrices + 12.0 * self.attention.heads * self.attention.head_size * keys

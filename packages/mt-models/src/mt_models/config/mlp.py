@@ -11,7 +11,7 @@ class Dense(Section):
     """Feed-forward layer: down(activation(up(x)))."""
 
     kind: Literal["dense"] = "dense"
-    size: PositiveInt
+    ffn_hidden_size: PositiveInt
     """Hidden features."""
     activation: Literal["gelu", "gelu_tanh", "relu", "squared_relu", "silu"] = "gelu_tanh"
     """Function between the projections; "gelu_tanh" is GPT-2's approximation."""
@@ -23,7 +23,7 @@ class Gated(Section):
     """Gated feed-forward layer: down(activation(gate(x)) * up(x)); with silu it is SwiGLU, with gelu GeGLU."""
 
     kind: Literal["gated"] = "gated"
-    size: PositiveInt
+    ffn_hidden_size: PositiveInt
     """Hidden features."""
     activation: Literal["silu", "gelu", "gelu_tanh"] = "silu"
     """Function of the gate."""
@@ -35,7 +35,7 @@ class MoE(Section):
     """A mixture of gated feed-forward layers: each token passes through the `top_k` experts that its router prefers."""
 
     kind: Literal["moe"] = "moe"
-    size: PositiveInt
+    ffn_hidden_size: PositiveInt
     """Hidden features of each expert."""
     experts: PositiveInt
     """Feed-forward layers to choose from."""
@@ -45,7 +45,7 @@ class MoE(Section):
     """Function of the gate."""
     normalized: bool = True
     """The weights of a token's experts add up to one: a softmax over their logits. Otherwise over all experts'."""
-    balance: NonNegativeFloat = 0.0
+    aux_loss_coeff: NonNegativeFloat = 0.0
     """Coefficient of the loss that evens out, in each sequence, how often experts are chosen."""
 
     @model_validator(mode="after")

@@ -26,7 +26,7 @@ def norms(part: RMSNorm | LayerNorm, sizes: Mapping[str, int]) -> Shapes:
 
 def attention(part: GQA, norm: RMSNorm | LayerNorm, size: int, *, name: str = "attn") -> Shapes:
     """The four projections between `size` features and the heads, and the norms of queries and keys."""
-    queries, keys = part.heads * part.head_size, part.kv_groups * part.head_size
+    queries, keys = part.heads * part.head_size, part.num_kv_heads * part.head_size
     shapes = norms(norm, {f"{name}.{x}_norm": part.head_size for x in "qk"} if part.qk_norm else {})
     for projection, out in (("q", queries), ("k", keys), ("v", keys)):
         shapes |= linear(f"{name}.{projection}", out, size, bias=part.qkv_bias)
@@ -37,13 +37,13 @@ def mlp(part: Dense | Gated | MoE, size: int) -> Shapes:
     """The projections of a feed-forward layer, or of all experts and their router."""
     if part.kind == "moe":
         shapes: Shapes = {"mlp.router.weight": (part.experts, size)}
-        shapes |= {f"mlp.experts.{name}.weight": (part.experts, part.size, size) for name in ("gate", "up")}
-        return shapes | {"mlp.experts.down.weight": (part.experts, size, part.size)}
+        shapes |= {f"mlp.experts.{name}.weight": (part.experts, part.ffn_hidden_size, size) for name in ("gate", "up")}
+        return shapes | {"mlp.experts.down.weight": (part.experts, size, part.ffn_hidden_size)}
     names = ("mlp.gate", "mlp.up") if part.kind == "gated" else ("mlp.up",)
     shapes = {}
     for name in names:
-        shapes |= linear(name, part.size, size, bias=part.bias)
-    return shapes | linear("mlp.down", size, part.size, bias=part.bias)
+        shapes |= linear(name, part.ffn_hidden_size, size, bias=part.bias)
+    return shapes | linear("mlp.down", size, part.ffn_hidden_size, bias=part.bias)
 
 
 def repeated(block: Shapes, layers: int, prefix: str = "layers") -> Shapes:

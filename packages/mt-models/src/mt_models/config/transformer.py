@@ -1,7 +1,7 @@
 """What the configurations of all models have."""
 
 from abc import abstractmethod
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
@@ -9,6 +9,9 @@ from mt_core.config.section import Section
 from mt_models.config import shapes
 from mt_models.config.attention import GQA
 from mt_models.config.norm import LayerNorm, RMSNorm
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
 
 
 class TransformerSection(Section):
@@ -18,11 +21,11 @@ class TransformerSection(Section):
     """Which model it is."""
     layers: PositiveInt
     """Transformer blocks."""
-    model_size: PositiveInt
+    hidden_size: PositiveInt
     """Width of the residual stream."""
     vocab_size: PositiveInt
     """Token ids, before padding."""
-    max_positions: PositiveInt
+    max_seq_len: PositiveInt
     """Longest sequence in tokens."""
     attention: GQA
     """Attention of every block."""
@@ -43,7 +46,21 @@ class TransformerSection(Section):
     def canonical_shapes(self) -> shapes.Shapes:
         """Name and shape of every tensor in a checkpoint of this model: un-fused and un-padded."""
 
+    def random_inputs(self, tokens_BT: "Tensor", generator: "Generator") -> "dict[str, Tensor]":
+        """A batch around random tokens, for `mt verify`: all the model takes but labels and loss mask."""
+        del generator
+        return {"tokens": tokens_BT}
+
     @property
     def parameter_count(self) -> int:
         """Parameters, without padding; a tied weight counts once."""
         return shapes.count(self.canonical_shapes())
+
+
+def random_padding(tokens_BT: "Tensor", generator: "Generator") -> "Tensor":
+    """A padding mask int64 [B, T]: 1 for a random number of tokens, at least half of them, then 0."""
+    import torch
+
+    samples, length = tokens_BT.shape
+    ends_B1 = torch.randint(length // 2, length + 1, (samples, 1), generator=generator)
+    return (torch.arange(length) < ends_B1).long()

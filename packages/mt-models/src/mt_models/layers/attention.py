@@ -5,14 +5,15 @@ R queries per group, H = G·R heads, K head size. A suffix names logical axes: u
 rank's share, and no line changes.
 """
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 
-from mt_core.parallel.plan import Column, Heads, Plan, Row, Rule
+from mt_core.parallel.tensor.plan import Column, Heads, Plan, Row, Rule
 from mt_models.config import GQA, TransformerConfig
-from mt_models.layers.attention_cores import Core, Scores
-from mt_models.layers.cache import LayerCache
-from mt_models.layers.linear import Linear
-from mt_models.layers.norm import make_norm
+from mt_models.layers.attention_cores import Core, ScoreMods
+from mt_models.layers.basic import Linear, make_norm
+from mt_models.layers.kv_cache import LayerCache
 from mt_models.layers.rope import Rotation, rotate
 
 
@@ -31,26 +32,31 @@ class Attention(nn.Module):
     ) -> None:
         """`tensor` ranks will share it: more than there are groups, and the groups are repeated."""
         super().__init__()
-        part, D = config.attention, config.model_size
+        part, D = config.attention, config.hidden_size
         copies = part.group_copies(tensor)
-        G, R = part.kv_groups * copies, part.queries_per_group // copies
+        G, R = part.num_kv_heads * copies, part.queries_per_group // copies
         self.qkv = Linear(D, (G, R + 2, part.head_size), bias=part.qkv_bias)
         self.out = Linear((part.heads, part.head_size), D, bias=part.out_bias)
         self.q_norm, self.k_norm = (
             make_norm(config.norm, part.head_size) if part.qk_norm else nn.Identity() for _ in "qk"
         )
-        scores = Scores(part.scale, part.softcap, part.window_of(layer), bidirectional=bidirectional, biased=biased)
-        self.core = core.with_scores(scores)
+        scores = ScoreMods(part.scale, part.softcap, part.window_of(layer), bidirectional=bidirectional, biased=biased)
+        self.core: Callable[..., Tensor] = core.with_scores(scores)
 
     def forward(
         self,
         x_BTD: Tensor,
         rotation: Rotation | None = None,
         cache: LayerCache | None = None,
-        documents_BT: Tensor | None = None,
+        segment_ids_BT: Tensor | None = None,
+        *,
+        padding_mask_BT: Tensor | None = None,
         bias_HTT: Tensor | None = None,
     ) -> Tensor:
-        """[B, T, D] to the same shape; with a cache the T tokens follow those already in it."""
+        """[B, T, D] to the same shape; with a cache the T tokens follow those already in it.
+
+        Causal attention takes segment ids, bidirectional attention a padding mask.
+        """
         qkv_BTGXK = self.qkv(x_BTD)  # X = R + 2
         q_BTHK = qkv_BTGXK[..., :-2, :].flatten(2, 3)
         k_BSGK, v_BSGK = qkv_BTGXK[..., -2, :], qkv_BTGXK[..., -1, :]  # S = T until the cache adds the past
@@ -59,8 +65,10 @@ class Attention(nn.Module):
             q_BTHK, k_BSGK = rotate(q_BTHK, rotation), rotate(k_BSGK, rotation)
         if cache is not None:
             k_BSGK, v_BSGK = cache.append(k_BSGK, v_BSGK)
-        bias = () if bias_HTT is None else (bias_HTT,)
-        return self.out(self.core(q_BTHK, k_BSGK, v_BSGK, documents_BT, *bias))  # the only place where heads meet
+        more = {"padding_mask_BS": padding_mask_BT, "bias_HTS": bias_HTT}
+        given = {name: tensor for name, tensor in more.items() if tensor is not None}  # plain cores take neither
+        y_BTHK = self.core(q_BTHK, k_BSGK, v_BSGK, segment_ids_BT, **given)
+        return self.out(y_BTHK)  # the only operation that mixes heads, so the only reduction under tensor parallelism
 
 
 class CrossAttention(nn.Module):
@@ -69,19 +77,20 @@ class CrossAttention(nn.Module):
     def __init__(self, config: TransformerConfig, core: Core, tensor: int = 1) -> None:
         """`tensor` ranks will share it: more than there are groups, and the groups are repeated."""
         super().__init__()
-        part, D = config.attention, config.model_size
+        part, D = config.attention, config.hidden_size
         self.q = Linear(D, (part.heads, part.head_size), bias=part.qkv_bias)
-        self.kv = Linear(D, (part.kv_groups * part.group_copies(tensor), 2, part.head_size), bias=part.qkv_bias)
+        self.kv = Linear(D, (part.num_kv_heads * part.group_copies(tensor), 2, part.head_size), bias=part.qkv_bias)
         self.out = Linear((part.heads, part.head_size), D, bias=part.out_bias)
         self.q_norm, self.k_norm = (
             make_norm(config.norm, part.head_size) if part.qk_norm else nn.Identity() for _ in "qk"
         )
-        self.core = core.with_scores(Scores(part.scale, part.softcap, bidirectional=True))
+        self.core: Callable[..., Tensor] = core.with_scores(ScoreMods(part.scale, part.softcap, bidirectional=True))
 
-    def forward(self, x_BTD: Tensor, others_BSD: Tensor, documents_BS: Tensor | None) -> Tensor:
-        """[B, T, D] to the same shape; where `documents_BS` is 0, the other sequence is padding."""
+    def forward(self, x_BTD: Tensor, others_BSD: Tensor, padding_mask_BS: Tensor | None) -> Tensor:
+        """[B, T, D] to the same shape; where `padding_mask_BS` is 0, the other sequence is padding."""
         k_BSGK, v_BSGK = self.kv(others_BSD).unbind(-2)
-        return self.out(self.core(self.q_norm(self.q(x_BTD)), self.k_norm(k_BSGK), v_BSGK, documents_BS))
+        q_BTHK, k_BSGK = self.q_norm(self.q(x_BTD)), self.k_norm(k_BSGK)
+        return self.out(self.core(q_BTHK, k_BSGK, v_BSGK, padding_mask_BS=padding_mask_BS))
 
 
 def plan(part: GQA, copies: int = 1) -> Plan:

@@ -1,8 +1,9 @@
 """Attention cores: the part of attention that mixes positions, as functions chosen by name.
 
 `mt_core.types.AttentionCore` is how one is called and what it computes. What else a model does to its scores is
-`Scores`; a core that honours none of it never gets them. Bidirectional scores are those of queries that see every key,
-but for padding, keys whose number is 0.
+`ScoreMods`; a core that supports none of it never gets them. Which keys a query sees: in a causal core those up to its
+own position, with `segment_ids_BS` only those of its own segment; in a bidirectional core all of them, with
+`padding_mask_BS` only those that are no padding (1 for a token, 0 for padding).
 
 Shape suffixes: B batch, T queries, S keys, H = G·R query heads, G key/value groups, R queries per group, K head size.
 """
@@ -34,7 +35,7 @@ BACKENDS = [
 
 
 @dataclass(frozen=True, slots=True)
-class Scores:
+class ScoreMods:
     """What happens to q·k before the softmax; plain when nothing is set."""
 
     scale: float | None = None
@@ -54,7 +55,7 @@ class Scores:
         return frozenset(field.name for field in fields(self) if getattr(self, field.name) != field.default)
 
 
-PLAIN = Scores()
+PLAIN = ScoreMods()
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,57 +63,63 @@ class Core:
     """What a component of kind `attention` is, and whether it runs here."""
 
     attend: Callable[..., Tensor]
-    """An `AttentionCore`; it takes `scores=` if it honours any, and bias_HTS after the documents if it honours that."""
+    """An `AttentionCore`; it takes `scores=` if it supports any, with `bidirectional` also `padding_mask_BS=`, and with
+    `biased` also `bias_HTS=`."""
     preference: int
     """`auto` takes the core with the highest preference among those that run."""
     why_not: Callable[[torch.device], str] = lambda device: ""
     """Why the core cannot run on a device, in a few words; empty if it can."""
-    honours: frozenset[str] = frozenset()
-    """Fields of `Scores` that the core can apply."""
+    supports: frozenset[str] = frozenset()
+    """Fields of `ScoreMods` that the core can apply."""
 
-    def __call__(self, *tensors: Tensor | None) -> Tensor:
-        """As an `AttentionCore`."""
-        return self.attend(*tensors)
+    def __call__(self, *tensors: Tensor | None, **more: Tensor) -> Tensor:
+        """Attend without special scores, like any `AttentionCore`."""
+        return self.attend(*tensors, **more)
 
-    def with_scores(self, scores: Scores) -> AttentionCore:
+    def with_scores(self, scores: ScoreMods) -> AttentionCore:
         """The core for these scores."""
         return partial(self.attend, scores=scores) if scores.special else self
 
-    def refusal(self, device: torch.device, needed: frozenset[str]) -> str:
+    def unsupported_reason(self, device: torch.device, needed: frozenset[str]) -> str:
         """Why the core cannot do what is needed on a device; empty if it can."""
         if reason := self.why_not(device):
             return reason
-        missing = sorted(needed - self.honours)
+        missing = sorted(needed - self.supports)
         return f"has no {', '.join(missing)}" if missing else ""
 
 
 def visible(
-    queries: int, keys: int, device: torch.device, documents_BS: Tensor | None = None, *, window: int | None = None
+    queries: int, keys: int, device: torch.device, segment_ids_BS: Tensor | None = None, *, window: int | None = None
 ) -> Tensor:
-    """Which keys each query of a causal core sees: boolean [T, S], or [B, 1, T, S] with documents."""
+    """Which keys each query of a causal core sees: boolean [T, S], or [B, 1, T, S] with segment ids."""
     causal_TS = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
     if window is not None:
         causal_TS = causal_TS.triu(keys - queries - window + 1)
-    if documents_BS is None:
+    if segment_ids_BS is None:
         return causal_TS
-    return causal_TS & (documents_BS[:, None, -queries:, None] == documents_BS[:, None, None, :])
+    return causal_TS & (segment_ids_BS[:, None, -queries:, None] == segment_ids_BS[:, None, None, :])
 
 
-def mask(q_BTHK: Tensor, k_BSGK: Tensor, documents_BS: Tensor | None, scores: Scores) -> Tensor | None:
+def visible_keys(
+    q_BTHK: Tensor, k_BSGK: Tensor, segment_ids_BS: Tensor | None, padding_mask_BS: Tensor | None, scores: ScoreMods
+) -> Tensor | None:
     """Which keys each query sees, as booleans that broadcast to [B, 1, T, S]; None if all see all."""
     if not scores.bidirectional:
-        return visible(q_BTHK.shape[1], k_BSGK.shape[1], q_BTHK.device, documents_BS, window=scores.window)
-    return None if documents_BS is None else documents_BS[:, None, None, :] > 0
+        assert padding_mask_BS is None, "causal cores take segment ids"
+        return visible(q_BTHK.shape[1], k_BSGK.shape[1], q_BTHK.device, segment_ids_BS, window=scores.window)
+    assert segment_ids_BS is None, "bidirectional cores take a padding mask"
+    return None if padding_mask_BS is None else padding_mask_BS[:, None, None, :] > 0
 
 
 def attend_eager(
     q_BTHK: Tensor,
     k_BSGK: Tensor,
     v_BSGK: Tensor,
-    documents_BS: Tensor | None = None,
-    bias_HTS: Tensor | None = None,
+    segment_ids_BS: Tensor | None = None,
     *,
-    scores: Scores = PLAIN,
+    padding_mask_BS: Tensor | None = None,
+    bias_HTS: Tensor | None = None,
+    scores: ScoreMods = PLAIN,
 ) -> Tensor:
     """Attention written out; the softmax is computed in fp32 or wider."""
     G = k_BSGK.shape[2]
@@ -122,7 +129,7 @@ def attend_eager(
         scores_BGRTS = scores.softcap * torch.tanh(scores_BGRTS / scores.softcap)
     if bias_HTS is not None:
         scores_BGRTS = scores_BGRTS + bias_HTS.unflatten(0, (G, -1))
-    if (seen := mask(q_BTHK, k_BSGK, documents_BS, scores)) is not None:
+    if (seen := visible_keys(q_BTHK, k_BSGK, segment_ids_BS, padding_mask_BS, scores)) is not None:
         scores_BGRTS = scores_BGRTS.masked_fill(~(seen if seen.ndim == 2 else seen[:, :, None]), -math.inf)
     wide = torch.promote_types(scores_BGRTS.dtype, torch.float32)
     weights_BGRTS = scores_BGRTS.softmax(dim=-1, dtype=wide).to(v_BSGK.dtype)
@@ -133,16 +140,17 @@ def attend_sdpa(
     q_BTHK: Tensor,
     k_BSGK: Tensor,
     v_BSGK: Tensor,
-    documents_BS: Tensor | None = None,
-    bias_HTS: Tensor | None = None,
+    segment_ids_BS: Tensor | None = None,
     *,
-    scores: Scores = PLAIN,
+    padding_mask_BS: Tensor | None = None,
+    bias_HTS: Tensor | None = None,
+    scores: ScoreMods = PLAIN,
 ) -> Tensor:
     """torch's fused attention. Its `is_causal` aligns first query with first key, so T < S needs a mask, T = 1 none."""
     T, S = q_BTHK.shape[1], k_BSGK.shape[1]
     windowed = scores.window is not None and scores.window < S
-    masked = scores.bidirectional or documents_BS is not None or bias_HTS is not None or windowed or 1 < T < S
-    seen = mask(q_BTHK, k_BSGK, documents_BS, scores) if masked else None
+    masked = scores.bidirectional or segment_ids_BS is not None or bias_HTS is not None or windowed or 1 < T < S
+    seen = visible_keys(q_BTHK, k_BSGK, segment_ids_BS, padding_mask_BS, scores) if masked else None
     if bias_HTS is not None:
         seen = bias_HTS[None] if seen is None else torch.where(seen, bias_HTS[None], -math.inf)
     with sdpa_kernel(BACKENDS, set_priority=True):
@@ -157,20 +165,20 @@ def attend_sdpa(
 
 
 BOTH = frozenset({"scale", "window", "bidirectional", "biased"})
-eager = Core(attend_eager, preference=0, honours=BOTH | {"softcap"})
-sdpa = Core(attend_sdpa, preference=10, honours=BOTH)
+eager = Core(attend_eager, preference=0, supports=BOTH | {"softcap"})
+sdpa = Core(attend_sdpa, preference=10, supports=BOTH)
 
 
 def choose_core(name: str, device: torch.device, needed: frozenset[str] = frozenset()) -> Core:
-    """The core called `name`, or for "auto" the preferred one that runs on `device` and honours what is needed; says
+    """The core called `name`, or for "auto" the preferred one that runs on `device` and supports what is needed; says
     which in the log."""
     if name != "auto":
         core: Core = component("attention", name)
-        if reason := core.refusal(device, needed):
+        if reason := core.unsupported_reason(device, needed):
             raise MtError(f"attention core {name!r}", f"cannot run on {device.type}: {reason}", 'use "auto"')
         return core
     loaded = {candidate: component("attention", candidate) for candidate in components("attention")}
-    reasons = {candidate: core.refusal(device, needed) for candidate, core in loaded.items()}
+    reasons = {candidate: core.unsupported_reason(device, needed) for candidate, core in loaded.items()}
     chosen = max((c for c in loaded if not reasons[c]), key=lambda c: loaded[c].preference)
     refused = "".join(f"; not {c}: {reason}" for c, reason in reasons.items() if reason)
     logger.info("attention core: %s (auto, %s)%s", chosen, device.type, refused)

@@ -1,14 +1,16 @@
-"""Feed-forward layers. Shape suffixes: B batch, T tokens, D model size, F hidden features."""
+"""Feed-forward layers: each takes features and, where it may have an auxiliary loss, the collector of those.
+
+Shape suffixes: B batch, T tokens, D model size, F hidden features."""
 
 from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mt_core.parallel.plan import Column, Expert, Plan, Row, Sequence
+from mt_core.parallel.tensor.plan import Column, Expert, Plan, Row, Sequence
 from mt_models import config
-from mt_models.layers.linear import Linear
-from mt_models.layers.moe import MoE
+from mt_models.layers.basic import Linear
+from mt_models.layers.moe import AuxLosses, MoE
 
 
 def squared_relu(x: Tensor) -> Tensor:
@@ -30,12 +32,13 @@ class Dense(nn.Module):
 
     def __init__(self, part: config.Dense, size: int) -> None:
         super().__init__()
-        self.up = Linear(size, part.size, bias=part.bias)
-        self.down = Linear(part.size, size, bias=part.bias)
+        self.up = Linear(size, part.ffn_hidden_size, bias=part.bias)
+        self.down = Linear(part.ffn_hidden_size, size, bias=part.bias)
         self.activation = ACTIVATIONS[part.activation]
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        """[B, T, D] to the same shape."""
+    def forward(self, x_BTD: Tensor, aux_losses: AuxLosses | None = None) -> Tensor:
+        """[B, T, D] to the same shape; adds no auxiliary loss."""
+        del aux_losses
         return self.down(self.activation(self.up(x_BTD)))
 
 
@@ -44,12 +47,13 @@ class Gated(nn.Module):
 
     def __init__(self, part: config.Gated, size: int) -> None:
         super().__init__()
-        self.gate_up = Linear(size, (2, part.size), bias=part.bias)
-        self.down = Linear(part.size, size, bias=part.bias)
+        self.gate_up = Linear(size, (2, part.ffn_hidden_size), bias=part.bias)
+        self.down = Linear(part.ffn_hidden_size, size, bias=part.bias)
         self.activation = ACTIVATIONS[part.activation]
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        """[B, T, D] to the same shape."""
+    def forward(self, x_BTD: Tensor, aux_losses: AuxLosses | None = None) -> Tensor:
+        """[B, T, D] to the same shape; adds no auxiliary loss."""
+        del aux_losses
         gate_BTF, up_BTF = self.gate_up(x_BTD).unbind(-2)
         return self.down(self.activation(gate_BTF) * up_BTF)
 

@@ -14,13 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mt_core.parallel.experts import Dispatch, dispatch, inverse, reorder
+from mt_core.parallel.expert.dispatcher import Dispatch, dispatch
+from mt_core.parallel.expert.permutation import inverse, reorder
 from mt_models import config
-from mt_models.layers.linear import Linear
+from mt_models.layers.basic import Linear
 
 
-class Balances:
-    """The balance losses of one forward pass, [B] each.
+class AuxLosses:
+    """The auxiliary losses of one forward pass, [B] each.
 
     No list: FSDP2 gives a layer copies of the lists in its arguments, and what is appended to those is lost.
     """
@@ -29,7 +30,7 @@ class Balances:
         self.losses: list[Tensor] = []
 
 
-class Stack(nn.Module):
+class ExpertWeights(nn.Module):
     """A weight for each expert."""
 
     def __init__(self, *shape: int) -> None:
@@ -42,8 +43,8 @@ class Experts(nn.Module):
 
     def __init__(self, part: config.MoE, size: int, activation: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
-        self.gate_up = Stack(part.experts, 2, part.size, size)
-        self.down = Stack(part.experts, size, part.size)
+        self.gate_up = ExpertWeights(part.experts, 2, part.ffn_hidden_size, size)
+        self.down = ExpertWeights(part.experts, size, part.ffn_hidden_size)
         self.activation = activation
         self.op: Dispatch = dispatch
 
@@ -67,24 +68,24 @@ class MoE(nn.Module):
         self.experts = Experts(part, size, activation)
         self.part = part
 
-    def forward(self, x_BTD: Tensor, balances: Balances | None = None) -> Tensor:
-        """[B, T, D] to the same shape; the balance loss of each sequence, [B], is appended to `balances`."""
+    def forward(self, x_BTD: Tensor, aux_losses: AuxLosses | None = None) -> Tensor:
+        """[B, T, D] to the same shape; the balance loss of each sequence, [B], is appended to `aux_losses`."""
         with torch.autocast(x_BTD.device.type, enabled=False):
             wide = torch.promote_types(x_BTD.dtype, torch.float32)
             logits_BTE = F.linear(x_BTD.to(wide), self.router.weight.to(wide))
-        weights_BTC, chosen_BTC = choose(logits_BTE, self.part.top_k, normalized=self.part.normalized)
-        if balances is not None and self.part.balance:
-            balances.losses.append(self.part.balance * imbalance(logits_BTE, chosen_BTC))
+        weights_BTC, chosen_BTC = topk_routing(logits_BTE, self.part.top_k, normalized=self.part.normalized)
+        if aux_losses is not None and self.part.aux_loss_coeff:
+            aux_losses.losses.append(self.part.aux_loss_coeff * load_balancing_loss(logits_BTE, chosen_BTC))
         chosen_M = chosen_BTC.flatten()
         order_M = chosen_M.argsort(stable=True)
         back_M = inverse(order_M)
-        x_MD = spread(x_BTD.flatten(0, 1), order_M, back_M)
-        y_MD = reorder(self.experts(x_MD, hits(chosen_M, self.part.experts).sum(0)), back_M, order_M)
+        x_MD = permute_tokens(x_BTD.flatten(0, 1), order_M, back_M)
+        y_MD = reorder(self.experts(x_MD, one_hot(chosen_M, self.part.experts).sum(0)), back_M, order_M)
         y_BTCD = y_MD.view(*chosen_BTC.shape, -1)
         return (y_BTCD * weights_BTC[..., None].to(y_BTCD.dtype)).sum(2)
 
 
-def choose(logits_BTE: Tensor, top_k: int, *, normalized: bool) -> tuple[Tensor, Tensor]:
+def topk_routing(logits_BTE: Tensor, top_k: int, *, normalized: bool) -> tuple[Tensor, Tensor]:
     """Weights and numbers of each token's experts, [B, T, C]: a softmax over the chosen logits or over all."""
     if normalized:
         highest_BTC, chosen_BTC = logits_BTE.topk(top_k, dim=-1)
@@ -92,15 +93,15 @@ def choose(logits_BTE: Tensor, top_k: int, *, normalized: bool) -> tuple[Tensor,
     return logits_BTE.softmax(-1).topk(top_k, dim=-1)
 
 
-def spread(x_ND: Tensor, order_M: Tensor, back_M: Tensor) -> Tensor:
+def permute_tokens(x_ND: Tensor, order_M: Tensor, back_M: Tensor) -> Tensor:
     """Each token's features for each of its choices, choice `order[0]` first; choice m is one of token m // C.
 
     `back` is the inverse order: with it, gradients are gathered and added up in a fixed order, without atomic sums.
     """
-    return _Spread.apply(x_ND, order_M, back_M)  # pyright: ignore[reportReturnType]
+    return _PermuteTokens.apply(x_ND, order_M, back_M)  # pyright: ignore[reportReturnType]
 
 
-class _Spread(torch.autograd.Function):
+class _PermuteTokens(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_ND: Tensor, order_M: Tensor, back_M: Tensor) -> Tensor:
         ctx.save_for_backward(back_M)
@@ -113,17 +114,17 @@ class _Spread(torch.autograd.Function):
         return gradients[0][back_M].unflatten(0, (ctx.tokens, -1)).sum(1), None, None
 
 
-def imbalance(logits_BTE: Tensor, chosen_BTC: Tensor) -> Tensor:
+def load_balancing_loss(logits_BTE: Tensor, chosen_BTC: Tensor) -> Tensor:
     """Σ_e E · (share of choices that fell on e) · (mean probability of e) of each sequence, [B]: 1 when all is even.
 
     By sequence, not by micro-batch, so that it does not depend on how a batch is cut (arXiv:2405.04434, eq. 12-14).
     """
     experts = logits_BTE.shape[-1]
-    shares_BE = hits(chosen_BTC.flatten(1), experts).to(logits_BTE.dtype).mean(1)
+    shares_BE = one_hot(chosen_BTC.flatten(1), experts).to(logits_BTE.dtype).mean(1)
     return experts * (shares_BE * logits_BTE.softmax(-1).mean(1)).sum(-1)
 
 
-def hits(chosen: Tensor, experts: int) -> Tensor:
+def one_hot(chosen: Tensor, experts: int) -> Tensor:
     """Which expert each choice is, boolean […, E]; unlike `bincount`, it does not wait for the GPU."""
     return chosen[..., None] == torch.arange(experts, device=chosen.device)
 
@@ -146,17 +147,17 @@ def runs_grouped(x_MD: Tensor, *weights: Tensor) -> bool:
     return all(t.dtype == torch.bfloat16 and t.shape[-1] % 8 == 0 for t in (x_MD, *weights))
 
 
-def with_balance(losses_BT: Tensor, balances: Balances) -> Tensor:
+def attach_aux_losses(losses_BT: Tensor, aux_losses: AuxLosses) -> Tensor:
     """The losses unchanged, but their gradient also flows into the balance losses, as if each token's had those.
 
     So a balance loss is weighted by the share that its sequence's tokens have in the loss of the step.
     """
-    if not balances.losses:
+    if not aux_losses.losses:
         return losses_BT
-    return _WithBalance.apply(losses_BT, torch.stack(balances.losses).sum(0))  # pyright: ignore[reportReturnType]
+    return _AttachAuxLosses.apply(losses_BT, torch.stack(aux_losses.losses).sum(0))  # pyright: ignore[reportReturnType]
 
 
-class _WithBalance(torch.autograd.Function):
+class _AttachAuxLosses(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, losses_BT: Tensor, balance_B: Tensor) -> Tensor:
         ctx.dtype = balance_B.dtype

@@ -14,27 +14,53 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mt_core.parallel.axis import Axis
-from mt_core.parallel.context.chunks import Chunk, attend, attend_backward
-from mt_core.parallel.context.passing import Coming, pass_on
-from mt_core.parallel.context.sequence import gather
+from mt_core.distributed.mesh import Axis
+from mt_core.parallel.context.attention_chunks import Chunk, attend, attend_backward
+from mt_core.parallel.context.zigzag import gather
 
 
-def ring(q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, documents_BT: Tensor | None = None, *, axis: Axis) -> Tensor:
+@dataclass(frozen=True, slots=True)
+class Coming:
+    """Tensors on their way to this rank, and those that leave it, which must live until the exchange is over."""
+
+    tensors: tuple[Tensor, ...]
+    works: tuple[dist.Work, ...] = ()
+    leaving: tuple[Tensor, ...] = ()
+
+    def wait(self) -> tuple[Tensor, ...]:
+        """The tensors, once they are here."""
+        for work in self.works:
+            work.wait()
+        return self.tensors
+
+
+def pass_on(tensors: tuple[Tensor, ...], axis: Axis) -> Coming:
+    """Start to send tensors to the next rank and to receive those of the one before; do not write to them meanwhile."""
+    if axis.size == 1:
+        return Coming(tensors)
+    arriving = tuple(torch.empty_like(x) for x in tensors)
+    after, before = (axis.rank + 1) % axis.size, (axis.rank - 1) % axis.size
+    sends = [dist.P2POp(dist.isend, x, group=axis.group, group_peer=after) for x in tensors]
+    receives = [dist.P2POp(dist.irecv, x, group=axis.group, group_peer=before) for x in arriving]
+    return Coming(arriving, tuple(dist.batch_isend_irecv([*sends, *receives])), leaving=tensors)
+
+
+def ring(q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, segment_ids_BT: Tensor | None = None, *, axis: Axis) -> Tensor:
     """Causal attention y_BTHK over the whole sequence, of which every rank of `axis` holds a zig-zag share.
 
-    `documents_BT`: a number per local token; tokens of different documents do not see each other.
+    `segment_ids_BT`: a number per local token; tokens of different segments do not see each other.
     """
-    documents = None if documents_BT is None else _documents_of_ranks(documents_BT, axis)
+    segment_ids = None if segment_ids_BT is None else _gather_segment_ids(segment_ids_BT, axis)
     qkv = (x.contiguous() for x in (q_BTHK, k_BSGK, v_BSGK))  # messages are, and kernels want it
-    return _Ring.apply(*qkv, documents, axis)
+    return _Ring.apply(*qkv, segment_ids, axis)
 
 
-def _documents_of_ranks(documents_BT: Tensor, axis: Axis) -> tuple[Tensor, ...]:
-    return (documents_BT,) if axis.size == 1 else gather(documents_BT, axis).unbind()
+def _gather_segment_ids(segment_ids_BT: Tensor, axis: Axis) -> tuple[Tensor, ...]:
+    return (segment_ids_BT,) if axis.size == 1 else gather(segment_ids_BT, axis).unbind()
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +89,12 @@ class _Ring(torch.autograd.Function):
         q_BTHK: Tensor,
         k_BSGK: Tensor,
         v_BSGK: Tensor,
-        documents: tuple[Tensor, ...] | None,
+        segment_ids: tuple[Tensor, ...] | None,
         axis: Axis,
     ) -> Tensor:
-        y_BTHK, lse_BHT = _around(_steps((q_BTHK, k_BSGK, v_BSGK), documents, axis))
+        y_BTHK, lse_BHT = _around(_steps((q_BTHK, k_BSGK, v_BSGK), segment_ids, axis))
         y_BTHK = y_BTHK.to(q_BTHK.dtype)
-        ctx.axis, ctx.documents = axis, documents
+        ctx.axis, ctx.segment_ids = axis, segment_ids
         ctx.save_for_backward(q_BTHK, k_BSGK, v_BSGK, y_BTHK, lse_BHT)
         return y_BTHK
 
@@ -76,7 +102,7 @@ class _Ring(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         *qkv, y_BTHK, lse_BHT = ctx.saved_tensors
-        steps = _steps(qkv, ctx.documents, ctx.axis)
+        steps = _steps(qkv, ctx.segment_ids, ctx.axis)
         dqkv = _around_again(steps, merged=(grads[0].contiguous(), y_BTHK, lse_BHT), axis=ctx.axis)
         return *(dx.to(x.dtype) for dx, x in zip(dqkv, qkv, strict=True)), None, None
 
@@ -114,7 +140,7 @@ def _around_again(
     return dq_BTHK, dk_BSGK, dv_BSGK
 
 
-def _steps(qkv: Sequence[Tensor], documents: tuple[Tensor, ...] | None, axis: Axis) -> Iterator[tuple[Part, Chunk]]:
+def _steps(qkv: Sequence[Tensor], segment_ids: tuple[Tensor, ...] | None, axis: Axis) -> Iterator[tuple[Part, Chunk]]:
     """The own block, then those of the ranks before; the next block is on its way while the caller works on one."""
     q_BTHK, *held = qkv
     for step in range(axis.size):
@@ -122,16 +148,16 @@ def _steps(qkv: Sequence[Tensor], documents: tuple[Tensor, ...] | None, axis: Ax
         source = (axis.rank - step) % axis.size
         part = visible_part(axis.rank, source, q_BTHK.shape[1])
         k_BSGK, v_BSGK = (x[:, part.keys] for x in held)
-        same_BTS = _same(documents, axis.rank, source, part)
+        same_BTS = _same(segment_ids, axis.rank, source, part)
         yield part, Chunk(q_BTHK[:, part.queries], k_BSGK, v_BSGK, part.causal, same_BTS)
         held = coming.wait()
 
 
-def _same(documents: tuple[Tensor, ...] | None, rank: int, source: int, part: Part) -> Tensor | None:
+def _same(segment_ids: tuple[Tensor, ...] | None, rank: int, source: int, part: Part) -> Tensor | None:
     """Boolean same_BTS: which of the block's keys lie in the document of the query."""
-    if documents is None:
+    if segment_ids is None:
         return None
-    return documents[rank][:, part.queries, None] == documents[source][:, None, part.keys]
+    return segment_ids[rank][:, part.queries, None] == segment_ids[source][:, None, part.keys]
 
 
 def _merge(y_BTHK: Tensor, lse_BHT: Tensor, y_part: Tensor, lse_part: Tensor) -> None:

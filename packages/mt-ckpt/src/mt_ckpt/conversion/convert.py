@@ -1,0 +1,104 @@
+"""From any loader's format to any saver's, one tensor at a time; the result appears complete and, if asked, proven."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mt_ckpt.conversion.verify import Comparison, verify_conversion
+from mt_ckpt.given_options import problems, values
+from mt_ckpt.plugin_options import options_of
+from mt_ckpt.tensor_streams.accounting import accounted
+from mt_ckpt.tensor_streams.dtypes import cast, dtype_named
+from mt_ckpt.tensor_streams.tokenizer_files import size_problems
+from mt_core.checkpoint.page_cache import trim
+from mt_core.errors import MtError, raise_if
+from mt_core.files import atomic_path
+from mt_core.plugins import component
+from mt_core.progress import progress
+from mt_core.types import CheckpointLoader
+
+TRIM_BYTES = 64 << 20
+"""After so many bytes of tensors, memory that was freed goes back to the kernel."""
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What a conversion did."""
+
+    path: Path
+    tensors: int
+    parameters: int
+    bytes: int
+    tokenizer_files: tuple[str, ...]
+    comparisons: tuple[Comparison, ...]
+    """Empty unless verification was asked for."""
+
+
+@dataclass
+class _Count:
+    tensors: int = 0
+    parameters: int = 0
+    bytes: int = 0
+
+
+def convert(
+    loader: str,
+    load_dir: Path,
+    saver: str,
+    save_dir: Path,
+    *,
+    dtype: str | None = None,
+    verify: bool = False,
+    model_type: str | None = None,
+    options: Mapping[str, Any] = MappingProxyType({}),
+) -> Converted:
+    """Convert a checkpoint. Tensors keep their dtype unless `dtype` is given.
+
+    `options` are keyword-only parameters of the loader, of the saver, or of both; texts are read as their types say.
+
+    `MtError` if the tensors are not exactly the model's, if `model_type` is given and is not the source's, or if the
+    verification finds a difference; nothing is left under `save_dir` then.
+    """
+    target = dtype_named(dtype) if dtype else None
+    save, load = component("ckpt-saver", saver), component("ckpt-loader", loader)
+    sides = {f"loader {loader}": options_of(load), f"saver {saver}": options_of(save)}
+    raise_if(problems(options, sides))
+    of_loader, of_saver = (values(options, side) for side in sides.values())
+    source = load(load_dir, **of_loader)
+    config, count = source.config(), _Count()
+    if model_type and model_type.lower() != config.kind:
+        raise MtError(f"--model-type {model_type}", f"{load_dir} holds a {config.kind!r} model", f"use {config.kind}")
+    files = list(source.tokenizer_files())
+    raise_if(size_problems(files, config.vocab_size))
+    with atomic_path(save_dir) as staging:
+        save(staging, config, _stream(source, load_dir, target, count), files, **of_saver)
+        if count.tensors < (expected := len(config.canonical_shapes())):
+            found = f"took only {count.tensors} of {expected} tensors"
+            raise MtError(f"saver {saver}", found, "it must write every tensor: report this to its author")
+        proof = verify_conversion(source, load_dir, staging, target) if verify else ()
+    names = tuple(file.name for file in files)
+    return Converted(save_dir, count.tensors, count.parameters, count.bytes, names, proof)
+
+
+def _stream(
+    source: CheckpointLoader, where: Path, dtype: torch.dtype | None, count: _Count
+) -> Iterator[tuple[str, Tensor]]:
+    """The source's tensors, accounted for, cast and counted."""
+    expected, trimmed = source.config().canonical_shapes(), 0
+    with progress("converting", len(expected), "tensors") as advance:
+        for name, tensor in accounted(str(where), expected, source.tensors()):
+            tensor = cast(f"{where}: {name}", tensor, dtype) if dtype else tensor
+            count.tensors += 1
+            count.parameters += tensor.numel()
+            count.bytes += tensor.nbytes
+            yield name, tensor
+            del tensor  # or it would be in memory while the next one is made
+            if count.bytes - trimmed > TRIM_BYTES:
+                trimmed = count.bytes
+                trim()
+            advance(1)

@@ -1,0 +1,146 @@
+"""Proof of a conversion: source and result give the same logits on fixed tokens, in fp32.
+
+Both are read back through their loaders into mt's own model; a side in Hugging Face format is also compared with
+transformers' model of it, where transformers is installed. One model is held in memory at a time.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mt_ckpt.conversion.detect import open_checkpoint
+from mt_ckpt.huggingface.loader import HuggingFace
+from mt_ckpt.tensor_streams.dtypes import cast
+from mt_core.errors import MtError, Problem, raise_if
+from mt_core.types import CheckpointLoader, ModelConfig
+from mt_models.canonical import load_stream
+
+SEQUENCES, LENGTH = 2, 64
+TOLERANCE = 1e-5
+"""Allowed difference as a part of the largest logit; fp32 sums in another order differ by about 1e-6 of it."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two sets of logits that should be equal."""
+
+    left: str
+    right: str
+    difference: float
+    """Largest absolute difference."""
+    largest: float
+    """Largest absolute logit."""
+
+    @property
+    def equal(self) -> bool:
+        """Whether they agree to what fp32 arithmetic leaves open; NaN never does."""
+        return self.difference <= TOLERANCE * self.largest
+
+    def __str__(self) -> str:
+        return f"{self.left} = {self.right}: logits differ by at most {self.difference:.2g} of {self.largest:.3g}"
+
+
+def verify_conversion(
+    source: CheckpointLoader, source_path: Path, result_path: Path, dtype: torch.dtype | None
+) -> tuple[Comparison, ...]:
+    """Compare source and result on every side; one `MtError` names every comparison that fails.
+
+    With `dtype`, the result is compared with the source's weights rounded to it.
+    """
+    tokens_BT = fixed_tokens(source.config())
+    comparisons = tuple(_comparisons(source, source_path, result_path, dtype, tokens_BT))
+    raise_if(
+        Problem(
+            str(source_path),
+            f"{c.left} and {c.right} disagree: logits differ by {c.difference:.2g}, the largest is {c.largest:.3g}",
+            "the result was removed; please report this with the checkpoint's config",
+        )
+        for c in comparisons
+        if not c.equal
+    )
+    return comparisons
+
+
+def _comparisons(
+    source: CheckpointLoader, source_path: Path, result_path: Path, dtype: torch.dtype | None, tokens_BT: Tensor
+) -> Iterator[Comparison]:
+    ours = our_logits(source, tokens_BT)
+    if has_transformers_model(source):
+        yield compare("source in transformers", "source in mt", transformers_logits(source_path, tokens_BT), ours)
+    name = "source in mt"
+    if dtype:
+        ours = our_logits(source, tokens_BT, lambda name, tensor: cast(name, tensor, dtype))
+        name = f"source in mt, rounded to {str(dtype).removeprefix('torch.')},"
+    result_loader = open_checkpoint(result_path)
+    result = our_logits(result_loader, tokens_BT)
+    yield compare(name, "result in mt", ours, result)
+    if has_transformers_model(result_loader):
+        yield compare("result in mt", "result in transformers", result, transformers_logits(result_path, tokens_BT))
+
+
+def compare(left: str, right: str, left_BTV: Tensor, right_BTV: Tensor) -> Comparison:
+    """Two sets of logits with names for a report."""
+    if left_BTV.shape != right_BTV.shape:
+        raise MtError(f"{left} and {right}", f"logits of shapes {list(left_BTV.shape)} and {list(right_BTV.shape)}")
+    return Comparison(left, right, (left_BTV - right_BTV).abs().max().item(), left_BTV.abs().max().item())
+
+
+def fixed_tokens(config: ModelConfig) -> Tensor:
+    """The same tokens [B, T] each time, spread over the vocabulary."""
+    length = min(LENGTH, config.max_seq_len)
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(config.vocab_size, (SEQUENCES, length), generator=generator)
+
+
+@torch.inference_mode()
+def our_logits(
+    loader: CheckpointLoader, tokens_BT: Tensor, change: Callable[[str, Tensor], Tensor] = lambda name, tensor: tensor
+) -> Tensor:
+    """Logits [B, T, V] of mt's model, with each canonical tensor passed through `change`, then in fp32."""
+    model: Any = loader.config().build().to(torch.float32)
+    load_stream(model, ((name, change(name, tensor).to(torch.float32)) for name, tensor in loader.tensors()))
+    return model.eval()(tokens_BT)
+
+
+@torch.inference_mode()
+def transformers_logits(path: Path, tokens_BT: Tensor) -> Tensor:
+    """Logits [B, T, V] of transformers' model, or features of one without heads, in fp32; only safetensors and code of
+    its own are used."""
+    import transformers
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    how = _reference(open_checkpoint(path).config())
+    model = getattr(transformers, how.auto_class).from_pretrained(
+        path, dtype=torch.float32, local_files_only=True, trust_remote_code=False, use_safetensors=True
+    )
+    return model.eval()(**dict.fromkeys(how.inputs, tokens_BT))[how.output]
+
+
+class _Reference(NamedTuple):
+    auto_class: str
+    output: str = "logits"
+    inputs: tuple[str, ...] = ("input_ids",)
+
+
+def _reference(config: ModelConfig) -> _Reference:
+    """What computes in transformers what our model's forward does."""
+    match config.kind:
+        case "bert" if not getattr(config, "lm_head", False):
+            return _Reference("AutoModel", "last_hidden_state")
+        case "bert":
+            return _Reference("AutoModelForMaskedLM")
+        case "t5":
+            return _Reference("AutoModelForSeq2SeqLM", inputs=("input_ids", "decoder_input_ids"))
+        case _:
+            return _Reference("AutoModelForCausalLM")
+
+
+def has_transformers_model(loader: CheckpointLoader) -> bool:
+    """Whether transformers is installed and reads this format."""
+    return isinstance(loader, HuggingFace) and find_spec("transformers") is not None

@@ -1,0 +1,1 @@
+"""Hugging Face format: config.json, safetensors and the tables of its model families."""

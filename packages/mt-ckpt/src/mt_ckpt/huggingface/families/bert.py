@@ -1,0 +1,147 @@
+"""BERT, whose norms come after each sum, and Megatron-BERT, whose norms come before.
+
+A file's tensors tell which heads it has.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from mt_ckpt.huggingface.families.family import Family, Key
+from mt_ckpt.tensor_streams.names import Names
+from mt_models.config import BertConfig
+
+BLOCK = {
+    "attention.self.query": "attn.q",
+    "attention.self.key": "attn.k",
+    "attention.self.value": "attn.v",
+    "attention.output.dense": "attn.out",
+    "intermediate.dense": "mlp.up",
+    "output.dense": "mlp.down",
+}
+NORMS_AFTER = {"attention.output.LayerNorm": "attn_norm", "output.LayerNorm": "mlp_norm"}
+NORMS_BEFORE = {"attention.ln": "attn_norm", "ln": "mlp_norm"}
+HEADS = {
+    "bert.pooler.dense": "pooler",
+    "cls.predictions.transform.dense": "lm_head.dense",
+    "cls.predictions.transform.LayerNorm": "lm_head.norm",
+    "cls.seq_relationship": "binary_head",
+}
+WEIGHTS = {
+    **{
+        f"bert.embeddings.{theirs}_embeddings.weight": f"{ours}.weight"
+        for theirs, ours in (("word", "embed"), ("position", "position"), ("token_type", "token_type"))
+    },
+    "cls.predictions.bias": "head.bias",
+    "cls.predictions.decoder.weight": "head.weight",  # a copy of the embedding in old files
+}
+
+
+def _names(norms: dict[str, str], norm: dict[str, str]) -> Names:
+    modules = {
+        **{f"bert.encoder.layer.{{n}}.{theirs}": f"layers.{{n}}.{ours}" for theirs, ours in (BLOCK | norms).items()},
+        **norm,
+        **HEADS,
+    }
+
+    def leaves(weight: str, bias: str) -> dict[str, str]:
+        pairs = ((weight, "weight"), (bias, "bias"))
+        return {f"{theirs}.{leaf}": f"{ours}.{part}" for theirs, ours in modules.items() for leaf, part in pairs}
+
+    return Names(
+        WEIGHTS | leaves("weight", "bias"),
+        also=leaves("gamma", "beta"),  # of norms, in the first files
+        ignore=(r"\.position_ids$", r"^cls\.predictions\.decoder\.bias$"),  # a buffer; a copy of predictions.bias
+    )
+
+
+KEYS = {
+    "layers": Key("num_hidden_layers"),
+    "hidden_size": Key("hidden_size"),
+    "vocab_size": Key("vocab_size"),
+    "max_seq_len": Key("max_position_embeddings"),
+    "token_types": Key("type_vocab_size", 2),
+    "attention.heads": Key("num_attention_heads"),
+    "mlp.ffn_hidden_size": Key("intermediate_size"),
+    "mlp.activation": Key(
+        "hidden_act",
+        "gelu",
+        {"gelu_tanh": "gelu_new", "squared_relu": "relu2"},
+        {"gelu_pytorch_tanh": "gelu_tanh"},
+    ),
+    "norm.eps": Key("layer_norm_eps", 1e-12),
+    "init_std": Key("initializer_range", 0.02),
+}
+ALWAYS: dict[str, Any] = {
+    "attention.kind": "gqa",
+    "attention.num_kv_heads": lambda raw: raw["num_attention_heads"],
+    "attention.head_size": lambda raw: raw["hidden_size"] // raw["num_attention_heads"],
+    "attention.qkv_bias": True,
+    "attention.out_bias": True,
+    "mlp.kind": "dense",
+    "mlp.bias": True,
+    "norm.kind": "layer",
+}
+TOLD = {
+    "lm_head": "cls.predictions.transform.dense.weight",
+    "pooler": "bert.pooler.dense.weight",
+    "binary_head": "cls.seq_relationship.weight",
+}
+CLASSES = {  # lm_head, pooler, binary_head
+    (True, True, True): "ForPreTraining",
+    (True, False, False): "ForMaskedLM",
+    (False, True, True): "ForNextSentencePrediction",
+    (False, True, False): "Model",
+    (False, False, False): "Model",
+}
+
+
+def _heads(config: BertConfig) -> tuple[bool, bool, bool]:
+    return config.lm_head, config.pooler, config.binary_head
+
+
+def _told(path: str) -> Callable[[Mapping[str, Any], frozenset[str]], bool]:
+    """A head is there if its tensor is, or if the class that wrote the file has it."""
+    place = list(TOLD).index(path)
+
+    def told(raw: Mapping[str, Any], names: frozenset[str]) -> bool:
+        suffixes = [suffix for heads, suffix in CLASSES.items() if heads[place] and suffix != "Model"]
+        classes = raw.get("architectures")
+        written_by = str(classes[0]) if isinstance(classes, list) and classes else ""
+        return TOLD[path] in names or (path != "pooler" and written_by.endswith(tuple(suffixes)))
+
+    return told
+
+
+def _limits(config: BertConfig) -> Iterator[str]:
+    if _heads(config) not in CLASSES:
+        yield f"lm_head = {config.lm_head}, pooler = {config.pooler}, binary_head = {config.binary_head} together"
+    if config.head_activation not in (None, config.mlp.activation):
+        yield f"head_activation = {config.head_activation!r} with mlp.activation = {config.mlp.activation!r}"
+    if not config.token_types:
+        yield "token_types = 0"
+
+
+def _family(model_type: str, stem: str, place: str, names: Names) -> Family:
+    return Family(
+        config=BertConfig,
+        model_type=model_type,
+        architecture=f"{stem}ForPreTraining",
+        base=f"{stem}Model",
+        prefix="bert.",
+        names=names,
+        keys=KEYS,
+        always=ALWAYS | {"norm_place": place},
+        told={path: _told(path) for path in TOLD},
+        also_written=lambda config: [("architectures", [stem + CLASSES.get(_heads(config), "ForPreTraining")])],
+        required={
+            "position_embedding_type": "absolute",
+            "is_decoder": False,
+            "add_cross_attention": False,
+            "tie_word_embeddings": True,
+        },
+        limits=_limits,
+    )
+
+
+BERT = _family("bert", "Bert", "after", _names(NORMS_AFTER, {"bert.embeddings.LayerNorm": "embed_norm"}))
+MEGATRON_BERT = _family("megatron-bert", "MegatronBert", "before", _names(NORMS_BEFORE, {"bert.encoder.ln": "norm"}))

@@ -1,1 +1,0 @@
-"""Loaders: a model's configuration and its canonical tensors, read from some format."""

@@ -1,0 +1,1 @@
+"""Megatron's `torch_dist` format: a directory of torch's distributed checkpoints, readable under any layout."""

@@ -1,0 +1,83 @@
+"""Where a `torch_dist` checkpoint holds a tensor, and reading it from the chunks that overlap it.
+
+Source: docs/specs/checkpoints.md §2.4, §2.5.
+"""
+
+from collections.abc import Mapping
+from itertools import product
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mt_ckpt.megatron.dist_format.metadata import Chunk, Shape, Stored
+from mt_ckpt.megatron.parameters.names import EXPERT, LAYER, engine_name, layers_of, unnumbered
+from mt_models.config import TransformerConfig
+
+
+class Place(NamedTuple):
+    """A tensor in one that is stacked over layers, experts, or both."""
+
+    key: str
+    at: Shape = ()
+    """The layer, the expert."""
+    counts: Shape = ()
+    """How many of each the key holds."""
+
+
+def places(config: TransformerConfig, name: str) -> list[Place]:
+    """Where releases put a tensor, the usual place first: layers under one key, or under one for each."""
+    layer, expert = LAYER.match(name), EXPERT.search(name)
+    of_expert = (int(expert[1]),) if expert else ()
+    experts = (config.mlp.experts,) if expert and config.mlp.kind == "moe" else ()
+    together = EXPERT.sub("mlp.experts.experts.", name)
+    if layer is None:
+        return [Place(name)]
+    known = dict.fromkeys((engine_name(together), together))
+    stacked = [unnumbered(key) for key in known]
+    return [
+        *(Place(key, (int(layer[1]), *of_expert), (layers_of(config, name), *experts)) for key in stacked),
+        *(Place(key, of_expert, experts) for key in known),
+    ]
+
+
+class Boxes:
+    """Reads tensors; holds the last chunk that it read, which may have the next one too."""
+
+    def __init__(self, stored: Mapping[str, Stored]) -> None:
+        self.stored = stored
+        self.key = ""
+        self.chunks: dict[Shape, list[Chunk]] = {}
+        self.last: tuple[Chunk | None, Tensor] = None, torch.empty(0)
+
+    def read(self, place: Place) -> Tensor:
+        """The tensor, put together from its chunks."""
+        depth, whole = len(place.at), None
+        size = (self.stored[place.key].size or ())[depth:]
+        for chunk in self._overlapping(place):
+            if self.last[0] != chunk:
+                self.last = None, torch.empty(0)  # before the next is read
+                self.last = chunk, chunk.read()
+            found = self.last[1][tuple(n - start for n, start in zip(place.at, chunk.offsets, strict=False))]
+            if found.shape == size:
+                return found
+            if whole is None:
+                whole = torch.empty(size, dtype=found.dtype)
+            whole[tuple(map(_slice, chunk.offsets[depth:], found.shape))] = found
+        assert whole is not None, place
+        return whole
+
+    def _overlapping(self, place: Place) -> list[Chunk]:
+        """The chunks with a part of a tensor; those of a key are sorted once."""
+        if self.key != place.key:
+            self.key, self.chunks = place.key, {}
+            depth = len(place.at)
+            for chunk in self.stored[place.key].chunks:
+                spans = (range(start, start + length) for start, length in zip(chunk.offsets, chunk.sizes, strict=True))
+                for index in product(*list(spans)[:depth]):
+                    self.chunks.setdefault(index, []).append(chunk)
+        return self.chunks[place.at]
+
+
+def _slice(start: int, length: int) -> slice:
+    return slice(start, start + length)

@@ -1,0 +1,107 @@
+"""Megatron's `torch_dist` format, read: tensors from chunks of any layout, layers under one key.
+
+Source: docs/specs/checkpoints.md §2.3 to §2.5.
+"""
+
+import math
+from argparse import Namespace
+from collections.abc import Iterator, Mapping
+from copy import copy
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from mt_ckpt.megatron.dist_format.chunks import Boxes, Place, places
+from mt_ckpt.megatron.dist_format.metadata import Stored, read_metadata
+from mt_ckpt.megatron.parameters.fusion import VOCABULARY, canonical, join, stored_shape
+from mt_ckpt.megatron.parameters.names import copies_of, parameters
+from mt_ckpt.megatron.parameters.table import Parameter, Shape
+from mt_ckpt.megatron.torch_format import safe_unpickle
+from mt_core.errors import MtError, Problem, raise_if
+from mt_models.config import TransformerConfig
+
+COMMON = "common_state/shard_0_1"
+NOT_MODEL = ("optimizer.", "chained_", "rng_state", "rerun_state_machine_state", "common_state")
+
+
+class DistFiles:
+    """An iteration's directory with .metadata and *.distcp files; `given` arguments go before those of the files."""
+
+    def __init__(self, path: Path, *, given: Mapping[str, Any] = MappingProxyType({})) -> None:
+        self.path, self.stored = path, read_metadata(path)
+        if not (path / "metadata.json").is_file():
+            raise MtError(str(path / "metadata.json"), "missing: its writing was interrupted", "use another iteration")
+        chunks = [chunk for one in self.stored.values() for chunk in one.chunks]
+        missing = sorted({chunk.file for chunk in chunks if not chunk.file.is_file()})
+        raise_if(Problem(str(file), "missing", ".metadata names it: copy it") for file in missing)
+        if (path / "common.pt").is_file():
+            self.common: Any = safe_unpickle.read(path / "common.pt")
+        elif COMMON in self.stored:
+            self.common = self.stored[COMMON].chunks[0].read()[0]
+        else:
+            raise MtError(str(path), "holds neither common.pt nor common_state", "copy it again")
+        args = self.common.get("args")
+        if args is None and not given:
+            allowed = "give --megatron-args, or save it with Megatron's training"
+            raise MtError(str(path), "has no args, which say what the model is", allowed)
+        self.args: Any = Namespace(**{**vars(args or Namespace()), **given})
+
+    def holding(self, stored: Mapping[str, Stored]) -> Self:
+        """The same checkpoint with other tensors under the model's keys, such as an optimizer's moments."""
+        other = copy(self)
+        other.stored = dict(stored)
+        return other
+
+    def shapes(self) -> dict[str, Shape]:
+        """Of the tensors, by key."""
+        return {key: one.size for key, one in self.stored.items() if one.size is not None}
+
+    def tensors(self, config: TransformerConfig) -> Iterator[tuple[str, Tensor]]:
+        """Canonical tensors; `MtError` lists all that is wrong with keys and shapes before the first is read."""
+        names = parameters(config)
+        found = {name: next(iter(known), None) for name, known in self._known(config, names).items()}
+        raise_if(self._problems(config, names, found))
+        right = {name: place for name, place in found.items() if place}
+        ordered = sorted(names, key=lambda name: right[name].key)  # so that a chunk of many layers is read once
+        boxes = Boxes(self.stored)
+        for second, name in self._copies(config, names).items():
+            if not torch.equal(boxes.read(Place(second)), boxes.read(right[name])):
+                found_there = f"differs from {right[name].key}, whose copy it is"
+                raise MtError(f"{self.path}: {second}", found_there, "use another iteration")
+        get = lambda name: join([boxes.read(right[name])], names[name])  # noqa: E731
+        yield from canonical(config, {name: names[name] for name in ordered}, get)
+
+    def _copies(self, config: TransformerConfig, names: Mapping[str, Parameter]) -> dict[str, str]:
+        """Second names under which tensors are stored once more."""
+        return {second: name for name in names for second in copies_of(config, name) if second in self.stored}
+
+    def _known(self, config: TransformerConfig, names: Mapping[str, Parameter]) -> dict[str, list[Place]]:
+        """Where each tensor is stored, of the places that any release puts it."""
+        return {name: [place for place in places(config, name) if place.key in self.stored] for name in names}
+
+    def _problems(
+        self, config: TransformerConfig, names: Mapping[str, Parameter], found: Mapping[str, Place | None]
+    ) -> Iterator[Problem]:
+        told: set[str] = set()
+        for name, place in found.items():
+            key = place.key if place else places(config, name)[0].key
+            where, one = f"{self.path}: {key}", self.stored.get(key)
+            if key in told:
+                continue
+            told.add(key)
+            if place is None or one is None or one.size is None:
+                yield Problem(where, "tensor is missing", f"the model that args describe has {name}")
+                continue
+            rows = max(one.size[0], config.vocab_size) if names[name].parts[0] in VOCABULARY and one.size else None
+            right = place.counts + stored_shape(config, names[name], 1, rows)
+            if one.size != right:
+                yield Problem(where, f"has shape {one.size}", f"args ask for {right}")
+            if sum(math.prod(chunk.sizes) for chunk in one.chunks) != math.prod(one.size):
+                yield Problem(where, "its chunks do not make up the whole tensor", "use another iteration")
+        told.update(self._copies(config, names))
+        for key in sorted(self.stored.keys() - told):
+            if self.stored[key].size is not None and not key.startswith(NOT_MODEL):
+                yield Problem(f"{self.path}: {key}", "unexpected tensor", "the model that args describe has none such")

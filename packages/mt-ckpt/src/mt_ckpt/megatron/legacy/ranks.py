@@ -1,0 +1,111 @@
+"""The rank files of an old checkpoint: found, opened through the whitelist of pickles, and put under Core's names."""
+
+import re
+from argparse import Namespace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from mt_ckpt.megatron.args.bert import PREDICTS
+from mt_ckpt.megatron.layout import RANK_FILE, rank_directory, rank_file
+from mt_ckpt.megatron.legacy.names import core_state, flat
+from mt_ckpt.megatron.legacy.versions import ORDERS, version_of
+from mt_ckpt.megatron.parameters.t5_pipeline import told_stages
+from mt_ckpt.megatron.torch_format.reader import CHUNK, State, read_state
+from mt_core.errors import MtError, Problem, raise_if
+
+DIRECTORY = re.compile(r"mp_rank_(\d+)(?:_(\d{3}))?")
+UNTIED, DECODER = "language_model.output_layer.weight", "language_model.decoder."
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """What all rank files hold."""
+
+    tensor: int
+    pipeline: int
+    version: float
+    args: Any
+    """As the first file has them; None if it has none."""
+    kind: str
+    """gpt, bert or t5."""
+    untied: bool
+    """Whether there is an output layer's weight besides the embedding."""
+    states: Mapping[Path, State]
+    """File to chunk (`model`, or `model0`, …) to tensors by Core's names, memory-mapped."""
+
+    @property
+    def chunks(self) -> list[list[Mapping[str, Tensor]]]:
+        """The chunks of every stage in the order of their layers, each as all tensor ranks hold it."""
+        files = list(self.states.values())  # of all tensor ranks of stage 0, then of stage 1, …
+        stages = [files[at : at + self.tensor] for at in range(0, len(files), self.tensor)]
+        return [[state[name] for state in stage] for name in chunk_names(files[0]) for stage in stages]
+
+
+def open_ranks(directory: Path) -> Ranks:
+    """Open all files; one `MtError` names every rank that is missing or too many and every misfit among the files."""
+    found = sorted(directory.glob("mp_rank_*/model_*rng.pt"))
+    if not found:
+        raise MtError(str(directory), f"holds no mp_rank_*/{RANK_FILE}", "copy the checkpoint again")
+    args = read_state(found[0]).get("args")
+    tensor, pipeline = sizes(args or Namespace(), found)
+    ranks = [(rank, stage) for stage in range(pipeline) for rank in range(tensor)]
+    files = [rank_file(directory, *rank, pipeline) for rank in ranks]
+    raw = {file: read_state(file) for file in files if file.is_file()}
+    raise_if([*_misplaced(found, files, ranks, pipeline), *_misfits(raw)])
+    first = raw[files[0]]
+    names = [name for state in raw.values() for chunk in chunk_names(state) for name, _ in flat(state[chunk])]
+    kind = "t5" if any(name.startswith(DECODER) for name in names) else "bert" if PREDICTS in names else "gpt"
+    states = {
+        file: {chunk: core_state(state[chunk], kind) for chunk in chunk_names(state)} for file, state in raw.items()
+    }
+    return Ranks(tensor, pipeline, version_of(first), args, kind, UNTIED in names, states)
+
+
+def sizes(args: Any, found: list[Path]) -> tuple[int, int]:
+    """Tensor ranks and pipeline stages: as args say, under the newer or the older name, else as directories do."""
+    numbers = [match.groups() for file in found if (match := DIRECTORY.fullmatch(file.parent.name))]
+    counted = {
+        "model_parallel_size": 1 + max((int(tensor) for tensor, _ in numbers), default=0),
+        "pipeline_model_parallel_size": 1 + max((int(stage or 0) for _, stage in numbers), default=0),
+    }
+    told = {**counted, **{name: value for name, value in vars(args).items() if value is not None}}
+    tensor = told.get("tensor_model_parallel_size", told["model_parallel_size"])
+    return tensor, told_stages(Namespace(**told))[0]
+
+
+def chunk_names(state: State) -> list[str]:
+    """`model`, or `model0`, `model1`, … of virtual stages."""
+    return sorted((name for name in state if CHUNK.fullmatch(name)), key=lambda name: int(name[5:] or 0))
+
+
+def _misplaced(found: list[Path], files: list[Path], ranks: list[tuple[int, int]], pipeline: int) -> Iterator[Problem]:
+    tensor = max(rank for rank, _ in ranks) + 1
+    is_for = f"the checkpoint is of {tensor} tensor ranks and {pipeline} stages"
+    of_ranks = {rank_directory(*rank, pipeline) for rank in ranks}
+    yield from (Problem(str(file), "missing", f"{is_for}: copy it") for file in files if not file.is_file())
+    for file in sorted({*found} - {*files}):
+        if file.name == RANK_FILE or file.parent.name[:-4] not in of_ranks:  # else what another data rank wrote
+            yield Problem(str(file), "one too many", f"{is_for}: take it away, or correct args")
+
+
+def _misfits(raw: Mapping[Path, State]) -> Iterator[Problem]:
+    """What is wrong with one file, or between it and the first."""
+    first = next(iter(raw.values()), {})
+    for file, state in raw.items():
+        names = chunk_names(state)
+        if not names:
+            yield Problem(str(file), "holds no model", "copy it again")
+        elif names != chunk_names(first):
+            yield Problem(
+                str(file), f"holds {', '.join(names)}, others {', '.join(chunk_names(first))}", "copy it again"
+            )
+        elif any(not isinstance(state[name], Mapping) or "language_model" not in state[name] for name in names):
+            yield Problem(str(file), "holds no language_model, as the old classes do", "use --loader core")
+        known = [version_of(first)] if version_of(first) in ORDERS else [*ORDERS]
+        if version_of(state) not in known:
+            allowed = f"as in other files, {known[0]}" if len(known) == 1 else f"known: {', '.join(map(str, known))}"
+            yield Problem(str(file), f"checkpoint_version is {version_of(state)}", allowed)

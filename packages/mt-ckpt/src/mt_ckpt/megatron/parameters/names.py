@@ -1,0 +1,100 @@
+"""Megatron-Core's names of a model's tensors: local ones, Transformer Engine's, and those without layer numbers."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+
+from mt_ckpt.megatron.parameters.table import COPIES, EXPERTS, OUTSIDE, stacks
+from mt_ckpt.megatron.parameters.table import Parameter as Parameter
+from mt_models.config import TransformerConfig
+
+EMBED, HEAD = "embedding.word_embeddings.weight", "output_layer.weight"
+LEAVES = ("weight", "bias")
+LAYER = re.compile(r"(?:encoder|decoder)\.layers\.(\d+)\.")
+EXPERT = re.compile(r"mlp\.experts\.local_experts\.(\d+)\.")
+IGNORED = re.compile(r"(_extra_state|rotary_pos_emb\.inv_freq)$")
+"""State of FP8 kernels, None or empty otherwise, and a buffer of old releases."""
+TE = {
+    "self_attention.linear_qkv.layer_norm_": "input_layernorm.",
+    "mlp.linear_fc1.layer_norm_": "pre_mlp_layernorm.",
+}
+"""Names that Transformer Engine's layers give, and `torch_dist` files always, to the local ones."""
+
+
+def parameters(config: TransformerConfig) -> dict[str, Parameter]:
+    """Every tensor of the model under its local name, with its layer's and its expert's numbers in the whole model."""
+    found: dict[str, Parameter] = {}
+    for module, one in OUTSIDE.items():
+        found |= {f"{module}.{leaf}": _named(one, "", leaf) for leaf in LEAVES}
+    for name, stack in stacks(config).items():
+        for n in range(stack.layers):
+            ours, theirs = f"{stack.ours}layers.{n}.", f"{name}.layers.{n}"
+            for module, one in stack.block.items():
+                found |= {f"{theirs}.{module}.{leaf}": _of_layer(config, ours, leaf, one) for leaf in LEAVES}
+            found |= _experts(config, n)
+        final = Parameter((f"{stack.ours}norm",))
+        found |= {f"{name}.final_layernorm.{leaf}": _named(final, "", leaf) for leaf in LEAVES}
+    shapes = config.canonical_shapes()
+    own = slice(0, None), slice(1, None)
+    return {
+        name: replace(one, shapes=tuple(shapes[part][own[one.expert is not None]] for part in one.parts))
+        for name, one in found.items()
+        if all(part in shapes for part in one.parts)
+    }
+
+
+def copies_of(config: TransformerConfig, name: str) -> list[str]:
+    """Other names under which Megatron stores a tensor once more."""
+    known = COPIES.items() if config.kind == "t5" else ()
+    return [second + name.removeprefix(first) for first, second in known if name.startswith(first)]
+
+
+def layers_of(config: TransformerConfig, name: str) -> int:
+    """Layers of the stack that a tensor of a layer belongs to."""
+    return stacks(config)[name.partition(".")[0]].layers
+
+
+def numbered(name: str, by: int) -> str:
+    """A local name whose layer's number is moved by so many."""
+    return LAYER.sub(lambda at: f"{at[0][: at.start(1) - at.start()]}{int(at[1]) + by}.", name)
+
+
+def unnumbered(name: str) -> str:
+    """A local name without its layer's number, as all layers of a stack share it."""
+    return LAYER.sub(lambda at: at[0][: at.start(1) - at.start()], name)
+
+
+def _of_layer(config: TransformerConfig, prefix: str, leaf: str, one: Parameter) -> Parameter:
+    parts, cut = one.parts, one.cut
+    if parts == ("mlp.gate", "mlp.up") and config.mlp.kind == "dense":
+        parts, cut = ("mlp.up",), 0
+    if leaf == "bias" and len(parts) == 1 and cut == 1:
+        cut = None  # rows of the product are summed over ranks, then the bias is added once
+    return _named(Parameter(parts, cut), prefix, leaf)
+
+
+def _named(one: Parameter, prefix: str, leaf: str) -> Parameter:
+    return replace(one, parts=tuple(f"{prefix}{part}.{leaf}" for part in one.parts))
+
+
+def _experts(config: TransformerConfig, layer: int) -> Iterator[tuple[str, Parameter]]:
+    """The experts of a layer, one after the other for each of their two linear layers."""
+    for module, one in EXPERTS.items():
+        parts = tuple(f"layers.{layer}.{part}.weight" for part in one.parts)
+        for e in range(config.mlp.experts if config.mlp.kind == "moe" else 0):
+            yield f"decoder.layers.{layer}.mlp.experts.local_experts.{e}.{module}.weight", Parameter(parts, one.cut, e)
+
+
+def local_name(name: str) -> str:
+    """The local name of a tensor for its local or Transformer Engine's name."""
+    for theirs, local in TE.items():
+        name = name.replace(theirs, local)
+    return name
+
+
+def engine_name(name: str, *, experts: bool = False) -> str:
+    """Transformer Engine's name of a tensor for its local name; a norm before experts is fused with no linear layer."""
+    for theirs, local in TE.items():
+        if not (experts and local == "pre_mlp_layernorm."):
+            name = name.replace(f".{local}", f".{theirs}")
+    return name

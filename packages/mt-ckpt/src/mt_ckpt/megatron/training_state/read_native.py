@@ -1,0 +1,91 @@
+"""The training state of a native checkpoint."""
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from mt_ckpt.megatron.training_state.run_settings import groups_of, not_carried_to_megatron, scheduler_of, to_args
+from mt_ckpt.megatron.training_state.state import KINDS, MASTER, Stream, TrainingState
+from mt_ckpt.native.loader import Native
+from mt_core.checkpoint import native
+from mt_core.checkpoint.shard_files import StoredTensor, open_part
+from mt_core.config.sections import LRScheduleConfig
+from mt_core.errors import MtError, Problem, raise_if
+from mt_core.training.learning_rate import learning_rate
+from mt_models.config import TransformerConfig
+
+STEP = "step"
+NO_RANDOM_STATE = "the state of random generators: mt draws from the seed and the step, so there is none"
+
+
+def read_native(path: Path) -> TrainingState:
+    """The latest step of a run, or a step directory."""
+    loader = Native(path)
+    meta = native.read_meta(loader.step)
+    values, config = meta["config"], loader.config()
+    if not (loader.step / "optim").is_dir():
+        raise MtError(str(loader.step), "holds a model alone, no optimizer", "use mt ckpt convert")
+    stored = open_part(loader.step / "optim")
+    fp32 = values["precision"]["dtype"] == "fp32"
+    if values["precision"]["dtype"] == "fp64":
+        raise MtError(str(loader.step), "was trained in fp64", "Megatron's optimizers are fp32")
+    if not isinstance(config, TransformerConfig):
+        raise MtError(str(loader.step), f"holds a {config.kind!r} model", "Megatron's files hold gpt, bert and t5")
+    raise_if(_problems(loader.step, stored, [*config.canonical_shapes()], fp32=fp32))
+    optimizer: dict[str, Stream] = {kind: partial(_kind, stored, kind, [*config.canonical_shapes()]) for kind in KINDS}
+    if fp32:
+        optimizer[MASTER] = loader.tensors
+    args = to_args(values)
+    scale = meta["loss_scale"]
+    schedule = LRScheduleConfig.model_validate(values["lr_schedule"])
+    rate = learning_rate(schedule, values["optim"]["lr"], meta["step"], steps=values["train"]["steps"])
+    return TrainingState(
+        source=loader.step,
+        config=config,
+        weights=loader.tensors,
+        optimizer=optimizer,
+        iteration=meta["step"],
+        samples=meta["samples"],
+        tokens=meta["tokens"],
+        optimizer_steps=_steps(loader.step, stored),
+        args=args,
+        scheduler=scheduler_of(args, meta["samples"]),
+        groups=groups_of(args, rate),
+        grad_scaler=_grad_scaler(scale) if values["precision"]["dtype"] == "fp16" else None,
+        tokenizer_files=loader.tokenizer_files(),
+        lost=(NO_RANDOM_STATE, *not_carried_to_megatron(values)),
+    )
+
+
+def _problems(step: Path, stored: dict[str, StoredTensor], names: list[str], *, fp32: bool) -> Iterator[Problem]:
+    kinds = [kind for kind in KINDS if kind != MASTER or not fp32]
+    expected = {f"{kind}.{name}" for kind in kinds for name in names}
+    found = {name for name in stored if not name.startswith(f"{STEP}.")}
+    for name in sorted(expected - found):
+        yield Problem(f"{step}: {name}", "tensor is missing", "only AdamW's state has a place in Megatron's files")
+    for name in sorted(found - expected):
+        yield Problem(f"{step}: {name}", "unexpected tensor", "only AdamW's state has a place in Megatron's files")
+
+
+def _kind(stored: dict[str, StoredTensor], kind: str, names: list[str]) -> Iterator[tuple[str, Tensor]]:
+    for name in names:
+        yield name, stored[f"{kind}.{name}"][...]
+
+
+def _steps(step: Path, stored: dict[str, StoredTensor]) -> int:
+    counts = {int(one[...]) for name, one in stored.items() if name.startswith(f"{STEP}.")}
+    if len(counts) != 1:
+        found = f"optimizer steps differ between parameters: {sorted(counts)}"
+        raise MtError(str(step), found, "Megatron counts them once for all")
+    return counts.pop()
+
+
+def _grad_scaler(scale: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "scale": scale["value"],
+        "growth_tracker": scale["good_steps"],
+        "hysteresis_tracker": scale["overflows_left"],
+    }

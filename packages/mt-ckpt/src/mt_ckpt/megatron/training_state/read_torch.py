@@ -1,0 +1,180 @@
+"""The training state of a Megatron-Core checkpoint in `torch` format, with the distributed optimizer or without."""
+
+from collections.abc import Collection, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from mt_ckpt.megatron.layout import rank_directory
+from mt_ckpt.megatron.optimizer.buckets import bucket_size, lay_out, starts_in_file
+from mt_ckpt.megatron.optimizer.param_groups import numbered, steps_of
+from mt_ckpt.megatron.optimizer.param_order import by_optimizer, tied_across_stages
+from mt_ckpt.megatron.parameters.names import IGNORED, copies_of
+from mt_ckpt.megatron.torch_format import safe_unpickle
+from mt_ckpt.megatron.torch_format.reader import CHUNK, State, TorchFiles
+from mt_ckpt.megatron.training_state.common_state import common_state, config_of, several
+from mt_ckpt.megatron.training_state.state import KINDS, MASTER, MOMENTS, RandomStates, TrainingState
+from mt_core.errors import MtError, Problem, raise_if
+from mt_models.config import TransformerConfig
+
+DISTRIBUTED = "distrib_optim.pt"
+IN_VECTORS = {MASTER: "param", "exp_avg": "exp_avg", "exp_avg_sq": "exp_avg_sq"}
+MASTERS = ("fp32_from_fp16_params", "fp32_from_fp16")
+
+Chunks = Mapping[str, Mapping[str, Tensor]]
+"""Chunk of the model → name there → tensor, of one rank."""
+Kinds = Mapping[str, Chunks]
+Buffers = list[Mapping[str, Any]]
+"""The vectors of each chunk of the model."""
+States = Mapping[int, Mapping[int, State]]
+Place = tuple[int, int]
+"""Pipeline stage, and a rank of it: expert rank · tensor ranks + tensor rank."""
+
+
+def read_torch(directory: Path, tensor: int | None = None, true_vocab_size: int | None = None) -> TrainingState:
+    """One iteration; for a target of Megatron's with `tensor` ranks, padding is kept."""
+    files = TorchFiles(directory)
+    config = config_of(files, tensor, true_vocab_size)
+    states = files.states()
+    raise_if(_problems(directory, files, states))
+    optimizers = _of_ranks(files, states, config)
+    first = states[0][0]
+    saved = optimizers_of(first["optimizer"], directory, files.expert)
+    groups = [group for one in saved for group in one["param_groups"]]
+    counts = [values for one in saved for values in one.get("state", {}).values()]
+    random = {at: states[at[0]][at[1]].get("rng_state") for at in optimizers}
+    common = common_state(directory, config, first, groups, steps_of(groups, counts))
+
+    def moments(kind: str) -> Iterator[tuple[str, Tensor]]:
+        held: dict[int, dict[int, State]] = {stage: {} for stage in range(files.pipeline)}
+        for (stage, rank), kinds in optimizers.items():
+            held[stage][rank] = kinds[kind]
+        return files.tensors(config, held)
+
+    def weights() -> Iterator[tuple[str, Tensor]]:
+        return files.tensors(config, states)
+
+    full = all(MASTER in kinds for kinds in optimizers.values())
+    return TrainingState(
+        weights=weights,
+        optimizer={kind: partial(moments, kind) if kind != MASTER or full else weights for kind in KINDS},
+        random=RandomStates(files.tensor, files.pipeline, random) if all(random.values()) else None,
+        **common,
+    )
+
+
+def _problems(directory: Path, files: TorchFiles, states: States) -> Iterator[Problem]:
+    if not all(state.get("optimizer") for stage in states.values() for state in stage.values()):
+        yield Problem(str(directory), "holds no optimizer (--no-save-optim?)", "use mt ckpt convert for the weights")
+
+
+def optimizers_of(found: Any, where: Path, expert_ranks: int) -> list[dict[str, Any]]:
+    """The states of torch's optimizers in what Megatron saved of its own: one, and one of experts that ranks share."""
+    saved, count = several(found), 1 if expert_ranks == 1 else 2
+    if len(saved) != count:
+        told = f"{len(saved)} optimizers where args say {expert_ranks} expert ranks"
+        raise MtError(str(where), told, f"runs with {count} can be converted then")
+    for name in ("optimizer", "optimizer_state_dict"):
+        saved = [one.get(name, one) for one in saved]
+    return saved
+
+
+def _of_ranks(files: TorchFiles, states: States, config: TransformerConfig) -> dict[Place, Kinds]:
+    """What every rank has of the optimizers; what all expert ranks share may be in the first one's file alone."""
+    found: dict[Place, Kinds] = {}
+    for stage, ranks in states.items():
+        for rank, state in ranks.items():
+            own = _of_rank(files, state, config, (stage, rank))
+            first = found.get((stage, rank % files.tensor), {})
+            found[stage, rank] = {
+                kind: {chunk: {**first.get(kind, {}).get(chunk, {}), **held} for chunk, held in chunks.items()}
+                for kind, chunks in own.items()
+            }
+    return found
+
+
+def _of_rank(files: TorchFiles, state: State, config: TransformerConfig, at: Place) -> Kinds:
+    stage, rank = at
+    name = rank_directory(rank % files.tensor, stage, files.pipeline, rank // files.tensor, files.expert)
+    keys = sorted((key for key in state if CHUNK.fullmatch(key)), key=lambda key: int(key[5:] or 0))
+    chunks = {key: _parameters(state[key], config) for key in keys}
+    path = files.path / name / DISTRIBUTED
+    if path.is_file():
+        return _from_vectors(path, chunks, files, stage, tied_across_stages(config, files.pipeline))
+    return _from_lists(files, state["optimizer"], chunks)
+
+
+def _parameters(model: State, config: TransformerConfig) -> dict[str, Tensor]:
+    """The parameters of a chunk, in the order of named_parameters()."""
+    copies = {copy for name in model for copy in copies_of(config, name)}
+    return {
+        name: value
+        for name, value in model.items()
+        if isinstance(value, Tensor) and name not in copies and not IGNORED.search(name)
+    }
+
+
+def _from_vectors(path: Path, chunks: Chunks, files: TorchFiles, stage: int, alone: Collection[str]) -> Kinds:
+    """Slices of the flat vectors of distributed optimizers, which stay in the file until they are used."""
+    found: dict[str, dict[str, dict[str, Tensor]]] = {kind: {chunk: {} for chunk in chunks} for kind in KINDS}
+    held = _buffers(path, len(chunks), files.expert)
+    for number, (chunk, parameters) in enumerate(chunks.items()):
+        size = bucket_size(vars(files.args), stage, number)
+        for own, buffers in zip(by_optimizer(parameters, files.expert), held, strict=True):
+            if buffers is None:
+                continue
+            buckets = lay_out({name: tensor.numel() for name, tensor in own.items()}, size, alone)
+            expected, stored = sum(bucket.numel for bucket in buckets), buffers[number]["numel_unpadded"]
+            if expected != stored:
+                told = f"vectors of {stored} elements, where the parameters in {len(buckets)} buckets take {expected}"
+                raise MtError(str(path), told, "args must say how it was saved: overlap_grad_reduce, ddp_bucket_size")
+            starts = starts_in_file(buckets)
+            for kind, key in IN_VECTORS.items():
+                vector = buffers[number][key]
+                for name, like in own.items():
+                    found[kind][chunk][name] = vector[starts[name] : starts[name] + like.numel()].view(like.shape)
+    return found
+
+
+def _buffers(path: Path, chunks: int, expert_ranks: int) -> list[Buffers | None]:
+    """The vectors of each optimizer; None for one that another rank's file has."""
+    found = safe_unpickle.read(path)
+    parts = found if isinstance(found, list) else [found]
+    if not all(part is None or (isinstance(part, dict) and part.get("buckets_coalesced")) for part in parts):
+        allowed = "load it in Megatron with --ckpt-convert-update-legacy-dist-opt-format and save it again"
+        raise MtError(str(path), "keeps buckets apart, as before February 2024", allowed)
+    if len(parts) != (count := 1 if expert_ranks == 1 else 2):
+        told = f"vectors of {len(parts)} optimizers where args say {expert_ranks} expert ranks"
+        raise MtError(str(path), told, f"those of {count}")
+    buffers = [part and [part[n] for n in sorted(key for key in part if type(key) is int)] for part in parts]
+    for own in buffers:
+        if own is not None and (len(own) != chunks or any(len(buffer) != 1 for buffer in own)):
+            kinds = sum(len(buffer) for buffer in own)
+            found = f"{kinds} kinds of parameters in {chunks} chunks"
+            raise MtError(str(path), found, "only one dtype can be converted")
+    return [own and [next(iter(buffer.values())) for buffer in own] for own in buffers]
+
+
+def _from_lists(files: TorchFiles, saved: Any, chunks: Chunks) -> Kinds:
+    """Tensors of optimizers that every rank has whole: moments by id, masters by group.
+
+    Source: docs/specs/checkpoints.md §1.4.
+    """
+    found: dict[str, dict[str, dict[str, Tensor]]] = {}
+    where, inner = files.path, optimizers_of(saved, files.path, files.expert)
+    names = {f"{chunk} {name}": tensor for chunk, model in chunks.items() for name, tensor in model.items()}
+    for outer, one, own in zip(several(saved), inner, by_optimizer(names, files.expert), strict=True):
+        masters = next((outer[name] for name in MASTERS if name in outer), None)
+        dims = {label: tensor.dim() for label, tensor in own.items()}
+        for label, group, place, number in numbered(dims, one["param_groups"], str(where)):
+            values = {kind: one["state"][number][kind] for kind in MOMENTS}
+            if masters is not None:
+                values[MASTER] = masters[group][place]
+            chunk, _, name = label.partition(" ")
+            for kind, value in values.items():
+                if value.numel() != own[label].numel():
+                    raise MtError(f"{where}: {name}", f"{kind} has shape {tuple(value.shape)}", "copy it again")
+                found.setdefault(kind, {}).setdefault(chunk, {})[name] = value
+    return found

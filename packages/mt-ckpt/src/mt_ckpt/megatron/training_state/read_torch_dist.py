@@ -1,0 +1,131 @@
+"""The training state of a Megatron-Core checkpoint in `torch_dist` format, however its optimizer is stored."""
+
+import re
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from mt_ckpt.megatron.dist_format.metadata import Stored
+from mt_ckpt.megatron.dist_format.reader import DistFiles
+from mt_ckpt.megatron.layout import Layout
+from mt_ckpt.megatron.optimizer import dp_reshardable
+from mt_ckpt.megatron.optimizer.fully_sharded_model_space import all_unflattened
+from mt_ckpt.megatron.optimizer.param_groups import steps_of
+from mt_ckpt.megatron.parameters.names import copies_of, parameters
+from mt_ckpt.megatron.training_state.common_state import common_state, config_of
+from mt_ckpt.megatron.training_state.state import KINDS, MASTER, MOMENTS, RandomStates, Stream, TrainingState
+from mt_core.errors import MtError
+from mt_models.config import TransformerConfig
+
+CHAINED = re.compile(r"^chained_\d+\.")
+KEYS = {
+    MASTER: ("optimizer.state.param.", "optimizer.state.fp32_param."),
+    "exp_avg": ("optimizer.state.exp_avg.",),
+    "exp_avg_sq": ("optimizer.state.exp_avg_sq.",),
+}
+"""Prefixes of the model's keys: main's, then 0.11's."""
+GROUPS = re.compile(r"(chained_\d+\.)?optimizer\.distributed\.dp_group_idx_\d+\..*optimizer/shard_0_1")
+"""Objects that hold the parameter groups, of each optimizer, where the common state does not."""
+RANDOM = re.compile(r"rng_state/shard_(\d+)\.(\d+)_(\d+)\.(\d+)")
+
+
+def read_torch_dist(directory: Path, tensor: int | None = None, true_vocab_size: int | None = None) -> TrainingState:
+    """One iteration; for a target of Megatron's with `tensor` ranks, padding is kept."""
+    files = DistFiles(directory)
+    config = config_of(files, tensor, true_vocab_size)
+    objects = {found[1]: one for key, one in files.stored.items() if (found := GROUPS.fullmatch(key))}
+    groups, counts = _groups(
+        [files.common.get("optimizer"), *(one.chunks[0].read() for one in objects.values())], directory
+    )
+    common = {**files.common, "args": files.args}
+
+    def weights() -> Any:
+        return files.tensors(config)
+
+    return TrainingState(
+        weights=weights,
+        optimizer={MASTER: weights, **_optimizer(files, config)},
+        random=_random(files.stored),
+        **common_state(directory, config, common, groups, steps_of(groups, counts)),
+    )
+
+
+def _optimizer(files: DistFiles, config: TransformerConfig) -> dict[str, Stream]:
+    if any(dp_reshardable.KEY.fullmatch(key) for key in files.stored):
+        return _buckets(files, config)
+    stored = {CHAINED.sub("", key): one for key, one in files.stored.items()}
+    found: dict[str, Stream] = {}
+    for kind, prefixes in KEYS.items():
+        named = {key[len(p) :]: one for p in prefixes for key, one in stored.items() if key.startswith(p)}
+        if named:
+            whole = all_unflattened(_by_first_names(named, config), stored)
+            found[kind] = partial(files.holding(whole).tensors, config)
+    if missing := [kind for kind in KINDS if kind not in found and kind != MASTER]:
+        others = sorted({key.partition("optimizer.")[2].partition(".")[0] for key in stored if "optimizer." in key})
+        told = f"holds no {' and no '.join(missing)}" + (f", but optimizer.{{{', '.join(others)}}}" if others else "")
+        allowed = "layouts that can be read: fully_sharded_model_space, fully_reshardable, dp_reshardable, unsharded"
+        raise MtError(str(files.path), told, allowed)
+    return found
+
+
+def _by_first_names(named: Mapping[str, Stored], config: TransformerConfig) -> dict[str, Stored]:
+    """With the first name of a parameter that has two, of which an optimizer knows one: the last."""
+    again = {name: named[copy] for name in parameters(config) for copy in copies_of(config, name) if copy in named}
+    return {**again, **named}
+
+
+def _buckets(files: DistFiles, config: TransformerConfig) -> dict[str, Stream]:
+    args = vars(files.args)
+    layout = layout_of(args)
+    found: dict[str, Stream] = {}
+    for kind, key in ((MASTER, "param"), *((kind, kind) for kind in MOMENTS)):
+        slots = dp_reshardable.slots_of(files.stored, key, config, layout, args=args)
+        found[kind] = partial(dp_reshardable.tensors, slots, config, layout, args["padded_vocab_size"])
+    return found
+
+
+def layout_of(args: Mapping[str, Any]) -> Layout:
+    """How the run of these arguments was cut, and whose layers it had."""
+    engine = args.get("transformer_impl", "transformer_engine") != "local"
+    return Layout(
+        args.get("tensor_model_parallel_size") or 1,
+        args.get("pipeline_model_parallel_size") or 1,
+        args.get("virtual_pipeline_model_parallel_size") or 1,
+        engine=engine,
+        expert=args.get("expert_model_parallel_size") or 1,
+        grouped=engine and bool(args.get("num_experts") and args.get("moe_grouped_gemm")),
+    )
+
+
+def _groups(optimizer: Any, where: Path) -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]]:
+    """Parameter groups of all optimizers, and their counts of steps outside groups."""
+    groups: list[Mapping[str, Any]] = []
+    counts: list[Mapping[str, Any]] = []
+
+    def search(value: Any) -> None:
+        if isinstance(value, Mapping):
+            if isinstance(value.get("param_groups"), list):
+                groups.extend(value["param_groups"])
+            if value.get("common_step") is not None:
+                counts.append({"step": value["common_step"]})
+            for inner in value.values():
+                search(inner)
+        elif isinstance(value, list | tuple):
+            for inner in value:
+                search(inner)
+
+    search(optimizer)
+    if not groups:
+        raise MtError(str(where), "holds no optimizer (--no-save-optim?)", "use mt ckpt convert for the weights")
+    return groups, counts
+
+
+def _random(stored: Mapping[str, Stored]) -> RandomStates | None:
+    states: dict[tuple[int, int], Any] = {}
+    sizes = (1, 1)
+    for key, one in stored.items():
+        if found := RANDOM.fullmatch(key):
+            stage, rank, *sizes = map(int, found.groups())
+            states[stage, rank] = one.chunks[0].read()[0]
+    return RandomStates(sizes[1], sizes[0], states) if states else None

@@ -1,0 +1,160 @@
+"""Between mt's settings of a run and Megatron's arguments, scheduler and parameter groups.
+
+mt counts the schedule in steps, Megatron in samples: both are the same where the batch does not grow.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+Values = Mapping[str, Any]
+DECAYS = {
+    "cosine": "cosine",
+    "linear": "linear",
+    "constant": "constant",
+    "inverse_sqrt": "inverse-square-root",
+    "wsd": "WSD",
+}
+PRECISIONS = {"bf16": "bf16", "fp16": "fp16"}
+PLAIN = {
+    "optim.lr": "lr",
+    "lr_schedule.min_lr": "min_lr",
+    "optim.beta1": "adam_beta1",
+    "optim.beta2": "adam_beta2",
+    "optim.eps": "adam_eps",
+    "optim.weight_decay": "weight_decay",
+    "optim.clip_norm": "clip_grad",
+    "batch.global_batch": "global_batch_size",
+    "batch.micro_batch": "micro_batch_size",
+    "train.steps": "train_iters",
+    "lr_schedule.warmup_steps": "lr_warmup_iters",
+    "lr_schedule.decay_steps": "lr_decay_iters",
+    "lr_schedule.anneal_steps": "lr_wsd_decay_iters",
+    "lr_schedule.anneal": "lr_wsd_decay_style",
+    "data.seq_length": "seq_length",
+    "data.decoder_seq_length": "decoder_seq_length",
+    "runtime.seed": "seed",
+}
+"""Settings that mean the same, ours to theirs."""
+TO_MT = {ours: theirs for ours, theirs in PLAIN.items() if not ours.startswith("data.")}
+"""Those that a file of settings for mt gets; data is the reader's to describe."""
+
+
+def to_args(config: Values) -> dict[str, Any]:
+    """Megatron's arguments for mt's settings, as a checkpoint holds them."""
+    found = {theirs: value for ours, theirs in PLAIN.items() if (value := _at(config, ours)) is not None}
+    if "decoder_seq_length" in found:
+        found["encoder_seq_length"] = found["seq_length"]  # what T5 calls it
+    dtype = config["precision"]["dtype"]
+    return found | {
+        "optimizer": "adam",
+        "lr_decay_style": DECAYS[config["lr_schedule"]["decay"]],
+        "start_weight_decay": config["optim"]["weight_decay"],
+        "end_weight_decay": config["optim"]["weight_decay"],
+        "weight_decay_incr_style": "constant",
+        **{theirs: dtype == ours for ours, theirs in PRECISIONS.items()},
+    }
+
+
+def scheduler_of(args: Values, samples: int) -> dict[str, Any]:
+    """The scheduler's state after so many samples."""
+    batch = args["global_batch_size"]
+    return {
+        "max_lr": args["lr"],
+        "lr_warmup_steps": args["lr_warmup_iters"] * batch,
+        "num_steps": samples,
+        "lr_decay_style": args["lr_decay_style"],
+        "lr_decay_steps": (args.get("lr_decay_iters") or args["train_iters"]) * batch,
+        "min_lr": args["min_lr"],
+        "start_wd": args["weight_decay"],
+        "end_wd": args["weight_decay"],
+        "wd_incr_style": "constant",
+        "wd_incr_steps": args["train_iters"] * batch,
+    }
+
+
+def groups_of(args: Values, rate: float) -> list[dict[str, Any]]:
+    """Megatron's two parameter groups: matrices decay, biases and vectors do not."""
+    return [
+        {
+            "wd_mult": multiplier,
+            "lr_mult": 1.0,
+            "is_expert_parallel": False,
+            "is_decoupled_lr": False,
+            "max_lr": args["lr"],
+            "min_lr": args["min_lr"],
+            "lr": rate,
+            "betas": (args["adam_beta1"], args["adam_beta2"]),
+            "eps": args["adam_eps"],
+            "weight_decay": args["weight_decay"] * multiplier,
+            "bias_correction": True,
+            "amsgrad": False,
+            "maximize": False,
+            "foreach": None,
+            "capturable": False,
+            "differentiable": False,
+            "fused": None,
+        }
+        for multiplier in (1.0, 0.0)
+    ]
+
+
+def to_sections(args: Values, scheduler: Values) -> dict[str, dict[str, Any]]:
+    """mt's settings for Megatron's arguments; those that a checkpoint does not say are left out."""
+    sections: dict[str, dict[str, Any]] = {
+        "optim": {},
+        "train": {},
+        "lr_schedule": {},
+        "batch": {},
+        "precision": {},
+        "runtime": {},
+    }
+    for ours, theirs in TO_MT.items():
+        if args.get(theirs) is not None:
+            section, name = ours.split(".")
+            sections[section][name] = args[theirs]
+    styles = {theirs: ours for ours, theirs in DECAYS.items()}
+    batch = args.get("global_batch_size")
+    if scheduler.get("lr_decay_style") in styles:
+        sections["lr_schedule"]["decay"] = styles[scheduler["lr_decay_style"]]
+    if sections["lr_schedule"].get("decay") != "wsd":
+        for name in ("anneal", "anneal_steps"):
+            sections["lr_schedule"].pop(name, None)
+    if batch and scheduler:
+        sections["lr_schedule"] |= {
+            "warmup_steps": round(scheduler["lr_warmup_steps"] / batch),
+            "decay_steps": round(scheduler["lr_decay_steps"] / batch),
+            "min_lr": scheduler["min_lr"],
+        }
+        sections["optim"]["lr"] = scheduler["max_lr"]
+    dtype = next((ours for ours, theirs in PRECISIONS.items() if args.get(theirs)), "fp32")
+    sections["precision"]["dtype"] = dtype
+    return {name: values for name, values in sections.items() if values}
+
+
+def not_carried_to_mt(args: Values, scheduler: Values) -> Iterator[str]:
+    """What Megatron's settings ask for and mt's have no word for."""
+    batch = args.get("global_batch_size") or 1
+    if args.get("optimizer") not in (None, "adam"):
+        yield f"the optimizer {args['optimizer']}: mt goes on with AdamW"
+    if args.get("rampup_batch_size"):
+        yield "the growing batch: set batch.rampup"
+    style = scheduler.get("lr_decay_style")
+    if scheduler and style not in DECAYS.values():
+        yield f"the decay {style} of the learning rate: set lr_schedule.decay"
+    if any(scheduler.get(key, 0) % batch for key in ("lr_warmup_steps", "lr_decay_steps")):
+        yield "a warm-up or decay that ends within a step: lr_schedule.* are rounded to whole steps"
+    if scheduler.get("start_wd") != scheduler.get("end_wd"):
+        yield "the growing weight decay: set optim.weight_decay"
+
+
+def not_carried_to_megatron(config: Values) -> Iterator[str]:
+    """What mt's settings ask for and Megatron's arguments have no word for."""
+    if config["optim"]["name"] != "adamw":
+        yield f"the optimizer {config['optim']['name']}: Megatron goes on with Adam"
+    if config["batch"].get("rampup") or config["batch"].get("sizes"):
+        yield "the growing batch: mt's schedule counts steps, Megatron's samples"
+
+
+def _at(config: Values, path: str) -> Any:
+    section, name = path.split(".")
+    return config.get(section, {}).get(name)

@@ -1,0 +1,1 @@
+"""Meta's own format of Llama and Mistral models: params.json and consolidated files, one for each tensor rank."""

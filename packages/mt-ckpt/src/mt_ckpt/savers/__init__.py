@@ -1,1 +1,0 @@
-"""Savers: a model's configuration and canonical tensors, written in some format."""

@@ -1,0 +1,64 @@
+"""The tokenizer's files, which travel with the weights unchanged, and the special ids they declare."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from mt_ckpt.tensor_streams.sources import read_json
+from mt_core.errors import Problem
+
+NAMES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "chat_template.jinja",
+    "generation_config.json",
+    "mt_tokenizer.json",
+)
+
+
+def in_directory(path: Path) -> list[Path]:
+    """Those of the known files that a directory holds."""
+    return [path / name for name in NAMES if (path / name).is_file()]
+
+
+def special_ids(files: Iterable[Path]) -> dict[str, Any]:
+    """`eos_token_id`, and `bos_token_id` where declared, as a generation_config.json holds them; empty if unknown."""
+    by_name = {file.name: read_json(file) for file in files if file.suffix == ".json"}
+    declared = by_name.get("generation_config.json", {})
+    ids = {key: declared[key] for key in ("bos_token_id", "eos_token_id") if declared.get(key) is not None}
+    if "eos_token_id" in ids:
+        return ids
+    if "eod" in by_name.get("mt_tokenizer.json", {}):
+        return ids | {"eos_token_id": by_name["mt_tokenizer.json"]["eod"]}
+    token = by_name.get("tokenizer_config.json", {}).get("eos_token")
+    text = token.get("content") if isinstance(token, dict) else token
+    added = {t["content"]: t["id"] for t in by_name.get("tokenizer.json", {}).get("added_tokens", ())}
+    return ids | ({"eos_token_id": added[text]} if text in added else {})
+
+
+def size_problems(files: Iterable[Path], vocab_size: int) -> Iterator[Problem]:
+    """Tokenizers with ids for which the model has no embedding; rows to spare are padding."""
+    for file in files:
+        if (
+            file.name in ("tokenizer.json", "vocab.json", "mt_tokenizer.json")
+            and (ids := _ids(file))
+            and max(ids) >= vocab_size
+        ):
+            found = f"has ids up to {max(ids)}, the model embeds {vocab_size}"
+            yield Problem(str(file), found, "use the checkpoint's own tokenizer, or resize its embedding first")
+
+
+def _ids(file: Path) -> list[int]:
+    """The ids in a tokenizer's file; none where it holds another kind of model."""
+    read = read_json(file)
+    if file.name == "mt_tokenizer.json":
+        return [*range(read.get("vocab_size", 0))]
+    model = read.get("model", {}) if file.name == "tokenizer.json" else {"vocab": read}
+    vocab = model.get("vocab", {})
+    ids = [*vocab.values()] if isinstance(vocab, dict) else [*range(len(vocab))]
+    return ids + [token["id"] for token in read.get("added_tokens", ()) if isinstance(token, dict)]

@@ -1,0 +1,111 @@
+"""Whole canonical tensors, gathered from the ranks that hold their parts to the one rank that wants them.
+
+A parameter is in pieces twice: cut into boxes over the tensor or the expert axis, and shared over a shard axis.
+`choose_owners` decides which rank writes which tensor, so that all write about as many bytes.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mt_core.distributed.mesh import Axis, Mesh
+from mt_core.parallel.data.protocol import DataParallel
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A rank, by its places on the axes that share a parameter."""
+
+    replica: int
+    shard: int
+    cut: int
+    """On the axis that cuts it."""
+    tensor: int
+
+
+def place_of(mesh: Mesh, cut: Axis, rank: int) -> Place:
+    """Where world rank `rank` stands for parameters cut over `cut`.
+
+    Tensor is the innermost axis, then the shard axis, then the replicas; for experts, expert comes after tensor.
+    """
+    tokens, tensor = divmod(rank, mesh.tensor.size)
+    holders, expert = divmod(tokens, mesh.expert.size) if cut == mesh.expert else (tokens, None)
+    replica, shard = divmod(holders, mesh.sharing(cut)[0].size)
+    return Place(replica, shard, tensor if expert is None else expert, tensor)
+
+
+def gather_whole(
+    model: Any, engine: DataParallel, name: str, part: Tensor | None, owner: int
+) -> Iterator[tuple[str, Tensor]]:
+    """Canonical names and whole tensors on world rank `owner`, nothing elsewhere; every rank must iterate over it.
+
+    `part` is shaped like this rank's master of parameter `name`: the master itself or a moment of it.
+    """
+    mesh, cut = engine.mesh, engine.placements[name].axis
+    place, (shard, replica) = place_of(mesh, cut, owner), mesh.sharing(cut)
+    copied = cut.size == 1 or cut == mesh.expert  # on all tensor ranks, of which one is enough
+    if replica.rank != place.replica or (copied and mesh.tensor.rank != place.tensor):
+        return
+    local = _over_shards(engine, name, part, shard, place.shard)
+    if local is None:
+        return
+    for canonical, piece in model.to_canonical(name, local, cut.rank, cut.size):
+        whole = _over_cut(model, cut, name, canonical, piece, place.cut)
+        if whole is not None:
+            yield canonical, whole
+
+
+def _over_shards(engine: DataParallel, name: str, part: Tensor | None, axis: Axis, owner: int) -> Tensor | None:
+    if axis.size == 1:
+        return part
+    if axis.rank != owner:
+        if part is not None:
+            axis.send(part.contiguous(), owner)
+        return None
+    some = next(iter(engine.masters.values())) if part is None else part
+    whole = torch.empty(engine.shapes[name], dtype=some.dtype, device=some.device)
+    for rank in range(axis.size):
+        if rank == owner and part is not None:
+            _paste(engine, name, whole, rank, part)
+        elif rank != owner and (shape := engine.view(name, whole, rank).shape).numel():
+            _paste(engine, name, whole, rank, axis.receive_(whole.new_empty(shape), rank))
+    return whole
+
+
+def _paste(engine: DataParallel, name: str, whole: Tensor, rank: int, part: Tensor) -> None:
+    engine.view(name, whole, rank).copy_(part)
+
+
+def _over_cut(model: Any, axis: Axis, name: str, canonical: str, piece: Tensor, owner: int) -> Tensor | None:
+    if axis.size == 1:
+        return piece
+    if axis.rank != owner:
+        axis.send(piece.contiguous(), owner)
+        return None
+    whole = piece.new_empty(model.config.canonical_shapes()[canonical])
+    for rank in range(axis.size):
+        box = model.canonical_boxes(name, rank, axis.size)[canonical]
+        here = whole[box]
+        here.copy_(
+            piece
+            if rank == owner
+            else axis.receive_(torch.empty_like(here, memory_format=torch.contiguous_format), rank)
+        )
+    return whole
+
+
+def choose_owners(nbytes: Mapping[str, int], candidates: Callable[[str], Sequence[int]]) -> dict[str, int]:
+    """Tensor name → rank: the largest first, each to the candidate that has the fewest bytes so far.
+
+    `candidates(name)` are the ranks that can gather the tensor. Every rank computes the same table from the same input.
+    """
+    loads: dict[int, int] = {}
+    owners: dict[str, int] = {}
+    for name in sorted(nbytes, key=lambda name: (-nbytes[name], name)):
+        owner = min(candidates(name), key=lambda rank: (loads.get(rank, 0), rank))
+        loads[owner] = loads.get(owner, 0) + nbytes[name]
+        owners[name] = owner
+    return owners

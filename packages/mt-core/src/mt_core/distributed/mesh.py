@@ -1,0 +1,137 @@
+"""The ranks of a run as axes: `Axis` is one line of ranks as this rank sees it, `Mesh` all of them.
+
+An axis of size 1 has no group, and every collective on it is the identity. The mesh is passed to whoever needs it; two
+can live in one process.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch.distributed as dist
+from torch import Tensor
+from torch._C._distributed_c10d import _resolve_process_group
+from torch.distributed.distributed_c10d import GroupName
+
+from mt_core.distributed.topology import ParallelDims
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """A named line of ranks: this rank's place, their number, and the group that connects them."""
+
+    name: str
+    rank: int = 0
+    size: int = 1
+    group: dist.ProcessGroup | None = None
+
+    @property
+    def group_name(self) -> str:
+        """The name under which operators find the group again."""
+        assert self.group is not None
+        return self.group.group_name
+
+    def sum_(self, tensor: Tensor) -> Tensor:
+        """Sum a tensor over the axis, in place."""
+        if self.size > 1:
+            dist.all_reduce(tensor, group=self.group)
+        return tensor
+
+    def max_(self, tensor: Tensor) -> Tensor:
+        """Largest of each element over the axis, in place."""
+        if self.size > 1:
+            dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self.group)
+        return tensor
+
+    def send(self, tensor: Tensor, to: int) -> None:
+        """Send a contiguous tensor to the rank at place `to` of the axis."""
+        dist.send(tensor, group=self.group, group_dst=to)
+
+    def receive_(self, tensor: Tensor, source: int) -> Tensor:
+        """Fill a contiguous tensor with what the rank at place `source` of the axis sends."""
+        dist.recv(tensor, group=self.group, group_src=source)
+        return tensor
+
+    def barrier(self) -> None:
+        """Wait for every rank of the axis."""
+        if self.size > 1:
+            dist.barrier(group=self.group)
+
+
+@dataclass(frozen=True, slots=True)
+class Mesh:
+    """This rank's place along every axis."""
+
+    world: Axis = Axis("world")
+    """All ranks."""
+    data: Axis = Axis("data")
+    """Ranks that take different samples."""
+    context: Axis = Axis("context")
+    """Ranks that hold different parts of the same samples."""
+    tensor: Axis = Axis("tensor")
+    """Ranks that hold different parts of the same matrices."""
+    tokens: Axis = Axis("tokens")
+    """data × context: ranks that see different tokens with the same weights."""
+    shard: Axis = Axis("shard")
+    """The part of `tokens` that shares one copy of the sharded state."""
+    replica: Axis = Axis("replica")
+    """Ranks of `tokens` that hold the same part of the sharded state."""
+    expert: Axis = Axis("expert")
+    """The part of `tokens` whose ranks hold different experts of the same layers."""
+    expert_shard: Axis = Axis("shard")
+    """Ranks with the same experts that share one copy of their sharded state."""
+    expert_replica: Axis = Axis("replica")
+    """Ranks that hold the same part of that state."""
+
+    def sharing(self, cut: Axis) -> tuple[Axis, Axis]:
+        """The shard and the replica axis of parameters that are cut over the axis `cut`: experts have their own."""
+        return (self.expert_shard, self.expert_replica) if cut == self.expert else (self.shard, self.replica)
+
+
+def make_mesh(dims: ParallelDims) -> Mesh:
+    """The mesh of the joined ranks; every rank must call it with the same dims."""
+    if dims.ranks == 1:
+        return Mesh()
+    axes = {"world": _axis("world", [range(dims.ranks)])}
+    for name in ("data", "context", "tensor"):
+        axes[name] = _axis(name, dims.groups(name))
+    axes["tokens"] = _axis("tokens", dims.groups("data", "context"))
+    axes["shard"] = _axis("shard", dims.shard_groups())
+    axes["replica"] = _axis("replica", dims.replica_groups())
+    axes["expert"] = _axis("expert", dims.expert_groups())
+    if dims.expert == 1:
+        return Mesh(**axes, expert_shard=axes["shard"], expert_replica=axes["replica"])
+    axes["expert_shard"] = _axis("expert_shard", dims.expert_shard_groups())
+    axes["expert_replica"] = _axis("expert_replica", dims.expert_replica_groups())
+    return Mesh(**axes)
+
+
+def _axis(name: str, groups: Iterable[Iterable[int]]) -> Axis:
+    lines = [list(line) for line in groups]
+    if len(lines[0]) == 1:
+        return Axis(name)
+    mine = next(line for line in lines if dist.get_rank() in line)
+    if len(mine) == dist.get_world_size():
+        return Axis(name, mine.index(dist.get_rank()), len(mine), dist.group.WORLD)
+    group, _ = dist.new_subgroups_by_enumeration(lines)
+    assert isinstance(group, dist.ProcessGroup)
+    return Axis(name, mine.index(dist.get_rank()), len(mine), group)
+
+
+def part_of(axis: Axis, size: int) -> Axis:
+    """The line of `size` neighbours on the axis to which this rank belongs. Every rank must ask for it."""
+    if size == 1:
+        return Axis(axis.name)
+    if size == axis.size:
+        return axis
+    assert axis.group is not None
+    ranks = dist.get_process_group_ranks(axis.group)
+    mine = ranks[axis.rank // size * size :][:size]
+    group = dist.new_group(mine, use_local_synchronization=True)
+    assert isinstance(group, dist.ProcessGroup)
+    return Axis(axis.name, axis.rank % size, size, group)
+
+
+def axis_named(group_name: str) -> Axis:
+    """The axis whose group has this name."""
+    group = _resolve_process_group(GroupName(group_name))
+    return Axis("", group.rank(), group.size(), group)

@@ -1,0 +1,56 @@
+"""From a configuration to this rank's part of a model: the one path that applies every kind of parallelism."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mt_core.distributed.mesh import Mesh
+from mt_core.parallel.context.comm_types import context_core
+from mt_core.parallel.data.protocol import DataParallel, data_parallel
+from mt_core.parallel.expert.dispatcher import ExpertDispatch
+from mt_core.parallel.recompute import modules_with_core, recompute
+from mt_core.parallel.tensor.cross_entropy import VocabCrossEntropy, compiled_kernels
+from mt_core.parallel.tensor.plan import apply_plan
+
+
+def parallelize(config: Any, mesh: Mesh, device: torch.device) -> tuple[Any, DataParallel]:
+    """The model of a `RunConfig`, its parameters allocated on `device` but uninitialised, and its data parallelism."""
+    with torch.device("meta"):
+        model = config.model.build(mesh.tensor.size)
+    plan = model.plan(mesh.tensor.size)
+    placements = apply_plan(model, plan, mesh.tensor, sequence=config.parallel.sequence, expert=mesh.expert)
+    for attention in modules_with_core(model):
+        core = context_core(config.parallel.cp_comm_type, attention.core, axis=mesh.context)
+        attention.core = untraced(core) if config.runtime.compile and mesh.context.size > 1 else core
+    recompute(model, config.recompute)
+    if config.runtime.compile:
+        compile_parts(model, mesh, sequence=config.parallel.sequence)
+    engine = data_parallel(model, placements, mesh, device=device, precision=config.precision, parallel=config.parallel)
+    if config.runtime.compile:
+        engine.compile()
+    return model, engine
+
+
+def compile_parts(model: Any, mesh: Mesh, *, sequence: bool) -> None:
+    """torch.compile for each block and for the loss."""
+    for module in model.modules():
+        if isinstance(op := getattr(module, "op", None), ExpertDispatch):
+            module.op = untraced(op)
+    for block in model.layers.values():
+        block.forward = torch.compile(block.forward)
+    model.loss.op = VocabCrossEntropy(mesh.tensor, sequence, compiled_kernels())
+
+
+def untraced(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A function that exchanges with other ranks, which Dynamo cannot trace: it runs as it is.
+
+    Not a decorator where it is defined: that would import Dynamo, for a second, into every process that trains nothing.
+    """
+
+    def run(*inputs: Any, **more: Any) -> Tensor:
+        return function(*inputs, **more)
+
+    disabled: Any = torch.compiler.disable(run, reason="collectives cannot be traced")
+    return disabled

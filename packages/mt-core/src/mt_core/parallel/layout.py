@@ -1,0 +1,261 @@
+"""How a run is cut over ranks, and the rules that say which cuts are possible.
+
+The same rules serve `mt plan` and `mt train`; `nearest` looks for layouts that pass where the one asked for does not.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from math import gcd, lcm, log2
+from typing import Any
+
+from mt_core.config.sections import CPCommType
+from mt_core.distributed.topology import ParallelDims
+from mt_core.errors import Problem
+
+
+@dataclass(frozen=True, slots=True)
+class Recompute:
+    """Activations that are computed again; the fields of `RecomputeConfig`."""
+
+    granularity: str = "none"
+    method: str = "uniform"
+    layers: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Everything in a configuration that changes where things lie, but not what is trained."""
+
+    dims: ParallelDims
+    sequence: bool = False
+    exchange: CPCommType = "ring"
+    sharding: str = "replicate"
+    overlap_grad_reduce: bool = True
+    overlap_param_gather: bool = True
+    bucket_size: int = 40_000_000
+    micro_batch: int = 1
+    recompute: Recompute = Recompute()
+
+    @property
+    def sharers(self) -> int:
+        """Ranks that share one copy of the sharded state."""
+        return self.dims.sharers
+
+    @property
+    def replicas(self) -> int:
+        """Copies of the sharded state."""
+        return self.dims.data * self.dims.context // self.sharers
+
+    @property
+    def sequence_parts(self) -> int:
+        """Tensor ranks among which activations between the matrices are cut."""
+        return self.dims.tensor if self.sequence else 1
+
+
+def layout_of(config: Any, ranks: int | None = None) -> Layout:
+    """The layout that a `RunConfig` asks for.
+
+    The data axis, if unset, is what the others leave of `ranks`; without those, as short as what is shared allows.
+    """
+    parallel, recompute = config.parallel, config.recompute
+    shard = 1 if parallel.sharding == "replicate" else parallel.shard_size
+    least = lcm(parallel.context, parallel.expert, shard or 1) // parallel.context
+    data = parallel.data or (least if ranks is None else max(ranks // (parallel.tensor * parallel.context), 1))
+    return Layout(
+        dims=ParallelDims(data, parallel.context, parallel.tensor, shard, parallel.expert),
+        sequence=parallel.sequence,
+        exchange=parallel.cp_comm_type,
+        sharding=parallel.sharding,
+        overlap_grad_reduce=parallel.overlap_grad_reduce,
+        overlap_param_gather=parallel.overlap_param_gather,
+        bucket_size=parallel.bucket_size,
+        micro_batch=config.batch.micro_batch,
+        recompute=Recompute(recompute.granularity, recompute.method, recompute.layers),
+    )
+
+
+def problems(config: Any, ranks: int | None = None) -> Iterator[Problem]:
+    """Everything that keeps a run from being cut as its configuration says; without `ranks`, as far as that shows."""
+    layout = layout_of(config, ranks)
+    dims, parallel = layout.dims, config.parallel
+    if ranks is not None and dims.ranks != ranks:
+        data = f" × data {dims.data}" if parallel.data else ""
+        yield Problem(
+            "parallel",
+            f"tensor {dims.tensor} × context {dims.context}{data} does not make {ranks} ranks",
+            f"allowed: tensor × context × data = {ranks}",
+        )
+    yield from axis_problems(config, layout)
+    yield from _shard(config, layout)
+    recompute, layers = config.recompute, config.model.layers
+    if recompute.granularity == "full" and recompute.layers > layers:
+        yield Problem("recompute.layers", f"{recompute.layers} of {layers} layers", f"allowed: 1 to {layers}")
+
+
+def axis_problems(config: Any, layout: Layout) -> Iterator[Problem]:
+    """What does not divide as the axes of `layout` need."""
+    wrong = list(_tensor(config, layout))
+    yield from wrong or _sequence(config, layout)
+    yield from _context(config, layout)
+    yield from _expert(config, layout)
+    yield from _batch(config, layout)
+
+
+def _tensor(config: Any, layout: Layout) -> Iterator[Problem]:
+    attention, tensor = config.model.attention, layout.dims.tensor
+    rules = [
+        ("model.attention.heads", attention.heads, lambda t: attention.heads % t == 0),
+        ("model.attention.num_kv_heads", attention.num_kv_heads, lambda t: _groups_fit(attention.num_kv_heads, t)),
+    ]
+    if not experts_of(config.model):  # those are whole on tensor ranks
+        rules.append(
+            (
+                "model.mlp.ffn_hidden_size",
+                config.model.mlp.ffn_hidden_size,
+                lambda t: config.model.mlp.ffn_hidden_size % t == 0,
+            )
+        )
+    fits = _listed(t for t in range(1, attention.heads + 1) if all(rule(t) for _, _, rule in rules))
+    for name, size, rule in rules:
+        if not rule(tensor):
+            yield Problem("parallel.tensor", f"{tensor} does not divide {name} {size}", f"allowed: {fits}")
+
+
+def _groups_fit(groups: int, tensor: int) -> bool:
+    """Each rank has whole groups, or each group has whole ranks, which then repeat its keys and values."""
+    return groups % tensor == 0 or tensor % groups == 0
+
+
+def _sequence(config: Any, layout: Layout) -> Iterator[Problem]:
+    if not layout.sequence:
+        return
+    dims, length = layout.dims, config.data.seq_length
+    if dims.tensor == 1:
+        yield Problem("parallel.sequence", "true, but parallel.tensor is 1", "allowed: false, or a tensor above 1")
+    elif length % (dims.context * dims.tensor):
+        found = f"{length} is no multiple of context {dims.context} × tensor {dims.tensor}, as parallel.sequence needs"
+        yield Problem("data.seq_length", found, f"allowed: {_multiples(length, dims.context * dims.tensor)}")
+
+
+def _context(config: Any, layout: Layout) -> Iterator[Problem]:
+    attention, dims, length = config.model.attention, layout.dims, config.data.seq_length
+    if dims.context == 1:
+        return
+    if length % (2 * dims.context):
+        found = f"{length} is no multiple of 2 × parallel.context {dims.context}"
+        yield Problem("data.seq_length", found, f"allowed: {_multiples(length, 2 * dims.context)}")
+    if layout.exchange != "all_to_all":
+        return
+    shares = {
+        "heads": attention.heads // dims.tensor,
+        "num_kv_heads": max(attention.num_kv_heads // dims.tensor, 1),
+    }
+    fits = _listed(_divisors(shares["num_kv_heads"], lambda c: shares["heads"] % c == 0))
+    for name, share in shares.items():
+        if share % dims.context:
+            found = f"{dims.context} does not divide the {share} {name} of a tensor rank, as all_to_all needs"
+            yield Problem("parallel.context", found, f'allowed: {fits}, or cp_comm_type = "ring"')
+
+
+def _expert(config: Any, layout: Layout) -> Iterator[Problem]:
+    expert, together = layout.dims.expert, layout.dims.data * layout.dims.context
+    if expert == 1:
+        return
+    if not (experts := experts_of(config.model)):
+        found = f'{expert}, but model.mlp.kind "{config.model.mlp.kind}" has no experts'
+        yield Problem("parallel.expert", found, 'allowed: 1, or model.mlp.kind = "moe"')
+        return
+    fits = _listed(_divisors(together, lambda e: experts % e == 0))
+    for name, number in (("model.mlp.experts", experts), ("data × context", together)):
+        if number % expert:
+            yield Problem("parallel.expert", f"{expert} does not divide {name} = {number}", f"allowed: {fits}")
+
+
+def experts_of(model: Any) -> int:
+    """Experts of each layer, 0 if it has none."""
+    return model.mlp.experts if model.mlp.kind == "moe" else 0
+
+
+def _batch(config: Any, layout: Layout) -> Iterator[Problem]:
+    unit, batch = layout.micro_batch * layout.dims.data, config.batch.global_batch
+    if batch % unit and not config.batch.sizes:  # a schedule of sizes takes the place of global_batch
+        found = f"{batch} is no multiple of micro_batch {layout.micro_batch} × data {layout.dims.data}"
+        yield Problem("batch.global_batch", found, f"allowed: {_multiples(batch, unit)}")
+
+
+def _shard(config: Any, layout: Layout) -> Iterator[Problem]:
+    size, together = config.parallel.shard_size, layout.dims.data * layout.dims.context
+    if size is None:
+        return
+    if layout.sharding == "replicate":
+        found = f'{size}, but parallel.sharding = "replicate" shares nothing'
+        yield Problem("parallel.shard_size", found, 'leave it unset, or parallel.sharding = "zero1" or "fsdp"')
+    elif together % size:
+        found = f"{size} does not divide data × context = {together}"
+        yield Problem("parallel.shard_size", found, f"allowed: {_listed(_divisors(together))}")
+
+
+def _divisors(number: int, keep: Callable[[int], bool] = lambda _: True) -> Iterator[int]:
+    return (n for n in range(1, number + 1) if number % n == 0 and keep(n))
+
+
+def _multiples(near: int, unit: int) -> str:
+    """The multiples of `unit` around a number that is none."""
+    below = near // unit * unit
+    return f"{below} or {below + unit}" if below else str(unit)
+
+
+def _listed(numbers: Iterable[int]) -> str:
+    *head, last = map(str, numbers)
+    return f"{', '.join(head)} or {last}" if head else last
+
+
+def nearest(config: Any, ranks: int, *, count: int = 3) -> list[Layout]:
+    """Up to `count` layouts of `ranks` that pass, those with the least change of tensor, context and data first.
+
+    Sequence parallelism is given up where tensor is 1, a shard_size that no longer divides, and of the expert axis what
+    does not.
+    """
+    wanted = layout_of(config, ranks)
+    legal = [layout for layout in cuts(wanted, ranks) if not any(axis_problems(config, layout))]
+    return sorted(legal, key=lambda layout: _distance(layout.dims, wanted.dims))[:count]
+
+
+def cuts(layout: Layout, ranks: int) -> Iterator[Layout]:
+    """`layout` with every tensor × context × data = `ranks`, whatever the rules say."""
+    for tensor in range(1, ranks + 1):
+        for context in range(1, ranks // tensor + 1):
+            if ranks % (tensor * context) == 0:
+                yield recut(layout, tensor=tensor, context=context, data=ranks // tensor // context)
+
+
+def recut(layout: Layout, *, tensor: int, context: int, data: int) -> Layout:
+    """`layout` with other axes; what no longer makes sense with them is dropped."""
+    shard, expert = layout.dims.shard, gcd(layout.dims.expert, data * context)
+    shard = shard if shard and data * context % shard == 0 else None
+    dims = ParallelDims(data, context, tensor, shard, expert)
+    return replace(layout, dims=dims, sequence=layout.sequence and tensor > 1)
+
+
+def _distance(one: ParallelDims, other: ParallelDims) -> tuple[float, int, int]:
+    """Doublings and halvings between two, and, between equals, rather less context and then less tensor."""
+    pairs = ((one.tensor, other.tensor), (one.context, other.context), (one.data, other.data))
+    return sum(abs(log2(a / b)) for a, b in pairs), one.context, one.tensor
+
+
+def nearest_problem(config: Any, ranks: int) -> Problem:
+    """What to do instead, as the last line of a refusal."""
+    found = f"this layout cannot run on {ranks} ranks"
+    if layouts := nearest(config, ranks):
+        return Problem("parallel", found, f"nearest that pass: {'; '.join(map(describe, layouts))}")
+    others = [n for n in (*range(ranks - 1, 0, -1), *range(ranks + 1, 2 * ranks + 1)) if nearest(config, n, count=1)]
+    below, above = (max((n for n in others if n < ranks), default=0), min((n for n in others if n > ranks), default=0))
+    passing = (f"with {n} ranks: {describe(nearest(config, n, count=1)[0])}" for n in (below, above) if n)
+    return Problem("parallel", found, f"no layout of {ranks} passes; {'; '.join(passing) or 'nor one of fewer'}")
+
+
+def describe(layout: Layout) -> str:
+    """The axes in words."""
+    dims, sequence = layout.dims, " + sequence" if layout.sequence else ""
+    expert = f", expert {dims.expert}" if dims.expert > 1 else ""
+    return f"tensor {dims.tensor}{sequence} × context {dims.context} × data {dims.data}{expert}"

@@ -1,0 +1,197 @@
+"""Linear layers cut over an axis: `torch.nn.functional.linear` with the communication that the cut needs.
+
+With sequence parallelism x is [B, T / size, …] between the layers; without, every rank has all of it. Products and
+communication overlap: forward, a rank multiplies its own part of the sequence while the others' parts arrive, and sends
+each rank its part of the result while the next is computed. The products are operators of torch's library, so a
+compiled layer stays one graph around them.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mt_core.distributed.mesh import Axis, axis_named
+from mt_core.parallel.tensor import collectives
+
+SEQUENCE = 1
+"""The dim of activations that sequence parallelism cuts."""
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnLinear:
+    """Weight and bias are cut along the outputs: whole x in, this rank's outputs out."""
+
+    axis: Axis
+    sequence: bool
+
+    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """[B, T, in] to [B, T, out of this rank]."""
+        if self.axis.size == 1:
+            return F.linear(x, weight, bias)
+        return _column(x, weight, bias, self.axis.group_name, self.sequence)
+
+
+@dataclass(frozen=True, slots=True)
+class RowLinear:
+    """The weight is cut along the inputs: this rank's inputs in, the sum over ranks out; the bias is added once."""
+
+    axis: Axis
+    sequence: bool
+
+    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """[B, T, in of this rank] to [B, T, out]."""
+        y = F.linear(x, weight) if self.axis.size == 1 else _row(x, weight, self.axis.group_name, self.sequence)
+        return y if bias is None else y + bias
+
+
+@dataclass(frozen=True, slots=True)
+class VocabLinear:
+    """The output layer with its rows cut over the axis: whole x in, all logits out, equal on every rank."""
+
+    axis: Axis
+    sequence: bool
+
+    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """[B, T, in] to [B, T, out]."""
+        return collectives.join(ColumnLinear(self.axis, self.sequence)(x, weight, bias), self.axis, -1)
+
+
+@dataclass(frozen=True, slots=True)
+class VocabEmbedding:
+    """`torch.nn.functional.embedding` with the rows of the table cut over the axis."""
+
+    axis: Axis
+    sequence: bool
+
+    def __call__(self, indices: Tensor, weight: Tensor) -> Tensor:
+        """[B, T] to [B, T, size]."""
+        local = indices - self.axis.rank * weight.shape[0]
+        inside = (local >= 0) & (local < weight.shape[0])
+        y = F.embedding(local.where(inside, 0), weight).masked_fill(~inside[..., None], 0)
+        return collectives.reduce_scatter(y, self.axis, SEQUENCE) if self.sequence else collectives.reduce(y, self.axis)
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceEmbedding:
+    """A whole table looked up by this rank's part of the sequence: learned positions."""
+
+    axis: Axis
+    sequence: bool
+
+    def __call__(self, indices: Tensor, weight: Tensor) -> Tensor:
+        """[…, T] to […, T / size, size of a row]."""
+        return F.embedding(collectives.own(indices, self.axis, -1) if self.sequence else indices, weight)
+
+
+@torch.library.custom_op("mt::column_linear", mutates_args=())
+def _column(x: Tensor, weight: Tensor, bias: Tensor | None, group: str, sequence: bool) -> Tensor:
+    return _joined_product(x, weight.mT, bias, axis_named(group))[0] if sequence else F.linear(x, weight, bias)
+
+
+@_column.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, group: str, sequence: bool) -> Tensor:
+    return x.new_empty(x.shape[0], x.shape[1] * _parts(group, sequence), weight.shape[0])
+
+
+@torch.library.custom_op("mt::column_linear_backward", mutates_args=())
+def _column_backward(g: Tensor, x: Tensor, weight: Tensor, group: str, sequence: bool) -> tuple[Tensor, Tensor]:
+    """x travels again during the product for its gradient, which is summed during the product for the weight's."""
+    axis = axis_named(group)
+    gathering = collectives.start_joined(x, axis, SEQUENCE) if sequence else lambda: x
+    g_x = g @ weight
+    reducing = collectives.start_summed_part(g_x, axis, SEQUENCE) if sequence else collectives.start_summed(g_x, axis)
+    g_weight = g.flatten(0, -2).mT @ gathering().flatten(0, -2)
+    return reducing(), g_weight
+
+
+@_column_backward.register_fake
+def _(g: Tensor, x: Tensor, weight: Tensor, group: str, sequence: bool) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), weight.new_empty(weight.shape)
+
+
+@torch.library.custom_op("mt::row_linear", mutates_args=())
+def _row(x: Tensor, weight: Tensor, group: str, sequence: bool) -> Tensor:
+    axis = axis_named(group)
+    return _scattered_product(x, weight, axis) if sequence else collectives.start_summed(F.linear(x, weight), axis)()
+
+
+@_row.register_fake
+def _(x: Tensor, weight: Tensor, group: str, sequence: bool) -> Tensor:
+    return x.new_empty(x.shape[0], x.shape[1] // _parts(group, sequence), weight.shape[0])
+
+
+@torch.library.custom_op("mt::row_linear_backward", mutates_args=())
+def _row_backward(g: Tensor, x: Tensor, weight: Tensor, group: str, sequence: bool) -> tuple[Tensor, Tensor]:
+    g_x, whole = _joined_product(g, weight, None, axis_named(group)) if sequence else (g @ weight, g)
+    return g_x, whole.flatten(0, -2).mT @ x.flatten(0, -2)
+
+
+@_row_backward.register_fake
+def _(g: Tensor, x: Tensor, weight: Tensor, group: str, sequence: bool) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), weight.new_empty(weight.shape)
+
+
+def _parts(group: str, sequence: bool) -> int:
+    return axis_named(group).size if sequence else 1
+
+
+def _joined_product(x: Tensor, weight: Tensor, bias: Tensor | None, axis: Axis) -> tuple[Tensor, Tensor]:
+    """(x of all ranks) · weight + bias, and x of all ranks; the own part is multiplied while the others arrive."""
+    gathering = collectives.start_joined(x, axis, SEQUENCE)
+    length = x.shape[1]
+    y = x.new_empty(x.shape[0], length * axis.size, weight.shape[1])
+    own = slice(length * axis.rank, length * (axis.rank + 1))
+    _multiply(x, weight, bias, out=y[:, own])
+    whole = gathering()
+    for others in (slice(0, own.start), slice(own.stop, None)):
+        _multiply(whole[:, others], weight, bias, out=y[:, others])
+    return y, whole
+
+
+def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None, *, out: Tensor) -> None:
+    for x_row, out_row in zip(x, out, strict=True):
+        if bias is None:
+            torch.mm(x_row, weight, out=out_row)
+        else:
+            torch.addmm(bias, x_row, weight, out=out_row)
+
+
+def _scattered_product(x: Tensor, weight: Tensor, axis: Axis) -> Tensor:
+    """This rank's part of the sum over ranks of x · weightᵀ; each rank's part leaves while the next is computed."""
+    parts = x.unflatten(SEQUENCE, (axis.size, -1))
+    sums = x.new_empty(axis.size, x.shape[0], parts.shape[2], weight.shape[0])
+    arriving = []
+    for step in range(1, axis.size):
+        part = F.linear(parts[:, (axis.rank + step) % axis.size], weight)
+        arriving.append(collectives.start_shifted(part, axis, step, out=sums[(axis.rank - step) % axis.size]))
+    _multiply(parts[:, axis.rank], weight.mT, None, out=sums[axis.rank])
+    for part in arriving:
+        part()
+    return sums.sum(0)
+
+
+def _save_column(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, bias, ctx.group, ctx.sequence = inputs
+    ctx.biased = bias is not None
+    ctx.save_for_backward(x, weight)
+
+
+def _column_gradients(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+    g_bias = g.flatten(0, -2).sum(0) if ctx.biased else None
+    return *_column_backward(g, *ctx.saved_tensors, ctx.group, ctx.sequence), g_bias, None, None
+
+
+def _save_row(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, ctx.group, ctx.sequence = inputs
+    ctx.save_for_backward(x, weight)
+
+
+def _row_gradients(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+    return *_row_backward(g, *ctx.saved_tensors, ctx.group, ctx.sequence), None, None
+
+
+_column.register_autograd(_column_gradients, setup_context=_save_column)
+_row.register_autograd(_row_gradients, setup_context=_save_row)

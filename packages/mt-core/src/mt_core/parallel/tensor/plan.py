@@ -1,0 +1,186 @@
+"""How tensor and expert parallelism cut a model: rules by module name, and `apply_plan`, which carries them out.
+
+A module that a rule touches keeps its code; its `op`, the plain function that does its arithmetic, is replaced by the
+function's parallel twin, and its parameters by this rank's part of them.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from functools import cache
+from typing import Any
+
+import torch.nn.functional as F
+from torch import nn
+
+from mt_core.distributed.mesh import Axis, part_of
+from mt_core.errors import Problem, raise_if
+from mt_core.parallel.expert.dispatcher import ExpertDispatch, dispatch
+from mt_core.parallel.tensor.cross_entropy import VocabCrossEntropy, linear_cross_entropy
+from mt_core.parallel.tensor.linear import ColumnLinear, RowLinear, SequenceEmbedding, VocabEmbedding, VocabLinear
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """Weight and bias are cut along `dim`, one of the outputs."""
+
+    dim: int
+    copies: int = 1
+    """Neighbouring ranks that hold equal values in the last `copied` entries of dim 1: repeated key/value groups."""
+    copied: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """The weight is cut along `dim`, one of the inputs; a bias is whole on every rank."""
+
+    dim: int
+
+
+@dataclass(frozen=True, slots=True)
+class Vocab:
+    """The weight is cut along its rows, one for each id; or a loss over such rows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Replicate:
+    """Whole on every rank and used on the same activations everywhere."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sequence:
+    """Whole on every rank; under sequence parallelism used on a part of the sequence, so its gradients are summed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Heads:
+    """Whole on every rank and used on this rank's heads only, so its gradients are always summed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Expert:
+    """A stack with an entry for each expert, cut along dim 0 over the expert axis; or what sends tokens to them.
+
+    On tensor ranks of one place it is whole, as `Sequence` is.
+    """
+
+
+Rule = Column | Row | Vocab | Replicate | Sequence | Heads | Expert
+Plan = Mapping[str, Rule]
+"""Patterns of module names (`fnmatch`), each with a rule; every module with parameters matches exactly one."""
+
+TWINS: Mapping[tuple[type, Any], Callable[[Axis, bool], Any]] = {
+    (Column, F.linear): ColumnLinear,
+    (Row, F.linear): RowLinear,
+    (Vocab, F.linear): VocabLinear,
+    (Vocab, F.embedding): VocabEmbedding,
+    (Vocab, linear_cross_entropy): VocabCrossEntropy,
+    (Sequence, F.embedding): SequenceEmbedding,
+    (Expert, dispatch): lambda axis, _: ExpertDispatch(axis),  # each rank of a sequence's part sends its own tokens
+}
+"""The parallel form of a plain function under a rule."""
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """What this rank holds of one parameter."""
+
+    dim: int | None = None
+    """The dim that is cut; None for a whole parameter."""
+    axis: Axis = Axis("tensor")
+    """The axis it is cut over, if it is."""
+    copies: Axis = Axis("tensor")
+    """Ranks that hold equal values in the elements from `copied_from` on."""
+    copied_from: int = 0
+    """The first such element, flat."""
+    partial: bool = False
+    """Whether the gradients of those copies are parts of a sum."""
+
+
+NO_EXPERTS = Axis("expert")
+"""The expert axis of a run that cuts no experts."""
+
+
+def apply_plan(
+    model: nn.Module, plan: Plan, axis: Axis, *, sequence: bool = False, expert: Axis = NO_EXPERTS
+) -> dict[str, Placement]:
+    """Cut a model, built on meta, for this rank of the tensor axis `axis` and of the expert axis; where each parameter
+    lies. All that does not fit is one `MtError`."""
+    named = dict(model.named_modules())
+    matches = {name: [rule for pattern, rule in plan.items() if fnmatchcase(name, pattern)] for name in named}
+    modules = {name: m for name, m in named.items() if matches[name] or [*m.parameters(recurse=False)]}
+    rules = {name: matches[name] for name in modules}
+    axes = {"tensor": axis, "expert": expert}
+    raise_if(_problems(modules, plan, rules, {name: each.size for name, each in axes.items()}))
+    neighbours = cache(lambda size: part_of(axis, size))
+    placements: dict[str, Placement] = {}
+    for name, module in modules.items():
+        (rule,) = rules[name]
+        over = axes[cut_axis(rule)]
+        if over.size > 1 and (twin := TWINS.get((type(rule), getattr(module, "op", None)))):
+            module.op = twin(over, sequence)
+        for leaf, parameter in module.named_parameters(recurse=False):
+            _cut(parameter, cut_dim(rule, leaf), over)
+            place = _placement(parameter, leaf, rule, axis, neighbours, sequence=sequence)
+            placements[f"{name}.{leaf}"] = replace(place, axis=expert) if isinstance(rule, Expert) else place
+    return placements
+
+
+def cut_dim(rule: Rule, leaf: str) -> int | None:
+    """The dim along which a rule cuts a module's `weight` or `bias`."""
+    match rule, leaf:
+        case Column(dim), _:
+            return dim
+        case Row(dim), "weight":
+            return dim
+        case Vocab() | Expert(), _:
+            return 0
+    return None
+
+
+def cut_axis(rule: Rule) -> str:
+    """The name of the axis over which a rule cuts."""
+    return "expert" if isinstance(rule, Expert) else "tensor"
+
+
+def _problems(
+    modules: Mapping[str, nn.Module], plan: Plan, rules: Mapping[str, list[Rule]], sizes: Mapping[str, int]
+) -> Iterator[Problem]:
+    for name, found in rules.items():
+        if len(found) != 1:
+            yield Problem(f"plan of {name!r}", f"{len(found)} rules match: {found}", "exactly one rule for each module")
+    for pattern in plan:
+        if not any(fnmatchcase(name, pattern) for name in modules):
+            yield Problem(f"plan rule {pattern!r}", "matches no module", "rules for modules of this model")
+    for name, module in modules.items():
+        for leaf, parameter in module.named_parameters(recurse=False):
+            for dim, axis in {(cut_dim(rule, leaf), cut_axis(rule)) for rule in rules[name]}:
+                if dim is not None and (length := parameter.shape[dim]) % (size := sizes[axis]):
+                    yield Problem(f"{name}.{leaf}", f"dim {dim} is {length}", f"multiples of parallel.{axis} = {size}")
+
+
+def _cut(parameter: nn.Parameter, dim: int | None, axis: Axis) -> None:
+    """Keep this rank's part; the parameter stays the same object, so that ties hold."""
+    if dim is not None and axis.size > 1:
+        parameter.data = parameter.data.chunk(axis.size, dim)[axis.rank].clone()
+
+
+def _placement(
+    parameter: nn.Parameter,
+    leaf: str,
+    rule: Rule,
+    axis: Axis,
+    neighbours: Callable[[int], Axis],
+    *,
+    sequence: bool,
+) -> Placement:
+    dim = cut_dim(rule, leaf)
+    if dim is None or isinstance(rule, Expert):
+        shared = isinstance(rule, Heads) or (sequence and not isinstance(rule, Replicate))
+        return Placement(dim, copies=axis, partial=shared and axis.size > 1)
+    if isinstance(rule, Column) and rule.copies > 1:
+        own = parameter.shape[1] - rule.copied
+        return Placement(
+            dim, axis, neighbours(rule.copies), parameter.numel() // parameter.shape[1] * own, partial=True
+        )
+    return Placement(dim, axis)

@@ -1,0 +1,170 @@
+"""From parts to splits: which part of which corpus each split is made of, and how they are blended.
+
+Source: docs/specs/data.md §4.2, §4.12.
+
+A kind of dataset says how a corpus is opened, counted and cut into samples (`Parts`); the rest is the same for all.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mt_core.errors import MtError, raise_if
+from mt_core.types import Dataset
+from mt_data.blending.blend import BlendedDataset, exhaustive_blend, sized_blend
+from mt_data.config.paths import WeightedPaths, sources
+from mt_data.config.rules import data_problems
+from mt_data.config.split import SPLITS, split_ranges
+from mt_data.indexed.cache import IndexCache, content_key
+
+if TYPE_CHECKING:
+    from mt_data.config import Corpora
+
+SURPLUS = 1 + 0.5 / 100
+"""A weighted dataset is built this much larger than its share, as the blend may lean on it by a few samples."""
+
+Wanted = int | None
+"""Samples: 0 for no dataset, None for one epoch of what there is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Splits:
+    """The datasets; None where a split is not wanted or has nothing in it."""
+
+    train: Dataset | None
+    valid: Dataset | None
+    test: Dataset | None
+
+
+@dataclass(frozen=True, slots=True)
+class Portion:
+    """What one dataset is made of."""
+
+    split: int
+    """0 for training, 1 for validation, 2 for test."""
+    elements: range
+    """Numbers of the corpus's elements that belong to the split."""
+    samples: Wanted
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """How a kind of dataset reads one corpus."""
+
+    open: Callable[[str], Any]
+    """The corpus at a prefix."""
+    count: Callable[[Any], int]
+    """Its elements, which the split divides."""
+    build: Callable[[Any, Portion], Dataset]
+    """The dataset of a portion of it."""
+    elements: str
+    """What the elements are called."""
+
+
+def mix(config: "Corpora", parts: Parts, *, samples: tuple[Wanted, Wanted, Wanted], cache: IndexCache) -> Splits:
+    """The three datasets of a section; a split that is wanted and empty is an `MtError`."""
+    raise_if(data_problems(config))
+    found = sources(config)
+    if not any(found.splits):
+        raise MtError("data.paths", "names no data", "prefixes of .bin/.idx pairs; mt data preprocess writes them")
+    corpora: dict[str, Any] = {}
+    datasets: list[Dataset | None] = []
+    for split, wanted in enumerate(samples):
+        mixture = _Mixture(config, parts, cache, corpora, split, found.splits[split], shared=found.shared)
+        datasets.append(mixture.dataset(wanted))
+    return Splits(*datasets)
+
+
+@dataclass(frozen=True)
+class _Mixture:
+    """One split of the corpora; those that are open are shared between the splits."""
+
+    config: "Corpora"
+    parts: Parts
+    cache: IndexCache
+    corpora: dict[str, Any]
+    split: int
+    paths: WeightedPaths | None
+    shared: bool
+
+    def dataset(self, wanted: Wanted) -> Dataset | None:
+        """The dataset of the split, or None if nobody wants it."""
+        name = SPLITS[self.split]
+        if wanted == 0 or (wanted is None and self.paths is None):
+            return None
+        if self.paths is None:
+            raise MtError(f"data.{name}_paths", f"names no data, {wanted} {name} samples are wanted", "prefixes")
+        elements = [self._elements(prefix) for prefix in self.paths.prefixes]
+        if wanted is None and not any(elements):
+            return None
+        for prefix, found in zip(self.paths.prefixes, elements, strict=True):
+            if not found:
+                raise self._empty(prefix)
+        single = len(elements) == 1 and (not self.shared or not self.paths.weights)
+        if single:
+            return self._part(0, wanted)
+        return self._weighted(self.paths, wanted) if self.paths.weights else self._unweighted(self.paths, wanted)
+
+    def _corpus(self, prefix: str) -> Any:
+        if prefix not in self.corpora:
+            self.corpora[prefix] = self.parts.open(prefix)
+        return self.corpora[prefix]
+
+    def _elements(self, prefix: str) -> range:
+        count = self.parts.count(self._corpus(prefix))
+        return split_ranges(self.config.split, count)[self.split] if self.shared else range(count)
+
+    def _empty(self, prefix: str) -> MtError:
+        name, count = SPLITS[self.split], self.parts.count(self._corpus(prefix))
+        share = f", split {self.config.split!r}" if self.shared else ""
+        found = f"is empty: {count} {self.parts.elements}{share}"
+        return MtError(
+            f"the {name} split of {prefix}",
+            found,
+            f"a larger share for {name}, more documents, or no {name} samples",
+        )
+
+    def _part(self, number: int, wanted: Wanted) -> Dataset:
+        assert self.paths is not None
+        prefix = self.paths.prefixes[number]
+        return self.parts.build(self._corpus(prefix), Portion(self.split, self._elements(prefix), wanted))
+
+    def _weighted(self, paths: WeightedPaths, wanted: Wanted) -> Dataset:
+        """Each dataset is built for its share of the samples; the shares are rounded up, so the sum may exceed it."""
+        if wanted is None:
+            raise MtError(
+                paths.where, f"weights need a number of {SPLITS[self.split]} samples", "give it, or no weights"
+            )
+        weights = np.asarray(paths.weights, np.float64)
+        targets = [math.ceil(wanted * share) for share in weights / np.sum(weights)]
+        parts = [self._part(n, math.ceil(target * SURPLUS)) for n, target in enumerate(targets)]
+        return self._blend(parts, weights.tolist(), sum(targets))
+
+    def _unweighted(self, paths: WeightedPaths, wanted: Wanted) -> Dataset:
+        """Of several corpora without weights each gives one epoch, in proportion to its size."""
+        parts = [self._part(n, None) for n in range(len(paths.prefixes))]
+        lengths = [len(part) for part in parts]
+        if wanted is not None and wanted > sum(lengths):
+            raise MtError(
+                paths.where,
+                f"give one epoch without weights: {sum(lengths)} {SPLITS[self.split]} samples, {wanted} are wanted",
+                "give weights, which repeat data, or ask for fewer samples",
+            )
+        return self._blend(parts, lengths, wanted)
+
+    def _blend(self, parts: list[Dataset], weights: list[Any], size: int | None) -> BlendedDataset:
+        def build() -> dict[str, np.ndarray]:
+            dataset, sample = exhaustive_blend(weights) if size is None else sized_blend(weights, size)
+            return {"dataset": dataset, "dataset_sample": sample}
+
+        assert self.paths is not None
+        key = content_key("blend", tuple(map(float, weights)), size)
+        dataset, sample = self.cache.arrays(key, ("dataset", "dataset_sample"), build)
+        used = np.bincount(dataset, minlength=len(parts)).tolist()
+        for prefix, part, count in zip(self.paths.prefixes, parts, used, strict=True):
+            if count > len(part):
+                raise MtError(prefix, f"has {len(part)} samples, the blend takes {count}", "ask for more samples")
+        return BlendedDataset(parts, dataset, sample)

@@ -1,0 +1,86 @@
+"""What can be wrong with the data section, found without numpy and without reading a corpus."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from mt_core.errors import MtError, Problem
+from mt_core.plugins import components, did_you_mean
+from mt_data.config import KINDS, Corpora, GPTData, ICTData, Loading, TokenizerConfig
+from mt_data.config.paths import missing_files, sources
+from mt_data.config.split import split_problem
+from mt_data.text_io.inputs import nearest_file
+
+TIKTOKEN = ("tiktoken_pattern", "tiktoken_num_special_tokens", "tiktoken_special_tokens")
+USES = {
+    "GPT2BPETokenizer": (),
+    "HuggingFaceTokenizer": (),
+    "bytes": (),
+    "BertWordPieceLowerCase": ("vocab_extra_ids",),
+    "BertWordPieceCase": ("vocab_extra_ids",),
+    "SentencePieceTokenizer": ("vocab_extra_ids",),
+    "GPTSentencePieceTokenizer": (),
+    "Llama2Tokenizer": (),
+    "TikTokenizer": ("vocab_size", *TIKTOKEN),
+    "NullTokenizer": ("vocab_size",),
+}
+"""Options, files apart, that change what a tokenizer does. One of another package may read them all."""
+
+
+def data_problems(config: Loading) -> Iterator[Problem]:
+    """Bad path grammar, missing files, a bad split, missing tokenizer files, an unknown or missing tokenizer."""
+    if isinstance(config, Corpora):
+        try:
+            yield from sources(config).problems(config.files)
+        except MtError as err:
+            yield from err.problems
+    if isinstance(config, ICTData):
+        yield from _ict_problems(config)
+    if isinstance(config, Corpora) and (problem := split_problem(config.split)):
+        yield problem
+    if config.tokenizer:
+        yield from tokenizer_problems(config.tokenizer, "data.tokenizer")
+    else:
+        yield from _needs_tokenizer(config)
+
+
+def _needs_tokenizer(config: Loading) -> Iterator[Problem]:
+    """What a section without a tokenizer asks of one."""
+    options = [
+        name for name in ("eod_mask_loss", "reset_position_ids", "reset_attention_mask") if getattr(config, name, 0)
+    ]
+    for name in options:
+        yield Problem(f"data.{name}", "is on, but there is no data.tokenizer to say which id ends a document")
+    if isinstance(config, KINDS) and not isinstance(config, GPTData):  # other packages' kinds decide for themselves
+        kind = type(config).model_fields["kind"].default
+        yield Problem("data.tokenizer", "is not given", f"{kind} data needs one, the one that made the corpora")
+
+
+def _ict_problems(config: ICTData) -> Iterator[Problem]:
+    if len(config.paths) != 1:
+        yield Problem("data.paths", f"{len(config.paths)} paths", "ict data has one, without a weight")
+    for prefix, where in (*((path, "data.paths") for path in config.paths), (config.titles, "data.titles")):
+        if prefix is not None:
+            yield from missing_files(prefix, where)
+
+
+def tokenizer_problems(config: TokenizerConfig, where: str) -> Iterator[Problem]:
+    """An unknown type, and every file that is named but missing, with the nearest name in its folder."""
+    known = components("tokenizer")
+    if config.type not in known:
+        yield Problem(f"{where}.type", f"unknown name {config.type!r}", did_you_mean(config.type, known))
+    for field in ("vocab_file", "merge_file", "model"):
+        value = getattr(config, field)
+        if value is not None and not Path(value).exists():
+            yield Problem(f"{where}.{field}", f"no file {value}", nearest_file(Path(value)))
+    yield from unused_options(config, where)
+
+
+def unused_options(config: TokenizerConfig, where: str) -> Iterator[Problem]:
+    """Options that would change nothing, as the tokenizer does not read them."""
+    if config.type not in USES:
+        return
+    for field in ("vocab_size", "vocab_extra_ids", *TIKTOKEN):
+        default = TokenizerConfig.model_fields[field].default
+        if getattr(config, field) != default and field not in USES[config.type]:
+            readers = ", ".join(name for name, fields in USES.items() if field in fields)
+            yield Problem(f"{where}.{field}", f"{config.type} has no such option", f"leave it out; it is for {readers}")

@@ -1,0 +1,94 @@
+"""What the datasets of sentences with hidden words have in common: corpora, mapping, random numbers of a sample."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+import numpy as np
+
+from mt_core.errors import MtError
+from mt_core.types import Dataset
+from mt_data.blending.build import Parts, Portion, Splits, Wanted, mix
+from mt_data.config import Masking
+from mt_data.config.split import SPLITS
+from mt_data.datasets.masking.mask import Hiding
+from mt_data.datasets.masking.sentence_mapping import Gathering, Sentences, sentence_mapping
+from mt_data.indexed.cache import IndexCache, content_key
+from mt_data.indexed.reader import IndexedReader
+
+MAPPING_VERSION = 1
+"""Goes into the cache's keys; to be raised when the mapping of a request changes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """The sentences of each sample."""
+
+    reader: IndexedReader
+    mapping: np.ndarray
+    """Rows of (first sentence, behind the last, target length)."""
+    seed: int
+
+    def __len__(self) -> int:
+        return len(self.mapping)
+
+    def sentences(self, index: int) -> tuple[list[list[int]], int]:
+        """Token ids of the sample's sentences, and the length that it was to have."""
+        first, behind, target = self.mapping[index].tolist()
+        return [self.reader.get(sentence).tolist() for sentence in range(first, behind)], target
+
+    def random(self, index: int) -> np.random.RandomState:
+        """The generator of a sample: its draws depend on nothing but the seed and its number."""
+        return np.random.RandomState((self.seed + index) % 2**32)
+
+
+def build_masked(
+    config: Masking,
+    make: Callable[[Samples], Dataset],
+    gathering: Callable[[Wanted], Gathering],
+    *,
+    samples: tuple[Wanted, Wanted, Wanted],
+    cache: IndexCache,
+) -> Splits:
+    """The three datasets, each made of the samples that its gathering gives."""
+
+    def build(reader: IndexedReader, portion: Portion) -> Dataset:
+        wanted = gathering(portion.samples)
+        bounds = np.asarray(reader.documents[portion.elements.start : portion.elements.stop + 1])
+        key = content_key("sentences", MAPPING_VERSION, repr(wanted), reader.lengths, bounds)
+        sentences = Sentences(np.asarray(reader.lengths), bounds)
+        (mapping,) = cache.arrays(key, ("mapping",), lambda: {"mapping": sentence_mapping(sentences, wanted)})
+        if not len(mapping):
+            raise MtError(
+                f"the {SPLITS[portion.split]} split of {reader.prefix}",
+                f"gives no samples: {len(portion.elements)} documents without {wanted.min_sentences} usable sentences",
+                "documents split into sentences: mt data preprocess --split-sentences",
+            )
+        return make(Samples(reader, mapping, wanted.seed))
+
+    parts = Parts(IndexedReader, lambda reader: reader.document_count, build, "documents")
+    return mix(config, parts, samples=samples, cache=cache)
+
+
+def hiding(config: Masking) -> Hiding:
+    """How a section hides words."""
+    return Hiding(
+        mask_prob=config.mask_prob,
+        max_ngram=config.max_ngram,
+        full_words=config.full_words,
+        geometric=config.geometric,
+        longer_ngrams=config.longer_ngrams,
+        permute=config.permute,
+    )
+
+
+def flat(sentences: Sequence[list[int]]) -> list[int]:
+    """The tokens of all sentences."""
+    return list(chain.from_iterable(sentences))
+
+
+def padded(values: list[int], length: int, filler: int) -> np.ndarray:
+    """The values, filled up to a length, int64."""
+    array = np.full(length, filler, np.int64)
+    array[: len(values)] = values
+    return array

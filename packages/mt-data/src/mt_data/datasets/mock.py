@@ -1,0 +1,59 @@
+"""Megatron's mock corpus (docs/specs/data.md §4.14): GPT samples to try a run with, out of no files."""
+
+from pathlib import Path
+
+import numpy as np
+
+from mt_core.errors import raise_if
+from mt_core.types import Dataset
+from mt_data.blending.build import Splits, Wanted
+from mt_data.config import MockData
+from mt_data.config.rules import data_problems
+from mt_data.config.split import split_ranges
+from mt_data.datasets.gpt.dataset import gpt_dataset, options
+from mt_data.datasets.gpt.indices import Request
+from mt_data.indexed.cache import IndexCache
+
+COUNT, LONGEST = 100_000, 4096
+
+
+def mock_lengths() -> np.ndarray:
+    """Tokens of every sequence."""
+    return np.random.default_rng(0).integers(1, LONGEST, size=COUNT, dtype=np.int32)
+
+
+def mock_splits() -> tuple[range, range, range]:
+    """Sequences of each split: a third."""
+    return split_ranges("1,1,1", COUNT)
+
+
+class MockSequences:
+    """Sequences 1, 2, 3, …, modulo the vocabulary, each with an end of document; the lengths are random."""
+
+    def __init__(self, *, eod: int, vocab_size: int) -> None:
+        self.lengths = mock_lengths()
+        self._eod, self._vocab_size = eod, vocab_size
+
+    def get(self, index: int, offset: int = 0, length: int | None = None) -> np.ndarray:
+        """Tokens [offset, offset + length) of a sequence, or to its end."""
+        size = int(self.lengths[index])
+        sequence = np.arange(1, size + 1) % self._vocab_size
+        sequence[-1] = self._eod
+        return sequence[offset : size if length is None else offset + length]
+
+
+def build_splits(
+    config: MockData, *, samples: tuple[Wanted, Wanted, Wanted], seed: int, cache_dir: Path, builder: bool = True
+) -> Splits:
+    """The three datasets of a section, each made of a third of the sequences."""
+    from mt_data.tokenizers import build
+
+    raise_if(data_problems(config))
+    assert config.tokenizer is not None, "data_problems asks for one"
+    tokenizer, cache = build(config.tokenizer), IndexCache(cache_dir, builder)
+    sequences, chosen = MockSequences(eod=tokenizer.eod, vocab_size=tokenizer.vocab_size), options(config)
+    datasets: list[Dataset | None] = []
+    for elements, wanted in zip(mock_splits(), samples, strict=True):
+        request = Request(elements, wanted, config.seq_length, seed)
+        datasets.append(None if wanted == 0 else gpt_dataset(sequences, request, cache, chosen))
+    return Splits(*datasets)

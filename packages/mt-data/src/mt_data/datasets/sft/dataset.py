@@ -1,0 +1,157 @@
+"""`SFTDataset`: sample i is line i of a JSON Lines file of conversations, around and around (docs/specs/data.md §5.7).
+
+The conversations of a line are packed one after the other into L tokens.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mt_core.errors import MtError
+from mt_core.types import Dataset, Tokenizer
+from mt_data.blending.build import Parts, Portion, Splits, Wanted, mix
+from mt_data.config import SFTData
+from mt_data.datasets.packing import positions, segment_ids
+from mt_data.datasets.sft.prompt import IGNORED, Message, PromptFormat, check_format, conversations, encode_conversation
+from mt_data.indexed.cache import IndexCache
+
+NEWLINE, SCAN_BYTES = ord("\n"), 1 << 24
+ALLOWED = 'an object with "messages": [{"role": …, "content": …}, …]'
+Encoded = tuple[list[int], list[int]]
+"""Tokens and targets of a conversation."""
+
+
+@dataclass(frozen=True)
+class Lines:
+    """The lines of a file, found once and read when asked for; a copy in another process finds them again."""
+
+    path: str
+
+    @cached_property
+    def starts(self) -> np.ndarray:
+        """Byte offsets of the lines that are not empty, and the end, int64 [lines + 1]."""
+        size = Path(self.path).stat().st_size
+        data = np.memmap(self.path, np.uint8, "r") if size else np.zeros(0, np.uint8)
+        blocks = [np.flatnonzero(data[at : at + SCAN_BYTES] == NEWLINE) + at for at in range(0, size, SCAN_BYTES)]
+        bounds = np.concatenate(([0], *(block + 1 for block in blocks), [size])).astype(np.int64)
+        written = np.diff(bounds) - 1
+        written[-1] += 1  # what follows the last line's end has none
+        return bounds[np.concatenate((written > 0, [True]))]
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def messages(self, number: int) -> list[Message]:
+        """The messages of a line."""
+        start, stop = self.starts[number : number + 2].tolist()
+        with Path(self.path).open("rb") as file:
+            file.seek(start)
+            text = file.read(stop - start)
+        try:
+            found = json.loads(text)["messages"]
+        except (ValueError, KeyError, TypeError) as err:
+            raise MtError(self.where(number), f"holds no messages ({err!r})", ALLOWED) from err
+        if not isinstance(found, list) or not found or not all(isinstance(message, dict) for message in found):
+            raise MtError(self.where(number), "holds no list of messages", ALLOWED)
+        return found
+
+    def where(self, number: int) -> str:
+        """A line as messages name it; empty lines are not counted."""
+        return f"{self.path}, conversation line {number + 1}"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Lines, (self.path,)
+
+
+@dataclass(frozen=True, slots=True)
+class Chat:
+    """How conversations become samples."""
+
+    tokenizer: Tokenizer
+    prompt: PromptFormat
+    seq_length: int
+    pad: int
+    multiple: int
+
+
+@dataclass(frozen=True, slots=True)
+class SFTDataset:
+    """As many samples as are wanted, of the lines of a split in their order."""
+
+    lines: Lines
+    elements: range
+    samples: int
+    chat: Chat
+
+    def __len__(self) -> int:
+        return self.samples
+
+    def __getitem__(self, index: int) -> Mapping[str, np.ndarray | np.generic]:
+        """What `mt_data.datasets.sft.dataset.pack` makes of a line's conversations."""
+        if not 0 <= index < self.samples:
+            raise IndexError(index)
+        number, chat = self.elements[index % len(self.elements)], self.chat
+        found = conversations(self.lines.messages(number), self.lines.where(number))
+        encoded = (encode_conversation(one, chat.tokenizer, chat.prompt) for one in found)
+        return pack(encoded, seq_length=chat.seq_length, pad=chat.pad, multiple=chat.multiple)
+
+
+def build_splits(
+    config: SFTData, *, samples: tuple[Wanted, Wanted, Wanted], seed: int, cache_dir: Path, builder: bool = True
+) -> Splits:
+    """The three datasets of a section; shares of the split are of lines, and nothing is random."""
+    del seed
+    made: list[Chat] = []
+
+    def build(lines: Lines, portion: Portion) -> Dataset:
+        if not made:
+            made.append(_chat(config))
+        count = len(portion.elements) if portion.samples is None else portion.samples
+        return SFTDataset(lines, portion.elements, count, made[0])
+
+    return mix(config, Parts(Lines, len, build, "lines"), samples=samples, cache=IndexCache(cache_dir, builder))
+
+
+def _chat(config: SFTData) -> Chat:
+    from mt_data.tokenizers import build
+
+    assert config.tokenizer is not None, "data_problems asks for one"
+    tokenizer = build(config.tokenizer)
+    pad = getattr(tokenizer, "pad", tokenizer.eod)
+    prompt = check_format(config.prompt_format, tokenizer)
+    return Chat(tokenizer, prompt, config.seq_length, pad, config.conversation_multiple)
+
+
+def pack(
+    conversations: Iterable[Encoded], *, seq_length: int, pad: int, multiple: int = 1
+) -> Mapping[str, np.ndarray | np.generic]:
+    """A sample: conversations until it is full, the last cut off, or else filled up.
+
+    Each is filled up to a `multiple` of tokens. Returns `tokens`, `labels`, `position_ids` and `segment_ids` int64 [L],
+    the labels with padding and −100 where `loss_mask` float32 [L] is 0; a segment is a conversation.
+    """
+    tokens, targets, ends = [], [], [0]
+    for some_tokens, some_targets in conversations:
+        filler = [pad] * (-len(some_tokens) % multiple)
+        tokens += [*some_tokens, *filler]
+        targets += [*some_targets, *filler]
+        ends.append(len(tokens))
+        if len(tokens) > seq_length:
+            break
+    text, labels = np.full(seq_length + 1, pad, np.int64), np.full(seq_length + 1, pad, np.int64)
+    kept = min(len(tokens), seq_length)
+    text[:kept], labels[:kept] = tokens[:kept], targets[:kept]
+    lengths = np.diff([*ends[:-1], seq_length])
+    learnt = (labels[1:] != pad) & (labels[1:] != IGNORED)
+    return {
+        "tokens": text[:-1],
+        "labels": labels[1:],
+        "loss_mask": learnt.astype(np.float32),
+        "position_ids": positions(lengths),
+        "segment_ids": segment_ids(lengths, seq_length),
+    }

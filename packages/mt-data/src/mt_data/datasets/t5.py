@@ -1,0 +1,144 @@
+"""`T5Dataset` (docs/specs/data.md §5.3)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from mt_core.errors import MtError
+from mt_core.types import Dataset
+from mt_data.blending.build import Splits, Wanted
+from mt_data.config import T5Data
+from mt_data.datasets.masking.build import Samples, build_masked, flat, hiding, padded
+from mt_data.datasets.masking.mask import Hidden, Hiding, Pieces, hide
+from mt_data.datasets.masking.sentence_mapping import Gathering
+from mt_data.indexed.cache import IndexCache
+from mt_data.tokenizers.base import MaskingTokenizer, pad_id
+
+SPECIAL = 2
+"""How much shorter than the encoder's text the sentences of a sample are gathered."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ids:
+    """What a T5 sample needs of a tokenizer."""
+
+    bos: int
+    eos: int
+    mask: int
+    pad: int
+    sentinels: tuple[int, ...]
+
+    @classmethod
+    def of(cls, tokenizer: MaskingTokenizer) -> "Ids":
+        """The ids of a tokenizer that has the roles bos, eos and mask."""
+        sentinels = tuple(tokenizer.additional_special_tokens_ids)
+        return cls(tokenizer.bos, tokenizer.eos, tokenizer.mask, pad_id(tokenizer), sentinels)
+
+    def replacement(self, token: int, random: np.random.RandomState) -> int:
+        """What stands for a hidden token."""
+        del token, random
+        return self.mask
+
+
+@dataclass(frozen=True, slots=True)
+class T5Dataset:
+    """Sample i: the encoder reads the text with a sentinel for each hidden run, the decoder writes the runs."""
+
+    samples: Samples
+    ids: Ids
+    pieces: Pieces
+    hiding: Hiding
+    encoder_length: int
+    decoder_length: int
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Mapping[str, np.ndarray | np.generic]:
+        """Int64: `text_enc`, `enc_mask` [L]; `text_dec`, `dec_mask`, `labels`, `loss_mask` [decoder's length].
+
+        Masks are 1 where there is text; labels behind the end are −1. `truncated` is 0 or 1.
+        """
+        ids = self.ids
+        sentences, target = self.samples.sentences(index)
+        whole = flat(sentences)
+        tokens = whole[:target]
+        hidden = hide(
+            tokens,
+            self.pieces.words(tokens, full_words=self.hiding.full_words),
+            target,
+            self.hiding,
+            random=self.samples.random(index),
+            replace=ids.replacement,
+            lengths_random=self.samples.random(index),
+        )
+        encoder, runs = self._texts(hidden)
+        decoder, labels = [ids.bos, *runs], [*runs, ids.eos]
+        self._check(len(encoder), len(decoder))
+        text_enc = padded(encoder, self.encoder_length, ids.pad)
+        text_dec = padded(decoder, self.decoder_length, ids.pad)
+        labels_padded = padded(labels, self.decoder_length, -1)
+        return {
+            "text_enc": np.where(text_enc == ids.pad, 0, text_enc),
+            "text_dec": np.where(text_dec == ids.pad, 0, text_dec),
+            "labels": np.where(labels_padded == ids.pad, 0, labels_padded),
+            "loss_mask": padded([1] * len(decoder), self.decoder_length, 0),
+            "truncated": np.int64(len(whole) > target),
+            "enc_mask": (text_enc != ids.pad).astype(np.int64),
+            "dec_mask": (text_dec != ids.pad).astype(np.int64),
+        }
+
+    def _texts(self, hidden: Hidden) -> tuple[list[int], list[int]]:
+        """The tokens with a sentinel in place of each hidden run, and the runs, each behind its sentinel."""
+        if len(hidden.spans) > len(self.ids.sentinels):
+            raise MtError(
+                "data.tokenizer",
+                f"has {len(self.ids.sentinels)} sentinels, a sample has {len(hidden.spans)} hidden runs",
+                "a larger data.tokenizer.vocab_extra_ids, T5 has 100",
+            )
+        encoder, runs, position = [], [], 0
+        for sentinel, span in zip(self.ids.sentinels, hidden.spans, strict=False):
+            encoder += [*hidden.tokens[position : span[0]], sentinel]
+            runs += [sentinel, *(hidden.labels[n] for n in span)]
+            position = span[-1] + 1
+        return [*encoder, *hidden.tokens[position:]], runs
+
+    def _check(self, encoder: int, decoder: int) -> None:
+        for name, needed, length in (
+            ("seq_length", encoder, self.encoder_length),
+            ("decoder_seq_length", decoder, self.decoder_length),
+        ):
+            if needed > length:
+                raise MtError(f"data.{name}", f"{length}, a sample has {needed} tokens", f"at least {needed}")
+
+
+def build_splits(
+    config: T5Data, *, samples: tuple[Wanted, Wanted, Wanted], seed: int, cache_dir: Path, builder: bool = True
+) -> Splits:
+    """The three datasets of a section; shares of the split are of documents."""
+    made: list[tuple[Ids, Pieces]] = []
+
+    def make(found: Samples) -> Dataset:
+        if not made:
+            made.append(_of_tokenizer(config))
+        return T5Dataset(found, *made[0], hiding(config), config.seq_length, config.decoder_seq_length)
+
+    return build_masked(
+        config, make, partial(gathering, config, seed), samples=samples, cache=IndexCache(cache_dir, builder)
+    )
+
+
+def gathering(config: T5Data, seed: int, wanted: Wanted) -> Gathering:
+    """How sentences become so many samples."""
+    return Gathering(config.seq_length - SPECIAL, 1, config.short_seq_prob, seed, wanted)
+
+
+def _of_tokenizer(config: T5Data) -> tuple[Ids, Pieces]:
+    from mt_data.tokenizers import build
+
+    assert config.tokenizer is not None, "data_problems asks for one"
+    tokenizer = build(config.tokenizer)
+    return Ids.of(tokenizer), Pieces.of(tokenizer)  # pyright: ignore[reportArgumentType]

@@ -1,0 +1,215 @@
+"""Cutting the inputs into pieces of about a megabyte, each the work of one process for a moment.
+
+A plain file is cut by byte offsets, and whoever gets such a range reads it itself. A compressed file can only be read
+from its beginning, so this process reads it and hands the lines on, as it does with the rows of a parquet file (extra
+`mt-data[parquet]`). Every piece knows the position after it: a journal that records one can go on from there.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mt_core.errors import MtError
+from mt_data.text_io.inputs import InputFile
+from mt_data.text_io.lines import read_blocks
+
+PIECE_BYTES = 1 << 20
+PIECE_FILES = 256
+PIECE_ROWS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where in the list of files the next piece begins."""
+
+    file: int = 0
+    offset: int = 0
+    """Bytes of a text, decompressed; rows of a parquet file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """The lines that begin at the bytes [begin, end) of a plain file."""
+
+    file: InputFile
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Whole lines of a compressed file."""
+
+    file: InputFile
+    first_line: int
+    """Number of its first line, from 1."""
+    data: bytes
+    too_long: int = 0
+    """Bytes of a single line that was over the limit and is not here."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Consecutive rows of a parquet file."""
+
+    file: InputFile
+    first_row: int
+    """Number of the first, from 1."""
+    columns: dict[str, list[Any]]
+    """The values of each key."""
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """Small text files, each a document."""
+
+    files: tuple[InputFile, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What to read, what it is worth on the disk, and what comes after it."""
+
+    source: Range | Block | Rows | Files
+    disk_bytes: int
+    after: Position
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """How inputs are cut into pieces."""
+
+    text_documents: str = "file"
+    """A document of a text file: the whole `file`, or each `line`."""
+    shard: tuple[int, int] = (0, 1)
+    """Which part of the input, of how many: contiguous parts of about as many bytes on the disk."""
+    max_line_bytes: int = 32 << 20
+    keys: tuple[str, ...] = ("text",)
+    """Columns to read of a parquet file."""
+
+
+def input_bytes(files: Sequence[InputFile], cut: Cut) -> int:
+    """Bytes on the disk of the files, or of this shard of them."""
+    return sum(max(0, end - begin) for begin, end in _owned(files, cut))
+
+
+def cut_pieces(files: Sequence[InputFile], cut: Cut, start: Position) -> Iterator[Piece]:
+    """Every piece of this shard from a position on, in order."""
+    together: list[tuple[int, InputFile]] = []
+    for number, (file, (begin, end)) in enumerate(zip(files, _owned(files, cut), strict=True)):
+        if number < start.file or end < begin:
+            continue
+        offset = start.offset if number == start.file else 0
+        if _whole(file, cut):
+            together.append((number, file))
+            if sum(file.size for _, file in together) >= PIECE_BYTES or len(together) == PIECE_FILES:
+                yield _files(together)
+                together = []
+            continue
+        if together:
+            yield _files(together)
+            together = []
+        if file.format == "parquet":
+            yield from row_pieces(number, file, offset, cut.keys)
+        elif file.compressed:
+            yield from _block_pieces(number, file, offset, cut.max_line_bytes)
+        else:
+            yield from _range_pieces(number, file, max(begin, offset), end)
+    if together:
+        yield _files(together)
+
+
+def _owned(files: Sequence[InputFile], cut: Cut) -> Iterator[tuple[int, int]]:
+    """The bytes of each file that belong to this shard; end < begin where none of it does.
+
+    A file that cannot be cut belongs to the shard in which its first byte lies.
+    """
+    (shard, shards), total, at = cut.shard, sum(file.size for file in files), 0
+    low, high = shard * total // shards, (shard + 1) * total // shards
+    for file in files:
+        first, at = at, at + file.size
+        last_shard = shard == shards - 1
+        if low <= first < high or (last_shard and first == total):
+            cuttable = not (_whole(file, cut) or file.compressed or file.format == "parquet")
+            yield 0, min(file.size, high - first) if cuttable else file.size
+        elif first < low < at and not (_whole(file, cut) or file.compressed or file.format == "parquet"):
+            yield low - first, min(file.size, high - first)
+        else:
+            yield 0, -1
+
+
+def _whole(file: InputFile, cut: Cut) -> bool:
+    return file.format == "text" and cut.text_documents == "file"
+
+
+def _files(together: list[tuple[int, InputFile]]) -> Piece:
+    files = tuple(file for _, file in together)
+    return Piece(Files(files), sum(file.size for file in files), Position(together[-1][0] + 1))
+
+
+def _range_pieces(number: int, file: InputFile, begin: int, end: int) -> Iterator[Piece]:
+    for at in range(begin, end, PIECE_BYTES):
+        stop = min(at + PIECE_BYTES, end)
+        yield Piece(Range(file, at, stop), stop - at, Position(number, stop) if stop < end else Position(number + 1))
+
+
+def _block_pieces(number: int, file: InputFile, offset: int, limit: int) -> Iterator[Piece]:
+    """Blocks cut after their last newline; a line over the limit is counted and dropped as it streams by."""
+    at, line, held, too_long, paid = 0, 1, [b""], 0, 0
+    for block, read in read_blocks(Path(file.path)):
+        at += len(block)
+        if b"\n" not in block:
+            held.append(block)
+            if too_long or sum(map(len, held)) > limit:
+                too_long += sum(map(len, held))
+                held = [b""]
+            continue
+        head, tail = block[: (cut := block.rindex(b"\n") + 1)], block[cut:]
+        data = b"".join([*held, head])
+        if too_long:
+            end = data.index(b"\n") + 1
+            too_long, data = too_long + end - 1, data[end:]
+        after = Position(number, at - len(tail))
+        if after.offset > offset:  # what lies before was done by an earlier run
+            yield Piece(Block(file, line, data, too_long), read - paid, after)
+        paid = read
+        line += data.count(b"\n") + bool(too_long)
+        held, too_long = [tail], 0
+    data = b"".join(held)
+    block = Block(file, line, b"", too_long + len(data)) if too_long else Block(file, line, data)
+    yield Piece(block, file.size - paid, Position(number + 1))
+
+
+def row_pieces(number: int, file: InputFile, offset: int, keys: tuple[str, ...]) -> Iterator[Piece]:
+    """The rows from `offset` on; each piece has its share of the file's bytes."""
+    parquet = _open_parquet(file.path, keys)
+    rows, at = parquet.metadata.num_rows, 0
+    for group in range(parquet.metadata.num_row_groups):
+        if (beyond := at + parquet.metadata.row_group(group).num_rows) <= offset:
+            at = beyond
+            continue
+        for batch in parquet.iter_batches(PIECE_ROWS, row_groups=[group], columns=list(keys)):
+            first, at = at, at + batch.num_rows
+            if at > offset:
+                share = file.size * at // rows - file.size * first // rows
+                columns = {key: batch.column(key).to_pylist() for key in keys}
+                after = Position(number, at) if at < rows else Position(number + 1)
+                yield Piece(Rows(file, first + 1, columns), share, after)
+
+
+def _open_parquet(path: str, keys: tuple[str, ...]) -> Any:
+    """A `pyarrow.parquet.ParquetFile` with the keys; an `MtError` says what to install, or what is wrong with it."""
+    try:
+        from pyarrow import ArrowException
+        from pyarrow.parquet import ParquetFile
+    except ModuleNotFoundError as err:
+        raise MtError(path, "needs pyarrow, which is not installed", "pip install 'mt-data[parquet]'") from err
+    try:
+        parquet = ParquetFile(path)
+    except (ArrowException, OSError) as err:
+        raise MtError(path, f"is not a readable parquet file ({' '.join(str(err).split())})", "write it again") from err
+    if missing := set(keys) - set(parquet.schema_arrow.names):
+        names = ", ".join(map(repr, parquet.schema_arrow.names))
+        raise MtError(path, f"has no column {min(missing)!r}", f"--json-keys names columns of it: {names}")
+    return parquet

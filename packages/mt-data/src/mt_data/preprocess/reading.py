@@ -1,0 +1,153 @@
+"""A piece to the documents in it: what a worker process does before it tokenizes."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from mt_core.errors import Problem
+from mt_data.preprocess.chunking import Block, Cut, Files, Range, Rows
+from mt_data.text_io.inputs import InputFile
+from mt_data.text_io.json_documents import BadLine, Value, checked, decode, parse_values
+from mt_data.text_io.lines import read_blocks
+
+SEARCH_BYTES = 1 << 20
+A_LINE = "one JSON object a line"
+
+
+@dataclass(slots=True)
+class Documents:
+    """What a piece holds."""
+
+    values: list[tuple[Value, ...]] = field(default_factory=list)
+    """Of each document the value of each key."""
+    problems: list[Problem] = field(default_factory=list)
+    """One for each line, row or file that is not a document."""
+    bytes: int = 0
+    """Size of the text, decompressed."""
+
+
+def read_documents(source: Range | Block | Rows | Files, cut: Cut) -> Documents:
+    """Read what a piece names, or take what it brings."""
+    match source:
+        case Range():
+            return _parse_range(source, cut)
+        case Block():
+            return _parse_block(source, cut)
+        case Rows():
+            return _parse_rows(source, cut.keys)
+        case Files():
+            return _read_files(source.files, cut)
+
+
+def _parse_range(source: Range, cut: Cut) -> Documents:
+    found, before = Documents(), None
+    for at, (line, size) in enumerate(_lines_of(source, cut.max_line_bytes), start=1):
+        try:
+            _take(line, size, source.file, cut, found)
+        except BadLine as err:
+            if before is None:
+                before = _newlines_before(source)
+            found.problems.append(Problem(f"{source.file.path}:{before + at}", str(err), A_LINE))
+    return found
+
+
+def _parse_block(source: Block, cut: Cut) -> Documents:
+    found = Documents()
+    lines: list[tuple[bytes | None, int]] = [(None, source.too_long)] if source.too_long else []
+    *whole, rest = source.data.split(b"\n")
+    lines += [(line, len(line) + 1) for line in whole]
+    if rest:
+        lines.append((rest, len(rest)))
+    for number, (line, size) in enumerate(lines, start=source.first_line):
+        try:
+            _take(line, size, source.file, cut, found)
+        except BadLine as err:
+            found.problems.append(Problem(f"{source.file.path}:{number}", str(err), A_LINE))
+    return found
+
+
+def _take(line: bytes | None, size: int, file: InputFile, cut: Cut, found: Documents) -> None:
+    """Add the document of a line; None stands for one that was too long to keep."""
+    found.bytes += size
+    if line is None or len(line) > cut.max_line_bytes:
+        limit = f"{cut.max_line_bytes / 2**20:g} MiB"
+        raise BadLine(f"has {size / 2**20:.1f} MiB, more than the {limit} of --max-line-mb")
+    found.values.append((decode(line),) if file.format == "text" else parse_values(line, cut.keys))
+
+
+def _lines_of(source: Range, limit: int) -> Iterator[tuple[bytes | None, int]]:
+    """Lines that begin in the range, and their sizes; of one over the limit only the size, in bounded memory."""
+    with Path(source.file.path).open("rb") as file:
+        at = source.begin
+        if at:  # the line that reaches into the range belongs to the one before
+            file.seek(at - 1)
+            at = at - 1 + _skip_line(file, source.end - at + 1)
+        while at < source.end and (line := file.readline(limit + 2)):
+            size = len(line)
+            if not line.endswith(b"\n") and size > limit:
+                size += _skip_line(file, None)
+                yield None, size
+            else:
+                yield line.removesuffix(b"\n"), size
+            at += size
+
+
+def _skip_line(file: IO[bytes], most: int | None) -> int:
+    """Read up to and with the next newline, or `most` bytes; how many they were."""
+    skipped = 0
+    while most is None or skipped < most:
+        part = file.readline(SEARCH_BYTES)
+        skipped += len(part)
+        if not part or part.endswith(b"\n"):
+            break
+    return skipped
+
+
+def _newlines_before(source: Range) -> int:
+    """Lines that begin before the first one of a range: counted only when there is something to say about it."""
+    lines, left = 0, source.begin
+    with Path(source.file.path).open("rb") as file:
+        while left and (block := file.read(min(left, SEARCH_BYTES))):
+            lines, left = lines + block.count(b"\n"), left - len(block)
+        if source.begin:
+            file.seek(source.begin - 1)
+            lines += file.read(1) != b"\n"
+    return lines
+
+
+def _parse_rows(source: Rows, keys: tuple[str, ...]) -> Documents:
+    found = Documents()
+    for number, row in enumerate(zip(*(source.columns[key] for key in keys), strict=True), start=source.first_row):
+        try:
+            values = tuple(checked(value, key) for value, key in zip(row, keys, strict=True))
+        except BadLine as err:
+            found.problems.append(Problem(f"{source.file.path}: row {number}", str(err), "a text in every row"))
+            continue
+        found.values.append(values)
+        found.bytes += sum(len(text.encode()) for value in values for text in _texts(value))
+    return found
+
+
+def _texts(value: Value) -> list[str]:
+    return value if isinstance(value, list) else [value]
+
+
+def _read_files(files: tuple[InputFile, ...], cut: Cut) -> Documents:
+    found = Documents()
+    for file in files:
+        data, size = [], 0
+        for block, _ in read_blocks(Path(file.path)):
+            size += len(block)
+            if size <= cut.max_line_bytes:
+                data.append(block)
+        try:
+            if size > cut.max_line_bytes:
+                limit = f"{cut.max_line_bytes / 2**20:g} MiB"
+                raise BadLine(f"has {size / 2**20:.1f} MiB, more than the {limit} of --max-line-mb")
+            found.values.append((decode(b"".join(data)),))
+        except BadLine as err:
+            hint = "UTF-8 text; --text-documents line makes every line a document"
+            found.problems.append(Problem(file.path, str(err), hint))
+        found.bytes += size
+    return found

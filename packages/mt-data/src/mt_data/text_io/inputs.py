@@ -1,0 +1,110 @@
+"""Which files are read, in which order, and as what: names, directories and globs become a list of `InputFile`s.
+
+Names keep the order in which they are given. A directory stands for every readable kind of file below it and a glob for
+its matches, both sorted by path, so that the order never depends on the file system.
+"""
+
+import difflib
+import glob
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from mt_core.errors import MtError, Problem, raise_if
+
+Format = Literal["jsonl", "parquet", "text"]
+InputFormat = Literal["auto", "jsonl", "parquet", "text"]
+
+COMPRESSED = (".gz", ".zst", ".bz2")
+FORMATS: dict[str, Format] = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "jsonl",
+    ".parquet": "parquet",
+    ".txt": "text",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class InputFile:
+    """A file as it was when the job began."""
+
+    path: str
+    format: Format
+    size: int
+    modified_ns: int
+
+    @property
+    def compressed(self) -> bool:
+        """Whether it can only be read from its beginning."""
+        return self.path.endswith(COMPRESSED)
+
+
+def find_inputs(inputs: Iterable[Path], format: InputFormat = "auto") -> list[InputFile]:
+    """Every file that the names, directories and globs stand for; one `MtError` for all that is wrong with them."""
+    assert format in get_args(InputFormat)
+    files, problems = [], []
+    for path in inputs:
+        try:
+            files += [_describe(found, format) for found in _expand(path, format)]
+        except MtError as err:
+            problems += err.problems
+    raise_if(problems)
+    return files
+
+
+def format_of(path: Path) -> Format | None:
+    """What the name says: `.jsonl`, `.ndjson` and `.json` are JSON lines, `.txt` text; compression is seen through."""
+    inner = Path(path.stem) if path.suffix in COMPRESSED else path
+    return FORMATS.get(inner.suffix)
+
+
+def nearest_file(path: Path) -> str:
+    """A hint for a path that does not exist: the nearest name in its folder, or the part of it that is missing."""
+    if not path.parent.is_dir():
+        return f"its folder {path.parent} does not exist either"
+    near = difflib.get_close_matches(path.name, [sibling.name for sibling in path.parent.iterdir()], n=1)
+    return f"did you mean {path.with_name(near[0])}?" if near else f"nothing in {path.parent} has a name like it"
+
+
+def _expand(path: Path, format: InputFormat) -> list[Path]:
+    if path.is_dir():
+        found = sorted(_below(path, format))
+        what = "a file of a known kind" if format == "auto" else "a file"
+        hint = f"files named {', '.join('*' + suffix for suffix in FORMATS)}, or say --input-format"
+        if not found:
+            raise MtError(str(path), f"is a directory without {what}", hint)
+        return found
+    if not path.exists() and glob.has_magic(str(path)):
+        if not (found := [Path(name) for name in sorted(glob.glob(str(path), recursive=True)) if os.path.isfile(name)]):
+            raise MtError(str(path), "matches no file", "quote it if the shell should leave it alone")
+        return found
+    if not path.is_file():
+        raise MtError(str(path), "no such file", nearest_file(path))
+    return [path]
+
+
+def _below(directory: Path, format: InputFormat) -> Iterator[Path]:
+    """Files of a directory and the ones below, hidden ones left out; with `auto` only those of a known kind."""
+    problems: list[Problem] = []
+
+    def unreadable(err: OSError) -> None:
+        problems.append(Problem(str(err.filename), f"cannot be read ({err.strerror})", "check its permissions"))
+
+    for folder, folders, names in os.walk(directory, onerror=unreadable):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        paths = [Path(folder, name) for name in names if not name.startswith(".")]
+        yield from (path for path in paths if path.is_file() and (format != "auto" or format_of(path)))
+    raise_if(problems)
+
+
+def _describe(path: Path, format: InputFormat) -> InputFile:
+    if not os.access(path, os.R_OK):
+        raise MtError(str(path), "cannot be read (Permission denied)", "check its permissions")
+    stat = path.stat()
+    kind = (format_of(path) or "jsonl") if format == "auto" else format
+    if kind == "parquet" and path.suffix in COMPRESSED:
+        raise MtError(str(path), "is a compressed parquet file", "decompress it; parquet compresses by itself")
+    return InputFile(str(path), kind, stat.st_size, stat.st_mtime_ns)

@@ -1,0 +1,140 @@
+"""What mt-data's tokenizers share: special tokens by role, the `tokenizers` library, optional libraries.
+
+Every tokenizer is asked for special tokens in the same way: `tokenizer.cls`, `tokenizer.pad`, … For a role that a
+tokenizer lacks Megatron answers −1, None or an exception, depending on the class. Here it is always `NoSuchToken`: an
+id of −1 never gets into data. It is an AttributeError too, so `getattr(tokenizer, "pad", -1)` works, also for
+tokenizers of other packages that have no roles at all.
+"""
+
+import importlib
+import multiprocessing
+import os
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from types import MappingProxyType, ModuleType
+from typing import TYPE_CHECKING, Protocol
+
+from mt_core.errors import MtError
+from mt_core.types import Tokenizer
+
+if TYPE_CHECKING:
+    import tokenizers
+
+
+class NoSuchToken(MtError, AttributeError):
+    """A tokenizer was asked for a special token that it does not have."""
+
+
+class MaskingTokenizer(Tokenizer, Protocol):
+    """A tokenizer whose special tokens and vocabulary can be asked for, as BERT, T5 and ICT do.
+
+    All of mt-data's subclass it: they set `type`, fill `special`, and inherit the rest.
+    """
+
+    type: str
+    """Component of kind `tokenizer`."""
+    special: Mapping[str, int] = MappingProxyType({})
+    """Id of each role that the tokenizer has: cls, sep, pad, mask, bos, eos."""
+    additional_special_tokens_ids: tuple[int, ...] = ()
+    """Ids of the extra tokens, T5's sentinels, in their order."""
+
+    @property
+    def cls(self) -> int:
+        """Id that begins a BERT sample."""
+        return special_id(self, "cls")
+
+    @property
+    def sep(self) -> int:
+        """Id that ends each part of a BERT sample."""
+        return special_id(self, "sep")
+
+    @property
+    def pad(self) -> int:
+        """Id that fills a sample up."""
+        return special_id(self, "pad")
+
+    @property
+    def mask(self) -> int:
+        """Id that stands for a hidden token."""
+        return special_id(self, "mask")
+
+    @property
+    def bos(self) -> int:
+        """Id that begins a sequence."""
+        return special_id(self, "bos")
+
+    @property
+    def eos(self) -> int:
+        """Id that ends a sequence."""
+        return special_id(self, "eos")
+
+    def vocabulary(self) -> dict[str, int]:
+        """Token to id; no two tokens have one id."""
+        ...
+
+    @cached_property
+    def texts(self) -> dict[int, str]:
+        """Id to token: the inverse of `vocabulary`."""
+        return {number: token for token, number in self.vocabulary().items()}
+
+    def token_text(self, number: int) -> str:
+        """The token behind an id as the vocabulary spells it: `##ing`, `▁the`."""
+        try:
+            return self.texts[number]
+        except KeyError:
+            raise MtError(self.type, f"has no token {number}", f"ids below {self.vocab_size}") from None
+
+
+def special_id(tokenizer: MaskingTokenizer, role: str) -> int:
+    """Id of a role, or `NoSuchToken`."""
+    if role not in tokenizer.special:
+        has = ", ".join(tokenizer.special) or "no special tokens but the end of document"
+        raise NoSuchToken(tokenizer.type, f"has no {role} token", f"choose another tokenizer: this one has {has}")
+    return tokenizer.special[role]
+
+
+class LibraryTokenizer(MaskingTokenizer):
+    """Sets nothing but how texts are encoded and decoded; who subclasses it sets `_tokenizer`."""
+
+    _tokenizer: "tokenizers.Tokenizer"
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text; adds no special tokens of its own."""
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode` of each text, faster."""
+        return [e.ids for e in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of token ids, special tokens included; bytes that are not UTF-8 become U+FFFD."""
+        return self._tokenizer.decode(list(ids), skip_special_tokens=False)
+
+    def vocabulary(self) -> dict[str, int]:
+        """Token to id as the library spells them, added tokens included."""
+        return self._tokenizer.get_vocab(with_added_tokens=True)
+
+
+def engine(module: str, *, type: str) -> ModuleType:
+    """A library that is an extra of mt-data by its own name, imported."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as err:
+        raise MtError(type, f"needs {err.name!r}, which is not installed", f"pip install 'mt-data[{module}]'") from err
+
+
+def threads() -> int:
+    """Threads for a batch: every core, but one in a worker process, where the processes are the parallelism."""
+    if multiprocessing.parent_process() is not None:
+        return 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def pad_id(tokenizer: Tokenizer) -> int:
+    """The tokenizer's padding; −1 if it has none or uses the id for something else too, such as the end of document.
+
+    An id that means two things cannot be taken out of the loss wherever it stands.
+    """
+    pad = getattr(tokenizer, "pad", -1)
+    roles = {role: number for role, number in getattr(tokenizer, "special", {}).items() if role != "pad"}
+    return -1 if pad in {tokenizer.eod, *roles.values()} else pad

@@ -1,0 +1,95 @@
+"""What all models have in common: initial weights, canonical names, the plan, and the choice of the attention core."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar, Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from mt_core.errors import MtError
+from mt_core.parallel.recompute import Layer, in_order
+from mt_core.parallel.tensor.plan import Plan
+from mt_core.types import BatchKey
+from mt_models import canonical
+from mt_models.config import TransformerConfig
+from mt_models.initialization import initial
+from mt_models.layers.attention_cores import Core, choose_core
+from mt_models.layers.basic import Embedding
+from mt_models.plan import plan
+
+Run = Callable[[list[Layer], Tensor], Tensor]
+"""Passes features through layers; recomputation replaces it."""
+Config = TypeVar("Config", bound=TransformerConfig)
+
+
+class Transformer(nn.Module, Generic[Config]):
+    """A module made from a configuration; parameters are uninitialised until `initialize` or a load."""
+
+    batch_keys: ClassVar[Mapping[str, BatchKey]]
+    """The keys of a batch that the model takes."""
+    embed: Embedding
+    position: Embedding | None
+    """Learned positions."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        self.run: Run = in_order
+
+    def initialize(self, seed: int) -> None:
+        """Fill every parameter; values depend on the seed and the parameter's canonical names only."""
+        canonical.load_canonical(self, lambda name: self.initial(seed, name))
+
+    def initial(self, seed: int, name: str) -> Tensor:
+        """The initial value of canonical tensor `name`, whole."""
+        return initial(self.config, seed, name=name, shape=self.config.canonical_shapes()[name])
+
+    def plan(self, tensor: int) -> Plan:
+        """How `tensor` ranks cut the model."""
+        return plan(self.config, tensor)
+
+    def to_canonical(self, name: str, tensor: Tensor, rank: int = 0, size: int = 1) -> Iterable[tuple[str, Tensor]]:
+        """Split a tensor shaped like parameter `name` (fused, padded, of one of `size` ranks) into canonical ones."""
+        return canonical.to_canonical(self.config, name, tensor, rank, size)
+
+    def from_canonical(self, name: str, get: Callable[[str], Any], rank: int = 0, size: int = 1) -> Tensor:
+        """The reverse: a tensor shaped like parameter `name` from whole canonical ones, sliced where cut."""
+        return canonical.from_canonical(self.config, name, get, rank, size)
+
+    def canonical_boxes(self, name: str, rank: int = 0, size: int = 1) -> Mapping[str, tuple[slice, ...]]:
+        """Which part of which canonical tensors parameter `name` holds on a tensor rank; () is all of it."""
+        return canonical.fusion(self.config, name, rank, size).boxes
+
+    def embed_tokens(self, tokens_BT: Tensor, positions: Tensor | None = None, start: int = 0) -> Tensor:
+        """Embeddings [B, T, D] plus those of the positions, if learned; `MtError` if a sequence is too long.
+
+        Positions are [T] or [B, T], and count from `start` if not given.
+        """
+        self.check_length(start + tokens_BT.shape[1])
+        x_BTD = self.embed(tokens_BT)
+        return x_BTD if self.position is None else x_BTD + self.position(count_positions(tokens_BT, positions, start))
+
+    def check_length(self, length: int) -> None:
+        """Refuse a sequence that is too long."""
+        if length > self.config.max_seq_len:
+            allowed = f"at most model.max_seq_len = {self.config.max_seq_len}"
+            raise MtError("tokens", f"a sequence of {length} tokens", allowed)
+
+    def choose_core(self, device: torch.device, *needed: str) -> Core:
+        """Choose the attention core of the configuration, one that supports its special scores and what is needed."""
+        part = self.config.attention
+        return choose_core(part.core, compute_device(device), frozenset([*part.special_scores, *needed]))
+
+
+def count_positions(tokens_BT: Tensor, positions: Tensor | None, start: int = 0) -> Tensor:
+    """The positions given, or start, start + 1, … for the tokens, [T]."""
+    if positions is not None:
+        return positions
+    return torch.arange(start, start + tokens_BT.shape[1], device=tokens_BT.device)
+
+
+def compute_device(device: torch.device) -> torch.device:
+    """Where a module built on `device` will run: one on meta goes to the accelerator, if there is any."""
+    if device.type != "meta":
+        return device
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")

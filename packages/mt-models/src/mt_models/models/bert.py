@@ -1,0 +1,155 @@
+"""BERT: a bidirectional transformer, pre- or post-normalised, with heads for hidden words and the order of two parts.
+
+Without heads it is an encoder: a feature vector for each token (arXiv:1810.04805).
+
+Shape suffixes: B batch, T tokens, D model size, V vocabulary (its true size; padding rows never reach a logit).
+"""
+
+from functools import partial
+from types import MappingProxyType
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mt_core.types import BatchKey, Losses
+from mt_models.config import BertConfig
+from mt_models.layers.attention import Attention
+from mt_models.layers.attention_cores import Core
+from mt_models.layers.basic import CrossEntropy, Embedding, Head, Linear, make_norm
+from mt_models.layers.mlp import ACTIVATIONS, make_mlp
+from mt_models.models.base import Transformer
+
+
+class Block(nn.Module):
+    """Residual block: attention, then a feed-forward layer, each after a norm or before one of the sum."""
+
+    def __init__(self, config: BertConfig, core: Core, tensor: int = 1) -> None:
+        super().__init__()
+        self.attn_norm = make_norm(config.norm, config.hidden_size)
+        self.attn = Attention(config, core, tensor, bidirectional=True)
+        self.mlp_norm = make_norm(config.norm, config.hidden_size)
+        self.mlp = make_mlp(config.mlp, config.hidden_size)
+        self.norm_after = config.norm_place == "after"
+
+    def forward(self, x_BTD: Tensor, padding_mask_BT: Tensor | None = None) -> Tensor:
+        """[B, T, D] to the same shape; where the mask is 0 there is padding, which no token sees."""
+        if self.norm_after:
+            x_BTD = self.attn_norm(x_BTD + self.attn(x_BTD, padding_mask_BT=padding_mask_BT))
+            return self.mlp_norm(x_BTD + self.mlp(x_BTD))
+        x_BTD = x_BTD + self.attn(self.attn_norm(x_BTD), padding_mask_BT=padding_mask_BT)
+        return x_BTD + self.mlp(self.mlp_norm(x_BTD))
+
+
+class LMHeadTransform(nn.Module):
+    """What the language-model head does before the output layer."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.dense = Linear(config.hidden_size, config.hidden_size, bias=True)
+        self.norm = make_norm(config.norm, config.hidden_size)
+        self.activation = ACTIVATIONS[config.head_activation or config.mlp.activation]
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """[B, T, D] to the same shape."""
+        return self.norm(self.activation(self.dense(x_BTD)))
+
+
+class Bert(Transformer[BertConfig]):
+    """Tokens to features, and to the logits of the heads that the configuration names."""
+
+    batch_keys = MappingProxyType(
+        {
+            "text": BatchKey("tokens_BT", required=True, per_token=True),
+            "labels": BatchKey("labels_BT", required=True, per_token=True),
+            "types": BatchKey("types_BT", per_token=True),
+            "padding_mask": BatchKey("padding_mask_BT", per_token=True),
+            "position_ids": BatchKey("positions", per_token=True),
+            "is_random": BatchKey("is_random_next_B"),
+            "truncated": BatchKey(None),
+        }
+    )
+
+    def __init__(self, config: BertConfig, tensor: int = 1) -> None:
+        """`tensor` ranks will share the model: vocabulary rows and repeated key/value groups are made to fit."""
+        super().__init__(config)
+        D, rows = config.hidden_size, config.vocab_rows(tensor)
+        self.embed, self.position = Embedding(rows, D), Embedding(config.max_seq_len, D)
+        self.token_type = Embedding(config.token_types, D) if config.token_types else None
+        core, after = self.choose_core(self.embed.weight.device, "bidirectional"), config.norm_place == "after"
+        self.embed_norm = make_norm(config.norm, D) if after else nn.Identity()
+        self.layers = nn.ModuleDict({str(n): Block(config, core, tensor) for n in range(config.layers)})
+        self.norm = nn.Identity() if after else make_norm(config.norm, D)
+        self.lm_head = LMHeadTransform(config) if config.lm_head else None
+        self.head = Head(rows, D, weight=False, bias=True) if config.lm_head else None
+        self.pooler = Linear(D, D, bias=True) if config.pooler else None
+        self.binary_head = Linear(D, 2, bias=True) if config.binary_head else None
+        self.loss = CrossEntropy(config.vocab_size)
+
+    def forward(
+        self, tokens_BT: Tensor, types_BT: Tensor | None = None, padding_mask_BT: Tensor | None = None
+    ) -> Tensor:
+        """Logits [B, T, V] of the token at each place; features [B, T, D] of a model without language-model head."""
+        x_BTD = self.hidden(tokens_BT, types_BT, padding_mask_BT)
+        return x_BTD if self.lm_head is None else self.logits(x_BTD)
+
+    def hidden(
+        self,
+        tokens_BT: Tensor,
+        types_BT: Tensor | None = None,
+        padding_mask_BT: Tensor | None = None,
+        positions: Tensor | None = None,
+    ) -> Tensor:
+        """Features [B, T, D]; types are 0 and positions 0, 1, 2, … if not given, and where the mask is 0 there is
+        padding. `MtError` if a sequence is longer than `max_seq_len`."""
+        x_BTD = self.embed_tokens(tokens_BT, positions)
+        if self.token_type is not None:
+            x_BTD = x_BTD + self.token_type(torch.zeros_like(tokens_BT) if types_BT is None else types_BT)
+        return self.norm(self.run_layers(self.embed_norm(x_BTD), padding_mask_BT))
+
+    def run_layers(self, x_BTD: Tensor, padding_mask_BT: Tensor | None = None) -> Tensor:
+        """Pass features [B, T, D] through all layers of this module."""
+        return self.run([partial(block, padding_mask_BT=padding_mask_BT) for block in self.layers.values()], x_BTD)
+
+    def logits(self, x_BTD: Tensor) -> Tensor:
+        """Logits of the language-model head: [B, T, D] to [B, T, V]; those of padding rows are cut off."""
+        assert self.lm_head is not None, "model.lm_head is off"
+        return F.linear(self.lm_head(x_BTD), *self.output())[..., : self.config.vocab_size]
+
+    def output(self) -> tuple[Tensor, Tensor | None]:
+        """Weight [V, D] and bias [V] of the output layer, padding rows included."""
+        return (self.embed.weight, None) if self.head is None else self.head.weights(self.embed.weight)
+
+    def pooled(self, x_BTD: Tensor) -> Tensor:
+        """tanh(dense(features of the first token)), [B, D]."""
+        assert self.pooler is not None, "model.pooler is off"
+        return self.pooler(x_BTD[:, 0]).tanh()
+
+    def nsp_logits(self, x_BTD: Tensor) -> Tensor:
+        """Logits of the binary head (next sentence prediction), [B, 2]."""
+        assert self.binary_head is not None, "model.binary_head is off"
+        return self.binary_head(self.pooled(x_BTD))
+
+    def losses(
+        self,
+        tokens_BT: Tensor,
+        labels_BT: Tensor,
+        *,
+        positions: Tensor | None = None,
+        padding_mask_BT: Tensor | None = None,
+        types_BT: Tensor | None = None,
+        is_random_next_B: Tensor | None = None,
+    ) -> Losses:
+        """Cross-entropy of each label in nats, [B, T], in fp32 or wider; negative labels count as 0.
+
+        With `is_random_next_B`, 1 where the two parts are exchanged, also that of the binary head, [B].
+        """
+        assert self.lm_head is not None, "rules refuse to train without model.lm_head"
+        x_BTD = self.hidden(tokens_BT, types_BT, padding_mask_BT, positions)
+        weight_VD, bias_V = self.output()
+        losses_BT = self.loss(self.lm_head(x_BTD), weight_VD, labels_BT.clamp(min=0), bias_V)
+        if is_random_next_B is None or self.binary_head is None:
+            return Losses(losses_BT)
+        logits_BX = self.nsp_logits(x_BTD)
+        wide = torch.promote_types(logits_BX.dtype, torch.float32)
+        return Losses(losses_BT, F.cross_entropy(logits_BX.to(wide), is_random_next_B, reduction="none"))

@@ -1,0 +1,165 @@
+"""GPT: a decoder-only transformer composed of the parts that `GPTConfig` names. Single-device code throughout.
+
+Shape suffixes: B batch, T tokens, D model size, V vocabulary (its true size; padding rows never reach a logit).
+"""
+
+import math
+from functools import partial
+from types import MappingProxyType
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mt_core.parallel.tensor.cross_entropy import capped
+from mt_core.types import BatchKey, Losses
+from mt_models.config import GPTConfig
+from mt_models.layers.attention import Attention
+from mt_models.layers.attention_cores import Core
+from mt_models.layers.basic import CrossEntropy, Embedding, Linear, make_norm
+from mt_models.layers.kv_cache import KVCache, LayerCache
+from mt_models.layers.mlp import make_mlp
+from mt_models.layers.moe import AuxLosses, attach_aux_losses
+from mt_models.layers.rope import Rotation, make_rotation
+from mt_models.models.base import Transformer, count_positions
+
+
+class Block(nn.Module):
+    """Residual block: attention, then a feed-forward layer, each after a norm; post-norms also come before the sum."""
+
+    def __init__(self, config: GPTConfig, core: Core, tensor: int = 1, layer: int = 0) -> None:
+        super().__init__()
+        self.attn_norm = make_norm(config.norm, config.hidden_size)
+        self.attn = Attention(config, core, tensor, layer)
+        self.mlp_norm = make_norm(config.norm, config.hidden_size)
+        self.mlp = make_mlp(config.mlp, config.hidden_size)
+        self.attn_post_norm, self.mlp_post_norm = (
+            make_norm(config.norm, config.hidden_size) if config.post_norms else nn.Identity() for _ in range(2)
+        )
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        rotation: Rotation | None,
+        cache: LayerCache | None = None,
+        segment_ids_BT: Tensor | None = None,
+        aux_losses: AuxLosses | None = None,
+    ) -> Tensor:
+        """[B, T, D] to the same shape; a mixture of experts adds its load balancing loss to `aux_losses`."""
+        x_BTD = x_BTD + self.attn_post_norm(self.attn(self.attn_norm(x_BTD), rotation, cache, segment_ids_BT))
+        return x_BTD + self.mlp_post_norm(self.mlp(self.mlp_norm(x_BTD), aux_losses))
+
+
+class GPT(Transformer[GPTConfig]):
+    """Tokens to next-token logits. Parameters are uninitialised until `initialize` or a load."""
+
+    batch_keys = MappingProxyType(
+        {
+            "tokens": BatchKey("tokens_BT", required=True, per_token=True),
+            "labels": BatchKey("labels_BT", required=True, per_token=True),
+            "position_ids": BatchKey("positions", per_token=True),
+            "segment_ids": BatchKey("segment_ids_BT", per_token=True),
+        }
+    )
+
+    def __init__(self, config: GPTConfig, tensor: int = 1) -> None:
+        """`tensor` ranks will share the model: vocabulary rows and repeated key/value groups are made to fit."""
+        super().__init__(config)
+        D, rows = config.hidden_size, config.vocab_rows(tensor)
+        self.embed = Embedding(rows, D)
+        self.position = Embedding(config.max_seq_len, D) if config.position.kind == "learned" else None
+        core = self.choose_core(self.embed.weight.device)
+        self.layers = nn.ModuleDict({str(n): Block(config, core, tensor, n) for n in range(config.layers)})
+        self.norm = make_norm(config.norm, D)
+        self.head = None if config.tied else Linear(D, rows)
+        self.loss = CrossEntropy(config.vocab_size, config.logit_softcap)
+
+    def forward(self, tokens_BT: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Logits [B, T, V] for the token after each; with a cache the tokens follow those already in it."""
+        return self.logits(self.hidden(tokens_BT, cache=cache))
+
+    def losses(self, tokens_BT: Tensor, labels_BT: Tensor, **inputs: Tensor) -> Losses:
+        """The losses of the labels, [B, T]; inputs are those of `token_losses`."""
+        return Losses(self.token_losses(tokens_BT, labels_BT, **inputs))
+
+    def token_losses(
+        self,
+        tokens_BT: Tensor,
+        labels_BT: Tensor,
+        *,
+        positions: Tensor | None = None,
+        segment_ids_BT: Tensor | None = None,
+    ) -> Tensor:
+        """Cross-entropy of each label in nats, [B, T], in fp32 or wider, not reduced.
+
+        `positions` are [T] or [B, T], 0, 1, 2, … if not given. Tokens see only those of equal segment ids.
+        """
+        aux_losses = AuxLosses()
+        x_BTD = self.hidden(tokens_BT, positions, segment_ids_BT=segment_ids_BT, aux_losses=aux_losses)
+        return attach_aux_losses(self.loss(x_BTD, self.output_weight, labels_BT), aux_losses)
+
+    def hidden(
+        self,
+        tokens_BT: Tensor,
+        positions: Tensor | None = None,
+        cache: KVCache | None = None,
+        segment_ids_BT: Tensor | None = None,
+        aux_losses: AuxLosses | None = None,
+    ) -> Tensor:
+        """Final normalised features [B, T, D]; `MtError` if a sequence is longer than `max_seq_len`."""
+        positions = count_positions(tokens_BT, positions, 0 if cache is None else cache.length)
+        x_BTD = self.embed_tokens(tokens_BT, positions, 0 if cache is None else cache.length)
+        return self.norm(self.run_layers(x_BTD, positions, cache, segment_ids_BT, aux_losses))
+
+    def embed_tokens(self, tokens_BT: Tensor, positions: Tensor | None = None, start: int = 0) -> Tensor:
+        """The first layer's input, [B, T, D]; `MtError` if a sequence is longer than `max_seq_len`."""
+        self.check_length(start + tokens_BT.shape[1])
+        x_BTD = self.embed(tokens_BT)
+        if self.config.scaled_embedding:
+            x_BTD = x_BTD * round_to_dtype(math.sqrt(self.config.hidden_size), x_BTD.dtype)
+        return x_BTD if self.position is None else x_BTD + self.position(count_positions(tokens_BT, positions, start))
+
+    def run_layers(
+        self,
+        x_BTD: Tensor,
+        positions: Tensor,
+        cache: KVCache | None = None,
+        segment_ids_BT: Tensor | None = None,
+        aux_losses: AuxLosses | None = None,
+    ) -> Tensor:
+        """Pass features [B, T, D] at these positions through all layers of this module."""
+        rotation = self.rotation(positions, x_BTD.dtype)
+        caches = [None] * len(self.layers) if cache is None else cache.layers
+        layers = [
+            partial(block, rotation=rotation, cache=layer, segment_ids_BT=segment_ids_BT, aux_losses=aux_losses)
+            for block, layer in zip(self.layers.values(), caches, strict=True)
+        ]
+        return self.run(layers, x_BTD)
+
+    def rotation(self, positions: Tensor, dtype: torch.dtype) -> Rotation | None:
+        """Rotary angles of the positions, in fp32 or wider; None when the model has no rotary positions."""
+        part = self.config.position
+        if part.kind != "rope":
+            return None
+        wide = torch.promote_types(dtype, torch.float32)
+        size = self.config.attention.head_size
+        return make_rotation(positions, size, theta=part.theta, dtype=wide, scaling=part.scaling)
+
+    @property
+    def output_weight(self) -> Tensor:
+        """[V, D], padding rows included."""
+        return self.embed.weight if self.head is None else self.head.weight
+
+    def logits(self, x_BTD: Tensor) -> Tensor:
+        """[B, T, D] to [B, T, V]: the matrix product includes padding rows, whose logits are cut off."""
+        return capped(F.linear(x_BTD, self.output_weight)[..., : self.config.vocab_size], self.config.logit_softcap)
+
+    def make_cache(self, batch: int, positions: int) -> KVCache:
+        """An empty KV cache on this model's device and in its dtype."""
+        weight = self.embed.weight
+        return KVCache(self.config, batch, positions=positions, dtype=weight.dtype, device=weight.device)
+
+
+def round_to_dtype(value: float, dtype: torch.dtype) -> float:
+    """The nearest value that a tensor of this dtype can hold."""
+    return torch.tensor(value, dtype=dtype, device="cpu").item()
