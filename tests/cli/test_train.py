@@ -95,6 +95,7 @@ def test_micro_batches_change_nothing(tmp_path, toml):
         assert a == pytest.approx(b, rel=1e-12)
 
 
+@pytest.mark.usefixtures("real_processes")
 def test_two_ranks_train_as_one_does(tmp_path, toml):
     common = ["precision.dtype=fp64", "checkpoint.every=3", "train.eval_every=3", "train.eval_batches=2"]
     one = train(toml, *common, f"runtime.run_dir={tmp_path / 'one'}")

@@ -204,6 +204,7 @@ def test_the_limits_are_those_of_the_docs():
     assert told == {"fp64": [1e-12, 1e-12], "fp32": [1.3e-6, 1.6e-5], "bf16": [8.3e-3, 9.4e-2]}
 
 
+@pytest.mark.usefixtures("real_processes")
 def test_a_layout_that_agrees(mt):
     ran = mt("verify", "--preset", "llama3-8b", "--layout", "tensor=2,sequence=true", "--steps", 1)
     first, *table, last = ran.stdout.splitlines()

@@ -1,7 +1,8 @@
 """Saves behind the training's back: one in flight, failures told, and a kill at any moment costs no commit."""
 
 import multiprocessing
-import random
+import os
+import signal
 import sys
 import threading
 import time
@@ -125,26 +126,51 @@ def train(run, rank, size, session):
         writer.save(step, parts(step, rank, 500_000), {"step": step})
 
 
+def begun(run):
+    return list(run.glob(".step-*"))
+
+
+def written(run):
+    return list(run.glob(".step-*/*/*.safetensors"))
+
+
+def committed(run):
+    return native.steps(run)
+
+
 def test_ranks_killed_at_any_moment_leave_the_last_checkpoint_whole(tmp_path):
+    """Killed in a save that has begun, in one with files, and between saves, each time going on from the last."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "torch.distributed", "mt_models.models.gpt"])
-    draw = random.Random(0)
-    reached, unfinished = 0, 0
-    for session in range(8):
+    reached = 0
+    for session, moment in enumerate((begun, written, committed)):
         ranks = [context.Process(target=train, args=(tmp_path, rank, 2, str(session))) for rank in (0, 1)]
         for rank in ranks:
             rank.start()
         wait_for_a_step_after(tmp_path, reached)
-        time.sleep(draw.uniform(0, 0.1))
-        for rank in draw.sample(ranks, 2):
+        stop_while(moment, tmp_path, ranks)
+        for rank in ranks if session % 2 else reversed(ranks):
             rank.kill()
         for rank in ranks:
             rank.join()
+        assert moment(tmp_path)
         now = check(tmp_path)
         assert now > reached
         reached = now
-        unfinished += bool(list(tmp_path.glob(".step-*")))
-    assert unfinished, "no kill fell into a save"
+
+
+def stop_while(moment, run, ranks):
+    """Stop all ranks when `moment` is there, and still is when they have stopped."""
+    deadline = time.monotonic() + 60
+    while True:
+        while not moment(run):
+            assert time.monotonic() < deadline, f"never {moment.__name__}"
+        for rank in ranks:
+            os.kill(rank.pid, signal.SIGSTOP)
+        time.sleep(0.01)
+        if moment(run):
+            return
+        for rank in ranks:
+            os.kill(rank.pid, signal.SIGCONT)
 
 
 def wait_for_a_step_after(run, step):

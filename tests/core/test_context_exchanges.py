@@ -20,6 +20,7 @@ SHAPES = {"mha": (4, 4), "gqa": (8, 4), "mqa": (4, 1)}
 DOCUMENTS = ("none", "packed", "interleaved")
 SIZES = (2, 4)
 DIVISIBLE = [case for case in itertools.product(EXCHANGES, SHAPES, DOCUMENTS) if case[:2] != ("all_to_all", "mqa")]
+IN_BF16 = [(exchange, "gqa", kind) for exchange in EXCHANGES for kind in ("none", "packed")]
 BF16_BAND = 2**-7
 """Relative error (2-norm) against exact attention of the same bf16 values; one process stays below it as well."""
 
@@ -71,15 +72,17 @@ def shared(axis, exchange, shape, kind, dtype):
     return [join_sequence(x, axis, 1) for x in found]
 
 
-def cases(axis, chosen, dtype):
-    """Results of many cases on the ranks of one start, as arrays."""
-    return {case: [x.double().numpy() for x in shared(axis, *case, dtype)] for case in chosen}
+def cases(axis):
+    """Results in fp64 and in bf16, as arrays by case; whether recomputing changes any."""
+    exact = {case: [x.numpy() for x in shared(axis, *case, torch.float64)] for case in DIVISIBLE}
+    narrow = {case: [x.double().numpy() for x in shared(axis, *case, torch.bfloat16)] for case in IN_BF16}
+    return exact, narrow, {exchange: recomputed(axis, exchange) for exchange in EXCHANGES}
 
 
 @pytest.fixture(scope="module")
 def exchanged():
-    """What every rank found in fp64, by size and case."""
-    return {size: run_ranks(size, cases, DIVISIBLE, torch.float64) for size in SIZES}
+    """What every rank computed, by the number of ranks."""
+    return {size: run_ranks(size, cases) for size in SIZES}
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -88,7 +91,7 @@ def test_an_exchange_equals_one_process(exchanged, size, case):
     _, shape, kind = case
     expected = attended(eager, inputs(shape), documents(kind))
     for rank in range(size):
-        for name, found, wanted in zip(("y", "dq", "dk", "dv"), exchanged[size][rank][case], expected, strict=True):
+        for name, found, wanted in zip(("y", "dq", "dk", "dv"), exchanged[size][rank][0][case], expected, strict=True):
             torch.testing.assert_close(
                 torch.from_numpy(found), wanted, rtol=1e-12, atol=1e-14, msg=lambda text, name=name: f"{name}: {text}"
             )
@@ -100,10 +103,10 @@ def test_documents_matter():
     assert not torch.allclose(whole, interleaved)
 
 
-def test_bf16_stays_in_the_band_that_one_process_keeps():
-    chosen = [(exchange, "gqa", kind) for exchange in EXCHANGES for kind in ("none", "packed")]
-    (found, *_) = run_ranks(2, cases, chosen, torch.bfloat16)
-    for case in chosen:
+@pytest.mark.parametrize("size", SIZES)
+def test_bf16_stays_in_the_band_that_one_process_keeps(exchanged, size):
+    _, found, _ = exchanged[size][0]
+    for case in IN_BF16:
         tensors, numbers = inputs("gqa", dtype=torch.bfloat16), documents(case[2])
         exact = attended(eager, [x.double() for x in tensors], numbers)
         alone = attended(eager, tensors, numbers)
@@ -149,9 +152,10 @@ def recomputed(axis, exchange):
     return all(map(torch.equal, attended(core, tensors, None), again))
 
 
+@pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("exchange", EXCHANGES)
-def test_recompute_changes_nothing(exchange):
-    assert run_ranks(2, recomputed, exchange) == [True, True]
+def test_recompute_changes_nothing(exchanged, exchange, size):
+    assert [unchanged[exchange] for _, _, unchanged in exchanged[size]] == [True] * size
 
 
 @pytest.mark.parametrize("exchange", EXCHANGES)

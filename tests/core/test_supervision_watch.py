@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+import timeit
 from pathlib import Path
 
 import pytest
@@ -40,25 +41,24 @@ def hang(run_dir: Path, function: str, phase: str = "backward", timeout: float =
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=os.environ | variables)
 
 
-def test_a_beat_costs_less_than_two_microseconds():
+def test_a_beat_costs_no_more_than_looking_at_the_clock_twenty_times():
+    """Some 0.5 microseconds; the ratio does not depend on the machine or its load."""
     heart = Heart()
-    best = float("inf")
-    for _ in range(5):
-        start = time.perf_counter()
-        for step in range(10_000):
-            heart.beat(step, "forward")
-        best = min(best, time.perf_counter() - start)
-    assert best / 10_000 < 2e-6
+    beats = min(timeit.repeat(lambda: heart.beat(1, "forward"), number=10_000))
+    looks = min(timeit.repeat(time.monotonic, number=10_000))
+    assert beats < 20 * looks
 
 
 def test_a_heartbeat_says_who_is_where(tmp_path):
     heart = Heart()
+    before = time.time()
     heart.beat(12, "reduce")
     write_heartbeat(tmp_path, Place(3, 8), heart)
+    after = time.time()
     found = json.loads(heartbeat_file(tmp_path, 3).read_text())
     assert (found["rank"], found["ranks"], found["step"], found["phase"]) == (3, 8, 12, "reduce")
     assert found["pid"] == os.getpid()
-    assert abs(found["time"] - time.time()) < 1
+    assert before - 0.001 <= found["time"] <= after + 0.001
     assert [file.name for file in tmp_path.iterdir()] == ["rank-00003.json"]
 
 

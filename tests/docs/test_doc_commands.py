@@ -10,21 +10,28 @@ from pathlib import Path
 import pytest
 
 from docs.pages import DOCS, PAGES, ROOT, matches, read
+from preloaded import processes
 
 TUTORIAL = DOCS / "tutorials" / "first-model.md"
+LIMIT_S = 600
+"""For a step of a page; the longest takes a tenth on a quiet machine."""
 ROLES = {"corpus": "train.jsonl", "heldout": "heldout.jsonl", "config": str(Path(__file__).with_name("small.toml"))}
 """Files of the tutorial, or of this folder."""
 WITH_COMMANDS = [path for path in PAGES if path != TUTORIAL and any(not s.title for s in read(path).steps)]
 
 
 @pytest.fixture(scope="session")
-def environment() -> dict[str, str]:
-    """The installed `mt` first on the path, one thread."""
-    own = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    return own | {
-        "PATH": f"{Path(sys.executable).parent}:{own['PATH']}",
-        "OMP_NUM_THREADS": "1",
-    }
+def installed() -> dict[str, str]:
+    """The environment of a reader, whose path has the installed `mt`."""
+    return os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+
+
+@pytest.fixture(scope="session")
+def environment(installed, tmp_path_factory) -> dict[str, str]:
+    """The same with an `mt` that is a fork of a preloaded process."""
+    folder = tmp_path_factory.mktemp("bin")
+    processes.write_script(folder)
+    return installed | {"PATH": f"{folder}:{installed['PATH']}", processes.ADDRESS: processes.server_address()}
 
 
 def follow(path: Path, folder: Path, environment: dict[str, str]) -> None:
@@ -38,7 +45,7 @@ def follow(path: Path, folder: Path, environment: dict[str, str]) -> None:
             ["bash", "-c", script],
             cwd=folder,
             env=environment,
-            timeout=100,
+            timeout=LIMIT_S,
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -49,11 +56,9 @@ def follow(path: Path, folder: Path, environment: dict[str, str]) -> None:
 
 
 @pytest.fixture(scope="session")
-def first_model(tmp_path_factory, environment) -> Path:
-    """The directory that the tutorial leaves."""
-    folder = tmp_path_factory.mktemp("first-model")
-    follow(TUTORIAL, folder, environment)
-    return folder
+def first_model(build_once, installed) -> Path:
+    """The directory that the tutorial leaves: its commands are the installed ones, every other page's are forks."""
+    return build_once("first-model", lambda folder: follow(TUTORIAL, folder, installed))
 
 
 def test_the_tutorial_runs(first_model):

@@ -1,6 +1,7 @@
-"""Tiny configurations, and every combination of the parts that a GPT is composed of."""
+"""Tiny configurations, and combinations of the parts that a GPT is composed of: every pair of choices is in one."""
 
-from itertools import product
+from collections.abc import Iterator, Sequence
+from itertools import combinations, product
 from typing import Any
 
 from mt_models.config import GPTConfig
@@ -22,6 +23,19 @@ def tiny(**changes: Any) -> GPTConfig:
     return GPTConfig.model_validate(SIZES | parts | changes)
 
 
+def cover_pairs(*choices: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
+    """Few combinations of one choice each in which every two choices meet: always the one with most new pairs.
+
+    For 3 × 2 × 2 × 3 × 2 × 2 choices these are 9 of 144.
+    """
+    numbered = list(product(*map(range, map(len, choices))))
+    missing = {pair for numbers in numbered for pair in combinations(enumerate(numbers), 2)}
+    while missing:
+        best = max(numbered, key=lambda numbers: len(missing.intersection(combinations(enumerate(numbers), 2))))
+        missing.difference_update(combinations(enumerate(best), 2))
+        yield tuple(options[number] for options, number in zip(choices, best, strict=True))
+
+
 COMBINATIONS = {
     f"{groups}-groups-{mlp['kind']}-{norm['kind']}-{position['kind']}"
     f"{'-bias' if bias else ''}{'-tied' if tied else ''}": tiny(
@@ -31,8 +45,8 @@ COMBINATIONS = {
         position=position,
         tied=tied,
     )
-    for groups, mlp, norm, position, bias, tied in product(
-        (1, 2, 4), (DENSE, GATED), (RMS, LAYER), (ROPE, LEARNED, NO_POSITION), (False, True), (False, True)
+    for groups, mlp, norm, position, bias, tied in cover_pairs(
+        (2, 1, 4), (DENSE, GATED), (RMS, LAYER), (ROPE, LEARNED, NO_POSITION), (False, True), (False, True)
     )
 }
 

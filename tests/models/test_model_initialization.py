@@ -83,7 +83,7 @@ def test_weights_have_the_standard_deviations_of_the_specification():
 
 
 def test_biases_are_zero_and_norm_weights_one(make_model):
-    config = COMBINATIONS["2-groups-gated-layer-rope-bias"]
+    config = COMBINATIONS["2-groups-gated-layer-learned-bias-tied"]
     state = canonical_state(make_model(config))
     assert not any(tensor.any() for name, tensor in state.items() if name.endswith("bias"))
     assert all((tensor == 1).all() for name, tensor in state.items() if name.endswith("norm.weight"))

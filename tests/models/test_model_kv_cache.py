@@ -20,7 +20,7 @@ def in_chunks(model, tokens_BT, sizes):
     return torch.cat([model(chunk, cache) for chunk in tokens_BT.split(sizes, dim=1)], dim=1)
 
 
-@pytest.mark.parametrize("name", [name for name in COMBINATIONS if "-bias-tied" in name])
+@pytest.mark.parametrize("name", [name for name in COMBINATIONS if "-groups-" in name])
 def test_prefill_then_one_token_at_a_time(name, make_model, tokens_BT):
     model = make_model(COMBINATIONS[name])
     torch.testing.assert_close(in_chunks(model, tokens_BT, [5, *[1] * 7]), model(tokens_BT), **EXACT)
