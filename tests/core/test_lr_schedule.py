@@ -1,4 +1,4 @@
-"""Megatron's learning-rate formulas (spec/core.md §6.9), as a function of finished steps."""
+"""Megatron's learning-rate formulas (docs/specs/core.md §6.9), as a function of finished steps."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""BERT samples from files, from the golden example of spec/data.md §5.2 (made by running Megatron)."""
+"""BERT samples from files, from the golden example of docs/specs/data.md §5.2 (made by running Megatron)."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Fill in the middle (spec/data.md §5.8) on real text."""
+"""Fill in the middle (docs/specs/data.md §5.8) on real text."""
 
 from pathlib import Path
 

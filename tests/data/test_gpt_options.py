@@ -1,4 +1,4 @@
-"""What a GPT sample says about its documents (spec/data.md §4.9), and mock data (§4.14)."""
+"""What a GPT sample says about its documents (docs/specs/data.md §4.9), and mock data (docs/specs/data.md §4.14)."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""T5 samples from files, from the golden example of spec/data.md §5.3 (made by running Megatron)."""
+"""T5 samples from files, from the golden example of docs/specs/data.md §5.3 (made by running Megatron)."""
 
 from pathlib import Path
 

@@ -67,7 +67,7 @@ class Theirs(NamedTuple):
 
 
 def table(config: GPTConfig) -> dict[str, Theirs]:
-    """Their names → ours (../shared/spec/checkpoints.md §3.2); names of what a model lacks are never asked for."""
+    """Their names → ours (docs/specs/checkpoints.md §3.2); names of what a model lacks are never asked for."""
     gated = config.mlp.kind == "gated"
     found = {
         "embedding.word_embeddings.weight": Theirs(("embed.weight",), 0),

@@ -73,7 +73,7 @@ class ModelConfig(Protocol):
         ...
 
     def canonical_shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """Name and shape of every tensor in a checkpoint of this model (DESIGN §6)."""
+        """Name and shape of every tensor in a checkpoint of this model."""
         ...
 
     def random_inputs(self, tokens_BT: "Tensor", generator: "Generator") -> "dict[str, Tensor]":

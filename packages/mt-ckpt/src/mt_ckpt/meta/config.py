@@ -66,7 +66,10 @@ def read_params(raw: Mapping[str, Any], where: Path, *, rows: int, tied: bool) -
 
 
 def hidden(raw: Mapping[str, Any]) -> int:
-    """Hidden features of the feed-forward layer: 8/3 of the width, times a factor, up to a multiple (§5.1)."""
+    """Hidden features of the feed-forward layer: 8/3 of the width, times a factor, up to a multiple.
+
+    Source: docs/specs/checkpoints.md §5.1.
+    """
     size, multiple = int(8 * raw["dim"] / 3), raw.get("multiple_of", 256)
     return multiple * -(-int((raw.get("ffn_dim_multiplier") or 1) * size) // multiple)
 

@@ -1,4 +1,6 @@
-"""Meta's own format, and Mistral's: `consolidated.NN.pth` (or safetensors) and params.json (spec/checkpoints.md §5.1).
+"""Meta's own format, and Mistral's: `consolidated.NN.pth` (or safetensors) and params.json.
+
+Source: docs/specs/checkpoints.md §5.1.
 
 Each file is one tensor rank's share. Rotary positions turn neighbours (2i, 2i + 1); ours turn halves (i, i + d/2).
 """

@@ -1,4 +1,4 @@
-"""Mixing datasets: which dataset serves sample i, and which of its samples (spec/data.md §4.12)."""
+"""Mixing datasets: which dataset serves sample i, and which of its samples (docs/specs/data.md §4.12)."""
 
 from collections.abc import Mapping, Sequence
 

@@ -1,4 +1,6 @@
-"""From parts to splits: which part of which corpus each split is made of, and how they are blended (spec §4.2, §4.12).
+"""From parts to splits: which part of which corpus each split is made of, and how they are blended.
+
+Source: docs/specs/data.md §4.2, §4.12.
 
 A kind of dataset says how a corpus is opened, counted and cut into samples (`Parts`); the rest is the same for all.
 """

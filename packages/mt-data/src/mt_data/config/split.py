@@ -1,4 +1,7 @@
-"""Megatron's `--split`: three shares become three ranges of sequence numbers (spec/data.md §4.2). Needs no numpy."""
+"""Megatron's `--split`: three shares become three ranges of sequence numbers. Needs no numpy.
+
+Source: docs/specs/data.md §4.2.
+"""
 
 import math
 from itertools import pairwise
@@ -37,7 +40,7 @@ def split_ranges(split: str, count: int) -> tuple[range, range, range]:
 
 
 def legacy_ranges(split: str, count: int) -> tuple[range, range, range]:
-    """Document numbers of training, validation and test by the rule of ICT (spec/data.md §5.4).
+    """Document numbers of training, validation and test by the rule of ICT (docs/specs/data.md §5.4).
 
     Rounded shares are added up, and what they exceed `count` by is taken off every bound but the first.
     """

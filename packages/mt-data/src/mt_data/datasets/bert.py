@@ -1,4 +1,4 @@
-"""`BERTDataset` (spec/data.md §5.2)."""
+"""`BERTDataset` (docs/specs/data.md §5.2)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""`ICTDataset` (spec/data.md §5.4).
+"""`ICTDataset` (docs/specs/data.md §5.4).
 
 The mapping has Megatron's order. Of each sample Megatron draws the sentence from one generator for the whole dataset,
 so that samples depend on the order they are read in; here each has its own, of the seed and its number, and a resumed

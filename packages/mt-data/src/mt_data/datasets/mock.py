@@ -1,4 +1,4 @@
-"""Megatron's mock corpus (spec/data.md §4.14): GPT samples to try a run with, out of no files."""
+"""Megatron's mock corpus (docs/specs/data.md §4.14): GPT samples to try a run with, out of no files."""
 
 from pathlib import Path
 

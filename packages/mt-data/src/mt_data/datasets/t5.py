@@ -1,4 +1,4 @@
-"""`T5Dataset` (spec/data.md §5.3)."""
+"""`T5Dataset` (docs/specs/data.md §5.3)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -27,7 +27,10 @@ class Encoding:
     tokenizer: TokenizerConfig
     keys: tuple[str, ...] = ("text",)
     append_eod: bool = False
-    """End every document that has a token with the end-of-document id; an empty one stays empty (spec/data.md §2.4)."""
+    """End every document that has a token with the end-of-document id; an empty one stays empty.
+
+    Source: docs/specs/data.md §2.4.
+    """
     splitting: Splitting | None = None
     """How texts are cut into sentences, each a sequence; None leaves a text whole."""
 

@@ -1,4 +1,4 @@
-"""LAMBADA cloze accuracy: is the last word of a passage the model's first choice? (spec/models_eval.md §3.3)
+"""LAMBADA cloze accuracy: is the last word of a passage the model's first choice? (docs/specs/evaluation.md §3.3)
 
 Strict: the last white-space separated word, however many tokens it has, after the passage without it. Published
 figures are strict. Loose: the last token only. A passage counts only if every token of its target is the arg-max.

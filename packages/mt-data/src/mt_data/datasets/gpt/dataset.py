@@ -1,6 +1,6 @@
 """`GPTDataset`: samples of L tokens and their labels, in training order, and `build_splits` for a section of data.
 
-The samples are specified in spec/data.md §4.7 and §4.9, splits and blends in §4.2 and §4.12.
+The samples are specified in docs/specs/data.md §4.7 and §4.9, splits and blends in docs/specs/data.md §4.2 and §4.12.
 """
 
 from collections.abc import Mapping

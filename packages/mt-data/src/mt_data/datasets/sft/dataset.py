@@ -1,4 +1,4 @@
-"""`SFTDataset`: sample i is line i of a JSON Lines file of conversations, around and around (spec/data.md §5.7).
+"""`SFTDataset`: sample i is line i of a JSON Lines file of conversations, around and around (docs/specs/data.md §5.7).
 
 The conversations of a line are packed one after the other into L tokens.
 """

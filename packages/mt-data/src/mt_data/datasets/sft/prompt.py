@@ -1,4 +1,4 @@
-"""Conversations as tokens, and which of them are learnt: the assistant's words (spec/data.md §3.7)."""
+"""Conversations as tokens, and which of them are learnt: the assistant's words (docs/specs/data.md §3.7)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
