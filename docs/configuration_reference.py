@@ -13,8 +13,8 @@ from annotated_types import Ge, Gt, Lt
 from pydantic.fields import FieldInfo
 
 from mt_cli.run_config import run_config_type
-from mt_core.config.load import model_config
-from mt_core.config.section import Section
+from mt_core.config.loading import model_config
+from mt_core.config.sections import Section
 from mt_core.plugins import components
 
 PAGE = Path(__file__).parent / "reference" / "configuration.md"

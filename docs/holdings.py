@@ -13,7 +13,7 @@ from torch import nn
 
 from mt_cli.run_config import run_config_type
 from mt_cli.train.compose import build_state
-from mt_core.config.load import model_config
+from mt_core.config.loading import model_config
 from mt_core.distributed.mesh import Axis, make_mesh
 from mt_core.distributed.topology import dims_of
 from mt_core.parallel.data.zero1 import Buckets

@@ -57,7 +57,7 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "zero1 2 in replicas 2": (4, {"sharding": "zero1", "shard_size": 2}),
     "fsdp 2 in replicas 2": (4, {"sharding": "fsdp", "shard_size": 2}),
 }
-"""Ranks and the `parallel` section of the layouts of DESIGN §4, and of hybrid sharding."""
+"""Ranks and the `parallel` section of the layouts that are tested: every axis, and hybrid sharding."""
 
 BALANCED = {
     "balanced-experts": {

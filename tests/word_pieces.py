@@ -1,4 +1,4 @@
-"""The toy vocabulary and documents of spec/data.md §5.2 and §5.3."""
+"""The toy vocabulary and documents of docs/specs/data.md §5.2 and §5.3."""
 
 from pathlib import Path
 

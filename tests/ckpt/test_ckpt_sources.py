@@ -50,8 +50,8 @@ def test_every_damaged_shard_is_named_at_once(shards):
     with pytest.raises(MtError) as error:
         SafetensorsDir(shards)
     assert [p.where for p in error.value.problems] == [str(first), str(second)]
-    assert "missing" in error.value.problems[0].found
-    assert "truncated or not safetensors" in error.value.problems[1].found
+    assert "missing" in error.value.problems[0].actual
+    assert "truncated or not safetensors" in error.value.problems[1].actual
 
 
 def test_a_file_cut_within_its_header_is_named(save_model):

@@ -261,7 +261,7 @@ def test_all_that_mt_does_not_compute_is_told_at_once(llama, tmp_path):
     path = write(tmp_path / "meta", whole, moe={"num_experts": 8}, lora_args={"rank": 16}, n_heads=None, dim="x")
     with pytest.raises(MtError) as error:
         Meta(path).config()
-    assert [p.found for p in error.value.problems] == [
+    assert [p.actual for p in error.value.problems] == [
         "dim is 'x'",
         "n_heads is None",
         "asks for moe",
@@ -271,6 +271,6 @@ def test_all_that_mt_does_not_compute_is_told_at_once(llama, tmp_path):
     del whole["norm.weight"]
     with pytest.raises(MtError) as error:
         dict(Meta(write(tmp_path / "other", whole, 2)).tensors())
-    assert [p.found for p in error.value.problems] == ["unexpected tensor", "tensor is missing"]
+    assert [p.actual for p in error.value.problems] == ["unexpected tensor", "tensor is missing"]
     with pytest.raises(MtError, match="num_kv_heads 3 does not divide heads 8; copy it again"):
         Meta(write(tmp_path / "odd", whole, n_kv_heads=3)).config()

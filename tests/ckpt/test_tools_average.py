@@ -95,7 +95,7 @@ def test_missing_tensors_of_a_checkpoint_are_named_at_once(pair, tmp_path):
     write(step_directory(tmp_path / "b", 0), {"model": tensors}, meta)
     with pytest.raises(MtError) as error:
         mt_ckpt("average", tmp_path / "a", tmp_path / "b", "--save-dir", tmp_path / "mean")
-    assert {f"{p.where}: {p.found}" for p in error.value.problems} == {
+    assert {f"{p.where}: {p.actual}" for p in error.value.problems} == {
         f"{tmp_path / 'b'}: {name}: tensor is missing" for name in lacking
     }
     assert not (tmp_path / "mean").exists()

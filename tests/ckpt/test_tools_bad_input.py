@@ -65,7 +65,9 @@ def test_a_tokenizer_larger_than_the_embedding_is_refused(save_model, tmp_path):
 def test_every_kind_of_vocabulary_is_measured(name, content, tmp_path):
     (tmp_path / name).write_text(json.dumps(content))
     assert list(size_problems([tmp_path / name], 2)) == []
-    assert [problem.found for problem in size_problems([tmp_path / name], 1)] == ["has ids up to 1, the model embeds 1"]
+    assert [problem.actual for problem in size_problems([tmp_path / name], 1)] == [
+        "has ids up to 1, the model embeds 1"
+    ]
 
 
 def test_an_embedding_with_rows_to_spare_is_right(save_model, tmp_path):

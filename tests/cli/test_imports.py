@@ -110,7 +110,7 @@ def test_what_a_package_imports_of_ours_is_installed_with_it(package):
 
 
 TORCH_FREE = [
-    *(f"mt_core.{name}" for name in ("errors", "plugins", "types", "files", "progress", "training.learning_rate")),
+    *(f"mt_core.{name}" for name in ("errors", "plugins", "contracts", "files", "progress", "training.lr_schedule")),
     *(module.name for module in pkgutil.walk_packages(mt_core.config.__path__, "mt_core.config.")),
     *(
         module.name
@@ -118,7 +118,7 @@ TORCH_FREE = [
         if module.name != "mt_data.loading"
     ),
     *(f"mt_models.{name}" for name in ("config", "plugin", "presets")),
-    *(f"mt_cli.{name}" for name in ("main", "run_config", "config_command", "plugins_command")),
+    *(f"mt_cli.{name}" for name in ("main", "run_config", "config", "plugins_command")),
     *(f"mt_core.cli.{name}" for name in ("plugin_group", "completion")),
     *("mt_core.plugin", "mt_ckpt.plugin", "mt_ckpt.command", "mt_eval.plugin", "mt_eval.command", "mt_cli.plugin"),
     *("mt_eval.tasks.command", "mt_eval.generate.command", "mt_cli.train.command"),

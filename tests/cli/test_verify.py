@@ -6,14 +6,13 @@ from itertools import product
 import pytest
 
 from mt_cli.run_config import load_run_config
-from mt_cli.verify.check import check
-from mt_cli.verify.layouts import cases, under
-from mt_cli.verify.limits import compared, limit
+from mt_cli.verify.check import check, is_comparable, limit
+from mt_cli.verify.layouts import cases, with_parallel
 from mt_cli.verify.record import record
 from mt_cli.verify.shrink import recompute_layers, shrink
 from mt_core.errors import MtError
 from mt_core.parallel.layout import layout_of, problems
-from mt_core.verification.compare import differences
+from mt_core.verification.compare import compare_records
 
 SETS = ("batch.micro_batch=4", "batch.global_batch=1024")
 
@@ -24,7 +23,7 @@ def config_of(preset="llama3-8b", *overrides):
 
 def small_of(config, *layouts):
     found = cases(config, layouts, None)
-    return shrink(config, [layout_of(under(config, case.parallel)) for case in found]), found
+    return shrink(config, [layout_of(with_parallel(config, case.parallel)) for case in found]), found
 
 
 class TestCases:
@@ -190,7 +189,11 @@ def test_the_limit_of_a_dtype_is_passed_by_layouts_and_not_by_another_computatio
     assert [outcome.case.name for outcome in outcomes if outcome.agrees] == [case.name for case in found]
     assert [row.quantity for outcome in outcomes for row in outcome.rows][:2] == ["loss", "grad norm"]
     mistaken = record(small, 1, documents=True), record(small, 1)
-    wrong = [d for d in differences(*mistaken) if compared(small, d.quantity) and d.relative > limit(small, d.quantity)]
+    wrong = [
+        d
+        for d in compare_records(*mistaken)
+        if is_comparable(small, d.quantity) and d.relative > limit(small, d.quantity)
+    ]
     assert len(wrong) > len(outcomes[0].rows) / 2
 
 
@@ -200,7 +203,7 @@ def test_the_limits_are_those_of_the_docs():
     for dtype in ("fp64", "fp32", "bf16"):
         config = small.model_copy(update={"precision": small.precision.model_copy(update={"dtype": dtype})})
         told[dtype] = [float(f"{limit(config, name):.1e}") for name in ("loss", "gradient of norm.weight")]
-        assert compared(config, "norm.weight") == (dtype != "bf16")
+        assert is_comparable(config, "norm.weight") == (dtype != "bf16")
     assert told == {"fp64": [1e-12, 1e-12], "fp32": [1.3e-6, 1.6e-5], "bf16": [8.3e-3, 9.4e-2]}
 
 

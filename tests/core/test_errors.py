@@ -23,6 +23,6 @@ def test_no_problem_raises_nothing():
 
 
 def test_an_error_crosses_from_a_worker_process_whole():
-    error = MtError.of([Problem("a", "wrong", "right"), Problem("b", "wrong")])
+    error = MtError.from_problems([Problem("a", "wrong", "right"), Problem("b", "wrong")])
     copy = pickle.loads(pickle.dumps(error))
     assert (str(copy), copy.problems) == (str(error), error.problems)

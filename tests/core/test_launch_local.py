@@ -156,8 +156,8 @@ sys.exit(launch(sys.argv[1:], 2, run_dir=Path(sys.argv[2]), max_restarts=3))
 """
 
 SAVING = """
-from mt_core.training.stop import stop_requests
-with stop_requests(insistent=False) as stop:
+from mt_core.training.signals import catch_stop_signals
+with catch_stop_signals(insistent=False) as stop:
     (run_dir / f"ready-{here.rank}").touch()
     while stop.signal is None:
         time.sleep(0.01)

@@ -35,7 +35,7 @@ def test_groups_differ_only_along_their_axes(sizes):
 
 
 def test_the_worked_example_of_megatron_s_numbering():
-    """spec/core.md §1.1, the ranks of one of its two pipeline stages: tp 2, cp 2, dp 2."""
+    """docs/specs/core.md §1.1, the ranks of one of its two pipeline stages: tp 2, cp 2, dp 2."""
     dims = ParallelDims(data=2, context=2, tensor=2)
     assert [*dims.groups("tensor")] == [[0, 1], [2, 3], [4, 5], [6, 7]]
     assert [*dims.groups("context")] == [[0, 2], [1, 3], [4, 6], [5, 7]]
@@ -93,7 +93,7 @@ def test_experts_are_shared_among_ranks_that_hold_them(sizes):
 
 
 def test_the_expert_grid_of_megatron_s_numbering():
-    """spec/core.md §1.1, one pipeline stage of 8 ranks, with experts over 2 neighbours of data × context."""
+    """docs/specs/core.md §1.1, one pipeline stage of 8 ranks, with experts over 2 neighbours of data × context."""
     dims = ParallelDims(data=2, context=2, tensor=2, expert=2)
     assert [*dims.expert_groups()] == [[0, 2], [4, 6], [1, 3], [5, 7]]
     assert [*dims.same_experts()] == [[0, 4], [2, 6], [1, 5], [3, 7]]

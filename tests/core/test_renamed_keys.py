@@ -13,7 +13,7 @@ from mt_ckpt.megatron.training_state.read_native import read_native
 from mt_cli.run_config import load_run_config
 from mt_cli.train.compose import run
 from mt_core.checkpoint import native
-from mt_core.config.load import read_toml
+from mt_core.config.loading import read_toml
 from mt_core.config.renamed_keys import RENAMED, find_renamed, translate
 from mt_core.errors import MtError
 from tiny import metrics

@@ -1,13 +1,13 @@
-"""BERT samples from files, from the golden example of spec/data.md §5.2 (made by running Megatron)."""
+"""BERT samples from files, from the golden example of docs/specs/data.md §5.2 (made by running Megatron)."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from mt_core.contracts import Dataset
 from mt_core.errors import MtError
 from mt_core.plugins import component
-from mt_core.types import Dataset
 from mt_data.blending.blend import sized_blend
 from mt_data.config import BERTData
 from word_pieces import toy_corpus, toy_tokenizer

@@ -1,4 +1,4 @@
-"""Blends, from the golden examples of spec/data.md §4.12 (made by running Megatron)."""
+"""Blends, from the golden examples of docs/specs/data.md §4.12 (made by running Megatron)."""
 
 import numpy as np
 import pytest

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from mt_core.contracts import Tokenizer
 from mt_core.errors import MtError
-from mt_core.types import Tokenizer
 from mt_data.config import GPTData, TokenizerConfig
 from mt_data.corpus.clean import Rules, clean, clean_record
 from mt_data.corpus.duplicates import signature

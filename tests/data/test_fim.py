@@ -1,4 +1,4 @@
-"""Fill in the middle (spec/data.md §5.8) on real text."""
+"""Fill in the middle (docs/specs/data.md §5.8) on real text."""
 
 from pathlib import Path
 
@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+from mt_core.contracts import Dataset
 from mt_core.errors import MtError
 from mt_core.plugins import component
-from mt_core.types import Dataset
 from mt_data.config import FIMData
 from mt_data.datasets.fim import FIMDataset
 from mt_data.indexed.writer import IndexedWriter

@@ -1,4 +1,4 @@
-"""Megatron's orders, from the golden examples of spec/data.md §4.10 (made by running Megatron)."""
+"""Megatron's orders, from the golden examples of docs/specs/data.md §4.10 (made by running Megatron)."""
 
 import numpy as np
 import pytest

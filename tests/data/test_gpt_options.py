@@ -1,4 +1,4 @@
-"""What a GPT sample says about its documents (spec/data.md §4.9), and mock data (§4.14)."""
+"""What a GPT sample says about its documents (docs/specs/data.md §4.9), and mock data (docs/specs/data.md §4.14)."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mt_core.contracts import Dataset
 from mt_core.errors import MtError
 from mt_core.plugins import component
-from mt_core.types import Dataset
 from mt_data.config import GPTData, MockData, TokenizerConfig
 from mt_data.datasets.gpt.dataset import GPTDataset, Options, build_splits, gpt_dataset
 from mt_data.datasets.gpt.indices import Request

@@ -1,4 +1,4 @@
-"""The ways to name corpora (spec/data.md §4.1), and what is wrong with them."""
+"""The ways to name corpora (docs/specs/data.md §4.1), and what is wrong with them."""
 
 import json
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""ICT: block mapping from the golden example of spec/data.md §5.4, legacy splits, and samples from files."""
+"""ICT: block mapping from the golden example of docs/specs/data.md §5.4, legacy splits, and samples from files."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The .bin/.idx pair: golden bytes of spec/data.md §1.9, and what a damaged pair says."""
+"""The .bin/.idx pair: golden bytes of docs/specs/data.md §1.9, and what a damaged pair says."""
 
 from pathlib import Path
 

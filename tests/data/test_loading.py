@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from mt_core.contracts import Dataset
 from mt_core.errors import MtError
-from mt_core.types import Dataset
 from mt_data.config import GPTData
 from mt_data.datasets.gpt.dataset import build_splits
 from mt_data.loading import batches, read_ahead

@@ -1,4 +1,4 @@
-"""Sentence mappings and hidden words, from the golden examples of spec/data.md §5.1 (made by running Megatron)."""
+"""Sentence mappings and hidden words, from the golden examples of docs/specs/data.md §5.1."""
 
 import numpy as np
 import pytest

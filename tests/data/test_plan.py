@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mt_core.config.load import load
+from mt_core.config.loading import load
 from mt_core.errors import MtError
 from mt_core.plugins import component
 from mt_data.config import GPTData

@@ -1,4 +1,4 @@
-"""Conversations: packing from the golden examples of spec/data.md §5.7, prompt formats, and files."""
+"""Conversations: packing from the golden examples of docs/specs/data.md §5.7, prompt formats, and files."""
 
 import json
 from collections.abc import Sequence

@@ -1,12 +1,12 @@
-"""T5 samples from files, from the golden example of spec/data.md §5.3 (made by running Megatron)."""
+"""T5 samples from files, from the golden example of docs/specs/data.md §5.3 (made by running Megatron)."""
 
 from pathlib import Path
 
 import pytest
 
+from mt_core.contracts import Dataset
 from mt_core.errors import MtError
 from mt_core.plugins import component
-from mt_core.types import Dataset
 from mt_data.config import T5Data
 from word_pieces import toy_corpus, toy_tokenizer
 

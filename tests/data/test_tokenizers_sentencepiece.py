@@ -13,8 +13,8 @@ import pytest
 import sentencepiece
 
 from data.conftest import shared
+from mt_core.contracts import Tokenizer
 from mt_core.errors import MtError
-from mt_core.types import Tokenizer
 from mt_data.config import TokenizerConfig
 from mt_data.tokenizers import build, fingerprint, load
 

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.conftest import shared
+from mt_core.contracts import Tokenizer
 from mt_core.errors import MtError
-from mt_core.types import Tokenizer
 from mt_data.config import TokenizerConfig
 from mt_data.tokenizers import build, fingerprint, load
 from mt_data.tokenizers.train import train_tokenizer

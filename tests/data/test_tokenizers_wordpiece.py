@@ -33,7 +33,7 @@ ODD = [
 
 
 def words(text: str, lower: bool) -> list[str]:
-    """Words as spec/data.md §3.3 describes them, in its order of steps."""
+    """Words as docs/specs/data.md §3.3 describes them, in its order of steps."""
     cleaned = ""
     for c in text:
         category = unicodedata.category(c)

@@ -1,4 +1,4 @@
-"""How many rows an embedding has for a vocabulary (spec/data.md §3.1)."""
+"""How many rows an embedding has for a vocabulary (docs/specs/data.md §3.1)."""
 
 import pytest
 from hypothesis import given

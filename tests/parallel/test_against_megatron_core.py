@@ -20,8 +20,8 @@ from mt_cli.run_config import run_config_type
 from mt_core.distributed.mesh import Axis
 from mt_core.training.inputs import Batch, valid_tokens
 from mt_core.training.step import backward, reduce
-from mt_core.verification.compare import differences
-from mt_core.verification.measure import Named, Record, gathered
+from mt_core.verification.compare import compare_records
+from mt_core.verification.measure import Named, Record, gather_state
 from mt_core.verification.ranks import run_ranks
 from mt_models.config import GQA, GPTConfig
 from rank_states import CPU, state_of
@@ -69,7 +69,7 @@ class Theirs(NamedTuple):
 
 
 def table(config: GPTConfig) -> dict[str, Theirs]:
-    """Their names → ours (../shared/spec/checkpoints.md §3.2); names of what a model lacks are never asked for."""
+    """Their names → ours (docs/specs/checkpoints.md §3.2); names of what a model lacks are never asked for."""
     gated = config.mlp.kind == "gated"
     found = {
         "embedding.word_embeddings.weight": Theirs(("embed.weight",), 0),
@@ -203,7 +203,7 @@ def ours(axis: Axis, run: Any) -> tuple[float, Named]:
     state, batch = state_of(run, axis.size), batch_of(run)
     loss = backward(state.model, state.engine, [batch], valid_tokens([batch]), CPU).loss
     reduce(state.engine)
-    return float(loss), gathered(state, "gradient")
+    return float(loss), gather_state(state, "gradient")
 
 
 Answer = tuple[float, Named]
@@ -240,7 +240,7 @@ def test_the_same_weights_give_the_same_loss_and_gradients(model, tensor, sequen
     mine, theirs = record(*answers[model, sequence]), [theirs[model] for _, theirs in on_ranks(tensor)]
     reference = record(theirs[0][0], whole(config, [gradients for _, gradients in theirs]))
     assert mine.weights.keys() == reference.weights.keys() == config.canonical_shapes().keys()
-    assert {d.quantity: d.relative / ROUNDING for d in differences(mine, reference) if not d.relative <= BAND} == {}
+    assert {d.quantity: d.relative / ROUNDING for d in compare_records(mine, reference) if not d.relative <= BAND} == {}
 
 
 def swapped(axis: Axis) -> float:

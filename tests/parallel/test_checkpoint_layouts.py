@@ -9,7 +9,7 @@ from layouts import LAYOUTS, run_config
 from mt_cli.verify.record import record
 from mt_core.checkpoint.native import resolve
 from mt_core.checkpoint.shard_files import open_part
-from mt_core.verification.compare import differences, tensor_differences
+from mt_core.verification.compare import compare_records, tensor_differences
 from mt_core.verification.measure import Record, measure
 
 pytestmark = pytest.mark.slow
@@ -61,11 +61,11 @@ def test_a_layout_saves_what_one_rank_saves(layout, of_one_rank, tmp_path):
 @pytest.mark.parametrize("layout", CHOSEN)
 def test_a_layout_goes_on_from_what_one_rank_saved(layout, of_one_rank, unbroken):
     resumed = record(config_of(layout), LAYOUTS[layout][0], steps=1, start=of_one_rank)
-    found = differences(resumed, last_step(unbroken))
+    found = compare_records(resumed, last_step(unbroken))
     assert [f"{d.quantity}: {d.relative:.1e}" for d in found if not d.relative <= RTOL] == []
 
 
 def test_from_one_layout_to_another_without_a_detour(unbroken, tmp_path):
     record(config_of("zero1 2 × tensor 2, sequence"), 4, steps=2, save=tmp_path)
     resumed = record(config_of("fsdp 2"), 2, steps=1, start=resolve(tmp_path))
-    assert max(d.relative for d in differences(resumed, last_step(unbroken))) <= RTOL
+    assert max(d.relative for d in compare_records(resumed, last_step(unbroken))) <= RTOL

@@ -8,12 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from layouts import run_config
+from mt_core.contracts import BatchKey, Losses, MetricSum
 from mt_core.distributed.mesh import Axis, make_mesh
 from mt_core.distributed.topology import dims_of
 from mt_core.parallel.data.protocol import data_parallel
 from mt_core.parallel.tensor.plan import Replicate, apply_plan
 from mt_core.training.step import backward, evaluate, reduce, reduce_metrics
-from mt_core.types import BatchKey, Losses, MetricSum
 from mt_core.verification.ranks import run_ranks
 
 CPU = torch.device("cpu")

@@ -7,7 +7,7 @@ import pytest
 
 from layouts import SAMPLES, data_ranks, run_config
 from mt_cli.verify.record import records
-from mt_core.verification.compare import differences
+from mt_core.verification.compare import compare_records
 from mt_core.verification.measure import Record
 
 pytestmark = pytest.mark.slow
@@ -84,5 +84,5 @@ def recorded(layout: str) -> dict[str, Record]:
 
 @pytest.mark.parametrize(("layout", "model"), [(each, model) for each in LAYOUTS for model in models_of(each)])
 def test_losses_gradients_and_weights_of_three_steps_are_those_of_one_rank(layout, model):
-    found = differences(recorded(layout)[model], recorded("one rank")[model])
+    found = compare_records(recorded(layout)[model], recorded("one rank")[model])
     assert [f"{d.quantity}: {d.relative:.1e}" for d in found if not d.relative <= RTOL] == []

@@ -18,7 +18,7 @@ from mt_core.distributed.mesh import Axis
 from mt_core.errors import MtError
 from mt_core.parallel.expert.dispatcher import ExpertDispatch, dispatch
 from mt_core.parallel.tensor.plan import Placement, apply_plan
-from mt_core.verification.compare import differences, tensor_differences
+from mt_core.verification.compare import compare_records, tensor_differences
 from mt_core.verification.measure import Record, measure
 from mt_core.verification.ranks import run_ranks
 from mt_models.layers.moe import grouped, looped
@@ -79,7 +79,7 @@ def test_a_random_layout_with_an_expert_axis_agrees_with_one_rank(drawn):
     ranks, model, sections = drawn
     note(f"{ranks} ranks, {sections}")
     found = record(run_config(model, **sections), ranks)
-    assert [d for d in differences(found, of_one_rank(model)) if not d.relative <= RTOL] == []
+    assert [d for d in compare_records(found, of_one_rank(model)) if not d.relative <= RTOL] == []
 
 
 ROWS = {

@@ -15,7 +15,7 @@ from mt_cli.verify.record import records
 from mt_core.distributed.mesh import Axis
 from mt_core.parallel.data.zero1 import ALIGNMENT, lay_out
 from mt_core.training.step import backward, reduce, update
-from mt_core.verification.compare import differences
+from mt_core.verification.compare import compare_records
 from mt_core.verification.measure import Record
 from mt_core.verification.ranks import run_ranks
 from rank_states import CPU, batches_of, state_of, step
@@ -75,7 +75,7 @@ def test_the_size_of_zero1_buckets_changes_only_the_order_in_which_the_norm_is_s
     tiny, *others = [everything()["zero1", "fp64", True, True, size] for size in BUCKETS]
     for record in others:
         assert bits(record)[2] == bits(tiny)[2], "the first step's gradients"
-        assert max(d.relative for d in differences(record, tiny)) <= 1e-14
+        assert max(d.relative for d in compare_records(record, tiny)) <= 1e-14
 
 
 def under_way(axis: Axis, overlap: bool) -> tuple[list[bool], list[bool]]:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from layouts import MODELS, SAMPLES, run_config
 from mt_cli.verify.record import record
-from mt_core.verification.compare import differences
+from mt_core.verification.compare import compare_records
 
 pytestmark = pytest.mark.slow
 
@@ -57,5 +57,5 @@ def test_a_random_layout_agrees_with_one_rank(reference, drawn, documents):
     ranks, model, sections = drawn
     note(f"{ranks} ranks, {model}, {sections}, documents {documents}")
     found = record(run_config(model, **sections), ranks, documents=documents)
-    wrong = [d for d in differences(found, reference[model, documents]) if not d.relative <= RTOL]
+    wrong = [d for d in compare_records(found, reference[model, documents]) if not d.relative <= RTOL]
     assert wrong == []

@@ -23,8 +23,8 @@ from mt_core.distributed.mesh import Axis, Mesh
 from mt_core.errors import MtError
 from mt_core.training.inputs import Batch
 from mt_core.training.loop import Run, train
+from mt_core.training.signals import GracefulStop
 from mt_core.training.state import TrainState
-from mt_core.training.stop import StopRequest
 from mt_core.verification.measure import random_batches
 from mt_core.verification.ranks import run_ranks
 from rank_states import CPU, state_of
@@ -104,7 +104,7 @@ def trained(config: Any, folder: Path, ranks: int = 1, *, poison: bool = True) -
         writer=AsyncWriter(folder, Ranks(mesh.world.rank, mesh.world.size, "test")),
         global_batch=lambda samples: config.batch.global_batch,
     )
-    assert train(run, StopRequest())
+    assert train(run, GracefulStop())
     return sink
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from layouts import LAYOUTS, MODELS, SAMPLES, data_ranks, run_config
 from mt_cli.verify.record import records
-from mt_core.verification.compare import differences
+from mt_core.verification.compare import compare_records
 from mt_core.verification.measure import Record
 
 pytestmark = pytest.mark.slow
@@ -52,7 +52,7 @@ def recorded(layout: str) -> dict[tuple[str, str], Record]:
 
 
 def disagreements(record: Record, reference: Record) -> list[str]:
-    return [f"{d.quantity}: {d.relative:.1e}" for d in differences(record, reference) if not d.relative <= RTOL]
+    return [f"{d.quantity}: {d.relative:.1e}" for d in compare_records(record, reference) if not d.relative <= RTOL]
 
 
 @pytest.mark.parametrize(("layout", "model", "variant"), [(each, *case) for each in LAYOUTS for case in cases(each)])

@@ -24,7 +24,7 @@ from mt_core.config.sections import PrecisionConfig
 from mt_core.distributed.mesh import Axis
 from mt_core.training.loss_scale import LossScale
 from mt_core.training.step import update
-from mt_core.verification.measure import Record, gathered, measure, save_state
+from mt_core.verification.measure import Record, gather_state, measure, save_state
 from mt_core.verification.ranks import run_ranks
 from rank_states import batches_of, gradients, state_of, step
 
@@ -114,7 +114,7 @@ def test_the_scale_moves_exactly_as_megatron_cores(overflows, window, hysteresis
     config = PrecisionConfig(
         dtype="fp16", initial_loss_scale=2.0**16, min_loss_scale=least, loss_scale_window=window, hysteresis=hysteresis
     )
-    ours = LossScale.first(config)
+    ours = LossScale.initial(config)
     with OnCPU():
         theirs = scalers.DynamicGradScaler(
             initial_scale=2.0**16,
@@ -132,7 +132,7 @@ def test_the_scale_moves_exactly_as_megatron_cores(overflows, window, hysteresis
 
 def test_a_scripted_sequence_of_overflows():
     config = PrecisionConfig(dtype="fp16", initial_loss_scale=2.0**32, loss_scale_window=3, hysteresis=2)
-    scale, powers = LossScale.first(config), []
+    scale, powers = LossScale.initial(config), []
     for told in "x.xx...xx":
         scale.after_step(config, finite=told == ".")
         powers.append(int(torch.tensor(scale.value).log2()))
@@ -141,7 +141,7 @@ def test_a_scripted_sequence_of_overflows():
 
 def test_the_scale_never_falls_below_its_least_value():
     config = PrecisionConfig(dtype="fp16", initial_loss_scale=4.0, min_loss_scale=2.0, hysteresis=1)
-    scale = LossScale.first(config)
+    scale = LossScale.initial(config)
     for _ in range(5):
         scale.after_step(config, finite=False)
     assert scale.value == 2.0
@@ -152,7 +152,7 @@ def test_the_scale_never_falls_below_its_least_value():
 @pytest.mark.parametrize("finite", [True, False])
 def test_a_fixed_scale_never_moves(precision, finite):
     config = PrecisionConfig(**precision, loss_scale_window=1, hysteresis=1)
-    scale = LossScale.first(config)
+    scale = LossScale.initial(config)
     scale.after_step(config, finite=finite)
     assert scale.value == precision.get("loss_scale", 1.0)
     assert not scale.searches(config)
@@ -211,10 +211,10 @@ def clipped(axis: Axis, layouts: list[str], clip_norm: float) -> list[tuple[floa
         config = run_config("repeated-groups", parallel=LAYOUTS[layout][1])
         state = state_of(config, axis.size)
         gradients(config, state, batches_of(config, state.engine.mesh))
-        whole, before = gathered(state, "gradient"), gathered(state, "master")
+        whole, before = gather_state(state, "gradient"), gather_state(state, "master")
         descent = torch.optim.SGD(state.engine.masters.values(), lr=1.0)
         found = update(state.engine, descent, lr=1.0, clip_norm=clip_norm)
-        after = gathered(state, "master")
+        after = gather_state(state, "master")
         told.append((float(found.norm), norm(whole), norm({n: before[n] - after[n] for n in before})))
     return told
 

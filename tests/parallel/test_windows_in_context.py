@@ -6,7 +6,7 @@ import pytest
 
 from layouts import run_config
 from mt_cli.verify.record import records
-from mt_core.verification.compare import differences
+from mt_core.verification.compare import compare_records
 from mt_models.config import GQA
 
 SCORES = GQA(heads=8, num_kv_heads=4, head_size=4, window=5, window_layers=(True, False), softcap=0.7, scale=0.3)
@@ -22,6 +22,6 @@ def test_two_context_ranks_compute_what_one_rank_computes(documents):
     exchanges = [config(context=2, cp_comm_type=name) for name in ("all_gather", "all_to_all")]
     (one,) = records([config()], 1, documents=documents)
     (plain,) = records([run_config("gqa")], 1, documents=documents)
-    assert any(d.relative > 1e-3 for d in differences(plain, one))
+    assert any(d.relative > 1e-3 for d in compare_records(plain, one))
     for record in records(exchanges, 2, documents=documents):
-        assert [d for d in differences(record, one) if not d.relative <= 1e-12] == []
+        assert [d for d in compare_records(record, one) if not d.relative <= 1e-12] == []

@@ -125,7 +125,7 @@ def test_the_first_and_last_stage_make_up_for_uneven_layers(layers, stages, chun
 
 
 def test_virtual_chunks_of_uneven_stages_follow_the_spec():
-    """§3.10 with a = 4, b = 6, v = 2: chunk c of stage p begins at 5 c + 2 p."""
+    """docs/specs/checkpoints.md §3.10 with a = 4, b = 6, v = 2: chunk c of stage p begins at 5 c + 2 p."""
     starts = {(0, 0): 0, (1, 0): 2, (0, 1): 5, (1, 1): 7}
     assert layer_places(10, 2, 2) == [
         (stage, chunk, n - start)

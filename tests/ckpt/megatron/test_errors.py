@@ -39,7 +39,7 @@ def edit(path, change):
 
 
 def found(raised):
-    return [problem.found for problem in raised.value.problems]
+    return [problem.actual for problem in raised.value.problems]
 
 
 def test_the_files_are_a_rank_each_and_a_tracker(core):

@@ -78,7 +78,10 @@ def test_grouped_names_have_the_experts_number_at_their_end(core):
 
 
 def test_the_experts_of_grouped_gemm_are_read(core):
-    """GroupedMLP's weight1 [h, E·2f] and weight2 [E·f, h] are memory of [E, h, 2f] and [E, f, h] (§3.6)."""
+    """GroupedMLP's weight1 [h, E·2f] and weight2 [E·f, h] are memory of [E, h, 2f] and [E, f, h].
+
+    Source: docs/specs/checkpoints.md §3.6.
+    """
     directory, source = core(tensor=2, expert=2, saver_transformer_impl="local")
 
     def fuse(state):
@@ -97,7 +100,7 @@ def test_the_experts_of_grouped_gemm_are_read(core):
 
 
 def test_a_layer_s_own_keys_are_read(core):
-    """Main stores layers under keys of their own where not all are alike (§2.4)."""
+    """Main stores layers under keys of their own where not all are alike (docs/specs/checkpoints.md §2.4)."""
     from mt_ckpt.megatron.dist_format.chunks import Place, places
 
     directory, _ = core(target_ckpt_format="torch_dist")

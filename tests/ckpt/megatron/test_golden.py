@@ -1,7 +1,7 @@
 """What the saver writes for two tensor ranks and two stages, against tables written by hand from the specification.
 
-../shared/spec/checkpoints.md §1.1-1.2 and §3 for `torch`, §2 for `torch_dist`. The model: L = 4 layers, width h = 16,
-n = 4 heads and g = 2 groups of d = 6, f = 20, S = 12 positions, 61 ids padded for T = 2 ranks to V = 64.
+Source: docs/specs/checkpoints.md §1.1, §1.2, §2 and §3. The model: L = 4 layers, width h = 16, n = 4 heads and g = 2
+groups of d = 6, f = 20, S = 12 positions, 61 ids padded for T = 2 ranks to V = 64.
 """
 
 import json
@@ -157,7 +157,10 @@ def test_torch_dist_has_the_files_keys_and_sizes_of_the_specification(kind, writ
 
 
 def test_torch_dist_has_the_layouts_of_the_specification(written):
-    """All gate rows, then all up rows; a chunk is a layer, on a leading axis of one (§2.4, §2.5)."""
+    """All gate rows, then all up rows; a chunk is a layer, on a leading axis of one.
+
+    Source: docs/specs/checkpoints.md §2.4, §2.5.
+    """
     source, directory = written(target_ckpt_format="torch_dist")
     chunks = read_metadata(directory / "release")["decoder.layers.mlp.linear_fc1.weight"].chunks
     for chunk in chunks:

@@ -62,7 +62,7 @@ def test_every_forbidden_name_is_told(victim, tmp_path):
     torch.save([attacks(victim)["system"][1], attacks(victim)["eval"][1]], tmp_path / "file.pt")
     with pytest.raises(MtError) as raised:
         safe_unpickle.read(tmp_path / "file.pt")
-    assert {problem.found for problem in raised.value.problems} == {
+    assert {problem.actual for problem in raised.value.problems} == {
         "its pickle wants to use builtins.eval",
         "its pickle wants to use posix.system",
     }

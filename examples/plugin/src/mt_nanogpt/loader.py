@@ -7,12 +7,12 @@ from typing import Annotated
 import torch
 
 from mt_ckpt.huggingface.families.gpt2 import NAMES
-from mt_core.config.load import model_config
+from mt_core.config.loading import model_config
 from mt_core.errors import MtError
 
 
 class NanoGPT:
-    """A `mt_core.types.CheckpointLoader` for the output directory of a nanoGPT run."""
+    """A `mt_core.contracts.CheckpointLoader` for the output directory of a nanoGPT run."""
 
     def __init__(self, path: Path, *, ckpt: Annotated[str, "File in the directory."] = "ckpt.pt") -> None:
         file = path / ckpt

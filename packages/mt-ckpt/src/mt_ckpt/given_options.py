@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from mt_ckpt.plugin_options import UNSET, Options, PluginOption, flag
-from mt_core.config.load import value_problem
+from mt_core.config.loading import value_problem
 from mt_core.errors import Problem
 from mt_core.plugins import did_you_mean
 

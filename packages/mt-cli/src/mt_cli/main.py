@@ -31,7 +31,7 @@ def _rank_label() -> str:
 
 
 def main() -> None:
-    """Entry point. A mistake of the user's is told in one line a problem, with exit code 2."""
+    """Entry point. A mistake of the user's is reported in one line a problem, with exit code 2."""
     try:
         app()
     except MtError as err:

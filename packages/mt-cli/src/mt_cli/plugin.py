@@ -14,8 +14,8 @@ def mt_components() -> Iterable[Component]:
         Component(
             "command", "train", "mt_cli.train.command:train", "Train a model from a TOML file.", ("mt-cli[train]",)
         ),
-        Component("command", "config", "mt_cli.config_command:app", "Show, check and compare configurations."),
-        Component("command", "plan", "mt_cli.plan_command:plan", "Predict memory, communication and time of a run."),
+        Component("command", "config", "mt_cli.config:app", "Show, check and compare configurations."),
+        Component("command", "plan", "mt_cli.plan.command:plan", "Predict memory, communication and time of a run."),
         Component(
             "command",
             "verify",

@@ -1,56 +1,38 @@
 """The whole configuration of a run, assembled from the sections of the installed packages. Torch-free."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from mt_core.config.load import load, model_union
-from mt_core.config.section import Section
-from mt_core.config.sections import (
-    BatchConfig,
-    CheckpointConfig,
-    LogConfig,
-    LRScheduleConfig,
-    OptimConfig,
-    ParallelConfig,
-    PrecisionConfig,
-    RecomputeConfig,
-    RuntimeConfig,
-    TrainConfig,
-)
+from mt_core.config.loading import load, model_union
+from mt_core.config.run_config import RunConfig
+from mt_core.config.sections import Section
+from mt_core.contracts import ModelConfig
 from mt_core.errors import MtError
+
+if TYPE_CHECKING:
+    from mt_data.config import BERTData, FIMData, GPTData, ICTData, MockData, SFTData, T5Data
+
+    AnyData = GPTData | BERTData | T5Data | ICTData | SFTData | FIMData | MockData
+
+FullConfig: TypeAlias = "RunConfig[ModelConfig, AnyData]"
+"""A run's configuration with any installed model and data sections; data of other packages has the same fields."""
 
 
 @cache
-def run_config_type() -> type[Section]:
+def run_config_type() -> "type[FullConfig]":
     """The type of the tree: `model` is any installed model family, `data` comes from mt-data."""
-    from pydantic import create_model
-
     try:
         from mt_data.config import DataConfig
     except ModuleNotFoundError as err:
         raise MtError("data", "mt-data is not installed", "pip install mt-data") from err
-    sections: dict[str, Any] = {
-        "model": (model_union(), ...),
-        "data": (DataConfig, ...),
-        "batch": (BatchConfig, BatchConfig()),
-        "optim": (OptimConfig, OptimConfig()),
-        "train": (TrainConfig, TrainConfig()),
-        "lr_schedule": (LRScheduleConfig, LRScheduleConfig()),
-        "precision": (PrecisionConfig, PrecisionConfig()),
-        "parallel": (ParallelConfig, ParallelConfig()),
-        "recompute": (RecomputeConfig, RecomputeConfig()),
-        "checkpoint": (CheckpointConfig, CheckpointConfig()),
-        "log": (LogConfig, LogConfig()),
-        "runtime": (RuntimeConfig, RuntimeConfig()),
-    }
-    return create_model("RunConfig", __base__=Section, **sections)
+    return RunConfig[model_union(), DataConfig]
 
 
 def load_run_config(
     files: Sequence[Path], overrides: Sequence[str] = (), preset: str | None = None, *, rules: bool = True
-) -> Any:
+) -> "FullConfig":
     """A validated `RunConfig`; one `MtError` with everything wrong in it. `rules` includes those between sections."""
     return load(run_config_type(), files, overrides, preset, rules=rules)
 
@@ -60,3 +42,20 @@ def to_toml(config: Section) -> str:
     import tomli_w
 
     return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values of nested tables."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Dotted key and both values wherever two trees differ; None stands for a missing one."""
+    one, two = dict(flatten(first)), dict(flatten(second))
+    for key in sorted(one.keys() | two.keys()):
+        if one.get(key) != two.get(key):
+            yield key, one.get(key), two.get(key)

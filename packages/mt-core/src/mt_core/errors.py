@@ -15,37 +15,38 @@ class Problem:
 
     where: str
     """File, file:line or configuration path."""
-    found: str
+    actual: str
+    """What is wrong there."""
     allowed: str = ""
     """Values that would pass, or what to do."""
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.found}" + (f"; {self.allowed}" if self.allowed else "")
+        return f"{self.where}: {self.actual}" + (f"; {self.allowed}" if self.allowed else "")
 
 
 class MtError(Exception):
     """A mistake the user can correct. `str(error)` has one line for each problem."""
 
-    def __init__(self, where: str, found: str, allowed: str = "") -> None:
-        self.problems: tuple[Problem, ...] = (Problem(where, found, allowed),)
+    def __init__(self, where: str, actual: str, allowed: str = "") -> None:
+        self.problems: tuple[Problem, ...] = (Problem(where, actual, allowed),)
         super().__init__(str(self.problems[0]))
 
     @classmethod
-    def of(cls, problems: Iterable[Problem]) -> "MtError":
+    def from_problems(cls, problems: Iterable[Problem]) -> "MtError":
         """One error for several problems, reported together."""
         problems = tuple(problems)
         assert problems, "an error needs a problem"
-        error = cls(problems[0].where, problems[0].found, problems[0].allowed)
+        error = cls(problems[0].where, problems[0].actual, problems[0].allowed)
         error.problems = problems
         error.args = ("\n".join(map(str, problems)),)
         return error
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (MtError.of, (self.problems,))  # so that it crosses from worker processes
+        return (MtError.from_problems, (self.problems,))  # so that it crosses from worker processes
 
 
 def raise_if(problems: Iterable[Problem]) -> None:
     """Raise one `MtError` naming every problem, if there is any."""
     problems = tuple(problems)
     if problems:
-        raise MtError.of(problems)
+        raise MtError.from_problems(problems)

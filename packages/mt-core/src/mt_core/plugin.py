@@ -27,6 +27,6 @@ def mt_metric_sinks(run_dir: Path, names: tuple[str, ...]) -> list[Any]:
     """TensorBoard event files under RUN/tensorboard, when `log.sinks` names "tensorboard"."""
     if "tensorboard" not in names:
         return []
-    from mt_core.training.tensorboard import TensorBoard
+    from mt_core.training.metrics import TensorBoard
 
     return [TensorBoard(run_dir / "tensorboard")]

@@ -39,7 +39,7 @@ Kind = Literal[
 class Component:
     """A name a user can type, and where its implementation lives. Holding one imports nothing.
 
-    The contract that an implementation of each kind meets is a Protocol in `mt_core.types`.
+    The contract that an implementation of each kind meets is a Protocol in `mt_core.contracts`.
     """
 
     kind: Kind
@@ -80,7 +80,7 @@ class Hooks:
 
     @hookspec
     def mt_metric_sinks(self, run_dir: Path, names: tuple[str, ...]) -> Any:
-        """Return a list of `mt_core.types.MetricSink` for those of `log.sinks` that this plugin provides."""
+        """Return a list of `mt_core.contracts.MetricSink` for those of `log.sinks` that this plugin provides."""
 
     @hookspec
     def mt_config_rules(self, config: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Global batch sizes that grow during a run: pure functions of the samples consumed (spec/data.md §6.6).
+"""Global batch sizes that grow during a run: pure functions of the samples consumed (docs/specs/data.md §6.6).
 
 The position stays one integer: a larger batch takes more of the same micro-batches, in the same order.
 """

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from mt_core.contracts import Dataset
 from mt_core.errors import MtError
-from mt_core.types import Dataset
 from mt_data.samplers import Share, sampler
 
 Batch = dict[str, torch.Tensor]

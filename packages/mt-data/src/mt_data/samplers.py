@@ -1,9 +1,9 @@
 """The orders in which data-parallel ranks read a dataset: `single`, `sequential`, `cyclic`, `cyclic-unsharded`.
 
-A position in a run is one integer, the samples that all ranks have consumed. Under `single` (spec/data.md §6.1), one
-pass over the samples in the order of the dataset, it stays valid with other ranks or batch sizes. Under `cyclic`
-(spec/data.md §6.2), shuffled anew in each epoch with the epoch's number as the seed, it means the same samples only
-with the same ranks and micro-batch.
+A position in a run is one integer, the samples that all ranks have consumed. Under `single` (docs/specs/data.md §6.1),
+one pass over the samples in the order of the dataset, it stays valid with other ranks or batch sizes. Under `cyclic`
+(docs/specs/data.md §6.2), shuffled anew in each epoch with the epoch's number as the seed, it means the same samples
+only with the same ranks and micro-batch.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Undo the word tokenisation of the WikiText releases (spec/models_eval.md §3.2).
+"""Undo the word tokenisation of the WikiText releases (docs/specs/evaluation.md §3.2).
 
 The table is applied from top to bottom, and the order matters: later rules see what earlier ones left.
 """

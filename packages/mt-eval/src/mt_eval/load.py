@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mt_core.contracts import CheckpointLoader, Tokenizer
 from mt_core.errors import MtError
 from mt_core.plugins import component, components
-from mt_core.types import CheckpointLoader, Tokenizer
 
 if TYPE_CHECKING:
     import torch

@@ -1,7 +1,9 @@
 """Log-likelihood of one long token sequence under a model with a limited context: overlapping windows.
 
 The one thing to know: every token but the first is scored exactly once, whatever the window and the stride.
-A smaller stride gives each token more context and costs proportionally more time. Source: spec/models_eval.md §3.2.
+A smaller stride gives each token more context and costs proportionally more time.
+
+Source: docs/specs/evaluation.md §3.2.
 
 Shape suffixes: B windows in a batch, T tokens of a window.
 """

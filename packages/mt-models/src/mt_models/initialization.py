@@ -1,7 +1,7 @@
 """Initial weights that depend on the seed and the canonical name only: not on layout, fusion, padding, dtype or device.
 
 Projections into the residual stream draw from N(0, init_std / sqrt(2 · layers)), other weights from N(0, init_std);
-biases are zero, norm weights one, or zero where one is added to them (spec/core.md §2.7).
+biases are zero, norm weights one, or zero where one is added to them (docs/specs/core.md §2.7).
 """
 
 import hashlib

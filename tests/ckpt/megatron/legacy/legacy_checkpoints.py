@@ -1,4 +1,4 @@
-"""Checkpoints of Megatron's old classes, written row by row from the words of ../shared/spec/checkpoints.md §1-3.
+"""Checkpoints of Megatron's old classes, written row by row from the words of docs/specs/checkpoints.md §1 to §3.
 
 Nothing of mt_ckpt is used, so that reading them back tests it.
 """
@@ -203,7 +203,7 @@ def _layer(
 
 
 def _interleaved(config: Any, q: Tensor, k: Tensor, v: Tensor, version: float | None) -> list[Tensor]:
-    """Rows in the order of the version (§3.9)."""
+    """Rows in the order of the version (docs/specs/checkpoints.md §3.9)."""
     d = config.attention.head_size
     heads, groups = len(q) // d, len(k) // d
     if not version:

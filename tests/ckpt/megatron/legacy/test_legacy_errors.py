@@ -36,7 +36,7 @@ def edit(path, change):
 
 
 def found(raised):
-    return [problem.found for problem in raised.value.problems]
+    return [problem.actual for problem in raised.value.problems]
 
 
 class Touches:
@@ -64,7 +64,7 @@ def test_ranks_and_versions_that_do_not_fit_are_told_together(old):
     edit(directory / "mp_rank_00_001" / FILE, lambda state: state.pop("model"))
     with pytest.raises(MtError, match="the checkpoint is of 2 tensor ranks and 2 stages: copy it") as raised:
         Legacy(directory)
-    problems = {problem.where.split("/")[-2]: problem.found for problem in raised.value.problems}
+    problems = {problem.where.split("/")[-2]: problem.actual for problem in raised.value.problems}
     assert problems == {
         "mp_rank_01_001": "missing",
         "mp_rank_02_000": "one too many",
@@ -131,7 +131,7 @@ def test_args_and_shapes_that_differ_are_told_together(old):
         "has shape (32,) on tensor rank 0",
         "has shape (32,) on tensor rank 1",
     }
-    assert {p.where.split(": ")[1] for p in raised.value.problems if p.found == "unexpected tensor"} == {"extra.bias"}
+    assert {p.where.split(": ")[1] for p in raised.value.problems if p.actual == "unexpected tensor"} == {"extra.bias"}
     assert sum("decoder.layers.4." in problem.where for problem in raised.value.problems) == 12
 
 

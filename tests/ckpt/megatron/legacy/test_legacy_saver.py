@@ -1,4 +1,7 @@
-"""What is written for Megatron's old classes: names and nesting of spec §3.1, args of §1.2, the same bits back."""
+"""What is written for Megatron's old classes: names and nesting, args, and the same bits back.
+
+Source: docs/specs/checkpoints.md §1.2, §3.1.
+"""
 
 import argparse
 import re

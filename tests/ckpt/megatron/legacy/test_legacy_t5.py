@@ -1,6 +1,6 @@
 """T5 of Megatron's old classes: read from every version, written back, and refused where they are not like ours.
 
-The files are written row by row from the words of ../shared/spec/checkpoints.md §3.1 and §3.9.
+The files are written row by row from the words of docs/specs/checkpoints.md §3.1 and §3.9.
 """
 
 from pathlib import Path

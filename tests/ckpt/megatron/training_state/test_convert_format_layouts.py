@@ -1,4 +1,6 @@
-"""Optimizers as Megatron's releases lay them out, written here from the words of spec/checkpoints.md §1.4 and §2.6."""
+"""Optimizers as Megatron's releases lay them out, written here from the words of
+docs/specs/checkpoints.md §1.4 and §2.6.
+"""
 
 import pickle
 import random
@@ -209,7 +211,7 @@ def test_buckets_of_another_size_are_all_named(run, tmp_path):
 
 
 def rng_states() -> list[dict[str, Any]]:
-    """What a rank saves of its generators (§1.3)."""
+    """What a rank saves of its generators (docs/specs/checkpoints.md §1.3)."""
     return [
         {
             "random_rng_state": random.Random(3).getstate(),

@@ -16,11 +16,11 @@ from mt_ckpt.tensor_streams.accounting import accounted
 from mt_ckpt.tensor_streams.dtypes import cast, dtype_named
 from mt_ckpt.tensor_streams.tokenizer_files import size_problems
 from mt_core.checkpoint.page_cache import trim
+from mt_core.contracts import CheckpointLoader
 from mt_core.errors import MtError, raise_if
 from mt_core.files import atomic_path
 from mt_core.plugins import component
 from mt_core.progress import progress
-from mt_core.types import CheckpointLoader
 
 TRIM_BYTES = 64 << 20
 """After so many bytes of tensors, memory that was freed goes back to the kernel."""

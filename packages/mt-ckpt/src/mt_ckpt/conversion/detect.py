@@ -8,7 +8,7 @@ from mt_core.errors import MtError
 from mt_core.plugins import component
 
 if TYPE_CHECKING:
-    from mt_core.types import CheckpointLoader
+    from mt_core.contracts import CheckpointLoader
 
 MARKS = {
     "native": ("meta.json", "step-*"),

@@ -69,7 +69,7 @@ def carrier(config: Config, model_type: str | None = None) -> Family:
     if not lost:
         kinds = sorted({family.config.model_fields["kind"].default for family in candidates})
         raise MtError("saver hf", f"cannot write a {config.kind!r} model", f"{' or '.join(kinds)}; or --saver native")
-    raise MtError.of(
+    raise MtError.from_problems(
         Problem(f"saver hf: {family}", f"cannot carry {', '.join(settings)}", "or use --saver native")
         for family, settings in sorted(lost.items(), key=lambda item: len(item[1]))[:CLOSEST]
     )

@@ -37,7 +37,7 @@ class Layout:
 
 
 def iteration_directory(path: Path) -> Path:
-    """The directory of one iteration, for itself or for the root with its tracker (§1.1)."""
+    """The directory of one iteration, for itself or for the root with its tracker (docs/specs/checkpoints.md §1.1)."""
     if not path.is_dir():
         raise MtError(str(path), "no such directory", f"give one that holds {TRACKER}")
     tracker = path / TRACKER

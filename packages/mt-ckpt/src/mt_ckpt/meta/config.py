@@ -59,14 +59,17 @@ def read_params(raw: Mapping[str, Any], where: Path, *, rows: int, tied: bool) -
     try:
         config = GPTConfig.model_validate(values)
     except ValidationError as err:
-        raise MtError.of(
+        raise MtError.from_problems(
             Problem(str(where), e["msg"].removeprefix("Value error, "), "copy it again") for e in err.errors()
         ) from None
     return config, f"not in params.json, taken from the releases: {' and '.join(guessed)}" if guessed else None
 
 
 def hidden(raw: Mapping[str, Any]) -> int:
-    """Hidden features of the feed-forward layer: 8/3 of the width, times a factor, up to a multiple (§5.1)."""
+    """Hidden features of the feed-forward layer: 8/3 of the width, times a factor, up to a multiple.
+
+    Source: docs/specs/checkpoints.md §5.1.
+    """
     size, multiple = int(8 * raw["dim"] / 3), raw.get("multiple_of", 256)
     return multiple * -(-int((raw.get("ffn_dim_multiplier") or 1) * size) // multiple)
 

@@ -1,4 +1,6 @@
-"""Meta's own format, and Mistral's: `consolidated.NN.pth` (or safetensors) and params.json (spec/checkpoints.md §5.1).
+"""Meta's own format, and Mistral's: `consolidated.NN.pth` (or safetensors) and params.json.
+
+Source: docs/specs/checkpoints.md §5.1.
 
 Each file is one tensor rank's share. Rotary positions turn neighbours (2i, 2i + 1); ours turn halves (i, i + d/2).
 """
@@ -125,7 +127,7 @@ class Meta:
         rows = self._config.attention.heads * self._config.attention.head_size
         if wrong and query and query[0] != rows and rows % (query[0] // held) == 0:
             has = f"holds {held} files, its parts are those of {rows * held // query[0]}"
-            raise MtError.of([Problem(where, has, "copy all of them, and no others"), *unknown])
+            raise MtError.from_problems([Problem(where, has, "copy all of them, and no others"), *unknown])
         raise_if(wrong)
 
     def _whole_shape(self, name: str) -> tuple[int, ...]:

@@ -6,8 +6,8 @@ from pathlib import Path
 from torch import Tensor
 
 from mt_core.checkpoint import native
-from mt_core.config.load import model_config
-from mt_core.types import ModelConfig
+from mt_core.config.loading import model_config
+from mt_core.contracts import ModelConfig
 
 
 class Native:

@@ -6,7 +6,7 @@ from pathlib import Path
 from torch import Tensor
 
 from mt_core.checkpoint.native import write_model
-from mt_core.config.section import Section
+from mt_core.config.sections import Section
 
 
 def save(

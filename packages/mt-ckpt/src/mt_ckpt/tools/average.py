@@ -10,11 +10,11 @@ from torch import Tensor
 from mt_ckpt.tensor_streams.accounting import accounted, set_problems
 from mt_ckpt.tools.configurations import changed_settings
 from mt_ckpt.tools.together import opened, together
+from mt_core.contracts import CheckpointLoader
 from mt_core.errors import MtError, Problem, raise_if
 from mt_core.files import atomic_path
 from mt_core.plugins import component
 from mt_core.progress import progress
-from mt_core.types import CheckpointLoader
 
 
 def average(

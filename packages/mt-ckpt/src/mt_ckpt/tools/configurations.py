@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mt_core.config.section import Section
-from mt_core.types import CheckpointLoader
+from mt_core.config.sections import Section
+from mt_core.contracts import CheckpointLoader
 
 HOW_NOT_WHAT = ("attention.core", "vocab_divisor")
 """Settings that say how to compute a model, not what it is."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mt_ckpt.tools.together import opened
 from mt_core.checkpoint import native
-from mt_core.config.section import Section
+from mt_core.config.sections import Section
 from mt_core.progress import progress
 
 PARALLEL = ("data", "tensor", "pipeline", "context", "expert", "sharding")

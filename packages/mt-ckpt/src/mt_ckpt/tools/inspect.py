@@ -11,7 +11,7 @@ from torch import Tensor
 from mt_ckpt.conversion.detect import detect
 from mt_ckpt.tools.contents import StoredAs, stored_as
 from mt_ckpt.tools.together import opened
-from mt_core.config.section import Section
+from mt_core.config.sections import Section
 
 LAYER = re.compile(r"^layers\.(\d+)\.")
 FILES_SHOWN = 16

@@ -6,8 +6,8 @@ from pathlib import Path
 from torch import Tensor
 
 from mt_ckpt.conversion.detect import detect
+from mt_core.contracts import CheckpointLoader
 from mt_core.plugins import component
-from mt_core.types import CheckpointLoader
 
 
 def opened(path: Path, loader: str | None = None) -> CheckpointLoader:

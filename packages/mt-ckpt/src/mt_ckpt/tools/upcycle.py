@@ -59,7 +59,7 @@ def mixture(dense: Any, where: str, *, experts: int, top_k: int) -> GPTConfig:
     try:
         return GPTConfig.model_validate(dense.model_dump() | {"mlp": {**mlp, "experts": experts, "top_k": top_k}})
     except ValidationError as err:
-        raise MtError.of(
+        raise MtError.from_problems(
             Problem("--experts, --top-k", e["msg"].removeprefix("Value error, "), "2 <= top-k <= experts")
             for e in err.errors()
         ) from None

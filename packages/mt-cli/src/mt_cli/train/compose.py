@@ -8,16 +8,17 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from mt_cli.run_config import FullConfig
 from mt_cli.train.run_directory import prepare
 from mt_cli.train.view import screen
 from mt_core.checkpoint.async_save import AsyncWriter
 from mt_core.checkpoint.commit_protocol import Ranks
 from mt_core.checkpoint.native import resolve, step_directory, steps
+from mt_core.contracts import MetricSink
 from mt_core.distributed.environment import place
 from mt_core.distributed.mesh import Mesh, make_mesh
 from mt_core.distributed.process_group import deterministic, joined, local_ranks, pick_device
@@ -30,15 +31,14 @@ from mt_core.training.loop import Run, train
 from mt_core.training.loss_scale import LossScale
 from mt_core.training.metrics import open_sinks
 from mt_core.training.optimizer import parameter_groups
+from mt_core.training.signals import catch_stop_signals
 from mt_core.training.state import TrainState
-from mt_core.training.stop import stop_requests
-from mt_core.types import MetricSink
 from mt_data.batch_sizes import BatchSizes, batch_sizes, check_sizes, count_samples
 from mt_data.loading import batches
 from mt_models.canonical import stream_problems
 
 
-def run(config: Any) -> int:
+def run(config: FullConfig) -> int:
     """Train as `config` says; the exit code: 0, or 128 + the signal that ended the run early, its state saved."""
     deterministic(config.runtime.deterministic)
     device = pick_device(config.runtime.device)
@@ -46,7 +46,7 @@ def run(config: Any) -> int:
     with ExitStack() as stack:
         heart = stack.enter_context(joined(device, run_dir, config.runtime.stall_timeout))
         mesh = make_mesh(dims_of(config.parallel, place().ranks))
-        stop = stack.enter_context(stop_requests(insistent=mesh.world.size == 1))
+        stop = stack.enter_context(catch_stop_signals(insistent=mesh.world.size == 1))
         torch.set_num_threads(config.runtime.threads or max(1, (os.cpu_count() or 1) // local_ranks()))
         sizes = batch_sizes(config.batch)
         check_sizes(sizes, config.batch.micro_batch * mesh.data.size)
@@ -100,7 +100,7 @@ def restore(state: TrainState, run_dir: Path) -> TrainState:
     return state
 
 
-def start_sinks(config: Any, step: int, stack: ExitStack) -> list[MetricSink]:
+def start_sinks(config: FullConfig, step: int, stack: ExitStack) -> list[MetricSink]:
     """All receivers of metrics; `stack` closes them."""
     sinks = open_sinks(Path(config.runtime.run_dir), config.log.sinks, step, screen(config.train.steps))
     for sink in sinks:
@@ -108,7 +108,7 @@ def start_sinks(config: Any, step: int, stack: ExitStack) -> list[MetricSink]:
     return sinks
 
 
-def open_writer(config: Any, state: TrainState, tokenizer_files: Sequence[Path]) -> AsyncWriter:
+def open_writer(config: FullConfig, state: TrainState, tokenizer_files: Sequence[Path]) -> AsyncWriter:
     """The writer of this rank's share of every checkpoint."""
     session, world = [f"{os.getpid()}-{time.time_ns()}"], state.engine.mesh.world
     if world.size > 1:
@@ -122,7 +122,7 @@ def open_writer(config: Any, state: TrainState, tokenizer_files: Sequence[Path])
 
 
 def open_data(
-    config: Any, run_dir: Path, mesh: Mesh, sizes: BatchSizes
+    config: FullConfig, run_dir: Path, mesh: Mesh, sizes: BatchSizes
 ) -> tuple[Callable[..., Iterator[Batch]], Callable[[], Iterator[Batch]] | None]:
     """Functions that iterate over this rank's training micro-batches (from `consumed=`) and validation ones."""
     train, batch = config.train, config.batch
@@ -148,12 +148,12 @@ def open_data(
     return train_batches, partial(iterate, splits.valid, consumed=0) if splits.valid else None
 
 
-def build_state(config: Any, mesh: Mesh, device: torch.device, *, resume: bool) -> TrainState:
+def build_state(config: FullConfig, mesh: Mesh, device: torch.device, *, resume: bool) -> TrainState:
     """Model, weights and optimizer at step 0: initialised from the seed or, if this is no resume, from a checkpoint."""
     model, engine = parallelize(config, mesh, device)
     groups = parameter_groups(engine.masters, engine.shapes, config.optim.weight_decay)
     optimizer = component("optimizer", config.optim.name)(groups, config.optim)
-    state = TrainState(model, engine, optimizer, loss_scale=LossScale.first(config.precision))
+    state = TrainState(model, engine, optimizer, loss_scale=LossScale.initial(config.precision))
     if config.checkpoint.init and not resume:
         load_weights(state, config.checkpoint.init)
     elif not resume:

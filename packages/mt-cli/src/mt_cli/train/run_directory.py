@@ -5,8 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mt_cli.config_values import differences
-from mt_cli.run_config import to_toml
+from mt_cli.run_config import FullConfig, differences, to_toml
 from mt_core.checkpoint.native import read_meta, steps
 from mt_core.errors import MtError, Problem, raise_if
 from mt_core.files import atomic_file, disk_errors
@@ -14,7 +13,7 @@ from mt_core.plugins import component
 from mt_data import tokenizers
 
 
-def prepare(run_dir: Path, config: Any) -> list[Path]:
+def prepare(run_dir: Path, config: FullConfig) -> list[Path]:
     """Check what an earlier run left, then write config.toml and the tokenizer; returns the tokenizer's files."""
     raise_if(conflicts(run_dir, config))
     with disk_errors(run_dir):
@@ -25,7 +24,7 @@ def prepare(run_dir: Path, config: Any) -> list[Path]:
     return sorted((run_dir / "tokenizer").glob("*"))
 
 
-def conflicts(run_dir: Path, config: Any) -> Iterator[Problem]:
+def conflicts(run_dir: Path, config: FullConfig) -> Iterator[Problem]:
     """Why this configuration cannot go on from the checkpoints in `run_dir`, if there are any."""
     committed = steps(run_dir)
     if not committed:
@@ -38,7 +37,7 @@ def conflicts(run_dir: Path, config: Any) -> Iterator[Problem]:
         yield Problem(f"model.{key}", f"{now}, but {committed[-1]} has {was}", "keep it, or choose another run_dir")
 
 
-def prepare_tokenizer(directory: Path, config: Any, *, resumed: bool) -> None:
+def prepare_tokenizer(directory: Path, config: FullConfig, *, resumed: bool) -> None:
     """Put the run's tokenizer into `directory`; one that does not fit the model or the checkpoint is refused."""
     travelling = init_tokenizer_files(config)
     if config.data.tokenizer is None:
@@ -49,9 +48,9 @@ def prepare_tokenizer(directory: Path, config: Any, *, resumed: bool) -> None:
         return
     tokenizer = tokenizers.build(config.data.tokenizer)
     if tokenizer.vocab_size > config.model.vocab_size:
-        found = f"has {tokenizer.vocab_size} ids, the model {config.model.vocab_size}"
+        actual = f"has {tokenizer.vocab_size} ids, the model {config.model.vocab_size}"
         raise MtError(
-            "data.tokenizer", found, f"set model.vocab_size to {tokenizer.vocab_size} or change the tokenizer"
+            "data.tokenizer", actual, f"set model.vocab_size to {tokenizer.vocab_size} or change the tokenizer"
         )
     if resumed and directory.exists():
         check_same(tokenizer, directory)
@@ -60,7 +59,7 @@ def prepare_tokenizer(directory: Path, config: Any, *, resumed: bool) -> None:
     tokenizer.save(directory)
 
 
-def init_tokenizer_files(config: Any) -> list[Path]:
+def init_tokenizer_files(config: FullConfig) -> list[Path]:
     """The tokenizer that travels with `checkpoint.init`."""
     if not config.checkpoint.init:
         return []

@@ -4,8 +4,8 @@ import sys
 from collections.abc import Mapping
 from typing import ClassVar
 
+from mt_core.contracts import MetricSink
 from mt_core.training.metrics import PlainLines, time_left
-from mt_core.types import MetricSink
 
 
 def screen(steps: int) -> MetricSink:

@@ -38,18 +38,21 @@ def verify(
 ) -> None:
     """Run a configuration, shrunk, on CPU ranks and compare it with one rank. Exit code 1: they disagree."""
     from mt_cli.run_config import load_run_config
-    from mt_cli.verify.layouts import cases, under
+    from mt_cli.verify.layouts import cases, with_parallel
     from mt_cli.verify.shrink import shrink
+    from mt_core.config.run_config import has_attention
     from mt_core.errors import MtError
     from mt_core.parallel.layout import layout_of
 
     began = time.monotonic()
     config = load_run_config(files or [], overrides or [], preset, rules=False)  # their data need not be there
     if documents and config.model.kind != "gpt":
-        found = f"sequences of a model of kind {config.model.kind!r} are not cut into documents"
-        raise MtError("--documents", found, "leave it out")
-    found = cases(config, layouts or [], ranks)
-    small = shrink(config, [layout_of(under(config, case.parallel)) for case in found])
+        actual = f"sequences of a model of kind {config.model.kind!r} are not cut into documents"
+        raise MtError("--documents", actual, "leave it out")
+    if not has_attention(config):
+        raise MtError("model.kind", f"{config.model.kind!r} has no attention", "mt verify takes models with attention")
+    chosen = cases(config, layouts or [], ranks)
+    small = shrink(config, [layout_of(with_parallel(config, case.parallel)) for case in chosen])
     precision = small.precision.model_copy(update={"dtype": dtype, "gradients": "auto"})
     small = small.model_copy(update={"precision": precision})
     from mt_cli.verify.check import check
@@ -58,7 +61,7 @@ def verify(
     if not as_json:
         print("\n".join(head(config, small)), flush=True)
     outcomes = []
-    for outcome in check(small, found, steps=steps, documents=documents):
+    for outcome in check(small, chosen, steps=steps, documents=documents):
         outcomes.append(outcome)
         if not as_json:
             print("\n".join(lines(outcome, everything=everything)), flush=True)

@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 from math import lcm
 from typing import Any
 
-from mt_core.config.load import Layer, merge, read_override, validate
+from mt_core.config.loading import Layer, merge, read_override, validate
+from mt_core.config.run_config import TransformerRun
 from mt_core.config.sections import ParallelConfig
 from mt_core.distributed.topology import dims_of
 from mt_core.errors import MtError, Problem, raise_if
@@ -27,26 +28,26 @@ class Case:
     ranks: int
 
 
-def cases(config: Any, layouts: Sequence[str], ranks: int | None) -> list[Case]:
+def cases(config: TransformerRun, layouts: Sequence[str], ranks: int | None) -> list[Case]:
     """The layouts asked for, or the configuration's own with few data ranks; all that is impossible is one `MtError`.
 
     With `ranks`, data ranks are what the other axes leave of them.
     """
     if layouts:
-        found = [_case(text, parse_layout(text, config.parallel), ranks) for text in layouts]
+        chosen = [_case(text, parse_layout(text, config.parallel), ranks) for text in layouts]
     else:
-        found = [_own(config, ranks)]
-    for case in found:
+        chosen = [_configured_case(config, ranks)]
+    for case in chosen:
         if case.ranks == 1 and config.recompute.granularity == "none":
             where = case.name if layouts else "parallel"
             raise MtError(where, "one rank that recomputes nothing: nothing to compare", f"give {EXAMPLE}")
         if case.ranks > MOST_RANKS:
             raise MtError(case.name, f"{case.ranks} ranks", f"allowed: at most {MOST_RANKS}; give a smaller --layout")
-    raise_if(problem for case in found for problem in _problems(under(config, case.parallel), case.ranks))
-    return found
+    raise_if(problem for case in chosen for problem in _problems(with_parallel(config, case.parallel), case.ranks))
+    return chosen
 
 
-def _problems(config: Any, ranks: int) -> Iterator[Problem]:
+def _problems(config: TransformerRun, ranks: int) -> Iterator[Problem]:
     """What the layout cannot do, and what it cannot do with this model."""
     yield from problems(config, ranks)
     yield from mt_config_rules(config)
@@ -85,7 +86,7 @@ def data_ranks(parallel: ParallelConfig, *, at_least: int = 1) -> int:
     return data
 
 
-def under(config: Any, parallel: ParallelConfig) -> Any:
+def with_parallel(config: TransformerRun, parallel: ParallelConfig) -> Any:
     """The configuration in another layout, with as small a batch as that takes."""
     batch = config.batch.model_copy(
         update={"global_batch": config.batch.micro_batch * (parallel.data or 1), "rampup": None, "sizes": None}
@@ -93,7 +94,7 @@ def under(config: Any, parallel: ParallelConfig) -> Any:
     return config.model_copy(update={"parallel": parallel, "batch": batch})
 
 
-def _own(config: Any, ranks: int | None) -> Case:
+def _configured_case(config: TransformerRun, ranks: int | None) -> Case:
     small = smaller(config.parallel)
     if ranks is not None:
         small = small.model_copy(update={"data": None})

@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from mt_cli.run_config import run_config_type
+from mt_core.config.run_config import TransformerRun
 from mt_core.distributed.mesh import Axis
 from mt_core.verification.measure import Record, measure
 from mt_core.verification.ranks import TIMEOUT_S, run_ranks
 
 
-def record(config: Any, ranks: int, *, timeout_s: float = TIMEOUT_S, **options: Any) -> Record:
+def record(config: TransformerRun, ranks: int, *, timeout_s: float = TIMEOUT_S, **options: Any) -> Record:
     """What `measure` records on the first of `ranks` ranks."""
     return records([config], ranks, timeout_s=timeout_s, **options)[0]
 

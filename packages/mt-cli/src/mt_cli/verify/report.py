@@ -5,12 +5,13 @@ from math import isfinite
 from typing import Any
 
 from mt_cli.verify.check import Outcome, Row
+from mt_core.config.run_config import TransformerRun
 
 WORST = 3
 """Gradients, and weights, of which a row is shown."""
 
 
-def head(config: Any, small: Any) -> Iterator[str]:
+def head(config: TransformerRun, small: Any) -> Iterator[str]:
     """What is run instead of the whole configuration."""
     one, other = config.model, small.model
     sizes = (
@@ -56,8 +57,8 @@ def last_line(outcomes: Sequence[Outcome], seconds: float) -> str:
     """All layouts in a line."""
     wrong = [outcome.case.name for outcome in outcomes if not outcome.agrees]
     widest = max(row.limit for outcome in outcomes for row in outcome.rows)
-    told = f"disagree with one rank: {'; '.join(wrong)}" if wrong else "agree with one rank"
-    return f"\n{told} (widest limit {widest:.1e}); {seconds:.0f} s"
+    text = f"disagree with one rank: {'; '.join(wrong)}" if wrong else "agree with one rank"
+    return f"\n{text} (widest limit {widest:.1e}); {seconds:.0f} s"
 
 
 def as_values(small: Any, outcomes: Sequence[Outcome], seconds: float) -> dict[str, Any]:

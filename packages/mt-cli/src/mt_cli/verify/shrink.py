@@ -7,8 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from math import lcm
 from typing import Any
 
-from mt_core.config.load import merge
+from mt_core.config.loading import merge
+from mt_core.config.run_config import TransformerRun
 from mt_core.parallel.layout import Layout, axis_problems
+from mt_models.config import T5Config
 
 HEAD_SIZE = 8
 VOCABULARY = 251
@@ -19,7 +21,7 @@ EPS = 1e-4
 """Adam divides by |gradient| + eps: with less, a gradient that is nothing but rounding becomes a whole step."""
 
 
-def shrink(config: Any, layouts: Sequence[Layout]) -> Any:
+def shrink(config: TransformerRun, layouts: Sequence[Layout]) -> Any:
     """The small twin of a configuration that each of `layouts` can cut; they must be able to cut the whole one.
 
     `parallel` stays as it is. The optimizer and precision are kept, but for `optim.eps`; the batch has at least two
@@ -36,7 +38,7 @@ def shrink(config: Any, layouts: Sequence[Layout]) -> Any:
     return type(config).model_validate(merge(config.model_dump(), changes))
 
 
-def _model(config: Any, layouts: Sequence[Layout]) -> Mapping[str, Any]:
+def _model(config: TransformerRun, layouts: Sequence[Layout]) -> Mapping[str, Any]:
     model = config.model
     groups, queries = heads(config, layouts)
     head = min(model.attention.head_size, HEAD_SIZE - model.attention.head_size % 2)
@@ -48,7 +50,7 @@ def _model(config: Any, layouts: Sequence[Layout]) -> Mapping[str, Any]:
     )
     length = _seq_length(config, layouts)
     layers = recompute_layers(config)[0]
-    decoder = {"decoder_layers": min(model.decoder_layers, layers)} if model.kind == "t5" else {}
+    decoder = {"decoder_layers": min(model.decoder_layers, layers)} if isinstance(model, T5Config) else {}
     gain = model.init_std * model.hidden_size**0.5  # of a matrix; above 1, softmax saturates and makes rounding larger
     return {
         "layers": layers,
@@ -63,7 +65,7 @@ def _model(config: Any, layouts: Sequence[Layout]) -> Mapping[str, Any]:
     }
 
 
-def heads(config: Any, layouts: Sequence[Layout]) -> tuple[int, int]:
+def heads(config: TransformerRun, layouts: Sequence[Layout]) -> tuple[int, int]:
     """The smallest key/value groups and queries per group that are cut as the configuration's are."""
     groups, queries = config.model.attention.num_kv_heads, config.model.attention.queries_per_group
     wanted = [_features(groups, queries, layout) for layout in layouts]
@@ -82,14 +84,14 @@ def _features(groups: int, queries: int, layout: Layout) -> tuple[bool, ...]:
     return groups > 1, queries > 1, copies > 1, groups > tensor, queries > copies
 
 
-def _legal(config: Any, size: tuple[int, int], layouts: Sequence[Layout]) -> bool:
+def _legal(config: TransformerRun, size: tuple[int, int], layouts: Sequence[Layout]) -> bool:
     attention = config.model.attention.model_copy(update={"heads": size[0] * size[1], "num_kv_heads": size[0]})
     small = config.model_copy(update={"model": config.model.model_copy(update={"attention": attention})})
     about_heads = ("parallel.tensor", "parallel.context")
     return not any(p.where in about_heads for layout in layouts for p in axis_problems(small, layout))
 
 
-def recompute_layers(config: Any) -> tuple[int, int]:
+def recompute_layers(config: TransformerRun) -> tuple[int, int]:
     """Layers of the small model, and `recompute.layers` for it: several groups stay several, a last short one stays."""
     layers, size = config.model.layers, config.recompute.layers
     few = min(layers, 2)
@@ -102,7 +104,7 @@ def recompute_layers(config: Any) -> tuple[int, int]:
     return (4, 2) if layers % size == 0 else (3, 2)
 
 
-def _seq_length(config: Any, layouts: Sequence[Layout]) -> int:
+def _seq_length(config: TransformerRun, layouts: Sequence[Layout]) -> int:
     unit = lcm(*_units(layouts))
     return min(-(-TOKENS // unit) * unit, config.data.seq_length)
 
@@ -113,7 +115,7 @@ def _units(layouts: Sequence[Layout]) -> Iterator[int]:
         yield layout.dims.context * layout.sequence_parts
 
 
-def _batch(config: Any, layouts: Sequence[Layout]) -> Mapping[str, Any]:
+def _batch(config: TransformerRun, layouts: Sequence[Layout]) -> Mapping[str, Any]:
     """Two micro-batches for each data rank of the widest layout, and a whole number for those of each."""
     micro = min(config.batch.micro_batch, 2)
     samples = 2 * micro * lcm(*(layout.dims.data for layout in layouts))

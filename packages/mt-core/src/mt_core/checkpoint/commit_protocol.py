@@ -127,7 +127,7 @@ def report_failure(temporary: Path, ranks: Ranks, error: BaseException) -> None:
     """Tell the first rank why this one failed, if the disk takes it; its own files go first, to make room."""
     for file in temporary.glob(f"*/{ranks.prefix}-*"):
         file.unlink(missing_ok=True)
-    problems = [[p.where, p.found, p.allowed] for p in problems_of(error, ranks.label(final_directory(temporary)))]
+    problems = [[p.where, p.actual, p.allowed] for p in problems_of(error, ranks.label(final_directory(temporary)))]
     with suppress(MtError, OSError):
         _report(temporary, ranks, {"problems": problems})
 
@@ -158,7 +158,7 @@ def collect(temporary: Path, path: Path, ranks: Ranks) -> list[dict[str, Any]]:
             if int(file.stem) not in reports:
                 reports[int(file.stem)] = json.loads(file.read_text())
         if problems := [Problem(*p) for report in reports.values() for p in report.get("problems", ())]:
-            raise MtError.of(problems)
+            raise MtError.from_problems(problems)
         return len(reports) == ranks.size or None
 
     def late() -> MtError:

@@ -1,8 +1,9 @@
 """Rules between the fields of mt-core's own sections: what does not fit, and values that would."""
 
 from collections.abc import Iterator
-from typing import Any
 
+from mt_core.config.run_config import RunConfig, TransformerRun, has_attention
+from mt_core.config.sections import CheckpointConfig
 from mt_core.errors import Problem
 from mt_core.parallel import layout
 from mt_core.plugins import components, did_you_mean
@@ -13,8 +14,8 @@ GRADIENTS = {
     "fp32": ("auto", "fp32", "bf16"),
     "fp64": ("auto",),
 }
-"""What `precision.gradients` may be for each dtype: fp16 sums overflow where the loss is not scaled, bf16 ones lose
-what fp16 has, and narrower ones what fp64 is for."""
+"""Allowed values of `precision.gradients` for each dtype: fp16 sums overflow unless the loss is scaled, bf16 sums lose
+the digits of fp16 gradients, and fp64 runs are for exact comparisons, which narrower sums would spoil."""
 
 DETERMINISTIC_CORES = ("sdpa", "eager")
 """Attention cores that compute the same twice when torch's deterministic algorithms are on: torch then leaves cuDNN's
@@ -23,13 +24,13 @@ torch 2.11, eight runs each: sdpa in bf16, causal and with documents, differed w
 embedding, norms, cross-entropy and scatter_add were equal with and without."""
 
 
-def problems(config: Any) -> Iterator[Problem]:
+def problems(config: RunConfig) -> Iterator[Problem]:
     """Everything wrong between the core sections of a valid `RunConfig`."""
-    if hasattr(config.model, "attention"):  # the layout's rules are about such models
+    if has_attention(config):  # layout rules only apply to attention models
         yield from layout.problems(config)
     yield from _precision(config)
-    yield from _schedule(config)
-    if config.runtime.deterministic and hasattr(config.model, "attention"):
+    yield from _lr_schedule(config)
+    if config.runtime.deterministic and has_attention(config):
         yield from _deterministic(config)
     if config.optim.name not in (known := components("optimizer")):
         yield Problem("optim.name", f"unknown optimizer {config.optim.name!r}", did_you_mean(config.optim.name, known))
@@ -39,14 +40,14 @@ def problems(config: Any) -> Iterator[Problem]:
         yield from _save_format(config.checkpoint)
 
 
-def _precision(config: Any) -> Iterator[Problem]:
+def _precision(config: RunConfig) -> Iterator[Problem]:
     dtype, gradients = config.precision.dtype, config.precision.gradients
     if gradients not in GRADIENTS[dtype]:
         yield Problem("precision.gradients", f"{gradients} with {dtype}", f"allowed: {', '.join(GRADIENTS[dtype])}")
 
 
-def _deterministic(config: Any) -> Iterator[Problem]:
-    """Of other packages' kernels torch does not know whether they are; its own say so when they run."""
+def _deterministic(config: TransformerRun) -> Iterator[Problem]:
+    """Refuse cores that are not known to be deterministic: torch's own kernels raise when they are not, others run."""
     core, others = config.model.attention.core, sorted({*components("attention")} - {*DETERMINISTIC_CORES})
     allowed = f"allowed with runtime.deterministic: {', '.join(DETERMINISTIC_CORES)}"
     if core in others:
@@ -55,7 +56,7 @@ def _deterministic(config: Any) -> Iterator[Problem]:
         yield Problem("model.attention.core", f'"auto" may choose {", ".join(others)}', allowed)
 
 
-def _schedule(config: Any) -> Iterator[Problem]:
+def _lr_schedule(config: RunConfig) -> Iterator[Problem]:
     schedule = config.lr_schedule
     end = schedule.decay_steps or config.train.steps
     if schedule.warmup_steps >= end:
@@ -81,7 +82,7 @@ def _init(text: str) -> Iterator[Problem]:
         yield Problem("checkpoint.init", f"unknown loader {loader!r}", did_you_mean(loader, known))
 
 
-def _save_format(checkpoint: Any) -> Iterator[Problem]:
+def _save_format(checkpoint: CheckpointConfig) -> Iterator[Problem]:
     if not checkpoint.at_end:
         yield Problem("checkpoint.save_format", "hf without at_end", "it is made from the last step: set at_end = true")
     if checkpoint.save_format not in components("ckpt-saver"):

@@ -1,13 +1,27 @@
-"""The sections that mt-core reads. The model and data sections belong to mt-models and mt-data."""
+"""The base of every configuration section, and the sections that mt-core reads.
+
+The model and data sections belong to mt-models and mt-data.
+"""
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
-
-from mt_core.config.section import Section
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 CPCommType = Literal["ring", "all_gather", "all_to_all"]
 """How context-parallel ranks communicate; Megatron calls them p2p, all_gather and a2a."""
+
+
+class Section(BaseModel):
+    """A frozen group of settings; unknown keys are refused. The docstring under a field documents it with its unit."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        validate_default=True,
+        allow_inf_nan=False,
+        protected_namespaces=(),
+    )
 
 
 class ParallelConfig(Section):
@@ -38,7 +52,7 @@ class ParallelConfig(Section):
 
 
 class RecomputeConfig(Section):
-    """Activations that are computed again in the backward pass instead of kept."""
+    """Activations that are recomputed in the backward pass instead of kept."""
 
     granularity: Literal["none", "selective", "full"] = "none"
     """Nothing; the attention core of every layer; or whole layers."""
@@ -171,6 +185,6 @@ class RuntimeConfig(Section):
     deterministic: bool = False
     """Two runs give identical losses and checkpoints; what cannot is refused by name."""
     stall_timeout: PositiveFloat = 600.0
-    """Seconds without progress after which a rank says where it is and ends."""
+    """Seconds without progress after which a rank reports where it is and ends."""
     threads: PositiveInt | None = None
     """CPU threads of each rank; unset, the cores divided by the ranks on this machine."""

@@ -8,7 +8,7 @@ from mt_core.config.sections import ParallelConfig
 from mt_core.errors import MtError
 
 AXES = ("data", "context", "tensor")
-"""Outermost first: neighbouring ranks differ in their place along `tensor` (spec/core.md §1.1)."""
+"""Outermost first: neighbouring ranks differ in their place along `tensor` (docs/specs/core.md §1.1)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,8 @@ from typing import Any
 
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
-from mt_core.config.load import read_toml, validate
-from mt_core.config.section import Section
+from mt_core.config.loading import read_toml, validate
+from mt_core.config.sections import Section
 from mt_core.errors import MtError
 from mt_core.plugins import did_you_mean
 

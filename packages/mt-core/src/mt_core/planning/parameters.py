@@ -1,4 +1,4 @@
-"""Parameters on one rank, counted from the canonical names and shapes of a model (DESIGN §4, §6)."""
+"""Parameters on one rank, counted from the canonical names and shapes of a model."""
 
 from dataclasses import dataclass
 from functools import lru_cache

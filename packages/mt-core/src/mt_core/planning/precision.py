@@ -1,4 +1,7 @@
-"""Bytes of a parameter's state in each precision with Adam (spec/core.md §6.4): 18 in bf16, 20 in fp16, 16 in fp32."""
+"""Bytes of a parameter's state in each precision with Adam: 18 in bf16, 20 in fp16, 16 in fp32.
+
+Source: docs/specs/core.md §6.4.
+"""
 
 from dataclasses import dataclass
 from typing import Any

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from mt_core.contracts import BatchKey
 from mt_core.distributed.mesh import Axis
 from mt_core.errors import Problem, raise_if
 from mt_core.parallel.context.zigzag import local_positions, split_sequence
 from mt_core.plugins import did_you_mean
-from mt_core.types import BatchKey
 
 Batch = Mapping[str, Tensor]
 

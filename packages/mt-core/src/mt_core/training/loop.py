@@ -9,30 +9,30 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
-from typing import Any
 
 import torch
 
 from mt_core.checkpoint.async_save import AsyncWriter, Saved
+from mt_core.config.run_config import RunConfig
+from mt_core.contracts import MetricSink
 from mt_core.distributed.heartbeat import Heart
 from mt_core.distributed.mesh import Mesh
 from mt_core.errors import MtError
-from mt_core.training.clock import Clock
 from mt_core.training.inputs import Batch, valid_tokens
-from mt_core.training.learning_rate import learning_rate
-from mt_core.training.nonfinite import Finiteness
+from mt_core.training.lr_schedule import learning_rate
+from mt_core.training.metrics import ThroughputMeter
+from mt_core.training.nonfinite import NonFiniteMonitor
 from mt_core.training.seeds import seed_step
+from mt_core.training.signals import GracefulStop
 from mt_core.training.state import TrainState
 from mt_core.training.step import backward, evaluate, reduce, reduce_metrics, update
-from mt_core.training.stop import StopRequest
-from mt_core.types import MetricSink
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
     """Everything the loop needs; `config` is the whole resolved tree."""
 
-    config: Any
+    config: RunConfig
     state: TrainState
     mesh: Mesh
     device: torch.device
@@ -50,12 +50,12 @@ class Run:
         return global_batch // (self.config.batch.micro_batch * self.mesh.data.size)
 
 
-def train(run: Run, stop: StopRequest) -> bool:
+def train(run: Run, stop: GracefulStop) -> bool:
     """Train to the last step; False if a stop was asked for first: the state is saved then, too."""
     position, settings, every = run.state.position, run.config.train, run.config.checkpoint.every
     run.state.model.train()
-    clock = Clock(run.config, position, run.device, run.mesh.world.size)
-    finiteness = Finiteness(list(run.state.engine.masters), run.mesh)
+    throughput = ThroughputMeter(run.config, position, run.device, run.mesh.world.size)
+    nonfinite = NonFiniteMonitor(list(run.state.engine.masters), run.mesh)
     saved, stopped = position.step, False
     while position.step < settings.steps:
         run.heart.beat(position.step + 1, "data")
@@ -65,17 +65,17 @@ def train(run: Run, stop: StopRequest) -> bool:
         tokens, stopped = _agree(run, batches, stop)
         if stopped:
             break
-        _step(run, batches, tokens, finiteness, clock)
+        _step(run, batches, tokens, nonfinite, throughput)
         _report(run, run.writer.poll())
         if settings.eval_every and position.step % settings.eval_every == 0 and run.valid_batches:
             _evaluate(run)
-            clock.restart()
+            throughput.restart()
         if every and position.step % every == 0:
-            _check_finite(run, finiteness)
+            _check_finite(run, nonfinite)
             save(run)
             saved = position.step
-            clock.restart()
-    _check_finite(run, finiteness)
+            throughput.restart()
+    _check_finite(run, nonfinite)
     if saved != position.step and (stopped or run.config.checkpoint.at_end):
         save(run)
     run.heart.beat(position.step, "save")
@@ -83,14 +83,16 @@ def train(run: Run, stop: StopRequest) -> bool:
     return not stopped
 
 
-def _agree(run: Run, batches: Sequence[Batch], stop: StopRequest) -> tuple[float, bool]:
+def _agree(run: Run, batches: Sequence[Batch], stop: GracefulStop) -> tuple[float, bool]:
     """The step's valid tokens, and whether any rank was asked to stop."""
     sums = torch.tensor([valid_tokens(batches), float(stop.signal is not None)], dtype=torch.float64)
     run.mesh.world.sum_(sums)
     return float(sums[0]) / (run.mesh.context.size * run.mesh.tensor.size), bool(sums[1])
 
 
-def _step(run: Run, batches: Sequence[Batch], tokens: float, finiteness: Finiteness, clock: Clock) -> None:
+def _step(
+    run: Run, batches: Sequence[Batch], tokens: float, nonfinite: NonFiniteMonitor, throughput: ThroughputMeter
+) -> None:
     config, state, position = run.config, run.state, run.state.position
     seed_step(config.runtime.seed, position.step, run.mesh.tokens.rank)
     lr = learning_rate(config.lr_schedule, config.optim.lr, position.step, steps=config.train.steps)
@@ -100,25 +102,25 @@ def _step(run: Run, batches: Sequence[Batch], tokens: float, finiteness: Finiten
     run.heart.beat(position.step + 1, "reduce")
     reduce(state.engine)
     run.heart.beat(position.step + 1, "optimizer")
-    found = update(state.engine, state.optimizer, lr=lr, clip_norm=config.optim.clip_norm, scale=scale)
+    updated = update(state.engine, state.optimizer, lr=lr, clip_norm=config.optim.clip_norm, scale=scale)
     position.step += 1
     position.samples += run.global_batch(position.samples)
     position.tokens += int(tokens)
     if not state.loss_scale.searches(config.precision):
-        finiteness.note(position.step, loss, found)
+        nonfinite.record_step(position.step, loss, updated)
     if config.precision.dtype == "fp16":
-        state.loss_scale.after_step(config.precision, finite=bool(found.norm.isfinite()))
+        state.loss_scale.after_step(config.precision, finite=bool(updated.norm.isfinite()))
     if position.step % config.log.every == 0 or position.step in (1, config.train.steps):
-        _check_finite(run, finiteness)
-        values = {"loss": float(run.mesh.tokens.sum_(loss)), "lr": lr, "grad_norm": float(found.norm)}
+        _check_finite(run, nonfinite)
+        values = {"loss": float(run.mesh.tokens.sum_(loss)), "lr": lr, "grad_norm": float(updated.norm)}
         values = reduce_metrics(run.mesh, metrics) | values
         values |= {"loss_scale": scale} if config.precision.dtype == "fp16" else {}
-        _emit(run, values | clock.lap())
+        _emit(run, values | throughput.lap())
 
 
-def _check_finite(run: Run, finiteness: Finiteness) -> None:
+def _check_finite(run: Run, nonfinite: NonFiniteMonitor) -> None:
     """Report bad steps since the last check, and end the run over them unless it skips them."""
-    for line in finiteness.bad_steps():
+    for line in nonfinite.pop_bad_steps():
         if run.config.optim.nonfinite == "stop":
             allowed = "look at the data and the learning rate; optim.nonfinite = skip leaves such steps out"
             raise MtError("gradient", f"not finite in {line}", allowed)

@@ -17,8 +17,8 @@ class LossScale:
     """Overflows until it is halved; refilled only when the scale grows."""
 
     @classmethod
-    def first(cls, config: PrecisionConfig) -> Self:
-        """At the beginning of a run; 1 for every precision but fp16."""
+    def initial(cls, config: PrecisionConfig) -> Self:
+        """The scale at the beginning of a run; 1 for every precision but fp16."""
         if config.dtype != "fp16":
             return cls()
         return cls(config.loss_scale or config.initial_loss_scale, overflows_left=config.hysteresis)

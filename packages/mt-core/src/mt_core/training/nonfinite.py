@@ -1,5 +1,7 @@
-"""Gradients that are infinite or not a number: found without waiting for the GPU at every step, and told by rank and
-parameter."""
+"""Detects gradients that are infinite or not a number without waiting for the GPU at every step.
+
+A bad step is reported with the rank and parameter of its first non-finite gradient.
+"""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -11,41 +13,44 @@ from torch import Tensor
 from mt_core.distributed.mesh import Mesh
 from mt_core.training.step import Update
 
+NO_PARAMETER = "no single parameter was non-finite (overflow in the norm)"
 
-class _Noted(NamedTuple):
+
+class _RecordedStep(NamedTuple):
     step: int
     loss: Tensor
     update: Update
 
 
-class Finiteness:
-    """Notes every step's values where they are and looks at them only when asked. Bad steps changed no weight."""
+class NonFiniteMonitor:
+    """Records every step's values on their device and reads them only when asked. Bad steps changed no weight."""
 
     def __init__(self, names: Sequence[str], mesh: Mesh) -> None:
         """`names` are those of this rank's masters."""
         self._names, self._mesh = names, mesh
-        self._noted: list[_Noted] = []
+        self._recorded: list[_RecordedStep] = []
 
-    def note(self, step: int, loss: Tensor, update: Update) -> None:
-        """Remember a step: this rank's share of its loss, and what the update found."""
-        self._noted.append(_Noted(step, loss, update))
+    def record_step(self, step: int, loss: Tensor, update: Update) -> None:
+        """Remember a step: this rank's share of its loss, and the norms of its update."""
+        self._recorded.append(_RecordedStep(step, loss, update))
 
-    def bad_steps(self) -> list[str]:
+    def pop_bad_steps(self) -> list[str]:
         """A line for each bad step since the last call. Every rank must call it at the same step."""
-        noted, self._noted = self._noted, []
-        if not noted:
+        recorded, self._recorded = self._recorded, []
+        if not recorded:
             return []
-        finite = torch.stack([n.update.norm for n in noted]).isfinite().tolist()
-        return [self._tell(n) for n, good in zip(noted, finite, strict=True) if not good]
+        finite = torch.stack([n.update.norm for n in recorded]).isfinite().tolist()
+        return [self._describe(n) for n, good in zip(recorded, finite, strict=True) if not good]
 
-    def _tell(self, noted: _Noted) -> str:
-        bad = (~noted.update.own_norms.isfinite()).nonzero()
+    def _describe(self, recorded: _RecordedStep) -> str:
+        bad = (~recorded.update.own_norms.isfinite()).nonzero()
         first = self._names[int(bad[0])] if len(bad) else None
-        mine = (float(noted.loss), first)
+        mine = (float(recorded.loss), first)
         everyone: list[tuple[float, str | None]] = [mine] * self._mesh.world.size
         if self._mesh.world.size > 1:
             dist.all_gather_object(everyone, mine)
         losses = [f"{loss} on rank {r}" for r, (loss, _) in enumerate(everyone) if not torch.tensor(loss).isfinite()]
-        rank, name = next(((r, name) for r, (_, name) in enumerate(everyone) if name), (0, "none of its parts"))
-        told = f"the loss is {', '.join(losses)}" if losses else "the loss is finite"
-        return f"step {noted.step}: {told}; first bad gradient: {name} (rank {rank})"
+        first_bad = next((f"{name} (rank {r})" for r, (_, name) in enumerate(everyone) if name), None)
+        cause = f"first bad gradient: {first_bad}" if first_bad else NO_PARAMETER
+        losses_text = f"the loss is {', '.join(losses)}" if losses else "the loss is finite"
+        return f"step {recorded.step}: {losses_text}; {cause}"

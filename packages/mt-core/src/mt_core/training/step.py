@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from mt_core.contracts import Losses
 from mt_core.distributed.mesh import Mesh
 from mt_core.parallel.data.grad_norm import global_norm, norms, sum_partial
 from mt_core.parallel.data.protocol import DataParallel
 from mt_core.training.inputs import Batch, prepare_inputs, valid_tokens
-from mt_core.types import Losses
 
 
 class Update(NamedTuple):

@@ -17,23 +17,23 @@ class Difference:
     relative: float
 
 
-def differences(run: Record, reference: Record) -> list[Difference]:
-    """Of losses, norms, each gradient (the worst of all steps) and each weight, in that order.
+def compare_records(run: Record, reference: Record) -> list[Difference]:
+    """Differences of losses, norms, each gradient (the worst of all steps) and each weight, in that order.
 
     A tensor's scale is its largest element, or the root mean square of all tensors where that is more: the gradient of
     a key's bias, for one, is zero but for rounding.
     """
-    found = [
+    compared = [
         Difference("loss", _relative(_vector(run.losses), _vector(reference.losses))),
         Difference("grad norm", _relative(_vector(run.norms), _vector(reference.norms))),
     ]
     steps = [dict(tensor_differences(a, b)) for a, b in zip(run.gradients, reference.gradients, strict=True)]
-    found += [Difference(f"gradient of {name}", max(step[name] for step in steps)) for name in reference.weights]
-    return found + [Difference(name, value) for name, value in tensor_differences(run.weights, reference.weights)]
+    compared += [Difference(f"gradient of {name}", max(step[name] for step in steps)) for name in reference.weights]
+    return compared + [Difference(name, value) for name, value in tensor_differences(run.weights, reference.weights)]
 
 
 def tensor_differences(run: Named, reference: Named) -> Iterator[tuple[str, float]]:
-    """By name, the largest difference between two sets of tensors, relative as `differences` says."""
+    """By name, the largest difference between two sets of tensors, relative as in `compare_records`."""
     assert run.keys() == reference.keys(), f"{run.keys() ^ reference.keys()} are only in one of the two"
     elements = sum(t.numel() for t in reference.values())
     floor = (sum(float(t.double().square().sum()) for t in reference.values()) / elements) ** 0.5

@@ -3,12 +3,12 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from mt_core.checkpoint.gather import gather_whole
+from mt_core.config.run_config import RunConfig
 from mt_core.distributed.mesh import Mesh, make_mesh
 from mt_core.distributed.topology import dims_of
 from mt_core.parallel.apply import parallelize
@@ -36,7 +36,7 @@ class Record:
 
 
 def measure(
-    config: Any,
+    config: RunConfig,
     ranks: int,
     *,
     steps: int = 3,
@@ -53,7 +53,7 @@ def measure(
     model, engine = parallelize(config, mesh, device)
     groups = parameter_groups(engine.masters, engine.shapes, config.optim.weight_decay)
     optimizer = component("optimizer", config.optim.name)(groups, config.optim)
-    state = TrainState(model, engine, optimizer, loss_scale=LossScale.first(config.precision))
+    state = TrainState(model, engine, optimizer, loss_scale=LossScale.initial(config.precision))
     if start is None:
         state.initialize(config.runtime.seed)
     else:
@@ -61,27 +61,27 @@ def measure(
     record = Record([], [], [], {})
     for _ in range(steps):
         _step(config, state, record, documents=documents)
-    record.weights = gathered(state, "master")
+    record.weights = gather_state(state, "master")
     if save is not None:
         save_state(config, state, save)
     return record
 
 
-def _step(config: Any, state: TrainState, record: Record, *, documents: bool) -> None:
+def _step(config: RunConfig, state: TrainState, record: Record, *, documents: bool) -> None:
     engine, mesh, scale = state.engine, state.engine.mesh, state.loss_scale.value
     batches = list(random_batches(config, mesh, state.position.step, documents=documents))
     tokens = config.batch.global_batch * config.data.seq_length
     loss = backward(state.model, engine, batches, tokens, torch.device("cpu"), scale=scale).loss
     reduce(engine)
-    record.gradients.append({name: g / scale for name, g in gathered(state, "gradient").items()})
-    found = update(engine, state.optimizer, lr=config.optim.lr, clip_norm=config.optim.clip_norm, scale=scale)
+    record.gradients.append({name: g / scale for name, g in gather_state(state, "gradient").items()})
+    updated = update(engine, state.optimizer, lr=config.optim.lr, clip_norm=config.optim.clip_norm, scale=scale)
     engine.wait()
     state.position.step += 1
     record.losses.append(float(mesh.tokens.sum_(loss.double())))
-    record.norms.append(float(found.norm))
+    record.norms.append(float(updated.norm))
 
 
-def random_batches(config: Any, mesh: Mesh, step: int, *, documents: bool) -> Iterator[Batch]:
+def random_batches(config: RunConfig, mesh: Mesh, step: int, *, documents: bool) -> Iterator[Batch]:
     """This rank's micro-batches of a step: the same samples whatever the layout."""
     samples, length = config.batch.global_batch, config.data.seq_length
     generator = torch.Generator().manual_seed(derived_seed(config.runtime.seed, "verify", step))
@@ -99,17 +99,17 @@ def random_batches(config: Any, mesh: Mesh, step: int, *, documents: bool) -> It
 
 
 @torch.no_grad()
-def gathered(state: TrainState, what: str) -> Named:
-    """All masters, or their gradients, whole, on the first rank."""
-    found: Named = {}
+def gather_state(state: TrainState, what: str) -> Named:
+    """Gather all masters, or their gradients, whole, on the first rank."""
+    tensors: Named = {}
     for name in state.engine.shapes:
         master = state.engine.masters.get(name)
         part = master if master is None or what == "master" else master.grad
-        found |= {n: t.detach().clone() for n, t in gather_whole(state.model, state.engine, name, part, 0)}
-    return found
+        tensors |= {n: t.detach().clone() for n, t in gather_whole(state.model, state.engine, name, part, 0)}
+    return tensors
 
 
-def save_state(config: Any, state: TrainState, run: Path) -> None:
+def save_state(config: RunConfig, state: TrainState, run: Path) -> None:
     """A native checkpoint of the present step."""
     from mt_core.checkpoint.async_save import AsyncWriter
     from mt_core.checkpoint.commit_protocol import Ranks

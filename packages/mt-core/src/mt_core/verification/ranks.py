@@ -26,7 +26,7 @@ from mt_core.errors import MtError
 TIMEOUT_S = 120.0
 """A run that has not ended by then has failed."""
 OTHERS_S = 2.0
-"""Once a rank has failed, the others get this long to say what they know."""
+"""Seconds that the other ranks get to answer once one has failed."""
 STACKS_S = 1.0
 """Time to write stacks in."""
 
@@ -53,7 +53,7 @@ class Value:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """The user's mistake that a rank found."""
+    """A mistake of the user's that a rank detected."""
 
     error: MtError
 
@@ -83,7 +83,7 @@ class Rank:
     answers: connection.Connection
 
     def answer(self) -> Answer | None:
-        """What it says, or how it ended; None while it works."""
+        """The rank's answer, or how it ended; None while it works."""
         try:
             if self.answers.poll():
                 return self.answers.recv()
@@ -95,7 +95,7 @@ class Rank:
 def run_ranks(size: int, function: Callable[..., Any], *arguments: Any, timeout_s: float = TIMEOUT_S) -> list[Any]:
     """Results of `function(axis, *arguments)` on each of `size` fresh processes, in rank order.
 
-    An `MtError` of a rank is raised as it is, or one that says which rank was killed; `RanksFailed` says the rest.
+    An `MtError` of a rank is raised as it is, or one that says which rank was killed; `RanksFailed` has the rest.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
@@ -106,7 +106,7 @@ def run_ranks(size: int, function: Callable[..., Any], *arguments: Any, timeout_
             answers = _collect(ranks, timeout_s)
             _refuse_failures(answers)
             if len(answers) < size:
-                raise RanksFailed(_hanging(ranks, answers, Path(folder), timeout_s))
+                raise RanksFailed(_describe_hanging(ranks, answers, Path(folder), timeout_s))
             finished = True
         finally:
             for rank in ranks:
@@ -133,44 +133,50 @@ def _collect(ranks: Sequence[Rank], timeout_s: float) -> dict[int, Answer]:
         events = [event for rank in waiting.values() for event in (rank.answers, rank.process.sentinel)]
         if left <= 0 or not connection.wait(events, left):
             break
-        found = {number: rank.answer() for number, rank in waiting.items()}
-        answers |= {number: answer for number, answer in found.items() if answer is not None}
+        arrived = {number: rank.answer() for number, rank in waiting.items()}
+        answers |= {number: answer for number, answer in arrived.items() if answer is not None}
         if not all(isinstance(answer, Value) for answer in answers.values()):
             limit = min(limit, time.monotonic() + OTHERS_S)
     return answers
 
 
 def _refuse_failures(answers: Mapping[int, Answer]) -> None:
-    """Raise the cause: other ranks' broken connections follow from a death, or from a mistake that one rank found."""
+    """Raise the cause: other ranks' broken connections follow from a death, or from a mistake on one rank."""
     for number, answer in answers.items():
         if isinstance(answer, Death) and answer.code == -signal.SIGKILL:
             raise MtError(f"rank {number}", "was killed by SIGKILL", "if memory ran out, use fewer ranks")
     for answer in answers.values():
         if isinstance(answer, Refusal):
             raise answer.error
-    deaths = [f"rank {n} {_ended(a.code)} without an answer" for n, a in answers.items() if isinstance(a, Death)]
+    deaths = [
+        f"rank {n} {_describe_exit(a.code)} without an answer" for n, a in answers.items() if isinstance(a, Death)
+    ]
     failures = [f"rank {n} raised\n{a.text}" for n, a in answers.items() if isinstance(a, Failure)]
     if deaths or failures:
         raise RanksFailed("\n".join([*deaths, *failures]))
 
 
-def _ended(code: int) -> str:
+def _describe_exit(code: int) -> str:
     return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
 
 
-def _hanging(ranks: Sequence[Rank], answers: Mapping[int, Answer], folder: Path, timeout_s: float) -> str:
+def _describe_hanging(ranks: Sequence[Rank], answers: Mapping[int, Answer], folder: Path, timeout_s: float) -> str:
     """Which ranks have not answered, and where each of them is."""
     missing = [number for number in range(len(ranks)) if number not in answers]
     for number in missing:
-        if _stacks(folder, number).exists():
+        if _stacks_file(folder, number).exists():
             os.kill(ranks[number].process.pid, signal.SIGUSR1)
     time.sleep(STACKS_S)
-    told = {n: _stacks(folder, n).read_text() if _stacks(folder, n).exists() else "not started\n" for n in missing}
+    stacks = {
+        n: _stacks_file(folder, n).read_text() if _stacks_file(folder, n).exists() else "not started\n" for n in missing
+    }
     who = ", ".join(map(str, missing))
-    return f"no answer of rank {who} in {timeout_s:g} s\n" + "\n".join(f"rank {n}:\n{text}" for n, text in told.items())
+    return f"no answer of rank {who} in {timeout_s:g} s\n" + "\n".join(
+        f"rank {n}:\n{text}" for n, text in stacks.items()
+    )
 
 
-def _stacks(folder: Path, rank: int) -> Path:
+def _stacks_file(folder: Path, rank: int) -> Path:
     return folder / f"stacks-{rank}"
 
 
@@ -184,9 +190,9 @@ def _rank(
 ) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the parent too, which ends its ranks
     torch.set_num_threads(1)
-    with _stacks(folder, rank).with_suffix(".new").open("w") as stacks:
+    with _stacks_file(folder, rank).with_suffix(".new").open("w") as stacks:
         faulthandler.register(signal.SIGUSR1, stacks, all_threads=True)
-        Path(stacks.name).rename(_stacks(folder, rank))
+        Path(stacks.name).rename(_stacks_file(folder, rank))
         answers.send(_answer(rank, size, folder, function, arguments))
         if dist.is_initialized():
             dist.barrier()

@@ -1,11 +1,11 @@
-"""Mixing datasets: which dataset serves sample i, and which of its samples (spec/data.md §4.12)."""
+"""Mixing datasets: which dataset serves sample i, and which of its samples (docs/specs/data.md §4.12)."""
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from mt_core.contracts import Dataset
 from mt_core.errors import MtError
-from mt_core.types import Dataset
 from mt_data.blending.interleave import interleave
 
 LARGEST_BLEND = 32_766

@@ -1,4 +1,6 @@
-"""From parts to splits: which part of which corpus each split is made of, and how they are blended (spec §4.2, §4.12).
+"""From parts to splits: which part of which corpus each split is made of, and how they are blended.
+
+Source: docs/specs/data.md §4.2, §4.12.
 
 A kind of dataset says how a corpus is opened, counted and cut into samples (`Parts`); the rest is the same for all.
 """
@@ -10,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mt_core.contracts import Dataset
 from mt_core.errors import MtError, raise_if
-from mt_core.types import Dataset
 from mt_data.blending.blend import BlendedDataset, exhaustive_blend, sized_blend
 from mt_data.config.paths import WeightedPaths, sources
 from mt_data.config.rules import data_problems

@@ -1,7 +1,7 @@
 """The greedy order of a blend, for many samples at once, equal to the one-sample-at-a-time rule bit for bit.
 
-The rule (spec/data.md §4.12): sample i goes to the dataset with the largest `w · max(i, 1) - c` in float64, the first
-of equals, where c counts the samples that the dataset has given. Each turn depends on the one before, but little:
+The rule (docs/specs/data.md §4.12): sample i goes to the dataset with the largest `w · max(i, 1) - c` in float64, the
+first of equals, where c counts the samples that the dataset has given. Each turn depends on the one before, but little:
 two runs of the rule that differ in a few counts draw together, since no turn widens their distance (sum of |c - c'|)
 and every turn in which they choose differently tends to narrow it. So the order is cut into chunks that run side by
 side, each from counts guessed for its start and a warm-up; then the guess of every chunk is compared with how the

@@ -1,4 +1,6 @@
-"""Where a data section says its corpora are: Megatron's grammar of paths, for all splits or for each (spec §4.1).
+"""Where a data section says its corpora are: Megatron's grammar of paths, for all splits or for each.
+
+Source: docs/specs/data.md §4.1.
 
 Prefixes, or weights and prefixes in turn. Needs no numpy.
 """

@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from mt_core.config.section import Section
+from mt_core.config.sections import Section
 
 DEFAULT_SPLIT = "969,30,1"
 

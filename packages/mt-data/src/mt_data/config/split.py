@@ -1,4 +1,7 @@
-"""Megatron's `--split`: three shares become three ranges of sequence numbers (spec/data.md §4.2). Needs no numpy."""
+"""Megatron's `--split`: three shares become three ranges of sequence numbers. Needs no numpy.
+
+Source: docs/specs/data.md §4.2.
+"""
 
 import math
 from itertools import pairwise
@@ -25,7 +28,7 @@ def split_ranges(split: str, count: int) -> tuple[range, range, range]:
     Bounds are sums of normalised shares, added left to right, rounded half to even: the same floats as Megatron's.
     """
     if problem := split_problem(split):
-        raise MtError.of([problem])
+        raise MtError.from_problems([problem])
     shares = [float(share) for share in split.split(",")]
     shares += [0.0] * (len(SPLITS) - len(shares))
     total = sum(shares)
@@ -37,12 +40,12 @@ def split_ranges(split: str, count: int) -> tuple[range, range, range]:
 
 
 def legacy_ranges(split: str, count: int) -> tuple[range, range, range]:
-    """Document numbers of training, validation and test by the rule of ICT (spec/data.md §5.4).
+    """Document numbers of training, validation and test by the rule of ICT (docs/specs/data.md §5.4).
 
     Rounded shares are added up, and what they exceed `count` by is taken off every bound but the first.
     """
     if problem := split_problem(split.replace("/", ",")):
-        raise MtError.of([problem])
+        raise MtError.from_problems([problem])
     shares = [float(share) for share in split.replace("/", ",").split(",")]
     shares += [0.0] * (len(SPLITS) - len(shares))
     bounds = [0]

@@ -1,1 +1,4 @@
-"""From crawled text to a corpus: cleaning, near-duplicates and decontamination, step by step (spec/data.md §7)."""
+"""From crawled text to a corpus: cleaning, near-duplicates and decontamination, step by step.
+
+Source: docs/specs/data.md §7.
+"""

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 
+from mt_core.contracts import Tokenizer
 from mt_core.errors import MtError
-from mt_core.types import Tokenizer
 from mt_data.config import TokenizerConfig
 from mt_data.corpus.libraries import library
 from mt_data.corpus.records import Each, OnError, Record, read_lines

@@ -1,4 +1,4 @@
-"""Word n-grams of evaluation sets, and where a text holds one (spec/data.md §7, filter_ngrams)."""
+"""Word n-grams of evaluation sets, and where a text holds one (docs/specs/data.md §7, filter_ngrams)."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping

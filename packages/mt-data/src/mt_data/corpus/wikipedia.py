@@ -32,7 +32,9 @@ def extract(inputs: Sequence[Path], output: Path, *, min_characters: int = 1) ->
 def dump_files(inputs: Sequence[Path]) -> list[Path]:
     """The files themselves and all files below the folders, sorted by path."""
     if missing := [path for path in inputs if not path.exists()]:
-        raise MtError.of(Problem(str(path), "no such file or folder", nearest_file(path)) for path in missing)
+        raise MtError.from_problems(
+            Problem(str(path), "no such file or folder", nearest_file(path)) for path in missing
+        )
     found = [file for path in inputs for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
     files = [file for file in found if file.is_file()]
     if not files:

@@ -1,4 +1,4 @@
-"""`BERTDataset` (spec/data.md §5.2)."""
+"""`BERTDataset` (docs/specs/data.md §5.2)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mt_core.types import Dataset
+from mt_core.contracts import Dataset
 from mt_data.blending.build import Splits, Wanted
 from mt_data.config import BERTData
 from mt_data.datasets.masking.build import Samples, build_masked, flat, hiding, padded

@@ -1,4 +1,4 @@
-"""`FIMDataset`: GPT samples whose documents are cut at two random characters (spec/data.md §5.8).
+"""`FIMDataset`: GPT samples whose documents are cut at two random characters (docs/specs/data.md §5.8).
 
 Megatron draws from one generator for the whole dataset, so that samples depend on the order they are read in. Here
 each has its own, of the seed and its number, and a resumed run sees what an unbroken one does.
@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from mt_core.contracts import Dataset, Tokenizer
 from mt_core.errors import MtError, raise_if
-from mt_core.types import Dataset, Tokenizer
 from mt_data.blending.build import Parts, Portion, Splits, Wanted, mix
 from mt_data.config import FIMData
 from mt_data.config.rules import data_problems

@@ -1,4 +1,4 @@
-"""`ICTDataset` (spec/data.md §5.4).
+"""`ICTDataset` (docs/specs/data.md §5.4).
 
 The mapping has Megatron's order. Of each sample Megatron draws the sentence from one generator for the whole dataset,
 so that samples depend on the order they are read in; here each has its own, of the seed and its number, and a resumed
@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from mt_core.contracts import Dataset
 from mt_core.errors import MtError, raise_if
-from mt_core.types import Dataset
 from mt_data.blending.build import Splits, Wanted
 from mt_data.config import ICTData
 from mt_data.config.rules import data_problems

@@ -1,11 +1,11 @@
-"""Megatron's mock corpus (spec/data.md §4.14): GPT samples to try a run with, out of no files."""
+"""Megatron's mock corpus (docs/specs/data.md §4.14): GPT samples to try a run with, out of no files."""
 
 from pathlib import Path
 
 import numpy as np
 
+from mt_core.contracts import Dataset
 from mt_core.errors import raise_if
-from mt_core.types import Dataset
 from mt_data.blending.build import Splits, Wanted
 from mt_data.config import MockData
 from mt_data.config.rules import data_problems

@@ -1,4 +1,4 @@
-"""`T5Dataset` (spec/data.md §5.3)."""
+"""`T5Dataset` (docs/specs/data.md §5.3)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from mt_core.contracts import Dataset
 from mt_core.errors import MtError
-from mt_core.types import Dataset
 from mt_data.blending.build import Splits, Wanted
 from mt_data.config import T5Data
 from mt_data.datasets.masking.build import Samples, build_masked, flat, hiding, padded

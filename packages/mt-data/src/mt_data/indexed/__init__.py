@@ -1,1 +1,1 @@
-"""The `.bin`/`.idx` pair: token ids on disk, byte-compatible with Megatron's (spec/data.md §1)."""
+"""The `.bin`/`.idx` pair: token ids on disk, byte-compatible with Megatron's (docs/specs/data.md §1)."""

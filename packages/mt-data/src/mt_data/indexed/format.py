@@ -1,4 +1,7 @@
-"""The layout of an `.idx` file: header, lengths, pointers and document bounds, little-endian (spec/data.md §1.2)."""
+"""The layout of an `.idx` file: header, lengths, pointers and document bounds, little-endian.
+
+Source: docs/specs/data.md §1.2.
+"""
 
 import struct
 from dataclasses import dataclass

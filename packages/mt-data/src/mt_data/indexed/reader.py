@@ -1,4 +1,4 @@
-"""`IndexedReader`: random access to the sequences of a `.bin`/`.idx` pair, memory-mapped (spec/data.md §1.5)."""
+"""`IndexedReader`: random access to the sequences of a `.bin`/`.idx` pair, memory-mapped (docs/specs/data.md §1.5)."""
 
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,7 @@
 """Writing `.bin`/`.idx` pairs: `IndexedWriter` takes sequences, `write_index` makes an `.idx` from blocks of arrays.
 
 A pair appears whole or not at all. `IndexedWriter` needs 4 bytes of memory a sequence and 8 bytes a document, whatever
-their length; `write_index` needs constant memory, however many sequences there are (spec/data.md §1.2).
+their length; `write_index` needs constant memory, however many sequences there are (docs/specs/data.md §1.2).
 """
 
 import os

@@ -1,1 +1,1 @@
-"""`mt data preprocess`: loose JSON lines to `.bin`/`.idx` pairs, in constant memory (spec/data.md §2)."""
+"""`mt data preprocess`: loose JSON lines to `.bin`/`.idx` pairs, in constant memory (docs/specs/data.md §2)."""

@@ -132,7 +132,7 @@ def print_report(job: "Job", report: "Report") -> None:
     """The closing table on stdout, and skipped lines on stderr."""
     if report.skipped:
         for problem in report.examples:
-            print(f"skipped {problem.where}: {problem.found}", file=sys.stderr)
+            print(f"skipped {problem.where}: {problem.actual}", file=sys.stderr)
         if report.skipped > len(report.examples):
             print(f"skipped {report.skipped - len(report.examples):,} more lines", file=sys.stderr)
     rows = {"documents": f"{report.documents:,}", "skipped lines": f"{report.skipped:,}"}

@@ -8,8 +8,8 @@ from itertools import chain
 
 import numpy as np
 
+from mt_core.contracts import Tokenizer
 from mt_core.errors import MtError, Problem
-from mt_core.types import Tokenizer
 from mt_data.config import TokenizerConfig
 from mt_data.indexed.format import token_dtype
 from mt_data.preprocess.chunking import Cut, Piece, Position
@@ -27,7 +27,10 @@ class Encoding:
     tokenizer: TokenizerConfig
     keys: tuple[str, ...] = ("text",)
     append_eod: bool = False
-    """End every document that has a token with the end-of-document id; an empty one stays empty (spec/data.md §2.4)."""
+    """End every document that has a token with the end-of-document id; an empty one stays empty.
+
+    Source: docs/specs/data.md §2.4.
+    """
     splitting: Splitting | None = None
     """How texts are cut into sentences, each a sequence; None leaves a text whole."""
 

@@ -114,7 +114,7 @@ def _blocks(paths: list[Path]) -> Iterator[np.ndarray]:
 
 
 def _deal(encoded: EncodedKey, first: int, partitions: int) -> Iterator[EncodedKey]:
-    """The documents of each partition: numbered from `first`, dealt out in turn (spec/data.md §2.3)."""
+    """The documents of each partition: numbered from `first`, dealt out in turn (docs/specs/data.md §2.3)."""
     if partitions == 1:
         yield encoded
         return

@@ -113,7 +113,7 @@ def _work(
 
 def _append(job: Job, parts: dict[str, Parts], piece: EncodedPiece, report: Report) -> None:
     if piece.problems and job.on_error == "stop":
-        raise MtError.of(piece.problems[:1])
+        raise MtError.from_problems(piece.problems[:1])
     for key, encoded in piece.keys.items():
         parts[key].add(encoded, report.documents)
     report.count(piece)

@@ -1,4 +1,4 @@
-"""Cutting texts into sentences, with what is installed, and a record of what that was (spec/data.md §2.5)."""
+"""Cutting texts into sentences, with what is installed, and a record of what that was (docs/specs/data.md §2.5)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

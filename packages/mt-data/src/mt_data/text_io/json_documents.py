@@ -10,7 +10,7 @@ from mt_data.text_io.lines import Chunk
 JSON_TYPES = {dict: "an object", list: "a list", int: "a number", float: "a number", bool: "a boolean"}
 
 Value = str | list[str]
-"""A text, or a text that is already cut into sentences (spec/data.md §2.4)."""
+"""A text, or a text that is already cut into sentences (docs/specs/data.md §2.4)."""
 
 
 class BadLine(ValueError):

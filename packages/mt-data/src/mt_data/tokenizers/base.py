@@ -14,8 +14,8 @@ from functools import cached_property
 from types import MappingProxyType, ModuleType
 from typing import TYPE_CHECKING, Protocol
 
+from mt_core.contracts import Tokenizer
 from mt_core.errors import MtError
-from mt_core.types import Tokenizer
 
 if TYPE_CHECKING:
     import tokenizers

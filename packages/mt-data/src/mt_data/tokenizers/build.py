@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
+from mt_core.contracts import Tokenizer
 from mt_core.errors import MtError, raise_if
 from mt_core.plugins import component
-from mt_core.types import Tokenizer
 from mt_data.config import TokenizerConfig
 from mt_data.config.rules import tokenizer_problems
 from mt_data.tokenizers.saved import SAVED, check_fingerprint, read_saved

@@ -12,7 +12,7 @@ from pathlib import Path
 from tokenizers import Tokenizer as Library
 from tokenizers import models
 
-from mt_core.types import Tokenizer
+from mt_core.contracts import Tokenizer
 from mt_data.config import TokenizerConfig
 from mt_data.tokenizers.gpt2_bpe import END_OF_TEXT, GPT2BPETokenizer, byte_letters, read_merges, read_vocabulary
 

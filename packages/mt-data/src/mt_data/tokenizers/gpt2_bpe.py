@@ -1,7 +1,7 @@
 """`GPT2BPETokenizer`: GPT-2's byte-level BPE from vocab.json and merges.txt, on the `tokenizers` library.
 
 `<|endoftext|>` standing in a text is encoded as ordinary characters, as Megatron's GPT-2 tokenizer does: only
-preprocessing puts an end of document, so a text cannot forge one (spec/data.md §3.3).
+preprocessing puts an end of document, so a text cannot forge one (docs/specs/data.md §3.3).
 """
 
 import json

@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mt_core.contracts import Tokenizer
 from mt_core.errors import MtError
 from mt_core.files import atomic_file
-from mt_core.types import Tokenizer
 from mt_data.config import TokenizerConfig
 
 SAVED = "mt_tokenizer.json"

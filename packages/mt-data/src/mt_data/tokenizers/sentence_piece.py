@@ -2,7 +2,7 @@
 
 `GPTSentencePieceTokenizer` encodes as the model does. `Llama2Tokenizer` also puts the beginning of sequence before each
 text, as Megatron v0.11 and Llama 2 itself do; today's main branch does not, and GPTSentencePieceTokenizer gives what
-that gives. Control pieces such as `</s>` in a text are ordinary characters in both (spec/data.md §3.3).
+that gives. Control pieces such as `</s>` in a text are ordinary characters in both (docs/specs/data.md §3.3).
 
 `SentencePieceTokenizer` has the special tokens that BERT and T5 need after the model's pieces. Special tokens in a text
 get their ids, `<s>` and `</s>` among them, and each stretch of text between two is encoded for itself, as in Megatron

@@ -1,8 +1,8 @@
 """`TikTokenizer`: byte-level BPE from the JSON vocabulary of NVIDIA's models, on tiktoken.
 
-The vocabulary is a list of {rank, token_bytes, token_str} (spec/data.md §3.5). Special tokens have the first ids, bytes
-and merges come after them. A special token in a text is ordinary characters, as in Megatron v0.11; today's main branch
-recognises it there, which lets a text end its own document. Only `<unk>`, `<s>` and `</s>` are named unless
+The vocabulary is a list of {rank, token_bytes, token_str} (docs/specs/data.md §3.5). Special tokens have the first ids,
+bytes and merges come after them. A special token in a text is ordinary characters, as in Megatron v0.11; today's main
+branch recognises it there, which lets a text end its own document. Only `<unk>`, `<s>` and `</s>` are named unless
 `tiktoken_special_tokens` names more; main also names `<mask>`, `<pad>`, `<cls>` and `<sep>`. Where v0.11 wants a
 pattern to be chosen, v2 is taken, as main does.
 """

@@ -67,7 +67,7 @@ def _texts(inputs: Sequence[Path], key: str) -> Iterator[str]:
                 if inner.suffix in (".jsonl", ".json"):
                     documents, problems = parse_chunk(chunk, (key,))
                     if problems:
-                        raise MtError.of(problems[:1])
+                        raise MtError.from_problems(problems[:1])
                     yield from (text for (text,) in documents)
                 else:
                     yield from (line.decode(errors="replace") + "\n" for line in chunk.lines)

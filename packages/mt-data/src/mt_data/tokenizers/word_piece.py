@@ -1,7 +1,8 @@
 """`BertWordPieceLowerCase` and `BertWordPieceCase`: BERT's WordPiece from a vocab.txt, on the `tokenizers` library.
 
-The ids are those of Megatron v0.11 (spec/data.md §3.3), without `[CLS]` and `[SEP]` around a text: datasets place them.
-Today's main branch does add them, which puts them into the middle of BERT's samples. `[CLS]` in a text is three words.
+The ids are those of Megatron v0.11 (docs/specs/data.md §3.3), without `[CLS]` and `[SEP]` around a text: datasets place
+them. Today's main branch does add them, which puts them into the middle of BERT's samples. `[CLS]` in a text is
+three words.
 
 `split_words` defines how a text is split, in Python's own Unicode. The library knows an older Unicode, takes private
 characters for control characters, and lower-cases Σ without looking at the end of the word. So a text is given to it

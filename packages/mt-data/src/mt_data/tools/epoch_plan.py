@@ -1,4 +1,4 @@
-"""What a run draws from its sources: samples, tokens and epochs of each (spec/data.md §4.1–4.4, §4.12)."""
+"""What a run draws from its sources: samples, tokens and epochs of each (docs/specs/data.md §4.1 to §4.4, §4.12)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

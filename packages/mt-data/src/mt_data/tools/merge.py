@@ -1,4 +1,6 @@
-"""`mt data merge`: several `.bin`/`.idx` pairs to one, as Megatron's `add_index` joins them (spec/data.md §1.4, §1.7).
+"""`mt data merge`: several `.bin`/`.idx` pairs to one, as Megatron's `add_index` joins them.
+
+Source: docs/specs/data.md §1.4, §1.7.
 
 Tokens are copied as they are, lengths follow one another, document bounds are shifted.
 """

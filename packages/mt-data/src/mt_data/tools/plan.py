@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 from pydantic import ConfigDict
 
-from mt_core.config.load import load
-from mt_core.config.section import Section
-from mt_core.config.sections import BatchConfig, RuntimeConfig, TrainConfig
+from mt_core.config.loading import load
+from mt_core.config.sections import BatchConfig, RuntimeConfig, Section, TrainConfig
 from mt_core.errors import MtError, raise_if
 from mt_data.batch_sizes import batch_sizes, count_samples
 from mt_data.config import BERTData, Corpora, DataConfig, FIMData, GPTData, ICTData, Loading, MockData, SFTData, T5Data

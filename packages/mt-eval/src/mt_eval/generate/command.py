@@ -8,8 +8,8 @@ from typing import Annotated
 
 from typer import Argument, Option
 
+from mt_core.contracts import Tokenizer
 from mt_core.errors import MtError
-from mt_core.types import Tokenizer
 from mt_eval.options import ModelOptions, TokenizerOptions, spread
 
 UNFINISHED = "\ufffd"

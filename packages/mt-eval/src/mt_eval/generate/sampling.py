@@ -1,4 +1,6 @@
-"""How the next token is chosen from logits: temperature, then top-k or top-p, then one draw (spec/models_eval.md §4.1).
+"""How the next token is chosen from logits: temperature, then top-k or top-p, then one draw.
+
+Source: docs/specs/evaluation.md §4.1.
 
 Choosing is a pure function of the logits and a number in [0, 1), so equal draws give equal tokens in any batch.
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
+from mt_core.contracts import ModelConfig, Tokenizer
 from mt_core.errors import MtError
-from mt_core.types import ModelConfig, Tokenizer
 from mt_eval.load import Checkpoint, load_model, load_tokenizer, pick_device
 from mt_eval.options import ModelOptions, TaskOptions, TokenizerOptions
 from mt_eval.report import Report, Value, check_output, publish

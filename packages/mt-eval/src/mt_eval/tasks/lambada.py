@@ -1,4 +1,4 @@
-"""LAMBADA cloze accuracy: is the last word of a passage the model's first choice? (spec/models_eval.md §3.3)
+"""LAMBADA cloze accuracy: is the last word of a passage the model's first choice? (docs/specs/evaluation.md §3.3)
 
 Strict: the last white-space separated word, however many tokens it has, after the passage without it. Published
 figures are strict. Loose: the last token only. A passage counts only if every token of its target is the arg-max.
@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mt_core.contracts import Tokenizer
 from mt_core.errors import MtError
 from mt_core.progress import progress
-from mt_core.types import Tokenizer
 from mt_eval.documents import json_lines
 
 if TYPE_CHECKING:

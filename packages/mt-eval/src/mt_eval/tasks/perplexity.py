@@ -7,8 +7,8 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from mt_core.contracts import Tokenizer
 from mt_core.errors import MtError
-from mt_core.types import Tokenizer
 from mt_eval.documents import json_lines, read_text
 from mt_eval.scoring import perplexity
 

@@ -1,4 +1,4 @@
-"""WikiText-103 perplexity per original word, as published for Megatron (spec/models_eval.md §3.2).
+"""WikiText-103 perplexity per original word, as published for Megatron (docs/specs/evaluation.md §3.2).
 
 The model reads detokenised text, T tokens of it; its loss is spread over the To words of the word-tokenised file, so
 models with different vocabularies compare: adjusted perplexity = exp(loss · (T−1)/(To−1)).
@@ -6,7 +6,7 @@ models with different vocabularies compare: adjusted perplexity = exp(loss · (T
 
 from collections.abc import Sequence
 
-from mt_core.types import Tokenizer
+from mt_core.contracts import Tokenizer
 from mt_eval.detokenize import wikitext
 from mt_eval.scoring import perplexity
 

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, PositiveFloat, PositiveInt, model_validator
 
-from mt_core.config.section import Section
+from mt_core.config.sections import Section
 
 
 class GQA(Section):

@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import NonNegativeFloat, PositiveInt, model_validator
 
-from mt_core.config.section import Section
+from mt_core.config.sections import Section
 
 
 class Dense(Section):

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import PositiveFloat
 
-from mt_core.config.section import Section
+from mt_core.config.sections import Section
 
 
 class RMSNorm(Section):

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from mt_core.config.section import Section
+from mt_core.config.sections import Section
 from mt_models.config import shapes
 from mt_models.config.attention import GQA
 from mt_models.config.norm import LayerNorm, RMSNorm

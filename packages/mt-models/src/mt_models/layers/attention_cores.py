@@ -1,6 +1,6 @@
 """Attention cores: the part of attention that mixes positions, as functions chosen by name.
 
-`mt_core.types.AttentionCore` is how one is called and what it computes. What else a model does to its scores is
+`mt_core.contracts.AttentionCore` is how one is called and what it computes. What else a model does to its scores is
 `ScoreMods`; a core that supports none of it never gets them. Which keys a query sees: in a causal core those up to its
 own position, with `segment_ids_BS` only those of its own segment; in a bidirectional core all of them, with
 `padding_mask_BS` only those that are no padding (1 for a token, 0 for padding).
@@ -19,9 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from mt_core.contracts import AttentionCore
 from mt_core.errors import MtError
 from mt_core.plugins import component, components
-from mt_core.types import AttentionCore
 
 logger = logging.getLogger(__name__)
 

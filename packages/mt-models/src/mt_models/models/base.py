@@ -6,10 +6,10 @@ from typing import Any, ClassVar, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
+from mt_core.contracts import BatchKey
 from mt_core.errors import MtError
 from mt_core.parallel.recompute import Layer, in_order
 from mt_core.parallel.tensor.plan import Plan
-from mt_core.types import BatchKey
 from mt_models import canonical
 from mt_models.config import TransformerConfig
 from mt_models.initialization import initial

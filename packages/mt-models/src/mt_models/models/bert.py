@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mt_core.types import BatchKey, Losses
+from mt_core.contracts import BatchKey, Losses
 from mt_models.config import BertConfig
 from mt_models.layers.attention import Attention
 from mt_models.layers.attention_cores import Core

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mt_core.contracts import BatchKey, Losses
 from mt_core.parallel.tensor.cross_entropy import capped
-from mt_core.types import BatchKey, Losses
 from mt_models.config import GPTConfig
 from mt_models.layers.attention import Attention
 from mt_models.layers.attention_cores import Core

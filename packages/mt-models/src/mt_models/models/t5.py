@@ -14,7 +14,7 @@ from types import MappingProxyType
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mt_core.types import BatchKey, Losses
+from mt_core.contracts import BatchKey, Losses
 from mt_models.config import T5Config
 from mt_models.layers.attention import Attention, CrossAttention
 from mt_models.layers.attention_cores import Core

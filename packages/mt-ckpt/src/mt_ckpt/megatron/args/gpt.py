@@ -13,7 +13,10 @@ from mt_models.config import GPTConfig
 
 
 def write_args(config: GPTConfig, layout: Layout, *, dtype: Any, form: str) -> Namespace:
-    """The arguments of a model: what --use-checkpoint-args reads, and what Megatron compares before it loads (§1.2)."""
+    """The arguments of a model: what --use-checkpoint-args reads, and what Megatron compares before it loads.
+
+    Source: docs/specs/checkpoints.md §1.2.
+    """
     part, mlp, position = config.attention, config.mlp, config.position
     all_biased = part.qkv_bias and part.out_bias and mlp.kind != "moe" and mlp.bias
     theta = position.theta if position.kind == "rope" else 10_000.0

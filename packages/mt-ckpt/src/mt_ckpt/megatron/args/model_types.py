@@ -47,7 +47,7 @@ def read_model(
         return T5Config.model_validate(shared | of_t5(found, args, shapes))
     except ValidationError as err:
         problems = (Problem(where, f"args: {e['msg']}", "the checkpoint cannot be read") for e in err.errors())
-        raise MtError.of(problems) from None
+        raise MtError.from_problems(problems) from None
 
 
 def _not_implemented(config: GPTConfig, args: Any, kind: str, where: str) -> Iterator[Problem]:

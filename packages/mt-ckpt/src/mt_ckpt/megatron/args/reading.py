@@ -43,7 +43,7 @@ def read_args(args: Any, where: str, true_vocab_size: int | None = None) -> GPTC
     try:
         return GPTConfig.model_validate(values)
     except ValidationError as err:
-        raise MtError.of(
+        raise MtError.from_problems(
             Problem(where, f"args: {e['msg']}", "the checkpoint cannot be read") for e in err.errors()
         ) from None
 

@@ -1,4 +1,4 @@
-"""Arguments of Megatron's that ask for something that GPT lacks, by name (§1.2)."""
+"""Arguments of Megatron's that ask for something that GPT lacks, by name (docs/specs/checkpoints.md §1.2)."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any

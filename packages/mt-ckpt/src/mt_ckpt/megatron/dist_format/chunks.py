@@ -1,4 +1,7 @@
-"""Where a `torch_dist` checkpoint holds a tensor, and reading it from the chunks that overlap it (§2.4, §2.5)."""
+"""Where a `torch_dist` checkpoint holds a tensor, and reading it from the chunks that overlap it.
+
+Source: docs/specs/checkpoints.md §2.4, §2.5.
+"""
 
 from collections.abc import Mapping
 from itertools import product

@@ -1,4 +1,7 @@
-"""A `torch_dist` directory written tensor by tensor, by the recipe that every release since 0.11 reads (§2.7)."""
+"""A `torch_dist` directory written tensor by tensor, by the recipe that every release since 0.11 reads.
+
+Source: docs/specs/checkpoints.md §2.7.
+"""
 
 import json
 import math
@@ -50,7 +53,9 @@ class ChunkFiles:
         self._add(key, at, size, chunk, (*[1] * len(place.at), *chunk.shape))
 
     def add_flat(self, key: str, at: Sequence[int], fragments: Sequence[int], share: Rows) -> None:
-        """Write a rank's share of a tensor, flat, as 0.11's distributed optimizer does (§2.6).
+        """Write a rank's share of a tensor, flat, as 0.11's distributed optimizer does.
+
+        Source: docs/specs/checkpoints.md §2.6.
 
         `at` and `fragments` count the shares along the tensor's dims, those of layers and experts included.
         """

@@ -1,4 +1,7 @@
-"""`.metadata` of a torch_dist checkpoint, read safely: a pickle of which only plain records are let through (§2.2)."""
+"""`.metadata` of a torch_dist checkpoint, read safely: a pickle of which only plain records are let through.
+
+Source: docs/specs/checkpoints.md §2.2.
+"""
 
 import pickle
 from collections import OrderedDict
@@ -48,7 +51,7 @@ class Stored:
     size: Shape | None
     chunks: list[Chunk] = field(default_factory=list)
     original: Shape | None = None
-    """The tensor's own shape, if the chunks are flat pieces of it (§2.6)."""
+    """The tensor's own shape, if the chunks are flat pieces of it (docs/specs/checkpoints.md §2.6)."""
 
 
 def read_metadata(directory: Path) -> dict[str, Stored]:

@@ -1,4 +1,7 @@
-"""Megatron's `torch_dist` format, read: tensors from chunks of any layout, layers under one key (§2.3-2.5)."""
+"""Megatron's `torch_dist` format, read: tensors from chunks of any layout, layers under one key.
+
+Source: docs/specs/checkpoints.md §2.3 to §2.5.
+"""
 
 import math
 from argparse import Namespace

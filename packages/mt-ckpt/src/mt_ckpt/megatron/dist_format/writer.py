@@ -1,4 +1,7 @@
-"""Megatron's `torch_dist` format, written: which keys, and where under them each tensor lies (§2.3-2.5)."""
+"""Megatron's `torch_dist` format, written: which keys, and where under them each tensor lies.
+
+Source: docs/specs/checkpoints.md §2.3 to §2.5.
+"""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path

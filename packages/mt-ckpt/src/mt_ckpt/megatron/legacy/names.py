@@ -1,4 +1,7 @@
-"""Names that the old classes gave to tensors, and Megatron-Core's local names for them (§3.1)."""
+"""Names that the old classes gave to tensors, and Megatron-Core's local names for them.
+
+Source: docs/specs/checkpoints.md §3.1.
+"""
 
 import re
 from collections.abc import Iterator, Mapping

@@ -1,4 +1,4 @@
-"""In which order the rows of query, key and value lie, by `checkpoint_version` (§3.9)."""
+"""In which order the rows of query, key and value lie, by `checkpoint_version` (docs/specs/checkpoints.md §3.9)."""
 
 from collections.abc import Callable, Mapping
 from typing import Any

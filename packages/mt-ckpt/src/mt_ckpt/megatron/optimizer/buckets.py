@@ -1,4 +1,4 @@
-"""Where parameters lie in the flat vectors of Megatron's distributed optimizer (§1.4)."""
+"""Where parameters lie in the flat vectors of Megatron's distributed optimizer (docs/specs/checkpoints.md §1.4)."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass

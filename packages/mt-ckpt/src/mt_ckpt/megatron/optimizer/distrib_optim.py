@@ -1,4 +1,6 @@
-"""`distrib_optim.pt`, written: the flat vectors of the distributed optimizers, one bucket for all parameters (§1.4).
+"""`distrib_optim.pt`, written: the flat vectors of the distributed optimizers, one bucket for all parameters.
+
+Source: docs/specs/checkpoints.md §1.4.
 
 A vector is filled in a file that is mapped into memory, so that it need not fit there. Data-parallel rank 0 writes, so
 the first expert rank has the vectors of what all expert ranks hold, and every one those of its experts.

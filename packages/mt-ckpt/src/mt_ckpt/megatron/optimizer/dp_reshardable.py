@@ -1,5 +1,5 @@
 """Optimizer tensors that Megatron's main stores by default: flat buckets of each model-parallel rank
-(`dp_reshardable`, §2.6), as canonical tensors.
+(`dp_reshardable`, docs/specs/checkpoints.md §2.6), as canonical tensors.
 """
 
 import math

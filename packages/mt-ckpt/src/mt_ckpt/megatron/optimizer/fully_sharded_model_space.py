@@ -1,4 +1,6 @@
-"""Optimizer tensors that 0.11 stores as flat pieces of each rank's share (`fully_sharded_model_space`, §2.6), as boxes.
+"""Optimizer tensors that 0.11 stores as flat pieces of each rank's share (`fully_sharded_model_space`), as boxes.
+
+Source: docs/specs/checkpoints.md §2.6.
 
 Stored shape (F_0 … F_k, m) of a tensor (o_0 … o_k): the share at fragment (i_0 … i_k) is a box of l_j = o_j / F_j in
 each dim, flat; data ranks hold pieces of it.

@@ -45,7 +45,7 @@ def members_of(dims: Mapping[str, int], groups: Sequence[Values]) -> list[list[s
 
 
 def with_ids(groups: Sequence[Values], members: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
-    """Groups as torch's optimizers save them: ids count through the groups (§1.4)."""
+    """Groups as torch's optimizers save them: ids count through the groups (docs/specs/checkpoints.md §1.4)."""
     ids = itertools.count()
     return [{**group, "params": [next(ids) for _ in own]} for group, own in zip(groups, members, strict=True)]
 

@@ -1,7 +1,7 @@
 """Which parameters a rank has, in the order of Megatron's named_parameters(), and which optimizer has them.
 
 Flat vectors and ids of parameters count in this order, which depends on whose layers the model is made of. A tensor
-that T5 holds under two names (§3.4) is one parameter.
+that T5 holds under two names (docs/specs/checkpoints.md §3.4) is one parameter.
 """
 
 from collections.abc import Iterator, Mapping
@@ -78,7 +78,10 @@ def own_places(config: TransformerConfig, name: str, layout: Layout) -> Iterator
 
 
 def by_optimizer(parameters: Mapping[str, T], expert_ranks: int) -> list[dict[str, T]]:
-    """The parameters of each optimizer: where several ranks share the experts, these have one of their own (§1.4)."""
+    """The parameters of each optimizer: where several ranks share the experts, these have one of their own.
+
+    Source: docs/specs/checkpoints.md §1.4.
+    """
     if expert_ranks == 1:
         return [dict(parameters)]
     return [{name: one for name, one in parameters.items() if of_experts(name) == experts} for experts in (False, True)]

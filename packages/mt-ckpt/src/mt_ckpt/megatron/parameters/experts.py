@@ -1,4 +1,6 @@
-"""Experts in `torch` files: every way of Megatron's to store them, put under the names of SequentialMLP (§3.6).
+"""Experts in `torch` files: every way of Megatron's to store them, put under the names of SequentialMLP.
+
+Source: docs/specs/checkpoints.md §3.6.
 
     SequentialMLP   mlp.experts.local_experts.3.linear_fc1.weight    a tensor for each expert
     TEGroupedMLP    mlp.experts.linear_fc1.weight3                   the same under other names

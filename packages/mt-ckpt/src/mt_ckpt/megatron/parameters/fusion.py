@@ -1,4 +1,7 @@
-"""Canonical tensors to one of Megatron's and back, and the shares that tensor ranks store of it (§3.9, §3.10)."""
+"""Canonical tensors to one of Megatron's and back, and the shares that tensor ranks store of it.
+
+Source: docs/specs/checkpoints.md §3.9, §3.10.
+"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -47,7 +50,9 @@ class Rows:
 
 
 def fuse(config: TransformerConfig, parts: Sequence[Tensor], one: Parameter, size: int) -> Rows:
-    """Canonical tensors, whole, as one in its logical shape; vocabulary rows are padded for `size` ranks (§3.10).
+    """Canonical tensors, whole, as one in its logical shape; vocabulary rows are padded for `size` ranks.
+
+    Source: docs/specs/checkpoints.md §3.10.
 
     Padding rows are copies of the last row, as Megatron's own converter makes them.
     """

@@ -1,4 +1,7 @@
-"""Which pipeline stage holds which layers: evenly cut, or with other numbers on the first and last (§3.10)."""
+"""Which pipeline stage holds which layers: evenly cut, or with other numbers on the first and last.
+
+Source: docs/specs/checkpoints.md §3.10.
+"""
 
 
 def stage_layers(layers: int, stages: int, chunks: int = 1) -> tuple[int, ...] | None:

@@ -1,4 +1,7 @@
-"""What each rank of a stage should hold of a tensor, and that copies on several ranks are equal (§3.10)."""
+"""What each rank of a stage should hold of a tensor, and that copies on several ranks are equal.
+
+Source: docs/specs/checkpoints.md §3.10.
+"""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass

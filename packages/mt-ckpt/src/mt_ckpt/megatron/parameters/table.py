@@ -1,4 +1,7 @@
-"""Which tensors Megatron-Core's GPT, BERT and T5 have, by module, and what canonical ones each is made of (§3)."""
+"""Which tensors Megatron-Core's GPT, BERT and T5 have, by module, and what canonical ones each is made of.
+
+Source: docs/specs/checkpoints.md §3.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -47,7 +50,7 @@ CROSS = {
     "cross_attention.linear_kv": Parameter(("cross.k", "cross.v"), 0),
     "cross_attention.linear_proj": Parameter(("cross.out",), 1),
 }
-"""What a layer of T5's decoder has besides (§3.4)."""
+"""What a layer of T5's decoder has besides (docs/specs/checkpoints.md §3.4)."""
 OUTSIDE = {
     "embedding.word_embeddings": Parameter(("embed",), 0),
     "embedding.position_embeddings": Parameter(("position",)),
@@ -60,12 +63,15 @@ OUTSIDE = {
     "binary_head": Parameter(("binary_head",)),
     "pooler.dense": Parameter(("pooler",)),
 }
-"""What models have besides layers; heads but the output layer are whole on every tensor rank (§3.3)."""
+"""What models have besides layers; heads but the output layer are whole on every tensor rank.
+
+Source: docs/specs/checkpoints.md §3.3.
+"""
 COPIES = {
     "embedding.position_embeddings.": "position_embeddings.",
     "output_layer.": "lm_head.output_layer.",
 }
-"""Modules of T5 that Megatron holds, and stores, under a second name (§3.4)."""
+"""Modules of T5 that Megatron holds, and stores, under a second name (docs/specs/checkpoints.md §3.4)."""
 
 
 @dataclass(frozen=True)

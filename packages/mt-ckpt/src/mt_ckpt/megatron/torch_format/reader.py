@@ -1,4 +1,6 @@
-"""Megatron's `torch` format, read: the files of all model-parallel ranks, put together tensor by tensor (§1, §3).
+"""Megatron's `torch` format, read: the files of all model-parallel ranks, put together tensor by tensor.
+
+Source: docs/specs/checkpoints.md §1, §3.
 
 Files are memory-mapped and checked by their tensors' shapes before any tensor is read. Ranks of a pipeline stage are
 numbered expert rank · tensor ranks + tensor rank.

@@ -38,7 +38,7 @@ class StandIn:
 
 
 def allowed_names() -> dict[str, Any]:
-    """Names besides torch's own allow-list that a Megatron checkpoint may use (§1.5)."""
+    """Names besides torch's own allow-list that a Megatron checkpoint may use (docs/specs/checkpoints.md §1.5)."""
     import numpy as np
 
     rebuild = np._core.multiarray._reconstruct  # pyright: ignore[reportAttributeAccessIssue]

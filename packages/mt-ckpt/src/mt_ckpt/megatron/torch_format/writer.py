@@ -1,4 +1,7 @@
-"""Megatron's `torch` format, written: a file for each tensor and expert rank of each pipeline stage (§1.2, §3.2)."""
+"""Megatron's `torch` format, written: a file for each tensor and expert rank of each pipeline stage.
+
+Source: docs/specs/checkpoints.md §1.2, §3.2.
+"""
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping

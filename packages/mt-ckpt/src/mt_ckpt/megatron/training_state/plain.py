@@ -1,4 +1,4 @@
-"""Megatron's arguments as plain values: what its weights-only reader takes back (§1.5)."""
+"""Megatron's arguments as plain values: what its weights-only reader takes back (docs/specs/checkpoints.md §1.5)."""
 
 from argparse import Namespace
 from collections.abc import Mapping

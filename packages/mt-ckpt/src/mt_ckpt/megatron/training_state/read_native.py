@@ -14,7 +14,7 @@ from mt_core.checkpoint import native
 from mt_core.checkpoint.shard_files import StoredTensor, open_part
 from mt_core.config.sections import LRScheduleConfig
 from mt_core.errors import MtError, Problem, raise_if
-from mt_core.training.learning_rate import learning_rate
+from mt_core.training.lr_schedule import learning_rate
 from mt_models.config import TransformerConfig
 
 STEP = "step"

@@ -158,7 +158,10 @@ def _buffers(path: Path, chunks: int, expert_ranks: int) -> list[Buffers | None]
 
 
 def _from_lists(files: TorchFiles, saved: Any, chunks: Chunks) -> Kinds:
-    """Tensors of optimizers that every rank has whole: moments by id, masters by group (§1.4)."""
+    """Tensors of optimizers that every rank has whole: moments by id, masters by group.
+
+    Source: docs/specs/checkpoints.md §1.4.
+    """
     found: dict[str, dict[str, dict[str, Tensor]]] = {}
     where, inner = files.path, optimizers_of(saved, files.path, files.expert)
     names = {f"{chunk} {name}": tensor for chunk, model in chunks.items() for name, tensor in model.items()}

@@ -29,7 +29,10 @@ class RandomStates:
     tensor: int
     pipeline: int
     states: Mapping[tuple[int, int], Any]
-    """(stage, rank of it) → the list of §1.3; `torch_dist` files hold those of the first expert rank alone."""
+    """(stage, rank of it) → the list of its generators (docs/specs/checkpoints.md §1.3).
+
+    `torch_dist` files hold those of the first expert rank alone.
+    """
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class TrainingState:
     args: Values
     """Megatron's arguments as plain values."""
     scheduler: Values
-    """max_lr, lr_warmup_steps, … (§1.3); counted in samples."""
+    """max_lr, lr_warmup_steps, … (docs/specs/checkpoints.md §1.3); counted in samples."""
     groups: Sequence[Values]
     """Settings of the parameter groups, without parameters; those of experts are the same."""
     grad_scaler: Values | None = None

@@ -55,7 +55,10 @@ def common_of(state: TrainingState, args: Namespace) -> dict[str, Any]:
 
 
 def groups_of(state: TrainingState, expert_ranks: int) -> list[list[dict[str, Any]]]:
-    """Of each optimizer, its parameter groups as a distributed one saves them; without `step` loading fails (§2.6)."""
+    """Of each optimizer, its parameter groups as a distributed one saves them; without `step` loading fails.
+
+    Source: docs/specs/checkpoints.md §2.6.
+    """
     groups = [state.groups] if expert_ranks == 1 else [state.groups, for_experts(state.groups)]
     return [[{**group, "step": state.optimizer_steps} for group in own] for own in groups]
 

@@ -13,7 +13,7 @@ from mt_ckpt.megatron.training_state.state import MASTER, MOMENTS, TrainingState
 from mt_ckpt.tensor_streams.accounting import accounted
 from mt_core.checkpoint.native import step_directory
 from mt_core.checkpoint.step_writer import write
-from mt_core.config.load import validate
+from mt_core.config.loading import validate
 from mt_core.config.sections import (
     BatchConfig,
     LRScheduleConfig,

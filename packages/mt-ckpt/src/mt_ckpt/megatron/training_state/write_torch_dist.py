@@ -1,8 +1,10 @@
 """A Megatron-Core checkpoint in `torch_dist` format of a training state.
 
 The optimizer is stored as main's `fully_reshardable`, which any layout loads; as 0.11's `fully_sharded_model_space`,
-the only one that 0.11 saves and main refuses; or as an optimizer that is not distributed (§2.6). Where ranks share
+the only one that 0.11 saves and main refuses; or as an optimizer that is not distributed. Where ranks share
 experts, these have an optimizer of their own, which all but the first number in their keys.
+
+Source: docs/specs/checkpoints.md §2.6.
 """
 
 from pathlib import Path

@@ -5,11 +5,11 @@ from functools import partial
 from types import MappingProxyType
 
 from mt_core.config.sections import CPCommType
+from mt_core.contracts import AttentionCore
 from mt_core.distributed.mesh import Axis
 from mt_core.parallel.context.all_gather import gathered
 from mt_core.parallel.context.ring import ring
 from mt_core.parallel.context.ulysses import heads
-from mt_core.types import AttentionCore
 
 
 def _ring(axis: Axis, core: AttentionCore) -> AttentionCore:

@@ -5,7 +5,7 @@ groups of keys and values. Their log-sum-exp is natural and fp32, held by cuDNN 
 A causal mask is only asked of them for as many keys as queries, where its alignment does not matter. Neither reads its
 random state when nothing is dropped, but wants a tensor in its place.
 
-On an H200 with K = 128 in bf16 cuDNN runs forward at 580–604 TFLOP/s, flash at half of that (../shared/PERFORMANCE.md).
+On an H200 with K = 128 in bf16 cuDNN runs forward at 580–604 TFLOP/s, flash at half of that (torch 2.11).
 
 Shape suffixes: B batch, T queries, S keys, H query heads, G key/value groups, K head size.
 """

@@ -16,10 +16,10 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from mt_core.contracts import AttentionCore
 from mt_core.distributed.mesh import Axis
 from mt_core.errors import MtError
 from mt_core.parallel.context.zigzag import by_rank, in_order, join_sequence
-from mt_core.types import AttentionCore
 
 
 def heads(

@@ -1,7 +1,7 @@
 """Zig-zag sharding of a sequence: of 2·size equal pieces, rank r holds piece r and piece 2·size − 1 − r.
 
 Under a causal mask an early token costs little and a late one much; with one piece from each end every rank has the
-same work (../shared/spec/core.md §4.1). The order of the pieces is known here and nowhere else.
+same work (docs/specs/core.md §4.1). The order of the pieces is known here and nowhere else.
 
 Shape suffixes: `_of_rank` marks tensors whose first dim runs over the ranks of the axis.
 """

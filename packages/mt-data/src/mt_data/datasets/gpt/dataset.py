@@ -1,6 +1,6 @@
 """`GPTDataset`: samples of L tokens and their labels, in training order, and `build_splits` for a section of data.
 
-The samples are specified in spec/data.md §4.7 and §4.9, splits and blends in §4.2 and §4.12.
+The samples are specified in docs/specs/data.md §4.7 and §4.9, splits and blends in docs/specs/data.md §4.2 and §4.12.
 """
 
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from mt_core.types import Dataset
+from mt_core.contracts import Dataset
 from mt_data.blending.build import Parts, Portion, Splits, Wanted, mix
 from mt_data.config import GPTData, Stream
 from mt_data.datasets.gpt.indices import Indices, Request, build_indices

@@ -1,4 +1,4 @@
-"""Which tokens make up sample i: the document, sample and shuffle index (spec/data.md §4.4 to 4.6), in numpy.
+"""Which tokens make up sample i: the document, sample and shuffle index (docs/specs/data.md §4.4 to §4.6), in numpy.
 
 All sequences of a split, shuffled once per epoch, form one long stream; sample k starts at its token k · L. One
 `RandomState(seed)` makes the document index first and the shuffle index second, so both orders equal Megatron's.

@@ -6,8 +6,8 @@ from itertools import chain
 
 import numpy as np
 
+from mt_core.contracts import Dataset
 from mt_core.errors import MtError
-from mt_core.types import Dataset
 from mt_data.blending.build import Parts, Portion, Splits, Wanted, mix
 from mt_data.config import Masking
 from mt_data.config.split import SPLITS

@@ -1,4 +1,4 @@
-"""Which tokens of a sample are hidden, drawn in Megatron's order (spec/data.md §5.1.2).
+"""Which tokens of a sample are hidden, drawn in Megatron's order (docs/specs/data.md §5.1.2).
 
 Every run of up to N words is a candidate. They are visited in random order, and a run is hidden if it still fits into
 the budget and touches nothing hidden before.

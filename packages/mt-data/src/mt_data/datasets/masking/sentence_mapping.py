@@ -1,4 +1,4 @@
-"""Which sentences make up sample i of BERT, T5 and ICT, in Megatron's order (spec/data.md §5.1.1, §5.4).
+"""Which sentences make up sample i of BERT, T5 and ICT, in Megatron's order (docs/specs/data.md §5.1.1, §5.4).
 
 A document's sentences are gathered until they reach a target length. For BERT and T5 a random number decides each
 target, and how many are drawn depends on where all samples before ended, so samples are gathered one after the other;

@@ -1,1 +1,1 @@
-"""Packed conversations for supervised fine-tuning (spec/data.md §5.7)."""
+"""Packed conversations for supervised fine-tuning (docs/specs/data.md §5.7)."""

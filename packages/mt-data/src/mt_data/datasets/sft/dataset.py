@@ -1,4 +1,4 @@
-"""`SFTDataset`: sample i is line i of a JSON Lines file of conversations, around and around (spec/data.md §5.7).
+"""`SFTDataset`: sample i is line i of a JSON Lines file of conversations, around and around (docs/specs/data.md §5.7).
 
 The conversations of a line are packed one after the other into L tokens.
 """
@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from mt_core.contracts import Dataset, Tokenizer
 from mt_core.errors import MtError
-from mt_core.types import Dataset, Tokenizer
 from mt_data.blending.build import Parts, Portion, Splits, Wanted, mix
 from mt_data.config import SFTData
 from mt_data.datasets.packing import positions, segment_ids

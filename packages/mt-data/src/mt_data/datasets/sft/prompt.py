@@ -1,10 +1,10 @@
-"""Conversations as tokens, and which of them are learnt: the assistant's words (spec/data.md §3.7)."""
+"""Conversations as tokens, and which of them are learnt: the assistant's words (docs/specs/data.md §3.7)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from mt_core.contracts import Tokenizer
 from mt_core.errors import MtError
-from mt_core.types import Tokenizer
 
 IGNORED = -100
 """Target of a token that is not learnt."""

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from math import prod
 from typing import Any
 
+from mt_core.config.run_config import TransformerRun
 from mt_core.parallel.layout import describe
 from mt_core.planning.communication import Transfer
 from mt_core.planning.gpu_profile import Profile
@@ -16,7 +17,7 @@ More = tuple[int, Advice] | None
 
 
 def lines(
-    config: Any, plan: Plan, profile: Profile, advice: Sequence[Advice], more: More, *, explain: bool
+    config: TransformerRun, plan: Plan, profile: Profile, advice: Sequence[Advice], more: More, *, explain: bool
 ) -> Iterator[str]:  # fmt: skip
     """The whole report."""
     yield from _head(config, plan, profile)
@@ -28,7 +29,7 @@ def lines(
     yield from _explanation(profile) if explain else ["", "--explain lists every item and all assumptions"]
 
 
-def _head(config: Any, plan: Plan, profile: Profile) -> Iterator[str]:
+def _head(config: TransformerRun, plan: Plan, profile: Profile) -> Iterator[str]:
     layout, dims = plan.layout, plan.layout.dims
     parameters = sum(map(prod, config.model.canonical_shapes().values()))
     yield f"model      {parameters:,} parameters, {config.model.layers} layers, {config.precision.dtype}"
@@ -47,8 +48,8 @@ def _sharding(plan: Plan) -> str:
 
 def _recompute(plan: Plan) -> str:
     recompute = plan.layout.recompute
-    told = f"{recompute.granularity} recompute" if recompute.granularity != "none" else "no recompute"
-    return f"{told}, {recompute.method} {recompute.layers}" if recompute.granularity == "full" else told
+    text = f"{recompute.granularity} recompute" if recompute.granularity != "none" else "no recompute"
+    return f"{text}, {recompute.method} {recompute.layers}" if recompute.granularity == "full" else text
 
 
 def _memory(plan: Plan, *, explain: bool) -> Iterator[str]:
@@ -66,14 +67,14 @@ def _memory(plan: Plan, *, explain: bool) -> Iterator[str]:
 
 def _advice(plan: Plan, advice: Sequence[Advice], more: More) -> Iterator[str]:
     ranks = plan.layout.dims.ranks
-    found, heading = list(advice), f"what fits on {ranks}"
-    if not found and more:
-        found, heading = [more[1]], f"nothing near it fits; but on {more[0]}"
-    if not found:
+    layouts, heading = list(advice), f"what fits on {ranks}"
+    if not layouts and more:
+        layouts, heading = [more[1]], f"nothing near it fits; but on {more[0]}"
+    if not layouts:
         yield f"\nnothing near it fits, on {ranks} or many times as many GPUs"
         return
     yield f"\n{heading:<36}{'GiB':>10}{'ms a step':>12}"
-    for one in found:
+    for one in layouts:
         words = " ".join(f"--set {change}" for group in one.changes for change in group)
         yield f"{'':<36}{one.plan.total / GIB:>10.2f}{one.plan.step.seconds * 1e3:>12,.1f}  {words}"
 
@@ -96,7 +97,7 @@ def _communication(plan: Plan, profile: Profile) -> Iterator[str]:
         yield f"  {name:<34}{numbers}{transfer.seconds(profile) * times * 1e3:>9.1f}  {transfer.what}{beside}"
 
 
-def _step(config: Any, plan: Plan, profile: Profile) -> Iterator[str]:
+def _step(config: TransformerRun, plan: Plan, profile: Profile) -> Iterator[str]:
     seconds = plan.step.seconds
     yield f"\n{'step':<36}{'ms':>10}{'%':>8}"
     for name, part in plan.step.parts.items():
@@ -109,7 +110,7 @@ def _step(config: Any, plan: Plan, profile: Profile) -> Iterator[str]:
     )
 
 
-def _speed(config: Any, plan: Plan, profile: Profile) -> dict[str, float]:
+def _speed(config: TransformerRun, plan: Plan, profile: Profile) -> dict[str, float]:
     tokens = config.batch.global_batch * config.data.seq_length / plan.step.seconds / plan.layout.dims.ranks
     tflops = tokens * config.model.flops_per_token(config.data.seq_length) / 1e12
     return {
@@ -125,7 +126,9 @@ def _explanation(profile: Profile) -> Iterator[str]:
     yield f"  Of profile {profile.name}, assumed and not measured: {', '.join(profile.assumed) or 'nothing'}."
 
 
-def as_values(config: Any, plan: Plan, profile: Profile, advice: Sequence[Advice], more: More) -> dict[str, Any]:
+def as_values(
+    config: TransformerRun, plan: Plan, profile: Profile, advice: Sequence[Advice], more: More
+) -> dict[str, Any]:
     """Everything in the report as plain values: bytes, seconds."""
     layout, dims = plan.layout, plan.layout.dims
     return {

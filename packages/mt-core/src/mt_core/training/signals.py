@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 
-class StopRequest:
+class GracefulStop:
     """Which signal asked the run to stop, if one has."""
 
     signal: int | None = None
@@ -18,12 +18,12 @@ class StopRequest:
 
 
 @contextmanager
-def stop_requests(*, insistent: bool) -> Iterator[StopRequest]:
+def catch_stop_signals(*, insistent: bool) -> Iterator[GracefulStop]:
     """While the block runs, SIGTERM and Ctrl-C are noted; if `insistent`, a second Ctrl-C interrupts at once.
 
     Ranks are not insistent: a launcher passes on the Ctrl-C that the terminal has sent them already.
     """
-    request = StopRequest()
+    request = GracefulStop()
 
     def handle(number: int, _frame: FrameType | None) -> None:
         request.signal = number

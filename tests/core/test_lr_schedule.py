@@ -1,11 +1,11 @@
-"""Megatron's learning-rate formulas (spec/core.md §6.9), as a function of finished steps."""
+"""Megatron's learning-rate formulas (docs/specs/core.md §6.9), as a function of finished steps."""
 
 import math
 
 import pytest
 
 from mt_core.config.sections import LRScheduleConfig
-from mt_core.training.learning_rate import learning_rate
+from mt_core.training.lr_schedule import learning_rate
 
 
 def rate(step, **schedule):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self, runtime_checkable
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor, nn
@@ -41,21 +41,39 @@ class Tokenizer(Protocol):
         ...
 
 
+@runtime_checkable
 class ModelConfig(Protocol):
     """Kind `model`. A frozen, torch-free `Section` with a literal `kind` field."""
 
-    kind: str
-    vocab_size: int
-    """Number of token ids, before any padding."""
-    max_seq_len: int
-    """Longest sequence in tokens that the model takes."""
+    @property
+    def kind(self) -> str:
+        """Which model it is."""
+        ...
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids, before any padding."""
+        ...
+
+    @property
+    def max_seq_len(self) -> int:
+        """Longest sequence in tokens that the model takes."""
+        ...
+
+    def model_dump(self, *, mode: str = "python") -> dict[str, Any]:
+        """Plain values, as pydantic gives them."""
+        ...
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None) -> Self:
+        """A copy with some fields changed, as pydantic makes it."""
+        ...
 
     def build(self, tensor: int = 1) -> "nn.Module":
         """The whole module, to be cut for `tensor` ranks, uninitialised, on the default device (imports torch)."""
         ...
 
     def canonical_shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """Name and shape of every tensor in a checkpoint of this model (DESIGN §6)."""
+        """Name and shape of every tensor in a checkpoint of this model."""
         ...
 
     def random_inputs(self, tokens_BT: "Tensor", generator: "Generator") -> "dict[str, Tensor]":
@@ -67,6 +85,97 @@ class ModelConfig(Protocol):
 
         A model of an encoder and a decoder is also given the decoder's length, and counts per token of the encoder.
         """
+        ...
+
+
+class AttentionConfig(Protocol):
+    """What rules, planning and `mt verify` read of a transformer's attention."""
+
+    @property
+    def heads(self) -> int:
+        """Query heads."""
+        ...
+
+    @property
+    def num_kv_heads(self) -> int:
+        """Key/value heads; divides `heads`."""
+        ...
+
+    @property
+    def head_size(self) -> int:
+        """Features per head."""
+        ...
+
+    @property
+    def core(self) -> str:
+        """A component of kind `attention`, or "auto"."""
+        ...
+
+    @property
+    def queries_per_group(self) -> int:
+        """Query heads that share one key/value head."""
+        ...
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None) -> Self:
+        """A copy with some fields changed, as pydantic makes it."""
+        ...
+
+
+class MLPConfig(Protocol):
+    """What planning and `mt verify` read of a transformer's feed-forward layer."""
+
+    @property
+    def kind(self) -> str:
+        """One of dense, gated and moe."""
+        ...
+
+    @property
+    def ffn_hidden_size(self) -> int:
+        """Hidden features, of each expert if there are any."""
+        ...
+
+
+class TransformerModelConfig(ModelConfig, Protocol):
+    """The configuration of a model made of attention and feed-forward layers."""
+
+    @property
+    def layers(self) -> int:
+        """Transformer blocks; of a model with a decoder, those of the encoder."""
+        ...
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the residual stream."""
+        ...
+
+    @property
+    def attention(self) -> AttentionConfig:
+        """Attention of every block."""
+        ...
+
+    @property
+    def mlp(self) -> MLPConfig:
+        """Feed-forward layer of every block."""
+        ...
+
+    @property
+    def init_std(self) -> float:
+        """Standard deviation of initial weights."""
+        ...
+
+    @property
+    def vocab_divisor(self) -> int:
+        """Embedding rows are padded to a multiple of this."""
+        ...
+
+
+@runtime_checkable
+class DataSection(Protocol):
+    """What mt-core reads of the data section."""
+
+    @property
+    def seq_length(self) -> int:
+        """Tokens in a sample; of an encoder's sequence where there is a decoder's too."""
         ...
 
 

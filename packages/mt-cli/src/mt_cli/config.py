@@ -34,7 +34,7 @@ def show(files: Files = None, overrides: Overrides = None, preset: Preset = None
 def check(files: Files = None, overrides: Overrides = None, preset: Preset = None) -> None:
     """Check a configuration and say what it would train; every problem is listed at once."""
     from mt_cli.run_config import load_run_config
-    from mt_core.config.lengths import sequence_lengths
+    from mt_core.config.run_config import sequence_lengths
     from mt_data.batch_sizes import batch_sizes, count_samples
 
     config = load_run_config(files or [], overrides or [], preset)
@@ -48,8 +48,7 @@ def check(files: Files = None, overrides: Overrides = None, preset: Preset = Non
 @app.command()
 def diff(first: Path, second: Path) -> None:
     """Print every value that differs between two configurations, defaults and presets included."""
-    from mt_cli.config_values import differences
-    from mt_cli.run_config import load_run_config
+    from mt_cli.run_config import differences, load_run_config
 
     one, two = (load_run_config([path], rules=False).model_dump(mode="json") for path in (first, second))
     for key, was, now in differences(one, two):
@@ -60,6 +59,6 @@ def diff(first: Path, second: Path) -> None:
 def schema() -> None:
     """Print the JSON schema of a run's configuration, with every field's documentation."""
     from mt_cli.run_config import run_config_type
-    from mt_core.config.load import schema as json_schema
+    from mt_core.config.loading import schema as json_schema
 
     print(json.dumps(json_schema(run_config_type()), indent=2))

@@ -1,4 +1,4 @@
-"""From TOML files, presets and `--set a.b=c` to one frozen, validated tree; all problems are told at once.
+"""From TOML files, presets and `--set a.b=c` to one frozen, validated tree; all problems are reported at once.
 
 Precedence: defaults < preset < files in order < `--set`.
 """
@@ -7,19 +7,22 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from mt_core.config.renamed_keys import find_renamed, translate
-from mt_core.config.section import Section
+from mt_core.config.sections import Section
 from mt_core.errors import MtError, Problem, raise_if
 from mt_core.plugins import component, components, did_you_mean, manager
+
+Tree = TypeVar("Tree", bound=Section)
+"""The type of the configuration that is loaded."""
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """Plain values and where they come from."""
+    """Plain values and their source."""
 
     source: str
     values: Mapping[str, Any]
@@ -67,14 +70,14 @@ def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def load(
-    tree: type[Section],
+    tree: type[Tree],
     files: Sequence[Path],
     overrides: Sequence[str] = (),
     preset: str | None = None,
     *,
     rules: bool = True,
-) -> Any:
-    """The validated tree; `rules` also checks what plugins say between sections, such as files that must exist.
+) -> Tree:
+    """The validated tree; `rules` also checks the rules of plugins between sections, such as files that must exist.
 
     A file may name its preset with a top-level `preset = "NAME"`.
     """
@@ -92,7 +95,7 @@ def load(
     return config
 
 
-def validate(tree: type[Section], values: Mapping[str, Any], layers: Sequence[Layer] = ()) -> Any:
+def validate(tree: type[Tree], values: Mapping[str, Any], layers: Sequence[Layer] = ()) -> Tree:
     """`values` as a `tree`, or one `MtError` naming every wrong field and where its value came from."""
     problems = [
         Problem(_locate(layers, old.split(".")), "unknown key", f"did you mean {new!r}?")
@@ -105,37 +108,37 @@ def validate(tree: type[Section], values: Mapping[str, Any], layers: Sequence[La
         layers = [Layer(x.source, translate(x.values)) for x in layers]
         errors = sorted(err.errors(), key=lambda error: error["type"] == "missing")  # what the user wrote comes first
         problems += [_problem(tree, values, layers, dict(error)) for error in errors]
-        raise MtError.of(problems) from None
+        raise MtError.from_problems(problems) from None
     raise_if(problems)
     return config
 
 
-def rule_problems(config: Any) -> Iterator[Problem]:
-    """What the rules of every installed plugin say about a valid tree."""
+def rule_problems(config: Section) -> Iterator[Problem]:
+    """Every problem that the rules of installed plugins report for a valid tree."""
     for problems in manager().hook.mt_config_rules(config=config):
         yield from problems
 
 
 def model_config(values: Mapping[str, Any]) -> Any:
     """A model section as plain values → the configuration of that kind of model."""
-    section = component("model", str(values.get("kind", "gpt")))
+    section: type[Section] = component("model", str(values.get("kind", "gpt")))
     return validate(section, values, [Layer("model", {})])
 
 
 def model_union() -> Any:
-    """The type of the model section: every installed `model` component, told apart by `kind`."""
+    """The type of the model section: every installed `model` component, discriminated by `kind`."""
     from typing import Annotated, Union
 
     from pydantic import Field
 
-    kinds = [found.load() for found in components("model").values()]
+    kinds = [each.load() for each in components("model").values()]
     if not kinds:
         raise MtError("model", "no model family is installed", "pip install mt-models")
     return kinds[0] if len(kinds) == 1 else Annotated[Union[tuple(kinds)], Field(discriminator="kind")]  # noqa: UP007
 
 
 def _problem(tree: type[Section], values: Any, layers: Sequence[Layer], error: dict[str, Any]) -> Problem:
-    section, path = _walk(tree, values, error["loc"])
+    section, path = _resolve_location(tree, values, error["loc"])
     where = _locate(layers, path)
     if error["type"] == "extra_forbidden":
         return Problem(where, "unknown key", did_you_mean(path[-1], section.model_fields) if section else "")
@@ -147,20 +150,22 @@ def _problem(tree: type[Section], values: Any, layers: Sequence[Layer], error: d
 def _locate(layers: Sequence[Layer], path: Sequence[str]) -> str:
     """A key as messages name it: after the layer that set it last, if there is one."""
     where = ".".join(path) or "configuration"
-    source = next((x.source for x in reversed(layers) if _holds(x.values, path)), "")
+    source = next((x.source for x in reversed(layers) if _contains(x.values, path)), "")
     return f"{source}: {where}" if source else where
 
 
 def value_problem(where: str, error: Mapping[str, Any]) -> Problem:
-    """One of pydantic's errors: the value that was found and what is wrong with it."""
+    """One of pydantic's errors as a problem: the actual value and what is wrong with it."""
     message = error["msg"].removeprefix("Value error, ")
     if isinstance(error["input"], Mapping):
         return Problem(where, message)
     return Problem(where, f"{error['input']!r}", message[:1].lower() + message[1:])
 
 
-def _walk(tree: type[Section], values: Any, loc: Sequence[int | str]) -> tuple[type[BaseModel] | None, list[str]]:
-    """The section that holds the last key of `loc`, and `loc` as the user writes it, without the tags of unions."""
+def _resolve_location(
+    tree: type[Section], values: Any, loc: Sequence[int | str]
+) -> tuple[type[BaseModel] | None, list[str]]:
+    """The section with the last key of `loc`, and `loc` as the user writes it, without the tags of unions."""
     section: type[BaseModel] | None = tree
     path: list[str] = []
     for key in map(str, loc):
@@ -171,13 +176,13 @@ def _walk(tree: type[Section], values: Any, loc: Sequence[int | str]) -> tuple[t
         path.append(key)
         values = values.get(key) if isinstance(values, Mapping) else None
         if key in fields and isinstance(values, Mapping):
-            section = _section_of(fields[key].annotation, values)
+            section = _select_section(fields[key].annotation, values)
         elif key in fields:
             section = section if key == str(loc[-1]) else None
     return section, path
 
 
-def _section_of(annotation: Any, values: Mapping[str, Any]) -> type[BaseModel] | None:
+def _select_section(annotation: Any, values: Mapping[str, Any]) -> type[BaseModel] | None:
     """The member of a field's type that `values` selects by its `kind`."""
     from typing import get_args
 
@@ -189,7 +194,7 @@ def _section_of(annotation: Any, values: Mapping[str, Any]) -> type[BaseModel] |
     return None
 
 
-def _holds(values: Any, path: Sequence[str]) -> bool:
+def _contains(values: Any, path: Sequence[str]) -> bool:
     for key in path:
         if not isinstance(values, Mapping) or key not in values:
             return False

@@ -1,4 +1,7 @@
-"""Learning rate as a pure function of the number of steps done; torch-free. Source: spec/core.md §6.9 (Megatron's)."""
+"""Learning rate as a pure function of the number of steps done; torch-free.
+
+Source: docs/specs/core.md §6.9, Megatron's formulas.
+"""
 
 import math
 

@@ -1,0 +1,1 @@
+"""`mt plan`: predict memory, communication and step time of a run."""
