@@ -26,13 +26,8 @@ class NanoGPT:
         """The model's configuration, from `model_args`."""
         layers, size, heads, bias = (self.args[name] for name in ("n_layer", "n_embd", "n_head", "bias"))
         sizes = {"vocab_size": self.args["vocab_size"], "max_seq_len": self.args["block_size"]}
-        attention = {
-            "heads": heads,
-            "num_kv_heads": heads,
-            "head_size": size // heads,
-            "qkv_bias": bias,
-            "out_bias": bias,
-        }
+        attention = {"heads": heads, "num_kv_heads": heads, "head_size": size // heads}
+        attention |= {"qkv_bias": bias, "out_bias": bias}
         mlp = {"kind": "dense", "ffn_hidden_size": 4 * size, "activation": "gelu", "bias": bias}
         parts = {"attention": attention, "mlp": mlp, "norm": {"kind": "layer"}, "position": {"kind": "learned"}}
         return model_config({"layers": layers, "hidden_size": size, **sizes, **parts, "tied": True})
