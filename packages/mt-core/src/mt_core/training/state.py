@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mt_core.checkpoint.gather import choose_owners, gather_whole
-from mt_core.checkpoint.native import read_meta, reading
+from mt_core.checkpoint.native import locked_for_reading, read_meta
 from mt_core.checkpoint.shard_files import StoredTensor, check_names, open_part
 from mt_core.parallel.data.protocol import DataParallel
 from mt_core.training.loss_scale import LossScale
@@ -126,7 +126,7 @@ class TrainState:
 
     def load(self, step: Path) -> None:
         """Fill weights, optimizer and position from a native checkpoint of the same model, whatever its layout was."""
-        with reading(step):
+        with locked_for_reading(step):
             meta = read_meta(step)
             self.load_weights(step)
             self._load_optimizer(step / "optim")
