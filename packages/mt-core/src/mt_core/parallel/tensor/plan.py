@@ -184,23 +184,24 @@ def _problems(
             for dim, axis in {(cut_dim(rule, leaf), cut_axis(rule)) for rule in rules[name]}:
                 if dim is not None and (length := parameter.shape[dim]) % (size := sizes[axis]):
                     yield Problem(f"{name}.{leaf}", f"dim {dim} is {length}", f"multiples of parallel.{axis} = {size}")
-    for name, rule in ((name, rule) for name in modules for rule in rules[name]):
-        yield from _op_problems(name, modules[name], rule, sizes)
+    for name, module in modules.items():
+        yield from _op_problems(name, module, rules[name], sizes)
 
 
-def _op_problems(name: str, module: nn.Module, rule: Rule, sizes: Mapping[str, int]) -> Iterator[Problem]:
+def _op_problems(name: str, module: nn.Module, rules: list[Rule], sizes: Mapping[str, int]) -> Iterator[Problem]:
     """A cut that no parallel implementation follows, which would give wrong results without an error."""
-    cuts = isinstance(rule, Column | Row | Vocab | Expert) and sizes[cut_axis(rule)] > 1
-    if not cuts or _parallel_op(rule, module) is not None:
-        return
-    kind, op = type(rule).__name__, getattr(module, "op", None)
-    reason = "the module has no op" if op is None else f"its op {_op_name(op)} has no parallel implementation"
-    known = ", ".join(_op_name(plain) for rule_type, plain in PARALLEL_OPS if rule_type is type(rule))
-    yield Problem(
-        f"plan of {name!r}",
-        f"{kind} cuts the module, but {reason}",
-        f"ops allowed under {kind}: {known}; or leave the module whole with Replicate",
-    )
+    for rule in rules:
+        cuts = isinstance(rule, Column | Row | Vocab | Expert) and sizes[cut_axis(rule)] > 1
+        if not cuts or _parallel_op(rule, module) is not None:
+            continue
+        kind, op = type(rule).__name__, getattr(module, "op", None)
+        reason = "the module has no op" if op is None else f"its op {_op_name(op)} has no parallel implementation"
+        known = ", ".join(_op_name(plain) for rule_type, plain in PARALLEL_OPS if rule_type is type(rule))
+        yield Problem(
+            f"plan of {name!r}",
+            f"{kind} cuts the module, but {reason}",
+            f"ops allowed under {kind}: {known}; or leave the module whole with Replicate",
+        )
 
 
 def _op_name(op: Any) -> str:
