@@ -24,18 +24,13 @@ class NanoGPT:
 
     def config(self):
         """The model's configuration, from `model_args`."""
-        layers, size, heads, bias = (self.args[name] for name in ("n_layer", "n_embd", "n_head", "bias"))
-        sizes = {"vocab_size": self.args["vocab_size"], "max_seq_len": self.args["block_size"]}
-        attention = {
-            "heads": heads,
-            "num_kv_heads": heads,
-            "head_size": size // heads,
-            "qkv_bias": bias,
-            "out_bias": bias,
-        }
+        layers, heads, size, bias = (self.args[name] for name in ("n_layer", "n_head", "n_embd", "bias"))
+        biases = {"qkv_bias": bias, "out_bias": bias}
+        attention = {"heads": heads, "num_kv_heads": heads, "head_size": size // heads, **biases}
         mlp = {"kind": "dense", "ffn_hidden_size": 4 * size, "activation": "gelu", "bias": bias}
         parts = {"attention": attention, "mlp": mlp, "norm": {"kind": "layer"}, "position": {"kind": "learned"}}
-        return model_config({"layers": layers, "hidden_size": size, **sizes, **parts, "tied": True})
+        sizes = {"hidden_size": size, "vocab_size": self.args["vocab_size"], "max_seq_len": self.args["block_size"]}
+        return model_config({"layers": layers, **sizes, **parts, "tied": True})
 
     def tensors(self):
         """Canonical name and tensor, one at a time; zeros for LayerNorm's biases where nanoGPT has none."""
