@@ -33,8 +33,8 @@ from mt_core.training.metrics import open_sinks
 from mt_core.training.optimizer import parameter_groups
 from mt_core.training.signals import catch_stop_signals
 from mt_core.training.state import TrainState
-from mt_data.batch_sizes import BatchSizes, batch_sizes, check_sizes, count_samples
-from mt_data.loading import batches
+from mt_data.batch_sizes import BatchSizes, check_sizes, count_samples, make_batch_sizes
+from mt_data.loading import load_batches
 from mt_models.canonical import stream_problems
 
 
@@ -48,7 +48,7 @@ def run(config: FullConfig) -> int:
         mesh = make_mesh(dims_of(config.parallel, get_rank_info().world_size))
         stop = stack.enter_context(catch_stop_signals(insistent=mesh.world.size == 1))
         torch.set_num_threads(config.runtime.threads or max(1, (os.cpu_count() or 1) // local_ranks()))
-        sizes = batch_sizes(config.batch)
+        sizes = make_batch_sizes(config.batch)
         check_sizes(sizes, config.batch.micro_batch * mesh.data.size)
         tokenizer_files = prepare(run_dir, config) if mesh.world.rank == 0 else []
         train_batches, valid_batches = open_data(config, run_dir, mesh, sizes)
@@ -64,7 +64,7 @@ def run(config: FullConfig) -> int:
             valid_batches=valid_batches,
             sinks=sinks,
             writer=open_writer(config, state, tokenizer_files),
-            global_batch=sizes.at,
+            global_batch=sizes.size_after,
         )
         stack.callback(training.writer.wait)  # a save in flight is committed whatever ends the run
         code = 0 if train(training, stop) else stop.exit_code
@@ -136,7 +136,7 @@ def open_data(
     first = mesh.world.rank == 0
     splits = build(config.data, samples=samples, seed=config.runtime.seed, cache_dir=cache, builder=first)
     iterate = partial(
-        batches,
+        load_batches,
         micro_batch=batch.micro_batch,
         data_rank=mesh.data.rank,
         data_size=mesh.data.size,
