@@ -17,7 +17,7 @@ from mt_data.config.paths import parse_paths
 from mt_data.datasets.gpt.dataset import build_splits
 from mt_data.datasets.mock import MockSequences
 from mt_data.tools.epoch_plan import StreamSampling, make_sources, plan_sources
-from mt_data.tools.plan import DataPlanConfig, plan_run
+from mt_data.tools.plan import data_plan_config_type, plan_run
 from word_pieces import toy_corpus, toy_tokenizer
 
 Corpus = Callable[[str, Sequence[int]], str]
@@ -180,7 +180,7 @@ def test_the_samples_of_sentences_are_those_that_the_run_gathers(kind: str, toy:
     corpus, rest = toy
     ((split, source, tokens, samples, epochs),) = planned(f'{{kind="{kind}", paths=["{corpus}"], split="1", {rest}}}')
     config = load(
-        DataPlanConfig, (), [f'data={{kind="{kind}", paths=["{corpus}"], split="1", {rest}}}'], rules=False
+        data_plan_config_type(), (), [f'data={{kind="{kind}", paths=["{corpus}"], split="1", {rest}}}'], rules=False
     ).data
     build = component("dataset", kind)
     one_epoch = len(build(config, samples=(None, 0, 0), seed=1234, cache_dir=tmp_path / "cache").train)

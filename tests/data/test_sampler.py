@@ -13,14 +13,10 @@ from hypothesis import strategies as st
 from mt_core.errors import MtError
 from mt_data.batch_sizes import (
     BatchSizes,
-    ConstantBatchSize,
     RampedBatchSize,
     SteppedBatchSize,
     check_sizes,
-    count_steps,
-    micro_batches,
     parse_steps,
-    rounded_down,
 )
 from mt_data.samplers import RANDPERM_LIMIT, SAMPLERS, DataParallelRank, randperm
 
@@ -150,7 +146,6 @@ def test_a_ramp_grows_in_equal_increments():
     ramp = RampedBatchSize(start=16, increment=8, samples=600, full=64)
     assert at(ramp, [0, 99, 100, 199, 200, 599, 600, 601]) == [16, 16, 24, 24, 32, 56, 64, 64]
     assert list(ramp.sizes()) == [16, 24, 32, 40, 48, 56, 64]
-    assert micro_batches(ramp, 150, group=8) == 3
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +171,7 @@ def test_a_ramp_is_megatrons(
     theirs.update(consumed, False)
     ramp = RampedBatchSize(start, increment, samples, full)
     assert ramp.size_after(consumed) == theirs.get_current_global_batch_size()
-    assert micro_batches(ramp, consumed, group=1) == theirs.get()
+    assert ramp.size_after(consumed) == theirs.get()
 
 
 @pytest.mark.parametrize(
@@ -216,39 +211,17 @@ def test_a_schedule_that_is_none(text: str, message: str):
         parse_steps(text)
 
 
-@given(st.lists(st.tuples(st.integers(1, 500), st.integers(1, 40)), max_size=4), st.integers(0, 3000))
-def test_steps_of_a_schedule_are_counted_as_they_are_taken(entries: list[tuple[int, int]], train_samples: int):
-    thresholds = [0]
-    for gap, _ in entries:
-        thresholds.append(thresholds[-1] + gap)
-    sizes = SteppedBatchSize(tuple(thresholds), (7, *(batch for _, batch in entries)))
-    consumed = steps = 0
-    while consumed < train_samples:
-        consumed += sizes.size_after(consumed)
-        steps += 1
-    assert count_steps(sizes, train_samples) == steps
-
-
-def test_steps_of_a_run():
-    assert count_steps(ConstantBatchSize(8), 100) == 12
-    assert count_steps(RampedBatchSize(4, 4, 20, 8), 100) == 6 + (100 - 28) // 8
-    assert count_steps(RampedBatchSize(4, 4, 20, 8), 10) == 3
-
-
 def test_sizes_that_the_ranks_do_not_divide():
     check_sizes(RampedBatchSize(8, 4, 100, 24), group=4)
     with pytest.raises(MtError, match="batch: sizes 12, 20 are no multiples of micro-batch × ranks = 8"):
         check_sizes(RampedBatchSize(8, 4, 100, 24), group=8)
-    assert rounded_down(23, 8) == 16
-    with pytest.raises(MtError, match="batch.global_batch: 7 is less than micro-batch × ranks = 8; at least 8"):
-        rounded_down(7, 8)
 
 
 def test_a_growing_batch_takes_the_same_samples_in_the_same_order():
     ramp, consumed, order = RampedBatchSize(4, 4, 40, 12), 0, []
     stream = SAMPLERS["single"](100, 0, DataParallelRank(2, 0, 1))
     while consumed < 80:
-        step = [i for ids in islice(stream, micro_batches(ramp, consumed, group=2)) for i in ids]
+        step = [i for ids in islice(stream, ramp.size_after(consumed) // 2) for i in ids]
         consumed += ramp.size_after(consumed)
         assert len(order) + len(step) == consumed
         order += step

@@ -24,10 +24,10 @@ FullConfig: TypeAlias = "RunConfig[ModelConfig, AnyData]"
 def run_config_type() -> "type[FullConfig]":
     """The type of the tree: `model` is any installed model family, `data` comes from mt-data."""
     try:
-        from mt_data.config import DataConfig
+        from mt_data.config.union import data_union
     except ModuleNotFoundError as err:
         raise MtError("data", "mt-data is not installed", "pip install mt-data") from err
-    return RunConfig[model_union(), DataConfig]
+    return RunConfig[model_union(), data_union()]
 
 
 def load_run_config(

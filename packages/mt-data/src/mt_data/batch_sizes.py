@@ -122,38 +122,12 @@ def parse_steps(text: str, *, seq_length: int | None = None) -> SteppedBatchSize
     return SteppedBatchSize(thresholds, batches)
 
 
-def micro_batches(sizes: BatchSizes, consumed: int, group: int) -> int:
-    """Micro-batches of one rank in the step after `consumed` samples; `group` is micro-batch × ranks."""
-    return sizes.size_after(consumed) // group
-
-
 def check_sizes(sizes: BatchSizes, group: int) -> None:
     """Refuse sizes that micro-batch × ranks, the `group`, does not divide."""
     if bad := [size for size in sizes.sizes() if size % group]:
         raise MtError(
             "batch", f"sizes {', '.join(map(str, bad[:5]))} are no multiples of micro-batch × ranks = {group}"
         )
-
-
-def rounded_down(size: int, group: int) -> int:
-    """`--decrease-batch-size-if-needed`: the largest multiple of micro-batch × ranks that is no larger than `size`."""
-    if size < group:
-        raise MtError("batch.global_batch", f"{size} is less than micro-batch × ranks = {group}", f"at least {group}")
-    return size // group * group
-
-
-def count_steps(sizes: BatchSizes, train_samples: int) -> int:
-    """Steps of a run over so many samples.
-
-    A constant batch and the ramp's full batch drop a last incomplete step, `SteppedBatchSize` takes it, as in Megatron.
-    """
-    steps = consumed = 0
-    if isinstance(sizes, SteppedBatchSize):
-        return _count_stepped(sizes, train_samples)
-    while isinstance(sizes, RampedBatchSize) and consumed <= min(sizes.samples, train_samples):
-        consumed += sizes.size_after(consumed)
-        steps += 1
-    return steps + max(0, train_samples - consumed) // sizes.sizes()[-1]
 
 
 def count_samples(sizes: BatchSizes, steps: int) -> int:
@@ -164,12 +138,3 @@ def count_samples(sizes: BatchSizes, steps: int) -> int:
     for _ in range(steps):
         consumed += sizes.size_after(consumed)
     return consumed
-
-
-def _count_stepped(sizes: SteppedBatchSize, train_samples: int) -> int:
-    """Whole stretches of one size at a time, as a run may have millions of steps."""
-    steps = consumed = 0
-    for end, batch in zip((*sizes.thresholds[1:], train_samples), sizes.batches, strict=True):
-        needed = max(0, -(-(min(end, train_samples) - consumed) // batch))
-        steps, consumed = steps + needed, consumed + needed * batch
-    return steps

@@ -1,10 +1,15 @@
 """What mt-data provides."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING
 
 from mt_core.errors import Problem
 from mt_core.plugins import Component, hookimpl
+
+if TYPE_CHECKING:
+    from mt_core.config.run_config import RunConfig
+    from mt_core.contracts import ModelConfig
+    from mt_data.config import DataConfig
 
 NEEDS = ("mt-data",)
 
@@ -61,7 +66,7 @@ def mt_components() -> Iterable[Component]:
 
 
 @hookimpl
-def mt_config_rules(config: Any) -> list[Problem]:
+def mt_config_rules(config: "RunConfig[ModelConfig, DataConfig]") -> list[Problem]:
     """What is wrong with the data section, and between it and the model's."""
     from mt_data.config.rules import data_problems
 

@@ -1,13 +1,11 @@
 """Configuration of the data: sections, their union, rules and paths. Imports neither torch nor numpy."""
 
-from typing import Any
-
 from mt_data.config.sections import (
     BUILTIN_SECTIONS,
     DEFAULT_SPLIT,
     BERTData,
     Corpora,
-    DataSection,
+    DataConfig,
     FIMData,
     GPTData,
     ICTData,
@@ -24,7 +22,7 @@ __all__ = [
     "DEFAULT_SPLIT",
     "BERTData",
     "Corpora",
-    "DataSection",
+    "DataConfig",
     "FIMData",
     "GPTData",
     "ICTData",
@@ -35,12 +33,3 @@ __all__ = [
     "TokenStream",
     "TokenizerConfig",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    """`DataConfig`, the type of the data section, is made when it is asked for: plugins bring kinds of their own."""
-    if name != "DataConfig":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from mt_data.config.union import data_union
-
-    return data_union()

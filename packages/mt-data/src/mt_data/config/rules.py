@@ -5,7 +5,7 @@ from pathlib import Path
 
 from mt_core.errors import MtError, Problem
 from mt_core.plugins import components, did_you_mean
-from mt_data.config import BUILTIN_SECTIONS, Corpora, DataSection, GPTData, ICTData, TokenizerConfig
+from mt_data.config import BUILTIN_SECTIONS, Corpora, DataConfig, GPTData, ICTData, TokenizerConfig
 from mt_data.config.paths import missing_files, resolve_split_paths
 from mt_data.config.split import split_problem
 from mt_data.text_io.inputs import nearest_file
@@ -26,7 +26,7 @@ TOKENIZER_FIELDS = {
 """Options, files apart, that change what a tokenizer does. One of another package may read them all."""
 
 
-def data_problems(config: DataSection) -> Iterator[Problem]:
+def data_problems(config: DataConfig) -> Iterator[Problem]:
     """Bad path grammar, missing files, a bad split, missing tokenizer files, an unknown or missing tokenizer."""
     if isinstance(config, Corpora):
         try:
@@ -43,7 +43,7 @@ def data_problems(config: DataSection) -> Iterator[Problem]:
         yield from _missing_tokenizer(config)
 
 
-def _missing_tokenizer(config: DataSection) -> Iterator[Problem]:
+def _missing_tokenizer(config: DataConfig) -> Iterator[Problem]:
     """What a section without a tokenizer asks of one."""
     options = [
         name for name in ("eod_mask_loss", "reset_position_ids", "reset_attention_mask") if getattr(config, name, 0)

@@ -33,7 +33,7 @@ class TokenizerConfig(Section):
     """Names of the first ids of TikTokenizer, these three among them."""
 
 
-class DataSection(Section):
+class DataConfig(Section):
     """What every kind of data has."""
 
     seq_length: PositiveInt
@@ -55,7 +55,7 @@ class DataSection(Section):
         return (".bin", ".idx")
 
 
-class Corpora(DataSection):
+class Corpora(DataConfig):
     """Tokenised corpora, how they are mixed and split; named in one of four ways."""
 
     paths: tuple[str, ...] = ()
@@ -80,7 +80,7 @@ class Corpora(DataSection):
         return self
 
 
-class TokenStream(DataSection):
+class TokenStream(DataConfig):
     """Samples of consecutive tokens: what they say about the documents in them."""
 
     eod_mask_loss: bool = False
@@ -186,7 +186,7 @@ class T5Data(MaskedData):
     """Draw the length of a run from a geometric distribution, p = 0.2, instead of in proportion to 1/length."""
 
 
-class ICTData(DataSection):
+class ICTData(DataConfig):
     """Inverse cloze task: a sentence asks for the block of sentences that it came from, for bi-encoder retrieval."""
 
     kind: Literal["ict"] = "ict"

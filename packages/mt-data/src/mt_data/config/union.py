@@ -13,15 +13,15 @@ from pydantic import BeforeValidator, Field
 
 from mt_core.errors import MtError
 from mt_core.plugins import Component, components, did_you_mean
-from mt_data.config import BUILTIN_SECTIONS, DataSection
+from mt_data.config import BUILTIN_SECTIONS, DataConfig
 
-BUILTIN_KINDS: dict[str, type[DataSection]] = {
+BUILTIN_KINDS: dict[str, type[DataConfig]] = {
     str(section.model_fields["kind"].default): section for section in BUILTIN_SECTIONS
 }
 """Sections of the kinds that mt-data builds itself, known without importing what builds them."""
 
 
-def data_kinds() -> dict[str, type[DataSection]]:
+def data_kinds() -> dict[str, type[DataConfig]]:
     """Kind and section, mt-data's own first. One that cannot be used is left out until somebody asks for it."""
     others = {name: found for name, found in components("dataset").items() if name not in BUILTIN_KINDS}
     return BUILTIN_KINDS | {name: section for name, found in others.items() if (section := _get_section_or_none(found))}
@@ -33,7 +33,7 @@ def data_union() -> Any:
     return Annotated[Union[sections], Field(discriminator="kind"), BeforeValidator(_check_kind)]  # noqa: UP007
 
 
-def get_section(dataset: Component) -> type[DataSection]:
+def get_section(dataset: Component) -> type[DataConfig]:
     """The section that a dataset's function takes; `MtError` if it does not say so."""
     build = dataset.load()
     try:
@@ -41,21 +41,21 @@ def get_section(dataset: Component) -> type[DataSection]:
         section = get_type_hints(build).get(first)
     except (TypeError, ValueError, NameError):  # no function, or an annotation that names nothing
         section = None
-    if not (isinstance(section, type) and issubclass(section, DataSection) and _default_kind(section) == dataset.name):
+    if not (isinstance(section, type) and issubclass(section, DataConfig) and _default_kind(section) == dataset.name):
         raise MtError(
             f"dataset {dataset.name!r}",
             f"{dataset.target} does not say which section it reads",
-            f"annotate its first parameter with a subclass of mt_data.config.DataSection that has "
+            f"annotate its first parameter with a subclass of mt_data.config.DataConfig that has "
             f'kind: Literal["{dataset.name}"] = "{dataset.name}"',
         )
     return section
 
 
-def _default_kind(section: type[DataSection]) -> Any:
+def _default_kind(section: type[DataConfig]) -> Any:
     return section.model_fields["kind"].default if "kind" in section.model_fields else None
 
 
-def _get_section_or_none(dataset: Component) -> type[DataSection] | None:
+def _get_section_or_none(dataset: Component) -> type[DataConfig] | None:
     try:
         return get_section(dataset)
     except Exception:  # somebody else's dataset must not take `mt` down; `_check_kind` says what is wrong with it

@@ -7,7 +7,7 @@ a few, as their lengths are random.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from pydantic import ConfigDict
@@ -20,7 +20,6 @@ from mt_data.config import (
     BERTData,
     Corpora,
     DataConfig,
-    DataSection,
     FIMData,
     GPTData,
     ICTData,
@@ -31,15 +30,18 @@ from mt_data.config import (
 from mt_data.config.paths import WeightedPaths, resolve_split_paths
 from mt_data.config.rules import data_problems
 from mt_data.config.split import SPLITS, legacy_ranges, split_ranges
+from mt_data.config.union import data_union
 from mt_data.datasets.masking.sentence_mapping import Sentences, build_block_mapping, build_sentence_mapping
 from mt_data.indexed.reader import IndexedReader
 from mt_data.tools.epoch_plan import Source, SourcePlan, StreamSampling, count_split_tokens, plan_sources, select_split
 
+DataT = TypeVar("DataT", bound=DataConfig, covariant=True)
 
-class DataPlanConfig(Section):
+
+class DataPlanConfig(Section, Generic[DataT]):
     """The sections of a run that decide what it reads; the others may hold anything."""
 
-    data: DataConfig
+    data: DataT
     batch: BatchConfig = BatchConfig()
     train: TrainConfig = TrainConfig()
     runtime: RuntimeConfig = RuntimeConfig()
@@ -59,7 +61,7 @@ class SplitPlan:
 class DataPlan:
     """A run's reading: training first, then what is evaluated on."""
 
-    config: DataPlanConfig
+    config: DataPlanConfig[DataConfig]
     splits: list[SplitPlan]
 
     @property
@@ -68,9 +70,14 @@ class DataPlan:
         return count_samples(make_batch_sizes(self.config.batch), self.config.train.steps)
 
 
+def data_plan_config_type() -> "type[DataPlanConfig[DataConfig]]":
+    """`DataPlanConfig` whose data section is of any installed kind; plugins are looked up when this is called."""
+    return DataPlanConfig[data_union()]
+
+
 def plan_run(files: Sequence[Path], overrides: Sequence[str] = (), preset: str | None = None) -> DataPlan:
     """The plan of the run that these files, overrides and preset describe."""
-    config: DataPlanConfig = load(DataPlanConfig, files, overrides, preset, rules=False)
+    config = load(data_plan_config_type(), files, overrides, preset, rules=False)
     raise_if(data_problems(config.data))
     train, batch = config.train, config.batch
     evaluated = train.eval_batches * batch.global_batch if train.eval_every else 0
@@ -79,12 +86,12 @@ def plan_run(files: Sequence[Path], overrides: Sequence[str] = (), preset: str |
     return DataPlan(config, splits)
 
 
-def _plan_split(config: DataPlanConfig, number: int, samples: int) -> SplitPlan:
+def _plan_split(config: DataPlanConfig[DataConfig], number: int, samples: int) -> SplitPlan:
     found, cut = count_sources(config.data, number, config.runtime.seed)
     return SplitPlan(SPLITS[number], samples, plan_sources(found, samples, cut))
 
 
-def count_sources(data: DataSection, number: int, seed: int) -> tuple[list[Source], StreamSampling]:
+def count_sources(data: DataConfig, number: int, seed: int) -> tuple[list[Source], StreamSampling]:
     """The sources of the training (0) or validation (1) split, and how samples are cut from those that are streams."""
     for kinds, count in SOURCE_COUNTERS.items():
         if isinstance(data, kinds):
@@ -151,7 +158,7 @@ def _count_mock(data: MockData, number: int, seed: int) -> Iterator[Source]:
     yield Source("mock", int(mock_lengths()[part.start : part.stop].sum(dtype=np.int64)))
 
 
-SOURCE_COUNTERS: dict[tuple[type[DataSection], ...], Callable[[Any, int, int], Iterator[Source]]] = {
+SOURCE_COUNTERS: dict[tuple[type[DataConfig], ...], Callable[[Any, int, int], Iterator[Source]]] = {
     (GPTData, FIMData): _count_streams,
     (BERTData, T5Data): _count_sentences,
     (ICTData,): _count_blocks,
