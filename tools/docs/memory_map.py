@@ -15,7 +15,7 @@ from mt_cli.run_config import run_config_type
 from mt_cli.train.compose import build_state
 from mt_core.config.loading import model_config
 from mt_core.distributed.mesh import Axis, make_mesh
-from mt_core.distributed.topology import dims_of
+from mt_core.distributed.topology import resolve_dims
 from mt_core.parallel.data.zero1 import Buckets
 from mt_core.training.state import TrainState
 from mt_core.verification.ranks import run_ranks
@@ -131,7 +131,7 @@ def build_rank_state(
 ) -> TrainState:
     """Build this rank's state before the first step."""
     config = make_config(parallel, mlp)
-    return build_state(config, make_mesh(dims_of(config.parallel, ranks)), torch.device("cpu"), resume=False)
+    return build_state(config, make_mesh(resolve_dims(config.parallel, ranks)), torch.device("cpu"), resume=False)
 
 
 def inspect_rank(axis: Axis) -> RankMemory:

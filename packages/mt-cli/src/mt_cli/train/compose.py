@@ -22,7 +22,7 @@ from mt_core.contracts import MetricSink
 from mt_core.distributed.environment import place
 from mt_core.distributed.mesh import Mesh, make_mesh
 from mt_core.distributed.process_group import deterministic, joined, local_ranks, pick_device
-from mt_core.distributed.topology import dims_of
+from mt_core.distributed.topology import resolve_dims
 from mt_core.errors import raise_if
 from mt_core.parallel.apply import parallelize
 from mt_core.plugins import component
@@ -45,7 +45,7 @@ def run(config: FullConfig) -> int:
     run_dir = Path(config.runtime.run_dir)
     with ExitStack() as stack:
         heart = stack.enter_context(joined(device, run_dir, config.runtime.stall_timeout))
-        mesh = make_mesh(dims_of(config.parallel, place().ranks))
+        mesh = make_mesh(resolve_dims(config.parallel, place().ranks))
         stop = stack.enter_context(catch_stop_signals(insistent=mesh.world.size == 1))
         torch.set_num_threads(config.runtime.threads or max(1, (os.cpu_count() or 1) // local_ranks()))
         sizes = batch_sizes(config.batch)

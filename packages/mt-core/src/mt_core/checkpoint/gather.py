@@ -16,25 +16,22 @@ from mt_core.parallel.data.protocol import DataParallel
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """A rank, by its places on the axes that share a parameter."""
+class ShardCoordinates:
+    """A rank's positions on the axes over which a parameter is repeated, sharded and cut."""
 
     replica: int
     shard: int
     cut: int
-    """On the axis that cuts it."""
+    """Position on the axis that cuts the parameter: tensor or expert."""
     tensor: int
 
 
-def place_of(mesh: Mesh, cut: Axis, rank: int) -> Place:
-    """Where world rank `rank` stands for parameters cut over `cut`.
-
-    Tensor is the innermost axis, then the shard axis, then the replicas; for experts, expert comes after tensor.
-    """
-    tokens, tensor = divmod(rank, mesh.tensor.size)
-    holders, expert = divmod(tokens, mesh.expert.size) if cut == mesh.expert else (tokens, None)
-    replica, shard = divmod(holders, mesh.sharing(cut)[0].size)
-    return Place(replica, shard, tensor if expert is None else expert, tensor)
+def get_shard_coordinates(mesh: Mesh, cut: Axis, rank: int) -> ShardCoordinates:
+    """Return where world rank `rank` stands for parameters that are cut over the axis `cut`."""
+    axes = mesh.dims.coordinates(rank)
+    if cut == mesh.expert:
+        return ShardCoordinates(axes["expert_replica"], axes["expert_shard"], axes["expert"], axes["tensor"])
+    return ShardCoordinates(axes["replica"], axes["shard"], axes["tensor"], axes["tensor"])
 
 
 def gather_whole(
@@ -45,15 +42,15 @@ def gather_whole(
     `part` is shaped like this rank's master of parameter `name`: the master itself or a moment of it.
     """
     mesh, cut = engine.mesh, engine.placements[name].axis
-    place, (shard, replica) = place_of(mesh, cut, owner), mesh.sharing(cut)
-    copied = cut.size == 1 or cut == mesh.expert  # on all tensor ranks, of which one is enough
-    if replica.rank != place.replica or (copied and mesh.tensor.rank != place.tensor):
+    target, (shard, replica) = get_shard_coordinates(mesh, cut, owner), mesh.sharing(cut)
+    replicated = cut.size == 1 or cut == mesh.expert  # over tensor ranks, so only one of them sends
+    if replica.rank != target.replica or (replicated and mesh.tensor.rank != target.tensor):
         return
-    local = _over_shards(engine, name, part, shard, place.shard)
+    local = _over_shards(engine, name, part, shard, target.shard)
     if local is None:
         return
     for canonical, piece in model.to_canonical(name, local, cut.rank, cut.size):
-        whole = _over_cut(model, cut, name, canonical, piece, place.cut)
+        whole = _over_cut(model, cut, name, canonical, piece, target.cut)
         if whole is not None:
             yield canonical, whole
 

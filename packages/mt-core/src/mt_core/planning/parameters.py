@@ -37,7 +37,7 @@ class Parameters:
 
     def shared(self, dims: ParallelDims) -> float:
         """Elements of the sharded state on one rank."""
-        return (self.total - self.experts) / dims.sharers + self.experts / dims.expert_sharers
+        return (self.total - self.experts) / dims.shard_group_size + self.experts / dims.expert_shard_group_size
 
 
 @lru_cache(maxsize=128)
