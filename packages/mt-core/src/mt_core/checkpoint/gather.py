@@ -26,44 +26,51 @@ class ShardCoordinates:
     tensor: int
 
 
-def get_shard_coordinates(mesh: Mesh, cut: Axis, rank: int) -> ShardCoordinates:
-    """Return where world rank `rank` stands for parameters that are cut over the axis `cut`."""
-    axes = mesh.dims.coordinates(rank)
-    if cut == mesh.expert:
-        return ShardCoordinates(axes["expert_replica"], axes["expert_shard"], axes["expert"], axes["tensor"])
-    return ShardCoordinates(axes["replica"], axes["shard"], axes["tensor"], axes["tensor"])
+def locate(mesh: Mesh, cut: Axis, rank: int, *, sharded: bool) -> ShardCoordinates:
+    """Return where world rank `rank` stands for a parameter that is cut over the axis `cut`.
+
+    A parameter that is not `sharded` is whole, but for the cut, on every rank that sees other tokens.
+    """
+    axes, experts = mesh.dims.coordinates(rank), cut == mesh.expert
+    if sharded:
+        replica, shard = (axes[f"expert_{name}" if experts else name] for name in ("replica", "shard"))
+    else:
+        replica, shard = axes["expert_data_parallel" if experts else "data_context"], 0
+    return ShardCoordinates(replica, shard, axes["expert" if experts else "tensor"], axes["tensor"])
 
 
 def gather_whole(
-    model: Any, engine: DataParallel, name: str, part: Tensor | None, owner: int
+    model: Any, engine: DataParallel, name: str, part: Tensor | None, owner: int, *, dtype: torch.dtype
 ) -> Iterator[tuple[str, Tensor]]:
     """Canonical names and whole tensors on world rank `owner`, nothing elsewhere; every rank must iterate over it.
 
-    `part` is shaped like this rank's master of parameter `name`: the master itself or a moment of it.
+    `part` is shaped like this rank's master of parameter `name`: the master itself or a moment of it, or the frozen
+    parameter; None where the rank has none. `dtype` is that of the parts, which the owner may not have.
     """
-    mesh, cut = engine.mesh, engine.placements[name].axis
-    target, (shard, replica) = get_shard_coordinates(mesh, cut, owner), mesh.sharing(cut)
+    mesh, cut, shard = engine.mesh, engine.placements[name].axis, engine.shard_axis(name)
+    here, there = (locate(mesh, cut, rank, sharded=shard.size > 1) for rank in (mesh.world.rank, owner))
     replicated = cut.size == 1 or cut == mesh.expert  # over tensor ranks, so only one of them sends
-    if replica.rank != target.replica or (replicated and mesh.tensor.rank != target.tensor):
+    if here.replica != there.replica or (replicated and here.tensor != there.tensor):
         return
-    local = _over_shards(engine, name, part, shard, target.shard)
+    assert part is None or part.dtype == dtype, f"{name}: {part.dtype} is not {dtype}"
+    local = _over_shards(engine, name, part, there.shard, dtype)
     if local is None:
         return
     for canonical, piece in model.to_canonical(name, local, cut.rank, cut.size):
-        whole = _over_cut(model, cut, name, canonical, piece, target.cut)
+        whole = _over_cut(model, cut, name, canonical, piece, there.cut)
         if whole is not None:
             yield canonical, whole
 
 
-def _over_shards(engine: DataParallel, name: str, part: Tensor | None, axis: Axis, owner: int) -> Tensor | None:
+def _over_shards(engine: DataParallel, name: str, part: Tensor | None, owner: int, dtype: torch.dtype) -> Tensor | None:
+    axis = engine.shard_axis(name)
     if axis.size == 1:
         return part
     if axis.rank != owner:
         if part is not None:
             axis.send(part.contiguous(), owner)
         return None
-    some = next(iter(engine.masters.values())) if part is None else part
-    whole = torch.empty(engine.shapes[name], dtype=some.dtype, device=some.device)
+    whole = torch.empty(engine.shapes[name], dtype=dtype, device=engine.device)
     for rank in range(axis.size):
         if rank == owner and part is not None:
             _paste(engine, name, whole, rank, part)
