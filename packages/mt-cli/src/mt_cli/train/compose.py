@@ -19,9 +19,9 @@ from mt_core.checkpoint.async_save import AsyncWriter
 from mt_core.checkpoint.commit_protocol import Ranks
 from mt_core.checkpoint.native import resolve, step_directory, steps
 from mt_core.contracts import MetricSink
-from mt_core.distributed.environment import place
+from mt_core.distributed.environment import get_rank_info
 from mt_core.distributed.mesh import Mesh, make_mesh
-from mt_core.distributed.process_group import deterministic, joined, local_ranks, pick_device
+from mt_core.distributed.process_group import local_ranks, pick_device, process_group, use_deterministic_kernels
 from mt_core.distributed.topology import dims_of
 from mt_core.errors import raise_if
 from mt_core.parallel.apply import parallelize
@@ -40,12 +40,12 @@ from mt_models.canonical import stream_problems
 
 def run(config: FullConfig) -> int:
     """Train as `config` says; the exit code: 0, or 128 + the signal that ended the run early, its state saved."""
-    deterministic(config.runtime.deterministic)
+    use_deterministic_kernels(config.runtime.deterministic)
     device = pick_device(config.runtime.device)
     run_dir = Path(config.runtime.run_dir)
     with ExitStack() as stack:
-        heart = stack.enter_context(joined(device, run_dir, config.runtime.stall_timeout))
-        mesh = make_mesh(dims_of(config.parallel, place().ranks))
+        heartbeat = stack.enter_context(process_group(device, run_dir, config.runtime.stall_timeout))
+        mesh = make_mesh(dims_of(config.parallel, get_rank_info().world_size))
         stop = stack.enter_context(catch_stop_signals(insistent=mesh.world.size == 1))
         torch.set_num_threads(config.runtime.threads or max(1, (os.cpu_count() or 1) // local_ranks()))
         sizes = make_batch_sizes(config.batch)
@@ -59,7 +59,7 @@ def run(config: FullConfig) -> int:
             state=state,
             mesh=mesh,
             device=device,
-            heart=heart,
+            heartbeat=heartbeat,
             train_batches=train_batches(consumed=state.position.samples),
             valid_batches=valid_batches,
             sinks=sinks,
