@@ -88,7 +88,7 @@ def test_a_tensor_in_two_shards_is_refused(save_model, tmp_path):
     name, tensor = next(iter(load_file(first).items()))
     save_file({**load_file(last), name: tensor}, last, {"format": "pt"})
     (problem,) = problems("hf", path, "native", tmp_path / "result")
-    assert "tensor comes 2 times" in problem
+    assert "duplicate tensor (2 copies)" in problem
 
 
 def test_what_a_third_partys_loader_gets_wrong_is_told_at_once(native, tmp_path, add_component):
@@ -98,7 +98,7 @@ def test_what_a_third_partys_loader_gets_wrong_is_told_at_once(native, tmp_path,
     for part in (
         "layers.1.mlp.up.weight: tensor is missing",
         "layers.0.attn.q.weight: tensor has shape (31, 32)",
-        "embed.weight: tensor comes 2 times",
+        "embed.weight: duplicate tensor (2 copies)",
         "layers.0.attn.sink: unexpected tensor",
     ):
         assert any(part in problem for problem in found), part
