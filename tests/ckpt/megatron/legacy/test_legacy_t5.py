@@ -17,7 +17,7 @@ from ckpt.megatron.test_encoders import T5 as CONFIG
 from ckpt.megatron.test_round_trip import sizes, tensors_of
 from mt_ckpt.conversion.convert import convert
 from mt_ckpt.conversion.detect import detect, open_checkpoint
-from mt_ckpt.megatron.legacy.loader import Legacy
+from mt_ckpt.megatron.legacy.loader import MegatronLegacyLoader
 from mt_ckpt.megatron.legacy.saver import save
 from mt_core.checkpoint.native import write_model
 from mt_core.errors import MtError
@@ -82,7 +82,7 @@ def test_every_version_gives_the_weights(version, tensor, tmp_path):
     weights = random_weights(T5, torch.bfloat16)
     root = write_t5(tmp_path / "old", weights, version=version, tensor=tensor)
     assert detect(root) == "legacy"
-    loader = Legacy(root)
+    loader = MegatronLegacyLoader(root)
     assert loader.config().model_copy(update={"vocab_divisor": 32}) == T5
     assert same(loader.tensors(), weights)
 

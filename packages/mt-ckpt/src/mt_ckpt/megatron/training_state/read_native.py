@@ -7,7 +7,12 @@ from typing import Any
 
 from torch import Tensor
 
-from mt_ckpt.megatron.training_state.run_settings import groups_of, not_carried_to_megatron, scheduler_of, to_args
+from mt_ckpt.megatron.training_state.run_settings import (
+    build_scheduler,
+    default_param_groups,
+    not_carried_to_megatron,
+    to_args,
+)
 from mt_ckpt.megatron.training_state.state import KINDS, MASTER, Stream, TrainingState
 from mt_ckpt.native.loader import Native
 from mt_core.checkpoint import native
@@ -52,8 +57,8 @@ def read_native(path: Path) -> TrainingState:
         tokens=meta["tokens"],
         optimizer_steps=_steps(loader.step, stored),
         args=args,
-        scheduler=scheduler_of(args, meta["samples"]),
-        groups=groups_of(args, rate),
+        scheduler=build_scheduler(args, meta["samples"]),
+        groups=default_param_groups(args, rate),
         grad_scaler=_grad_scaler(scale) if values["precision"]["dtype"] == "fp16" else None,
         tokenizer_files=loader.tokenizer_files(),
         lost=(NO_RANDOM_STATE, *not_carried_to_megatron(values)),
