@@ -216,3 +216,16 @@ def test_what_megatrons_models_cannot_be(case, tmp_path):
 def test_the_norm_that_newer_releases_lack_is_named(tmp_path):
     run = state_of_a_run(tmp_path / "run", T5)
     assert NORM_NOTES[True] in convert_format(run, tmp_path / "there", Target("torch_dist")).hints
+
+
+def test_a_run_with_frozen_parameters_has_no_state_for_them(run, tmp_path):
+    source = rewritten(run, tmp_path / "run")
+    meta = step_directory(source, 7) / "meta.json"
+    values = json.loads(meta.read_text())
+    values["config"]["optim"]["trainable"] = ["layers.*"]
+    meta.write_text(json.dumps(values))
+    message = (
+        r"optim.trainable: 3 of \d+ tensors, embed.weight the first, are frozen and have no optimizer state; "
+        r"training state in Megatron's formats covers every tensor; mt ckpt convert writes the weights alone"
+    )
+    refused(source, tmp_path / "there", message, to="torch")
