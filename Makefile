@@ -48,6 +48,15 @@ docs: $(SYNCED) ## Build the documentation into site/
 	$(call sync,--group docs)
 	$(BIN)/mkdocs build --strict
 
+.PHONY: wheels
+wheels: $(SYNCED) ## Build a wheel of each package into dist/
+	rm -rf dist
+	$(UV) build --quiet --all-packages --wheel --out-dir dist
+
+.PHONY: try-wheels
+try-wheels: wheels ## Install each wheel alone into an empty environment and start it
+	PATH="$(dir $(abspath $(UV))):$$PATH" $(BIN)/python tools/try_wheels.py dist
+
 .PHONY: bench
 bench: $(SYNCED) ## Measure what docs/benchmarks.md records and this machine can run
 	$(BIN)/python bench/command_line.py

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from mt_core.checkpoint.async_save import AsyncWriter, Saved
+from mt_core.checkpoint.async_save import AsyncWriter, SavedCheckpoint
 from mt_core.checkpoint.commit_protocol import Ranks
 from mt_core.checkpoint.native import read_meta, resolve
 from mt_core.checkpoint.shard_files import open_part
@@ -68,7 +68,7 @@ def bench(args: argparse.Namespace, folder: Path) -> None:
     )
 
 
-def write(rank: int, run: Path, ranks: int, gb: float, args: argparse.Namespace) -> list[Saved]:
+def write(rank: int, run: Path, ranks: int, gb: float, args: argparse.Namespace) -> list[SavedCheckpoint]:
     """This rank's saves of the same tensors, a tiny step of training polled between."""
     torch.set_num_threads(1)
     count = max(1, round(gb * 1e9 / (SHAPE[0] * SHAPE[1] * 4)))
@@ -84,7 +84,7 @@ def write(rank: int, run: Path, ranks: int, gb: float, args: argparse.Namespace)
     return saves
 
 
-def report_save(saves: Sequence[Saved]) -> None:
+def report_save(saves: Sequence[SavedCheckpoint]) -> None:
     """One save, as all ranks saw it."""
     slowest = max(save.write_s + save.commit_s for save in saves)
     pause = max(save.pause_s for save in saves)

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from mt_data.blending.blend import sized_blend
-from mt_data.datasets.gpt.dataset import gpt_dataset
-from mt_data.datasets.gpt.indices import Request, build_indices, sample_index
-from mt_data.datasets.masking.sentence_mapping import Gathering, Sentences, sentence_mapping
+from mt_data.datasets.gpt.dataset import build_gpt_dataset
+from mt_data.datasets.gpt.indices import IndexRequest, build_indices, build_sample_index
+from mt_data.datasets.masking.sentence_mapping import Sentences, SentenceSampling, build_sentence_mapping
 from mt_data.indexed.cache import IndexCache
 from mt_data.indexed.reader import IndexedReader
 from mt_data.indexed.writer import IndexedWriter
@@ -55,18 +55,18 @@ class Lengths:
 def bench_index(documents: int, folder: Path) -> None:
     """Build and open the indexes of one epoch."""
     corpus = Lengths(document_lengths(documents, 1000))
-    request = Request(range(documents), None, SEQ_LENGTH, 1234)
+    request = IndexRequest(range(documents), None, SEQ_LENGTH, 1234)
     samples = int(corpus.lengths.sum(dtype=np.int64)) // SEQ_LENGTH
     with timed(f"all three indexes, {documents:,} documents, {samples:,} samples", samples, "samples"):
         indices = build_indices(corpus.lengths, request)
     with timed("the sample index alone", samples, "samples"):
-        sample_index(corpus.lengths, indices.document, request)
+        build_sample_index(corpus.lengths, indices.document, request)
     cache = IndexCache(folder)
     with timed("the same, written to the cache"):
-        gpt_dataset(corpus, request, cache)
+        build_gpt_dataset(corpus, request, cache)
     for _ in range(3):
         with timed("opening it"):
-            gpt_dataset(corpus, request, cache)
+            build_gpt_dataset(corpus, request, cache)
 
 
 def bench_access(tokens: int, folder: Path, reads: int) -> None:
@@ -76,7 +76,7 @@ def bench_access(tokens: int, folder: Path, reads: int) -> None:
         for block in np.array_split(lengths, max(1, tokens // 10**7)):
             writer.add_documents(np.random.default_rng(0).integers(0, 50_000, int(block.sum())), block)
     reader = IndexedReader(folder / "corpus")
-    dataset = gpt_dataset(reader, Request(range(len(reader)), None, SEQ_LENGTH, 1), IndexCache(folder))
+    dataset = build_gpt_dataset(reader, IndexRequest(range(len(reader)), None, SEQ_LENGTH, 1), IndexCache(folder))
     order = np.random.default_rng(1).integers(0, len(dataset), reads).tolist()
     for label in ("first reads", "random samples of 2,048 tokens"):
         with timed(label, reads, "samples"):
@@ -104,7 +104,7 @@ def bench_mapping(sentences: int) -> None:
     lengths = np.random.default_rng(0).integers(5, 60, sentences).astype(np.int32)
     corpus = Sentences(lengths, np.arange(0, sentences + 1, 30))
     start = time.perf_counter()
-    rows = sentence_mapping(corpus, Gathering(125, 2, 0.1, 1, samples=None))
+    rows = build_sentence_mapping(corpus, SentenceSampling(125, 2, 0.1, 1, samples=None))
     seconds = time.perf_counter() - start
     print(f"BERT mapping, {sentences:,} sentences: {seconds:.2f} s, {len(rows) / seconds:,.0f} samples/s")
 

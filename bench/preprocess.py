@@ -93,12 +93,12 @@ Options = dict[str, str]
 def tokenizers(vocab_file: Path | None, merge_file: Path | None, corpus: Path) -> tuple[Options, Options]:
     """GPT-2's files, or ones trained on the corpus, as `GPT2BPETokenizer` and as `HuggingFaceTokenizer`."""
     from mt_data.config import TokenizerConfig
-    from mt_data.tokenizers import build
+    from mt_data.tokenizers import build_tokenizer
     from mt_data.tokenizers.train import train_tokenizer
 
     folder = corpus.with_name("tokenizer")
     if vocab_file and merge_file:
-        build(TokenizerConfig(vocab_file=str(vocab_file), merge_file=str(merge_file))).save(folder)
+        build_tokenizer(TokenizerConfig(vocab_file=str(vocab_file), merge_file=str(merge_file))).save(folder)
     else:
         fill(corpus, corpus.with_name("train.jsonl"), TRAIN_MB * 10**6)
         train_tokenizer([corpus.with_name("train.jsonl")], folder, vocab_size=50257)
@@ -143,8 +143,8 @@ def ours(corpus: Path, tokenizer: Options, workers: int) -> None:
 BARE = """
 import json, sys, time
 from mt_data.config import TokenizerConfig
-from mt_data.tokenizers import build
-tokenizer = build(TokenizerConfig(**json.loads(sys.argv[2])))
+from mt_data.tokenizers import build_tokenizer
+tokenizer = build_tokenizer(TokenizerConfig(**json.loads(sys.argv[2])))
 seconds, batch = 0.0, []
 with open(sys.argv[1], "rb") as file:
     for line in file:
@@ -167,9 +167,9 @@ def bare(corpus: Path, tokenizer: Options, workers: int) -> float:
 @cache
 def _tokenizer(options: str):
     from mt_data.config import TokenizerConfig
-    from mt_data.tokenizers import build
+    from mt_data.tokenizers import build_tokenizer
 
-    return build(TokenizerConfig(**json.loads(options)))
+    return build_tokenizer(TokenizerConfig(**json.loads(options)))
 
 
 def _encode_one(work: tuple[str, str]) -> tuple[list[int], int]:

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 from mt_ckpt.command import app
 from mt_ckpt.conversion.convert import convert
 from mt_core.checkpoint.detection import open_checkpoint
-from mt_core.checkpoint.native import read_meta, reading, step_directory, steps
+from mt_core.checkpoint.native import locked_for_reading, read_meta, step_directory, steps
 from mt_core.checkpoint.step_writer import write
 from mt_core.errors import MtError
 
@@ -116,7 +116,7 @@ def test_prune_keeps_the_newest_steps(run):
 
 
 def test_prune_leaves_a_step_that_is_being_read(run):
-    with reading(step_directory(run, 20)):
+    with locked_for_reading(step_directory(run, 20)):
         result = mt_ckpt("prune", run, "--keep", 1)
     assert result.stdout == "removed: step-00000010\nkept: step-00000020, step-00000030\n"
 

@@ -204,6 +204,21 @@ def test_compiled_blocks_train_to_the_same_losses(tmp_path, toml):
         assert a == pytest.approx(b, rel=1e-4)
 
 
+def test_frozen_parameters_keep_the_weights_that_the_run_began_with(tmp_path, toml):
+    source = train(toml, *ONE, f"runtime.run_dir={tmp_path / 'source'}")
+    tuning = [f"checkpoint.init=native:{source}", f"runtime.run_dir={tmp_path / 'tuned'}", "checkpoint.every=3"]
+    tuning += ['optim.trainable=["layers.1.*", "norm.*"]', "precision.dtype=bf16"]
+    tuned = train(toml, *tuning)
+    before, after = tensors(source, 1, "model"), tensors(tuned, 6, "model")
+    moved = {name for name in after if not torch.equal(after[name], before[name].bfloat16())}
+    assert moved == {name for name in after if name.startswith(("layers.1.", "norm."))}
+    (native.step_directory(tuned, 6) / native.COMMITTED).unlink()
+    train(toml, *tuning)
+    assert all(torch.equal(tensor, after[name]) for name, tensor in tensors(tuned, 6, "model").items())
+    with pytest.raises(MtError, match="with optimizer state in the checkpoint would be frozen; keep the patterns"):
+        train(toml, *tuning, 'optim.trainable=["norm.*"]')
+
+
 def test_a_model_that_changed_is_refused_on_resume(toml):
     train(toml, *ONE)
     with pytest.raises(MtError) as caught:

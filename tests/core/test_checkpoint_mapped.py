@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from mt_core.checkpoint.page_cache import forget
+from mt_core.checkpoint.page_cache import drop_pages
 from mt_core.checkpoint.safetensors_io import open_safetensors, write_safetensors
 
 SIZE = 4 << 20
@@ -22,7 +22,7 @@ def test_pages_of_a_file_leave_memory_and_come_again(tmp_path):
     tensors = [opened.get_tensor(name) for name in names]
     assert sum(tensor.sum() for tensor in tensors) == 3 * SIZE
     before = file_pages()
-    forget(tensors[0], tensors[2])
+    drop_pages(tensors[0], tensors[2])
     assert before - file_pages() > 11 * SIZE  # and so does what lies between
     assert tensors[1].sum() == SIZE
 
@@ -31,8 +31,8 @@ def test_other_memory_is_left_alone(tmp_path):
     write_safetensors(tmp_path / "x", {"a": torch.ones(SIZE), "empty": torch.ones(0)})
     opened = open_safetensors(tmp_path / "x")
     mine, mapped = torch.ones(SIZE), opened.get_tensor("a")
-    forget(mine)
-    forget(mapped, mine)
-    forget(mapped, opened.get_tensor("empty"))
-    forget(torch.ones(0))
+    drop_pages(mine)
+    drop_pages(mapped, mine)
+    drop_pages(mapped, opened.get_tensor("empty"))
+    drop_pages(torch.ones(0))
     assert mine.sum() == mapped.sum() == SIZE

@@ -10,7 +10,7 @@ import torch
 from mt_core.checkpoint import commit_protocol as protocol
 from mt_core.checkpoint import native
 from mt_core.checkpoint.commit_protocol import Ranks
-from mt_core.checkpoint.step_writer import Written, write
+from mt_core.checkpoint.step_writer import WriteResult, write
 from mt_core.errors import MtError
 from mt_core.verification.ranks import run_ranks
 
@@ -20,7 +20,7 @@ def tensor(rank: int, value: float = 0.0, size: int = 1000) -> list[tuple[str, t
     return [(f"layers.{rank}.weight", torch.full((size,), rank + value))]
 
 
-def write_as(axis, run, step, limit=None, timeout_s=30.0) -> Written | str:
+def write_as(axis, run, step, limit=None, timeout_s=30.0) -> WriteResult | str:
     """Write as one of an axis' ranks; `limit` is the largest file of the last rank."""
     if limit is not None and axis.rank == axis.size - 1:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))

@@ -174,3 +174,29 @@ def test_options_that_the_layout_does_not_look_at_are_refused():
         "parallel.bucket_size: 1000, but FSDP2 overlaps and groups by blocks itself; "
         "allowed with fsdp: 40000000, the default",
     ]
+
+
+def test_patterns_of_trainable_parameters_must_match_some():
+    names = (
+        "embed.weight, layers.*.attn_norm.weight, layers.*.mlp_norm.weight, layers.*.attn.q.weight, "
+        "layers.*.attn.k.weight, layers.*.attn.v.weight, layers.*.attn.out.weight, layers.*.mlp.gate.weight, "
+        "layers.*.mlp.up.weight, layers.*.mlp.down.weight, norm.weight"
+    )
+    assert refused('optim.trainable=["layer.*", "norms.weight", "norm.*"]') == [
+        f"optim.trainable: 'layer.*' matches no parameter; allowed: {names}",
+        f"optim.trainable: 'norms.weight' matches no parameter; did you mean 'norm.weight'? allowed: {names}",
+    ]
+
+
+def test_something_must_be_trainable():
+    assert refused("optim.trainable=[]") == [
+        'optim.trainable: is empty, so nothing would be trained; allowed: patterns of names, or ["*"] for all'
+    ]
+
+
+def test_a_fused_parameter_is_trained_whole_or_not_at_all():
+    assert refused('optim.trainable=["layers.*.attn.[qv].*", "layers.0.mlp.up.*"]') == [
+        "optim.trainable: layers.0.attn.q.weight and layers.0.attn.v.weight would be trained without "
+        "layers.0.attn.k.weight, and 4 more like them; they are one fused parameter: name all of its parts or none"
+    ]
+    load_run_config([], ['optim.trainable=["layers.*.attn.[qkv].*", "layers.0.mlp.*"]'], "gpt-tiny")

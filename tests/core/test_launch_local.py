@@ -21,18 +21,18 @@ HEAD = """
 import os, signal, sys, time
 from pathlib import Path
 from mt_core.errors import MtError
-from mt_core.distributed.environment import place
+from mt_core.distributed.environment import get_rank_info
 from mt_core.distributed.exit_codes import RankFailure
 from mt_core.distributed.rank_process import end_with
 from mt_core.distributed.watchdog import supervised
 
-here, run_dir = place(), Path(sys.argv[1])
+info, run_dir = get_rank_info(), Path(sys.argv[1])
 
 def work():
-    with supervised(run_dir, here, 600) as heart:
-        heart.beat(7, "forward")
+    with supervised(run_dir, info, 600) as heartbeat:
+        heartbeat.update(7, "forward")
         time.sleep(0.3)
-        return body(heart)
+        return body(heartbeat)
 
 """
 
@@ -41,12 +41,12 @@ def script(tmp_path: Path, body: str) -> list[str]:
     """A rank that beats once and then runs `body`, as arguments of python."""
     file = tmp_path / "rank.py"
     lines = "".join(f"    {line}\n" for line in body.splitlines())
-    file.write_text(f"{HEAD}def body(heart):\n{lines}\nend_with(work, here)\n")
+    file.write_text(f"{HEAD}def body(heartbeat):\n{lines}\nend_with(work, info)\n")
     return [str(file), str(tmp_path)]
 
 
 def test_ranks_that_end_well_give_0_and_no_table(tmp_path, capfd):
-    body = "os.write(1, f'{here.rank} {here.ranks} {here.local_ranks}\\n'.encode())\nreturn 0"  # in one piece
+    body = "os.write(1, f'{info.rank} {info.world_size} {info.local_world_size}\\n'.encode())\nreturn 0"  # in one piece
     assert launch(script(tmp_path, body), 3, run_dir=tmp_path) == 0
     captured = capfd.readouterr()
     assert sorted(captured.out.splitlines()) == ["0 3 3", "1 3 3", "2 3 3"]
@@ -80,7 +80,7 @@ def test_ranks_that_end_well_give_0_and_no_table(tmp_path, capfd):
     ],
 )
 def test_the_exit_code_is_the_cause_s_and_the_table_says_it(tmp_path, capfd, action, code, end, message):
-    body = f"if here.rank == 1:\n    {action}\ntime.sleep(30)"
+    body = f"if info.rank == 1:\n    {action}\ntime.sleep(30)"
     assert launch(script(tmp_path, body), 2, run_dir=tmp_path) == code
     error = capfd.readouterr().err
     assert message in error
@@ -93,7 +93,7 @@ def test_the_exit_code_is_the_cause_s_and_the_table_says_it(tmp_path, capfd, act
 
 
 STUBBORN = """
-if here.rank == 0:
+if info.rank == 0:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     (run_dir / "ready").touch()
 while not (run_dir / "ready").exists():
@@ -103,15 +103,15 @@ while not (run_dir / "ready").exists():
 
 
 def test_a_rank_that_only_lost_another_is_not_the_cause(tmp_path, capfd):
-    body = "if here.rank == 1:\n    os.kill(os.getpid(), signal.SIGABRT)\nraise RankFailure('lost another rank', 5)"
+    body = "if info.rank == 1:\n    os.kill(os.getpid(), signal.SIGABRT)\nraise RankFailure('lost another rank', 5)"
     assert launch(script(tmp_path, STUBBORN.strip() + "\n" + body), 2, run_dir=tmp_path) == 128 + signal.SIGABRT
     assert "exit 5: lost another rank" in capfd.readouterr().err
 
 
 def test_a_rank_that_dies_slowly_is_the_cause_though_another_noticed_first(tmp_path, capfd):
-    body = "if here.rank == 1:\n    signal.signal(signal.SIGTERM, signal.SIG_IGN)\n    (run_dir / 'deaf').touch()\n"
+    body = "if info.rank == 1:\n    signal.signal(signal.SIGTERM, signal.SIG_IGN)\n    (run_dir / 'deaf').touch()\n"
     body += "while not (run_dir / 'deaf').exists():\n    time.sleep(0.01)\n"
-    body += "if here.rank == 0:\n    raise RankFailure('lost another rank', 5)\n"
+    body += "if info.rank == 0:\n    raise RankFailure('lost another rank', 5)\n"
     body += "time.sleep(0.5)\nos.kill(os.getpid(), signal.SIGKILL)"
     assert launch(script(tmp_path, body), 2, run_dir=tmp_path) == 128 + signal.SIGKILL
     assert "killed by SIGKILL" in capfd.readouterr().err
@@ -124,7 +124,7 @@ def test_a_rank_that_never_beat_is_in_the_table(tmp_path, capfd):
 
 def test_a_rank_that_ignores_the_end_of_another_is_killed(tmp_path, capfd, monkeypatch):
     monkeypatch.setattr("mt_core.distributed.launcher.GRACE_S", 0.3)
-    body = "if here.rank == 1:\n    return 1\ntime.sleep(30)"
+    body = "if info.rank == 1:\n    return 1\ntime.sleep(30)"
     assert launch(script(tmp_path, STUBBORN.strip() + "\n" + body), 2, run_dir=tmp_path) == 1
     assert "stopped by the launcher (SIGKILL)" in capfd.readouterr().err
 
@@ -158,16 +158,16 @@ sys.exit(launch(sys.argv[1:], 2, run_dir=Path(sys.argv[2]), max_restarts=3))
 SAVING = """
 from mt_core.training.signals import catch_stop_signals
 with catch_stop_signals(insistent=False) as stop:
-    (run_dir / f"ready-{here.rank}").touch()
+    (run_dir / f"ready-{info.rank}").touch()
     while stop.signal is None:
         time.sleep(0.01)
     time.sleep(SAVE)
-    (run_dir / f"saved-{here.rank}").touch()
+    (run_dir / f"saved-{info.rank}").touch()
     return stop.exit_code
 """
 
 
-def launched(tmp_path: Path, *, save_seconds: float) -> "subprocess.Popen[str]":
+def is_launched(tmp_path: Path, *, save_seconds: float) -> "subprocess.Popen[str]":
     """A launcher whose ranks save for some seconds when they are asked to stop."""
     words = script(tmp_path, SAVING.strip().replace("SAVE", str(save_seconds)))
     process = subprocess.Popen([sys.executable, "-c", LAUNCHER, *words], stderr=subprocess.PIPE, text=True)
@@ -180,7 +180,7 @@ def launched(tmp_path: Path, *, save_seconds: float) -> "subprocess.Popen[str]":
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_goes_to_all_ranks_which_save_as_long_as_they_need(tmp_path, number):
-    process = launched(tmp_path, save_seconds=1)
+    process = is_launched(tmp_path, save_seconds=1)
     process.send_signal(number)
     error = process.communicate(timeout=60)[1]
     assert process.returncode == 128 + number
@@ -189,7 +189,7 @@ def test_a_signal_goes_to_all_ranks_which_save_as_long_as_they_need(tmp_path, nu
 
 
 def test_a_second_ctrl_c_stops_at_once(tmp_path):
-    process = launched(tmp_path, save_seconds=60)
+    process = is_launched(tmp_path, save_seconds=60)
     process.send_signal(signal.SIGINT)
     time.sleep(0.3)
     process.send_signal(signal.SIGINT)
@@ -199,7 +199,7 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path):
 
 
 def test_ranks_whose_launcher_is_killed_save_and_leave(tmp_path):
-    process = launched(tmp_path, save_seconds=0)
+    process = is_launched(tmp_path, save_seconds=0)
     process.kill()
     error = process.communicate(timeout=60)[1]  # ends when the ranks, too, have closed it
     assert "mt [rank 1]: the launcher is gone; saving and leaving" in error

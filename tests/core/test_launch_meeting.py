@@ -11,10 +11,10 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore, Store, TCPStore
 
-from mt_core.distributed.environment import Place
+from mt_core.distributed.environment import RankInfo
 from mt_core.distributed.exit_codes import EXIT_LOST_RANK, EXIT_MISSING_RANKS, RankFailure
-from mt_core.distributed.process_group import gpu_index, lost_ranks, pick_device
-from mt_core.distributed.rendezvous import _ranks, leave, meet, open_store
+from mt_core.distributed.process_group import connection_errors, gpu_index, pick_device
+from mt_core.distributed.rendezvous import _ranks, exit_barrier, open_store, rendezvous
 from mt_core.errors import MtError
 
 
@@ -25,7 +25,7 @@ def together(*calls: Callable[[], str]) -> list["Future[str]"]:
 
 
 def meeting_of(store: Store, ranks: int, present: list[int], seconds: float = 20) -> list["Future[str]"]:
-    return together(*(lambda rank=rank: meet(store, Place(rank, ranks), seconds) for rank in present))
+    return together(*(lambda rank=rank: rendezvous(store, RankInfo(rank, ranks), seconds) for rank in present))
 
 
 def test_all_that_meet_know_the_same_name():
@@ -53,7 +53,10 @@ def test_without_rank_0_it_is_the_one_missing():
 def test_marks_of_an_attempt_whose_ranks_were_killed_do_not_count():
     store = HashStore()
     before = meeting_of(store, 2, [0, 1])[0].result()
-    late = [lambda: meet(store, Place(1, 2), 20), lambda: time.sleep(0.3) or meet(store, Place(0, 2), 20)]
+    late = [
+        lambda: rendezvous(store, RankInfo(1, 2), 20),
+        lambda: time.sleep(0.3) or rendezvous(store, RankInfo(0, 2), 20),
+    ]
     after = [future.result() for future in together(*late)]
     assert after[0] == after[1] != before
     for future in meeting_of(store, 2, [0], 0.3):
@@ -74,7 +77,7 @@ def test_ranks_leave_together():
     def go(rank: int) -> str:
         time.sleep(0.2 * (rank == 1))
         order.append("done")
-        leave(store, "m", Place(rank, 2))
+        exit_barrier(store, "m", RankInfo(rank, 2))
         order.append("left")
         return ""
 
@@ -99,7 +102,7 @@ class Silent:
 
 def test_a_rank_that_died_after_the_work_keeps_nobody():
     store = Silent()
-    leave(store, "m", Place(0, 2))
+    exit_barrier(store, "m", RankInfo(0, 2))
     assert store.limits == [timedelta(seconds=60)]
 
 
@@ -115,33 +118,33 @@ def address(monkeypatch) -> int:
 
 def test_a_first_rank_that_does_not_answer_is_named(address):
     with pytest.raises(RankFailure, match=f"rank 0 does not answer at 127.0.0.1:{address} after 1 s") as caught:
-        open_store(Place(1, 2), 1)
+        open_store(RankInfo(1, 2), 1)
     assert caught.value.code == EXIT_MISSING_RANKS
 
 
 def test_a_port_in_use_is_told(address):
     with socket.create_server(("", address)), pytest.raises(MtError) as caught:
-        open_store(Place(0, 2), 5)
+        open_store(RankInfo(0, 2), 5)
     assert str(caught.value) == f"MASTER_PORT: {address} is in use on this machine; set another one on every rank"
 
 
 def test_the_store_s_end_while_joining_is_told(address):
     server = TCPStore("127.0.0.1", address, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=5))
-    store = open_store(Place(1, 2), 5)
+    store = open_store(RankInfo(1, 2), 5)
     server.set("x", "y")
     del server
     with pytest.raises(RankFailure, match="rank 0 was lost while the ranks were joining"):
-        meet(store, Place(1, 2), 5)
+        rendezvous(store, RankInfo(1, 2), 5)
 
 
 def test_a_broken_connection_is_another_rank_s_doing_and_other_errors_are_not():
     with (
         pytest.raises(RankFailure, match=r"lost another rank in .* \(.*\): .*gloo/transport/tcp") as caught,
-        lost_ranks(),
+        connection_errors(),
     ):
         meet_gloo_error()
     assert caught.value.code == EXIT_LOST_RANK
-    with pytest.raises(RuntimeError, match="shapes"), lost_ranks():
+    with pytest.raises(RuntimeError, match="shapes"), connection_errors():
         raise RuntimeError("shapes cannot be multiplied")
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mt_core.distributed.environment import Place, adopt_slurm, place, refuse_nproc
+from mt_core.distributed.environment import RankInfo, adopt_slurm, get_rank_info, refuse_nproc
 from mt_core.distributed.slurm import PORTS, node_names, step_variables, tasks_per_node
 from mt_core.errors import MtError
 
@@ -28,13 +28,13 @@ SRUN = {
 
 
 def test_a_process_of_its_own_is_rank_0_of_1():
-    assert place({}) == Place(0, 1, 0, 1, launched=False)
-    assert place({}).label == ""
+    assert get_rank_info({}) == RankInfo(0, 1, 0, 1, launched=False)
+    assert get_rank_info({}).label == ""
 
 
 def test_torchrun_s_variables_are_read():
-    assert place(TORCHRUN) == Place(3, 4, 1, 2, launched=True)
-    assert place(TORCHRUN).label == " [rank 3]"
+    assert get_rank_info(TORCHRUN) == RankInfo(3, 4, 1, 2, launched=True)
+    assert get_rank_info(TORCHRUN).label == " [rank 3]"
 
 
 @pytest.mark.parametrize(
@@ -56,31 +56,34 @@ def test_torchrun_s_variables_are_read():
 def test_variables_that_do_not_fit_are_named(changes, message):
     environment = {name: value for name, value in (TORCHRUN | changes).items() if value is not None}
     with pytest.raises(MtError) as caught:
-        place(environment)
+        get_rank_info(environment)
     assert message in str(caught.value)
 
 
 def test_everything_wrong_is_told_at_once():
     with pytest.raises(MtError) as caught:
-        place(TORCHRUN | {"RANK": "4", "LOCAL_RANK": "2"})
+        get_rank_info(TORCHRUN | {"RANK": "4", "LOCAL_RANK": "2"})
     assert [problem.where for problem in caught.value.problems] == ["RANK", "LOCAL_RANK"]
 
 
 def test_torchrun_under_srun_is_no_contradiction():
-    assert place(TORCHRUN | {"SLURM_PROCID": "2", "SLURM_STEP_NUM_TASKS": "4", "TORCHELASTIC_RUN_ID": "x"}).rank == 3
+    assert (
+        get_rank_info(TORCHRUN | {"SLURM_PROCID": "2", "SLURM_STEP_NUM_TASKS": "4", "TORCHELASTIC_RUN_ID": "x"}).rank
+        == 3
+    )
 
 
 def test_a_rank_cannot_start_ranks():
     with pytest.raises(MtError, match="--nproc: 2, but this process is rank 3 of 4 already; leave it out"):
-        refuse_nproc(2, place(TORCHRUN))
-    refuse_nproc(1, place(TORCHRUN))
-    refuse_nproc(2, Place())
+        refuse_nproc(2, get_rank_info(TORCHRUN))
+    refuse_nproc(1, get_rank_info(TORCHRUN))
+    refuse_nproc(2, RankInfo())
 
 
 def test_a_task_of_srun_is_a_rank():
     environment = dict(SRUN)
     adopt_slurm(environment)
-    assert place(environment) == Place(5, 7, 1, 3, launched=True)
+    assert get_rank_info(environment) == RankInfo(5, 7, 1, 3, launched=True)
     assert environment["MASTER_ADDR"] == "gpu07"
     assert int(environment["MASTER_PORT"]) in PORTS
 

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from mt_core.distributed.environment import Place
+from mt_core.distributed.environment import RankInfo
 from mt_core.distributed.exit_codes import EXIT_STALLED
-from mt_core.distributed.heartbeat import Heart, heartbeat_file, read_heartbeat, write_heartbeat
+from mt_core.distributed.heartbeat import Heartbeat, heartbeat_file, read_heartbeat, write_heartbeat
 from mt_core.distributed.watchdog import supervised
 
 HANGING = """
 import ctypes, sys, time
 from pathlib import Path
-from mt_core.distributed.environment import Place
+from mt_core.distributed.environment import RankInfo
 from mt_core.distributed import watchdog as watch
 from mt_core.distributed.watchdog import supervised
 
@@ -30,8 +30,8 @@ def wait_in_python():
 def wait_in_c():
     ctypes.PyDLL(None).sleep(60)  # PyDLL keeps the interpreter's lock: no thread of Python's can run
 
-with supervised(Path(sys.argv[1]), Place(3, 4, launched=True), 1.0) as heart:
-    heart.beat(17, sys.argv[3])
+with supervised(Path(sys.argv[1]), RankInfo(3, 4, launched=True), 1.0) as heartbeat:
+    heartbeat.update(17, sys.argv[3])
     globals()[sys.argv[2]]()
 """
 
@@ -43,17 +43,17 @@ def hang(run_dir: Path, function: str, phase: str = "backward", timeout: float =
 
 def test_a_beat_costs_no_more_than_looking_at_the_clock_twenty_times():
     """Some 0.5 microseconds; the ratio does not depend on the machine or its load."""
-    heart = Heart()
-    beats = min(timeit.repeat(lambda: heart.beat(1, "forward"), number=10_000))
+    heartbeat = Heartbeat()
+    beats = min(timeit.repeat(lambda: heartbeat.update(1, "forward"), number=10_000))
     looks = min(timeit.repeat(time.monotonic, number=10_000))
     assert beats < 20 * looks
 
 
 def test_a_heartbeat_says_who_is_where(tmp_path):
-    heart = Heart()
+    heartbeat = Heartbeat()
     before = time.time()
-    heart.beat(12, "reduce")
-    write_heartbeat(tmp_path, Place(3, 8), heart)
+    heartbeat.update(12, "reduce")
+    write_heartbeat(tmp_path, RankInfo(3, 8), heartbeat)
     after = time.time()
     found = json.loads(heartbeat_file(tmp_path, 3).read_text())
     assert (found["rank"], found["ranks"], found["step"], found["phase"]) == (3, 8, 12, "reduce")
@@ -63,33 +63,33 @@ def test_a_heartbeat_says_who_is_where(tmp_path):
 
 
 def test_a_heartbeat_of_an_earlier_process_is_not_taken_for_this_one_s(tmp_path):
-    write_heartbeat(tmp_path, Place(), Heart())
+    write_heartbeat(tmp_path, RankInfo(), Heartbeat())
     assert read_heartbeat(tmp_path, 0, os.getpid())
     assert read_heartbeat(tmp_path, 0, os.getpid() + 1) is None
     assert read_heartbeat(tmp_path, 1, os.getpid()) is None
 
 
 def test_a_directory_that_is_gone_does_not_stop_training(tmp_path):
-    write_heartbeat(tmp_path / "gone", Place(), Heart())
+    write_heartbeat(tmp_path / "gone", RankInfo(), Heartbeat())
     assert not (tmp_path / "gone").exists()
 
 
 def test_the_file_follows_the_heart_and_ends_with_done(tmp_path):
-    with supervised(tmp_path, Place(), 1.0) as heart:
-        heart.beat(1, "forward")
+    with supervised(tmp_path, RankInfo(), 1.0) as heartbeat:
+        heartbeat.update(1, "forward")
         end = time.monotonic() + 10
         while read_heartbeat(tmp_path / "heartbeats", 0, os.getpid())["phase"] != "forward":
             assert time.monotonic() < end
-            heart.beat(1, "forward")
+            heartbeat.update(1, "forward")
             time.sleep(0.02)
     assert read_heartbeat(tmp_path / "heartbeats", 0, os.getpid())["phase"] == "done"
     assert [file.name for file in (tmp_path / "heartbeats").iterdir()] == ["rank-00000.json"]
 
 
 def test_after_an_error_the_last_heartbeat_stays(tmp_path):
-    with pytest.raises(ZeroDivisionError), supervised(tmp_path, Place(), 600) as heart:
-        heart.beat(4, "optimizer")
-        heart.step // 0
+    with pytest.raises(ZeroDivisionError), supervised(tmp_path, RankInfo(), 600) as heartbeat:
+        heartbeat.update(4, "optimizer")
+        heartbeat.step // 0
     found = read_heartbeat(tmp_path / "heartbeats", 0, os.getpid())
     assert (found["step"], found["phase"]) == (4, "optimizer")
 
@@ -99,7 +99,7 @@ def test_what_a_larger_run_left_is_removed(tmp_path):
     folder.mkdir()
     for name in ("rank-00001.json", "rank-00002.json", "rank-00002.stacks.txt", "stalled"):
         (folder / name).touch()
-    with supervised(tmp_path, Place(0, 2), 600):
+    with supervised(tmp_path, RankInfo(0, 2), 600):
         assert {"rank-00001.json"} == {file.name for file in folder.iterdir()} - {
             "rank-00000.json",
             "rank-00000.stacks.txt",

@@ -102,7 +102,7 @@ def test_nothing_behind_a_wrong_header_is_trusted(pair: str, at: int, data: byte
 
 
 def test_ids_outside_the_vocabulary_are_named_and_counted(pair: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(check_module, "TOKENS_AT_ONCE", 2)
+    monkeypatch.setattr(check_module, "BLOCK_TOKENS", 2)
     allowed = "ids below 201, the vocabulary"
     assert problems(pair, vocab_size=201) == [
         f"{pair}.bin: token id 201 in sequence 1, and 3 more out of range; {allowed}"

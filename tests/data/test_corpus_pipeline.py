@@ -152,14 +152,14 @@ def test_a_step_that_remembers_what_it_saw_is_taken_up(
 import os, signal
 {PIECES}
 import mt_data.corpus.step as step
-step.JOURNAL_INTERVAL_S, write, left = 0.0, step._write, 20
+step.JOURNAL_INTERVAL_S, write, left = 0.0, step._write_state, 20
 def killing(path, state):
     global left
     write(path, state)
     left -= 1
     if not left:
         os.kill(os.getpid(), signal.SIGKILL)
-step._write = killing
+step._write_state = killing
 from mt_cli.main import main
 main()
 """

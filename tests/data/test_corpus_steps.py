@@ -9,18 +9,24 @@ from mt_core.errors import MtError
 from mt_core.files import atomic_file
 from mt_data.config import TokenizerConfig
 from mt_data.corpus import step as step_module
-from mt_data.corpus.clean import Rules, clean
-from mt_data.corpus.decontaminate import Filter, Task, filter_ngrams, parse_task
-from mt_data.corpus.duplicates import Search, find_duplicates, jaccard, shingles, signature
-from mt_data.corpus.groups import Forest, group_duplicates, remove_duplicates
-from mt_data.corpus.libraries import library
-from mt_data.corpus.ngrams import Cut, Index, Sizes, keys_of, pieces
+from mt_data.corpus.clean import CleaningRules, clean
+from mt_data.corpus.decontaminate import EvaluationSet, NgramFilter, filter_ngrams, parse_evaluation_set
+from mt_data.corpus.duplicates import (
+    DuplicateSearch,
+    compute_jaccard,
+    compute_signature,
+    find_duplicates,
+    make_shingles,
+)
+from mt_data.corpus.groups import DocumentForest, group_duplicates, remove_duplicates
+from mt_data.corpus.libraries import import_library
+from mt_data.corpus.ngrams import NgramIndex, NgramSizes, PassageCut, cut_passages, list_ngrams
 from mt_data.corpus.records import add_ids
-from mt_data.corpus.step import Produced, Step, run_step
-from mt_data.corpus.urls import Blacklist, filter_urls, verdict
-from mt_data.corpus.wikipedia import extract, plain
+from mt_data.corpus.step import CorpusStep, StepOutput, run_step
+from mt_data.corpus.urls import SiteBlacklist, classify_url, filter_urls
+from mt_data.corpus.wikipedia import clean_article, extract_articles
 
-ENGLISH = "The library is open to everyone who lives in the town, and most of its books may be taken home. "
+ENGLISH = "The import_library is open to everyone who lives in the town, and most of its books may be taken home. "
 FRENCH = "La bibliothèque est ouverte à tous les habitants de la ville, et la plupart des livres peuvent sortir. "
 
 
@@ -37,11 +43,11 @@ def read(path: Path) -> list[dict[str, object]]:
 
 
 def counting(seen: list[int], stop_at: int | None = None):
-    def produce(item: int) -> Produced:
+    def produce(item: int) -> StepOutput:
         if item == stop_at:
             raise MtError("item", "is bad")
         seen.append(item)
-        produced = Produced(f"{item}\n".encode())
+        produced = StepOutput(f"{item}\n".encode())
         produced.counts["items"] = 1
         return produced
 
@@ -49,7 +55,7 @@ def counting(seen: list[int], stop_at: int | None = None):
 
 
 def test_a_step_goes_on_where_it_was_stopped(tmp_path: Path):
-    step, seen = Step("count", tmp_path / "out", ()), []
+    step, seen = CorpusStep("count", tmp_path / "out", ()), []
     with pytest.raises(MtError, match="item: is bad"):
         run_step(step, range(10), counting(seen, stop_at=6))
     assert not step.output.exists()
@@ -60,15 +66,15 @@ def test_a_step_goes_on_where_it_was_stopped(tmp_path: Path):
 
 
 def test_an_interrupt_inside_an_item_neither_loses_nor_repeats_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    step, after = Step("count", tmp_path / "out", ()), step_module._after
+    step, after = CorpusStep("count", tmp_path / "out", ()), step_module._add_output
 
-    def interrupted(state: step_module.State, result: Produced, size: int) -> step_module.State:
+    def interrupted(state: step_module.StepState, result: StepOutput, size: int) -> step_module.StepState:
         if state.items == 3:  # its data is written, but not yet counted
             raise KeyboardInterrupt
         return after(state, result, size)
 
     with monkeypatch.context() as patch:
-        patch.setattr(step_module, "_after", interrupted)
+        patch.setattr(step_module, "_add_output", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run_step(step, range(9), counting([]))
     assert run_step(step, range(9), counting([])) == {"items": 9}
@@ -81,7 +87,7 @@ def test_what_a_kill_leaves_behind_the_journal_is_written_again(
 ):
     """The part is longer than the journal says, as when the process dies between the two."""
     monkeypatch.setattr(step_module, "JOURNAL_INTERVAL_S", 0.0)
-    step = Step("count", tmp_path / "out", ())
+    step = CorpusStep("count", tmp_path / "out", ())
     with pytest.raises(MtError):
         run_step(step, range(9), counting([], stop_at=killed_at))
     with step.part.open("ab") as part:
@@ -95,13 +101,13 @@ def test_a_finished_step_is_not_run_again_unless_its_input_or_options_change(
 ):
     source, seen = tmp_path / "in", []
     source.write_text("a")
-    run_step(Step("count", tmp_path / "out", (source,)), range(2), counting(seen))
-    assert run_step(Step("count", tmp_path / "out", (source,)), range(2), counting(seen)) == {"items": 2}
+    run_step(CorpusStep("count", tmp_path / "out", (source,)), range(2), counting(seen))
+    assert run_step(CorpusStep("count", tmp_path / "out", (source,)), range(2), counting(seen)) == {"items": 2}
     assert f"count: {tmp_path}/out is already made from these inputs" in capsys.readouterr().err
     assert len(seen) == 2
-    run_step(Step("count", tmp_path / "out", (source,), {"seed": 2}), range(2), counting(seen))
+    run_step(CorpusStep("count", tmp_path / "out", (source,), {"seed": 2}), range(2), counting(seen))
     source.write_text("ab")
-    run_step(Step("count", tmp_path / "out", (source,), {"seed": 2}), range(2), counting(seen))
+    run_step(CorpusStep("count", tmp_path / "out", (source,), {"seed": 2}), range(2), counting(seen))
     assert len(seen) == 6
 
 
@@ -109,25 +115,25 @@ def test_the_journal_of_another_input_is_not_used(tmp_path: Path):
     source, seen = tmp_path / "in", []
     source.write_text("a")
     with pytest.raises(MtError):
-        run_step(Step("count", tmp_path / "out", (source,)), range(5), counting(seen, stop_at=3))
+        run_step(CorpusStep("count", tmp_path / "out", (source,)), range(5), counting(seen, stop_at=3))
     source.write_text("ab")
-    run_step(Step("count", tmp_path / "out", (source,)), range(5), counting(seen))
+    run_step(CorpusStep("count", tmp_path / "out", (source,)), range(5), counting(seen))
     assert seen == [0, 1, 2, 0, 1, 2, 3, 4]
 
 
 def test_a_bad_line_stops_a_step_or_is_counted(tmp_path: Path):
     source = write(tmp_path / "in.jsonl", {"text": "a"}, {"txt": "b"}, {"text": "c"})
     with pytest.raises(MtError, match=r"in.jsonl:2: has no key 'text', only 'txt'; one JSON object a line; --on-error"):
-        clean([source], tmp_path / "out", Rules(language="any", min_tokens=0))
-    counts = clean([source], tmp_path / "out", Rules(language="any", min_tokens=0), on_error="skip")
+        clean([source], tmp_path / "out", CleaningRules(language="any", min_tokens=0))
+    counts = clean([source], tmp_path / "out", CleaningRules(language="any", min_tokens=0), on_error="skip")
     assert counts == {"records": 3, "kept": 2, "bad lines": 1, "written": 2}
     with pytest.raises(MtError, match=r"inn.jsonl: no such file; did you mean .*in.jsonl\?"):
-        clean([tmp_path / "inn.jsonl"], tmp_path / "out", Rules())
+        clean([tmp_path / "inn.jsonl"], tmp_path / "out", CleaningRules())
 
 
 def test_a_library_that_is_not_installed():
     with pytest.raises(MtError, match=r"no_such_library: is not installed; pip install 'mt-data\[corpus\]'"):
-        library("no_such_library")
+        import_library("no_such_library")
 
 
 # URLs
@@ -154,7 +160,7 @@ def test_a_library_that_is_not_installed():
     ],
 )
 def test_the_verdict_on_a_url(url: str, expected: str):
-    assert verdict(url, Blacklist(frozenset(("bad", "exact.net")))) == expected
+    assert classify_url(url, SiteBlacklist(frozenset(("bad", "exact.net")))) == expected
 
 
 def test_urls_are_written_once_in_their_order(tmp_path: Path):
@@ -180,7 +186,7 @@ def test_texts_are_repaired_and_those_of_other_languages_or_too_short_left_out(t
         {"text": ENGLISH, "url": "short"},
         {"text": f"{ENGLISH * 10}It\u00e2\u20ac\u2122s free.", "url": "broken"},
     )
-    counts = clean([source], tmp_path / "out.jsonl", Rules(min_tokens=100))
+    counts = clean([source], tmp_path / "out.jsonl", CleaningRules(min_tokens=100))
     records = read(tmp_path / "out.jsonl")
     assert [record["url"] for record in records] == ["long", "broken"]
     assert str(records[1]["text"]).endswith("It's free.")
@@ -189,13 +195,13 @@ def test_texts_are_repaired_and_those_of_other_languages_or_too_short_left_out(t
 
 def test_length_is_counted_in_tokens_of_a_tokenizer(tmp_path: Path):
     source = write(tmp_path / "in.jsonl", {"text": "word " * 30}, {"text": "word " * 10})
-    rules = Rules(language="any", min_tokens=100, tokenizer=TokenizerConfig(type="bytes"))
+    rules = CleaningRules(language="any", min_tokens=100, tokenizer=TokenizerConfig(type="bytes"))
     assert clean([source], tmp_path / "out.jsonl", rules)["too short"] == 1
 
 
 def test_workers_change_nothing(tmp_path: Path):
     source = write(tmp_path / "in.jsonl", *({"text": f"{ENGLISH * 9} {i}"} for i in range(50)))
-    rules = Rules(min_tokens=10)
+    rules = CleaningRules(min_tokens=10)
     clean([source], tmp_path / "one", rules)
     clean([source], tmp_path / "two", rules, workers=2)
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
@@ -204,23 +210,25 @@ def test_workers_change_nothing(tmp_path: Path):
 def test_a_language_that_is_not_known(tmp_path: Path):
     source = write(tmp_path / "in.jsonl", {"text": "a"})
     with pytest.raises(MtError, match="--language: 'english'; any, ace, af, am"):
-        clean([source], tmp_path / "out", Rules(language="english"))
+        clean([source], tmp_path / "out", CleaningRules(language="english"))
 
 
 # Near-duplicates
 
 
 def test_shingles_and_their_similarity():
-    assert shingles("abcdefg") == {"abcde", "bcdef"}  # the last is left out
+    assert make_shingles("abcdefg") == {"abcde", "bcdef"}  # the last is left out
     a, b = set("abcd"), set("cdefgh")
-    assert [jaccard(a, b, d) for d in ("union", "min", "max")] == [2 / 8, 2 / 4, 2 / 6]
-    assert jaccard(set(), a) == 0
+    assert [compute_jaccard(a, b, d) for d in ("union", "min", "max")] == [2 / 8, 2 / 4, 2 / 6]
+    assert compute_jaccard(set(), a) == 0
 
 
 def test_signatures_estimate_the_similarity():
     a, b = ENGLISH * 3 + "x" * 40 + FRENCH, ENGLISH * 3 + "y" * 40 + FRENCH
-    equal = signature(a, seeds=1000, seed=1) == signature(b, seeds=1000, seed=1)
-    assert equal.mean() == pytest.approx(jaccard(shingles(a), shingles(b)), abs=0.05)  # five standard deviations
+    equal = compute_signature(a, seeds=1000, seed=1) == compute_signature(b, seeds=1000, seed=1)
+    assert equal.mean() == pytest.approx(
+        compute_jaccard(make_shingles(a), make_shingles(b)), abs=0.05
+    )  # five standard deviations
 
 
 @pytest.fixture
@@ -238,7 +246,7 @@ def copies(tmp_path: Path) -> Path:
 
 
 def test_duplicates_are_found_grouped_and_removed(copies: Path, tmp_path: Path):
-    found = find_duplicates([copies], tmp_path / "found", Search(rounds=-1))
+    found = find_duplicates([copies], tmp_path / "found", DuplicateSearch(rounds=-1))
     assert found["records"] == 6
     pairs = {(main, *other) for line in read(tmp_path / "found") for main, others in line.items() for other in others}
     assert pairs >= {("a", "a-copy"), ("a", "a-changed")}
@@ -254,13 +262,13 @@ def test_input_in_several_files_is_one_corpus(copies: Path, tmp_path: Path):
     lines = copies.read_text().splitlines(keepends=True)
     (tmp_path / "1").write_text("".join(lines[:2]))
     (tmp_path / "2").write_text("".join(lines[2:]).rstrip("\n"))
-    find_duplicates([copies], tmp_path / "whole", Search(), workers=2)
-    find_duplicates([tmp_path / "1", tmp_path / "2"], tmp_path / "parts", Search())
+    find_duplicates([copies], tmp_path / "whole", DuplicateSearch(), workers=2)
+    find_duplicates([tmp_path / "1", tmp_path / "2"], tmp_path / "parts", DuplicateSearch())
     assert (tmp_path / "whole").read_bytes() == (tmp_path / "parts").read_bytes() != b""
 
 
 def test_groups_are_transitive():
-    forest = Forest()
+    forest = DocumentForest()
     joined = [forest.link(*pair) for pair in [("a", "b"), ("c", "d"), ("d", "b"), ("a", "c"), ("e", "e")]]
     assert joined == [True, True, True, False, False]
     assert forest.groups() == [["a", "b", "c", "d"]]
@@ -268,10 +276,10 @@ def test_groups_are_transitive():
 
 def test_what_the_duplicate_steps_refuse(copies: Path, tmp_path: Path):
     with pytest.raises(MtError, match="--num-seeds: 100 is no multiple of --num-bands 7; one that is"):
-        find_duplicates([copies], tmp_path / "out", Search(bands=7))
+        find_duplicates([copies], tmp_path / "out", DuplicateSearch(bands=7))
     copies.rename(tmp_path / "copies.jsonl.gz")
     with pytest.raises(MtError, match="is compressed, but its texts are read in any order; decompress it first"):
-        find_duplicates([tmp_path / "copies.jsonl.gz"], tmp_path / "out", Search())
+        find_duplicates([tmp_path / "copies.jsonl.gz"], tmp_path / "out", DuplicateSearch())
     bad = write(tmp_path / "bad", {"a": 1})
     with pytest.raises(MtError, match="bad:1: is no line of duplicates"):
         group_duplicates(bad, tmp_path / "out")
@@ -281,25 +289,25 @@ def test_what_the_duplicate_steps_refuse(copies: Path, tmp_path: Path):
 
 # Decontamination
 
-SIZES = Sizes()
+SIZES = NgramSizes()
 LEAK = "the quick brown fox jumps over the lazy dog while seven wizards watch"
 FILLER = "Many people came to see it. " * 20
 
 
 def test_the_ngrams_of_a_text():
     words = LEAK.split()
-    assert list(keys_of(" ".join(words[:7]), SIZES)) == []
-    assert list(keys_of(" ".join(words[:9]), SIZES)) == [" ".join(words[:9])]
+    assert list(list_ngrams(" ".join(words[:7]), SIZES)) == []
+    assert list(list_ngrams(" ".join(words[:9]), SIZES)) == [" ".join(words[:9])]
     longer = [*words, "again", "today"]
-    assert list(keys_of("The Quick—brown " + " ".join(longer[3:]), SIZES)) == [
+    assert list(list_ngrams("The Quick—brown " + " ".join(longer[3:]), SIZES)) == [
         " ".join(longer[at : at + 13]) for at in range(3)
     ]
 
 
 def test_a_passage_is_cut_with_its_surroundings():
-    index = Index({LEAK: ("task",)}, SIZES)
+    index = NgramIndex({LEAK: ("task",)}, SIZES)
     before, after = f"{'Left side. ' * 40}", f". {'Right side. ' * 40}"
-    kept, found = pieces(f"{before}{LEAK.title()}{after}", index, Cut())
+    kept, found = cut_passages(f"{before}{LEAK.title()}{after}", index, PassageCut())
     assert found == [LEAK]
     left, right = kept
     assert before.startswith(left)
@@ -310,17 +318,17 @@ def test_a_passage_is_cut_with_its_surroundings():
 
 
 def test_short_pieces_are_dropped_and_a_clean_text_stays_whole():
-    index = Index({LEAK: ("task",)}, SIZES)
-    assert pieces(f"Short. {LEAK}. Short. {FILLER}", index, Cut())[0] == [
+    index = NgramIndex({LEAK: ("task",)}, SIZES)
+    assert cut_passages(f"Short. {LEAK}. Short. {FILLER}", index, PassageCut())[0] == [
         (f". Short. {FILLER}")[200:].partition(".")[2]
     ]
-    assert pieces(f"It is. {LEAK}.", index, Cut()) == ([], [LEAK])
-    assert pieces("Clean.", index, Cut()) == (["Clean."], [])
+    assert cut_passages(f"It is. {LEAK}.", index, PassageCut()) == ([], [LEAK])
+    assert cut_passages("Clean.", index, PassageCut()) == (["Clean."], [])
 
 
 def test_shorter_ngrams_are_found_anywhere_in_a_text_of_more_than_the_longest():
     key = " ".join(LEAK.split()[:8])
-    index = Index({key: ("task",)}, SIZES)
+    index = NgramIndex({key: ("task",)}, SIZES)
     words = [*("word" for _ in range(6)), *key.split()]
     match = index.first_match(" ".join(words))
     assert match is not None
@@ -339,8 +347,8 @@ def test_passages_of_a_task_leave_the_corpus(tmp_path: Path):
         {"text": LEAK, "url": "nothing else"},
         *({"text": f"{common}. {i}", "url": f"common {i}"} for i in range(10)),
     )
-    tasks = [Task(task, "question"), Task(tmp_path / "plain.txt")]
-    counts = filter_ngrams([corpus], tmp_path / "out", tasks, Filter())
+    tasks = [EvaluationSet(task, "question"), EvaluationSet(tmp_path / "plain.txt")]
+    counts = filter_ngrams([corpus], tmp_path / "out", tasks, NgramFilter())
     assert counts == {
         **{"records": 13, "cut": 1, "untouched": 11, "nothing left": 1, "written": 13},
         **{"n-grams": 2, "common n-grams": 1},
@@ -358,7 +366,7 @@ def test_passages_of_a_task_leave_the_corpus(tmp_path: Path):
 def test_a_text_in_too_many_pieces_is_dropped_whole(tmp_path: Path):
     task = write(tmp_path / "quiz.jsonl", {"text": LEAK})
     corpus = write(tmp_path / "in.jsonl", {"text": f"{FILLER * 2}{LEAK}. " * 5 + FILLER * 2})
-    counts = filter_ngrams([corpus], tmp_path / "out", [Task(task)], Filter(cut=Cut(most=5)))
+    counts = filter_ngrams([corpus], tmp_path / "out", [EvaluationSet(task)], NgramFilter(cut=PassageCut(most=5)))
     assert counts["dropped whole"] == 1
     assert (tmp_path / "out").read_bytes() == b""
 
@@ -366,12 +374,12 @@ def test_a_text_in_too_many_pieces_is_dropped_whole(tmp_path: Path):
 def test_a_task_without_long_texts(tmp_path: Path):
     task = write(tmp_path / "quiz.jsonl", {"text": "short"})
     with pytest.raises(MtError, match="quiz.jsonl: no text of at least 8 words; evaluation sets with longer texts"):
-        filter_ngrams([task], tmp_path / "out", [Task(task)], Filter())
+        filter_ngrams([task], tmp_path / "out", [EvaluationSet(task)], NgramFilter())
 
 
 def test_a_task_names_a_file_and_its_key(tmp_path: Path):
-    assert parse_task("a.jsonl:question") == Task(Path("a.jsonl"), "question")
-    assert parse_task("a.jsonl") == Task(Path("a.jsonl"), "text")
+    assert parse_evaluation_set("a.jsonl:question") == EvaluationSet(Path("a.jsonl"), "question")
+    assert parse_evaluation_set("a.jsonl") == EvaluationSet(Path("a.jsonl"), "text")
 
 
 # Ids
@@ -400,27 +408,27 @@ def dump(tmp_path: Path) -> Path:
 
 
 def test_articles_of_both_forms(dump: Path, tmp_path: Path):
-    counts = extract([dump], tmp_path / "out.jsonl")
+    counts = extract_articles([dump], tmp_path / "out.jsonl")
     assert counts == {"articles": 3, "kept": 2, "too short": 1, "written": 2}
     url = "https://en.wikipedia.org/?curid="
     assert read(tmp_path / "out.jsonl") == [
         {"id": "5", "url": f"{url}5", "title": 'Tom & "Jerry"', "text": "It began in 1940.\n\nIt has 161 parts."},
         {"id": "7", "url": f"{url}7", "title": "Salt", "text": "Salt is a mineral."},
     ]
-    assert extract([dump], tmp_path / "long.jsonl", min_characters=20)["kept"] == 1
+    assert extract_articles([dump], tmp_path / "long.jsonl", min_characters=20)["kept"] == 1
 
 
 def test_the_title_is_taken_off_only_where_it_stands_alone():
-    assert plain("Salt is a mineral.", "Salt") == "Salt is a mineral."
-    assert plain("Salt\n\nA mineral.<ref name=x />", "Salt") == "A mineral."
+    assert clean_article("Salt is a mineral.", "Salt") == "Salt is a mineral."
+    assert clean_article("Salt\n\nA mineral.<ref name=x />", "Salt") == "A mineral."
 
 
 def test_dumps_that_are_none(dump: Path, tmp_path: Path):
     with pytest.raises(MtError, match=r"dumb: no such file or folder; did you mean .*dump\?"):
-        extract([tmp_path / "dumb"], tmp_path / "out")
+        extract_articles([tmp_path / "dumb"], tmp_path / "out")
     (tmp_path / "none").mkdir()
     with pytest.raises(MtError, match="none: holds no files; the folder that WikiExtractor wrote"):
-        extract([tmp_path / "none"], tmp_path / "out")
+        extract_articles([tmp_path / "none"], tmp_path / "out")
     for content, message in [
         ("<mediawiki>\n", ":1: is neither JSON nor inside a <doc>: '<mediawiki>'; a file that WikiExtractor wrote"),
         ('<doc id="1" title="A">\nA\n', ":1: has a <doc> that does not end; extract the dump again"),
@@ -429,4 +437,4 @@ def test_dumps_that_are_none(dump: Path, tmp_path: Path):
     ]:
         (tmp_path / "wiki_00").write_text(content)
         with pytest.raises(MtError, match=message):
-            extract([tmp_path / "wiki_00"], tmp_path / "out")
+            extract_articles([tmp_path / "wiki_00"], tmp_path / "out")

@@ -15,21 +15,21 @@ import pytest
 from mt_core.contracts import Tokenizer
 from mt_core.errors import MtError
 from mt_data.config import GPTData, TokenizerConfig
-from mt_data.corpus.clean import Rules, clean, clean_record
-from mt_data.corpus.duplicates import signature
+from mt_data.corpus.clean import CleaningRules, clean, clean_record
+from mt_data.corpus.duplicates import compute_signature
 from mt_data.preprocess import encoding
-from mt_data.preprocess.encoding import Encoding, encode_values
-from mt_data.preprocess.job import Job
-from mt_data.preprocess.report import Report, watch
+from mt_data.preprocess.encoding import EncodingOptions, encode_values
+from mt_data.preprocess.job import PreprocessJob
+from mt_data.preprocess.report import PreprocessReport, show_progress
 from mt_data.preprocess.run import preprocess
 from mt_data.preprocess.sentences import choose_splitter
 from mt_data.text_io.ordered_map import DEATHS_ALLOWED
 from mt_data.text_io.ray_map import ray_map
-from mt_data.tokenizers import build
-from mt_data.tokenizers.fast_bpe import fast_encode
+from mt_data.tokenizers import build_tokenizer
+from mt_data.tokenizers.fast_bpe import choose_encode
 from mt_data.tokenizers.file_free import BytesTokenizer
 
-RULES = Rules(min_tokens=1)
+RULES = CleaningRules(min_tokens=1)
 
 
 def uninstall(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
@@ -52,7 +52,7 @@ def model(tmp_path: Path) -> str:
 def test_parquet_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     uninstall(monkeypatch, "pyarrow")
     path = write(tmp_path / "in.parquet", "PAR1")
-    job = Job((path,), str(tmp_path / "out"), Encoding(TokenizerConfig(type="bytes")))
+    job = PreprocessJob((path,), str(tmp_path / "out"), EncodingOptions(TokenizerConfig(type="bytes")))
     with pytest.raises(MtError, match=r"in.parquet: needs pyarrow, which is not installed; pip install 'mt-data\[parq"):
         preprocess(job)
     assert list(tmp_path.glob("out*")) == []
@@ -63,13 +63,13 @@ def test_sentencepiece_models_without_the_library(type_: str, model: str, monkey
     uninstall(monkeypatch, "sentencepiece")
     message = rf"{type_}: needs 'sentencepiece', which is not installed; pip install 'mt-data\[sentencepiece\]'"
     with pytest.raises(MtError, match=message):
-        build(TokenizerConfig(type=type_, model=model))
+        build_tokenizer(TokenizerConfig(type=type_, model=model))
 
 
 def test_gpt2_without_tiktoken_runs_on_the_tokenizers_library(gpt2: TokenizerConfig, monkeypatch: pytest.MonkeyPatch):
     uninstall(monkeypatch, "tiktoken")
-    tokenizer = build(gpt2)
-    assert fast_encode(tokenizer, gpt2) == tokenizer.encode_batch
+    tokenizer = build_tokenizer(gpt2)
+    assert choose_encode(tokenizer, gpt2) == tokenizer.encode_batch
 
 
 @pytest.mark.parametrize("missing", [("nltk",), ("nltk", "sentencex")])
@@ -106,7 +106,7 @@ def test_cleaning_without_its_libraries(library: str, tmp_path: Path, monkeypatc
 def test_near_duplicates_without_datasketch(monkeypatch: pytest.MonkeyPatch):
     uninstall(monkeypatch, "datasketch")
     with pytest.raises(MtError, match=r"datasketch: is not installed; pip install 'mt-data\[corpus\]'"):
-        signature("some text", seeds=4, seed=1)
+        compute_signature("some text", seeds=4, seed=1)
 
 
 def test_the_ray_engine_without_ray(monkeypatch: pytest.MonkeyPatch):
@@ -169,18 +169,18 @@ def test_an_id_that_the_files_cannot_hold(ids: list[int], wrong: int, monkeypatc
             return [ids for _ in texts]
 
     liar: Tokenizer = Liar(TokenizerConfig(type="bytes"))
-    monkeypatch.setattr(encoding, "tokenizer_of", lambda _: liar)
+    monkeypatch.setattr(encoding, "get_tokenizer", lambda _: liar)
     message = (
         f"tokenizer: token id {wrong} does not fit into uint16, which 257 ids are stored in; ids 0 to 65535; "
         "the tokenizer's vocab_size is too small for its ids"
     )
     with pytest.raises(MtError, match=message):
-        encode_values(["a text"], Encoding(TokenizerConfig(type="bytes"), keys=(f"key of {wrong}",)))
+        encode_values(["a text"], EncodingOptions(TokenizerConfig(type="bytes"), keys=(f"key of {wrong}",)))
 
 
 def test_a_line_every_so_many_documents(capsys: pytest.CaptureFixture[str]):
-    report = Report(documents=10, tokens={"text": 50})  # of an earlier run
-    with watch(report, 1000, 4) as show:
+    report = PreprocessReport(documents=10, tokens={"text": 50})  # of an earlier run
+    with show_progress(report, 1000, 4) as show:
         for documents in (11, 12, 13, 15, 16, 25):
             report.documents = documents
             report.tokens["text"] = 5 * documents

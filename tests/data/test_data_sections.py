@@ -11,10 +11,10 @@ PLUGIN = """
 from typing import Literal
 
 from mt_core.plugins import Component, hookimpl
-from mt_data.config import Loading
+from mt_data.config import DataSection
 
 
-class WavesData(Loading):
+class WavesData(DataSection):
     \"\"\"Sine waves.\"\"\"
 
     kind: Literal["waves"] = "waves"
@@ -75,7 +75,7 @@ def test_a_kind_of_another_package_has_its_own_fields(site: Path):
         (
             'kind = "silent"',
             "dataset 'silent': mt_waves:silent does not say which section it reads; annotate its first parameter with "
-            'a subclass of mt_data.config.Loading that has kind: Literal["silent"] = "silent"',
+            'a subclass of mt_data.config.DataSection that has kind: Literal["silent"] = "silent"',
         ),
         ('kind = "absent"', "dataset 'absent': needs 'mt_no_such_module', which is not installed; pip install "),
     ],

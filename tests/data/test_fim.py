@@ -65,10 +65,10 @@ def parts(tokens: list[int]) -> list[str]:
 def test_the_parts_of_a_document_are_its_text(tmp_path: Path, tokenizer: dict[str, str], spm: int):
     dataset = train(tmp_path, tokenizer, seq_length=30, rate=1, spm_rate=spm)
     assert isinstance(dataset, FIMDataset)
-    document = dataset.middle.tokenizer.encode(TEXTS[3])
+    document = dataset.transform.tokenizer.encode(TEXTS[3])
     cuts = set()
     for seed in range(20):
-        tokens = dataset.middle.document(document, np.random.RandomState(seed))
+        tokens = dataset.transform.transform_document(document, np.random.RandomState(seed))
         assert not spm or tokens[:2] == [PRE, SUF]
         assert "".join(parts(tokens)) == TEXTS[3]
         cuts.add(tuple(tokens))

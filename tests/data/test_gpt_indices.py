@@ -6,13 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mt_core.errors import MtError
-from mt_data.datasets.gpt.indices import Request, build_indices
+from mt_data.datasets.gpt.indices import IndexRequest, build_indices
 
 LENGTHS = np.array([7, 3, 5, 9, 2, 4], np.int32)
 
 
-def golden(samples: int | None) -> Request:
-    return Request(range(6), samples, seq_length=4, seed=1234)
+def golden(samples: int | None) -> IndexRequest:
+    return IndexRequest(range(6), samples, seq_length=4, seed=1234)
 
 
 def test_a_small_last_epoch_is_shuffled_by_itself():
@@ -46,14 +46,14 @@ def test_one_epoch(samples: int | None):
 
 def test_a_partial_last_sample_ends_at_the_last_token():
     lengths = np.array([5, 4, 2], np.int32)
-    indices = build_indices(lengths, Request(range(3), None, seq_length=4, seed=1234, keep_partial=True))
+    indices = build_indices(lengths, IndexRequest(range(3), None, seq_length=4, seed=1234, keep_partial=True))
     assert indices.sample.tolist() == [[0, 0], [0, 4], [1, 3], [2, 1]]
     assert indices.shuffle.tolist() == [1, 2, 0]
 
 
 def test_sequences_without_tokens_are_an_error_not_an_endless_loop():
     with pytest.raises(MtError, match="2 sequences without tokens give no samples"):
-        build_indices(np.zeros(2, np.int32), Request(range(2), 5, seq_length=4, seed=1))
+        build_indices(np.zeros(2, np.int32), IndexRequest(range(2), 5, seq_length=4, seed=1))
 
 
 @given(
@@ -63,7 +63,7 @@ def test_sequences_without_tokens_are_an_error_not_an_endless_loop():
     seed=st.integers(0, 99),
 )
 def test_row_k_stands_at_token_k_times_L_of_the_stream(lengths: list[int], samples: int, seq_length: int, seed: int):
-    indices = build_indices(np.array(lengths, np.int32), Request(range(len(lengths)), samples, seq_length, seed))
+    indices = build_indices(np.array(lengths, np.int32), IndexRequest(range(len(lengths)), samples, seq_length, seed))
     stream = [(position, j) for position, s in enumerate(indices.document.tolist()) for j in range(lengths[s])]
     rows = [tuple(row) for row in indices.sample.tolist()]
     assert rows == stream[: len(rows) * seq_length : seq_length]

@@ -10,24 +10,26 @@ from mt_core.contracts import Dataset
 from mt_core.errors import MtError
 from mt_core.plugins import component
 from mt_data.config import GPTData, MockData, TokenizerConfig
-from mt_data.datasets.gpt.dataset import GPTDataset, Options, build_splits, gpt_dataset
-from mt_data.datasets.gpt.indices import Request
+from mt_data.datasets.gpt.dataset import GPTDataset, GPTSampleOptions, build_gpt_dataset, build_splits
+from mt_data.datasets.gpt.indices import IndexRequest
 from mt_data.datasets.mock import MockSequences
 from mt_data.indexed.cache import IndexCache
 from mt_data.indexed.reader import IndexedReader
 from mt_data.indexed.writer import IndexedWriter
-from mt_data.tokenizers import build
-from mt_data.tokenizers.base import pad_id
+from mt_data.tokenizers import build_tokenizer
+from mt_data.tokenizers.base import get_pad_id
 from word_pieces import toy_tokenizer
 
 Corpus = Callable[[str, Sequence[int]], str]
 
 
-def one_sequence(tmp_path: Path, tokens: list[int], seq_length: int, options: Options, **request: int) -> GPTDataset:
+def one_sequence(
+    tmp_path: Path, tokens: list[int], seq_length: int, options: GPTSampleOptions, **request: int
+) -> GPTDataset:
     with IndexedWriter(tmp_path / "one", np.dtype("uint16")) as writer:
         writer.add_documents(np.array(tokens), np.array([len(tokens)]))
-    wanted = Request(range(1), None, seq_length, 1, **request)  # pyright: ignore[reportArgumentType]
-    return gpt_dataset(IndexedReader(tmp_path / "one"), wanted, IndexCache(tmp_path / "cache"), options)
+    wanted = IndexRequest(range(1), None, seq_length, 1, **request)  # pyright: ignore[reportArgumentType]
+    return build_gpt_dataset(IndexedReader(tmp_path / "one"), wanted, IndexCache(tmp_path / "cache"), options)
 
 
 SAMPLE = [5, 1, 7, 8, 1, 3, 9]
@@ -35,32 +37,34 @@ SAMPLE = [5, 1, 7, 8, 1, 3, 9]
 
 
 def test_nothing_is_added_without_options(tmp_path: Path):
-    item = one_sequence(tmp_path, SAMPLE, 6, Options(eod=1))[0]
+    item = one_sequence(tmp_path, SAMPLE, 6, GPTSampleOptions(eod=1))[0]
     assert list(item) == ["tokens", "labels", "loss_mask"]
     assert item["loss_mask"].tolist() == [1] * 6
 
 
 def test_the_end_of_a_document_leaves_the_loss(tmp_path: Path):
-    item = one_sequence(tmp_path, SAMPLE, 6, Options(eod=1, eod_mask_loss=True))[0]
+    item = one_sequence(tmp_path, SAMPLE, 6, GPTSampleOptions(eod=1, eod_mask_loss=True))[0]
     assert item["loss_mask"].tolist() == [1, 0, 1, 1, 0, 1]
 
 
 def test_positions_restart_behind_the_end_of_a_document(tmp_path: Path):
-    item = one_sequence(tmp_path, SAMPLE, 6, Options(eod=1, reset_position_ids=True))[0]
+    item = one_sequence(tmp_path, SAMPLE, 6, GPTSampleOptions(eod=1, reset_position_ids=True))[0]
     assert item["position_ids"].tolist() == [0, 1, 0, 1, 2, 0]
     assert item["position_ids"].dtype == np.int64
 
 
 def test_attention_stays_within_documents(tmp_path: Path):
-    item = one_sequence(tmp_path, SAMPLE, 6, Options(eod=1, reset_attention_mask=True))[0]
+    item = one_sequence(tmp_path, SAMPLE, 6, GPTSampleOptions(eod=1, reset_attention_mask=True))[0]
     assert item["segment_ids"].tolist() == [0, 0, 1, 1, 1, 2]
     assert item["segment_ids"].dtype == np.int64
 
 
 def test_segments_are_the_sequences(tmp_path: Path, corpus: Corpus):
-    request = Request(range(3), None, 6, 1234)
+    request = IndexRequest(range(3), None, 6, 1234)
     cache = IndexCache(tmp_path / "cache")
-    dataset = gpt_dataset(IndexedReader(corpus("b", (4, 3, 8))), request, cache, Options(inter_document_masking=True))
+    dataset = build_gpt_dataset(
+        IndexedReader(corpus("b", (4, 3, 8))), request, cache, GPTSampleOptions(inter_document_masking=True)
+    )
     for i in range(len(dataset)):
         item = dict(dataset[i])
         owners = item["tokens"] // 100
@@ -71,13 +75,13 @@ def test_segments_are_the_sequences(tmp_path: Path, corpus: Corpus):
 
 
 def test_the_last_segment_of_a_padded_sample_reaches_its_end(tmp_path: Path):
-    options = Options(inter_document_masking=True)
+    options = GPTSampleOptions(inter_document_masking=True)
     dataset = one_sequence(tmp_path, [3, 4, 5], 6, options, keep_partial=True)
     assert dataset[0]["segment_ids"].tolist() == [0] * 6
 
 
 def test_without_an_extra_token_the_last_label_is_padding(tmp_path: Path):
-    dataset = one_sequence(tmp_path, [3, 4, 5, 6], 2, Options(), extra=0)
+    dataset = one_sequence(tmp_path, [3, 4, 5, 6], 2, GPTSampleOptions(), extra=0)
     assert len(dataset) == 2
     assert [dataset[i]["labels"].tolist()[1] for i in range(2)] == [0, 0]
     assert [dataset[i]["loss_mask"].tolist() for i in range(2)] == [[1, 0], [1, 0]]
@@ -88,28 +92,28 @@ def test_samples_without_an_extra_token_end_with_their_document(corpus: Corpus):
 
     lengths = IndexedReader(corpus("x", (5, 4, 2))).lengths
     identity = next(seed for seed in range(99) if np.random.RandomState(seed).permutation(3).tolist() == [0, 1, 2])
-    indices = build_indices(lengths, Request(range(3), None, 4, identity, extra=0))
+    indices = build_indices(lengths, IndexRequest(range(3), None, 4, identity, extra=0))
     assert indices.document.tolist() == [0, 1, 2]
     assert indices.sample.tolist() == [[0, 0], [0, 4], [1, 3]]
 
 
 def test_padding_in_the_text_is_no_label_and_becomes_0(tmp_path: Path):
-    item = one_sequence(tmp_path, [3, 9, 4, 5], 3, Options(pad=9))[0]
+    item = one_sequence(tmp_path, [3, 9, 4, 5], 3, GPTSampleOptions(pad=9))[0]
     assert item["tokens"].tolist() == [3, 0, 4]
     assert item["labels"].tolist() == [0, 4, 5]
     assert item["loss_mask"].tolist() == [0, 1, 1]
 
 
 def test_a_tokenizer_without_padding(gpt2: TokenizerConfig):
-    tokenizer = build(gpt2)
-    assert pad_id(tokenizer) == -1
+    tokenizer = build_tokenizer(gpt2)
+    assert get_pad_id(tokenizer) == -1
 
 
 def test_the_padding_of_a_tokenizer_that_has_one(tmp_path: Path):
-    tokenizer = build(toy_tokenizer(tmp_path))
-    assert pad_id(tokenizer) == 0
+    tokenizer = build_tokenizer(toy_tokenizer(tmp_path))
+    assert get_pad_id(tokenizer) == 0
     tokenizer.special = {"pad": 0, "bos": 0}  # pyright: ignore[reportAttributeAccessIssue]
-    assert pad_id(tokenizer) == -1
+    assert get_pad_id(tokenizer) == -1
 
 
 def test_the_section_turns_the_options_on(corpus: Corpus, tmp_path: Path):

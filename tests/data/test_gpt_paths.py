@@ -9,7 +9,7 @@ import pytest
 from mt_core.errors import MtError
 from mt_data.blending.build import Splits
 from mt_data.config import GPTData
-from mt_data.config.paths import WeightedPaths, sources
+from mt_data.config.paths import WeightedPaths, resolve_split_paths
 from mt_data.config.rules import data_problems
 from mt_data.datasets.gpt.dataset import build_splits
 
@@ -53,13 +53,13 @@ def test_paths_from_a_file(corpus: Corpus, tmp_path: Path):
     a, b = corpus("a", (9,) * 3), corpus("b", (9,) * 3)
     (tmp_path / "paths.txt").write_text(f"0.3 {a}\n0.7\t{b}\n")
     config = GPTData(seq_length=4, paths_file=str(tmp_path / "paths.txt"))
-    assert sources(config).splits == (WeightedPaths((a, b), (0.3, 0.7), "data.paths_file"),) * 3
+    assert resolve_split_paths(config).splits == (WeightedPaths((a, b), (0.3, 0.7), "data.paths_file"),) * 3
 
 
 def test_paths_of_each_split_from_a_json_file(corpus: Corpus, tmp_path: Path):
     a, b = corpus("a", (9,) * 3), corpus("b", (9,) * 3)
     (tmp_path / "paths.json").write_text(json.dumps({"train": [0.3, a, "0.7", b], "valid": f"{a} {b} ", "test": None}))
-    found = sources(GPTData(seq_length=4, split_paths_file=str(tmp_path / "paths.json")))
+    found = resolve_split_paths(GPTData(seq_length=4, split_paths_file=str(tmp_path / "paths.json")))
     where = "data.split_paths_file"
     assert found.splits == (WeightedPaths((a, b), (0.3, 0.7), where), WeightedPaths((a, b), None, where), None)
 
@@ -75,7 +75,7 @@ def test_paths_of_each_split_from_a_json_file(corpus: Corpus, tmp_path: Path):
 def test_a_wrong_json_file(tmp_path: Path, content: str, message: str):
     (tmp_path / "paths.json").write_text(content)
     with pytest.raises(MtError, match=message):
-        sources(GPTData(seq_length=4, split_paths_file=str(tmp_path / "paths.json")))
+        resolve_split_paths(GPTData(seq_length=4, split_paths_file=str(tmp_path / "paths.json")))
 
 
 def test_a_file_of_paths_that_is_missing(tmp_path: Path):

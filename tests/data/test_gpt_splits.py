@@ -14,8 +14,8 @@ from mt_core.errors import MtError
 from mt_data.blending.blend import exhaustive_blend, sized_blend
 from mt_data.blending.build import Splits
 from mt_data.config import GPTData, TokenizerConfig
-from mt_data.datasets.gpt.dataset import build_splits, gpt_dataset
-from mt_data.datasets.gpt.indices import Request
+from mt_data.datasets.gpt.dataset import build_gpt_dataset, build_splits
+from mt_data.datasets.gpt.indices import IndexRequest
 from mt_data.indexed.cache import IndexCache
 from mt_data.indexed.reader import IndexedReader
 
@@ -55,8 +55,8 @@ def test_one_epoch_serves_every_token_once(corpus: Corpus, tmp_path: Path):
 
 def test_a_partial_last_sample_is_padded_and_masked(corpus: Corpus, tmp_path: Path):
     reader = IndexedReader(corpus("p", (5, 4, 2)))
-    request = Request(range(3), None, seq_length=4, seed=1234, keep_partial=True)
-    dataset = gpt_dataset(reader, request, IndexCache(tmp_path / "cache"))
+    request = IndexRequest(range(3), None, seq_length=4, seed=1234, keep_partial=True)
+    dataset = build_gpt_dataset(reader, request, IndexCache(tmp_path / "cache"))
     padded = [{k: v.tolist() for k, v in dataset[i].items()} for i in range(3)]
     assert padded[1] == {"tokens": [203, 300, 301, 0], "labels": [300, 301, 0, 0], "loss_mask": [1, 1, 0, 0]}
 
@@ -109,7 +109,7 @@ def test_a_weighted_blend_is_megatrons(corpus: Corpus, tmp_path: Path):
     assert train is not None
     assert len(train) == 11  # 8 + 3: shares are rounded up
     parts = [
-        gpt_dataset(IndexedReader(prefix), Request(range(count), n, 4, 1234), IndexCache(tmp_path / "cache"))
+        build_gpt_dataset(IndexedReader(prefix), IndexRequest(range(count), n, 4, 1234), IndexCache(tmp_path / "cache"))
         for prefix, count, n in ((a, 6, 9), (b, 5, 4))
     ]
     dataset, sample = [0, 1, 0, 0, 0, 1, 0, 0, 0, 1, 0], [0, 0, 1, 2, 3, 1, 4, 5, 6, 2, 7]
@@ -180,7 +180,7 @@ def test_others_wait_for_the_builder(corpus: Corpus, tmp_path: Path):
 def test_waiting_ends_with_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     cache = IndexCache(tmp_path, builder=False, timeout_s=0.3, message_interval_s=0.1)
     with pytest.raises(MtError, match=r"key-x\.npy: the process that builds it did not finish within 0\.3 s"):
-        cache.arrays("key", ("x",), dict)
+        cache.get_arrays("key", ("x",), dict)
     assert "waiting for" in capsys.readouterr().err
 
 

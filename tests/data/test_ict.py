@@ -11,8 +11,8 @@ from mt_data.blending.build import Splits
 from mt_data.config import ICTData
 from mt_data.config.split import legacy_ranges
 from mt_data.datasets.ict import ICTDataset
-from mt_data.datasets.masking.build import flat
-from mt_data.datasets.masking.sentence_mapping import Gathering, Sentences, block_mapping
+from mt_data.datasets.masking.build import flatten
+from mt_data.datasets.masking.sentence_mapping import Sentences, SentenceSampling, build_block_mapping
 from word_pieces import DOCUMENTS, toy_corpus, toy_tokenizer
 
 TITLES = [[[15]], [[19, 18]], [[14]]]
@@ -42,7 +42,7 @@ def text(item: dict[str, np.ndarray], name: str) -> list[int]:
 def test_the_golden_blocks():
     lengths = np.array([5, 4, 6, 8, 3, 5, 4, 6, 2, 7, 6, 5, 4, 3], np.int32)
     sentences = Sentences(lengths, np.array([0, 3, 4, 9, 9, 14]))
-    rows = block_mapping(sentences, np.array([2, 1, 3, 1, 2]), Gathering(15, 2, 0, 1234, None))
+    rows = build_block_mapping(sentences, np.array([2, 1, 3, 1, 2]), SentenceSampling(15, 2, 0, 1234, None))
     assert rows.tolist() == [[4, 7, 2, 1], [0, 3, 0, 0], [7, 9, 2, 2], [11, 14, 4, 4], [9, 11, 4, 3]]
 
 
@@ -61,13 +61,13 @@ def test_the_query_is_taken_out_of_its_block(tmp_path: Path):
     assert query in sentences
     sentences.remove(query)
     assert text(item, "query") == [2, *query, 3]
-    assert text(item, "context") == [2, *title, 3, *flat(sentences), 3]
+    assert text(item, "context") == [2, *title, 3, *flatten(sentences), 3]
 
 
 def test_or_stays_in_it(tmp_path: Path):
     item, sentences, title = sample(tmp_path, query_in_block_prob=1)
     assert text(item, "query")[1:-1] in sentences
-    assert text(item, "context") == [2, *title, 3, *flat(sentences), 3]
+    assert text(item, "context") == [2, *title, 3, *flatten(sentences), 3]
 
 
 def test_masks_are_outer_products_of_real_ids(tmp_path: Path):
@@ -79,7 +79,7 @@ def test_masks_are_outer_products_of_real_ids(tmp_path: Path):
 
 def test_without_titles(tmp_path: Path):
     item, sentences, _ = sample(tmp_path, titles=None, query_in_block_prob=1)
-    assert text(item, "context") == [2, *flat(sentences), 3]
+    assert text(item, "context") == [2, *flatten(sentences), 3]
 
 
 def test_titles_follow_their_documents_into_the_validation_split(tmp_path: Path):

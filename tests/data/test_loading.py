@@ -13,7 +13,7 @@ from mt_core.contracts import Dataset
 from mt_core.errors import MtError
 from mt_data.config import GPTData
 from mt_data.datasets.gpt.dataset import build_splits
-from mt_data.loading import batches, read_ahead
+from mt_data.loading import load_batches, read_ahead
 
 Corpus = Callable[[str, Sequence[int]], str]
 
@@ -28,7 +28,7 @@ def dataset(corpus: Corpus, tmp_path: Path) -> Dataset:
 
 
 def test_batches_stack_samples(dataset: Dataset):
-    found = list(batches(dataset, micro_batch=2, consumed=3))
+    found = list(load_batches(dataset, micro_batch=2, consumed=3))
     assert len(found) == 11
     for name, dtype in (("tokens", torch.int64), ("labels", torch.int64), ("loss_mask", torch.float32)):
         assert found[0][name].dtype == dtype
@@ -37,32 +37,32 @@ def test_batches_stack_samples(dataset: Dataset):
 
 def test_loader_processes_change_nothing(dataset: Dataset):
     where = {"micro_batch": 2, "consumed": 4, "data_rank": 1, "data_size": 2}
-    alone, with_workers = list(batches(dataset, **where)), list(batches(dataset, **where, workers=2))
+    alone, with_workers = list(load_batches(dataset, **where)), list(load_batches(dataset, **where, workers=2))
     assert [b["tokens"].tolist() for b in with_workers] == [b["tokens"].tolist() for b in alone]
 
 
 def test_the_models_random_numbers_are_left_alone(dataset: Dataset):
     before = torch.random.get_rng_state()
-    list(batches(dataset, micro_batch=2, consumed=0))
+    list(load_batches(dataset, micro_batch=2, consumed=0))
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
 def test_an_id_outside_the_models_vocabulary(dataset: Dataset):
-    list(batches(dataset, micro_batch=5, consumed=0, vocab_size=350))
+    list(load_batches(dataset, micro_batch=5, consumed=0, vocab_size=350))
     with pytest.raises(MtError, match="hold token id 3[0-9][0-9], the model's vocabulary has 300; data made with"):
-        list(batches(dataset, micro_batch=5, consumed=0, vocab_size=300))
+        list(load_batches(dataset, micro_batch=5, consumed=0, vocab_size=300))
 
 
 @pytest.mark.parametrize("name", ["text", "text_enc", "text_dec"])
 def test_an_id_outside_the_vocabulary_of_an_encoder_or_decoder(name: str):
     samples = [{name: np.array([1, 40])}]
     with pytest.raises(MtError, match="hold token id 40, the model's vocabulary has 40"):
-        list(batches(samples, micro_batch=1, consumed=0, vocab_size=40))
+        list(load_batches(samples, micro_batch=1, consumed=0, vocab_size=40))
 
 
 def test_other_orders(dataset: Dataset):
     def first(order: str, consumed: int) -> list[list[int]]:
-        found = islice(batches(dataset, micro_batch=2, consumed=consumed, order=order), 13)
+        found = islice(load_batches(dataset, micro_batch=2, consumed=consumed, order=order), 13)
         return [[*map(list, batch["tokens"].tolist())] for batch in found]
 
     assert first("sequential", 0) == [
@@ -70,26 +70,26 @@ def test_other_orders(dataset: Dataset):
     ]
     assert first("cyclic", 0)[12] == first("cyclic", 24)[0]  # an epoch later
     with pytest.raises(MtError, match="order: unknown name 'cylic'; did you mean 'cyclic'\\? allowed: single, sequen"):
-        batches(dataset, micro_batch=2, consumed=0, order="cylic")
+        load_batches(dataset, micro_batch=2, consumed=0, order="cylic")
 
 
 def test_a_rank_without_samples_in_the_last_group_gets_an_empty_batch(dataset: Dataset):
-    found = list(batches(dataset, micro_batch=2, consumed=24, data_rank=1, data_size=2, order="sequential"))
+    found = list(load_batches(dataset, micro_batch=2, consumed=24, data_rank=1, data_size=2, order="sequential"))
     assert found == [{}]
 
 
 @pytest.mark.parametrize("prefetch", [0, 1, 5])
 def test_reading_ahead_changes_nothing(dataset: Dataset, prefetch: int):
-    found = batches(dataset, micro_batch=2, consumed=0, prefetch=prefetch)
+    found = load_batches(dataset, micro_batch=2, consumed=0, prefetch=prefetch)
     assert [b["tokens"].tolist() for b in found] == [
-        b["tokens"].tolist() for b in batches(dataset, micro_batch=2, consumed=0, workers=1)
+        b["tokens"].tolist() for b in load_batches(dataset, micro_batch=2, consumed=0, workers=1)
     ]
 
 
 def test_memory_is_pinned_only_where_there_is_a_gpu(dataset: Dataset):
-    batch = next(batches(dataset, micro_batch=2, consumed=0))
+    batch = next(load_batches(dataset, micro_batch=2, consumed=0))
     assert batch["tokens"].is_pinned() == torch.cuda.is_available()
-    assert not next(batches(dataset, micro_batch=2, consumed=0, pin=False))["tokens"].is_pinned()
+    assert not next(load_batches(dataset, micro_batch=2, consumed=0, pin=False))["tokens"].is_pinned()
 
 
 def test_items_are_drawn_before_they_are_asked_for():

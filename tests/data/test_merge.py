@@ -14,8 +14,8 @@ from mt_core.errors import MtError
 from mt_data.indexed.reader import IndexedReader
 from mt_data.indexed.writer import IndexedWriter
 from mt_data.preprocess.encoding import EncodedKey
-from mt_data.preprocess.output import Parts
-from mt_data.tools.merge import find_pairs, merge
+from mt_data.preprocess.output import OutputFiles
+from mt_data.tools.merge import find_pairs, merge_pairs
 
 Write = Callable[[str, Sequence[int]], str]
 SETTINGS = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -28,7 +28,7 @@ def files(prefix: str | Path) -> tuple[bytes, bytes]:
 
 def ours(prefix: Path, corpus: list[list[list[int]]], dtype: str, *, pieces: int = 1) -> None:
     """Written the way that preprocessing does, in some pieces."""
-    parts = Parts(prefix.parent, prefix.name, np.dtype(dtype))
+    parts = OutputFiles(prefix.parent, prefix.name, np.dtype(dtype))
     parts.open({})
     for at in range(pieces):
         piece = corpus[at * len(corpus) // pieces : (at + 1) * len(corpus) // pieces]
@@ -83,7 +83,7 @@ def test_a_merge_equals_add_index(tmp_path: Path, parts: list[list[list[list[int
         megatrons(Path(prefix), part, "int32", modes=modes)
         builder.add_index(prefix)
     builder.finalize(str(tmp_path / "theirs.idx"))
-    merged = merge(prefixes, str(tmp_path / "ours"), multimodal=modes)
+    merged = merge_pairs(prefixes, str(tmp_path / "ours"), multimodal=modes)
     assert files(tmp_path / "ours") == files(tmp_path / "theirs")
     assert merged.documents == sum(map(len, parts))
 
@@ -92,7 +92,7 @@ def test_the_golden_pair_merged_with_itself(tmp_path: Path):
     with IndexedWriter(tmp_path / "golden", np.dtype("uint16")) as writer:
         writer.add_documents(np.array([1, 2, 3]), np.array([3, 0]))
         writer.add_document(np.array([258, 50256]), np.array([1, 1]))
-    merge([str(tmp_path / "golden")] * 2, str(tmp_path / "twice"))
+    merge_pairs([str(tmp_path / "golden")] * 2, str(tmp_path / "twice"))
     reader = IndexedReader(tmp_path / "twice")
     assert reader.lengths.tolist() == [3, 1, 1, 3, 1, 1]
     assert reader.pointers.tolist() == [0, 6, 8, 10, 16, 18]
@@ -137,7 +137,7 @@ def test_what_cannot_be_merged_is_named_together(tmp_path: Path, corpus: Write):
     with IndexedWriter(tmp_path / "wide", np.dtype("int32")) as writer:
         writer.add_documents(np.array([1]), np.array([1]))
     with pytest.raises(MtError) as error:
-        merge([good, cut, str(tmp_path / "wide")], good, multimodal=True)
+        merge_pairs([good, cut, str(tmp_path / "wide")], good, multimodal=True)
     lines = str(error.value).splitlines()
     assert f"{cut}.bin: is truncated: 0 bytes, {cut}.idx promises 8; copy or preprocess it again" in lines
     assert f"{tmp_path}/wide.idx: holds int32, {good}.idx uint16; one token type" in lines
@@ -151,8 +151,8 @@ def test_records_of_splitters_travel_and_must_agree(tmp_path: Path, corpus: Writ
     a, b = corpus("a_text_sentence", [1]), corpus("b_text_sentence", [2])
     Path(f"{a}.json").write_text('{"splitter": "sentencex"}')
     Path(f"{b}.json").write_text('{"splitter": "sentencex"}')
-    merge(find_pairs([str(tmp_path)]), str(tmp_path / "all_text_sentence"))
+    merge_pairs(find_pairs([str(tmp_path)]), str(tmp_path / "all_text_sentence"))
     assert (tmp_path / "all_text_sentence.json").read_text() == '{"splitter": "sentencex"}'
     Path(f"{b}.json").write_text('{"splitter": "nltk punkt"}')
     with pytest.raises(MtError, match="sentences of its parts were split in different ways; split them again"):
-        merge([a, b], str(tmp_path / "other_text_sentence"))
+        merge_pairs([a, b], str(tmp_path / "other_text_sentence"))

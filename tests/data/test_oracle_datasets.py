@@ -14,15 +14,15 @@ from hypothesis import strategies as st
 from mt_core.errors import MtError
 from mt_data.config import GPTData
 from mt_data.datasets.bert import BERTDataset
-from mt_data.datasets.bert import Ids as BERTIds
-from mt_data.datasets.gpt.dataset import GPTDataset, Options, build_splits, gpt_dataset
-from mt_data.datasets.gpt.indices import Request
-from mt_data.datasets.masking.build import Samples
-from mt_data.datasets.masking.mask import Hiding, Pieces
-from mt_data.datasets.masking.sentence_mapping import Gathering, Sentences, sentence_mapping
+from mt_data.datasets.bert import BERTTokenIds as BERTIds
+from mt_data.datasets.gpt.dataset import GPTDataset, GPTSampleOptions, build_gpt_dataset, build_splits
+from mt_data.datasets.gpt.indices import IndexRequest
+from mt_data.datasets.masking.build import SentenceSamples
+from mt_data.datasets.masking.mask import MaskingConfig, WordPieceGroups
+from mt_data.datasets.masking.sentence_mapping import Sentences, SentenceSampling, build_sentence_mapping
 from mt_data.datasets.mock import MockSequences
-from mt_data.datasets.t5 import Ids as T5Ids
 from mt_data.datasets.t5 import T5Dataset
+from mt_data.datasets.t5 import T5TokenIds as T5Ids
 from mt_data.indexed.cache import IndexCache
 from mt_data.indexed.reader import IndexedReader
 from mt_data.indexed.writer import IndexedWriter
@@ -127,11 +127,11 @@ def test_gpt_samples(
             return TheirGPTDataset(IndexedDataset(prefix), prefix, indices, samples, Split.valid, config)
 
         theirs = megatrons()
-        ours = gpt_dataset(
+        ours = build_gpt_dataset(
             IndexedReader(prefix),
-            Request(range(len(documents)), samples, seq_length, seed, keep_partial=not drop, extra=int(extra)),
+            IndexRequest(range(len(documents)), samples, seq_length, seed, keep_partial=not drop, extra=int(extra)),
             IndexCache(Path(folder) / "ours"),
-            Options(EOD, PAD, **chosen),
+            GPTSampleOptions(EOD, PAD, **chosen),
         )
         assert_same_indexes(ours, theirs)
         wanted = {"tokens", "labels", "loss_mask"}
@@ -215,7 +215,9 @@ def test_the_mock_corpus(tmp_path: Path):
     sequences = MockSequences(eod=EOD, vocab_size=1000)
     assert np.array_equal(sequences.lengths, low.sequence_lengths)
     theirs = MockGPTDataset(low, None, np.arange(33_333, dtype=np.int32), 50, Split.train, config)
-    ours = gpt_dataset(sequences, Request(range(33_333), 50, 512, 7), IndexCache(tmp_path), Options(EOD, PAD))
+    ours = build_gpt_dataset(
+        sequences, IndexRequest(range(33_333), 50, 512, 7), IndexCache(tmp_path), GPTSampleOptions(EOD, PAD)
+    )
     assert_same_indexes(ours, theirs)
     for i in range(20):
         assert_equal(ours[i], theirs[i], {"tokens", "labels", "loss_mask"})
@@ -232,11 +234,11 @@ hidings = st.builds(
 )
 shapes = st.sampled_from([(False, False), (True, False), (False, True)])
 """Geometric runs, and permutation."""
-PIECES = Pieces(frozenset((2, 3)), frozenset((7, 10, 12, 17)))
+PIECES = WordPieceGroups(frozenset((2, 3)), frozenset((7, 10, 12, 17)))
 
 
-def hiding(settings: dict[str, Any], shape: tuple[bool, bool]) -> tuple[Hiding, dict[str, Any]]:
-    ours = Hiding(
+def hiding(settings: dict[str, Any], shape: tuple[bool, bool]) -> tuple[MaskingConfig, dict[str, Any]]:
+    ours = MaskingConfig(
         mask_prob=settings["masking_probability"],
         max_ngram=settings["masking_max_ngram"],
         full_words=settings["masking_do_full_word"],
@@ -280,8 +282,8 @@ def test_bert_samples(
     ours, theirs_settings = hiding(settings, shape)
     with tempfile.TemporaryDirectory() as folder:
         reader = IndexedReader(write(Path(folder) / "c", documents))
-        gathering = Gathering(seq_length - 3, 2 if two_parts else 1, short_prob, seed, 12)
-        mapping = sentence_mapping(Sentences(reader.lengths, reader.documents), gathering)
+        gathering = SentenceSampling(seq_length - 3, 2 if two_parts else 1, short_prob, seed, 12)
+        mapping = build_sentence_mapping(Sentences(reader.lengths, reader.documents), gathering)
         if not len(mapping):
             return
         config = BERTMaskedWordPieceDatasetConfig(
@@ -291,7 +293,7 @@ def test_bert_samples(
         )  # fmt: skip
         theirs = their_dataset(BERTMaskedWordPieceDataset, config, reader.prefix, len(documents), 12)
         ids = BERTIds(2, 3, 4, 0, np.arange(40))
-        dataset = BERTDataset(Samples(reader, mapping, seed), ids, PIECES, ours, seq_length, two_parts)
+        dataset = BERTDataset(SentenceSamples(reader, mapping, seed), ids, PIECES, ours, seq_length, two_parts)
         assert len(dataset) == len(theirs)
         for i in range(len(dataset)):
             expected = their_item(theirs, i, seed)
@@ -313,8 +315,8 @@ def test_t5_samples(
     ours, theirs_settings = hiding(settings, shape)
     with tempfile.TemporaryDirectory() as folder:
         reader = IndexedReader(write(Path(folder) / "c", documents))
-        mapping = sentence_mapping(
-            Sentences(reader.lengths, reader.documents), Gathering(seq_length - 2, 1, 0.1, seed, 12)
+        mapping = build_sentence_mapping(
+            Sentences(reader.lengths, reader.documents), SentenceSampling(seq_length - 2, 1, 0.1, seed, 12)
         )
         config = T5MaskedWordPieceDatasetConfig(
             random_seed=seed, sequence_length=seq_length, sequence_length_decoder=60, blend=([reader.prefix], None),
@@ -323,7 +325,7 @@ def test_t5_samples(
         )  # fmt: skip
         theirs = their_dataset(T5MaskedWordPieceDataset, config, reader.prefix, len(documents), 12)
         ids = T5Ids(20, 21, 4, 0, tuple(range(22, 40)))
-        dataset = T5Dataset(Samples(reader, mapping, seed), ids, PIECES, ours, seq_length, 60)
+        dataset = T5Dataset(SentenceSamples(reader, mapping, seed), ids, PIECES, ours, seq_length, 60)
         assert len(dataset) == len(theirs)
         for i in range(len(dataset)):
             try:

@@ -7,8 +7,13 @@ from hypothesis import strategies as st
 
 from mt_data.blending.blend import exhaustive_blend, sized_blend
 from mt_data.blending.interleave import SHORTEST_CHUNK
-from mt_data.datasets.gpt.indices import Request, build_indices
-from mt_data.datasets.masking.sentence_mapping import Gathering, Sentences, block_mapping, sentence_mapping
+from mt_data.datasets.gpt.indices import IndexRequest, build_indices
+from mt_data.datasets.masking.sentence_mapping import (
+    Sentences,
+    SentenceSampling,
+    build_block_mapping,
+    build_sentence_mapping,
+)
 
 pytest.importorskip("megatron.core")
 helpers = pytest.importorskip("megatron.core.datasets.helpers_cpp")
@@ -74,7 +79,7 @@ def test_exhaustive_blends(sizes: list[int]):
     seed=st.integers(0, 2**32 - 1),
 )
 def test_sample_indexes(lengths: list[int], samples: int, seq_length: int, extra: int, seed: int):
-    request = Request(range(len(lengths)), samples, seq_length, seed, extra=extra)
+    request = IndexRequest(range(len(lengths)), samples, seq_length, seed, extra=extra)
     array = np.array(lengths, np.int32)
     ours = build_indices(array, request)
     epochs = len(ours.document) // len(lengths)
@@ -94,7 +99,7 @@ def test_sample_indexes(lengths: list[int], samples: int, seq_length: int, extra
 def test_sentence_mappings(
     sentences: Sentences, longest: int, min_sentences: int, short_prob: float, seed: int, samples: int
 ):
-    ours = sentence_mapping(sentences, Gathering(longest, min_sentences, short_prob, seed, samples))
+    ours = build_sentence_mapping(sentences, SentenceSampling(longest, min_sentences, short_prob, seed, samples))
     if len(ours):  # where there is nothing to gather Megatron goes on for 2^31 epochs
         bounds, lengths = sentences.documents, sentences.lengths
         theirs = helpers.build_mapping(bounds, lengths, MANY, samples, longest, short_prob, seed, False, min_sentences)
@@ -112,9 +117,9 @@ def test_sentence_mappings(
 )
 def test_block_mappings(sentences: Sentences, longest: int, min_sentences: int, seed: int, epochs: int):
     titles = np.arange(len(sentences.documents) - 1, dtype=np.int32) % 4
-    one = len(block_mapping(sentences, titles, Gathering(longest, min_sentences, 0, seed, None)))
+    one = len(build_block_mapping(sentences, titles, SentenceSampling(longest, min_sentences, 0, seed, None)))
     if one:
-        ours = block_mapping(sentences, titles, Gathering(longest, min_sentences, 0, seed, epochs * one))
+        ours = build_block_mapping(sentences, titles, SentenceSampling(longest, min_sentences, 0, seed, epochs * one))
         bounds, lengths = sentences.documents, sentences.lengths
         theirs = helpers.build_blocks_mapping(
             bounds, lengths, titles, epochs, MANY, longest, seed, False, min_sentences == 1

@@ -16,12 +16,12 @@ from mt_data.config import GPTData
 from mt_data.config.paths import parse_paths
 from mt_data.datasets.gpt.dataset import build_splits
 from mt_data.datasets.mock import MockSequences
-from mt_data.tools.epoch_plan import Samples, draw, weighted_sources
-from mt_data.tools.plan import PlanConfig, plan_run
+from mt_data.tools.epoch_plan import StreamSampling, make_sources, plan_sources
+from mt_data.tools.plan import DataPlanConfig, plan_run
 from word_pieces import toy_corpus, toy_tokenizer
 
 Corpus = Callable[[str, Sequence[int]], str]
-CUT = Samples(seq_length=4)
+CUT = StreamSampling(seq_length=4)
 
 
 def mt(*args: str | Path) -> subprocess.CompletedProcess[str]:
@@ -29,7 +29,7 @@ def mt(*args: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 def drawn(paths: list[str], tokens: list[int], samples: int) -> list[tuple[str, int, float]]:
-    found = draw(weighted_sources(parse_paths(paths), tokens), samples, CUT)
+    found = plan_sources(make_sources(parse_paths(paths), tokens), samples, CUT)
     return [(row.source.prefix, row.samples, round(row.epochs, 4)) for row in found]
 
 
@@ -179,7 +179,9 @@ def toy(tmp_path: Path) -> tuple[str, str]:
 def test_the_samples_of_sentences_are_those_that_the_run_gathers(kind: str, toy: tuple[str, str], tmp_path: Path):
     corpus, rest = toy
     ((split, source, tokens, samples, epochs),) = planned(f'{{kind="{kind}", paths=["{corpus}"], split="1", {rest}}}')
-    config = load(PlanConfig, (), [f'data={{kind="{kind}", paths=["{corpus}"], split="1", {rest}}}'], rules=False).data
+    config = load(
+        DataPlanConfig, (), [f'data={{kind="{kind}", paths=["{corpus}"], split="1", {rest}}}'], rules=False
+    ).data
     build = component("dataset", kind)
     one_epoch = len(build(config, samples=(None, 0, 0), seed=1234, cache_dir=tmp_path / "cache").train)
     assert (split, source, tokens, samples) == ("train", corpus, 32, 12)

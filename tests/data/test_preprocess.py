@@ -18,37 +18,37 @@ import zstandard
 from mt_core.errors import MtError
 from mt_data.config import TokenizerConfig
 from mt_data.indexed.reader import IndexedReader
-from mt_data.preprocess.encoding import Encoding
-from mt_data.preprocess.job import Job
+from mt_data.preprocess.encoding import EncodingOptions
+from mt_data.preprocess.job import PreprocessJob
 from mt_data.preprocess.run import preprocess
 from mt_data.text_io.lines import read_chunks
 from mt_data.text_io.ordered_map import ordered_map
-from mt_data.tokenizers import build
+from mt_data.tokenizers import build_tokenizer
 
-BYTES = Encoding(TokenizerConfig(type="bytes"), append_eod=True)
+BYTES = EncodingOptions(TokenizerConfig(type="bytes"), append_eod=True)
 
 
 @pytest.fixture
-def job(tmp_path: Path) -> Callable[..., Job]:
+def job(tmp_path: Path) -> Callable[..., PreprocessJob]:
     """A job on lines given as text or bytes."""
 
-    def make(*lines: str | bytes, **changes: object) -> Job:
+    def make(*lines: str | bytes, **changes: object) -> PreprocessJob:
         path = tmp_path / "in.jsonl"
         path.write_bytes(b"\n".join(line.encode() if isinstance(line, str) else line for line in lines))
-        return replace(Job((path,), str(tmp_path / "out"), BYTES), **changes)  # pyright: ignore[reportArgumentType]
+        return replace(PreprocessJob((path,), str(tmp_path / "out"), BYTES), **changes)  # pyright: ignore[reportArgumentType]
 
     return make
 
 
-def outputs(job: Job, key: str = "text") -> tuple[bytes, bytes]:
+def outputs(job: PreprocessJob, key: str = "text") -> tuple[bytes, bytes]:
     return Path(job.prefix(key) + ".bin").read_bytes(), Path(job.prefix(key) + ".idx").read_bytes()
 
 
-def written(job: Job) -> list[str]:
+def written(job: PreprocessJob) -> list[str]:
     return sorted(path.name for path in Path(job.output_prefix).parent.glob("out*"))
 
 
-def documents(job: Job, key: str = "text") -> list[list[int]]:
+def documents(job: PreprocessJob, key: str = "text") -> list[list[int]]:
     reader = IndexedReader(job.prefix(key))
     return [reader.get(i).tolist() for i in range(len(reader))]
 
@@ -57,9 +57,9 @@ def documents(job: Job, key: str = "text") -> list[list[int]]:
 def test_real_text_equals_a_plain_encoding(
     gpt2: TokenizerConfig, jsonl: Path, texts: list[str], tmp_path: Path, append_eod: bool
 ):
-    job = Job((jsonl,), str(tmp_path / "out"), Encoding(gpt2, append_eod=append_eod))
+    job = PreprocessJob((jsonl,), str(tmp_path / "out"), EncodingOptions(gpt2, append_eod=append_eod))
     report = preprocess(job)
-    tokenizer = build(gpt2)
+    tokenizer = build_tokenizer(gpt2)
     plain = [tokenizer.encode(text) + [tokenizer.eod] * append_eod for text in texts if text]
     data, index = outputs(job)
     assert data == b"".join(np.array(ids, "<u2").tobytes() for ids in plain)
@@ -69,14 +69,14 @@ def test_real_text_equals_a_plain_encoding(
     assert report.bytes == jsonl.stat().st_size
 
 
-def test_an_empty_document_is_a_boundary_without_a_sequence(job: Callable[..., Job]):
+def test_an_empty_document_is_a_boundary_without_a_sequence(job: Callable[..., PreprocessJob]):
     preprocess(this := job('{"text": "ab"}', '{"text": ""}', '{"text": "c"}'))
     assert documents(this) == [[97, 98, 256], [99, 256]]
     assert IndexedReader(this.prefix("text")).documents.tolist() == [0, 1, 1, 2]
 
 
 def test_two_workers_write_the_same_bytes(gpt2: TokenizerConfig, jsonl: Path, tmp_path: Path):
-    one = Job((jsonl,) * 3, str(tmp_path / "one"), Encoding(gpt2, append_eod=True))
+    one = PreprocessJob((jsonl,) * 3, str(tmp_path / "one"), EncodingOptions(gpt2, append_eod=True))
     two = replace(one, output_prefix=str(tmp_path / "two"), workers=2)
     preprocess(one)
     preprocess(two)
@@ -90,7 +90,7 @@ def test_compressed_input_gives_the_same_bytes(jsonl: Path, tmp_path: Path, suff
     half = raw.index(b"\n", len(raw) // 2) + 1
     packed = tmp_path / f"texts.jsonl{suffix}"
     packed.write_bytes(compress(raw[:half]) + compress(raw[half:]))  # two frames, as parallel compressors write
-    plain = Job((jsonl,), str(tmp_path / "plain"), BYTES)
+    plain = PreprocessJob((jsonl,), str(tmp_path / "plain"), BYTES)
     from_packed = replace(plain, inputs=(packed,), output_prefix=str(tmp_path / "packed"))
     preprocess(plain)
     preprocess(from_packed)
@@ -103,13 +103,13 @@ def test_damaged_compressed_input(jsonl: Path, tmp_path: Path, suffix: str, dama
     compress = {".gz": gzip.compress, ".zst": zstandard.ZstdCompressor().compress}[suffix]
     packed = tmp_path / f"texts.jsonl{suffix}"
     packed.write_bytes(compress(jsonl.read_bytes())[:-20] if damage == "cut short" else jsonl.read_bytes())
-    job = Job((packed,), str(tmp_path / "out"), BYTES)
+    job = PreprocessJob((packed,), str(tmp_path / "out"), BYTES)
     with pytest.raises(MtError, match=rf"texts\.jsonl\{suffix}: is damaged or cut short"):
         preprocess(job)
     assert written(job) == []
 
 
-def test_each_key_gets_its_own_pair(job: Callable[..., Job]):
+def test_each_key_gets_its_own_pair(job: Callable[..., PreprocessJob]):
     encoding = replace(BYTES, keys=("title", "text"))
     preprocess(this := job('{"text": "ab", "title": "T"}', '{"title": "U", "text": ""}', encoding=encoding))
     assert written(this) == [f"out_{key}_document.{suffix}" for key in ("text", "title") for suffix in ("bin", "idx")]
@@ -117,7 +117,7 @@ def test_each_key_gets_its_own_pair(job: Callable[..., Job]):
     assert documents(this, "text") == [[97, 98, 256]]
 
 
-def test_a_key_named_twice(job: Callable[..., Job]):
+def test_a_key_named_twice(job: Callable[..., PreprocessJob]):
     with pytest.raises(MtError, match="--json-keys: names a key twice: text text"):
         preprocess(job('{"text": "a"}', encoding=replace(BYTES, keys=("text", "text"))))
 
@@ -139,7 +139,7 @@ BAD_LINES = [
 
 
 @pytest.mark.parametrize(("line", "message"), BAD_LINES)
-def test_a_bad_line_stops_with_its_file_and_number(job: Callable[..., Job], line: str | bytes, message: str):
+def test_a_bad_line_stops_with_its_file_and_number(job: Callable[..., PreprocessJob], line: str | bytes, message: str):
     this = job('{"text": "a"}', line, '{"text": "c"}')
     with pytest.raises(MtError) as error:
         preprocess(this)
@@ -148,7 +148,7 @@ def test_a_bad_line_stops_with_its_file_and_number(job: Callable[..., Job], line
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_bad_lines_are_skipped_and_counted(job: Callable[..., Job], workers: int):
+def test_bad_lines_are_skipped_and_counted(job: Callable[..., PreprocessJob], workers: int):
     lines = [part for line, _ in BAD_LINES for part in (line, '{"text": "good"}')]
     report = preprocess(this := job(*lines, on_error="skip", workers=workers))
     assert documents(this) == [[*b"good", 256]] * len(BAD_LINES)
@@ -168,7 +168,7 @@ def test_lines_are_numbered_across_chunks(tmp_path: Path):
     assert [chunk.lines for chunk in read_chunks(path)] == [[b"a"]]
 
 
-def test_missing_inputs_are_named_together(job: Callable[..., Job], tmp_path: Path):
+def test_missing_inputs_are_named_together(job: Callable[..., PreprocessJob], tmp_path: Path):
     this = job('{"text": "a"}', inputs=(tmp_path / "inn.jsonl", tmp_path / "no" / "x.jsonl"))
     with pytest.raises(MtError) as error:
         preprocess(this)
@@ -206,7 +206,7 @@ def script(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("full", ["40000", "4000"], ids=["at the .idx", "at the tokens"])
-def test_a_full_disk_leaves_nothing(job: Callable[..., Job], script: Path, full: str):
+def test_a_full_disk_leaves_nothing(job: Callable[..., PreprocessJob], script: Path, full: str):
     this = job(*['{"text": "a"}'] * 5_000)  # 10,000 bytes of tokens, 20,000 of lengths; the .idx has 100,042
     command = [sys.executable, script, full, this.inputs[0], this.output_prefix, "1"]
     ran = subprocess.run(command, capture_output=True, text=True)
@@ -271,13 +271,13 @@ def test_the_order_is_kept_and_reading_never_runs_far_ahead():
         assert len(read) - done <= 6
 
 
-def test_an_old_output_is_replaced(job: Callable[..., Job]):
+def test_an_old_output_is_replaced(job: Callable[..., PreprocessJob]):
     preprocess(job('{"text": "old"}'))
     preprocess(this := job('{"text": "new"}'))
     assert documents(this) == [[*b"new", 256]]
 
 
-def test_a_failed_run_keeps_the_old_output(job: Callable[..., Job]):
+def test_a_failed_run_keeps_the_old_output(job: Callable[..., PreprocessJob]):
     preprocess(job('{"text": "old"}'))
     with pytest.raises(MtError, match="is not JSON"):
         preprocess(job("{"))

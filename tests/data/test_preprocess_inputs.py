@@ -18,20 +18,20 @@ from mt_core.errors import MtError
 from mt_data.config import TokenizerConfig
 from mt_data.indexed.reader import IndexedReader
 from mt_data.preprocess import chunking
-from mt_data.preprocess.chunking import Cut, Position, cut_pieces, input_bytes
-from mt_data.preprocess.encoding import Encoding
-from mt_data.preprocess.job import Job
+from mt_data.preprocess.chunking import CuttingOptions, InputPosition, count_input_bytes, cut_pieces
+from mt_data.preprocess.encoding import EncodingOptions
+from mt_data.preprocess.job import PreprocessJob
 from mt_data.preprocess.reading import read_documents
 from mt_data.preprocess.run import preprocess
 from mt_data.text_io.inputs import find_inputs
 
-BYTES = Encoding(TokenizerConfig(type="bytes"))
+BYTES = EncodingOptions(TokenizerConfig(type="bytes"))
 COMPRESS = {".gz": gzip.compress, ".bz2": bz2.compress, ".zst": zstandard.ZstdCompressor().compress, "": bytes}
 
 
 def run(*inputs: Path, **changes: object) -> list[str]:
     """Every sequence as text."""
-    job = replace(Job(inputs, str(inputs[0].parent / "out"), BYTES), **changes)  # pyright: ignore[reportArgumentType]
+    job = replace(PreprocessJob(inputs, str(inputs[0].parent / "out"), BYTES), **changes)  # pyright: ignore[reportArgumentType]
     preprocess(job)
     reader = IndexedReader(job.prefix("text"))
     return [bytes(reader.get(i).tolist()).decode() for i in range(len(reader))]
@@ -86,13 +86,20 @@ def test_pieces_hold_every_line_once_and_each_can_be_the_first(
     path = tmp_path / f"in.jsonl{suffix}"
     path.write_bytes(COMPRESS[suffix]("\n".join(json.dumps({"text": text}) for text in texts).encode()))
     files = find_inputs([path, path])
-    everything = list(cut_pieces(files, Cut(), Position()))
-    assert sum(piece.disk_bytes for piece in everything) == input_bytes(files, Cut()) == 2 * path.stat().st_size
-    starts = [Position(), *(piece.after for piece in everything)]
-    found = [[values[0] for values in read_documents(piece.source, Cut()).values] for piece in everything]
+    everything = list(cut_pieces(files, CuttingOptions(), InputPosition()))
+    assert (
+        sum(piece.disk_bytes for piece in everything)
+        == count_input_bytes(files, CuttingOptions())
+        == 2 * path.stat().st_size
+    )
+    starts = [InputPosition(), *(piece.after for piece in everything)]
+    found = [[values[0] for values in read_documents(piece.source, CuttingOptions()).values] for piece in everything]
     assert list(chain.from_iterable(found)) == texts * 2
     for at in (0, 1, len(starts) // 3, len(starts) // 2 + 1, len(starts) - 1):
-        rest = [read_documents(piece.source, Cut()).values for piece in cut_pieces(files, Cut(), starts[at])]
+        rest = [
+            read_documents(piece.source, CuttingOptions()).values
+            for piece in cut_pieces(files, CuttingOptions(), starts[at])
+        ]
         assert [values[0] for piece in rest for values in piece] == list(chain.from_iterable(found[at:]))
 
 
@@ -104,8 +111,8 @@ def test_rows_of_a_parquet_file_are_read_from_any_position(tmp_path: Path, texts
     parquet.write_table(rows, tmp_path / "x.parquet", row_group_size=300)
     files = find_inputs([tmp_path / "x.parquet"])
     for start in (0, 256, 300):
-        rest = [piece.source for piece in cut_pieces(files, Cut(), Position(0, start))]
-        values = [value for source in rest for (value,) in read_documents(source, Cut()).values]
+        rest = [piece.source for piece in cut_pieces(files, CuttingOptions(), InputPosition(0, start))]
+        values = [value for source in rest for (value,) in read_documents(source, CuttingOptions()).values]
         assert values == texts[start:]
 
 

@@ -14,8 +14,8 @@ import pytest
 
 from mt_core.errors import MtError
 from mt_data.config import TokenizerConfig
-from mt_data.preprocess.encoding import Encoding
-from mt_data.preprocess.job import Job
+from mt_data.preprocess.encoding import EncodingOptions
+from mt_data.preprocess.job import PreprocessJob
 from mt_data.preprocess.journal import Journal
 from mt_data.preprocess.run import preprocess
 
@@ -47,9 +47,9 @@ def source(tmp_path: Path) -> Path:
     return path
 
 
-def job_of(source: Path, prefix: Path, **changes: object) -> Job:
-    encoding = Encoding(TokenizerConfig(type="bytes"), ("text", "title"), append_eod=True)
-    job = Job((source,), str(prefix), encoding, shard_bytes=1 << 20)
+def job_of(source: Path, prefix: Path, **changes: object) -> PreprocessJob:
+    encoding = EncodingOptions(TokenizerConfig(type="bytes"), ("text", "title"), append_eod=True)
+    job = PreprocessJob((source,), str(prefix), encoding, shard_bytes=1 << 20)
     return replace(job, **changes)  # pyright: ignore[reportArgumentType]
 
 
@@ -94,7 +94,7 @@ def test_killed_at_random_points_it_goes_on_to_the_same_bytes(
     assert not Journal(str(prefix)).folder.exists()
 
 
-def stopped(job: Job) -> None:
+def stopped(job: PreprocessJob) -> None:
     """Run a job into its bad last line, after some shards are in the journal."""
     with pytest.raises(MtError, match="is not JSON"):
         preprocess(job)
@@ -127,8 +127,8 @@ def test_an_error_keeps_what_is_done_and_skipping_goes_on(
         ("inputs", {}),
         ("options", {"partitions": 2}),
         ("options", {"max_line_mb": 1}),
-        ("options", {"encoding": Encoding(TokenizerConfig(type="bytes"), ("text", "title"))}),
-        ("tokenizer", {"encoding": Encoding(TokenizerConfig(type="NullTokenizer", vocab_size=9), ("text",))}),
+        ("options", {"encoding": EncodingOptions(TokenizerConfig(type="bytes"), ("text", "title"))}),
+        ("tokenizer", {"encoding": EncodingOptions(TokenizerConfig(type="NullTokenizer", vocab_size=9), ("text",))}),
     ],
 )
 def test_a_journal_of_another_job_is_discarded_with_a_note(

@@ -9,10 +9,10 @@ import pytest
 from mt_core.errors import MtError
 from mt_data.config import TokenizerConfig
 from mt_data.indexed.reader import IndexedReader
-from mt_data.preprocess.encoding import Encoding
-from mt_data.preprocess.job import Job
+from mt_data.preprocess.encoding import EncodingOptions
+from mt_data.preprocess.job import PreprocessJob
 from mt_data.preprocess.run import preprocess
-from mt_data.preprocess.sentences import SLICE_CHARACTERS, Splitting, choose_splitter, split_sentences
+from mt_data.preprocess.sentences import SLICE_CHARACTERS, SentenceSplitting, choose_splitter, split_sentences
 
 pytest.importorskip("sentencex")
 pytest.importorskip("nltk")
@@ -68,7 +68,7 @@ def test_white_space_stays_with_the_sentence_before(splitter: str, request: pyte
 def test_real_text_comes_back_whole(texts: list[str]):
     text = "\n\n".join(texts).strip()
     long = text * (SLICE_CHARACTERS // len(text) + 1) + " Ça va? Ünïcode — 日本。 Yes."
-    kept = split_sentences(long, Splitting("sentencex", "", "english", keep_newlines=True))
+    kept = split_sentences(long, SentenceSplitting("sentencex", "", "english", keep_newlines=True))
     assert "".join(kept) == long
     assert len(kept) > 1000
 
@@ -85,8 +85,8 @@ def test_a_language_that_nothing_here_knows():
 def test_one_pass_makes_the_pair_and_says_how(tmp_path: Path):
     path = tmp_path / "in.jsonl"
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in (TEXT, "", "One.")))
-    encoding = Encoding(TokenizerConfig(type="bytes"), append_eod=True, splitting=choose_splitter())
-    report = preprocess(job := Job((path,), str(tmp_path / "out"), encoding))
+    encoding = EncodingOptions(TokenizerConfig(type="bytes"), append_eod=True, splitting=choose_splitter())
+    report = preprocess(job := PreprocessJob((path,), str(tmp_path / "out"), encoding))
     reader = IndexedReader(tmp_path / "out_text_sentence")
     assert reader.lengths.tolist() == [20, 9, 17, 5, 5]  # the end of document counts for the last sentence
     assert reader.get(3).tolist() == [*b"Yes!", 256]

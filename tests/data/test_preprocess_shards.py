@@ -10,20 +10,20 @@ from mt_core.errors import MtError
 from mt_data.config import TokenizerConfig
 from mt_data.indexed.reader import IndexedReader
 from mt_data.preprocess.command import parse_shard
-from mt_data.preprocess.encoding import Encoding
-from mt_data.preprocess.job import Job
+from mt_data.preprocess.encoding import EncodingOptions
+from mt_data.preprocess.job import PreprocessJob
 from mt_data.preprocess.run import preprocess
-from mt_data.tools.merge import find_pairs, merge
+from mt_data.tools.merge import find_pairs, merge_pairs
 
-BYTES = Encoding(TokenizerConfig(type="bytes"), append_eod=True)
+BYTES = EncodingOptions(TokenizerConfig(type="bytes"), append_eod=True)
 
 
 @pytest.fixture
-def job(jsonl: Path, tmp_path: Path) -> Callable[..., Job]:
-    def make(name: str, **changes: object) -> Job:
+def job(jsonl: Path, tmp_path: Path) -> Callable[..., PreprocessJob]:
+    def make(name: str, **changes: object) -> PreprocessJob:
         short = tmp_path / "short.txt"
         short.write_text("a short text between two others")
-        job = Job((jsonl, short, jsonl), str(tmp_path / name / "out"), BYTES)
+        job = PreprocessJob((jsonl, short, jsonl), str(tmp_path / name / "out"), BYTES)
         return replace(job, **changes)  # pyright: ignore[reportArgumentType]
 
     return make
@@ -34,7 +34,7 @@ def outputs(prefix: str) -> tuple[bytes, bytes]:
 
 
 @pytest.mark.parametrize("parts", [2, 3, 11])
-def test_shards_merge_to_what_one_run_makes(job: Callable[..., Job], tmp_path: Path, parts: int):
+def test_shards_merge_to_what_one_run_makes(job: Callable[..., PreprocessJob], tmp_path: Path, parts: int):
     preprocess(whole := job("whole"))
     for part in reversed(range(parts)):
         preprocess(job("parts", shard=(part, parts)))
@@ -42,11 +42,11 @@ def test_shards_merge_to_what_one_run_makes(job: Callable[..., Job], tmp_path: P
     assert [Path(prefix).name for prefix in find_pairs([str(tmp_path / "parts")])] == [
         f"out_{part:0{width}}-of-{parts}_text_document" for part in range(parts)
     ]
-    merge(find_pairs([str(tmp_path / "parts" / "out_*_text_document")]), str(tmp_path / "merged"))
+    merge_pairs(find_pairs([str(tmp_path / "parts" / "out_*_text_document")]), str(tmp_path / "merged"))
     assert outputs(str(tmp_path / "merged")) == outputs(whole.prefix("text"))
 
 
-def test_a_missing_shard_is_named(job: Callable[..., Job], tmp_path: Path):
+def test_a_missing_shard_is_named(job: Callable[..., PreprocessJob], tmp_path: Path):
     for part in (0, 2):
         preprocess(job("parts", shard=(part, 4)))
     with pytest.raises(MtError, match=r"out_\*-of-4_text_document: parts 1/4, 3/4 are missing; run mt data preprocess"):
@@ -60,7 +60,7 @@ def test_a_shard_that_is_none(text: str, found: str):
         parse_shard(text)
 
 
-def test_options_that_do_not_go_together(job: Callable[..., Job]):
+def test_options_that_do_not_go_together(job: Callable[..., PreprocessJob]):
     with pytest.raises(MtError) as error:
         preprocess(job("x", shard=(4, 4), partitions=2))
     assert str(error.value).splitlines() == [
@@ -73,7 +73,7 @@ def test_options_that_do_not_go_together(job: Callable[..., Job]):
         preprocess(job("x", shard=(0, 0)))
 
 
-def test_partitions_deal_out_documents_in_turn(job: Callable[..., Job], texts: list[str], tmp_path: Path):
+def test_partitions_deal_out_documents_in_turn(job: Callable[..., PreprocessJob], texts: list[str], tmp_path: Path):
     preprocess(this := job("dealt", partitions=3))
     everything = [*texts, "a short text between two others", *texts]
     dealt = [text for partition in range(3) for text in everything[partition::3]]
@@ -87,7 +87,7 @@ def test_partitions_deal_out_documents_in_turn(job: Callable[..., Job], texts: l
 
 
 @pytest.mark.slow
-def test_a_ray_cluster_makes_the_same_bytes(job: Callable[..., Job]):
+def test_a_ray_cluster_makes_the_same_bytes(job: Callable[..., PreprocessJob]):
     pytest.importorskip("ray")
     preprocess(here := job("here"))
     preprocess(there := job("there", engine="ray", workers=1))

@@ -13,16 +13,16 @@ from hypothesis import strategies as st
 from mt_core.errors import MtError
 from mt_data.batch_sizes import (
     BatchSizes,
-    Constant,
-    RampUp,
-    Steps,
+    ConstantBatchSize,
+    RampedBatchSize,
+    SteppedBatchSize,
     check_sizes,
     count_steps,
     micro_batches,
     parse_steps,
     rounded_down,
 )
-from mt_data.samplers import LIMIT, SAMPLERS, Share, randperm
+from mt_data.samplers import RANDPERM_LIMIT, SAMPLERS, DataParallelRank, randperm
 
 
 def read(
@@ -31,7 +31,8 @@ def read(
     """Micro-batches of all ranks, step by step; a share is a micro-batch and a number of ranks."""
     micro_batch, ranks = share
     streams = [
-        islice(SAMPLERS[order](total, consumed, Share(micro_batch, rank, ranks)), steps) for rank in range(ranks)
+        islice(SAMPLERS[order](total, consumed, DataParallelRank(micro_batch, rank, ranks)), steps)
+        for rank in range(ranks)
     ]
     return [[list(ids) for ids in step] for step in zip(*streams, strict=True)]
 
@@ -123,30 +124,30 @@ def test_the_permutation_is_torchs(count: int, seed: int):
 
 def test_more_samples_than_are_shuffled_at_once():
     with pytest.raises(MtError, match="data: 214748364 samples to shuffle at once; less than 214748364 a rank, or"):
-        randperm(LIMIT, 0)
+        randperm(RANDPERM_LIMIT, 0)
 
 
 @pytest.mark.parametrize("order", ["single", "sequential"])
 def test_a_position_behind_the_end(order: str):
     assert read(order, 8, 8, (2, 1)) == []
     with pytest.raises(MtError, match="data: 9 samples are consumed, the dataset has 8; the dataset it began with"):
-        SAMPLERS[order](8, 9, Share(2))
+        SAMPLERS[order](8, 9, DataParallelRank(2))
 
 
 @pytest.mark.parametrize("order", ["cyclic", "cyclic-unsharded"])
 def test_a_position_or_a_dataset_that_does_not_suit_cyclic(order: str):
     with pytest.raises(MtError, match="position 22 is 6 samples into epoch 1, no multiple of .* ranks, 4; the cyclic"):
-        SAMPLERS[order](18, 22, Share(2, 0, 2))
+        SAMPLERS[order](18, 22, DataParallelRank(2, 0, 2))
     with pytest.raises(MtError, match="3 samples do not fill one micro-batch of every rank; at least 4 samples"):
-        SAMPLERS[order](3, 0, Share(2, 0, 2))
+        SAMPLERS[order](3, 0, DataParallelRank(2, 0, 2))
 
 
 def at(sizes: BatchSizes, positions: Sequence[int]) -> list[int]:
-    return [sizes.at(position) for position in positions]
+    return [sizes.size_after(position) for position in positions]
 
 
 def test_a_ramp_grows_in_equal_increments():
-    ramp = RampUp(start=16, increment=8, samples=600, full=64)
+    ramp = RampedBatchSize(start=16, increment=8, samples=600, full=64)
     assert at(ramp, [0, 99, 100, 199, 200, 599, 600, 601]) == [16, 16, 24, 24, 32, 56, 64, 64]
     assert list(ramp.sizes()) == [16, 24, 32, 40, 48, 56, 64]
     assert micro_batches(ramp, 150, group=8) == 3
@@ -173,8 +174,8 @@ def test_a_ramp_is_megatrons(
     full = start + increment * increments
     theirs = oracle.RampupBatchsizeNumMicroBatchesCalculator(full, 1, 1, False, 1, start, increment, samples)
     theirs.update(consumed, False)
-    ramp = RampUp(start, increment, samples, full)
-    assert ramp.at(consumed) == theirs.get_current_global_batch_size()
+    ramp = RampedBatchSize(start, increment, samples, full)
+    assert ramp.size_after(consumed) == theirs.get_current_global_batch_size()
     assert micro_batches(ramp, consumed, group=1) == theirs.get()
 
 
@@ -188,14 +189,16 @@ def test_a_ramp_is_megatrons(
 )
 def test_a_ramp_that_does_not_arrive(ramp: tuple[int, int, int, int], message: str):
     with pytest.raises(MtError, match=message):
-        RampUp(*ramp)
+        RampedBatchSize(*ramp)
 
 
 def test_a_schedule_of_steps():
     steps = parse_steps("0:64, 1.5K:128 1M:256")
-    assert steps == Steps((0, 1500, 1_000_000), (64, 128, 256))
+    assert steps == SteppedBatchSize((0, 1500, 1_000_000), (64, 128, 256))
     assert at(steps, [0, 1499, 1500, 999_999, 1_000_000]) == [64, 64, 128, 128, 256]
-    assert parse_steps("2M:8 0:4", seq_length=1000) == Steps((0, 2000), (4, 8))  # thresholds in tokens, in any order
+    assert parse_steps("2M:8 0:4", seq_length=1000) == SteppedBatchSize(
+        (0, 2000), (4, 8)
+    )  # thresholds in tokens, in any order
 
 
 @pytest.mark.parametrize(
@@ -218,35 +221,35 @@ def test_steps_of_a_schedule_are_counted_as_they_are_taken(entries: list[tuple[i
     thresholds = [0]
     for gap, _ in entries:
         thresholds.append(thresholds[-1] + gap)
-    sizes = Steps(tuple(thresholds), (7, *(batch for _, batch in entries)))
+    sizes = SteppedBatchSize(tuple(thresholds), (7, *(batch for _, batch in entries)))
     consumed = steps = 0
     while consumed < train_samples:
-        consumed += sizes.at(consumed)
+        consumed += sizes.size_after(consumed)
         steps += 1
     assert count_steps(sizes, train_samples) == steps
 
 
 def test_steps_of_a_run():
-    assert count_steps(Constant(8), 100) == 12
-    assert count_steps(RampUp(4, 4, 20, 8), 100) == 6 + (100 - 28) // 8
-    assert count_steps(RampUp(4, 4, 20, 8), 10) == 3
+    assert count_steps(ConstantBatchSize(8), 100) == 12
+    assert count_steps(RampedBatchSize(4, 4, 20, 8), 100) == 6 + (100 - 28) // 8
+    assert count_steps(RampedBatchSize(4, 4, 20, 8), 10) == 3
 
 
 def test_sizes_that_the_ranks_do_not_divide():
-    check_sizes(RampUp(8, 4, 100, 24), group=4)
+    check_sizes(RampedBatchSize(8, 4, 100, 24), group=4)
     with pytest.raises(MtError, match="batch: sizes 12, 20 are no multiples of micro-batch × ranks = 8"):
-        check_sizes(RampUp(8, 4, 100, 24), group=8)
+        check_sizes(RampedBatchSize(8, 4, 100, 24), group=8)
     assert rounded_down(23, 8) == 16
     with pytest.raises(MtError, match="batch.global_batch: 7 is less than micro-batch × ranks = 8; at least 8"):
         rounded_down(7, 8)
 
 
 def test_a_growing_batch_takes_the_same_samples_in_the_same_order():
-    ramp, consumed, order = RampUp(4, 4, 40, 12), 0, []
-    stream = SAMPLERS["single"](100, 0, Share(2, 0, 1))
+    ramp, consumed, order = RampedBatchSize(4, 4, 40, 12), 0, []
+    stream = SAMPLERS["single"](100, 0, DataParallelRank(2, 0, 1))
     while consumed < 80:
         step = [i for ids in islice(stream, micro_batches(ramp, consumed, group=2)) for i in ids]
-        consumed += ramp.at(consumed)
+        consumed += ramp.size_after(consumed)
         assert len(order) + len(step) == consumed
         order += step
     assert order == list(range(consumed))

@@ -10,8 +10,8 @@ from mt_core.errors import MtError
 from mt_core.plugins import component
 from mt_data.blending.build import Splits
 from mt_data.config import SFTData
-from mt_data.datasets.sft.dataset import Lines, pack
-from mt_data.datasets.sft.prompt import FORMATS, check_format, conversations, encode_conversation
+from mt_data.datasets.sft.dataset import ConversationFile, pack_conversations
+from mt_data.datasets.sft.prompt import FORMATS, encode_conversation, get_prompt_format, split_conversations
 
 FIRST = ([10, 11, 12, 13, 14], [-100, -100, -100, 13, 14])
 SECOND = ([20, 21, 22, 23], [-100, -100, 22, 23])
@@ -45,7 +45,7 @@ def chat(*messages: tuple[str, str]) -> list[dict[str, str]]:
 
 
 def test_conversations_are_packed_until_the_sample_is_full():
-    sample = {name: array.tolist() for name, array in pack([FIRST, SECOND], seq_length=7, pad=0).items()}
+    sample = {name: array.tolist() for name, array in pack_conversations([FIRST, SECOND], seq_length=7, pad=0).items()}
     assert sample == {
         "tokens": [10, 11, 12, 13, 14, 20, 21],
         "labels": [-100, -100, 13, 14, -100, -100, 0],
@@ -56,14 +56,14 @@ def test_conversations_are_packed_until_the_sample_is_full():
 
 
 def test_conversations_are_filled_up_for_context_parallelism():
-    sample = pack([FIRST, SECOND], seq_length=12, pad=0, multiple=4)
+    sample = pack_conversations([FIRST, SECOND], seq_length=12, pad=0, multiple=4)
     assert sample["tokens"].tolist() == [10, 11, 12, 13, 14, 0, 0, 0, 20, 21, 22, 23]
     assert sample["segment_ids"].tolist() == [0] * 8 + [1] * 4
     assert sample["position_ids"].tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3]
 
 
 def test_a_sample_that_is_not_full_is_filled_up_with_its_last_conversation():
-    sample = pack([SECOND], seq_length=6, pad=0)
+    sample = pack_conversations([SECOND], seq_length=6, pad=0)
     assert sample["tokens"].tolist() == [20, 21, 22, 23, 0, 0]
     assert sample["labels"].tolist() == [-100, 22, 23, 0, 0, 0]
     assert sample["loss_mask"].tolist() == [0, 1, 1, 0, 0, 0]
@@ -74,7 +74,7 @@ def test_a_sample_that_is_not_full_is_filled_up_with_its_last_conversation():
 def test_only_the_assistants_words_are_targets(name: str):
     tokenizer = Words()
     conversation = chat(("system", "be brief"), ("user", "two and two"), ("assistant", "four"), ("user", "sure"))
-    tokens, targets = encode_conversation(conversation, tokenizer, check_format(name, tokenizer))
+    tokens, targets = encode_conversation(conversation, tokenizer, get_prompt_format(name, tokenizer))
     learnt = [token for token in targets if token != -100]
     assert len(tokens) == len(targets)
     assert tokenizer.decode(learnt).split()[0] == "four"
@@ -85,7 +85,7 @@ def test_only_the_assistants_words_are_targets(name: str):
 
 def test_a_system_message_begins_a_conversation():
     messages = chat(("System", "a"), ("user", "b"), ("assistant", "c"), ("system", ""), ("user", "d"))
-    assert [[m["role"] for m in found] for found in conversations(messages, "x")] == [
+    assert [[m["role"] for m in found] for found in split_conversations(messages, "x")] == [
         ["system", "user", "assistant"],
         ["system", "user"],
     ]
@@ -102,17 +102,17 @@ def test_a_system_message_begins_a_conversation():
 )
 def test_wrong_messages(messages: list[dict[str, str]], message: str):
     with pytest.raises(MtError, match=message):
-        conversations(messages, "chat.jsonl:1")
+        split_conversations(messages, "chat.jsonl:1")
 
 
 def test_a_tokenizer_without_the_formats_tokens():
     from mt_data.config import TokenizerConfig
-    from mt_data.tokenizers import build
+    from mt_data.tokenizers import build_tokenizer
 
     with pytest.raises(
         MtError, match=r"data\.prompt_format: 'chatml' needs <\|im_start\|>, which the tokenizer has not"
     ):
-        check_format("chatml", build(TokenizerConfig(type="bytes")))
+        get_prompt_format("chatml", build_tokenizer(TokenizerConfig(type="bytes")))
 
 
 @pytest.fixture
@@ -156,10 +156,10 @@ def test_lines_of_a_file_go_round_and_round(tmp_path: Path, chatml: dict[str, st
 
 @pytest.mark.parametrize("line", ["{", '{"text": "x"}', '{"messages": []}', "3"])
 def test_a_line_that_is_no_conversation(tmp_path: Path, line: str):
-    lines = Lines(write(tmp_path / "chat.jsonl", [{"messages": chat(("user", "x"))}, line]))
+    lines = ConversationFile(write(tmp_path / "chat.jsonl", [{"messages": chat(("user", "x"))}, line]))
     assert len(lines) == 2
     with pytest.raises(MtError, match=r"chat\.jsonl, conversation line 2: holds no .*messages"):
-        lines.messages(1)
+        lines.read_messages(1)
 
 
 def test_a_missing_file(tmp_path: Path, chatml: dict[str, str]):

@@ -14,7 +14,7 @@ from data.conftest import shared
 from mt_core.contracts import Tokenizer
 from mt_core.errors import MtError
 from mt_data.config import TokenizerConfig
-from mt_data.tokenizers import build, fingerprint, load
+from mt_data.tokenizers import build_tokenizer, fingerprint, load_tokenizer
 from mt_data.tokenizers.train import train_tokenizer
 
 BYTES = TokenizerConfig(type="bytes")
@@ -27,7 +27,7 @@ def trained(tmp_path: Path) -> Path:
 
 
 def test_gpt2_ids_equal_transformers(gpt2: TokenizerConfig, texts: list[str]):
-    ours = build(gpt2)
+    ours = build_tokenizer(gpt2)
     theirs = GPT2Tokenizer.from_pretrained(Path(gpt2.vocab_file or "").parent)
     sample = [*texts, "naïve  café\t\n\n 12345 don't 🙂 日本語\u00a0\u200b"]
     assert ours.encode_batch(sample) == theirs(sample)["input_ids"]
@@ -37,11 +37,11 @@ def test_gpt2_ids_equal_transformers(gpt2: TokenizerConfig, texts: list[str]):
 
 
 def test_known_gpt2_ids(gpt2: TokenizerConfig):
-    assert build(gpt2).encode("Hello world") == [15496, 995]
+    assert build_tokenizer(gpt2).encode("Hello world") == [15496, 995]
 
 
 def test_gpt2_text_cannot_forge_the_end_of_a_document(gpt2: TokenizerConfig):
-    tokenizer = build(gpt2)
+    tokenizer = build_tokenizer(gpt2)
     ids = tokenizer.encode("a<|endoftext|>b")
     assert tokenizer.eod not in ids
     assert tokenizer.decode(ids) == "a<|endoftext|>b"
@@ -49,20 +49,20 @@ def test_gpt2_text_cannot_forge_the_end_of_a_document(gpt2: TokenizerConfig):
 
 
 def test_bytes_that_are_not_utf8_decode_to_the_replacement_character(gpt2: TokenizerConfig):
-    assert build(gpt2).decode(build(gpt2).encode("🙂")[:1]) == "\ufffd"
-    assert build(BYTES).decode([0xFF, 0x41, 256]) == "\ufffdA<|endoftext|>"
+    assert build_tokenizer(gpt2).decode(build_tokenizer(gpt2).encode("🙂")[:1]) == "\ufffd"
+    assert build_tokenizer(BYTES).decode([0xFF, 0x41, 256]) == "\ufffdA<|endoftext|>"
 
 
 @given(text=st.text())
 def test_bytes_round_trip(text: str):
-    tokenizer = build(BYTES)
+    tokenizer = build_tokenizer(BYTES)
     assert tokenizer.encode(text) == list(text.encode())
     assert tokenizer.decode(tokenizer.encode(text)) == text
     assert (tokenizer.vocab_size, tokenizer.eod) == (257, 256)
 
 
 def test_hugging_face_ids_equal_transformers_without_added_tokens(trained: Path, texts: list[str]):
-    ours = build(TokenizerConfig(type="HuggingFaceTokenizer", model=str(trained)))
+    ours = build_tokenizer(TokenizerConfig(type="HuggingFaceTokenizer", model=str(trained)))
     theirs = AutoTokenizer.from_pretrained(trained)
     sample = [*texts[:50], "two<|endoftext|>documents"]
     assert ours.encode_batch(sample) == theirs(sample, add_special_tokens=False)["input_ids"]
@@ -70,7 +70,7 @@ def test_hugging_face_ids_equal_transformers_without_added_tokens(trained: Path,
 
 
 def test_hugging_face_special_tokens_in_a_text_are_recognised(trained: Path):
-    tokenizer = build(TokenizerConfig(type="HuggingFaceTokenizer", model=str(trained / "tokenizer.json")))
+    tokenizer = build_tokenizer(TokenizerConfig(type="HuggingFaceTokenizer", model=str(trained / "tokenizer.json")))
     assert tokenizer.eod in tokenizer.encode("a<|endoftext|>b")
     assert tokenizer.decode(tokenizer.encode("a<|endoftext|>b")) == "a<|endoftext|>b"
 
@@ -90,25 +90,25 @@ def test_where_the_end_of_document_is_found(trained: Path, tmp_path: Path, name:
     model.mkdir()
     (model / "tokenizer.json").write_bytes((trained / "tokenizer.json").read_bytes())
     (model / name).write_text(json.dumps(value))
-    tokenizer = build(TokenizerConfig(type="HuggingFaceTokenizer", model=str(model)))
+    tokenizer = build_tokenizer(TokenizerConfig(type="HuggingFaceTokenizer", model=str(model)))
     assert tokenizer.eod == (tokenizer.encode("th")[0] if "eos_token" in value else 300)
     tokenizer.save(tmp_path / "saved")
-    assert load(tmp_path / "saved").eod == tokenizer.eod
+    assert load_tokenizer(tmp_path / "saved").eod == tokenizer.eod
 
 
 def test_a_tokenizer_without_an_end_of_document(trained: Path, tmp_path: Path):
     text = (trained / "tokenizer.json").read_text("utf-8").replace("<|endoftext|>", "<|nothing|>")
     (tmp_path / "tokenizer.json").write_text(text, "utf-8")
     with pytest.raises(MtError, match=r'does not say which token ends a document; put \{"eos_token": "…"\} into'):
-        build(TokenizerConfig(type="HuggingFaceTokenizer", model=str(tmp_path)))
+        build_tokenizer(TokenizerConfig(type="HuggingFaceTokenizer", model=str(tmp_path)))
 
 
 @pytest.mark.parametrize("kind", ["GPT2BPETokenizer", "HuggingFaceTokenizer", "bytes"])
 def test_a_saved_tokenizer_is_loaded_as_it_was(trained: Path, tmp_path: Path, kind: str):
     files = {"vocab_file": str(trained / "vocab.json"), "merge_file": str(trained / "merges.txt")}
-    tokenizer = build(TokenizerConfig(type=kind, model=str(trained), **files))
+    tokenizer = build_tokenizer(TokenizerConfig(type=kind, model=str(trained), **files))
     tokenizer.save(tmp_path / "saved")
-    loaded = load(tmp_path / "saved")
+    loaded = load_tokenizer(tmp_path / "saved")
     assert type(loaded) is type(tokenizer)
     assert (loaded.eod, loaded.vocab_size) == (tokenizer.eod, tokenizer.vocab_size)
     assert loaded.encode("To be, or not to be") == tokenizer.encode("To be, or not to be")
@@ -117,7 +117,7 @@ def test_a_saved_tokenizer_is_loaded_as_it_was(trained: Path, tmp_path: Path, ki
 
 
 def test_transformers_reads_a_saved_gpt2(gpt2: TokenizerConfig, tmp_path: Path):
-    build(gpt2).save(tmp_path / "saved")
+    build_tokenizer(gpt2).save(tmp_path / "saved")
     theirs = AutoTokenizer.from_pretrained(tmp_path / "saved")
     assert theirs("Hello world")["input_ids"] == [15496, 995]
     assert (theirs.eos_token_id, len(theirs)) == (50256, 50257)
@@ -125,25 +125,25 @@ def test_transformers_reads_a_saved_gpt2(gpt2: TokenizerConfig, tmp_path: Path):
 
 def test_saving_over_the_own_files_changes_nothing(trained: Path):
     before = {path.name: path.read_bytes() for path in trained.iterdir()}
-    load(trained).save(trained)
+    load_tokenizer(trained).save(trained)
     assert {path.name: path.read_bytes() for path in trained.iterdir()} == before
 
 
 def test_a_directory_without_our_file_is_told_by_its_names(trained: Path):
     (trained / "mt_tokenizer.json").unlink()
-    assert type(load(trained)).__name__ == "HuggingFaceTokenizer"
+    assert type(load_tokenizer(trained)).__name__ == "HuggingFaceTokenizer"
     (trained / "tokenizer.json").unlink()
-    assert type(load(trained)).__name__ == "GPT2BPETokenizer"
+    assert type(load_tokenizer(trained)).__name__ == "GPT2BPETokenizer"
     (trained / "vocab.json").unlink()
     with pytest.raises(MtError, match=r"holds no tokenizer; mt_tokenizer\.json, tokenizer\.json, or vocab\.json and"):
-        load(trained)
+        load_tokenizer(trained)
 
 
 def test_fingerprints_are_equal_where_ids_mean_the_same(trained: Path, gpt2: TokenizerConfig):
-    as_gpt2 = load(trained)
-    as_hugging_face = build(TokenizerConfig(type="HuggingFaceTokenizer", model=str(trained)))
+    as_gpt2 = load_tokenizer(trained)
+    as_hugging_face = build_tokenizer(TokenizerConfig(type="HuggingFaceTokenizer", model=str(trained)))
     assert fingerprint(as_gpt2) == fingerprint(as_hugging_face)
-    assert len({fingerprint(t) for t in (as_gpt2, build(gpt2), build(BYTES))}) == 3
+    assert len({fingerprint(t) for t in (as_gpt2, build_tokenizer(gpt2), build_tokenizer(BYTES))}) == 3
 
 
 def test_a_tokenizer_of_another_package_has_a_fingerprint_too():
@@ -165,10 +165,10 @@ def test_files_changed_behind_our_back(trained: Path):
     vocabulary["!"], vocabulary['"'] = vocabulary['"'], vocabulary["!"]
     (trained / "vocab.json").write_text(json.dumps(vocabulary))
     with pytest.raises(MtError, match=r"holds a tokenizer other than the one that mt_tokenizer\.json describes"):
-        load(trained)
+        load_tokenizer(trained)
     (trained / "mt_tokenizer.json").write_text("{}")
     with pytest.raises(MtError, match=r"mt_tokenizer\.json: is damaged"):
-        load(trained)
+        load_tokenizer(trained)
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def test_files_changed_behind_our_back(trained: Path):
 )
 def test_an_incomplete_configuration(config: dict[str, str], message: str):
     with pytest.raises(MtError, match=message):
-        build(TokenizerConfig(**config))
+        build_tokenizer(TokenizerConfig(**config))
 
 
 @pytest.mark.parametrize(
@@ -202,30 +202,30 @@ def test_wrong_gpt2_files(trained: Path, vocab: str | None, merges: str | bytes,
     (trained / "merges.txt").write_bytes(merges if isinstance(merges, bytes) else merges.encode())
     files = {"vocab_file": str(trained / "vocab.json"), "merge_file": str(trained / "merges.txt")}
     with pytest.raises(MtError, match=message):
-        build(TokenizerConfig(**files))
+        build_tokenizer(TokenizerConfig(**files))
 
 
 def test_a_last_merge_without_a_newline_counts(trained: Path):
     files = {"vocab_file": str(trained / "vocab.json"), "merge_file": str(trained / "merges.txt")}
     text, merges = "To be, or not to be", trained / "merges.txt"
-    ids = build(TokenizerConfig(**files)).encode(text)
+    ids = build_tokenizer(TokenizerConfig(**files)).encode(text)
     merges.write_text(merges.read_text("utf-8").rstrip("\n"), "utf-8")
-    assert build(TokenizerConfig(**files)).encode(text) == ids
+    assert build_tokenizer(TokenizerConfig(**files)).encode(text) == ids
 
 
 def test_wrong_hugging_face_files(tmp_path: Path):
     config = TokenizerConfig(type="HuggingFaceTokenizer", model=str(tmp_path))
     with pytest.raises(MtError, match=r"tokenizer\.json: does not exist; a tokenizer\.json or a directory"):
-        build(config)
+        build_tokenizer(config)
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(MtError, match=r"tokenizer\.json: is not a tokenizer\.json"):
-        build(config)
+        build_tokenizer(config)
 
 
 def test_a_damaged_tokenizer_config(trained: Path):
     (trained / "tokenizer_config.json").write_text("{")
     with pytest.raises(MtError, match=r"tokenizer_config\.json: is not JSON"):
-        build(TokenizerConfig(type="HuggingFaceTokenizer", model=str(trained)))
+        build_tokenizer(TokenizerConfig(type="HuggingFaceTokenizer", model=str(trained)))
 
 
 def test_training_twice_gives_the_same_files(trained: Path, tmp_path: Path):

@@ -16,7 +16,7 @@ from data.conftest import shared
 from mt_core.contracts import Tokenizer
 from mt_core.errors import MtError
 from mt_data.config import TokenizerConfig
-from mt_data.tokenizers import build, fingerprint, load
+from mt_data.tokenizers import build_tokenizer, fingerprint, load_tokenizer
 
 FULL, GPT, LLAMA = "SentencePieceTokenizer", "GPTSentencePieceTokenizer", "Llama2Tokenizer"
 TYPES = (FULL, GPT, LLAMA)
@@ -56,7 +56,7 @@ def padded(models: Callable[..., Path]) -> Path:
 
 
 def open_as(type: str, model: Path, extra: int = 0) -> Any:
-    return build(TokenizerConfig(type=type, model=str(model), vocab_extra_ids=extra))
+    return build_tokenizer(TokenizerConfig(type=type, model=str(model), vocab_extra_ids=extra))
 
 
 def test_the_specifications_example_of_ids(plain: Path):
@@ -143,7 +143,7 @@ def test_saved_pickled_and_in_a_worker_it_stays_the_same(plain: Path, tmp_path: 
     tokenizer.save(tmp_path)
     sample = ["to be<MASK>or", "not <extra_id_2>"]
     expected = tokenizer.encode_batch(sample)
-    for other in (load(tmp_path), pickle.loads(pickle.dumps(tokenizer))):
+    for other in (load_tokenizer(tmp_path), pickle.loads(pickle.dumps(tokenizer))):
         assert other.encode_batch(sample) == expected
         assert fingerprint(other) == fingerprint(tokenizer)
         assert other.type == type
@@ -187,7 +187,7 @@ def test_special_ids_equal_megatrons(plain: Path):
 @pytest.mark.parametrize("type", TYPES)
 def test_a_wrong_model(tmp_path: Path, type: str):
     with pytest.raises(MtError, match=f"{type}: needs model; give --tokenizer-model: a SentencePiece .model file"):
-        build(TokenizerConfig(type=type))
+        build_tokenizer(TokenizerConfig(type=type))
     with pytest.raises(MtError, match=r"tokenizer\.model: does not exist; a SentencePiece \.model file"):
         open_as(type, tmp_path)
     (tmp_path / "x.model").write_bytes(b"not a model")

@@ -11,8 +11,8 @@ from data.conftest import shared
 from mt_core.errors import MtError
 from mt_core.plugins import components
 from mt_data.config import TokenizerConfig
-from mt_data.options import tokenizer_config
-from mt_data.tokenizers import build, load
+from mt_data.options import make_tokenizer_config
+from mt_data.tokenizers import build_tokenizer, load_tokenizer
 from mt_data.tokenizers.base import NoSuchToken
 from mt_data.tokenizers.train import train_tokenizer
 
@@ -27,7 +27,7 @@ def test_every_tokenizer_is_a_component():
 
 
 def test_a_role_that_a_tokenizer_lacks():
-    tokenizer = build(TokenizerConfig(type="bytes"))
+    tokenizer = build_tokenizer(TokenizerConfig(type="bytes"))
     with pytest.raises(
         MtError, match="bytes: has no cls token; choose another tokenizer: this one has no special tokens"
     ):
@@ -39,7 +39,7 @@ def test_a_role_that_a_tokenizer_lacks():
 
 
 def test_the_text_of_a_token():
-    tokenizer = build(TokenizerConfig(type="bytes"))
+    tokenizer = build_tokenizer(TokenizerConfig(type="bytes"))
     assert tokenizer.token_text(65) == "<0x41>"
     assert {tokenizer.token_text(number): number for number in range(257)} == tokenizer.vocabulary()
     with pytest.raises(MtError, match="bytes: has no token 257; ids below 257"):
@@ -47,7 +47,7 @@ def test_the_text_of_a_token():
 
 
 def test_null_reads_numbers():
-    tokenizer = build(TokenizerConfig(type="NullTokenizer", vocab_size=300))
+    tokenizer = build_tokenizer(TokenizerConfig(type="NullTokenizer", vocab_size=300))
     assert (tokenizer.vocab_size, tokenizer.eod) == (301, 300)
     assert tokenizer.encode("17 4\n300  0") == [17, 4, 300, 0]
     assert tokenizer.encode_batch(["", "5"]) == [[], [5]]
@@ -58,17 +58,17 @@ def test_null_reads_numbers():
 @pytest.mark.parametrize("word", ["four", "-1", "301", "1.5", "٣", "²"])
 def test_null_refuses_what_is_no_id(word: str):
     with pytest.raises(MtError, match=f"NullTokenizer: '{word}' is not a token id; whole numbers from 0 to 300"):
-        build(TokenizerConfig(type="NullTokenizer", vocab_size=300)).encode(f"1 {word}")
+        build_tokenizer(TokenizerConfig(type="NullTokenizer", vocab_size=300)).encode(f"1 {word}")
 
 
 def test_null_needs_its_size():
     with pytest.raises(MtError, match="NullTokenizer: needs vocab_size; give --vocab-size"):
-        build(TokenizerConfig(type="NullTokenizer"))
+        build_tokenizer(TokenizerConfig(type="NullTokenizer"))
 
 
 def test_null_is_saved_and_loaded(tmp_path: Path):
-    build(TokenizerConfig(type="NullTokenizer", vocab_size=300)).save(tmp_path)
-    assert (load(tmp_path).vocab_size, load(tmp_path).eod) == (301, 300)
+    build_tokenizer(TokenizerConfig(type="NullTokenizer", vocab_size=300)).save(tmp_path)
+    assert (load_tokenizer(tmp_path).vocab_size, load_tokenizer(tmp_path).eod) == (301, 300)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_null_is_saved_and_loaded(tmp_path: Path):
 )
 def test_an_option_that_would_change_nothing(config: dict[str, object], message: str):
     with pytest.raises(MtError, match=message):
-        build(TokenizerConfig(**config))  # pyright: ignore[reportArgumentType]
+        build_tokenizer(TokenizerConfig(**config))  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_damaged_options_of_a_saved_tokenizer(tmp_path: Path, options: str):
     text = f'{{"type": "NullTokenizer", "eod": 1, "vocab_size": 2, "fingerprint": "", "options": {options}}}'
     (tmp_path / "mt_tokenizer.json").write_text(text)
     with pytest.raises(MtError, match=r"mt_tokenizer\.json: is damaged"):
-        load(tmp_path)
+        load_tokenizer(tmp_path)
 
 
 @pytest.fixture
@@ -115,7 +115,7 @@ def test_hugging_face_roles_come_from_its_files(hugging_face: Path, tmp_path: Pa
     )
     (hugging_face / "tokenizer_config.json").write_text(config)
     (hugging_face / "special_tokens_map.json").write_text('{"eos_token": "o", "pad_token": "p", "cls_token": "c"}')
-    tokenizer = load(hugging_face)
+    tokenizer = load_tokenizer(hugging_face)
     vocabulary = tokenizer.vocabulary()
     roles = {"eos": "e", "sep": "e", "pad": "p", "mask": "m", "cls": "c", "bos": "c"}
     assert {role: getattr(tokenizer, role) for role in roles} == {
@@ -123,7 +123,7 @@ def test_hugging_face_roles_come_from_its_files(hugging_face: Path, tmp_path: Pa
     }
     assert tokenizer.additional_special_tokens_ids == (vocabulary["x"], vocabulary["y"])
     tokenizer.save(tmp_path / "saved")
-    saved = load(tmp_path / "saved")
+    saved = load_tokenizer(tmp_path / "saved")
     assert (saved.special, saved.additional_special_tokens_ids) == (
         tokenizer.special,
         (vocabulary["x"], vocabulary["y"]),
@@ -134,14 +134,14 @@ def test_hugging_face_berts_sep_ends_documents(hugging_face: Path):
     text = (hugging_face / "tokenizer.json").read_text("utf-8").replace("<|endoftext|>", "<|nothing|>")
     (hugging_face / "tokenizer.json").write_text(text, "utf-8")
     (hugging_face / "tokenizer_config.json").write_text('{"cls_token": "c", "sep_token": "s"}')
-    tokenizer = load(hugging_face)
+    tokenizer = load_tokenizer(hugging_face)
     assert tokenizer.eod == tokenizer.sep == tokenizer.eos == tokenizer.vocabulary()["s"]
 
 
 def test_hugging_face_without_names_has_no_roles(hugging_face: Path):
     (hugging_face / "tokenizer_config.json").unlink()
     with pytest.raises(MtError, match="HuggingFaceTokenizer: has no pad token"):
-        load(hugging_face).pad  # noqa: B018
+        load_tokenizer(hugging_face).pad  # noqa: B018
 
 
 def mt(*args: str | Path) -> subprocess.CompletedProcess[str]:
@@ -163,7 +163,7 @@ def test_a_model_that_several_types_read_needs_a_type(tmp_path: Path):
     with pytest.raises(
         MtError, match="--tokenizer-type: not given, and x.model fits several; SentencePieceTokenizer, GPTS"
     ):
-        tokenizer_config({"tokenizer_model": Path("x.model")})
+        make_tokenizer_config({"tokenizer_model": Path("x.model")})
 
 
 def test_options_by_megatrons_names():
@@ -175,7 +175,7 @@ def test_options_by_megatrons_names():
         "tiktoken_num_special_tokens": 20,
         "tiktoken_special_tokens": ["<unk>", "<s>", "</s>", "<x>"],
     }
-    assert tokenizer_config(given) == TokenizerConfig(
+    assert make_tokenizer_config(given) == TokenizerConfig(
         type="TikTokenizer",
         model="v.json",
         vocab_size=500,
@@ -184,12 +184,12 @@ def test_options_by_megatrons_names():
         tiktoken_special_tokens=("<unk>", "<s>", "</s>", "<x>"),
     )
     bert = {"tokenizer_type": "BertWordPieceCase", "vocab_file": Path("vocab.txt"), "vocab_extra_ids": 100}
-    assert tokenizer_config(bert).vocab_extra_ids == 100
+    assert make_tokenizer_config(bert).vocab_extra_ids == 100
 
 
 def test_a_saved_directory_tells_all_by_itself(tmp_path: Path):
-    build(TokenizerConfig(type="NullTokenizer", vocab_size=300)).save(tmp_path)
-    assert tokenizer_config({"tokenizer_model": tmp_path}) == TokenizerConfig(type="NullTokenizer", vocab_size=300)
+    build_tokenizer(TokenizerConfig(type="NullTokenizer", vocab_size=300)).save(tmp_path)
+    assert make_tokenizer_config({"tokenizer_model": tmp_path}) == TokenizerConfig(type="NullTokenizer", vocab_size=300)
 
 
 def test_every_option_is_offered():

@@ -16,7 +16,7 @@ from data.conftest import shared
 from mt_core.contracts import Tokenizer
 from mt_core.errors import MtError
 from mt_data.config import TokenizerConfig
-from mt_data.tokenizers import build, fingerprint, load
+from mt_data.tokenizers import build_tokenizer, fingerprint, load_tokenizer
 from mt_data.tokenizers.train import train_tokenizer
 
 PATTERNS = ["v1", "v2"]
@@ -68,7 +68,7 @@ def tik(vocabulary: Path, tokens: list[bytes]) -> Callable[..., Any]:
         config = TokenizerConfig(
             type="TikTokenizer", model=str(vocabulary), tiktoken_num_special_tokens=special, **options
         )
-        return build(config)
+        return build_tokenizer(config)
 
     return tokenizer
 
@@ -128,7 +128,7 @@ def any_text_tokenizer(pattern: str, built: dict[str, Any] = {}) -> Any:  # noqa
             config = TokenizerConfig(
                 type="TikTokenizer", model=str(path), vocab_size=266, tiktoken_num_special_tokens=10
             )
-            built[pattern] = build(config.model_copy(update={"tiktoken_pattern": pattern}))
+            built[pattern] = build_tokenizer(config.model_copy(update={"tiktoken_pattern": pattern}))
     return built[pattern]
 
 
@@ -175,7 +175,7 @@ def test_saved_and_pickled_it_stays_the_same(tik: Callable[..., Any], tmp_path: 
     names = ("<unk>", "<s>", "</s>", "<fim>")
     tokenizer = tik(12, tiktoken_pattern="v1", tiktoken_special_tokens=names)
     tokenizer.save(tmp_path / "saved")
-    for other in (load(tmp_path / "saved"), pickle.loads(pickle.dumps(tokenizer))):
+    for other in (load_tokenizer(tmp_path / "saved"), pickle.loads(pickle.dumps(tokenizer))):
         assert other.encode_batch(ODD) == tokenizer.encode_batch(ODD)
         assert (fingerprint(other), other.eod, other.vocab_size) == (fingerprint(tokenizer), 2, tokenizer.vocab_size)
         assert other.token_text(3) == "<fim>"
@@ -230,17 +230,17 @@ def test_a_wrong_vocabulary(vocabulary: Path, change: Callable[[list[Any]], Any]
     vocabulary.write_text(json.dumps(change(json.loads(vocabulary.read_text()))))
     config = TokenizerConfig(type="TikTokenizer", model=str(vocabulary), vocab_size=312, tiktoken_num_special_tokens=10)
     with pytest.raises(MtError, match=message):
-        build(config)
+        build_tokenizer(config)
 
 
 def test_a_missing_vocabulary(tmp_path: Path):
     with pytest.raises(MtError, match="TikTokenizer: needs model; give --tokenizer-model: the vocabulary as .json"):
-        build(TokenizerConfig(type="TikTokenizer"))
+        build_tokenizer(TokenizerConfig(type="TikTokenizer"))
     with pytest.raises(MtError, match="does not exist; a vocabulary of TikTokenizer"):
-        build(TokenizerConfig(type="TikTokenizer", model=str(tmp_path)))
+        build_tokenizer(TokenizerConfig(type="TikTokenizer", model=str(tmp_path)))
     (tmp_path / "x.json").write_text("<html>")
     with pytest.raises(MtError, match=r"x\.json: is not JSON"):
-        build(TokenizerConfig(type="TikTokenizer", model=str(tmp_path / "x.json")))
+        build_tokenizer(TokenizerConfig(type="TikTokenizer", model=str(tmp_path / "x.json")))
 
 
 def test_without_the_library(tik: Callable[..., Any], monkeypatch: pytest.MonkeyPatch):

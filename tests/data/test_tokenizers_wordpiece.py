@@ -14,7 +14,7 @@ from transformers import BertTokenizer
 from data.conftest import shared
 from mt_core.errors import MtError
 from mt_data.config import TokenizerConfig
-from mt_data.tokenizers import build, fingerprint, load
+from mt_data.tokenizers import build_tokenizer, fingerprint, load_tokenizer
 from mt_data.tokenizers.word_piece import BertWordPiece
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -99,7 +99,7 @@ def bert(vocab: Path) -> Callable[..., BertWordPiece]:
 
     def tokenizer(type: str = LOWER, extra: int = 0) -> BertWordPiece:
         config = TokenizerConfig(type=type, vocab_file=str(vocab), vocab_extra_ids=extra)
-        return built.setdefault((type, extra), build(config))  # pyright: ignore[reportArgumentType]
+        return built.setdefault((type, extra), build_tokenizer(config))  # pyright: ignore[reportArgumentType]
 
     return tokenizer
 
@@ -140,7 +140,7 @@ def test_the_specifications_example_of_ids(tmp_path: Path):
     lines = [*SPECIAL, *"abcdefghijklmno"]
     (tmp_path / "vocab.txt").write_text("\n".join(lines) + "\n")
     config = TokenizerConfig(type=CASE, vocab_file=str(tmp_path / "vocab.txt"), vocab_extra_ids=3)
-    tokenizer = build(config)
+    tokenizer = build_tokenizer(config)
     assert (tokenizer.vocab_size, tokenizer.bos, tokenizer.eos, tokenizer.eod) == (25, 20, 21, 21)
     assert tokenizer.additional_special_tokens_ids == (22, 23, 24)
     assert (tokenizer.pad, tokenizer.cls, tokenizer.sep, tokenizer.mask) == (0, 2, 3, 4)
@@ -151,7 +151,7 @@ def test_the_specifications_example_of_ids(tmp_path: Path):
 def test_tokens_that_the_vocabulary_has_keep_their_ids(tmp_path: Path):
     (tmp_path / "vocab.txt").write_bytes("\r\n".join([*SPECIAL, "[EOS]", "<extra_id_1>", "a"]).encode())
     config = TokenizerConfig(type=CASE, vocab_file=str(tmp_path / "vocab.txt"), vocab_extra_ids=2)
-    tokenizer = build(config)
+    tokenizer = build_tokenizer(config)
     assert (tokenizer.eos, tokenizer.bos, tokenizer.additional_special_tokens_ids) == (5, 8, (9, 6))
     assert tokenizer.vocab_size == 10
 
@@ -180,7 +180,7 @@ def test_pieces_are_joined_again(bert: Callable[..., BertWordPiece]):
 def test_saved_and_pickled_it_stays_the_same(bert: Callable[..., BertWordPiece], tmp_path: Path, type: str):
     tokenizer = bert(type, extra=7)
     tokenizer.save(tmp_path)
-    for other in (load(tmp_path), pickle.loads(pickle.dumps(tokenizer))):
+    for other in (load_tokenizer(tmp_path), pickle.loads(pickle.dumps(tokenizer))):
         assert [other.encode(text) for text in ODD] == [tokenizer.encode(text) for text in ODD]
         assert fingerprint(other) == fingerprint(tokenizer)
         assert other.additional_special_tokens_ids == tokenizer.additional_special_tokens_ids
@@ -204,13 +204,13 @@ def test_ids_equal_transformers_but_for_its_cls_and_sep(bert: Callable[..., Bert
 def test_a_wrong_vocabulary(tmp_path: Path, content: bytes, message: str):
     (tmp_path / "vocab.txt").write_bytes(content)
     with pytest.raises(MtError, match=message):
-        build(TokenizerConfig(type=LOWER, vocab_file=str(tmp_path / "vocab.txt")))
+        build_tokenizer(TokenizerConfig(type=LOWER, vocab_file=str(tmp_path / "vocab.txt")))
 
 
 def test_a_missing_vocabulary(tmp_path: Path):
     with pytest.raises(MtError, match=f"{LOWER}: needs vocab_file; give --vocab-file"):
-        build(TokenizerConfig(type=LOWER))
+        build_tokenizer(TokenizerConfig(type=LOWER))
     with pytest.raises(MtError, match=r"tokenizer\.vocab_file: no file"):
-        build(TokenizerConfig(type=LOWER, vocab_file=str(tmp_path / "vocab.txt")))
+        build_tokenizer(TokenizerConfig(type=LOWER, vocab_file=str(tmp_path / "vocab.txt")))
     with pytest.raises(MtError, match="does not exist; a vocab.txt"):
-        build(TokenizerConfig(type=LOWER, vocab_file=str(tmp_path)))
+        build_tokenizer(TokenizerConfig(type=LOWER, vocab_file=str(tmp_path)))

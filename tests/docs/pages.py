@@ -17,6 +17,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
+GENERATORS = ROOT / "tools" / "docs"
+"""Scripts that write pages and figures, which import each other by name."""
 PAGES = sorted([*DOCS.rglob("*.md"), *ROOT.glob("packages/*/README.md"), *ROOT.glob("README.md")])
 
 FENCE = re.compile(

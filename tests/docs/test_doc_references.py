@@ -7,10 +7,10 @@ import sys
 
 import pytest
 
-from docs.pages import DOCS
+from docs.pages import DOCS, GENERATORS
 from mt_cli.run_config import run_config_type
 
-sys.path.insert(0, str(DOCS))
+sys.path.insert(0, str(GENERATORS))
 commands_reference, configuration_reference = map(
     importlib.import_module, ("commands_reference", "configuration_reference")
 )
@@ -37,12 +37,12 @@ def prose(path) -> str:
 
 @pytest.mark.parametrize("reference", [configuration_reference, commands_reference], ids=lambda module: module.__name__)
 def test_a_generated_page_is_up_to_date(reference):
-    command = f"python docs/{reference.__name__}.py"
-    assert reference.PAGE.read_text("utf-8") == reference.page(), f"run {command}"
+    command = f"python tools/docs/{reference.__name__}.py"
+    assert reference.PAGE.read_text("utf-8") == reference.render_page(), f"run {command}"
 
 
 def test_every_field_of_the_configuration_is_documented():
-    rows = [line.split(" | ") for line in configuration_reference.page().splitlines() if line.startswith("| `")]
+    rows = [line.split(" | ") for line in configuration_reference.render_page().splitlines() if line.startswith("| `")]
     assert [row[0] for row in rows if len(row) == 4 and not row[3].strip(" |")] == []
 
 

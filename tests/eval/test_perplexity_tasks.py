@@ -5,7 +5,7 @@ import pytest
 
 from mt_core.errors import MtError
 from mt_data.config import TokenizerConfig
-from mt_data.tokenizers import build
+from mt_data.tokenizers import build_tokenizer
 from mt_eval.scoring import sum_loss
 from mt_eval.tasks import perplexity, wikitext103
 
@@ -15,7 +15,7 @@ DATA = Path(__file__).parents[2].parent / "shared" / "data"
 @pytest.mark.skipif(not (DATA / "wikitext103_test.txt").exists(), reason=f"no {DATA}/wikitext103_test.txt")
 def test_wikitext103_has_the_published_counts_with_gpt2s_vocabulary():
     files = {"vocab_file": str(DATA / "gpt2/vocab.json"), "merge_file": str(DATA / "gpt2/merges.txt")}
-    gpt2 = build(TokenizerConfig(type="GPT2BPETokenizer", **files))
+    gpt2 = build_tokenizer(TokenizerConfig(type="GPT2BPETokenizer", **files))
     tokens, words = wikitext103.prepare((DATA / "wikitext103_test.txt").read_bytes().decode(), gpt2)
     assert (len(tokens), words) == (270_329, 245_566)
     assert wikitext103.metrics(0.0, tokens, words)["token_ratio"] == pytest.approx(1.1008, abs=5e-5)

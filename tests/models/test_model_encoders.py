@@ -8,11 +8,13 @@ import torch.nn.functional as F
 from pydantic import ValidationError
 
 from models.encoders import BERT, T5, bert, t5
+from models.parts import COMBINATIONS
 from models.test_model_canonical import random_like_parameters
 from mt_core.errors import MtError
 from mt_models.canonical import canonical_state
 from mt_models.config import GQA
 from mt_models.layers.attention_cores import ScoreMods, eager, sdpa
+from mt_models.rules import fused_names
 
 HEADLESS = {"lm_head": False, "pooler": False, "binary_head": False}
 GROUPS = {"heads": 4, "num_kv_heads": 2, "head_size": 6, "qk_norm": True, "qkv_bias": True}
@@ -28,6 +30,14 @@ MODELS = {
     "t5, biased head": t5(head_bias=True),
     "t5 without final norms": t5(final_norm=False),
 }
+
+
+@pytest.mark.parametrize("config", [*COMBINATIONS.values(), *MODELS.values()], ids=[*COMBINATIONS, *MODELS])
+def test_rules_know_without_torch_which_tensors_are_one_parameter(config):
+    with torch.device("meta"):
+        model = config.build()
+    fused = {tuple(model.canonical_boxes(name)) for name, _ in model.named_parameters()}
+    assert {tuple(names) for names in fused_names(config.canonical_shapes())} == fused
 
 
 @pytest.mark.parametrize("config", MODELS.values(), ids=MODELS)

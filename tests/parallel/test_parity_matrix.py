@@ -1,4 +1,4 @@
-"""The heart of the tests: every layout computes what one rank computes, in fp64, gradient by gradient."""
+"""The heartbeat of the tests: every layout computes what one rank computes, in fp64, gradient by gradient."""
 
 from functools import cache
 from typing import Any

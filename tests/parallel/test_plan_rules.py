@@ -1,20 +1,41 @@
 """Plans: which modules are cut and how, and what is refused, all at once."""
 
+import tomllib
+
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
 
 from layouts import run_config
 from mt_core.distributed.mesh import Axis
 from mt_core.errors import MtError
+from mt_core.parallel.tensor.collectives import start_joined
 from mt_core.parallel.tensor.cross_entropy import VocabCrossEntropy, linear_cross_entropy
 from mt_core.parallel.tensor.linear import ColumnLinear, RowLinear, VocabEmbedding
-from mt_core.parallel.tensor.plan import Column, Placement, Replicate, Row, Sequence, apply_plan, cut_dim
+from mt_core.parallel.tensor.plan import (
+    Column,
+    Expert,
+    Placement,
+    Replicate,
+    Row,
+    Rule,
+    Sequence,
+    Vocab,
+    apply_plan,
+    cut_dim,
+)
+from mt_core.plugins import component, components
 from mt_core.verification.ranks import run_ranks
+from mt_models.config import BertConfig, GPTConfig, T5Config
+from mt_models.layers.basic import Embedding, Linear
 from mt_models.plan import rule_of
 
 TENSOR_2 = Axis("tensor", 1, 2)
 """The second of two ranks. Cutting needs no connection between them."""
+
+
+MODEL_CONFIGS = {"gpt": GPTConfig, "bert": BertConfig, "t5": T5Config}
 
 
 def built(model: str = "gqa", tensor: int = 2):
@@ -38,7 +59,7 @@ def test_each_rank_keeps_its_part_of_what_is_cut_and_all_of_the_rest():
     }
 
 
-def test_plain_functions_are_swapped_for_their_twins_only_where_there_is_more_than_one_rank():
+def test_plain_functions_get_their_parallel_implementation_only_where_there_is_more_than_one_rank():
     model = built()
     apply_plan(model, model.plan(1), Axis("tensor"))
     assert model.layers["0"].attn.qkv.op is F.linear
@@ -90,6 +111,95 @@ def test_everything_that_does_not_fit_is_one_error():
     assert "plan rule 'layers.*.mlp.gate': matches no module" in told
     assert "layers.0.attn.out.weight: dim 1 is 8; multiples of parallel.tensor = 3" in told
     assert "embed.weight: dim 0 is 64; multiples of parallel.tensor = 3" in told
+
+
+def refusal(module: nn.Module, rule: Rule, axis: Axis = TENSOR_2, expert: Axis = Axis("expert")) -> str:
+    model = nn.Sequential()
+    model.add_module("fc", module)
+    before = {name: p.shape for name, p in model.named_parameters()}
+    with pytest.raises(MtError) as caught:
+        apply_plan(model, {"fc": rule}, axis, expert=expert)
+    assert {name: p.shape for name, p in model.named_parameters()} == before
+    return str(caught.value)
+
+
+def test_a_cut_of_a_module_without_an_op_is_refused():
+    assert refusal(nn.Linear(8, 4), Row(dim=1)) == (
+        "plan of 'fc': Row cuts the module, but the module has no op; "
+        "ops allowed under Row: linear; or leave the module whole with Replicate"
+    )
+    assert "Expert cuts the module, but the module has no op" in refusal(
+        nn.Linear(8, 4), Expert(), expert=Axis("expert", 1, 2)
+    )
+
+
+def quantized_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return F.linear(x.to(torch.float16).to(x.dtype), weight, bias)
+
+
+@pytest.mark.parametrize("rule", [Column(dim=0), Row(dim=1), Vocab(), Expert()], ids=str)
+def test_a_cut_of_an_op_without_a_parallel_implementation_is_refused(rule):
+    module = Linear(8, 4)
+    module.op = quantized_linear
+    kind = type(rule).__name__
+    assert refusal(module, rule, expert=Axis("expert", 1, 2)).startswith(
+        f"plan of 'fc': {kind} cuts the module, but its op quantized_linear has no parallel implementation; "
+        f"ops allowed under {kind}: "
+    )
+
+
+def test_on_one_rank_nothing_is_cut_and_any_op_is_allowed():
+    model = nn.Sequential()
+    model.add_module("fc", nn.Linear(8, 4))
+    apply_plan(model, {"fc": Row(dim=1)}, Axis("tensor"))
+    assert model.fc.weight.shape == (4, 8)
+
+
+@pytest.mark.parametrize("name", components("preset"))
+def test_every_preset_s_plan_cuts_only_what_has_a_parallel_implementation(name):
+    values = tomllib.loads(component("preset", name).read_text(encoding="utf-8"))["model"] | {"layers": 1}
+    size = 2 if values["attention"]["heads"] % 2 == 0 else 3
+    config = MODEL_CONFIGS[values["kind"]].model_validate(values)
+    with torch.device("meta"):
+        model = config.build(size)
+    experts = Axis("expert", 1, 2) if values["mlp"]["kind"] == "moe" else Axis("expert")
+    placements = apply_plan(model, model.plan(size), Axis("tensor", 1, size), sequence=True, expert=experts)
+    assert {*placements} == {name for name, _ in model.named_parameters()}
+
+
+class Doubler(nn.Module):
+    """A user's own feed-forward layer, of the modules that take part in tensor parallelism."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias_table = Embedding(3, 8)
+        self.up, self.down = Linear(4, 8), Linear(8, 4)
+
+    def forward(self, x: Tensor, kinds: Tensor) -> Tensor:
+        return self.down(torch.tanh(self.up(x) + self.bias_table(kinds)))
+
+
+def doubled(axis: Axis) -> tuple[Tensor, dict[str, Tensor]]:
+    model, generator = Doubler().double(), torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(generator=generator)
+    plan = {"bias_table": Column(dim=1), "up": Column(dim=0), "down": Row(dim=1)}
+    placements = apply_plan(model, plan, axis)
+    y = model(torch.linspace(-1, 1, 24, dtype=torch.float64).view(2, 3, 4), torch.tensor([[0, 1, 2], [2, 2, 0]]))
+    y.square().sum().backward()
+    dims = {name: placements[name].dim for name, _ in model.named_parameters()}
+    gathered = {}
+    for name, parameter in model.named_parameters():
+        gathered[name] = start_joined(parameter.grad, axis, dims[name])()
+    return y.detach(), gathered
+
+
+def test_a_user_s_own_module_gives_the_same_result_and_gradients_when_cut():
+    y, gradients = doubled(Axis("tensor"))
+    for rank_y, rank_gradients in run_ranks(2, doubled):
+        torch.testing.assert_close(rank_y, y, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(rank_gradients, gradients, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ from mt_ckpt.conversion.convert import convert
 from mt_ckpt.megatron.args.gpt import write_args
 from mt_ckpt.megatron.args.reading import read_args
 from mt_ckpt.megatron.layout import Layout
-from mt_ckpt.megatron.loader import Core
-from mt_ckpt.megatron.parameters.pipeline import layer_places, stage_layers
+from mt_ckpt.megatron.loader import MegatronCoreLoader
+from mt_ckpt.megatron.parameters.pipeline import layer_locations, stage_layers
 from mt_ckpt.megatron.saver import save
 from mt_ckpt.megatron.torch_format import safe_unpickle
 from mt_core.checkpoint.detection import open_checkpoint
@@ -127,7 +127,7 @@ def test_the_first_and_last_stage_make_up_for_uneven_layers(layers, stages, chun
 def test_virtual_chunks_of_uneven_stages_follow_the_spec():
     """docs/specs/checkpoints.md §3.10 with a = 4, b = 6, v = 2: chunk c of stage p begins at 5 c + 2 p."""
     starts = {(0, 0): 0, (1, 0): 2, (0, 1): 5, (1, 1): 7}
-    assert layer_places(10, 2, 2) == [
+    assert layer_locations(10, 2, 2) == [
         (stage, chunk, n - start)
         for n in range(10)
         for (stage, chunk), start in [max(((at, s) for at, s in starts.items() if s <= n), key=lambda pair: pair[1])]
@@ -139,7 +139,7 @@ def test_uneven_and_virtual_stages_come_back(layout, native, tmp_path):  # noqa:
     source = native(layers=8 if layout[1] == 4 else 7 if layout[1] == 3 else 12)
     core, back = there_and_back(source, tmp_path, **sizes(*layout))  # noqa: F811
     assert tensors_of(back) == tensors_of(source)
-    args = Core(core).source.args
+    args = MegatronCoreLoader(core).source.args
     ends = args.decoder_first_pipeline_num_layers, args.decoder_last_pipeline_num_layers
     assert ends == ((2, 2) if layout[1] == 3 else (None, None))
 
@@ -162,7 +162,7 @@ def test_args_that_files_lack_come_from_the_user(form, core, tmp_path):  # noqa:
     for file in files:
         edit(file, lambda state: state.pop("args"))
     with pytest.raises(MtError, match=r"has no args, which say what the model is.*; .*--megatron-args"):
-        Core(directory)
+        MegatronCoreLoader(directory)
     (tmp_path / "args.json").write_text(json.dumps(args))
     convert("core", directory, "native", tmp_path / "native-2", options={"megatron_args": tmp_path / "args.json"})
     assert tensors_of(tmp_path / "native-2") == right
@@ -170,7 +170,7 @@ def test_args_that_files_lack_come_from_the_user(form, core, tmp_path):  # noqa:
 
 def test_given_args_go_before_those_of_the_files(core, tmp_path):  # noqa: F811
     (tmp_path / "args.json").write_text(json.dumps({"norm_epsilon": 0.25}))
-    assert Core(core(), megatron_args=tmp_path / "args.json").config().norm.eps == 0.25
+    assert MegatronCoreLoader(core(), megatron_args=tmp_path / "args.json").config().norm.eps == 0.25
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ def test_copies_that_differ_are_told_with_both_ranks(model, name, core):  # noqa
     with pytest.raises(
         MtError, match=r"layers\.\d\..* tensor rank 1 holds another copy than tensor rank 0; copies are"
     ):
-        dict(Core(directory).tensors())
+        dict(MegatronCoreLoader(directory).tensors())
 
 
 def test_a_copy_on_another_expert_rank_is_compared(native, tmp_path):  # noqa: F811
@@ -205,11 +205,11 @@ def test_ranks_of_different_dtypes_are_told(core):  # noqa: F811
     change = lambda state: state["model"].update({name: state["model"][name].bfloat16()})  # noqa: E731
     edit(directory / "mp_rank_01_001" / FILE, change)
     with pytest.raises(MtError, match="is bfloat16 on tensor rank 1, float32 on others; store it in one dtype"):
-        dict(Core(directory).tensors())
+        dict(MegatronCoreLoader(directory).tensors())
 
 
 def test_states_of_kernels_are_passed_over(core):  # noqa: F811
     directory = core()
     more = {"decoder.layers.0.self_attention.core_attention._extra_state": torch.ones(3, dtype=torch.uint8)}
     edit(directory / "mp_rank_00_000" / FILE, lambda state: state["model"].update(more))
-    assert len(dict(Core(directory).tensors())) == len(config_of().canonical_shapes())
+    assert len(dict(MegatronCoreLoader(directory).tensors())) == len(config_of().canonical_shapes())

@@ -11,7 +11,7 @@ from ckpt.megatron.test_round_trip import sizes, tensors_of
 from ckpt.test_ckpt_command import mt_ckpt
 from mt_ckpt.conversion.convert import convert
 from mt_ckpt.megatron.args.t5 import NORM_NOTES
-from mt_ckpt.megatron.loader import Core
+from mt_ckpt.megatron.loader import MegatronCoreLoader
 from mt_ckpt.megatron.saver import save
 from mt_ckpt.megatron.torch_format import safe_unpickle
 from mt_core.checkpoint.detection import open_checkpoint
@@ -187,7 +187,7 @@ def test_a_copy_that_differs_is_told(form, tmp_path):
         chunk.file.write_bytes(held[: chunk.start] + bytes(record) + held[chunk.start + chunk.length :])
     message = "position_embeddings.weight: differs from embedding.position_embeddings.weight, whose copy it is"
     with pytest.raises(MtError, match=message):
-        dict(Core(tmp_path / "core").tensors())
+        dict(MegatronCoreLoader(tmp_path / "core").tensors())
 
 
 CANNOT = {
@@ -251,4 +251,4 @@ def test_args_that_ask_for_what_we_lack_are_refused(case, tmp_path):
     save(tmp_path / "core", config, random_weights(config).items(), target_ckpt_format="torch_dist")
     (tmp_path / "args.json").write_text(json.dumps(given))
     with pytest.raises(MtError, match=message):
-        Core(tmp_path / "core", megatron_args=tmp_path / "args.json").config()
+        MegatronCoreLoader(tmp_path / "core", megatron_args=tmp_path / "args.json").config()

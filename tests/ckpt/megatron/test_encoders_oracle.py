@@ -19,7 +19,7 @@ from ckpt.megatron.test_encoders import BERT, PLAIN_BERT, RELATIVE_T5, T5
 from ckpt.megatron.test_oracle import without_cuda
 from mt_ckpt.megatron.args.model_types import model_args
 from mt_ckpt.megatron.layout import Layout
-from mt_ckpt.megatron.loader import Core
+from mt_ckpt.megatron.loader import MegatronCoreLoader
 from mt_ckpt.megatron.saver import save
 from mt_ckpt.megatron.torch_format import safe_unpickle
 from mt_core.distributed.mesh import Axis
@@ -144,7 +144,7 @@ def their_logits(model: Any, config: Any) -> list[Tensor]:
 
 
 @torch.no_grad()
-def our_logits(loader: Core) -> list[Tensor]:
+def our_logits(loader: MegatronCoreLoader) -> list[Tensor]:
     config = loader.config()
     model: Any = config.build()
     load_stream(model, loader.tensors())
@@ -205,14 +205,14 @@ def check(ours: list[Tensor], tensor: int, case: str) -> None:
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("tensor", [2])
 def test_megatron_loads_ours_and_computes_the_same(case, tensor):
-    check(our_logits(Core(room() / case / "ours")), tensor, case)
+    check(our_logits(MegatronCoreLoader(room() / case / "ours")), tensor, case)
 
 
 @pytest.mark.parametrize("case", SAVED)
 @pytest.mark.parametrize("tensor", [2])
 def test_we_load_what_megatron_saves_and_compute_the_same(case, tensor):
     on_ranks(tensor)
-    loader = Core(room() / case / f"theirs-{tensor}")
+    loader = MegatronCoreLoader(room() / case / f"theirs-{tensor}")
     assert loader.config() == CASES[case]
     right = random_weights(CASES[case])
     assert all(torch.equal(one, right[name]) for name, one in loader.tensors())

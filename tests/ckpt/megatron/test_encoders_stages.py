@@ -21,8 +21,8 @@ from ckpt.megatron.test_encoders import BARE_T5, BERT, RELATIVE_T5, T5
 from ckpt.megatron.test_encoders_oracle import their_t5
 from ckpt.megatron.test_round_trip import sizes, tensors_of
 from mt_ckpt.conversion.convert import convert
-from mt_ckpt.megatron.legacy.loader import Legacy
-from mt_ckpt.megatron.loader import Core
+from mt_ckpt.megatron.legacy.loader import MegatronLegacyLoader
+from mt_ckpt.megatron.loader import MegatronCoreLoader
 from mt_ckpt.megatron.parameters.t5_pipeline import encoder_stages
 from mt_ckpt.megatron.saver import save
 from mt_ckpt.megatron.torch_format import safe_unpickle
@@ -32,7 +32,7 @@ from mt_core.errors import MtError
 from mt_core.verification.ranks import run_ranks
 from mt_models.config import T5Config
 
-SAVERS = {"core": Core, "legacy": Legacy}
+SAVERS = {"core": MegatronCoreLoader, "legacy": MegatronLegacyLoader}
 ENCODER = "target_encoder_pipeline_parallel_size"
 CUTS = [
     ("core", T5, sizes(2, 5) | {ENCODER: 2}),
@@ -108,9 +108,9 @@ def cut(tmp_path):
     return tmp_path / "core"
 
 
-def read(root: Path, **args: Any) -> Core:
+def read(root: Path, **args: Any) -> MegatronCoreLoader:
     (root / "args.json").write_text(json.dumps(args))
-    loader = Core(root, megatron_args=root / "args.json")
+    loader = MegatronCoreLoader(root, megatron_args=root / "args.json")
     dict(loader.tensors())
     return loader
 
@@ -176,7 +176,7 @@ def test_a_heads_copy_of_the_embedding_that_differs_is_told(tmp_path):
     save(tmp_path / "core", T5, random_weights(T5).items(), **sizes(1, 4) | {ENCODER: 1})
     change(tmp_path / "core", 3, lambda model: model["lm_head.output_layer.weight"].zero_())
     with pytest.raises(MtError, match="lm_head.output_layer.weight: differs from embedding.word_embeddings.weight"):
-        dict(Core(tmp_path / "core").tensors())
+        dict(MegatronCoreLoader(tmp_path / "core").tensors())
 
 
 def test_stages_are_told_as_megatron_0_8_to_0_11_have_them(cut):
@@ -257,7 +257,7 @@ def room() -> Path:
 @pytest.mark.parametrize("case", ORACLE)
 def test_megatrons_pieces_take_ours_and_we_read_theirs(case):
     config = ORACLE[case][0]
-    loader, right = Core(room() / case / "theirs"), random_weights(config)
+    loader, right = MegatronCoreLoader(room() / case / "theirs"), random_weights(config)
     assert loader.config() == config
     found = dict(loader.tensors())
     assert found.keys() == right.keys()

@@ -9,7 +9,7 @@ import torch
 from ckpt.megatron.test_round_trip import config_of, native, sizes  # noqa: F401 (native is a fixture)
 from ckpt.test_ckpt_command import mt_ckpt
 from mt_ckpt.conversion.convert import convert
-from mt_ckpt.megatron.loader import Core
+from mt_ckpt.megatron.loader import MegatronCoreLoader
 from mt_ckpt.megatron.saver import save
 from mt_ckpt.megatron.torch_format import safe_unpickle
 from mt_core.checkpoint.detection import detect_loader
@@ -67,7 +67,7 @@ def test_every_missing_rank_is_named(core):
     shutil.rmtree(directory / "mp_rank_01_000")
     shutil.rmtree(directory / "mp_rank_01_001")
     with pytest.raises(MtError, match="args say 2 tensor ranks and 2 stages: copy it") as raised:
-        dict(Core(directory).tensors())
+        dict(MegatronCoreLoader(directory).tensors())
     assert len(raised.value.problems) == 2
 
 
@@ -81,7 +81,7 @@ def test_missing_unexpected_and_misshapen_tensors_are_told_together(core):
 
     edit(directory / "mp_rank_01_000" / FILE, change)
     with pytest.raises(MtError) as raised:
-        dict(Core(directory).tensors())
+        dict(MegatronCoreLoader(directory).tensors())
     assert found(raised) == [
         "unexpected tensor",
         "stored by 1 ranks",
@@ -93,7 +93,7 @@ def test_a_copy_of_the_embedding_that_differs_is_refused(core):
     directory = core("gpt2")
     edit(directory / "mp_rank_00_001" / FILE, lambda state: state["model"]["output_layer.weight"].add_(1))
     with pytest.raises(MtError, match="copy of the embedding differs"):
-        dict(Core(directory).tensors())
+        dict(MegatronCoreLoader(directory).tensors())
 
 
 def test_arguments_that_mt_lacks_are_told_together(core):
@@ -104,7 +104,7 @@ def test_arguments_that_mt_lacks_are_told_together(core):
 
     edit(directory / "mp_rank_00_000" / FILE, change)
     with pytest.raises(MtError) as raised:
-        Core(directory).config()
+        MegatronCoreLoader(directory).config()
     assert found(raised) == ["args.num_layers is None", "args.mtp_num_layers is 8", "args.normalization is 'Odd'"]
 
 
@@ -112,37 +112,37 @@ def test_head_counts_that_do_not_fit_are_told(core):
     directory = core()
     edit(directory / "mp_rank_00_000" / FILE, lambda state: setattr(state["args"], "num_query_groups", 3))
     with pytest.raises(MtError, match="args: .*num_kv_heads 3 does not divide heads 4"):
-        Core(directory).config()
+        MegatronCoreLoader(directory).config()
 
 
 def test_files_without_args_are_refused(core):
     directory = core()
     edit(directory / "mp_rank_00_000" / FILE, lambda state: state.pop("args"))
     with pytest.raises(MtError, match="has no args, which say what the model is"):
-        Core(directory)
+        MegatronCoreLoader(directory)
 
 
 def test_a_file_of_something_else_is_refused(core):
     directory = core()
     torch.save([1], directory / "mp_rank_00_000" / FILE)
     with pytest.raises(MtError, match="holds a list; a file that Megatron saved holds a dict"):
-        Core(directory)
+        MegatronCoreLoader(directory)
 
 
 def test_a_rank_without_its_chunk_is_told(core):
     directory = core()
     edit(directory / "mp_rank_01_001" / FILE, lambda state: state.pop("model"))
     with pytest.raises(MtError, match="a rank lacks model"):
-        dict(Core(directory).tensors())
+        dict(MegatronCoreLoader(directory).tensors())
 
 
 def test_the_true_vocabulary_can_be_given(core):
     directory = core()
-    assert dict(Core(directory, true_vocab_size=60).tensors())["embed.weight"].shape == (60, 16)
+    assert dict(MegatronCoreLoader(directory, true_vocab_size=60).tensors())["embed.weight"].shape == (60, 16)
     with pytest.raises(
         MtError, match="a true vocabulary of 65 does not fit the embedding; at most padded_vocab_size = 64"
     ):
-        Core(directory, true_vocab_size=65).config()
+        MegatronCoreLoader(directory, true_vocab_size=65).config()
 
 
 @pytest.mark.parametrize(
@@ -156,15 +156,15 @@ def test_the_true_vocabulary_can_be_given(core):
 def test_a_directory_without_an_iteration_is_told(name, text, message, tmp_path):
     (tmp_path / name).write_text(text)
     with pytest.raises(MtError, match=message):
-        Core(tmp_path)
+        MegatronCoreLoader(tmp_path)
     with pytest.raises(MtError, match="no such directory"):
-        Core(tmp_path / "nowhere")
+        MegatronCoreLoader(tmp_path / "nowhere")
 
 
 def test_an_iteration_without_files_is_told(tmp_path):
     (tmp_path / "mp_rank_00").mkdir()
     with pytest.raises(MtError, match=r"holds no mp_rank_\*/model_optim_rng.pt"):
-        Core(tmp_path)
+        MegatronCoreLoader(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -179,14 +179,14 @@ def test_a_directory_of_chunks_that_lacks_a_file_is_told(name, message, core):
     directory = core(form="torch_dist")
     (directory / name).unlink()
     with pytest.raises(MtError, match=message):
-        Core(directory)
+        MegatronCoreLoader(directory)
 
 
 def test_a_truncated_directory_of_chunks_is_told(core):
     directory = core(form="torch_dist")
     (directory / ".metadata").write_bytes((directory / ".metadata").read_bytes()[:100])
     with pytest.raises(MtError, match="truncated or not a directory of chunks"):
-        Core(directory)
+        MegatronCoreLoader(directory)
 
 
 def test_chunks_of_another_model_are_told(core):
@@ -196,7 +196,7 @@ def test_chunks_of_another_model_are_told(core):
     common["args"].untie_embeddings_and_output_weights = False
     torch.save(common, directory / "common.pt")
     with pytest.raises(MtError) as raised:
-        dict(Core(directory).tensors())
+        dict(MegatronCoreLoader(directory).tensors())
     assert set(found(raised)) == {
         "tensor is missing",
         "unexpected tensor",
@@ -209,7 +209,7 @@ def test_a_directory_of_chunks_without_args_is_refused(core):
     directory = core(form="torch_dist")
     torch.save({}, directory / "common.pt")
     with pytest.raises(MtError, match="has no args, which say what the model is"):
-        Core(directory)
+        MegatronCoreLoader(directory)
 
 
 @pytest.mark.parametrize(

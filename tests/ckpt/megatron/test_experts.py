@@ -7,7 +7,7 @@ from ckpt.megatron.test_errors import edit, found
 from ckpt.megatron.test_round_trip import config_of, native, sizes, tensors_of, there_and_back  # noqa: F401 (a fixture)
 from ckpt.test_ckpt_command import mt_ckpt
 from mt_ckpt.conversion.convert import convert
-from mt_ckpt.megatron.loader import Core
+from mt_ckpt.megatron.loader import MegatronCoreLoader
 from mt_ckpt.megatron.saver import save
 from mt_ckpt.megatron.torch_format import safe_unpickle
 from mt_core.checkpoint.detection import open_checkpoint
@@ -101,11 +101,11 @@ def test_the_experts_of_grouped_gemm_are_read(core):
 
 def test_a_layer_s_own_keys_are_read(core):
     """Main stores layers under keys of their own where not all are alike (docs/specs/checkpoints.md §2.4)."""
-    from mt_ckpt.megatron.dist_format.chunks import Place, places
+    from mt_ckpt.megatron.dist_format.chunks import ChunkLocation, candidate_locations
 
     directory, _ = core(target_ckpt_format="torch_dist")
-    config = Core(directory).config()
-    assert places(config, FC1.format(3))[-1] == Place(
+    config = MegatronCoreLoader(directory).config()
+    assert candidate_locations(config, FC1.format(3))[-1] == ChunkLocation(
         "decoder.layers.0.mlp.experts.experts.linear_fc1.weight", (3,), (4,)
     )
 
@@ -117,7 +117,7 @@ def test_experts_apart_from_tensor_ranks_are_refused(core):
     with pytest.raises(
         MtError, match="args.expert_tensor_parallel_size is 1, tensor_model_parallel_size 2; .*torch_dist"
     ):
-        Core(directory)
+        MegatronCoreLoader(directory)
 
 
 def test_what_args_ask_of_experts_and_mt_lacks_is_told_together(core):
@@ -131,7 +131,7 @@ def test_what_args_ask_of_experts_and_mt_lacks_is_told_together(core):
 
     edit(directory / "mp_rank_00" / FILE, change)
     with pytest.raises(MtError) as raised:
-        Core(directory).config()
+        MegatronCoreLoader(directory).config()
     assert found(raised) == [
         "args.swiglu is False",
         "args.moe_shared_expert_intermediate_size is 32",
@@ -147,14 +147,14 @@ def test_experts_of_another_dtype_are_told(core):
     change = lambda state: state["model"].update({FC2.format(2): state["model"][FC2.format(2)].half()})  # noqa: E731
     edit(directory / "mp_rank_00" / FILE, change)
     with pytest.raises(MtError, match="is stored as float16, the experts before it as float32; store them all alike"):
-        dict(Core(directory).tensors())
+        dict(MegatronCoreLoader(directory).tensors())
 
 
 def test_experts_that_ranks_cannot_share_are_told(core, tmp_path):
     directory, _ = core(expert=2)
     edit(directory / "mp_rank_00_000" / FILE, lambda state: setattr(state["args"], "num_experts", 3))
     with pytest.raises(MtError, match="args ask for 3 experts on 2 expert ranks; as many on each"):
-        dict(Core(directory).tensors())
+        dict(MegatronCoreLoader(directory).tensors())
     with pytest.raises(MtError, match="mlp.experts = 4 does not divide by 3 expert ranks; a divisor of 4"):
         save(tmp_path / "odd", config_of(mlp=MOE), (), **expert(3))
 

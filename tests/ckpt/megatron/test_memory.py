@@ -11,7 +11,7 @@ CODE = """
 import resource, sys
 from pathlib import Path
 import torch
-from mt_ckpt.megatron.loader import Core
+from mt_ckpt.megatron.loader import MegatronCoreLoader
 from mt_ckpt.megatron.saver import save
 from mt_models.config import GPTConfig
 
@@ -29,10 +29,10 @@ shapes = config.canonical_shapes()
 options = {"target_ckpt_format": "torch_dist"}
 small = config.model_copy(update={"layers": 1})
 save(Path(sys.argv[1], "warm"), small, ((n, torch.ones(s)) for n, s in small.canonical_shapes().items()), **options)
-len([*Core(Path(sys.argv[1], "warm")).tensors()])
+len([*MegatronCoreLoader(Path(sys.argv[1], "warm")).tensors()])
 before = peak()
 save(Path(sys.argv[1], "core"), config, ((name, torch.ones(shape)) for name, shape in shapes.items()), **options)
-total = sum(tensor.nbytes for _, tensor in Core(Path(sys.argv[1], "core")).tensors())
+total = sum(tensor.nbytes for _, tensor in MegatronCoreLoader(Path(sys.argv[1], "core")).tensors())
 print(total, peak() - before)
 """
 

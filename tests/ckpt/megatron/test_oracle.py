@@ -16,7 +16,7 @@ from ckpt.megatron.test_round_trip import config_of
 from mt_ckpt.conversion.verify import our_logits
 from mt_ckpt.megatron.args.gpt import write_args
 from mt_ckpt.megatron.layout import Layout
-from mt_ckpt.megatron.loader import Core
+from mt_ckpt.megatron.loader import MegatronCoreLoader
 from mt_ckpt.megatron.saver import save
 from mt_ckpt.megatron.torch_format import safe_unpickle
 from mt_core.distributed.mesh import Axis
@@ -167,7 +167,7 @@ def on_ranks(tensor: int) -> list[Any]:
 def test_megatron_loads_ours_and_computes_the_same(case, tensor):
     ranks = [answers[case] for answers in on_ranks(tensor)]
     their_BTV = torch.cat([torch.tensor(logits) for logits, _ in ranks], -1)
-    ours = our_logits(Core(room() / case / "ours"), TOKENS_BT)
+    ours = our_logits(MegatronCoreLoader(room() / case / "ours"), TOKENS_BT)
     assert (ours - their_BTV).abs().max() <= 1e-5 * ours.abs().max()
 
 
@@ -175,7 +175,7 @@ def test_megatron_loads_ours_and_computes_the_same(case, tensor):
 @pytest.mark.parametrize("tensor", [1, 2])
 def test_we_load_what_megatron_saves_and_compute_the_same(case, tensor):
     their_BTV = torch.cat([torch.tensor(answers[case][0]) for answers in on_ranks(tensor)], -1)
-    loader = Core(saved_by_megatron(room(), case, tensor))
+    loader = MegatronCoreLoader(saved_by_megatron(room(), case, tensor))
     ours = our_logits(loader, TOKENS_BT)
     assert (ours - their_BTV).abs().max() <= 1e-5 * ours.abs().max()
     assert loader.config() == config_for(case)

@@ -38,15 +38,15 @@ from mt_ckpt.conversion.verify import TOLERANCE
 from mt_ckpt.conversion.verify import our_logits as our_gpt_logits
 from mt_ckpt.megatron.args.model_types import model_args
 from mt_ckpt.megatron.layout import RANK_FILE, TRACKER, Layout, iteration_name
-from mt_ckpt.megatron.loader import Core
+from mt_ckpt.megatron.loader import MegatronCoreLoader
 from mt_ckpt.megatron.optimizer.param_order import named_parameters
-from mt_ckpt.megatron.parameters.names import copies_of
+from mt_ckpt.megatron.parameters.names import second_names
 from mt_ckpt.megatron.saver import save
 from mt_ckpt.megatron.torch_format.writer import VERSION, written_name
 from mt_ckpt.megatron.training_state.convert import Target, convert_format
 from mt_ckpt.megatron.training_state.read_torch import read_torch
 from mt_ckpt.megatron.training_state.read_torch_dist import read_torch_dist
-from mt_ckpt.megatron.training_state.run_settings import scheduler_of, to_args
+from mt_ckpt.megatron.training_state.run_settings import build_scheduler, to_args
 from mt_ckpt.megatron.training_state.state import KINDS
 from mt_core.distributed.mesh import Axis
 from mt_core.verification.ranks import run_ranks
@@ -120,10 +120,10 @@ def compute(room: Path, case: Case, form: str) -> tuple[list[Tensor], list[str],
     load_model(model, room / f"ours {form}", form)
     logits = their_logits(model, case.config.kind)
     save_model(room / f"theirs {form}", form, model, common_of(case, form, torch.float32))
-    return logits, [name for name, _ in model.named_parameters()], kinds_of(model.state_dict())
+    return logits, [name for name, _ in model.named_parameters()], count_shapes(model.state_dict())
 
 
-def kinds_of(state: dict[str, Any]) -> dict[str, Any]:
+def count_shapes(state: dict[str, Any]) -> dict[str, Any]:
     return {name: value if value is None else (value.dtype, tuple(value.shape)) for name, value in state.items()}
 
 
@@ -155,7 +155,7 @@ def store(root: Path, stored: str, run: Run, case: Case) -> None:
     settings = to_args({"precision": {"dtype": "bf16"}, **RUN})
     more = {"transformer_impl": "transformer_engine", "use_distributed_optimizer": True, "consumed_train_samples": 28}
     common = common_of(case, form, torch.bfloat16, **settings, **more, padded_vocab_size=case.config.vocab_rows(1))
-    common["opt_param_scheduler"] = scheduler_of(settings, 28)
+    common["opt_param_scheduler"] = build_scheduler(settings, 28)
     if form == "torch":
         state = {"model": run.model.state_dict(), "optimizer": run.optimizer.state_dict()}
         directory = save_state(root, form, {**common, **state})
@@ -243,7 +243,7 @@ def by_their_names(case: Case, tensors: Iterable[tuple[str, Tensor]], path: Path
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", CASES)
 def test_it_loads_all_of_ours_and_nothing_else_and_computes_the_same(name, form, gpu):
-    loader: Any = Core(gpu.room / name / f"ours {form}")
+    loader: Any = MegatronCoreLoader(gpu.room / name / f"ours {form}")
     gpt = CASES[name].config.kind == "gpt"
     ours = [our_gpt_logits(loader, TOKENS_BT)] if gpt else our_logits(loader)
     for our, their in zip(ours, gpu[name, form][0], strict=True):
@@ -252,14 +252,14 @@ def test_it_loads_all_of_ours_and_nothing_else_and_computes_the_same(name, form,
 
 @pytest.mark.parametrize("name", CASES)
 def test_torch_files_hold_the_shapes_and_empty_states_of_its_own(name, gpu):
-    assert kinds_of(read_model(gpu.room / name / "ours torch")) == gpu[name, "torch"][2]
+    assert count_shapes(read_model(gpu.room / name / "ours torch")) == gpu[name, "torch"][2]
 
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", CASES)
 def test_we_load_what_it_saves(name, form, gpu):
     _ = gpu[name, form]
-    loader = Core(gpu.room / name / f"theirs {form}")
+    loader = MegatronCoreLoader(gpu.room / name / f"theirs {form}")
     assert loader.config() == CASES[name].config
     found, right = dict(loader.tensors()), random_weights(CASES[name].config)
     assert found.keys() == right.keys()
@@ -269,7 +269,7 @@ def test_we_load_what_it_saves(name, form, gpu):
 @pytest.mark.parametrize("name", CASES)
 def test_vectors_count_parameters_in_its_order(name, gpu):
     case, layout = CASES[name], layout_of(CASES[name])
-    firsts = {second: one for one in gpu[name, "torch"][2] for second in copies_of(case.config, one)}
+    firsts = {second: one for one in gpu[name, "torch"][2] for second in second_names(case.config, one)}
     ours = named_parameters(case.config, layout)[0, 0]
     theirs = [firsts.get(one, one) for one in gpu[name, "torch"][1]]
     assert [written_name(one, layout, experts=case.config.mlp.kind == "moe") for one in ours] == theirs
@@ -277,7 +277,7 @@ def test_vectors_count_parameters_in_its_order(name, gpu):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_weights_trained_in_fp8_are_read_without_the_states_beside_them(form, gpu, tmp_path):
-    held, loader = gpu["fp8"], Core(gpu.room / "fp8" / f"theirs {form}")
+    held, loader = gpu["fp8"], MegatronCoreLoader(gpu.room / "fp8" / f"theirs {form}")
     found = by_their_names(CASES["llama"], loader.tensors(), tmp_path / "again")
     start = read_model(gpu.room / "fp8" / "ours torch")
     for name, right in held.items():

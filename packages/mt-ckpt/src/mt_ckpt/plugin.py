@@ -19,8 +19,8 @@ LOADERS: Rows = (
     ("hf", "huggingface.loader:HuggingFace", "HuggingFaceDeclaration", HUGGING_FACE),
     ("llama_mistral", "meta.llama_mistral:llama_mistral", "MetaDeclaration", META_OR_HUGGING_FACE),
     ("mixtral_hf", "huggingface.mixtral_hf:mixtral_hf", "", "Hugging Face: Mixtral only, by Megatron's name"),
-    ("core", "megatron.loader:Core", "MegatronCoreDeclaration", MEGATRON_CORE),
-    ("legacy", "megatron.legacy.loader:Legacy", "MegatronLegacyDeclaration", MEGATRON_LEGACY),
+    ("core", "megatron.loader:MegatronCoreLoader", "MegatronCoreDeclaration", MEGATRON_CORE),
+    ("legacy", "megatron.legacy.loader:MegatronLegacyLoader", "MegatronLegacyDeclaration", MEGATRON_LEGACY),
     ("hub", "hub.transfer:load", "", "A repository on the Hugging Face hub"),
 )
 """Name, module and attribute below mt_ckpt, its declaration in mt_ckpt.formats, and what it reads."""

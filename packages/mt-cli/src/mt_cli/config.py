@@ -35,12 +35,12 @@ def check(files: Files = None, overrides: Overrides = None, preset: Preset = Non
     """Check a configuration and say what it would train; every problem is listed at once."""
     from mt_cli.run_config import load_run_config
     from mt_core.config.run_config import sequence_lengths
-    from mt_data.batch_sizes import batch_sizes, count_samples
+    from mt_data.batch_sizes import count_samples, make_batch_sizes
 
     config = load_run_config(files or [], overrides or [], preset)
     shapes = config.model.canonical_shapes().values()
     parameters = sum(math.prod(shape) for shape in shapes)
-    tokens = count_samples(batch_sizes(config.batch), config.train.steps) * config.data.seq_length
+    tokens = count_samples(make_batch_sizes(config.batch), config.train.steps) * config.data.seq_length
     flops = tokens * config.model.flops_per_token(*sequence_lengths(config.data))
     print(f"ok: {parameters:,} parameters, {tokens:,} tokens, {flops:.3g} FLOP")
 

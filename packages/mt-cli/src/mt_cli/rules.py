@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from mt_cli.run_config import FullConfig
 from mt_core.errors import MtError, Problem
-from mt_data.batch_sizes import batch_sizes
+from mt_data.batch_sizes import make_batch_sizes
 from mt_data.config import BERTData, T5Data
 from mt_models.config import BertConfig
 
@@ -27,7 +27,7 @@ def _batch(config: FullConfig) -> Iterator[Problem]:
     where = "batch.rampup" if batch.rampup else "batch.sizes"
     unit = batch.micro_batch * (config.parallel.data or 1)
     try:
-        changing = batch_sizes(batch).sizes() if batch.rampup or batch.sizes else ()
+        changing = make_batch_sizes(batch).sizes() if batch.rampup or batch.sizes else ()
         wrong = [size for size in changing if size % unit]
     except MtError as err:
         yield from (replace(problem, where=where) for problem in err.problems)

@@ -37,7 +37,7 @@ class Tokenizer(Protocol):
         ...
 
     def save(self, directory: Path) -> None:
-        """Write all files that `mt_data.tokenizers.load` needs to build this tokenizer again."""
+        """Write all files that `mt_data.tokenizers.load_tokenizer` needs to build this tokenizer again."""
         ...
 
 

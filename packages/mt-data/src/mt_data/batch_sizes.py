@@ -12,14 +12,14 @@ from mt_core.config.sections import BatchConfig
 from mt_core.errors import MtError, Problem, raise_if
 
 SUFFIXES = {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
-ENTRY = re.compile(r"(\d+(?:\.\d+)?)([KMBT]?):(\d+)")
+STEP_ENTRY = re.compile(r"(\d+(?:\.\d+)?)([KMBT]?):(\d+)")
 GRAMMAR = 'steps as "0:64 10M:128": where they begin, in samples or tokens (K, M, B, T), and the batch from there on'
 
 
 class BatchSizes(Protocol):
     """The global batch size over a run."""
 
-    def at(self, consumed: int) -> int:
+    def size_after(self, consumed: int) -> int:
         """Samples in the step that begins after `consumed` samples."""
         ...
 
@@ -29,12 +29,12 @@ class BatchSizes(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Constant:
+class ConstantBatchSize:
     """The same size throughout."""
 
     size: int
 
-    def at(self, consumed: int) -> int:
+    def size_after(self, consumed: int) -> int:
         """The size."""
         return self.size
 
@@ -44,7 +44,7 @@ class Constant:
 
 
 @dataclass(frozen=True, slots=True)
-class RampUp:
+class RampedBatchSize:
     """Megatron 0.11's `--rampup-batch-size START INCREMENT SAMPLES`: equal increments over the first samples."""
 
     start: int
@@ -68,7 +68,7 @@ class RampUp:
             found = f"{self.full} − {self.start} is no multiple of the increment {self.increment}"
             yield Problem(where, found, f"an increment that divides {self.full - self.start}")
 
-    def at(self, consumed: int) -> int:
+    def size_after(self, consumed: int) -> int:
         """The size; floats as Megatron's, so that the steps fall on the same samples."""
         if consumed > self.samples:
             return self.full
@@ -81,14 +81,14 @@ class RampUp:
 
 
 @dataclass(frozen=True, slots=True)
-class Steps:
+class SteppedBatchSize:
     """Newer Megatron's `--step-batch-size-schedule`: a size from each threshold on."""
 
     thresholds: tuple[int, ...]
     """In samples; the first is 0, each greater than the one before."""
     batches: tuple[int, ...]
 
-    def at(self, consumed: int) -> int:
+    def size_after(self, consumed: int) -> int:
         """The size of the last threshold that is reached."""
         return next(b for t, b in zip(self.thresholds[::-1], self.batches[::-1], strict=True) if t <= consumed)
 
@@ -97,18 +97,18 @@ class Steps:
         return self.batches
 
 
-def batch_sizes(batch: BatchConfig) -> BatchSizes:
+def make_batch_sizes(batch: BatchConfig) -> BatchSizes:
     """What a configuration says: a constant batch, a ramp, or given sizes."""
     if batch.rampup:
         start, increment, samples = batch.rampup
-        return RampUp(start, increment, samples, batch.global_batch)
-    return parse_steps(batch.sizes) if batch.sizes else Constant(batch.global_batch)
+        return RampedBatchSize(start, increment, samples, batch.global_batch)
+    return parse_steps(batch.sizes) if batch.sizes else ConstantBatchSize(batch.global_batch)
 
 
-def parse_steps(text: str, *, seq_length: int | None = None) -> Steps:
+def parse_steps(text: str, *, seq_length: int | None = None) -> SteppedBatchSize:
     """`"0:64 10M:128"` as a schedule. Thresholds are samples or, with a sequence length, tokens."""
     where = "batch.sizes"
-    entries = [ENTRY.fullmatch(entry) for entry in text.replace(",", " ").split()]
+    entries = [STEP_ENTRY.fullmatch(entry) for entry in text.replace(",", " ").split()]
     if not entries or None in entries:
         raise MtError(where, repr(text), GRAMMAR)
     parsed = [(int(float(e[1]) * SUFFIXES[e[2]]) // (seq_length or 1), int(e[3])) for e in entries if e]
@@ -119,12 +119,12 @@ def parse_steps(text: str, *, seq_length: int | None = None) -> Steps:
         raise MtError(where, f"two steps of {text!r} begin at the same sample", "each a threshold of its own")
     if min(batches) < 1:
         raise MtError(where, f"{text!r} has a batch of 0", "sizes of at least 1")
-    return Steps(thresholds, batches)
+    return SteppedBatchSize(thresholds, batches)
 
 
 def micro_batches(sizes: BatchSizes, consumed: int, group: int) -> int:
     """Micro-batches of one rank in the step after `consumed` samples; `group` is micro-batch × ranks."""
-    return sizes.at(consumed) // group
+    return sizes.size_after(consumed) // group
 
 
 def check_sizes(sizes: BatchSizes, group: int) -> None:
@@ -145,28 +145,28 @@ def rounded_down(size: int, group: int) -> int:
 def count_steps(sizes: BatchSizes, train_samples: int) -> int:
     """Steps of a run over so many samples.
 
-    A constant batch and the ramp's full batch drop a last incomplete step, `Steps` takes it, as in Megatron.
+    A constant batch and the ramp's full batch drop a last incomplete step, `SteppedBatchSize` takes it, as in Megatron.
     """
     steps = consumed = 0
-    if isinstance(sizes, Steps):
-        return _steps_until(sizes, train_samples)
-    while isinstance(sizes, RampUp) and consumed <= min(sizes.samples, train_samples):
-        consumed += sizes.at(consumed)
+    if isinstance(sizes, SteppedBatchSize):
+        return _count_stepped(sizes, train_samples)
+    while isinstance(sizes, RampedBatchSize) and consumed <= min(sizes.samples, train_samples):
+        consumed += sizes.size_after(consumed)
         steps += 1
     return steps + max(0, train_samples - consumed) // sizes.sizes()[-1]
 
 
 def count_samples(sizes: BatchSizes, steps: int) -> int:
     """Samples that so many steps take."""
-    if isinstance(sizes, Constant):
+    if isinstance(sizes, ConstantBatchSize):
         return steps * sizes.size
     consumed = 0
     for _ in range(steps):
-        consumed += sizes.at(consumed)
+        consumed += sizes.size_after(consumed)
     return consumed
 
 
-def _steps_until(sizes: Steps, train_samples: int) -> int:
+def _count_stepped(sizes: SteppedBatchSize, train_samples: int) -> int:
     """Whole stretches of one size at a time, as a run may have millions of steps."""
     steps = consumed = 0
     for end, batch in zip((*sizes.thresholds[1:], train_samples), sizes.batches, strict=True):

@@ -7,7 +7,7 @@ import typer
 
 from mt_data.config import TokenizerConfig
 from mt_data.corpus.command import openwebtext, wikipedia
-from mt_data.options import ManyValues, print_rows, with_tokenizer
+from mt_data.options import MultiValueCommand, print_rows, with_tokenizer_options
 from mt_data.preprocess.command import preprocess
 from mt_data.tools.command import blend, check, merge, plan
 
@@ -18,10 +18,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Prepare and inspect training data.",
 )
-app.command("preprocess", cls=ManyValues)(preprocess)
-app.command("merge", cls=ManyValues)(merge)
+app.command("preprocess", cls=MultiValueCommand)(preprocess)
+app.command("merge", cls=MultiValueCommand)(merge)
 app.command("check")(check)
-app.command("blend", cls=ManyValues)(blend)
+app.command("blend", cls=MultiValueCommand)(blend)
 app.command("plan")(plan)
 app.add_typer(openwebtext, name="openwebtext")
 app.add_typer(wikipedia, name="wikipedia")
@@ -30,7 +30,7 @@ app.add_typer(wikipedia, name="wikipedia")
 Inputs = Annotated[list[Path], typer.Option("--input", help="One or more files; .gz and .zst are read as they are.")]
 
 
-@app.command("train-tokenizer", cls=ManyValues)
+@app.command("train-tokenizer", cls=MultiValueCommand)
 def train_tokenizer_command(
     input: Inputs,
     output_dir: Annotated[Path, typer.Option(help="A new folder for vocab.json, merges.txt and tokenizer.json.")],
@@ -45,7 +45,7 @@ def train_tokenizer_command(
 
 
 @app.command("inspect")
-@with_tokenizer
+@with_tokenizer_options
 def inspect_command(
     prefix: Annotated[str, typer.Argument(help="Path of a .bin/.idx pair without the suffix.")],
     document: Annotated[int | None, typer.Option(help="Show this document, counted from 0.")] = None,
@@ -53,18 +53,18 @@ def inspect_command(
 ) -> None:
     """Show what a .bin/.idx pair holds; with a tokenizer, the text of a document."""
     from mt_data.indexed.reader import IndexedReader
-    from mt_data.tools.inspect import document as document_tokens
-    from mt_data.tools.inspect import summary
+    from mt_data.tools.inspect import read_document as document_tokens
+    from mt_data.tools.inspect import summarize_index
 
     reader = IndexedReader(prefix)
-    print_rows(summary(reader))
+    print_rows(summarize_index(reader))
     if document is None:
         return
     tokens = document_tokens(reader, document)
     print(f"\ndocument {document}: {len(tokens):,} tokens")
     if tokenizer:
-        from mt_data.tokenizers import build
+        from mt_data.tokenizers import build_tokenizer
 
-        print(build(tokenizer).decode(tokens))
+        print(build_tokenizer(tokenizer).decode(tokens))
     else:
         print(*tokens)

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from mt_core.contracts import Dataset
 from mt_core.errors import MtError
-from mt_data.samplers import Share, sampler
+from mt_data.samplers import DataParallelRank, get_sampler
 
 Batch = dict[str, torch.Tensor]
 Item = TypeVar("Item")
@@ -22,7 +22,7 @@ STOP_CHECK_S = 0.1
 """How long the thread may live on after its iterator is gone."""
 
 
-def batches(
+def load_batches(
     dataset: Dataset,
     *,
     micro_batch: int,
@@ -43,7 +43,7 @@ def batches(
     `MtError`, where the embedding would fail without saying why.
     """
     pin = torch.cuda.is_available() if pin is None else pin
-    ids = sampler(order)(len(dataset), consumed, Share(micro_batch, data_rank, data_size))
+    ids = get_sampler(order)(len(dataset), consumed, DataParallelRank(micro_batch, data_rank, data_size))
     loader = DataLoader(
         dataset,  # pyright: ignore[reportArgumentType] - it asks for a base class where the two methods do
         batch_sampler=map(list, ids),
@@ -55,18 +55,18 @@ def batches(
     )
     if not workers:
         device = torch.cuda.current_device() if pin and torch.cuda.is_available() else None
-        loader = read_ahead(_loaded(loader, device), prefetch)
-    return _checked(loader, vocab_size)
+        loader = read_ahead(_iterate_loader(loader, device), prefetch)
+    return _check_batches(loader, vocab_size)
 
 
-def _loaded(loader: DataLoader, device: int | None) -> Iterator[Batch]:
+def _iterate_loader(loader: DataLoader, device: int | None) -> Iterator[Batch]:
     """What the loader gives. A thread runs this: left alone, it would pin memory on the first GPU, not the rank's."""
     if device is not None:
         torch.cuda.set_device(device)
     yield from loader
 
 
-def _checked(loaded: Iterator[Batch] | DataLoader, vocab_size: int | None) -> Iterator[Batch]:
+def _check_batches(loaded: Iterator[Batch] | DataLoader, vocab_size: int | None) -> Iterator[Batch]:
     for batch in loaded:
         if vocab_size is not None:
             _check_vocabulary(batch, vocab_size)
@@ -100,7 +100,7 @@ def read_ahead(items: Iterable[Item], depth: int) -> Iterator[Item]:
         return
     ready: queue.Queue[tuple[Item | None, BaseException | None]] = queue.Queue(depth)
     stopped = threading.Event()
-    thread = threading.Thread(target=_draw, args=(items, ready, stopped), name="read-ahead", daemon=True)
+    thread = threading.Thread(target=_fill_queue, args=(items, ready, stopped), name="read-ahead", daemon=True)
     thread.start()
     try:
         while True:
@@ -115,18 +115,18 @@ def read_ahead(items: Iterable[Item], depth: int) -> Iterator[Item]:
         thread.join()  # an interpreter that ends while the thread is inside torch aborts
 
 
-def _draw(items: Iterable[Item], ready: "queue.Queue", stopped: threading.Event) -> None:
+def _fill_queue(items: Iterable[Item], ready: "queue.Queue", stopped: threading.Event) -> None:
     try:
         for item in items:
-            _put(ready, (item, None), stopped)
+            _put_item(ready, (item, None), stopped)
             if stopped.is_set():
                 return
-        _put(ready, (None, StopIteration()), stopped)
+        _put_item(ready, (None, StopIteration()), stopped)
     except BaseException as error:  # of whatever kind: it is raised where the items are wanted
-        _put(ready, (None, error), stopped)
+        _put_item(ready, (None, error), stopped)
 
 
-def _put(ready: "queue.Queue", item: object, stopped: threading.Event) -> None:
+def _put_item(ready: "queue.Queue", item: object, stopped: threading.Event) -> None:
     while not stopped.is_set():
         try:
             ready.put(item, timeout=STOP_CHECK_S)

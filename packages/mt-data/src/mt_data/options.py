@@ -15,7 +15,7 @@ from mt_core.plugins import components
 from mt_data.config import TokenizerConfig
 
 
-class ManyValues(TyperCommand):
+class MultiValueCommand(TyperCommand):
     """A command whose list options take several values at once, as Megatron's do: `--input a.jsonl b.jsonl`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -63,7 +63,7 @@ TOKENIZER_OPTIONS = {
 """Megatron's names, and what each is for. All are None if they are not given."""
 
 
-def with_tokenizer(command: Callable[..., None]) -> Callable[..., None]:
+def with_tokenizer_options(command: Callable[..., None]) -> Callable[..., None]:
     """The command with Megatron's options in place of its parameter `tokenizer: TokenizerConfig | None`.
 
     That is None if none of them is given. An option that the command has a parameter of its own for stays its own.
@@ -85,14 +85,14 @@ def with_tokenizer(command: Callable[..., None]) -> Callable[..., None]:
     def with_options(**values: Any) -> None:
         taken = {name: values.pop(name) for name in options}
         given = {name: value for name, value in taken.items() if value is not None and value != []}
-        command(**values, tokenizer=tokenizer_config(given) if given else None)
+        command(**values, tokenizer=make_tokenizer_config(given) if given else None)
 
     with_options.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportAttributeAccessIssue]
     with_options.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return with_options
 
 
-def tokenizer_config(given: Mapping[str, Any]) -> TokenizerConfig:
+def make_tokenizer_config(given: Mapping[str, Any]) -> TokenizerConfig:
     """The configuration that the options describe; without a type, the one that the files are of."""
     fields: dict[str, Any] = {name.removeprefix("tokenizer_"): value for name, value in given.items()}
     fields |= {name: str(value) for name, value in fields.items() if isinstance(value, Path)}
@@ -100,10 +100,10 @@ def tokenizer_config(given: Mapping[str, Any]) -> TokenizerConfig:
     if model is None or "type" in fields:
         return TokenizerConfig(**fields)
     if model.is_dir():
-        from mt_data.tokenizers.build import sniff
+        from mt_data.tokenizers.build import detect_tokenizer
 
         del fields["model"]
-        return TokenizerConfig(**sniff(model).model_dump(exclude_defaults=True) | fields)
+        return TokenizerConfig(**detect_tokenizer(model).model_dump(exclude_defaults=True) | fields)
     if model.suffix == ".model":
         kinds = "SentencePieceTokenizer, GPTSentencePieceTokenizer or Llama2Tokenizer"
         raise MtError("--tokenizer-type", f"not given, and {model} fits several", kinds)

@@ -15,14 +15,14 @@ import numpy as np
 from mt_core.errors import MtError
 from mt_core.plugins import did_you_mean
 
-LIMIT = 2**32 // 20
+RANDPERM_LIMIT = 2**32 // 20
 """From this many elements on, torch draws otherwise."""
-Order = Callable[[int, int], list[int]]
+EpochOrder = Callable[[int, int], list[int]]
 """From an epoch and how many of its samples are consumed to this rank's samples of the rest of it."""
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
+class DataParallelRank:
     """One rank among the data-parallel ranks."""
 
     micro_batch: int
@@ -39,7 +39,7 @@ class Share:
         """Samples that all ranks read together: a micro-batch each."""
         return self.micro_batch * self.data_size
 
-    def of(self, group: range) -> range:
+    def slice_group(self, group: range) -> range:
         """This rank's part of a group; short or empty where the group is."""
         return group[self.data_rank * self.micro_batch : (self.data_rank + 1) * self.micro_batch]
 
@@ -55,8 +55,10 @@ def randperm(count: int, seed: int) -> list[int]:
 
     At step i elements i and i + draw mod (count − i) change places. A Python loop: 0.5 s a million.
     """
-    if count >= LIMIT:
-        raise MtError("data", f"{count} samples to shuffle at once", f'less than {LIMIT} a rank, or the order "single"')
+    if count >= RANDPERM_LIMIT:
+        raise MtError(
+            "data", f"{count} samples to shuffle at once", f'less than {RANDPERM_LIMIT} a rank, or the order "single"'
+        )
     generator = np.random.MT19937()
     generator._legacy_seeding(seed)  # pyright: ignore[reportAttributeAccessIssue] - as RandomState(seed) and torch
     places = np.arange(max(count - 1, 0))
@@ -67,67 +69,69 @@ def randperm(count: int, seed: int) -> list[int]:
     return order
 
 
-def single(total: int, consumed: int, share: Share) -> Iterator[range]:
+def single(total: int, consumed: int, rank: DataParallelRank) -> Iterator[range]:
     """Sample numbers of each of this rank's micro-batches; a last group too small for all ranks is dropped."""
-    return sequential(total - (total - consumed) % share.group if consumed < total else total, consumed, share)
+    return sequential(total - (total - consumed) % rank.group if consumed < total else total, consumed, rank)
 
 
-def sequential(total: int, consumed: int, share: Share) -> Iterator[range]:
+def sequential(total: int, consumed: int, rank: DataParallelRank) -> Iterator[range]:
     """As `single`, with the last group however small: each sample once, for evaluation.
 
     Every rank yields as often as the others; of an incomplete group its part may be short or empty.
     """
     check_position(total, consumed)
-    return (share.of(range(start, min(start + share.group, total))) for start in range(consumed, total, share.group))
+    return (
+        rank.slice_group(range(start, min(start + rank.group, total))) for start in range(consumed, total, rank.group)
+    )
 
 
-def cyclic(total: int, consumed: int, share: Share) -> Iterator[list[int]]:
+def cyclic(total: int, consumed: int, rank: DataParallelRank) -> Iterator[list[int]]:
     """Sample numbers of each of this rank's micro-batches; each rank shuffles its own stretch of the dataset."""
-    bucket = total // share.group * share.micro_batch
+    bucket = total // rank.group * rank.micro_batch
 
     def epoch_order(epoch: int, begun: int) -> list[int]:
-        first = share.data_rank * bucket
-        return [first + sample for sample in randperm(bucket, epoch)[begun // share.data_size :]]
+        first = rank.data_rank * bucket
+        return [first + sample for sample in randperm(bucket, epoch)[begun // rank.data_size :]]
 
-    return _epochs(total, consumed, share, epoch_order)
+    return _iterate_epochs(total, consumed, rank, epoch_order)
 
 
-def cyclic_unsharded(total: int, consumed: int, share: Share) -> Iterator[list[int]]:
+def cyclic_unsharded(total: int, consumed: int, rank: DataParallelRank) -> Iterator[list[int]]:
     """As `cyclic`, but the ranks take turns in one shuffled order of the whole dataset."""
-    whole = total // share.micro_batch * share.micro_batch
+    whole = total // rank.micro_batch * rank.micro_batch
 
     def epoch_order(epoch: int, begun: int) -> list[int]:
-        return randperm(whole, epoch)[begun:][share.data_rank :: share.data_size]
+        return randperm(whole, epoch)[begun:][rank.data_rank :: rank.data_size]
 
-    return _epochs(total, consumed, share, epoch_order)
+    return _iterate_epochs(total, consumed, rank, epoch_order)
 
 
-def _epochs(total: int, consumed: int, share: Share, order: Order) -> Iterator[list[int]]:
-    epoch_samples = total - total % share.group
+def _iterate_epochs(total: int, consumed: int, rank: DataParallelRank, order: EpochOrder) -> Iterator[list[int]]:
+    epoch_samples = total - total % rank.group
     if not epoch_samples:
         raise MtError(
-            "data", f"{total} samples do not fill one micro-batch of every rank", f"at least {share.group} samples"
+            "data", f"{total} samples do not fill one micro-batch of every rank", f"at least {rank.group} samples"
         )
     first, begun = divmod(consumed, epoch_samples)
-    if begun % share.group:
+    if begun % rank.group:
         raise MtError(
             "data",
             f"position {consumed} is {begun} samples into epoch {first}, no multiple of micro-batch × ranks, "
-            f"{share.group}",
+            f"{rank.group}",
             "the cyclic order resumes with the ranks and micro-batch it began with",
         )
-    return _batches(first, begun, share.micro_batch, order)
+    return _iterate_batches(first, begun, rank.micro_batch, order)
 
 
-def _batches(first: int, begun: int, micro_batch: int, order: Order) -> Iterator[list[int]]:
+def _iterate_batches(first: int, begun: int, micro_batch: int, order: EpochOrder) -> Iterator[list[int]]:
     for epoch in count(first):
         samples = order(epoch, begun if epoch == first else 0)
         for start in range(0, len(samples) - micro_batch + 1, micro_batch):
             yield samples[start : start + micro_batch]
 
 
-Sampler = Callable[[int, int, Share], Iterator[Sequence[int]]]
-"""From samples in the dataset, samples consumed by all ranks and this rank's share to its micro-batches."""
+Sampler = Callable[[int, int, DataParallelRank], Iterator[Sequence[int]]]
+"""From samples in the dataset, samples consumed by all ranks and this rank's rank to its micro-batches."""
 
 
 SAMPLERS: Mapping[str, Sampler] = {
@@ -138,7 +142,7 @@ SAMPLERS: Mapping[str, Sampler] = {
 }
 
 
-def sampler(name: str) -> Sampler:
+def get_sampler(name: str) -> Sampler:
     """The order of a name."""
     if name not in SAMPLERS:
         raise MtError("order", f"unknown name {name!r}", did_you_mean(name, SAMPLERS))

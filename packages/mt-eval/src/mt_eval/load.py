@@ -81,8 +81,8 @@ def load_tokenizer(checkpoint: Checkpoint, override: "TokenizerConfig | None" = 
     from mt_data import tokenizers
 
     files = checkpoint.loader.tokenizer_files()
-    own = tokenizers.load(files[0].parent) if files else None
-    tokenizer = tokenizers.build(override) if override else own
+    own = tokenizers.load_tokenizer(files[0].parent) if files else None
+    tokenizer = tokenizers.build_tokenizer(override) if override else own
     if tokenizer is None:
         raise MtError(str(checkpoint.path), "no tokenizer travels with this checkpoint", "name one: --tokenizer-type …")
     check_tokenizer(tokenizer, own=own, where=str(checkpoint.path), vocab_size=checkpoint.loader.config().vocab_size)

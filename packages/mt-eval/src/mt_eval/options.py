@@ -91,10 +91,10 @@ class TokenizerOptions:
 
     def config(self) -> "TokenizerConfig | None":
         """The tokenizer that the options name, its kind found from the files if not given; None if they name none."""
-        from mt_data.options import tokenizer_config
+        from mt_data.options import make_tokenizer_config
 
         given = {name: value for name, value in asdict(self).items() if value is not None}
-        return tokenizer_config(given) if given else None
+        return make_tokenizer_config(given) if given else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from mt_core.errors import Problem, raise_if
 from mt_core.parallel.tensor.plan import Column, Expert, Row, Rule, Vocab, cut_dim
 from mt_models.config import TransformerConfig
 from mt_models.plan import rule_of
+from mt_models.qkv_layout import fuse_kv, fuse_qkv, split_kv, split_qkv
 
 Box = tuple[slice, ...]
 """The part of a canonical tensor that one rank holds; dims that are not named are whole."""
@@ -47,16 +48,16 @@ def fusion(config: TransformerConfig, name: str, rank: int = 0, size: int = 1) -
     def box(canonical: str) -> Box:
         return _box(config, rule, leaf, shapes[canonical], rank, size)
 
+    def group_boxes(parts: str) -> dict[str, Box]:
+        copies = config.attention.group_copies(size)
+        names = {f"{parent}.{part}.{leaf}": 1 if part == "q" else copies for part in parts}
+        return {name: _box_of(shapes[name][0], rank // n, size // n) for name, n in names.items()}
+
     match module, leaf:
-        case (("qkv" | "kv"), _):  # [G, R+2, K, …] or [G, 2, K, …]
-            copies = config.attention.group_copies(size)
-            parts = {f"{parent}.{part}.{leaf}": 1 if part == "q" else copies for part in module}
-            counts = [config.attention.queries_per_group // copies, 1, 1][-len(parts) :]
-            return Fusion(
-                {name: _box_of(shapes[name][0], rank // n, size // n) for name, n in parts.items()},
-                lambda x: [part.flatten(0, 2) for part in x.split(counts, dim=1)],
-                lambda xs: torch.cat([x.unflatten(0, (-1, n, K)) for x, n in zip(xs, counts, strict=True)], dim=1),
-            )
+        case "qkv", _:  # [G, R+2, K, …]
+            return Fusion(group_boxes("qkv"), split_qkv, lambda xs: fuse_qkv(*xs, head_size=K))
+        case "kv", _:  # [G, 2, K, …]
+            return Fusion(group_boxes("kv"), split_kv, lambda xs: fuse_kv(*xs, head_size=K))
         case "q", _:  # [H, K, …]
             return Fusion({name: box(name)}, lambda x: [x.flatten(0, 1)], lambda xs: xs[0].unflatten(0, (-1, K)))
         case "gate_up", _:  # [2, F, …], or of experts [E, 2, F, D]

@@ -1,8 +1,9 @@
 """Rules between a model's settings, the components installed and other sections. Torch-free."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
+from mt_core.config.trainable import fused_problems
 from mt_core.errors import Problem
 from mt_core.plugins import components, did_you_mean
 
@@ -19,6 +20,25 @@ def problems(config: Any) -> Iterator[Problem]:
         yield from _causal(config)
     if config.model.kind == "bert":
         yield from _heads(config)
+    yield from fused_problems(config.optim.trainable, fused_names(config.model.canonical_shapes()))
+
+
+def fused_names(names: Iterable[str]) -> list[list[str]]:
+    """The canonical names that are one parameter in memory, as `mt_models.canonical.fusion` has them.
+
+    Queries, keys and values are; in cross-attention, keys and values; and the gate and up projections of an MLP.
+    """
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for name in names:
+        parent, module, leaf = name.rsplit(".", 2) if name.count(".") > 1 else ("", *name.split("."))
+        if module in ("q", "k", "v"):
+            key = (parent, "q" if module == "q" and parent.endswith("cross") else "kv", leaf)
+        elif module in ("gate", "up"):
+            key = (parent, "gate_up", leaf)
+        else:
+            key = (name,)
+        groups.setdefault(key, []).append(name)
+    return [*groups.values()]
 
 
 def _causal(config: Any) -> Iterator[Problem]:

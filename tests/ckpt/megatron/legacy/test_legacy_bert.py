@@ -9,7 +9,7 @@ from ckpt.megatron.legacy.test_legacy_loader import same
 from ckpt.megatron.legacy.test_legacy_saver import contents, flat
 from ckpt.megatron.test_round_trip import sizes, tensors_of
 from mt_ckpt.conversion.convert import convert
-from mt_ckpt.megatron.legacy.loader import Legacy
+from mt_ckpt.megatron.legacy.loader import MegatronLegacyLoader
 from mt_ckpt.megatron.legacy.saver import save
 from mt_core.checkpoint.detection import open_checkpoint
 from mt_core.checkpoint.native import write_model
@@ -34,7 +34,7 @@ BERT = BertConfig.model_validate({name: value for name, value in SHARED.items() 
 def test_every_version_and_layout_gives_the_weights(version, style, ranks, tmp_path):
     weights = random_weights(BERT, torch.bfloat16)
     root = write_legacy(tmp_path, BERT, weights, version=version, style=style, ranks=ranks)
-    loader = Legacy(root, true_vocab_size=61)
+    loader = MegatronLegacyLoader(root, true_vocab_size=61)
     assert loader.config() == BERT
     assert same(loader.tensors(), weights)
 
@@ -42,7 +42,7 @@ def test_every_version_and_layout_gives_the_weights(version, style, ranks, tmp_p
 def test_files_of_ngc_need_the_number_of_heads_alone(tmp_path):
     weights = random_weights(BERT, torch.float16)
     root = write_legacy(tmp_path, BERT, weights, version=None, style="2019", args=None)
-    loader = Legacy(root, num_attention_heads=4, true_vocab_size=61)
+    loader = MegatronLegacyLoader(root, num_attention_heads=4, true_vocab_size=61)
     assert loader.config() == BERT
     assert same(loader.tensors(), weights)
 
@@ -76,7 +76,7 @@ def test_the_logits_are_those_of_megatron_bert_in_transformers(tmp_path):
         update={"mlp": BERT.mlp.model_copy(update={"activation": "gelu"}), "head_activation": None}
     )
     root = write_legacy(tmp_path, config, dict(as_canonical(model)), version=1.0, style="2019", ranks=(2, 1, 1))
-    loader = Legacy(root, true_vocab_size=61)
+    loader = MegatronLegacyLoader(root, true_vocab_size=61)
     ours = loader.config().build()
     load_stream(ours, loader.tensors())
     tokens_BT, types_BT = torch.arange(48).view(2, 24) % 61, (torch.arange(48).view(2, 24) % 24 > 9).long()
@@ -121,10 +121,10 @@ def test_one_gelu_for_blocks_and_head_is_openais(tmp_path):
     config = BERT.model_copy(update={"head_activation": None})
     args = arguments(BERT, 3.0, (1, 1, 1), 64)
     args.openai_gelu, args.bias_gelu_fusion = True, False
-    loader = Legacy(write_legacy(tmp_path, BERT, random_weights(BERT), args=args), true_vocab_size=61)
+    loader = MegatronLegacyLoader(write_legacy(tmp_path, BERT, random_weights(BERT), args=args), true_vocab_size=61)
     assert loader.config() == config
     save(tmp_path / "old", config, loader.tensors())
-    assert Legacy(tmp_path / "old").config() == config
+    assert MegatronLegacyLoader(tmp_path / "old").config() == config
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ import torch
 from ckpt.megatron.legacy.legacy_checkpoints import arguments, random_weights, write_legacy
 from ckpt.megatron.legacy.test_legacy_loader import GPT2, LLAMA
 from mt_ckpt.conversion.convert import convert
-from mt_ckpt.megatron.legacy.loader import Legacy
-from mt_ckpt.megatron.loader import Core
+from mt_ckpt.megatron.legacy.loader import MegatronLegacyLoader
+from mt_ckpt.megatron.loader import MegatronCoreLoader
 from mt_cli.main import main
 from mt_core.checkpoint.detection import detect_loader
 from mt_core.errors import MtError
@@ -51,7 +51,7 @@ def test_a_malicious_pickle_is_refused_and_not_run(old, tmp_path):
     directory = old()
     edit(directory / "mp_rank_00" / FILE, lambda state: state.update(args=Touches(tmp_path / "victim")))
     with pytest.raises(MtError, match=r"its pickle wants to use posix\.system; nothing was run"):
-        Legacy(directory)
+        MegatronLegacyLoader(directory)
     assert detect_loader(directory) == "legacy"
     assert not (tmp_path / "victim").exists()
 
@@ -63,7 +63,7 @@ def test_ranks_and_versions_that_do_not_fit_are_told_together(old):
     edit(directory / "mp_rank_01_000" / FILE, lambda state: state.update(checkpoint_version=2.0))
     edit(directory / "mp_rank_00_001" / FILE, lambda state: state.pop("model"))
     with pytest.raises(MtError, match="the checkpoint is of 2 tensor ranks and 2 stages: copy it") as raised:
-        Legacy(directory)
+        MegatronLegacyLoader(directory)
     problems = {problem.where.split("/")[-2]: problem.actual for problem in raised.value.problems}
     assert problems == {
         "mp_rank_01_001": "missing",
@@ -75,21 +75,21 @@ def test_ranks_and_versions_that_do_not_fit_are_told_together(old):
 
 def test_an_unknown_version_is_refused(old):
     with pytest.raises(MtError, match=re.escape("checkpoint_version is 4.0; known: 0.0, 1.0, 2.0, 3.0")):
-        Legacy(old(version=4.0))
+        MegatronLegacyLoader(old(version=4.0))
 
 
 def test_ranks_of_other_chunks_are_told(old):
     directory = old(ranks=(2, 2, 2))
     edit(directory / "mp_rank_01_000" / FILE, lambda state: state.pop("model1"))
     with pytest.raises(MtError, match="holds model0, others model0, model1"):
-        Legacy(directory)
+        MegatronLegacyLoader(directory)
 
 
 def test_a_directory_without_files_is_told(old):
     directory = old()
     (directory / "mp_rank_00" / FILE).unlink()
     with pytest.raises(MtError, match=r"holds no mp_rank_\*/model_optim_rng.pt"):
-        Legacy(directory)
+        MegatronLegacyLoader(directory)
 
 
 @pytest.mark.parametrize(
@@ -106,14 +106,14 @@ def test_args_that_do_not_fit_are_told(changes, heads, message, old):
     args = arguments(GPT2, 3.0, (2, 1, 1), 64)
     vars(args).update(changes)
     with pytest.raises(MtError, match=re.escape(message)):
-        Legacy(old(ranks=(2, 1, 1), args=args), num_attention_heads=heads)
+        MegatronLegacyLoader(old(ranks=(2, 1, 1), args=args), num_attention_heads=heads)
 
 
 def test_grouped_queries_before_version_2_are_refused(old):
     directory = old(LLAMA)
     edit(directory / "mp_rank_00" / FILE, lambda state: state.update(checkpoint_version=1.0))
     with pytest.raises(MtError, match="grouped queries in checkpoint version 1.0; none before version 2.0"):
-        Legacy(directory)
+        MegatronLegacyLoader(directory)
 
 
 def test_args_and_shapes_that_differ_are_told_together(old):
@@ -122,7 +122,7 @@ def test_args_and_shapes_that_differ_are_told_together(old):
     directory = old(ranks=(2, 1, 1), args=args)
     edit(directory / "mp_rank_01" / FILE, lambda state: state["model"].update(extra={"bias": torch.ones(3)}))
     with pytest.raises(MtError) as raised:
-        dict(Legacy(directory).tensors())
+        dict(MegatronLegacyLoader(directory).tensors())
     assert set(found(raised)) == {
         "unexpected tensor",
         "stored by 0 ranks",
@@ -144,14 +144,14 @@ def test_a_tensor_under_two_names_is_told(old):
 
     edit(directory / "mp_rank_00" / FILE, change)
     with pytest.raises(MtError, match="transformer.layers.0.input_layernorm.weight: unexpected tensor"):
-        dict(Legacy(directory).tensors())
+        dict(MegatronLegacyLoader(directory).tensors())
 
 
 def test_files_without_args_and_embedding_are_refused(old):
     directory = old(args=None)
     edit(directory / "mp_rank_00" / FILE, lambda state: state["model"]["language_model"].pop("embedding"))
     with pytest.raises(MtError, match="args.hidden_size is None") as raised:
-        Legacy(directory, num_attention_heads=4).config()
+        MegatronLegacyLoader(directory, num_attention_heads=4).config()
     assert "args.padded_vocab_size is None" in found(raised)
 
 
@@ -159,22 +159,22 @@ def test_an_embedding_that_differs_from_its_copy_is_refused(old):
     directory = old(ranks=(1, 2, 1))
     edit(directory / "mp_rank_00_001" / FILE, lambda s: s["model"]["word_embeddings_for_head"]["weight"].add_(1))
     with pytest.raises(MtError, match="copy of the embedding differs"):
-        dict(Legacy(directory).tensors())
+        dict(MegatronLegacyLoader(directory).tensors())
 
 
 def test_files_without_args_and_positions_are_refused(old):
     directory = old(LLAMA, args=None)
     with pytest.raises(MtError, match="args.position_embedding_type is 'unknown without args'"):
-        Legacy(directory, num_attention_heads=4).config()
+        MegatronLegacyLoader(directory, num_attention_heads=4).config()
 
 
 def test_files_of_the_other_loader_are_told(old, tmp_path):
     directory = old()
     convert("legacy", directory, "core", tmp_path / "core")
     with pytest.raises(MtError, match="holds no language_model, as the old classes do; use --loader core"):
-        Legacy(tmp_path / "core")
+        MegatronLegacyLoader(tmp_path / "core")
     with pytest.raises(MtError, match="holds Megatron's old classes; use --loader legacy"):
-        Core(directory)
+        MegatronCoreLoader(directory)
 
 
 def test_the_command_exits_with_2_and_leaves_nothing(old, tmp_path, capsys, monkeypatch):

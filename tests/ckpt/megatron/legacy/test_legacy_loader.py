@@ -14,9 +14,9 @@ from ckpt.megatron.legacy.legacy_checkpoints import arguments, random_weights, w
 from ckpt.test_ckpt_command import mt_ckpt
 from mt_ckpt.conversion.verify import our_logits
 from mt_ckpt.huggingface.loader import HuggingFace
-from mt_ckpt.megatron.legacy.loader import Legacy
+from mt_ckpt.megatron.legacy.loader import MegatronLegacyLoader
 from mt_ckpt.megatron.legacy.versions import arrangement
-from mt_ckpt.megatron.loader import Core
+from mt_ckpt.megatron.loader import MegatronCoreLoader
 from mt_core.checkpoint.detection import detect_loader, open_checkpoint
 from mt_core.errors import MtError
 from tiny import gpt2, llama
@@ -67,7 +67,7 @@ def test_rows_of_each_version_come_into_the_order_of_today(version, stored):
 )
 def test_every_version_and_layout_gives_the_weights(version, style, ranks, tmp_path):
     weights = random_weights(GPT2, torch.bfloat16)
-    loader = Legacy(
+    loader = MegatronLegacyLoader(
         write_legacy(tmp_path, GPT2, weights, version=version, style=style, ranks=ranks), true_vocab_size=61
     )
     assert same(loader.tensors(), weights)
@@ -79,7 +79,7 @@ def test_every_version_and_layout_gives_the_weights(version, style, ranks, tmp_p
 def test_rope_swiglu_rmsnorm_and_grouped_queries_are_read(tied, ranks, tmp_path):
     config = LLAMA.model_copy(update={"tied": tied})
     weights = random_weights(config)
-    loader = Legacy(write_legacy(tmp_path, config, weights, ranks=ranks), true_vocab_size=61)
+    loader = MegatronLegacyLoader(write_legacy(tmp_path, config, weights, ranks=ranks), true_vocab_size=61)
     assert same(loader.tensors(), weights)
     assert loader.config() == config.model_copy(update={"vocab_divisor": 128})
 
@@ -94,7 +94,7 @@ def test_the_logits_are_those_of_gpt2_in_transformers(version, tmp_path):
     with torch.no_grad():
         reference_BTV = model(tokens_BT).logits
     torch.testing.assert_close(
-        our_logits(Legacy(root, true_vocab_size=61), tokens_BT), reference_BTV, rtol=0, atol=1e-5
+        our_logits(MegatronLegacyLoader(root, true_vocab_size=61), tokens_BT), reference_BTV, rtol=0, atol=1e-5
     )
 
 
@@ -106,8 +106,8 @@ def test_files_without_args_need_the_number_of_heads_alone(zipped, tmp_path, cap
     with pytest.raises(
         MtError, match="nothing says how many attention heads there are; convert it with --num-attention-heads"
     ):
-        Legacy(root)
-    loader = Legacy(root, num_attention_heads=4, true_vocab_size=61)
+        MegatronLegacyLoader(root)
+    loader = MegatronLegacyLoader(root, num_attention_heads=4, true_vocab_size=61)
     assert loader.config() == GPT2.model_copy(update={"vocab_divisor": 128})
     assert same(loader.tensors(), weights)
     assert "no args; sizes are those of the tensors, the activation tanh-GELU" in capsys.readouterr().err
@@ -117,7 +117,7 @@ def test_files_without_args_may_be_cut_and_untied(tmp_path):
     config = GPT2.model_copy(update={"tied": False})
     weights = random_weights(config)
     root = write_legacy(tmp_path, config, weights, version=2.0, style="2021", ranks=(2, 2, 1), args=None)
-    loader = Legacy(root, num_attention_heads=4, true_vocab_size=61)
+    loader = MegatronLegacyLoader(root, num_attention_heads=4, true_vocab_size=61)
     assert not loader.config().tied
     assert same(loader.tensors(), weights)
 
@@ -136,7 +136,7 @@ def test_files_are_found_under_either_name(kind, file, tracker, tmp_path):
     args = kind(**vars(arguments(GPT2, 3.0, (2, 1, 1), 64)))
     weights = random_weights(GPT2)
     root = write_legacy(tmp_path, GPT2, weights, ranks=(2, 1, 1), args=args, file=file, tracker=tracker)
-    assert same(Legacy(root, true_vocab_size=61).tensors(), weights)
+    assert same(MegatronLegacyLoader(root, true_vocab_size=61).tensors(), weights)
     iteration = root / ("release" if tracker == "release" else "iter_0000020")
     assert detect_loader(root) == detect_loader(iteration) == "legacy"
 
@@ -150,7 +150,7 @@ def test_ranks_beside_a_distributed_optimizer_are_found(tmp_path):
         directory.mkdir()
         os.link(root / "release" / "mp_rank_00" / "model_rng.pt", directory / "model_rng.pt")
     (root / "release" / "mp_rank_00" / "model_rng.pt").unlink()
-    assert same(Legacy(root, true_vocab_size=61).tensors(), weights)
+    assert same(MegatronLegacyLoader(root, true_vocab_size=61).tensors(), weights)
 
 
 def test_settings_that_old_args_spell_otherwise_are_understood(tmp_path):
@@ -158,7 +158,7 @@ def test_settings_that_old_args_spell_otherwise_are_understood(tmp_path):
     del args.position_embedding_type, args.max_position_embeddings
     args.use_rotary_position_embeddings, args.num_experts, args.max_position_embeddings = True, [1], 64
     root = write_legacy(tmp_path, LLAMA, random_weights(LLAMA), args=args)
-    assert Legacy(root, true_vocab_size=61).config().position == LLAMA.position
+    assert MegatronLegacyLoader(root, true_vocab_size=61).config().position == LLAMA.position
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "before torch 1.6"])
@@ -174,19 +174,19 @@ def test_loss_scalers_of_old_packages_are_inert(zipped, tmp_path):
         root = write_legacy(tmp_path, GPT2, weights, version=0, style="2019", args=args, zipped=zipped)
     finally:
         del sys.modules["fp16.loss_scaler"], sys.modules["fp16"]
-    loader = Legacy(root, true_vocab_size=61)
+    loader = MegatronLegacyLoader(root, true_vocab_size=61)
     assert loader.args.scaler.scale == 2
     assert same(loader.tensors(), weights)
 
 
 def test_tensors_stay_in_the_file_until_they_are_asked_for(tmp_path):
     root = write_legacy(tmp_path, GPT2, random_weights(GPT2))
-    loader = Legacy(root)
+    loader = MegatronLegacyLoader(root)
     assert str(root / "release" / "mp_rank_00" / "model_optim_rng.pt") in Path("/proc/self/maps").read_text()
     assert loader.config().layers == 4
 
 
 def test_the_loader_is_told_from_the_files(tmp_path):
     root = write_legacy(tmp_path, GPT2, random_weights(GPT2))
-    assert isinstance(open_checkpoint(root), Legacy)
-    assert not isinstance(open_checkpoint(root), Core)
+    assert isinstance(open_checkpoint(root), MegatronLegacyLoader)
+    assert not isinstance(open_checkpoint(root), MegatronCoreLoader)

@@ -18,10 +18,10 @@ from mt_ckpt.megatron.args.t5 import NORM_NOTES
 from mt_ckpt.megatron.dist_format.metadata import Stored
 from mt_ckpt.megatron.layout import Layout
 from mt_ckpt.megatron.optimizer.dp_reshardable import tensors
-from mt_ckpt.megatron.optimizer.fully_sharded_model_space import unflattened
+from mt_ckpt.megatron.optimizer.fully_sharded_model_space import unflatten
 from mt_ckpt.megatron.parameters.names import parameters
 from mt_ckpt.megatron.torch_format import safe_unpickle
-from mt_ckpt.megatron.training_state.convert import Target, convert_format, prove
+from mt_ckpt.megatron.training_state.convert import Target, convert_format, verify_result
 from mt_ckpt.megatron.training_state.read_native import read_native
 from mt_ckpt.native.loader import Native
 from mt_core.checkpoint.native import step_directory
@@ -172,7 +172,7 @@ def test_a_torch_dist_optimizer_that_lacks_a_moment(run, tmp_path):
 def test_flat_pieces_of_another_shape():
     one = Stored((2, 1, 30), original=(2, 8))
     with pytest.raises(MtError, match=r"is stored as \(2, 1, 30\), which does not hold pieces of \(2, 8\)"):
-        unflattened("key", one)
+        unflatten("key", one)
 
 
 def test_a_bucket_with_a_hole():
@@ -185,7 +185,7 @@ def test_a_result_that_is_not_read_back_as_it_was(run, tmp_path):
     convert_format(run, tmp_path / "there", Target("torch_dist"))
     other = read_native(state_of_a_run(tmp_path / "other", seed=1))
     with pytest.raises(MtError, match="model embed.weight: is not read back as it was; the result was removed"):
-        prove(tmp_path / "there", "torch_dist", other)
+        verify_result(tmp_path / "there", "torch_dist", other)
 
 
 def test_a_run_of_a_plugins_model_is_refused(run, tmp_path, monkeypatch):
@@ -216,3 +216,16 @@ def test_what_megatrons_models_cannot_be(case, tmp_path):
 def test_the_norm_that_newer_releases_lack_is_named(tmp_path):
     run = state_of_a_run(tmp_path / "run", T5)
     assert NORM_NOTES[True] in convert_format(run, tmp_path / "there", Target("torch_dist")).hints
+
+
+def test_a_run_with_frozen_parameters_has_no_state_for_them(run, tmp_path):
+    source = rewritten(run, tmp_path / "run")
+    meta = step_directory(source, 7) / "meta.json"
+    values = json.loads(meta.read_text())
+    values["config"]["optim"]["trainable"] = ["layers.*"]
+    meta.write_text(json.dumps(values))
+    message = (
+        r"optim.trainable: 3 of \d+ tensors, embed.weight the first, are frozen and have no optimizer state; "
+        r"training state in Megatron's formats covers every tensor; mt ckpt convert writes the weights alone"
+    )
+    refused(source, tmp_path / "there", message, to="torch")

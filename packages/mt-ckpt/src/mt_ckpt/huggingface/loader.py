@@ -13,7 +13,7 @@ from mt_ckpt.tensor_streams import tokenizer_files
 from mt_ckpt.tensor_streams.accounting import HEAD, set_problems, without_tied_head
 from mt_ckpt.tensor_streams.experts import one_by_one, stacked
 from mt_ckpt.tensor_streams.sources import SafetensorsDir, read_json
-from mt_core.checkpoint.page_cache import forget
+from mt_core.checkpoint.page_cache import drop_pages
 from mt_core.errors import Problem, raise_if
 
 
@@ -53,7 +53,7 @@ class HuggingFace:
         where, mlp = str(self.path), self._config.mlp
         tensors = self._renamed(self.source.tensors())
         if mlp.kind == "moe":
-            tensors = stacked(where, tensors, mlp.experts, used=forget)
+            tensors = stacked(where, tensors, mlp.experts, used=drop_pages)
         yield from without_tied_head(where, tensors) if self._tied else tensors
 
     def tokenizer_files(self) -> list[Path]:

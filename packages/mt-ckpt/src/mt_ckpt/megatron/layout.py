@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 from mt_ckpt.megatron.parameters.pipeline import fitting_stages, stage_layers
-from mt_ckpt.megatron.parameters.t5_pipeline import OPTION, split_misfits
+from mt_ckpt.megatron.parameters.t5_pipeline import OPTION, split_errors
 from mt_core.errors import MtError, Problem
 from mt_models.config import TransformerConfig
 
@@ -72,7 +72,7 @@ def rank_file(directory: Path, tensor_rank: int, stage: int, stages: int, expert
     return next((file for file in old if file.is_file()), directory / rank / RANK_FILE)
 
 
-def misfits(
+def layout_errors(
     config: TransformerConfig, layout: Layout, where: str = "saver core", *, uneven: bool = False
 ) -> Iterator[Problem]:
     """Why a model cannot be cut so; with `uneven`, the first and the last stage may have other numbers of layers."""
@@ -82,13 +82,13 @@ def misfits(
     yield from (Problem(where, f"{name} is below 1", "a positive number") for name in bad)
     if bad:
         return
-    yield from _tensor_misfits(config, tensor, where)
-    yield from _expert_misfits(config, expert, where)
-    yield from _grouped_misfits(config, layout)
+    yield from _tensor_errors(config, tensor, where)
+    yield from _expert_errors(config, expert, where)
+    yield from _grouped_errors(config, layout)
     if config.kind == "t5":
-        yield from split_misfits(config, pipeline, layout.encoder, where)
+        yield from split_errors(config, pipeline, layout.encoder, where)
     else:
-        yield from _stage_misfits(config, layout, where, uneven=uneven)
+        yield from _stage_errors(config, layout, where, uneven=uneven)
     if virtual > 1 and config.kind == "t5":
         found = f"{virtual} virtual stages of a T5"
         yield Problem(where, found, "Megatron interleaves no encoder and decoder: 1")
@@ -96,7 +96,7 @@ def misfits(
         yield Problem(where, "virtual stages without pipeline stages", "--target-pipeline-parallel-size of 2 or more")
 
 
-def _stage_misfits(config: TransformerConfig, layout: Layout, where: str, *, uneven: bool) -> Iterator[Problem]:
+def _stage_errors(config: TransformerConfig, layout: Layout, where: str, *, uneven: bool) -> Iterator[Problem]:
     layers, pipeline, virtual = config.layers, layout.pipeline, layout.virtual
     if layout.encoder:
         yield Problem(where, f"{OPTION} for a model that is no T5", "leave it out")
@@ -106,7 +106,7 @@ def _stage_misfits(config: TransformerConfig, layout: Layout, where: str, *, une
         yield Problem(where, found, f"stages that fit: {fitting or 'none'}" if uneven else "the same number in each")
 
 
-def _tensor_misfits(config: TransformerConfig, tensor: int, where: str) -> Iterator[Problem]:
+def _tensor_errors(config: TransformerConfig, tensor: int, where: str) -> Iterator[Problem]:
     part = config.attention
     for name, size in (("attention.heads", part.heads), ("mlp.ffn_hidden_size", config.mlp.ffn_hidden_size)):
         if size % tensor:
@@ -116,7 +116,7 @@ def _tensor_misfits(config: TransformerConfig, tensor: int, where: str) -> Itera
         yield Problem(where, found, "one must divide the other")
 
 
-def _expert_misfits(config: TransformerConfig, expert: int, where: str) -> Iterator[Problem]:
+def _expert_errors(config: TransformerConfig, expert: int, where: str) -> Iterator[Problem]:
     if expert > 1 and config.mlp.kind != "moe":
         allowed = "leave --target-expert-parallel-size out"
         yield Problem(where, f"{expert} expert ranks for a model without experts", allowed)
@@ -125,7 +125,7 @@ def _expert_misfits(config: TransformerConfig, expert: int, where: str) -> Itera
         yield Problem(where, found, f"a divisor of {config.mlp.experts}")
 
 
-def _grouped_misfits(config: TransformerConfig, layout: Layout) -> Iterator[Problem]:
+def _grouped_errors(config: TransformerConfig, layout: Layout) -> Iterator[Problem]:
     if layout.grouped and config.mlp.kind != "moe":
         yield Problem("--moe-grouped-gemm", "the model has no experts", "leave it out")
     elif layout.grouped and not layout.engine:

@@ -15,7 +15,7 @@ from mt_ckpt.tensor_streams.sources import read_json
 from mt_models.config import TransformerConfig
 
 
-class Core:
+class MegatronCoreLoader:
     """A `CheckpointLoader`. Without `true_vocab_size`, args.vocab_size says where padding begins, if anything does."""
 
     def __init__(

@@ -23,7 +23,7 @@ from mt_ckpt.megatron.layout import (
     Stages,
     TensorRanks,
     iteration_name,
-    misfits,
+    layout_errors,
 )
 from mt_ckpt.megatron.parameters.fusion import Rows, fuse
 from mt_ckpt.megatron.parameters.names import parameters
@@ -67,7 +67,7 @@ def save(
         grouped=moe_grouped_gemm,
         encoder=encoder_stages(config, target_pipeline_parallel_size, target_encoder_pipeline_parallel_size),
     )
-    raise_if([*misfits(config, layout, uneven=True), *_not_options(target_iteration)])
+    raise_if([*layout_errors(config, layout, uneven=True), *_not_options(target_iteration)])
     if config.kind == "t5":
         print(f"note: {path}: {NORM_NOTES[config.final_norm]}", file=sys.stderr)
     with atomic_directory(path) as temporary:
@@ -99,10 +99,10 @@ def _not_options(iteration: int | None) -> Iterator[Problem]:
         yield Problem("--target-iteration", f"{iteration} is no iteration that Megatron reads", allowed)
 
 
-Fused = Iterator[tuple[str, Parameter, Rows]]
+FusedTensors = Iterator[tuple[str, Parameter, Rows]]
 
 
-def fused(config: TransformerConfig, tensors: Iterable[tuple[str, Tensor]], size: int) -> Fused:
+def fused(config: TransformerConfig, tensors: Iterable[tuple[str, Tensor]], size: int) -> FusedTensors:
     """Megatron's tensors, whole and in their logical shapes, each as soon as its last canonical part has come.
 
     The experts of a layer share their parts, and come one after the other.

@@ -19,7 +19,7 @@ from mt_ckpt.tensor_streams import tokenizer_files
 from mt_ckpt.tensor_streams.accounting import set_problems
 from mt_ckpt.tensor_streams.names import Names
 from mt_ckpt.tensor_streams.sources import read_json
-from mt_core.checkpoint.page_cache import forget
+from mt_core.checkpoint.page_cache import drop_pages
 from mt_core.errors import MtError, Problem, raise_if
 from mt_models.config import GPTConfig
 
@@ -88,7 +88,7 @@ class Meta:
                 yield ours, tensor
                 used.append(theirs)
                 for shard in self.shards:
-                    forget(*(shard[name] for name in used))
+                    drop_pages(*(shard[name] for name in used))
 
     def tokenizer_files(self) -> list[Path]:
         """Files of the tokenizer in the directory."""

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from mt_core.checkpoint.page_cache import forget
+from mt_core.checkpoint.page_cache import drop_pages
 from mt_core.errors import MtError, Problem, raise_if
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -83,7 +83,7 @@ class SafetensorsDir:
                 for entry in entries:
                     used.append(opened.get_tensor(entry.name))
                     yield entry.name, used[-1]
-                    forget(*used)
+                    drop_pages(*used)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -21,21 +21,21 @@ def train(
     ] = 0,
 ) -> None:
     """Train a model. Resumes from the run directory's latest checkpoint; SIGTERM and Ctrl-C save one first."""
-    from mt_core.distributed.environment import adopt_slurm, place, refuse_nproc
+    from mt_core.distributed.environment import adopt_slurm, get_rank_info, refuse_nproc
     from mt_core.errors import MtError
 
     adopt_slurm()
-    here = place()
-    refuse_nproc(nproc, here)
+    info = get_rank_info()
+    refuse_nproc(nproc, info)
     if max_restarts and nproc == 1:
         raise MtError("--max-restarts", "given without --nproc", "torchrun has one of its own")
     if nproc > 1:
         raise typer.Exit(_launch(files or [], overrides or [], preset, nproc, max_restarts))
     work = partial(_train, files or [], overrides or [], preset)
-    if here.launched:
+    if info.launched:
         from mt_core.distributed.rank_process import end_with
 
-        end_with(work, here)
+        end_with(work, info)
     raise typer.Exit(work())
 
 

@@ -20,9 +20,9 @@ from mt_core.checkpoint.commit_protocol import Ranks
 from mt_core.checkpoint.detection import open_checkpoint
 from mt_core.checkpoint.native import resolve, step_directory, steps
 from mt_core.contracts import MetricSink
-from mt_core.distributed.environment import place
+from mt_core.distributed.environment import get_rank_info
 from mt_core.distributed.mesh import Mesh, make_mesh
-from mt_core.distributed.process_group import deterministic, joined, local_ranks, pick_device
+from mt_core.distributed.process_group import local_ranks, pick_device, process_group, use_deterministic_kernels
 from mt_core.distributed.topology import dims_of
 from mt_core.errors import raise_if
 from mt_core.parallel.apply import parallelize
@@ -34,22 +34,22 @@ from mt_core.training.metrics import open_sinks
 from mt_core.training.optimizer import parameter_groups
 from mt_core.training.signals import catch_stop_signals
 from mt_core.training.state import TrainState
-from mt_data.batch_sizes import BatchSizes, batch_sizes, check_sizes, count_samples
-from mt_data.loading import batches
+from mt_data.batch_sizes import BatchSizes, check_sizes, count_samples, make_batch_sizes
+from mt_data.loading import load_batches
 from mt_models.canonical import stream_problems
 
 
 def run(config: FullConfig) -> int:
     """Train as `config` says; the exit code: 0, or 128 + the signal that ended the run early, its state saved."""
-    deterministic(config.runtime.deterministic)
+    use_deterministic_kernels(config.runtime.deterministic)
     device = pick_device(config.runtime.device)
     run_dir = Path(config.runtime.run_dir)
     with ExitStack() as stack:
-        heart = stack.enter_context(joined(device, run_dir, config.runtime.stall_timeout))
-        mesh = make_mesh(dims_of(config.parallel, place().ranks))
+        heartbeat = stack.enter_context(process_group(device, run_dir, config.runtime.stall_timeout))
+        mesh = make_mesh(dims_of(config.parallel, get_rank_info().world_size))
         stop = stack.enter_context(catch_stop_signals(insistent=mesh.world.size == 1))
         torch.set_num_threads(config.runtime.threads or max(1, (os.cpu_count() or 1) // local_ranks()))
-        sizes = batch_sizes(config.batch)
+        sizes = make_batch_sizes(config.batch)
         check_sizes(sizes, config.batch.micro_batch * mesh.data.size)
         tokenizer_files = prepare(run_dir, config) if mesh.world.rank == 0 else []
         train_batches, valid_batches = open_data(config, run_dir, mesh, sizes)
@@ -60,12 +60,12 @@ def run(config: FullConfig) -> int:
             state=state,
             mesh=mesh,
             device=device,
-            heart=heart,
+            heartbeat=heartbeat,
             train_batches=train_batches(consumed=state.position.samples),
             valid_batches=valid_batches,
             sinks=sinks,
             writer=open_writer(config, state, tokenizer_files),
-            global_batch=sizes.at,
+            global_batch=sizes.size_after,
         )
         stack.callback(training.writer.wait)  # a save in flight is committed whatever ends the run
         code = 0 if train(training, stop) else stop.exit_code
@@ -137,7 +137,7 @@ def open_data(
     first = mesh.world.rank == 0
     splits = build(config.data, samples=samples, seed=config.runtime.seed, cache_dir=cache, builder=first)
     iterate = partial(
-        batches,
+        load_batches,
         micro_batch=batch.micro_batch,
         data_rank=mesh.data.rank,
         data_size=mesh.data.size,

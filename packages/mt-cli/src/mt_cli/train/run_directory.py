@@ -46,7 +46,7 @@ def prepare_tokenizer(directory: Path, config: FullConfig, *, resumed: bool) -> 
             for file in travelling:
                 shutil.copy(file, directory / file.name)
         return
-    tokenizer = tokenizers.build(config.data.tokenizer)
+    tokenizer = tokenizers.build_tokenizer(config.data.tokenizer)
     if tokenizer.vocab_size > config.model.vocab_size:
         actual = f"has {tokenizer.vocab_size} ids, the model {config.model.vocab_size}"
         raise MtError(
@@ -69,5 +69,5 @@ def init_tokenizer_files(config: FullConfig) -> list[Path]:
 
 def check_same(tokenizer: Any, directory: Path) -> None:
     """Refuse a tokenizer that gives some id another meaning than the one saved in `directory`."""
-    if tokenizers.fingerprint(tokenizer) != tokenizers.fingerprint(tokenizers.load(directory)):
+    if tokenizers.fingerprint(tokenizer) != tokenizers.fingerprint(tokenizers.load_tokenizer(directory)):
         raise MtError("data.tokenizer", f"differs from the checkpoint's, {directory}", "use the checkpoint's tokenizer")

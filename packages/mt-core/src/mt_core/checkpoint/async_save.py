@@ -26,7 +26,7 @@ ALIGNMENT = 256
 
 
 @dataclass(frozen=True, slots=True)
-class Copies:
+class HostCopies:
     """Host copies of parts; those from a GPU are whole once `wait` has returned."""
 
     parts: dict[str, list[tuple[str, Tensor]]]
@@ -73,22 +73,22 @@ class PinnedMemory:
         return piece.view(like.dtype).view(like.shape)
 
 
-class HostCopies:
+class HostCopier:
     """Takes copies of parts; those of the last call are overwritten by the next."""
 
     def __init__(self) -> None:
         self.pinned = PinnedMemory()
 
-    def take(self, parts: Parts) -> Copies:
+    def take(self, parts: Parts) -> HostCopies:
         """Copy every tensor: from a GPU without waiting for it, in the order of its current stream."""
         self.pinned.reset()
         if not torch.cuda.is_initialized():
-            return Copies({part: list(self._copied(tensors)) for part, tensors in parts.items()})
+            return HostCopies({part: list(self._copied(tensors)) for part, tensors in parts.items()})
         before, after = (torch.cuda.Event(enable_timing=True, blocking=True) for _ in range(2))
         before.record()
         copies = {part: list(self._copied(tensors)) for part, tensors in parts.items()}
         after.record()
-        return Copies(copies, (before, after))
+        return HostCopies(copies, (before, after))
 
     def _copied(self, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
         for name, tensor in tensors:
@@ -100,7 +100,7 @@ class HostCopies:
 
 
 @dataclass(frozen=True, slots=True)
-class Saved:
+class SavedCheckpoint:
     """A committed checkpoint, and what it took."""
 
     step: int
@@ -120,11 +120,11 @@ class Saved:
 
 
 @dataclass(frozen=True, slots=True)
-class _Flight:
+class _PendingSave:
     step: int
     waited_s: float
     host_s: float
-    outcome: Future[Saved]
+    outcome: Future[SavedCheckpoint]
 
 
 class AsyncWriter:
@@ -140,22 +140,17 @@ class AsyncWriter:
         """`keep`: how many of the newest checkpoints the first rank leaves after each commit; 0 leaves all."""
         self._run, self._ranks, self._keep = run, ranks or Ranks(), keep
         self._tokenizer_files = tokenizer_files
-        self._copies = HostCopies()
-        self._flight: _Flight | None = None
-
-    @property
-    def in_flight(self) -> int | None:
-        """The step that is being written."""
-        return self._flight.step if self._flight else None
+        self._copies = HostCopier()
+        self._pending: _PendingSave | None = None
 
     def reserve(self, nbytes: int) -> None:
         """Page-lock memory for what this rank owns on a GPU; else the first save pauses for it, 0.45 s a GB."""
         self._copies.pinned.reserve(nbytes)
 
-    def save(self, step: int, parts: Parts, meta: Mapping[str, Any]) -> Saved | None:
+    def save(self, step: int, parts: Parts, meta: Mapping[str, Any]) -> SavedCheckpoint | None:
         """Copy the tensors that this rank owns and have them written; returns before that is done.
 
-        Waits first for a checkpoint in flight, and returns it. `parts` may gather tensors from other ranks as they are
+        Waits first for a checkpoint in pending, and returns it. `parts` may gather tensors from other ranks as they are
         taken: all ranks are then at the same place, and none waits for a disk.
         """
         asked = time.perf_counter()
@@ -164,39 +159,39 @@ class AsyncWriter:
         refuse_committed(path)
         start = time.perf_counter()
         copies = self._copies.take(parts)
-        flight = _Flight(step, start - asked, time.perf_counter() - start, Future())
-        self._flight = flight
-        Thread(target=self._fly, args=(flight, path, copies, meta), name=f"save step {step}", daemon=True).start()
+        pending = _PendingSave(step, start - asked, time.perf_counter() - start, Future())
+        self._pending = pending
+        Thread(target=self._write, args=(pending, path, copies, meta), name=f"save step {step}", daemon=True).start()
         return earlier
 
-    def poll(self) -> Saved | None:
-        """The checkpoint in flight if it is committed by now, else None at once; raises its failure."""
-        return self.wait() if self._flight and self._flight.outcome.done() else None
+    def poll(self) -> SavedCheckpoint | None:
+        """The checkpoint in pending if it is committed by now, else None at once; raises its failure."""
+        return self.wait() if self._pending and self._pending.outcome.done() else None
 
-    def wait(self) -> Saved | None:
+    def wait(self) -> SavedCheckpoint | None:
         """Wait until nothing is in flight; returns the checkpoint that was, or raises its failure."""
-        if not self._flight:
+        if not self._pending:
             return None
-        outcome = self._flight.outcome
+        outcome = self._pending.outcome
         try:
             return outcome.result()
         finally:
             if outcome.done():  # not so if the wait was interrupted
-                self._flight = None
+                self._pending = None
 
-    def _wait_for_room(self, step: int) -> Saved | None:
-        if self._flight and not self._flight.outcome.done() and self._ranks.rank == 0:
-            found = f"the checkpoint of step {self._flight.step} is still being written"
-            print(f"mt: {found}; step {step} waits for it", file=sys.stderr, flush=True)
+    def _wait_for_room(self, step: int) -> SavedCheckpoint | None:
+        if self._pending and not self._pending.outcome.done() and self._ranks.rank == 0:
+            notice = f"the checkpoint of step {self._pending.step} is still being written"
+            print(f"mt: {notice}; step {step} waits for it", file=sys.stderr, flush=True)
         return self.wait()
 
-    def _fly(self, flight: _Flight, path: Path, copies: Copies, meta: Mapping[str, Any]) -> None:
+    def _write(self, pending: _PendingSave, path: Path, copies: HostCopies, meta: Mapping[str, Any]) -> None:
         try:
-            pause_s = max(flight.host_s, copies.wait())
+            pause_s = max(pending.host_s, copies.wait())
             done = write(path, copies.parts, meta, self._tokenizer_files, ranks=self._ranks)
             if self._keep and self._ranks.rank == 0:
                 prune(self._run, self._keep)
-            saved = Saved(step=flight.step, path=path, waited_s=flight.waited_s, pause_s=pause_s, **asdict(done))
-            flight.outcome.set_result(saved)
+            times = {"waited_s": pending.waited_s, "pause_s": pause_s, **asdict(done)}
+            pending.outcome.set_result(SavedCheckpoint(step=pending.step, path=path, **times))
         except BaseException as err:
-            flight.outcome.set_exception(err)
+            pending.outcome.set_exception(err)

@@ -27,7 +27,7 @@ COMMITTED, META = "COMMITTED", "meta.json"
 BEGUN, DONE = "begun", "done"
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.01, 0.25
 
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class Ranks:
     rank: int = 0
     size: int = 1
     session: str = ""
-    """The same text on every rank, another one at every start of the run: tells leftovers from today's files."""
+    """A text that all ranks share and that differs at every start of the run: marks leftovers as such."""
     timeout_s: float = 600.0
     """How long to wait for another rank while nothing at all is being written."""
 
@@ -52,25 +52,25 @@ class Ranks:
 
 
 def poll_until(
-    ready: Callable[[], Found | None],
+    ready: Callable[[], Result | None],
     *,
     timeout_s: float,
     late: Callable[[], MtError],
     progress: Callable[[], object] = lambda: None,
-) -> Found:
+) -> Result:
     """The first result of `ready` that is not None; raises `late()` once `progress()` has not changed for `timeout_s`.
 
     Looks ever less often, and takes part in no collective.
     """
     pause, seen, since = FIRST_PAUSE_S, progress(), time.monotonic()
-    while (found := ready()) is None:
+    while (result := ready()) is None:
         if (now := progress()) != seen:
             seen, since = now, time.monotonic()
         elif time.monotonic() - since > timeout_s:
             raise late()
         time.sleep(pause)
         pause = min(pause * 1.5, LONGEST_PAUSE_S)
-    return found
+    return result
 
 
 def temporary_directory(path: Path) -> Path:
@@ -94,8 +94,8 @@ def begin(path: Path, ranks: Ranks) -> Path:
             return (temporary / BEGUN).read_text() == ranks.session or None
         return None
 
-    found = f"rank 0 has not begun this checkpoint in {ranks.timeout_s:g} s"
-    late = MtError(ranks.label(path), found, "is rank 0 alive, and do all ranks see the same directory?")
+    actual = f"rank 0 has not begun this checkpoint in {ranks.timeout_s:g} s"
+    late = MtError(ranks.label(path), actual, "is rank 0 alive, and do all ranks see the same directory?")
     poll_until(ready, timeout_s=ranks.timeout_s, late=lambda: late)
     return temporary
 
@@ -116,7 +116,7 @@ def _clear_unfinished(path: Path) -> None:
 
 
 def report_done(temporary: Path, ranks: Ranks, tensors: Sequence[str], files: Sequence[Path]) -> None:
-    """Tell the first rank that these files of this rank are on the disk."""
+    """Report to the first rank that these files of this rank are on the disk."""
     for directory in {file.parent for file in files}:
         sync_directory(directory)
     sizes = {str(file.relative_to(temporary)): file.stat().st_size for file in files}
@@ -124,10 +124,12 @@ def report_done(temporary: Path, ranks: Ranks, tensors: Sequence[str], files: Se
 
 
 def report_failure(temporary: Path, ranks: Ranks, error: BaseException) -> None:
-    """Tell the first rank why this one failed, if the disk takes it; its own files go first, to make room."""
+    """Report to the first rank why this one failed, if the disk allows; removes its own files first, to make room."""
     for file in temporary.glob(f"*/{ranks.prefix}-*"):
         file.unlink(missing_ok=True)
-    problems = [[p.where, p.actual, p.allowed] for p in problems_of(error, ranks.label(final_directory(temporary)))]
+    problems = [
+        [p.where, p.actual, p.allowed] for p in describe_problems(error, ranks.label(final_directory(temporary)))
+    ]
     with suppress(MtError, OSError):
         _report(temporary, ranks, {"problems": problems})
 
@@ -137,7 +139,7 @@ def final_directory(temporary: Path) -> Path:
     return temporary.with_name(temporary.name.removeprefix(".").removesuffix(TEMPORARY))
 
 
-def problems_of(error: BaseException, where: str) -> Sequence[Problem]:
+def describe_problems(error: BaseException, where: str) -> Sequence[Problem]:
     """What went wrong, as lines for the user."""
     if isinstance(error, MtError):
         return error.problems
@@ -163,8 +165,8 @@ def collect(temporary: Path, path: Path, ranks: Ranks) -> list[dict[str, Any]]:
 
     def late() -> MtError:
         missing = ", ".join(str(rank) for rank in range(ranks.size) if rank not in reports)
-        found = f"ranks that have not finished: {missing}; nothing has been written for {ranks.timeout_s:g} s"
-        return MtError(str(path), found, "are they alive? nothing was committed")
+        actual = f"ranks that have not finished: {missing}; nothing has been written for {ranks.timeout_s:g} s"
+        return MtError(str(path), actual, "are they alive? nothing was committed")
 
     poll_until(ready, timeout_s=ranks.timeout_s, late=late, progress=lambda: written_bytes(temporary))
     return [reports[rank] for rank in range(ranks.size)]
@@ -211,8 +213,8 @@ def await_commit(temporary: Path, path: Path, ranks: Ranks) -> None:
             raise discarded(path, ranks)
         return None
 
-    found = f"rank 0 has not committed it, and nothing has been written for {ranks.timeout_s:g} s"
-    late = MtError(ranks.label(path), found, "is rank 0 alive?")
+    actual = f"rank 0 has not committed it, and nothing has been written for {ranks.timeout_s:g} s"
+    late = MtError(ranks.label(path), actual, "is rank 0 alive?")
     poll_until(ready, timeout_s=ranks.timeout_s, late=lambda: late, progress=lambda: written_bytes(temporary))
 
 
@@ -222,7 +224,7 @@ def was_discarded(temporary: Path, path: Path) -> bool:
 
 
 def discarded(path: Path, ranks: Ranks) -> MtError:
-    """What the ranks that did not fail say."""
+    """The error that ranks raise which did not fail themselves."""
     return MtError(ranks.label(path), "was given up because another rank failed", "rank 0 says why")
 
 

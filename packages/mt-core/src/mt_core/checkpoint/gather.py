@@ -16,8 +16,8 @@ from mt_core.parallel.data.protocol import DataParallel
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """A rank, by its places on the axes that share a parameter."""
+class ShardCoordinates:
+    """The place of a rank on each of the axes that share a parameter."""
 
     replica: int
     shard: int
@@ -26,47 +26,49 @@ class Place:
     tensor: int
 
 
-def place_of(mesh: Mesh, cut: Axis, rank: int) -> Place:
-    """Where world rank `rank` stands for parameters cut over `cut`.
+def locate(mesh: Mesh, cut: Axis, shard_size: int, rank: int) -> ShardCoordinates:
+    """The coordinates of world rank `rank` for parameters cut over `cut` and shared by `shard_size` ranks.
 
     Tensor is the innermost axis, then the shard axis, then the replicas; for experts, expert comes after tensor.
     """
     tokens, tensor = divmod(rank, mesh.tensor.size)
     holders, expert = divmod(tokens, mesh.expert.size) if cut == mesh.expert else (tokens, None)
-    replica, shard = divmod(holders, mesh.sharing(cut)[0].size)
-    return Place(replica, shard, tensor if expert is None else expert, tensor)
+    replica, shard = divmod(holders, shard_size)
+    return ShardCoordinates(replica, shard, tensor if expert is None else expert, tensor)
 
 
 def gather_whole(
-    model: Any, engine: DataParallel, name: str, part: Tensor | None, owner: int
+    model: Any, engine: DataParallel, name: str, part: Tensor | None, owner: int, *, dtype: torch.dtype
 ) -> Iterator[tuple[str, Tensor]]:
     """Canonical names and whole tensors on world rank `owner`, nothing elsewhere; every rank must iterate over it.
 
-    `part` is shaped like this rank's master of parameter `name`: the master itself or a moment of it.
+    `part` is shaped like this rank's master of parameter `name`: the master itself or a moment of it, or the frozen
+    parameter; None where the rank has none. `dtype` is that of the parts, which the owner may not have.
     """
-    mesh, cut = engine.mesh, engine.placements[name].axis
-    place, (shard, replica) = place_of(mesh, cut, owner), mesh.sharing(cut)
+    mesh, cut, shard = engine.mesh, engine.placements[name].axis, engine.shard_axis(name)
+    here, there = (locate(mesh, cut, shard.size, rank) for rank in (mesh.world.rank, owner))
     copied = cut.size == 1 or cut == mesh.expert  # on all tensor ranks, of which one is enough
-    if replica.rank != place.replica or (copied and mesh.tensor.rank != place.tensor):
+    if here.replica != there.replica or (copied and here.tensor != there.tensor):
         return
-    local = _over_shards(engine, name, part, shard, place.shard)
+    assert part is None or part.dtype == dtype, f"{name}: {part.dtype} is not {dtype}"
+    local = _over_shards(engine, name, part, there.shard, dtype)
     if local is None:
         return
     for canonical, piece in model.to_canonical(name, local, cut.rank, cut.size):
-        whole = _over_cut(model, cut, name, canonical, piece, place.cut)
+        whole = _over_cut(model, cut, name, canonical, piece, there.cut)
         if whole is not None:
             yield canonical, whole
 
 
-def _over_shards(engine: DataParallel, name: str, part: Tensor | None, axis: Axis, owner: int) -> Tensor | None:
+def _over_shards(engine: DataParallel, name: str, part: Tensor | None, owner: int, dtype: torch.dtype) -> Tensor | None:
+    axis = engine.shard_axis(name)
     if axis.size == 1:
         return part
     if axis.rank != owner:
         if part is not None:
             axis.send(part.contiguous(), owner)
         return None
-    some = next(iter(engine.masters.values())) if part is None else part
-    whole = torch.empty(engine.shapes[name], dtype=some.dtype, device=some.device)
+    whole = torch.empty(engine.shapes[name], dtype=dtype, device=engine.device)
     for rank in range(axis.size):
         if rank == owner and part is not None:
             _paste(engine, name, whole, rank, part)

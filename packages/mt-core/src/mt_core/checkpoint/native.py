@@ -46,8 +46,8 @@ def resolve(path: Path) -> Path:
     if committed := steps(path):
         return committed[-1]
     unfinished = sorted(p.name for pattern in ("step-*", ".step-*") for p in path.glob(pattern))
-    found = f"no committed checkpoint (unfinished: {', '.join(unfinished)})" if unfinished else "no checkpoint"
-    raise MtError(str(path), found, "give a run directory, or a step directory with a COMMITTED mark")
+    actual = f"no committed checkpoint (unfinished: {', '.join(unfinished)})" if unfinished else "no checkpoint"
+    raise MtError(str(path), actual, "give a run directory, or a step directory with a COMMITTED mark")
 
 
 def write_model(
@@ -86,7 +86,7 @@ def _damaged(step: Path, files: Mapping[str, int]) -> Iterator[Problem]:
 
 
 @contextmanager
-def reading(step: Path) -> Iterator[None]:
+def locked_for_reading(step: Path) -> Iterator[None]:
     """While the block runs, `prune` leaves this step alone, in this process or another; it must be there."""
     mark = step / COMMITTED
     gone = MtError(str(step), "is no longer there: it was pruned", "use a later step")
@@ -104,7 +104,7 @@ def reading(step: Path) -> Iterator[None]:
 
 def stream(step: Path, part: str = "model") -> Iterator[tuple[str, Tensor]]:
     """Canonical names and tensors of a part, one at a time, memory-mapped; damaged checkpoints are refused."""
-    with reading(step):
+    with locked_for_reading(step):
         read_meta(step)
         yield from stream_part(step / part)
 
@@ -121,14 +121,14 @@ def prune(run: Path, keep: int) -> None:
     """
     with disk_errors(run):
         for path in steps(run)[:-keep]:
-            with _alone(path / COMMITTED) as unread:
+            with _exclusively_locked(path / COMMITTED) as unread:
                 if unread:
                     (path / COMMITTED).unlink()
                     shutil.rmtree(path)
 
 
 @contextmanager
-def _alone(mark: Path) -> Iterator[bool]:
+def _exclusively_locked(mark: Path) -> Iterator[bool]:
     """Whether no one reads the step with this mark; no one begins to while the block runs."""
     with mark.open("r+b") as file:
         try:

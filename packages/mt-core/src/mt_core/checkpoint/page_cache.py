@@ -11,7 +11,7 @@ DONTNEED = 4
 MAPS = Path("/proc/self/maps")
 
 
-def forget(*tensors: Tensor) -> None:
+def drop_pages(*tensors: Tensor) -> None:
     """Give back the pages of one mapped file from the lowest of its tensors to the highest, whatever lies between.
 
     Give those of earlier calls again: some consumers read a tensor late, when they have what belongs to it. Memory that

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mt_core.checkpoint.page_cache import forget
+from mt_core.checkpoint.page_cache import drop_pages
 from mt_core.checkpoint.safetensors_io import DTYPES, Header, open_safetensors
 from mt_core.checkpoint.streaming import write_stream
 from mt_core.errors import MtError
@@ -45,7 +45,7 @@ def _sharding_record(header: Header) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """A tensor that is still in its file: `stored[:, 2:4]` is a view of the mapped memory, read from disk when used."""
+    """A tensor that is still in its file: slicing it gives a view of mapped memory, read from disk when used."""
 
     name: str
     shape: tuple[int, ...]
@@ -65,16 +65,16 @@ class StoredTensor:
 
 def open_part(directory: Path) -> dict[str, StoredTensor]:
     """Canonical name → lazy tensor, over all files of a part. Only headers are read."""
-    found: dict[str, StoredTensor] = {}
+    tensors: dict[str, StoredTensor] = {}
     for file in sorted(directory.glob("*.safetensors")):
         opened = open_safetensors(file)
         for name in opened.keys():  # noqa: SIM118 (it is no mapping)
-            if name in found:
-                raise MtError(str(file), f"{name} is also in {found[name].file.name}", "keep one of the two files")
+            if name in tensors:
+                raise MtError(str(file), f"{name} is also in {tensors[name].file.name}", "keep one of the two files")
             header = opened.get_slice(name)
             dtype = DTYPES[header.get_dtype()]
-            found[name] = StoredTensor(name, tuple(header.get_shape()), dtype, file, opened)
-    return found
+            tensors[name] = StoredTensor(name, tuple(header.get_shape()), dtype, file, opened)
+    return tensors
 
 
 def stream_part(directory: Path) -> Iterator[tuple[str, Tensor]]:
@@ -84,19 +84,19 @@ def stream_part(directory: Path) -> Iterator[tuple[str, Tensor]]:
         tensor = stored[...]
         yield name, tensor
         used.setdefault(stored.file, []).append(tensor)
-        forget(*used[stored.file])
+        drop_pages(*used[stored.file])
 
 
 def check_names(directory: Path, expected: Mapping[str, tuple[int, ...]]) -> dict[str, StoredTensor]:
     """The opened part; refuses, naming everything at once, files whose tensors are not exactly the expected ones."""
-    found = open_part(directory)
-    wrong = [f"{name} missing" for name in expected if name not in found]
-    wrong += [f"{name} unexpected" for name in found if name not in expected]
+    tensors = open_part(directory)
+    wrong = [f"{name} missing" for name in expected if name not in tensors]
+    wrong += [f"{name} unexpected" for name in tensors if name not in expected]
     wrong += [
-        f"{name} has shape {list(found[name].shape)}, expected {list(shape)}"
+        f"{name} has shape {list(tensors[name].shape)}, expected {list(shape)}"
         for name, shape in expected.items()
-        if name in found and found[name].shape != tuple(shape)
+        if name in tensors and tensors[name].shape != tuple(shape)
     ]
     if wrong:
         raise MtError(str(directory), f"does not fit this model: {'; '.join(wrong)}", "use the run's own configuration")
-    return found
+    return tensors

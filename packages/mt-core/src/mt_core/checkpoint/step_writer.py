@@ -23,8 +23,8 @@ Parts = Mapping[str, Iterable[tuple[str, Tensor]]]
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
-    """What a write took."""
+class WriteResult:
+    """Bytes and seconds of one write."""
 
     rank_bytes: int
     """In this rank's files."""
@@ -43,7 +43,7 @@ def write(
     tokenizer_files: Sequence[Path] = (),
     *,
     ranks: Ranks | None = None,
-) -> Written:
+) -> WriteResult:
     """Write this rank's share of a step directory and return when all of it is committed; whole or not at all.
 
     Tensors are taken one at a time, so they must not need another rank: it may be waiting for a disk. `meta` and the
@@ -53,7 +53,7 @@ def write(
     ranks = ranks or Ranks()
     temporary = protocol.temporary_directory(path)
     start = time.perf_counter()
-    with _given_up(temporary, path, ranks), disk_errors(Path(ranks.label(path))):
+    with _discard_on_error(temporary, path, ranks), disk_errors(Path(ranks.label(path))):
         protocol.begin(path, ranks)
         names, files = _write_share(temporary, ranks, parts, tokenizer_files if ranks.rank == 0 else ())
         rank_bytes = sum(file.stat().st_size for file in files)
@@ -64,11 +64,11 @@ def write(
             total_bytes = protocol.commit(temporary, path, meta, protocol.collect(temporary, path, ranks))
         else:
             protocol.await_commit(temporary, path, ranks)
-    return Written(rank_bytes, total_bytes, written - start, time.perf_counter() - written)
+    return WriteResult(rank_bytes, total_bytes, written - start, time.perf_counter() - written)
 
 
 @contextmanager
-def _given_up(temporary: Path, path: Path, ranks: Ranks) -> Iterator[None]:
+def _discard_on_error(temporary: Path, path: Path, ranks: Ranks) -> Iterator[None]:
     protocol.refuse_committed(path)
     try:
         yield
@@ -76,7 +76,7 @@ def _given_up(temporary: Path, path: Path, ranks: Ranks) -> Iterator[None]:
         if ranks.rank == 0:
             protocol.discard(temporary, path)
         elif isinstance(err, FileNotFoundError) and protocol.was_discarded(temporary, path):
-            raise protocol.discarded(path, ranks) from err  # the directory went from under this rank's hands
+            raise protocol.discarded(path, ranks) from err  # rank 0 discarded it meanwhile
         else:
             protocol.report_failure(temporary, ranks, err)
         raise

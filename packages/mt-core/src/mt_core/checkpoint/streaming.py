@@ -1,4 +1,4 @@
-"""Safetensors files written while their tensors come: memory holds no more than a batch of small ones.
+"""Writes safetensors files from a stream of tensors: memory holds no more than a batch of small ones.
 
 A file that is larger than a batch gets its header last, in room that was kept before the data and is filled with
 spaces. Tensors of a batch are sorted by the width of their numbers; one that would lie unaligned begins another file.
@@ -27,17 +27,17 @@ ROOM = 128 << 10
 
 def write_stream(
     tensors: Iterable[tuple[str, Tensor]],
-    path_of: Callable[[int], Path],
+    get_path: Callable[[int], Path],
     *,
     limit: int,
     metadata: Callable[[Header], Mapping[str, str]] = lambda header: {},
 ) -> list[Header]:
     """Write tensors, one at a time from the iterable, into files of at most `limit` bytes, and flush them to the disk.
 
-    `path_of(1)` is the first file's path, which is written in any case; `metadata` gets a file's header and gives what
+    `get_path(1)` is the first file's path, which is written in any case; `metadata` gets a file's header and gives what
     else it shall say. A tensor larger than `limit` has a file of its own. Returns each file's header.
     """
-    files = _Files(path_of, limit, metadata)
+    files = _Files(get_path, limit, metadata)
     try:
         for name, tensor in tensors:
             files.add(name, tensor.detach().to("cpu").contiguous())
@@ -63,11 +63,11 @@ class _OpenFile:
     def takes(self, batch: Mapping[str, Tensor]) -> bool:
         """Whether a batch would lie aligned and the header has room for it."""
         aligned = all(self.size % tensor.itemsize == 0 for tensor in batch.values())
-        return aligned and _room_for(batch) <= self.room
+        return aligned and _header_room(batch) <= self.room
 
     def write(self, batch: Mapping[str, Tensor]) -> None:
         self.header |= header_of(batch, self.size)
-        self.room -= _room_for(batch)
+        self.room -= _header_room(batch)
         write_tensors(self.out, batch)
         self.size += sum(tensor.nbytes for tensor in batch.values())
 
@@ -78,7 +78,7 @@ class _OpenFile:
         self.out.close()
 
 
-def _room_for(batch: Mapping[str, Tensor]) -> int:
+def _header_room(batch: Mapping[str, Tensor]) -> int:
     """More bytes than the header takes for tensors, and for a list of their offsets in the metadata."""
     return sum(2 * len(json.dumps(name)) + 24 * tensor.dim() + 160 for name, tensor in batch.items())
 
@@ -87,26 +87,25 @@ class _Files:
     """The batch that is gathered, the file that is open, and the headers of those that are done."""
 
     def __init__(
-        self, path_of: Callable[[int], Path], limit: int, metadata: Callable[[Header], Mapping[str, str]]
+        self, get_path: Callable[[int], Path], limit: int, metadata: Callable[[Header], Mapping[str, str]]
     ) -> None:
-        self.path_of, self.limit, self.metadata = path_of, limit, metadata
+        self.get_path, self.limit, self.metadata = get_path, limit, metadata
         self.headers: list[Header] = []
         self.open: _OpenFile | None = None
         self.batch: dict[str, Tensor] = {}
-        self.holds = 0
-        """Bytes in the batch."""
+        self.batch_bytes = 0
 
     @property
     def _path(self) -> Path:
-        return self.path_of(len(self.headers) + 1)
+        return self.get_path(len(self.headers) + 1)
 
     def add(self, name: str, tensor: Tensor) -> None:
-        size = self.holds + (self.open.size if self.open else 0)
+        size = self.batch_bytes + (self.open.size if self.open else 0)
         if size and size + tensor.nbytes > self.limit:
             self.finish()
         self.batch[name] = tensor
-        self.holds += tensor.nbytes
-        if self.holds >= BATCH_BYTES:
+        self.batch_bytes += tensor.nbytes
+        if self.batch_bytes >= BATCH_BYTES:
             self._flush()
 
     def _flush(self) -> None:
@@ -114,7 +113,7 @@ class _Files:
             self._close()
         self.open = self.open or _OpenFile(self._path)
         self.open.write(self.batch)
-        self.batch, self.holds = {}, 0
+        self.batch, self.batch_bytes = {}, 0
 
     def _close(self) -> None:
         assert self.open, "there is a file"
@@ -131,4 +130,4 @@ class _Files:
         header = header_of(self.batch)
         write_safetensors(self._path, self.batch, self.metadata(header))
         self.headers.append(header)
-        self.batch, self.holds = {}, 0
+        self.batch, self.batch_bytes = {}, 0

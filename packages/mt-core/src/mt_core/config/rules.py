@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from mt_core.config.run_config import RunConfig, TransformerRun, has_attention
 from mt_core.config.sections import CheckpointConfig
+from mt_core.config.trainable import pattern_problems
 from mt_core.errors import Problem
 from mt_core.parallel import layout
 from mt_core.plugins import components, did_you_mean
@@ -34,6 +35,7 @@ def problems(config: RunConfig) -> Iterator[Problem]:
         yield from _deterministic(config)
     if config.optim.name not in (known := components("optimizer")):
         yield Problem("optim.name", f"unknown optimizer {config.optim.name!r}", did_you_mean(config.optim.name, known))
+    yield from pattern_problems(config.optim.trainable, config.model.canonical_shapes())
     if config.checkpoint.init is not None:
         yield from _init(config.checkpoint.init)
     if config.checkpoint.save_format != "native":

@@ -16,13 +16,13 @@ AGENT_STORE = "TORCHELASTIC_USE_AGENT_STORE"
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class RankInfo:
     """One process among the ranks of a run."""
 
     rank: int = 0
-    ranks: int = 1
+    world_size: int = 1
     local_rank: int = 0
-    local_ranks: int = 1
+    local_world_size: int = 1
     launched: bool = False
     """Whether a launcher started it as one of several; one rank under torchrun counts too."""
 
@@ -33,34 +33,34 @@ class Place:
 
 
 def adopt_slurm(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Where srun started several tasks and nobody set RANK, set the variables that torch reads."""
+    """Set the variables that torch reads where srun started several tasks and nobody set RANK."""
     if "RANK" not in environment and "WORLD_SIZE" not in environment:
         environment.update(step_variables(environment))
 
 
-def place(environment: Mapping[str, str] = os.environ) -> Place:
-    """This process's place; variables that are missing or contradict each other are one `MtError`."""
+def get_rank_info(environment: Mapping[str, str] = os.environ) -> RankInfo:
+    """Read this process's rank; variables that are missing or contradict each other are one `MtError`."""
     if "RANK" not in environment and "WORLD_SIZE" not in environment:
-        return Place()
+        return RankInfo()
     raise_if(_malformed(environment))
     numbers = {name: int(environment[name]) for name in _numbers(environment)}
-    found = Place(
+    info = RankInfo(
         rank=numbers["RANK"],
-        ranks=numbers["WORLD_SIZE"],
+        world_size=numbers["WORLD_SIZE"],
         local_rank=numbers.get("LOCAL_RANK", 0),
-        local_ranks=numbers.get("LOCAL_WORLD_SIZE", 1),
+        local_world_size=numbers.get("LOCAL_WORLD_SIZE", 1),
         launched=True,
     )
-    raise_if(_contradictions(found, environment))
-    return found
+    raise_if(_contradictions(info, environment))
+    return info
 
 
-def launched(environment: Mapping[str, str] = os.environ) -> bool:
+def is_launched(environment: Mapping[str, str] = os.environ) -> bool:
     """Whether a launcher started this process as a rank."""
     return "RANK" in environment and "WORLD_SIZE" in environment
 
 
-def supervised_by_mt(environment: Mapping[str, str] = os.environ) -> bool:
+def is_supervised_by_mt(environment: Mapping[str, str] = os.environ) -> bool:
     """Whether `mt train --nproc` started this rank; it will print what happened to all of them."""
     return LAUNCHER in environment
 
@@ -85,20 +85,21 @@ def _malformed(environment: Mapping[str, str]) -> Iterator[Problem]:
         yield Problem("MASTER_PORT", repr(environment["MASTER_PORT"]), "allowed: a port number")
 
 
-def _contradictions(place: Place, environment: Mapping[str, str]) -> Iterator[Problem]:
-    if place.rank >= place.ranks:
-        yield Problem("RANK", f"{place.rank}, but WORLD_SIZE is {place.ranks}", f"allowed: 0 to {place.ranks - 1}")
-    if "LOCAL_WORLD_SIZE" in environment and place.local_rank >= place.local_ranks:
-        found = f"{place.local_rank}, but LOCAL_WORLD_SIZE is {place.local_ranks}"
-        yield Problem("LOCAL_RANK", found, f"allowed: 0 to {place.local_ranks - 1}")
+def _contradictions(info: RankInfo, environment: Mapping[str, str]) -> Iterator[Problem]:
+    if info.rank >= info.world_size:
+        actual = f"{info.rank}, but WORLD_SIZE is {info.world_size}"
+        yield Problem("RANK", actual, f"allowed: 0 to {info.world_size - 1}")
+    if "LOCAL_WORLD_SIZE" in environment and info.local_rank >= info.local_world_size:
+        actual = f"{info.local_rank}, but LOCAL_WORLD_SIZE is {info.local_world_size}"
+        yield Problem("LOCAL_RANK", actual, f"allowed: 0 to {info.local_world_size - 1}")
     task, tasks = environment.get("SLURM_PROCID"), environment.get("SLURM_STEP_NUM_TASKS")
-    by_torchrun = "TORCHELASTIC_RUN_ID" in environment or supervised_by_mt(environment)
-    if task and not by_torchrun and tasks == str(place.ranks) and task != str(place.rank):
-        yield Problem("RANK", f"{place.rank}, but SLURM_PROCID is {task}", "unset RANK and WORLD_SIZE: srun's are used")
+    by_torchrun = "TORCHELASTIC_RUN_ID" in environment or is_supervised_by_mt(environment)
+    if task and not by_torchrun and tasks == str(info.world_size) and task != str(info.rank):
+        yield Problem("RANK", f"{info.rank}, but SLURM_PROCID is {task}", "unset RANK and WORLD_SIZE: srun's are used")
 
 
-def refuse_nproc(nproc: int, place: Place) -> None:
+def refuse_nproc(nproc: int, info: RankInfo) -> None:
     """A process that is a rank already cannot start ranks."""
-    if nproc > 1 and place.launched:
-        found = f"{nproc}, but this process is rank {place.rank} of {place.ranks} already"
-        raise MtError("--nproc", found, "leave it out under torchrun or srun")
+    if nproc > 1 and info.launched:
+        actual = f"{nproc}, but this process is rank {info.rank} of {info.world_size} already"
+        raise MtError("--nproc", actual, "leave it out under torchrun or srun")

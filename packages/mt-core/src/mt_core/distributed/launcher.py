@@ -1,6 +1,6 @@
 """`mt train --nproc N`: N ranks as processes of this machine, watched until all have ended. Torch-free.
 
-torchrun starts ranks as well, and does over several machines. On one, this knows every rank's status and place, passes
+torchrun starts ranks as well, and does over several machines. On one, this knows every rank's status, passes
 SIGTERM on without a limit (torchrun kills 30 s later, amid the save), and is there without loading torch.
 """
 
@@ -18,7 +18,7 @@ from types import FrameType
 
 from mt_core.distributed.environment import LAUNCHER, LISTENER
 from mt_core.distributed.exit_codes import EXIT_LOST_RANK, FINAL, shell_code
-from mt_core.distributed.report import Ended, report
+from mt_core.distributed.report import RankExit, report
 from mt_core.distributed.watchdog import DIRECTORY
 
 POLL_S = 0.05
@@ -28,7 +28,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 @dataclass(slots=True)
-class Stop:
+class ReceivedSignals:
     """Signals that the launcher received."""
 
     numbers: list[int] = field(default_factory=list)
@@ -36,12 +36,12 @@ class Stop:
 
 def launch(arguments: Sequence[str], processes: int, *, run_dir: Path, max_restarts: int = 0) -> int:
     """Run `python ARGUMENTS` as ranks until they end well, or have failed `max_restarts` times more; the exit code."""
-    with _signals() as stop:
+    with _signals() as received:
         restarts_left = max_restarts
         while True:
-            ended = run_ranks(arguments, processes, stop)
-            code = exit_code(ended, stop)
-            if code == 0 or stop.numbers:
+            ended = run_ranks(arguments, processes, received)
+            code = exit_code(ended, received)
+            if code == 0 or received.numbers:
                 return code
             print(report(run_dir / DIRECTORY, ended), file=sys.stderr, flush=True)
             if code in FINAL or not restarts_left:
@@ -50,13 +50,13 @@ def launch(arguments: Sequence[str], processes: int, *, run_dir: Path, max_resta
             print(f"mt: starting all ranks again; restarts left: {restarts_left}", file=sys.stderr, flush=True)
 
 
-def run_ranks(arguments: Sequence[str], processes: int, stop: Stop) -> list[Ended]:
+def run_ranks(arguments: Sequence[str], processes: int, received: ReceivedSignals) -> list[RankExit]:
     """Start ranks and wait for all; how they ended, in that order.
 
     Once one fails, the others are told to stop, and killed after GRACE_S.
     """
-    running = dict(enumerate(start(arguments, processes)))
-    ended: list[Ended] = []
+    running = dict(enumerate(start_ranks(arguments, processes)))
+    ended: list[RankExit] = []
     failed_at: float | None = None
     passed_on = 0
     sent: set[int] = set()
@@ -65,10 +65,10 @@ def run_ranks(arguments: Sequence[str], processes: int, stop: Stop) -> list[Ende
             for rank, process in list(running.items()):
                 if (status := process.poll()) is not None:
                     del running[rank]
-                    ended.append(Ended(rank, process.pid, status, stopped=shell_code(status) - 128 in sent))
-            if failed_at is None and any(_failed(end.status, stop) for end in ended):
+                    ended.append(RankExit(rank, process.pid, status, stopped=shell_code(status) - 128 in sent))
+            if failed_at is None and any(_failed(end.status, received) for end in ended):
                 failed_at = time.monotonic()
-            for number in stop.numbers[passed_on:]:
+            for number in received.numbers[passed_on:]:
                 passed_on += 1
                 _send(running.values(), number if passed_on == 1 else signal.SIGKILL)
             for number, seconds in ((signal.SIGTERM, NOTICE_S), (signal.SIGKILL, GRACE_S)):
@@ -81,7 +81,7 @@ def run_ranks(arguments: Sequence[str], processes: int, stop: Stop) -> list[Ende
     return ended
 
 
-def start(arguments: Sequence[str], processes: int) -> Iterator[subprocess.Popen[bytes]]:
+def start_ranks(arguments: Sequence[str], processes: int) -> Iterator[subprocess.Popen[bytes]]:
     """The ranks, with torch's variables; rank 0 inherits the socket that the others will connect to."""
     with socket.create_server(("127.0.0.1", 0), backlog=max(processes, 128)) as listener:
         for rank in range(processes):
@@ -94,25 +94,25 @@ def start(arguments: Sequence[str], processes: int) -> Iterator[subprocess.Popen
                 "MASTER_PORT": str(listener.getsockname()[1]),
                 LAUNCHER: str(os.getpid()),
             }
-            handed = (listener.fileno(),) if rank == 0 else ()
-            if handed:
-                environment[LISTENER] = str(handed[0])
-            yield subprocess.Popen([sys.executable, *arguments], env=environment, pass_fds=handed)
+            inherited = (listener.fileno(),) if rank == 0 else ()
+            if inherited:
+                environment[LISTENER] = str(inherited[0])
+            yield subprocess.Popen([sys.executable, *arguments], env=environment, pass_fds=inherited)
 
 
-def exit_code(ended: Sequence[Ended], stop: Stop) -> int:
+def exit_code(ended: Sequence[RankExit], received: ReceivedSignals) -> int:
     """0 if all ended well; else that of the cause: the rank that failed first, and not for the loss of another."""
     failed = [end for end in ended if end.status != 0]
     if not failed:
         return 0
-    if stop.numbers and not any(_failed(end.status, stop) for end in failed):
-        return 128 + stop.numbers[0]
+    if received.numbers and not any(_failed(end.status, received) for end in failed):
+        return 128 + received.numbers[0]
     cause = min(failed, key=lambda end: (end.stopped, end.status == EXIT_LOST_RANK))  # the first such that ended
     return shell_code(cause.status)
 
 
-def _failed(status: int, stop: Stop) -> bool:
-    wanted = {128 + number for number in stop.numbers} | {-number for number in stop.numbers}
+def _failed(status: int, received: ReceivedSignals) -> bool:
+    wanted = {128 + number for number in received.numbers} | {-number for number in received.numbers}
     return status != 0 and status not in wanted
 
 
@@ -122,16 +122,16 @@ def _send(processes: Iterable[subprocess.Popen[bytes]], number: int) -> None:
 
 
 @contextmanager
-def _signals() -> Iterator[Stop]:
+def _signals() -> Iterator[ReceivedSignals]:
     """Note SIGTERM, Ctrl-C and SIGHUP instead of ending from them."""
-    stop = Stop()
+    received = ReceivedSignals()
 
     def handle(number: int, _frame: FrameType | None) -> None:
-        stop.numbers.append(number)
+        received.numbers.append(number)
 
     before = {number: signal.signal(number, handle) for number in SIGNALS}
     try:
-        yield stop
+        yield received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -12,10 +12,10 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store
 
-from mt_core.distributed.environment import Place, launched, place
+from mt_core.distributed.environment import RankInfo, get_rank_info, is_launched
 from mt_core.distributed.exit_codes import EXIT_LOST_RANK, RankFailure
-from mt_core.distributed.heartbeat import Heart
-from mt_core.distributed.rendezvous import leave, meet, open_store
+from mt_core.distributed.heartbeat import Heartbeat
+from mt_core.distributed.rendezvous import exit_barrier, open_store, rendezvous
 from mt_core.distributed.watchdog import supervised
 from mt_core.errors import MtError
 
@@ -25,21 +25,21 @@ COLLECTIVE_MARGIN_S = 30.0
 
 def local_ranks() -> int:
     """Ranks of this run on this machine."""
-    return place().local_ranks
+    return get_rank_info().local_world_size
 
 
 def rank_label() -> str:
     """ " [rank 3]" in a launched process, else ""."""
-    return place().label if launched() else ""
+    return get_rank_info().label if is_launched() else ""
 
 
-def pick_device(wanted: str) -> torch.device:
+def pick_device(requested: str) -> torch.device:
     """The device of this rank; "auto" takes a GPU if there is one."""
-    if wanted == "cuda" and not torch.cuda.is_available():
+    if requested == "cuda" and not torch.cuda.is_available():
         raise MtError("runtime.device", "'cuda', but no GPU is available here", "allowed: auto, cpu")
-    if wanted == "cpu" or not torch.cuda.is_available():
+    if requested == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    return torch.device("cuda", gpu_index(place().local_rank, torch.cuda.device_count()))
+    return torch.device("cuda", gpu_index(get_rank_info().local_rank, torch.cuda.device_count()))
 
 
 def gpu_index(local_rank: int, visible: int) -> int:
@@ -47,17 +47,17 @@ def gpu_index(local_rank: int, visible: int) -> int:
     if visible == 1:
         return 0
     if local_rank >= visible:
-        found = f"rank {local_rank} of this machine has none: {visible} are visible"
-        raise MtError("GPU", found, f"start at most {visible} ranks a machine, or set runtime.device=cpu")
+        actual = f"rank {local_rank} of this machine has none: {visible} are visible"
+        raise MtError("GPU", actual, f"start at most {visible} ranks a machine, or set runtime.device=cpu")
     return local_rank
 
 
-def deterministic(wanted: bool) -> None:
+def use_deterministic_kernels(requested: bool) -> None:
     """Choose deterministic kernels and collectives; an operation that has none raises, naming itself, when it runs.
 
     To be called before CUDA and NCCL start: they read their settings once.
     """
-    if not wanted:
+    if not requested:
         return
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     os.environ.setdefault("NCCL_ALGO", "Ring")
@@ -66,48 +66,48 @@ def deterministic(wanted: bool) -> None:
 
 
 @contextmanager
-def joined(device: torch.device, run_dir: Path, stall_timeout: float) -> Iterator[Heart]:
-    """This process's heart, watched, with all ranks connected on entry and parted on exit.
+def process_group(device: torch.device, run_dir: Path, stall_timeout: float) -> Iterator[Heartbeat]:
+    """Connect all ranks on entry and disconnect them on exit; yields this process's heartbeat, which a thread watches.
 
-    One rank alone needs no group. Raises `RankFailure` naming the ranks that did not come within `stall_timeout`
+    A single rank needs no group. Raises `RankFailure` naming the ranks that did not come within `stall_timeout`
     seconds, or saying that one was lost.
     """
-    here = place()
-    with supervised(run_dir, here, stall_timeout) as heart:
-        if here.ranks == 1:
-            yield heart
+    info = get_rank_info()
+    with supervised(run_dir, info, stall_timeout) as heartbeat:
+        if info.world_size == 1:
+            yield heartbeat
             return
-        heart.beat(0, "join")
-        store = open_store(here, stall_timeout)
-        meeting = meet(store, here, stall_timeout)
-        _init_group(PrefixStore(meeting, store), here, device, stall_timeout)
-        heart.beat(0, "start")
-        with lost_ranks():
-            yield heart
+        heartbeat.update(0, "join")
+        store = open_store(info, stall_timeout)
+        attempt = rendezvous(store, info, stall_timeout)
+        _init_group(PrefixStore(attempt, store), info, device, stall_timeout)
+        heartbeat.update(0, "start")
+        with connection_errors():
+            yield heartbeat
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
-        heart.beat(heart.step, "done")
-        leave(store, meeting, here)  # no rank tears its connections down while another still uses them
+        heartbeat.update(heartbeat.step, "done")
+        exit_barrier(store, attempt, info)  # no rank tears its connections down while another still uses them
         dist.destroy_process_group()  # not after an error: it could wait for ranks that are gone
 
 
-def _init_group(store: Store, here: Place, device: torch.device, stall_timeout: float) -> None:
+def _init_group(store: Store, info: RankInfo, device: torch.device, stall_timeout: float) -> None:
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    with lost_ranks():
+    with connection_errors():
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
             store=store,
-            rank=here.rank,
-            world_size=here.ranks,
+            rank=info.rank,
+            world_size=info.world_size,
             timeout=timedelta(seconds=stall_timeout + COLLECTIVE_MARGIN_S),
             device_id=device if device.type == "cuda" else None,
         )
 
 
 @contextmanager
-def lost_ranks() -> Iterator[None]:
-    """Tell a broken connection from other errors: its cause is another rank's end, and that rank says why."""
+def connection_errors() -> Iterator[None]:
+    """Raise a broken connection as a `RankFailure`: its cause is another rank's end, which that rank reports."""
     try:
         yield
     except RuntimeError as err:

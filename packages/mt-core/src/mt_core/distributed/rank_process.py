@@ -11,12 +11,12 @@ import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
-from mt_core.distributed.environment import Place
+from mt_core.distributed.environment import RankInfo
 from mt_core.distributed.exit_codes import EXIT_DEFECT, RankFailure
 from mt_core.errors import EXIT_USER_ERROR, MtError
 
 
-def end_with(run: Callable[[], int], place: Place) -> NoReturn:
+def end_with(run: Callable[[], int], info: RankInfo) -> NoReturn:
     """Call `run` and end this process with the code that it returns, or that belongs to what it raised."""
     code = EXIT_DEFECT
     try:
@@ -24,17 +24,17 @@ def end_with(run: Callable[[], int], place: Place) -> NoReturn:
     except MtError as err:
         code = EXIT_USER_ERROR
         for problem in err.problems:
-            print(f"mt{place.label}: {problem}", file=sys.stderr)
+            print(f"mt{info.label}: {problem}", file=sys.stderr)
     except RankFailure as err:
         code = err.code
-        print(f"mt{place.label}: {err}", file=sys.stderr)
+        print(f"mt{info.label}: {err}", file=sys.stderr)
     except KeyboardInterrupt:
         code = 130
     except SystemExit as err:
         code = err.code if isinstance(err.code, int) else EXIT_DEFECT
     except BaseException:
         text = traceback.format_exc()
-        print("".join(f"mt{place.label}: {line}" for line in text.splitlines(keepends=True)), file=sys.stderr)
+        print("".join(f"mt{info.label}: {line}" for line in text.splitlines(keepends=True)), file=sys.stderr)
     finally:
         for stream in (sys.stdout, sys.stderr):
             flush(stream)

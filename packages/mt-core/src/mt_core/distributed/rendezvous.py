@@ -14,7 +14,7 @@ from datetime import timedelta
 import torch.distributed as dist
 from torch._C._distributed_c10d import Store, TCPStore
 
-from mt_core.distributed.environment import AGENT_STORE, LISTENER, Place
+from mt_core.distributed.environment import AGENT_STORE, LISTENER, RankInfo
 from mt_core.distributed.exit_codes import EXIT_MISSING_RANKS, RankFailure
 from mt_core.errors import MtError
 
@@ -24,10 +24,10 @@ LEAVE_S = 60.0
 NAME = "meeting"
 
 
-def open_store(here: Place, timeout_s: float) -> Store:
+def open_store(info: RankInfo, timeout_s: float) -> Store:
     """The store at MASTER_ADDR:MASTER_PORT: torchrun's, or one that rank 0 serves."""
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    serves = here.rank == 0 and os.environ.get(AGENT_STORE) != "True"
+    serves = info.rank == 0 and os.environ.get(AGENT_STORE) != "True"
     listener = int(os.environ[LISTENER]) if serves and LISTENER in os.environ else None
     try:
         return TCPStore(
@@ -45,12 +45,13 @@ def open_store(here: Place, timeout_s: float) -> Store:
         raise RankFailure(message, EXIT_MISSING_RANKS) from err
 
 
-def meet(store: Store, here: Place, timeout_s: float) -> str:
-    """Wait until all ranks are here; the name of this meeting. `RankFailure` names those that are missing."""
-    mine = uuid.uuid4().hex
+def rendezvous(store: Store, info: RankInfo, timeout_s: float) -> str:
+    """Wait until all ranks are here; the name of this attempt. `RankFailure` names those that are missing."""
+    own_mark = uuid.uuid4().hex
     deadline = time.monotonic() + timeout_s
     try:
-        return _host(store, here, mine, deadline) if here.rank == 0 else _attend(store, here, mine, deadline)
+        meet = _coordinate if info.rank == 0 else _join
+        return meet(store, info, own_mark, deadline)
     except TimeoutError as err:
         message = f"{err} within {timeout_s:g} s (runtime.stall_timeout): ending"
         raise RankFailure(message, EXIT_MISSING_RANKS) from None
@@ -59,49 +60,50 @@ def meet(store: Store, here: Place, timeout_s: float) -> str:
         raise RankFailure(message, EXIT_MISSING_RANKS) from err
 
 
-def _host(store: Store, here: Place, mine: str, deadline: float) -> str:
-    store.set(NAME, mine)
-    waiting, seen = set(range(1, here.ranks)), [mine]
+def _coordinate(store: Store, info: RankInfo, own_mark: str, deadline: float) -> str:
+    store.set(NAME, own_mark)
+    waiting, seen = set(range(1, info.world_size)), [own_mark]
     pause = FIRST_POLL_S
     while waiting:
-        for rank in [rank for rank in sorted(waiting) if store.check([f"{mine}/joined/{rank}"])]:
-            seen.append(store.get(f"{mine}/joined/{rank}").decode())
+        for rank in [rank for rank in sorted(waiting) if store.check([f"{own_mark}/joined/{rank}"])]:
+            seen.append(store.get(f"{own_mark}/joined/{rank}").decode())
             waiting.remove(rank)
         if waiting and time.monotonic() > deadline:
-            missing = f"{_ranks(waiting)} of {here.ranks} did not come"
-            store.set(f"{mine}/missing", missing)
+            missing = f"{_ranks(waiting)} of {info.world_size} did not come"
+            store.set(f"{own_mark}/missing", missing)
             time.sleep(2 * LAST_POLL_S)  # the others read it before the store ends with this rank
             raise TimeoutError(missing)
-        time.sleep(pause := min(2 * pause, LAST_POLL_S)) if waiting else None
-    store.set(f"{mine}/complete", ",".join(seen))
-    return mine
+        if waiting:
+            time.sleep(pause := min(2 * pause, LAST_POLL_S))
+    store.set(f"{own_mark}/complete", ",".join(seen))
+    return own_mark
 
 
-def _attend(store: Store, here: Place, mine: str, deadline: float) -> str:
+def _join(store: Store, info: RankInfo, own_mark: str, deadline: float) -> str:
     pause, name = FIRST_POLL_S, ""
     while time.monotonic() < deadline + 4 * LAST_POLL_S:
         if store.check([NAME]):
             name = store.get(NAME).decode()
-            store.set(f"{name}/joined/{here.rank}", mine)
-            if store.check([f"{name}/complete"]) and mine in store.get(f"{name}/complete").decode():
+            store.set(f"{name}/joined/{info.rank}", own_mark)
+            if store.check([f"{name}/complete"]) and own_mark in store.get(f"{name}/complete").decode():
                 return name
             if store.check([f"{name}/missing"]):
                 raise TimeoutError(store.get(f"{name}/missing").decode())
         time.sleep(pause := min(2 * pause, LAST_POLL_S))
-    raise TimeoutError(f"rank 0 of {here.ranks} did not come")
+    raise TimeoutError(f"rank 0 of {info.world_size} did not come")
 
 
-def leave(store: Store, meeting: str, here: Place) -> None:
+def exit_barrier(store: Store, attempt: str, info: RankInfo) -> None:
     """Wait until all ranks are done, LEAVE_S at most; rank 0, which may serve the store, leaves last."""
     try:
-        _mark_and_wait(store, f"{meeting}/done", here, range(here.ranks))
-        _mark_and_wait(store, f"{meeting}/left", here, range(1, here.ranks) if here.rank == 0 else ())
+        _mark_and_wait(store, f"{attempt}/done", info, range(info.world_size))
+        _mark_and_wait(store, f"{attempt}/left", info, range(1, info.world_size) if info.rank == 0 else ())
     except dist.DistError:
         return  # the work is done and saved: a rank that ended without a word takes nothing away
 
 
-def _mark_and_wait(store: Store, key: str, here: Place, ranks: Iterable[int]) -> None:
-    store.set(f"{key}/{here.rank}", "")
+def _mark_and_wait(store: Store, key: str, info: RankInfo, ranks: Iterable[int]) -> None:
+    store.set(f"{key}/{info.rank}", "")
     if keys := [f"{key}/{rank}" for rank in ranks]:
         store.wait(keys, timedelta(seconds=LEAVE_S))
 

@@ -22,7 +22,7 @@ COLUMNS = ("rank", "step", "phase", "since", "host", "pid", "end")
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
+class RankExit:
     """How a rank's process ended; `status` is negative for a signal."""
 
     rank: int
@@ -32,7 +32,7 @@ class Ended:
     """Whether it ended as the launcher told it to, because another rank had failed."""
 
 
-def report(directory: Path, ended: Sequence[Ended]) -> str:
+def report(directory: Path, ended: Sequence[RankExit]) -> str:
     """A table of all ranks by their heartbeats under `directory`, and the stacks that they left."""
     now = time.time()
     ended = sorted(ended, key=lambda end: end.rank)
@@ -42,15 +42,16 @@ def report(directory: Path, ended: Sequence[Ended]) -> str:
     return "\n".join(["mt: the run failed; where each rank was:", *lines, *_stacks(directory, ended)])
 
 
-def _row(directory: Path, end: Ended, now: float) -> tuple[str, ...]:
-    found = read_heartbeat(directory, end.rank, end.pid)
-    if found is None:
+def _row(directory: Path, end: RankExit, now: float) -> tuple[str, ...]:
+    heartbeat = read_heartbeat(directory, end.rank, end.pid)
+    if heartbeat is None:
         return (str(end.rank), "-", "-", "-", "-", str(end.pid), describe(end))
-    since = f"{max(0.0, now - found['time']):.1f} s"
-    return (str(end.rank), str(found["step"]), found["phase"], since, found["host"], str(end.pid), describe(end))
+    since = f"{max(0.0, now - heartbeat['time']):.1f} s"
+    step, phase, host = (str(heartbeat[key]) for key in ("step", "phase", "host"))
+    return (str(end.rank), step, phase, since, host, str(end.pid), describe(end))
 
 
-def describe(end: Ended) -> str:
+def describe(end: RankExit) -> str:
     """The end of a rank in words."""
     if end.stopped:
         return f"stopped by the launcher ({signal.Signals(shell_code(end.status) - 128).name})"
@@ -60,7 +61,7 @@ def describe(end: Ended) -> str:
     return f"exit {end.status}" + (f": {meaning}" if meaning else "")
 
 
-def _stacks(directory: Path, ended: Sequence[Ended]) -> Iterator[str]:
+def _stacks(directory: Path, ended: Sequence[RankExit]) -> Iterator[str]:
     for end in ended:
         file = stacks_file(directory, end.rank)
         if read_heartbeat(directory, end.rank, end.pid) and file.exists() and (text := file.read_text().strip()):

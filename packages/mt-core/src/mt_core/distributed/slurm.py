@@ -1,4 +1,4 @@
-"""What srun tells a task, as the variables that torch reads. Node lists are parsed here: no scontrol is called."""
+"""Translates what srun sets for a task to the variables that torch reads. Parses node lists without scontrol."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -24,7 +24,7 @@ def step_variables(environment: Mapping[str, str]) -> dict[str, str]:
     if task >= tasks:
         raise MtError("SLURM_PROCID", f"{task}, but the step has {tasks} tasks", f"allowed: 0 to {tasks - 1}")
     nodes = list(node_names(environment["SLURM_STEP_NODELIST"]))
-    found = {
+    variables = {
         "RANK": str(task),
         "WORLD_SIZE": str(tasks),
         "LOCAL_RANK": str(_number(environment, "SLURM_LOCALID")),
@@ -32,14 +32,14 @@ def step_variables(environment: Mapping[str, str]) -> dict[str, str]:
         "MASTER_ADDR": nodes[0],
         "MASTER_PORT": str(_port(environment)),
     }
-    return {name: environment.get(name) or value for name, value in found.items()}
+    return {name: environment.get(name) or value for name, value in variables.items()}
 
 
 def _number(environment: Mapping[str, str], name: str, default: str | None = None) -> int:
     text = environment.get(name, default)
     if text is None or not text.isdecimal():
-        found = "not set, but SLURM_PROCID is" if text is None else repr(text)
-        raise MtError(name, found, "start ranks with srun, or set RANK, WORLD_SIZE, LOCAL_RANK and MASTER_*")
+        actual = "not set, but SLURM_PROCID is" if text is None else repr(text)
+        raise MtError(name, actual, "start ranks with srun, or set RANK, WORLD_SIZE, LOCAL_RANK and MASTER_*")
     return int(text)
 
 
@@ -55,7 +55,7 @@ def _tasks_here(environment: Mapping[str, str], tasks: int, nodes: int) -> int:
 
 
 def _port(environment: Mapping[str, str]) -> int:
-    """The same for all tasks of a step, another for the next step."""
+    """A port that is equal for all tasks of a step and differs for the next step."""
     job, step = (_number(environment, name, "0") for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
     return PORTS[(job * 7 + step) % len(PORTS)]
 
@@ -63,10 +63,10 @@ def _port(environment: Mapping[str, str]) -> int:
 def tasks_per_node(text: str) -> Iterator[int]:
     """Numbers of "4(x2),3": 4, 4, 3."""
     for part in text.split(","):
-        found = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
-        if not found:
+        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
+        if not match:
             raise MtError("SLURM_STEP_TASKS_PER_NODE", repr(text), 'allowed: counts, as in "4(x2),3"')
-        yield from [int(found[1])] * int(found[2] or 1)
+        yield from [int(match[1])] * int(match[2] or 1)
 
 
 def node_names(text: str) -> Iterator[str]:
@@ -85,8 +85,8 @@ def _range(piece: str, text: str) -> Iterator[str]:
         yield piece
         return
     for item in piece[1:-1].split(","):
-        found = re.fullmatch(r"(\d+)(?:-(\d+))?", item)
-        if not found:
+        match = re.fullmatch(r"(\d+)(?:-(\d+))?", item)
+        if not match:
             raise MtError("SLURM_STEP_NODELIST", repr(text), f"{item!r} is no number and no range like 01-04")
-        first, last = found[1], found[2] or found[1]
+        first, last = match[1], match[2] or match[1]
         yield from (str(number).zfill(len(first)) for number in range(int(first), int(last) + 1))

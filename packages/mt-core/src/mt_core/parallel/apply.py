@@ -1,12 +1,14 @@
 """From a configuration to this rank's part of a model: the one path that applies every kind of parallelism."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from mt_core.config.trainable import fused_problems, is_trainable, pattern_problems
 from mt_core.distributed.mesh import Mesh
+from mt_core.errors import raise_if
 from mt_core.parallel.context.comm_types import context_core
 from mt_core.parallel.data.protocol import DataParallel, data_parallel
 from mt_core.parallel.expert.dispatcher import ExpertDispatch
@@ -20,6 +22,7 @@ def parallelize(config: Any, mesh: Mesh, device: torch.device) -> tuple[Any, Dat
     with torch.device("meta"):
         model = config.model.build(mesh.tensor.size)
     plan = model.plan(mesh.tensor.size)
+    freeze(model, config.optim.trainable)
     placements = apply_plan(model, plan, mesh.tensor, sequence=config.parallel.sequence, expert=mesh.expert)
     for attention in modules_with_core(model):
         core = context_core(config.parallel.cp_comm_type, attention.core, axis=mesh.context)
@@ -31,6 +34,15 @@ def parallelize(config: Any, mesh: Mesh, device: torch.device) -> tuple[Any, Dat
     if config.runtime.compile:
         engine.compile()
     return model, engine
+
+
+def freeze(model: Any, patterns: Sequence[str]) -> None:
+    """Turn gradients off for the parameters that `optim.trainable` leaves out; `MtError` if one would be split."""
+    canonical = {name: [*model.canonical_boxes(name)] for name, _ in model.named_parameters()}
+    names = [name for parts in canonical.values() for name in parts]
+    raise_if([*pattern_problems(patterns, names), *fused_problems(patterns, canonical.values())])
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(is_trainable(canonical[name][0], patterns))
 
 
 def compile_parts(model: Any, mesh: Mesh, *, sequence: bool) -> None:

@@ -12,10 +12,10 @@ from itertools import islice
 
 import torch
 
-from mt_core.checkpoint.async_save import AsyncWriter, Saved
+from mt_core.checkpoint.async_save import AsyncWriter, SavedCheckpoint
 from mt_core.config.run_config import RunConfig
 from mt_core.contracts import MetricSink
-from mt_core.distributed.heartbeat import Heart
+from mt_core.distributed.heartbeat import Heartbeat
 from mt_core.distributed.mesh import Mesh
 from mt_core.errors import MtError
 from mt_core.training.inputs import Batch, valid_tokens
@@ -43,7 +43,7 @@ class Run:
     writer: AsyncWriter
     global_batch: Callable[[int], int]
     """Samples of the step that begins after so many samples."""
-    heart: Heart = field(default_factory=Heart)
+    heartbeat: Heartbeat = field(default_factory=Heartbeat)
 
     def micro_batches(self, global_batch: int) -> int:
         """Micro-batches of this rank in a step of so many samples."""
@@ -58,7 +58,7 @@ def train(run: Run, stop: GracefulStop) -> bool:
     nonfinite = NonFiniteMonitor(list(run.state.engine.masters), run.mesh)
     saved, stopped = position.step, False
     while position.step < settings.steps:
-        run.heart.beat(position.step + 1, "data")
+        run.heartbeat.update(position.step + 1, "data")
         global_batch = run.global_batch(position.samples)
         batches = list(islice(run.train_batches, run.micro_batches(global_batch)))
         assert len(batches) == run.micro_batches(global_batch), "the dataset is sized for the whole run"
@@ -78,7 +78,7 @@ def train(run: Run, stop: GracefulStop) -> bool:
     _check_finite(run, nonfinite)
     if saved != position.step and (stopped or run.config.checkpoint.at_end):
         save(run)
-    run.heart.beat(position.step, "save")
+    run.heartbeat.update(position.step, "save")
     _report(run, run.writer.wait())
     return not stopped
 
@@ -97,11 +97,11 @@ def _step(
     seed_step(config.runtime.seed, position.step, run.mesh.tokens.rank)
     lr = learning_rate(config.lr_schedule, config.optim.lr, position.step, steps=config.train.steps)
     scale = state.loss_scale.value
-    beat = partial(run.heart.beat, position.step + 1, "forward and backward")
+    beat = partial(run.heartbeat.update, position.step + 1, "forward and backward")
     loss, metrics = backward(state.model, state.engine, batches, tokens, run.device, scale=scale, beat=beat)
-    run.heart.beat(position.step + 1, "reduce")
+    run.heartbeat.update(position.step + 1, "reduce")
     reduce(state.engine)
-    run.heart.beat(position.step + 1, "optimizer")
+    run.heartbeat.update(position.step + 1, "optimizer")
     updated = update(state.engine, state.optimizer, lr=lr, clip_norm=config.optim.clip_norm, scale=scale)
     position.step += 1
     position.samples += run.global_batch(position.samples)
@@ -130,7 +130,7 @@ def _check_finite(run: Run, nonfinite: NonFiniteMonitor) -> None:
 
 def _evaluate(run: Run) -> None:
     assert run.valid_batches is not None
-    beat = partial(run.heart.beat, run.state.position.step, "evaluate")
+    beat = partial(run.heartbeat.update, run.state.position.step, "evaluate")
     beat()
     count = run.config.train.eval_batches * run.micro_batches(run.config.batch.global_batch)
     batches = list(islice(run.valid_batches(), count))
@@ -147,15 +147,15 @@ def _emit(run: Run, values: dict[str, float | int]) -> None:
 def save(run: Run) -> None:
     """Save the present step; with `checkpoint.async_save` the files are written while training goes on."""
     state = run.state
-    run.heart.beat(state.position.step, "save")
+    run.heartbeat.update(state.position.step, "save")
     meta = state.meta() | {"config": run.config.model_dump(mode="json")}
     _report(run, run.writer.save(state.position.step, state.parts(), meta))
     if not run.config.checkpoint.async_save:
         _report(run, run.writer.wait())
-    run.heart.beat(state.position.step, "saved")
+    run.heartbeat.update(state.position.step, "saved")
 
 
-def _report(run: Run, saved: Saved | None) -> None:
+def _report(run: Run, saved: SavedCheckpoint | None) -> None:
     if saved is not None:
         seconds = {"save_pause_s": saved.pause_s, "save_write_s": saved.write_s, "save_wait_s": saved.waited_s}
         _emit(run, {"saved_step": saved.step, "save_bytes": saved.total_bytes or saved.rank_bytes, **seconds})

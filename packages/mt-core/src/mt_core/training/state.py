@@ -13,11 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from mt_core.checkpoint.gather import choose_owners, gather_whole
-from mt_core.checkpoint.native import read_meta, reading
+from mt_core.checkpoint.native import locked_for_reading, read_meta
 from mt_core.checkpoint.shard_files import StoredTensor, check_names, open_part
+from mt_core.config.trainable import WHERE
+from mt_core.errors import Problem, raise_if
 from mt_core.parallel.data.protocol import DataParallel
 from mt_core.training.loss_scale import LossScale
 
@@ -45,29 +48,34 @@ class TrainState:
 
     def initialize(self, seed: int) -> None:
         """Draw the weights, several tensors at a time: the same under every layout."""
-        threads, names = torch.get_num_threads(), list(self.engine.masters)
+        local = self._local()
+        threads, names = torch.get_num_threads(), list(local)
         with ThreadPoolExecutor(threads) as pool, torch.no_grad():
             for first in range(0, len(names), threads):
                 few = names[first : first + threads]
                 parts = pool.map(lambda name: self._part(name, partial(self.model.initial, seed)), few)
                 for name, part in zip(few, parts, strict=True):
-                    self.engine.masters[name].copy_(part)
+                    local[name].copy_(part)
         self.engine.publish()
 
     @torch.no_grad()
     def fill(self, get: Callable[[str], Any]) -> None:
         """Set the weights from whole canonical tensors, or stored ones, of which each rank takes its parts."""
         self.engine.wait()  # masters may be read by a gathering that is under way
-        for name, master in self.engine.masters.items():
-            master.copy_(self._part(name, get))
+        for name, tensor in self._local().items():
+            tensor.copy_(self._part(name, get))
         self.engine.publish()
+
+    def _local(self) -> dict[str, Tensor]:
+        """This rank's part of every parameter, in the model's order: masters, and what is frozen."""
+        local: Mapping[str, Tensor] = {**self.engine.masters, **self.engine.frozen}
+        return {name: local[name] for name in self.engine.shapes if name in local}
 
     def _part(self, name: str, get: Callable[[str], Any]) -> Tensor:
         axis = self.engine.placements[name].axis
         local = self.model.from_canonical(name, get, axis.rank, axis.size)
         assert local.shape == self.engine.shapes[name], f"{name}: {local.shape} is not {self.engine.shapes[name]}"
-        shard, _ = self.engine.mesh.sharing(axis)
-        return self.engine.view(name, local, shard.rank)
+        return self.engine.view(name, local, self.engine.shard_axis(name).rank)
 
     def parts(self) -> dict[str, Iterator[tuple[str, Tensor]]]:
         """The tensors of a checkpoint that this rank writes. All ranks must iterate over all parts, in this order."""
@@ -76,44 +84,65 @@ class TrainState:
 
     def owned_bytes(self) -> int:
         """About how much this rank writes: its share of the weights, of masters if they differ, and of two moments."""
-        wide = torch.promote_types(self.engine.dtype, torch.float32).itemsize
-        masters = wide if wide != self.engine.dtype.itemsize else 0
-        mine = [name for name, owner in self._owners().items() if owner == self.engine.mesh.world.rank]
-        elements = sum(self.engine.shapes[name].numel() * self.engine.placements[name].axis.size for name in mine)
-        return elements * (self.engine.dtype.itemsize + masters + 2 * wide)
+        weight, wide = self.engine.dtype.itemsize, self._wide.itemsize
+        state = (wide if wide != weight else 0) + 2 * wide
+        frozen, rank = self._frozen_names(), self.engine.mesh.world.rank
+        mine = [name for name, owner in self._owners().items() if owner == rank]
+        elements = {name: self.engine.shapes[name].numel() * self.engine.placements[name].axis.size for name in mine}
+        return sum(n * (weight if name in frozen else weight + state) for name, n in elements.items())
 
     def meta(self) -> dict[str, Any]:
         """The rest of a checkpoint, as plain values."""
         return {**asdict(self.position), "loss_scale": asdict(self.loss_scale)}
 
     def _model_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        local = self._local()
         for name, owner in self._owners().items():
-            master = self.engine.masters.get(name)
-            part = None if master is None else master.detach().to(self.engine.dtype)
-            yield from self._whole(name, part, owner)
+            part = local[name].detach().to(self.engine.dtype) if name in local else None
+            yield from self._whole(name, part, owner, self.engine.dtype)
 
     def _optimizer_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        counts, keys = self._state_keys()
-        wide = torch.promote_types(self.engine.dtype, torch.float32)
+        counts, dtypes = self._optimizer_keys()
+        frozen = self._frozen_names()
         for name, owner in self._owners().items():
+            if name in frozen:
+                continue
             master = self.engine.masters.get(name)
             values: Mapping[str, Any] = {} if master is None else self.optimizer.state[master]
-            if self.engine.dtype != wide:
-                whole = self._whole(name, None if master is None else master.detach(), owner)
+            if self.engine.dtype != self._wide:
+                whole = self._whole(name, None if master is None else master.detach(), owner, self._wide)
                 yield from ((f"{MASTER}.{canonical}", tensor) for canonical, tensor in whole)
-            for key in keys:
-                yield from ((f"{key}.{canonical}", t) for canonical, t in self._whole(name, values.get(key), owner))
+            for key, dtype in dtypes.items():
+                whole = self._whole(name, values.get(key), owner, dtype)
+                yield from ((f"{key}.{canonical}", tensor) for canonical, tensor in whole)
             if owner == self.engine.mesh.world.rank:
                 yield from ((f"{key}.{self._canonical_names(name)[0]}", value) for key, value in counts.items())
 
-    def _state_keys(self) -> tuple[dict[str, Tensor], list[str]]:
-        """Counts, which are the same for all parameters, and the names of what is shaped like a parameter."""
-        state = next((self.optimizer.state[m] for m in self.engine.masters.values() if self.optimizer.state[m]), {})
-        counts = {key: value for key, value in state.items() if value.dim() == 0}
-        return counts, sorted(state.keys() - counts.keys())
+    def _optimizer_keys(self) -> tuple[dict[str, Tensor], dict[str, torch.dtype]]:
+        """The optimizer's counts, which are equal for all parameters, and the dtypes of what is shaped like one.
 
-    def _whole(self, name: str, part: Tensor | None, owner: int) -> Iterator[tuple[str, Tensor]]:
-        return gather_whole(self.model, self.engine, name, part, owner)
+        A rank without a part of any master learns them from the others.
+        """
+        state = next((self.optimizer.state[m] for m in self.engine.masters.values() if self.optimizer.state[m]), {})
+        counts = {key: value.cpu() for key, value in state.items() if value.dim() == 0}
+        local = counts, {key: state[key].dtype for key in sorted(state.keys() - counts.keys())}
+        if self.engine.mesh.world.size == 1:
+            return local
+        everyone = [local] * self.engine.mesh.world.size
+        dist.all_gather_object(everyone, local)
+        return next((keys for keys in everyone if keys[1]), local)
+
+    def _whole(self, name: str, part: Tensor | None, owner: int, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+        return gather_whole(self.model, self.engine, name, part, owner, dtype=dtype)
+
+    @property
+    def _wide(self) -> torch.dtype:
+        """The dtype of masters."""
+        return torch.promote_types(self.engine.dtype, torch.float32)
+
+    def _frozen_names(self) -> set[str]:
+        """Parameters that are not trained, of which this rank may have no part."""
+        return {name for name, parameter in self.model.named_parameters() if not parameter.requires_grad}
 
     def _owners(self) -> dict[str, int]:
         """Parameter → the rank that writes it, in the model's order."""
@@ -126,8 +155,9 @@ class TrainState:
 
     def load(self, step: Path) -> None:
         """Fill weights, optimizer and position from a native checkpoint of the same model, whatever its layout was."""
-        with reading(step):
+        with locked_for_reading(step):
             meta = read_meta(step)
+            raise_if(self._optimizer_problems(step / "optim"))
             self.load_weights(step)
             self._load_optimizer(step / "optim")
         for key in asdict(self.position):
@@ -138,6 +168,20 @@ class TrainState:
     def load_weights(self, step: Path) -> None:
         """Fill the weights from the `model` part, which must hold exactly this model's tensors."""
         self.fill(check_names(step / "model", self.model.config.canonical_shapes()).__getitem__)
+
+    def _optimizer_problems(self, directory: Path) -> Iterator[Problem]:
+        """Report parameters that have optimizer state in a checkpoint and are not trained now, or the reverse."""
+        entries = {name.partition(".")[2] for name, stored in open_part(directory).items() if stored.shape}
+        trained = {part for name in self.engine.shapes for part in self._canonical_names(name)}
+        trained -= {part for name in self._frozen_names() for part in self._canonical_names(name)}
+        allowed = f"keep the patterns of that run, or start a new one with checkpoint.init = native:{directory.parent}"
+        for names, actual in (
+            (trained - entries, "without optimizer state in the checkpoint"),
+            (entries - trained, "with optimizer state in the checkpoint would be frozen"),
+        ):
+            if names and entries:
+                more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+                yield Problem(WHERE, f"{min(names)}{more} {actual}", allowed)
 
     @torch.no_grad()
     def _load_optimizer(self, directory: Path) -> None:

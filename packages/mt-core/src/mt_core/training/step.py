@@ -140,7 +140,8 @@ def _step(optimizer: Any, factor: Tensor, bad: Tensor) -> None:
     else:
         for group in optimizer.param_groups:
             gradients = [p.grad for p in group["params"] if p.grad is not None]
-            torch._foreach_mul_(gradients, factor)  # pyright: ignore[reportPrivateImportUsage]
+            if gradients:  # a rank may have no part of any master
+                torch._foreach_mul_(gradients, factor)  # pyright: ignore[reportPrivateImportUsage]
     if fused:
         optimizer.found_inf = bad.float()
     if fused or not bad:

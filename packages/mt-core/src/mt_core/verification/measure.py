@@ -100,12 +100,20 @@ def random_batches(config: RunConfig, mesh: Mesh, step: int, *, documents: bool)
 
 @torch.no_grad()
 def gather_state(state: TrainState, what: str) -> Named:
-    """Gather all masters, or their gradients, whole, on the first rank."""
+    """Gather all weights (trained ones from their masters) or all gradients, whole, on the first rank."""
     tensors: Named = {}
-    for name in state.engine.shapes:
-        master = state.engine.masters.get(name)
-        part = master if master is None or what == "master" else master.grad
-        tensors |= {n: t.detach().clone() for n, t in gather_whole(state.model, state.engine, name, part, 0)}
+    engine, wide = state.engine, torch.promote_types(state.engine.dtype, torch.float32)
+    for name, parameter in state.model.named_parameters():
+        if not parameter.requires_grad and what == "gradient":
+            assert parameter.grad is None, f"{name} is frozen"
+            continue
+        part, dtype = engine.masters.get(name), wide
+        if not parameter.requires_grad:
+            part, dtype = engine.frozen.get(name), engine.dtype
+        elif part is not None and what == "gradient":
+            part = part.grad
+        whole = gather_whole(state.model, engine, name, part, 0, dtype=dtype)
+        tensors |= {canonical: tensor.detach().clone() for canonical, tensor in whole}
     return tensors
 
 

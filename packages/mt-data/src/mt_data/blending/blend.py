@@ -32,15 +32,15 @@ def sized_blend(weights: Sequence[float], size: int) -> tuple[np.ndarray, np.nda
     Each turn goes to the dataset that lags furthest behind its weight, the first of equals. Returns the dataset
     (int16) and its own sample number (int64) of every position.
     """
-    return interleave(_normalised(weights), size)
+    return interleave(_normalise(weights), size)
 
 
 def exhaustive_blend(sizes: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     """`sized_blend` with the sizes as weights, where each dataset leaves when all its samples are out."""
-    return interleave(_normalised(sizes), sum(sizes), limits=np.asarray(sizes, np.float64))
+    return interleave(_normalise(sizes), sum(sizes), limits=np.asarray(sizes, np.float64))
 
 
-def _normalised(weights: Sequence[float]) -> np.ndarray:
+def _normalise(weights: Sequence[float]) -> np.ndarray:
     if len(weights) > LARGEST_BLEND:
         raise MtError("data.paths", f"blends {len(weights)} datasets", f"at most {LARGEST_BLEND}")
     if (smallest := min(weights)) <= 0:

@@ -2,7 +2,7 @@
 
 Source: docs/specs/data.md §4.2, §4.12.
 
-A kind of dataset says how a corpus is opened, counted and cut into samples (`Parts`); the rest is the same for all.
+A `DatasetReader` opens a corpus, counts it and builds a dataset of a part of it; the rest is common to all kinds.
 """
 
 import math
@@ -15,7 +15,7 @@ import numpy as np
 from mt_core.contracts import Dataset
 from mt_core.errors import MtError, raise_if
 from mt_data.blending.blend import BlendedDataset, exhaustive_blend, sized_blend
-from mt_data.config.paths import WeightedPaths, sources
+from mt_data.config.paths import WeightedPaths, resolve_split_paths
 from mt_data.config.rules import data_problems
 from mt_data.config.split import SPLITS, split_ranges
 from mt_data.indexed.cache import IndexCache, content_key
@@ -26,8 +26,11 @@ if TYPE_CHECKING:
 SURPLUS = 1 + 0.5 / 100
 """A weighted dataset is built this much larger than its share, as the blend may lean on it by a few samples."""
 
-Wanted = int | None
+NumSamples = int | None
 """Samples: 0 for no dataset, None for one epoch of what there is."""
+
+SplitSizes = tuple[NumSamples, NumSamples, NumSamples]
+"""Numbers of training, validation and test samples."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,57 +43,57 @@ class Splits:
 
 
 @dataclass(frozen=True, slots=True)
-class Portion:
+class SplitPart:
     """What one dataset is made of."""
 
     split: int
     """0 for training, 1 for validation, 2 for test."""
     elements: range
     """Numbers of the corpus's elements that belong to the split."""
-    samples: Wanted
+    samples: NumSamples
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
+class DatasetReader:
     """How a kind of dataset reads one corpus."""
 
     open: Callable[[str], Any]
     """The corpus at a prefix."""
     count: Callable[[Any], int]
     """Its elements, which the split divides."""
-    build: Callable[[Any, Portion], Dataset]
+    build: Callable[[Any, SplitPart], Dataset]
     """The dataset of a portion of it."""
     elements: str
     """What the elements are called."""
 
 
-def mix(config: "Corpora", parts: Parts, *, samples: tuple[Wanted, Wanted, Wanted], cache: IndexCache) -> Splits:
+def blend_splits(config: "Corpora", parts: DatasetReader, *, samples: SplitSizes, cache: IndexCache) -> Splits:
     """The three datasets of a section; a split that is wanted and empty is an `MtError`."""
     raise_if(data_problems(config))
-    found = sources(config)
+    found = resolve_split_paths(config)
     if not any(found.splits):
         raise MtError("data.paths", "names no data", "prefixes of .bin/.idx pairs; mt data preprocess writes them")
     corpora: dict[str, Any] = {}
     datasets: list[Dataset | None] = []
     for split, wanted in enumerate(samples):
-        mixture = _Mixture(config, parts, cache, corpora, split, found.splits[split], shared=found.shared)
+        mixture = _SplitBlend(config, parts, cache, corpora, split, found.splits[split], shared=found.shared)
         datasets.append(mixture.dataset(wanted))
     return Splits(*datasets)
 
 
 @dataclass(frozen=True)
-class _Mixture:
+class _SplitBlend:
     """One split of the corpora; those that are open are shared between the splits."""
 
     config: "Corpora"
-    parts: Parts
+    parts: DatasetReader
     cache: IndexCache
     corpora: dict[str, Any]
     split: int
     paths: WeightedPaths | None
     shared: bool
 
-    def dataset(self, wanted: Wanted) -> Dataset | None:
+    def dataset(self, wanted: NumSamples) -> Dataset | None:
         """The dataset of the split, or None if nobody wants it."""
         name = SPLITS[self.split]
         if wanted == 0 or (wanted is None and self.paths is None):
@@ -127,12 +130,12 @@ class _Mixture:
             f"a larger share for {name}, more documents, or no {name} samples",
         )
 
-    def _part(self, number: int, wanted: Wanted) -> Dataset:
+    def _part(self, number: int, wanted: NumSamples) -> Dataset:
         assert self.paths is not None
         prefix = self.paths.prefixes[number]
-        return self.parts.build(self._corpus(prefix), Portion(self.split, self._elements(prefix), wanted))
+        return self.parts.build(self._corpus(prefix), SplitPart(self.split, self._elements(prefix), wanted))
 
-    def _weighted(self, paths: WeightedPaths, wanted: Wanted) -> Dataset:
+    def _weighted(self, paths: WeightedPaths, wanted: NumSamples) -> Dataset:
         """Each dataset is built for its share of the samples; the shares are rounded up, so the sum may exceed it."""
         if wanted is None:
             raise MtError(
@@ -143,7 +146,7 @@ class _Mixture:
         parts = [self._part(n, math.ceil(target * SURPLUS)) for n, target in enumerate(targets)]
         return self._blend(parts, weights.tolist(), sum(targets))
 
-    def _unweighted(self, paths: WeightedPaths, wanted: Wanted) -> Dataset:
+    def _unweighted(self, paths: WeightedPaths, wanted: NumSamples) -> Dataset:
         """Of several corpora without weights each gives one epoch, in proportion to its size."""
         parts = [self._part(n, None) for n in range(len(paths.prefixes))]
         lengths = [len(part) for part in parts]
@@ -162,7 +165,7 @@ class _Mixture:
 
         assert self.paths is not None
         key = content_key("blend", tuple(map(float, weights)), size)
-        dataset, sample = self.cache.arrays(key, ("dataset", "dataset_sample"), build)
+        dataset, sample = self.cache.get_arrays(key, ("dataset", "dataset_sample"), build)
         used = np.bincount(dataset, minlength=len(parts)).tolist()
         for prefix, part, count in zip(self.paths.prefixes, parts, used, strict=True):
             if count > len(part):

@@ -14,7 +14,7 @@ import numpy as np
 LANES = 1 << 16
 """Counts that one step updates over all chunks: two such float64 arrays stay in a core's cache."""
 SHORTEST_CHUNK = 256
-GONE = float(1 << 60)
+EXHAUSTED = float(1 << 60)
 """Samples counted for a dataset that has left: it never lags again."""
 WARM_UP = 8
 """The warm-up is a chunk's length divided by this."""
@@ -29,33 +29,33 @@ def interleave(weights: np.ndarray, size: int, *, limits: np.ndarray | None = No
     length = -(-size // chunks) if size else 0
     firsts = np.arange(chunks) * length
     lead = np.minimum(firsts, length // WARM_UP)
-    counts = np.stack([_likely_counts(weights, first, limits) for first in (firsts - lead).tolist()])
+    counts = np.stack([_guess_counts(weights, first, limits) for first in (firsts - lead).tolist()])
     if lead.any():
-        _run(weights, counts[1:], (firsts - lead)[1:], int(lead.max()), limits)
+        _interleave_chunks(weights, counts[1:], (firsts - lead)[1:], int(lead.max()), limits)
     dataset, sample = np.empty((chunks, length), np.int16), np.empty((chunks, length), np.int64)
     starts = counts.copy()
     wrong = np.arange(chunks)
     while len(wrong):
         ends = starts[wrong]
-        dataset[wrong], sample[wrong] = _run(weights, ends, firsts[wrong], length, limits)
+        dataset[wrong], sample[wrong] = _interleave_chunks(weights, ends, firsts[wrong], length, limits)
         counts[wrong] = ends
         wrong = 1 + np.flatnonzero((starts[1:] != counts[:-1]).any(axis=1))
         starts[wrong] = counts[wrong - 1]
     return dataset.reshape(-1)[:size], sample.reshape(-1)[:size]
 
 
-def _likely_counts(weights: np.ndarray, turn: int, limits: np.ndarray | None) -> np.ndarray:
+def _guess_counts(weights: np.ndarray, turn: int, limits: np.ndarray | None) -> np.ndarray:
     """Counts near those before a turn: every share rounded down, and up for the largest remainders."""
     shares = weights * turn
     counts = np.floor(shares)
     missing = max(0, turn - int(counts.sum()))
     counts[np.argsort(counts - shares, kind="stable")[:missing]] += 1
     if limits is not None:
-        counts[counts >= limits] = GONE
+        counts[counts >= limits] = EXHAUSTED
     return counts
 
 
-def _run(
+def _interleave_chunks(
     weights: np.ndarray, counts: np.ndarray, firsts: np.ndarray, steps: int, limits: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """The rule for `steps` turns of every chunk, two [chunks, steps]; `counts` [chunks, K] is updated in place."""
@@ -73,6 +73,6 @@ def _run(
         dataset[step], sample[step] = best, given
         given += 1
         if limits is not None:
-            given[given >= limits[best]] = GONE
+            given[given >= limits[best]] = EXHAUSTED
         flat[place] = given
     return dataset.T, sample.T

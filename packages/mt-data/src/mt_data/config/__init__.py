@@ -3,36 +3,36 @@
 from typing import Any
 
 from mt_data.config.sections import (
+    BUILTIN_SECTIONS,
     DEFAULT_SPLIT,
-    KINDS,
     BERTData,
     Corpora,
+    DataSection,
     FIMData,
     GPTData,
     ICTData,
-    Loading,
-    Masking,
+    MaskedData,
     MockData,
     SFTData,
-    Stream,
     T5Data,
     TokenizerConfig,
+    TokenStream,
 )
 
 __all__ = [
+    "BUILTIN_SECTIONS",
     "DEFAULT_SPLIT",
-    "KINDS",
     "BERTData",
     "Corpora",
+    "DataSection",
     "FIMData",
     "GPTData",
     "ICTData",
-    "Loading",
-    "Masking",
+    "MaskedData",
     "MockData",
     "SFTData",
-    "Stream",
     "T5Data",
+    "TokenStream",
     "TokenizerConfig",
 ]
 

@@ -34,7 +34,7 @@ class WeightedPaths:
 
 
 @dataclass(frozen=True, slots=True)
-class Sources:
+class SplitPaths:
     """The corpora of the three splits; None for a split that has none of its own."""
 
     splits: tuple[WeightedPaths | None, ...]
@@ -48,7 +48,7 @@ class Sources:
                 yield from missing_files(prefix, found.where if found else "", suffixes)
 
 
-def sources(config: "Corpora") -> Sources:
+def resolve_split_paths(config: "Corpora") -> SplitPaths:
     """The corpora that a section names, in whichever of the four forms; none at all are three times None."""
     own = {f"{split}_paths": getattr(config, f"{split}_paths") for split in SPLITS}
     given = {
@@ -63,11 +63,11 @@ def sources(config: "Corpora") -> Sources:
         own = _read_split_paths(Path(config.split_paths_file))
     if any(own.values()):
         where = f"data.{named[0]}" if config.split_paths_file else ""
-        return Sources(tuple(_parse_own(own[name], where or f"data.{name}") for name in own), shared=False)
+        return SplitPaths(tuple(_parse_optional(own[name], where or f"data.{name}") for name in own), shared=False)
     paths, where = config.paths, "data.paths"
     if config.paths_file:
         paths, where = _read(Path(config.paths_file), "data.paths_file").split(), "data.paths_file"
-    return Sources((parse_paths(paths, where) if paths else None,) * len(SPLITS), shared=True)
+    return SplitPaths((parse_paths(paths, where) if paths else None,) * len(SPLITS), shared=True)
 
 
 def parse_paths(paths: Sequence[str], where: str = "data.paths") -> WeightedPaths:
@@ -102,7 +102,7 @@ def missing_files(prefix: str, where: str, suffixes: tuple[str, ...] = (".bin", 
     yield Problem(where, f"no file {' and '.join(missing)}", hint)
 
 
-def _parse_own(paths: Sequence[str], where: str) -> WeightedPaths | None:
+def _parse_optional(paths: Sequence[str], where: str) -> WeightedPaths | None:
     return parse_paths(paths, where) if paths else None
 
 

@@ -5,13 +5,13 @@ from pathlib import Path
 
 from mt_core.errors import MtError, Problem
 from mt_core.plugins import components, did_you_mean
-from mt_data.config import KINDS, Corpora, GPTData, ICTData, Loading, TokenizerConfig
-from mt_data.config.paths import missing_files, sources
+from mt_data.config import BUILTIN_SECTIONS, Corpora, DataSection, GPTData, ICTData, TokenizerConfig
+from mt_data.config.paths import missing_files, resolve_split_paths
 from mt_data.config.split import split_problem
 from mt_data.text_io.inputs import nearest_file
 
 TIKTOKEN = ("tiktoken_pattern", "tiktoken_num_special_tokens", "tiktoken_special_tokens")
-USES = {
+TOKENIZER_FIELDS = {
     "GPT2BPETokenizer": (),
     "HuggingFaceTokenizer": (),
     "bytes": (),
@@ -26,11 +26,11 @@ USES = {
 """Options, files apart, that change what a tokenizer does. One of another package may read them all."""
 
 
-def data_problems(config: Loading) -> Iterator[Problem]:
+def data_problems(config: DataSection) -> Iterator[Problem]:
     """Bad path grammar, missing files, a bad split, missing tokenizer files, an unknown or missing tokenizer."""
     if isinstance(config, Corpora):
         try:
-            yield from sources(config).problems(config.files)
+            yield from resolve_split_paths(config).problems(config.files)
         except MtError as err:
             yield from err.problems
     if isinstance(config, ICTData):
@@ -40,17 +40,19 @@ def data_problems(config: Loading) -> Iterator[Problem]:
     if config.tokenizer:
         yield from tokenizer_problems(config.tokenizer, "data.tokenizer")
     else:
-        yield from _needs_tokenizer(config)
+        yield from _missing_tokenizer(config)
 
 
-def _needs_tokenizer(config: Loading) -> Iterator[Problem]:
+def _missing_tokenizer(config: DataSection) -> Iterator[Problem]:
     """What a section without a tokenizer asks of one."""
     options = [
         name for name in ("eod_mask_loss", "reset_position_ids", "reset_attention_mask") if getattr(config, name, 0)
     ]
     for name in options:
         yield Problem(f"data.{name}", "is on, but there is no data.tokenizer to say which id ends a document")
-    if isinstance(config, KINDS) and not isinstance(config, GPTData):  # other packages' kinds decide for themselves
+    if isinstance(config, BUILTIN_SECTIONS) and not isinstance(
+        config, GPTData
+    ):  # other packages' kinds decide for themselves
         kind = type(config).model_fields["kind"].default
         yield Problem("data.tokenizer", "is not given", f"{kind} data needs one, the one that made the corpora")
 
@@ -77,10 +79,10 @@ def tokenizer_problems(config: TokenizerConfig, where: str) -> Iterator[Problem]
 
 def unused_options(config: TokenizerConfig, where: str) -> Iterator[Problem]:
     """Options that would change nothing, as the tokenizer does not read them."""
-    if config.type not in USES:
+    if config.type not in TOKENIZER_FIELDS:
         return
     for field in ("vocab_size", "vocab_extra_ids", *TIKTOKEN):
         default = TokenizerConfig.model_fields[field].default
-        if getattr(config, field) != default and field not in USES[config.type]:
-            readers = ", ".join(name for name, fields in USES.items() if field in fields)
+        if getattr(config, field) != default and field not in TOKENIZER_FIELDS[config.type]:
+            readers = ", ".join(name for name, fields in TOKENIZER_FIELDS.items() if field in fields)
             yield Problem(f"{where}.{field}", f"{config.type} has no such option", f"leave it out; it is for {readers}")

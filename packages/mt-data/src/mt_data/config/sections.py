@@ -33,7 +33,7 @@ class TokenizerConfig(Section):
     """Names of the first ids of TikTokenizer, these three among them."""
 
 
-class Loading(Section):
+class DataSection(Section):
     """What every kind of data has."""
 
     seq_length: PositiveInt
@@ -55,7 +55,7 @@ class Loading(Section):
         return (".bin", ".idx")
 
 
-class Corpora(Loading):
+class Corpora(DataSection):
     """Tokenised corpora, how they are mixed and split; named in one of four ways."""
 
     paths: tuple[str, ...] = ()
@@ -80,7 +80,7 @@ class Corpora(Loading):
         return self
 
 
-class Stream(Loading):
+class TokenStream(DataSection):
     """Samples of consecutive tokens: what they say about the documents in them."""
 
     eod_mask_loss: bool = False
@@ -91,7 +91,7 @@ class Stream(Loading):
     """Add `segment_ids` [T]: tokens see only those of their segment, which ends behind an end of document."""
 
 
-class GPTData(Corpora, Stream):
+class GPTData(Corpora, TokenStream):
     """Samples of consecutive tokens from shuffled documents, for models that predict the next token."""
 
     kind: Literal["gpt"] = "gpt"
@@ -103,7 +103,7 @@ class GPTData(Corpora, Stream):
     """Keep the last validation sample, filled up with padding, although the corpus ends inside it."""
 
 
-class MockData(Stream):
+class MockData(TokenStream):
     """Megatron's mock corpus: 100,000 documents 1, 2, 3, … of up to 4095 tokens, a third of them for each split."""
 
     kind: Literal["mock"] = "mock"
@@ -111,7 +111,7 @@ class MockData(Stream):
     """Add `segment_ids` [T], a number for each document, which tokens do not see beyond, and `position_ids` in each."""
 
 
-class FIMData(Corpora, Stream):
+class FIMData(Corpora, TokenStream):
     """GPT samples whose documents are cut in three at random, the middle moved to the end: fill in the middle."""
 
     kind: Literal["fim"] = "fim"
@@ -137,7 +137,7 @@ class FIMData(Corpora, Stream):
     """Text of the token that ends a document."""
 
 
-class Masking(Corpora):
+class MaskedData(Corpora):
     """Sentences of one document with some of their words hidden; the corpora are made with `--split-sentences`."""
 
     mask_prob: float = Field(0.15, ge=0, le=1)
@@ -162,7 +162,7 @@ class Masking(Corpora):
         return self
 
 
-class BERTData(Masking):
+class BERTData(MaskedData):
     """BERT: two parts of a document, in order or not, and hidden words to predict."""
 
     kind: Literal["bert"] = "bert"
@@ -174,7 +174,7 @@ class BERTData(Masking):
     """Samples have two parts, and `is_random` says whether they are exchanged."""
 
 
-class T5Data(Masking):
+class T5Data(MaskedData):
     """T5: runs of words replaced by sentinels in the encoder's text, which the decoder writes out."""
 
     kind: Literal["t5"] = "t5"
@@ -186,7 +186,7 @@ class T5Data(Masking):
     """Draw the length of a run from a geometric distribution, p = 0.2, instead of in proportion to 1/length."""
 
 
-class ICTData(Loading):
+class ICTData(DataSection):
     """Inverse cloze task: a sentence asks for the block of sentences that it came from, for bi-encoder retrieval."""
 
     kind: Literal["ict"] = "ict"
@@ -217,5 +217,5 @@ class SFTData(Corpora):
         return ("",)
 
 
-KINDS = (GPTData, BERTData, T5Data, ICTData, SFTData, FIMData, MockData)
+BUILTIN_SECTIONS = (GPTData, BERTData, T5Data, ICTData, SFTData, FIMData, MockData)
 """mt-data's own sections; `mt_data.config.union` adds those of other packages."""

@@ -13,25 +13,27 @@ from pydantic import BeforeValidator, Field
 
 from mt_core.errors import MtError
 from mt_core.plugins import Component, components, did_you_mean
-from mt_data.config import KINDS, Loading
+from mt_data.config import BUILTIN_SECTIONS, DataSection
 
-OWN: dict[str, type[Loading]] = {str(section.model_fields["kind"].default): section for section in KINDS}
+BUILTIN_KINDS: dict[str, type[DataSection]] = {
+    str(section.model_fields["kind"].default): section for section in BUILTIN_SECTIONS
+}
 """Sections of the kinds that mt-data builds itself, known without importing what builds them."""
 
 
-def data_kinds() -> dict[str, type[Loading]]:
+def data_kinds() -> dict[str, type[DataSection]]:
     """Kind and section, mt-data's own first. One that cannot be used is left out until somebody asks for it."""
-    others = {name: found for name, found in components("dataset").items() if name not in OWN}
-    return OWN | {name: section for name, found in others.items() if (section := _section_or_none(found))}
+    others = {name: found for name, found in components("dataset").items() if name not in BUILTIN_KINDS}
+    return BUILTIN_KINDS | {name: section for name, found in others.items() if (section := _get_section_or_none(found))}
 
 
 def data_union() -> Any:
     """The type of the data section: told apart by `kind`, which is "gpt" if it is not given."""
     sections = tuple(data_kinds().values())
-    return Annotated[Union[sections], Field(discriminator="kind"), BeforeValidator(_known_kind)]  # noqa: UP007
+    return Annotated[Union[sections], Field(discriminator="kind"), BeforeValidator(_check_kind)]  # noqa: UP007
 
 
-def section_of(dataset: Component) -> type[Loading]:
+def get_section(dataset: Component) -> type[DataSection]:
     """The section that a dataset's function takes; `MtError` if it does not say so."""
     build = dataset.load()
     try:
@@ -39,35 +41,37 @@ def section_of(dataset: Component) -> type[Loading]:
         section = get_type_hints(build).get(first)
     except (TypeError, ValueError, NameError):  # no function, or an annotation that names nothing
         section = None
-    if not (isinstance(section, type) and issubclass(section, Loading) and _kind(section) == dataset.name):
+    if not (isinstance(section, type) and issubclass(section, DataSection) and _default_kind(section) == dataset.name):
         raise MtError(
             f"dataset {dataset.name!r}",
             f"{dataset.target} does not say which section it reads",
-            f"annotate its first parameter with a subclass of mt_data.config.Loading that has "
+            f"annotate its first parameter with a subclass of mt_data.config.DataSection that has "
             f'kind: Literal["{dataset.name}"] = "{dataset.name}"',
         )
     return section
 
 
-def _kind(section: type[Loading]) -> Any:
+def _default_kind(section: type[DataSection]) -> Any:
     return section.model_fields["kind"].default if "kind" in section.model_fields else None
 
 
-def _section_or_none(dataset: Component) -> type[Loading] | None:
+def _get_section_or_none(dataset: Component) -> type[DataSection] | None:
     try:
-        return section_of(dataset)
-    except Exception:  # somebody else's dataset must not take `mt` down; `_known_kind` says what is wrong with it
+        return get_section(dataset)
+    except Exception:  # somebody else's dataset must not take `mt` down; `_check_kind` says what is wrong with it
         return None
 
 
-def _known_kind(values: Any) -> Any:
+def _check_kind(values: Any) -> Any:
     """A section without `kind` is "gpt"; an unknown kind is told with the nearest, a broken one with its reason."""
     if not isinstance(values, Mapping):
         return values
     kind = str(values.get("kind", "gpt"))
-    if kind not in OWN:
+    if kind not in BUILTIN_KINDS:
         known = components("dataset")
         if kind not in known:
-            raise ValueError(f"unknown kind {kind!r}; {did_you_mean(kind, [*OWN, *(set(known) - OWN.keys())])}")
-        section_of(known[kind])
+            raise ValueError(
+                f"unknown kind {kind!r}; {did_you_mean(kind, [*BUILTIN_KINDS, *(set(known) - BUILTIN_KINDS.keys())])}"
+            )
+        get_section(known[kind])
     return {"kind": kind, **values}

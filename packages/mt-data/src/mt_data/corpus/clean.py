@@ -8,18 +8,18 @@ from pathlib import Path
 from mt_core.contracts import Tokenizer
 from mt_core.errors import MtError
 from mt_data.config import TokenizerConfig
-from mt_data.corpus.libraries import library
-from mt_data.corpus.records import Each, OnError, Record, read_lines
-from mt_data.corpus.step import Step, run_step
+from mt_data.corpus.libraries import import_library
+from mt_data.corpus.records import OnError, Record, RecordTransform, read_lines
+from mt_data.corpus.step import CorpusStep, run_step
 from mt_data.text_io.lines import check_inputs
-from mt_data.tokenizers import build
+from mt_data.tokenizers import build_tokenizer
 
 CHARACTERS_PER_TOKEN = 8
 """A text of so many characters for each token wanted is long enough without counting."""
 
 
 @dataclass(frozen=True, slots=True)
-class Rules:
+class CleaningRules:
     """What a text must be."""
 
     key: str = "text"
@@ -31,46 +31,46 @@ class Rules:
 
 
 def clean(
-    inputs: Sequence[Path], output: Path, rules: Rules, *, workers: int = 1, on_error: OnError = "stop"
+    inputs: Sequence[Path], output: Path, rules: CleaningRules, *, workers: int = 1, on_error: OnError = "stop"
 ) -> dict[str, int]:
     """Repair and filter records; the others of their keys stay as they are."""
     check_inputs(inputs)
-    library("ftfy")
+    import_library("ftfy")
     check_language(rules.language)
     if rules.tokenizer:
-        build(rules.tokenizer)  # a mistake shows before any work
+        build_tokenizer(rules.tokenizer)  # a mistake shows before any work
     options = {"rules": repr(rules), "on_error": on_error}
-    step = Step("clean", output, tuple(inputs), options, workers)
-    each = Each(partial(clean_record, rules), (rules.key,), on_error)
+    step = CorpusStep("clean", output, tuple(inputs), options, workers)
+    each = RecordTransform(partial(clean_record, rules), (rules.key,), on_error)
     return run_step(step, read_lines(inputs), each)
 
 
 def check_language(language: str) -> None:
     """Refuse a language that the identifier does not tell apart."""
-    known = sorted(label for label, _ in library("py3langid").rank("text"))
+    known = sorted(label for label, _ in import_library("py3langid").rank("text"))
     if language not in (*known, "any"):
         raise MtError("--language", f"{language!r}", f"any, {', '.join(known)}")
 
 
-def clean_record(rules: Rules, record: Record, number: int) -> tuple[list[Record], str]:
+def clean_record(rules: CleaningRules, record: Record, number: int) -> tuple[list[Record], str]:
     """The repaired record, or none and why."""
-    text = library("ftfy").fix_text(record[rules.key])
-    if rules.language != "any" and library("py3langid").classify(text)[0] != rules.language:
+    text = import_library("ftfy").fix_text(record[rules.key])
+    if rules.language != "any" and import_library("py3langid").classify(text)[0] != rules.language:
         return [], "other language"
-    if len(text) < CHARACTERS_PER_TOKEN * rules.min_tokens and _length(text, rules) < rules.min_tokens:
+    if len(text) < CHARACTERS_PER_TOKEN * rules.min_tokens and _count_tokens(text, rules) < rules.min_tokens:
         return [], "too short"
     return [{**record, rules.key: text}], "kept" if text == record[rules.key] else "repaired"
 
 
-def _length(text: str, rules: Rules) -> int:
+def _count_tokens(text: str, rules: CleaningRules) -> int:
     return (
-        len(_tokenizer(rules.tokenizer).encode(text))  # pyright: ignore[reportArgumentType] - frozen, so hashable
+        len(_build_tokenizer(rules.tokenizer).encode(text))  # pyright: ignore[reportArgumentType] - frozen, so hashable
         if rules.tokenizer
         else len(text.split())
     )
 
 
 @cache
-def _tokenizer(config: TokenizerConfig) -> Tokenizer:
+def _build_tokenizer(config: TokenizerConfig) -> Tokenizer:
     """Built once in each process."""
-    return build(config)
+    return build_tokenizer(config)

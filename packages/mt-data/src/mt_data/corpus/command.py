@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from mt_data.config import TokenizerConfig
-from mt_data.options import ManyValues, print_rows, with_tokenizer
+from mt_data.options import MultiValueCommand, print_rows, with_tokenizer_options
 
 Inputs = Annotated[list[Path], typer.Option("--input", help="One or more files.")]
 Output = Annotated[Path, typer.Option(help="The file to write; it appears when it is complete.")]
@@ -32,7 +32,7 @@ wikipedia = typer.Typer(
 )
 
 
-@openwebtext.command("blacklist-urls", cls=ManyValues)
+@openwebtext.command("blacklist-urls", cls=MultiValueCommand)
 def blacklist_urls(
     input: Annotated[list[Path], typer.Option("--input", help="Files of URLs, one a line.")],
     blacklist: Annotated[Path, typer.Option(help="Sites to leave out, one name a line, such as example.com.")],
@@ -41,11 +41,11 @@ def blacklist_urls(
     """Leave out URLs of blacklisted sites and of media files, malformed ones and repetitions."""
     from mt_data.corpus.urls import filter_urls
 
-    _report(output, filter_urls(input, blacklist, output))
+    _print_counts(output, filter_urls(input, blacklist, output))
 
 
-@openwebtext.command("clean", cls=ManyValues)
-@with_tokenizer
+@openwebtext.command("clean", cls=MultiValueCommand)
+@with_tokenizer_options
 def clean_command(
     input: Inputs,
     output: Output,
@@ -59,13 +59,13 @@ def clean_command(
     on_error: OnError = "stop",
 ) -> None:
     """Repair broken encodings; leave out texts of another language and short ones."""
-    from mt_data.corpus.clean import Rules, clean
+    from mt_data.corpus.clean import CleaningRules, clean
 
-    rules = Rules(json_key, language, min_tokens, tokenizer)
-    _report(output, clean(input, output, rules, workers=workers, on_error=on_error))
+    rules = CleaningRules(json_key, language, min_tokens, tokenizer)
+    _print_counts(output, clean(input, output, rules, workers=workers, on_error=on_error))
 
 
-@openwebtext.command("find-duplicates", cls=ManyValues)
+@openwebtext.command("find-duplicates", cls=MultiValueCommand)
 def find_duplicates_command(
     input: Inputs,
     output: Output,
@@ -84,9 +84,9 @@ def find_duplicates_command(
     workers: Workers = 1,
 ) -> None:
     """Find near-duplicates by MinHash and the similarity of their five-character shingles."""
-    from mt_data.corpus.duplicates import Search, find_duplicates
+    from mt_data.corpus.duplicates import DuplicateSearch, find_duplicates
 
-    search = Search(
+    search = DuplicateSearch(
         key=json_key,
         id_key=id_key,
         threshold=threshold,
@@ -96,7 +96,7 @@ def find_duplicates_command(
         rounds=heuristic_iter,
         seed=seed,
     )
-    _report(output, find_duplicates(input, output, search, workers=workers))
+    _print_counts(output, find_duplicates(input, output, search, workers=workers))
 
 
 @openwebtext.command("group-duplicates")
@@ -108,10 +108,10 @@ def group_duplicates_command(
     """Put documents that are alike, directly or through others, into groups."""
     from mt_data.corpus.groups import group_duplicates
 
-    _report(output, group_duplicates(input, output, threshold=threshold))
+    _print_counts(output, group_duplicates(input, output, threshold=threshold))
 
 
-@openwebtext.command("remove-duplicates", cls=ManyValues)
+@openwebtext.command("remove-duplicates", cls=MultiValueCommand)
 def remove_duplicates_command(
     input: Inputs,
     groups: Annotated[Path, typer.Option(help="What group-duplicates wrote.")],
@@ -122,10 +122,10 @@ def remove_duplicates_command(
     """Keep the first document of each group."""
     from mt_data.corpus.groups import remove_duplicates
 
-    _report(output, remove_duplicates(input, groups, output, id_key=id_key, on_error=on_error))
+    _print_counts(output, remove_duplicates(input, groups, output, id_key=id_key, on_error=on_error))
 
 
-@openwebtext.command("filter-ngrams", cls=ManyValues)
+@openwebtext.command("filter-ngrams", cls=MultiValueCommand)
 def filter_ngrams_command(
     input: Inputs,
     tasks: Annotated[
@@ -142,17 +142,21 @@ def filter_ngrams_command(
     on_error: OnError = "stop",
 ) -> None:
     """Cut passages of evaluation sets out of the corpus."""
-    from mt_data.corpus.decontaminate import Filter, filter_ngrams, parse_task
-    from mt_data.corpus.ngrams import Cut, Sizes
+    from mt_data.corpus.decontaminate import NgramFilter, filter_ngrams, parse_evaluation_set
+    from mt_data.corpus.ngrams import NgramSizes, PassageCut
 
-    sizes, cut = Sizes(max_ngram_size, min_ngram_size), Cut(remove_char_each_side, filter_text_char_len, splits_count)
-    parsed = [parse_task(task) for task in tasks]
-    _report(
-        output, filter_ngrams(input, output, parsed, Filter(json_key, sizes, cut, key_threshold), on_error=on_error)
+    sizes, cut = (
+        NgramSizes(max_ngram_size, min_ngram_size),
+        PassageCut(remove_char_each_side, filter_text_char_len, splits_count),
+    )
+    parsed = [parse_evaluation_set(task) for task in tasks]
+    _print_counts(
+        output,
+        filter_ngrams(input, output, parsed, NgramFilter(json_key, sizes, cut, key_threshold), on_error=on_error),
     )
 
 
-@openwebtext.command("add-id", cls=ManyValues)
+@openwebtext.command("add-id", cls=MultiValueCommand)
 def add_id_command(
     input: Inputs,
     output: Output,
@@ -163,7 +167,7 @@ def add_id_command(
     """Give each record an id."""
     from mt_data.corpus.records import add_ids
 
-    _report(output, add_ids(input, output, id_prefix, key=id_key, on_error=on_error))
+    _print_counts(output, add_ids(input, output, id_prefix, key=id_key, on_error=on_error))
 
 
 @wikipedia.callback()
@@ -171,17 +175,17 @@ def _wikipedia() -> None:
     """Make a corpus of a Wikipedia dump."""
 
 
-@wikipedia.command("extract", cls=ManyValues)
+@wikipedia.command("extract", cls=MultiValueCommand)
 def extract_command(
     input: Annotated[list[Path], typer.Option("--input", help="Files or folders that WikiExtractor wrote.")],
     output: Output,
     min_characters: Annotated[int, typer.Option(min=1, help="Shorter articles are left out.")] = 1,
 ) -> None:
     """Write the articles of an extracted dump, JSON or <doc> files, as JSON lines with text, title, url and id."""
-    from mt_data.corpus.wikipedia import extract
+    from mt_data.corpus.wikipedia import extract_articles
 
-    _report(output, extract(input, output, min_characters=min_characters))
+    _print_counts(output, extract_articles(input, output, min_characters=min_characters))
 
 
-def _report(output: Path, counts: Mapping[str, int]) -> None:
+def _print_counts(output: Path, counts: Mapping[str, int]) -> None:
     print_rows({**{name: f"{count:,}" for name, count in counts.items()}, "output": str(output)})

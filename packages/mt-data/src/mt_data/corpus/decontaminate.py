@@ -11,17 +11,17 @@ from functools import partial
 from pathlib import Path
 
 from mt_core.errors import MtError
-from mt_data.corpus.ngrams import Cut, Index, Sizes, keys_of, pieces
-from mt_data.corpus.records import Each, OnError, Record, read_lines, read_record
-from mt_data.corpus.step import Step, run_step
+from mt_data.corpus.ngrams import NgramIndex, NgramSizes, PassageCut, cut_passages, list_ngrams
+from mt_data.corpus.records import OnError, Record, RecordTransform, read_lines, read_record
+from mt_data.corpus.step import CorpusStep, run_step
 from mt_data.text_io.lines import check_inputs
 
-Keys = Mapping[str, tuple[str, ...]]
+TaskNgrams = Mapping[str, tuple[str, ...]]
 """N-gram to the tasks that it comes from."""
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
+class EvaluationSet:
     """An evaluation set: JSON lines with a text under `key`, or plain text with one on each line."""
 
     path: Path
@@ -34,47 +34,54 @@ class Task:
 
 
 @dataclass(frozen=True, slots=True)
-class Filter:
+class NgramFilter:
     """What is looked for and how it is cut."""
 
     key: str = "text"
-    sizes: Sizes = field(default_factory=Sizes)
-    cut: Cut = field(default_factory=Cut)
+    sizes: NgramSizes = field(default_factory=NgramSizes)
+    cut: PassageCut = field(default_factory=PassageCut)
     often: int = 10
     """An n-gram that the corpus holds so often is a common phrase."""
 
 
-def parse_task(text: str) -> Task:
+def parse_evaluation_set(text: str) -> EvaluationSet:
     """`FILE` or `FILE:KEY`."""
     path, colon, key = text.rpartition(":")
-    return Task(Path(path), key) if colon and not Path(text).exists() else Task(Path(text))
+    return EvaluationSet(Path(path), key) if colon and not Path(text).exists() else EvaluationSet(Path(text))
 
 
 def filter_ngrams(
-    inputs: Sequence[Path], output: Path, tasks: Sequence[Task], filter: Filter, *, on_error: OnError = "stop"
+    inputs: Sequence[Path],
+    output: Path,
+    tasks: Sequence[EvaluationSet],
+    filter: NgramFilter,
+    *,
+    on_error: OnError = "stop",
 ) -> dict[str, int]:
     """Write the pieces of the records that hold none of the tasks' n-grams, each with a `split_id`."""
     files = (*inputs, *(task.path for task in tasks))
     check_inputs(files)
-    keys = read_tasks(tasks, filter.sizes)
+    keys = read_ngrams(tasks, filter.sizes)
     options = {"filter": repr(filter), "tasks": repr(tasks), "on_error": on_error}
     counted = output.with_name(f"{output.name}.matches")
-    each = Each(partial(_count, Index(keys, filter.sizes), filter.key), (filter.key,), on_error)
-    run_step(Step("count n-grams", counted, files, options), read_lines(inputs), each)
-    common = _common(counted, filter.often)
+    each = RecordTransform(partial(_count_record, NgramIndex(keys, filter.sizes), filter.key), (filter.key,), on_error)
+    run_step(CorpusStep("count n-grams", counted, files, options), read_lines(inputs), each)
+    common = _common_ngrams(counted, filter.often)
     rare = {key: names for key, names in keys.items() if key not in common}
-    each = Each(partial(_cut, Index(rare, filter.sizes), filter, _label(tasks)), (filter.key,), on_error)
-    counts = run_step(Step("filter-ngrams", output, files, options), read_lines(inputs), each)
+    each = RecordTransform(
+        partial(_cut_record, NgramIndex(rare, filter.sizes), filter, _join_names(tasks)), (filter.key,), on_error
+    )
+    counts = run_step(CorpusStep("filter-ngrams", output, files, options), read_lines(inputs), each)
     return counts | {"n-grams": len(keys), "common n-grams": len(common)}
 
 
-def read_tasks(tasks: Sequence[Task], sizes: Sizes) -> dict[str, tuple[str, ...]]:
+def read_ngrams(tasks: Sequence[EvaluationSet], sizes: NgramSizes) -> dict[str, tuple[str, ...]]:
     """The n-grams of all evaluation sets."""
     keys: dict[str, tuple[str, ...]] = {}
     for task in tasks:
         for lines in read_lines([task.path]):
             for at, line in enumerate(lines.chunk.lines):
-                for key in keys_of(_text(task, line, f"{task.path}:{lines.chunk.first + at}"), sizes):
+                for key in list_ngrams(_read_text(task, line, f"{task.path}:{lines.chunk.first + at}"), sizes):
                     keys[key] = tuple(dict.fromkeys((*keys.get(key, ()), task.name)))
     if not keys:
         names = ", ".join(str(task.path) for task in tasks)
@@ -82,7 +89,7 @@ def read_tasks(tasks: Sequence[Task], sizes: Sizes) -> dict[str, tuple[str, ...]
     return keys
 
 
-def _text(task: Task, line: bytes, where: str) -> str:
+def _read_text(task: EvaluationSet, line: bytes, where: str) -> str:
     if task.path.suffix not in (".jsonl", ".json"):
         return line.decode(errors="replace")
     record = read_record(line, (task.key,), where)
@@ -90,12 +97,12 @@ def _text(task: Task, line: bytes, where: str) -> str:
     return record[task.key]
 
 
-def _count(index: Index, key: str, record: Record, number: int) -> tuple[list[Record], str]:
+def _count_record(index: NgramIndex, key: str, record: Record, number: int) -> tuple[list[Record], str]:
     found = Counter(index.matches(record[key]))
     return ([dict(found)], "with matches") if found else ([], "without")
 
 
-def _common(counted: Path, often: int) -> set[str]:
+def _common_ngrams(counted: Path, often: int) -> set[str]:
     totals: Counter[str] = Counter()
     with counted.open("rb") as file:
         for line in file:
@@ -103,12 +110,14 @@ def _common(counted: Path, often: int) -> set[str]:
     return {key for key, count in totals.items() if count >= often}
 
 
-def _label(tasks: Sequence[Task]) -> str:
+def _join_names(tasks: Sequence[EvaluationSet]) -> str:
     return "-".join(dict.fromkeys(task.name for task in tasks))
 
 
-def _cut(index: Index, filter: Filter, label: str, record: Record, number: int) -> tuple[list[Record], str]:
-    kept, found = pieces(record[filter.key], index, filter.cut)
+def _cut_record(
+    index: NgramIndex, filter: NgramFilter, label: str, record: Record, number: int
+) -> tuple[list[Record], str]:
+    kept, found = cut_passages(record[filter.key], index, filter.cut)
     if len(kept) > filter.cut.most:
         return [], "dropped whole"
     before = f"{old}-" if (old := record.get("split_id")) else ""

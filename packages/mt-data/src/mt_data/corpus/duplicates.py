@@ -16,12 +16,12 @@ from typing import Literal
 import numpy as np
 
 from mt_core.errors import MtError, Problem, raise_if
-from mt_data.corpus.libraries import library
-from mt_data.corpus.records import Lines, Record, read_lines, read_record, to_line
-from mt_data.corpus.step import Produced, Step, run_step
+from mt_data.corpus.libraries import import_library
+from mt_data.corpus.records import LocatedLines, Record, read_lines, read_record, to_line
+from mt_data.corpus.step import CorpusStep, StepOutput, run_step
 from mt_data.text_io.lines import COMPRESSED, check_inputs
 
-TEXTS_KEPT = 256
+CACHED_TEXTS = 256
 """Sets of shingles that stay in memory."""
 Denominator = Literal["union", "min", "max"]
 ODD = 0x9E3779B97F4A7C15
@@ -31,7 +31,7 @@ SHINGLE = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Search:
+class DuplicateSearch:
     """What counts as a duplicate, and how hard to look."""
 
     key: str = "text"
@@ -53,22 +53,24 @@ class Search:
         return np.dtype([("file", "<u4"), ("offset", "<u8"), ("bytes", "<u4"), ("values", "<u4", self.seeds)])
 
 
-def find_duplicates(inputs: Sequence[Path], output: Path, search: Search, *, workers: int = 1) -> dict[str, int]:
+def find_duplicates(
+    inputs: Sequence[Path], output: Path, search: DuplicateSearch, *, workers: int = 1
+) -> dict[str, int]:
     """Write a line {id: [{id: similarity}, …]} for each document that has near-duplicates behind it."""
-    _check(inputs, search)
+    _check_inputs(inputs, search)
     signatures = output.with_name(f"{output.name}.signatures")
     options = {"key": search.key, "id_key": search.id_key, "seeds": search.seeds, "seed": search.seed}
-    step = Step("signatures", signatures, tuple(inputs), options, workers)
-    counts = run_step(step, read_lines(inputs), partial(sign_lines, search))
+    step = CorpusStep("signatures", signatures, tuple(inputs), options, workers)
+    counts = run_step(step, read_lines(inputs), partial(compute_signatures, search))
     prints = np.fromfile(signatures, search.fingerprint, 0)
     if counts.get("records"):
         prints = np.memmap(signatures, search.fingerprint, mode="r")
-    step = Step("find-duplicates", output, tuple(inputs), {"search": repr(search)})
-    found = run_step(step, range(search.bands), Bands(tuple(inputs), prints, search))
+    step = CorpusStep("find-duplicates", output, tuple(inputs), {"search": repr(search)})
+    found = run_step(step, range(search.bands), BandSearch(tuple(inputs), prints, search))
     return counts | found
 
 
-def _check(inputs: Sequence[Path], search: Search) -> None:
+def _check_inputs(inputs: Sequence[Path], search: DuplicateSearch) -> None:
     check_inputs(inputs)
     raise_if(
         Problem(str(path), "is compressed, but its texts are read in any order", "decompress it first")
@@ -79,29 +81,29 @@ def _check(inputs: Sequence[Path], search: Search) -> None:
         raise MtError("--num-seeds", f"{search.seeds} is no multiple of --num-bands {search.bands}", "one that is")
 
 
-def sign_lines(search: Search, lines: Lines) -> Produced:
+def compute_signatures(search: DuplicateSearch, lines: LocatedLines) -> StepOutput:
     """Signatures of some lines, as they lie in the file."""
     prints, offset = np.zeros(len(lines.chunk.lines), search.fingerprint), lines.offset
     for at, line in enumerate(lines.chunk.lines):
         where = f"{lines.chunk.path}:{lines.chunk.first + at}"
         record = read_record(line, (search.key, search.id_key), where)
         assert record is not None
-        values = signature(record[search.key], seeds=search.seeds, seed=search.seed)
+        values = compute_signature(record[search.key], seeds=search.seeds, seed=search.seed)
         prints[at] = (lines.file, offset, len(line), values)
         offset += len(line) + 1
-    return Produced(prints.tobytes(), Counter(records=len(prints)))
+    return StepOutput(prints.tobytes(), Counter(records=len(prints)))
 
 
-class Bands:
+class BandSearch:
     """Finds the duplicates of one band; a pair may be found in several."""
 
-    def __init__(self, inputs: tuple[Path, ...], prints: np.ndarray, search: Search) -> None:
+    def __init__(self, inputs: tuple[Path, ...], prints: np.ndarray, search: DuplicateSearch) -> None:
         self._inputs, self._prints, self._search = inputs, prints, search
-        self._shingles = lru_cache(TEXTS_KEPT)(lambda document: shingles(self._record(document)[search.key]))
+        self._shingles = lru_cache(CACHED_TEXTS)(lambda document: make_shingles(self._record(document)[search.key]))
 
-    def __call__(self, band: int) -> Produced:
+    def __call__(self, band: int) -> StepOutput:
         """Lines of one band."""
-        produced, out = Produced(), []
+        produced, out = StepOutput(), []
         for bucket in self._buckets(band):
             for main, others in self._compare(bucket):
                 names = [{self._name(other): round(likeness, 6)} for other, likeness in others]
@@ -114,7 +116,7 @@ class Bands:
         """Documents whose values of a band are equal, in the order of their first."""
         rows = self._search.seeds // self._search.bands
         values = self._prints["values"]
-        hashed = mixed([values[:, column] for column in range(band * rows, (band + 1) * rows)], len(values))
+        hashed = hash_rows([values[:, column] for column in range(band * rows, (band + 1) * rows)], len(values))
         order = np.argsort(hashed, kind="stable")
         starts = np.flatnonzero(np.diff(hashed[order], prepend=~hashed[order][:1]))
         stops = np.append(starts[1:], len(order))
@@ -135,7 +137,7 @@ class Bands:
                 return
 
     def _likeness(self, a: int, b: int) -> float:
-        return jaccard(self._shingles(a), self._shingles(b), self._search.denominator)
+        return compute_jaccard(self._shingles(a), self._shingles(b), self._search.denominator)
 
     def _record(self, document: int) -> Record:
         place = self._prints[document]
@@ -147,12 +149,12 @@ class Bands:
         return self._record(document)[self._search.id_key]
 
 
-def shingles(text: str) -> set[str]:
+def make_shingles(text: str) -> set[str]:
     """All runs of five characters but, as in Megatron, the last."""
     return {text[at : at + SHINGLE] for at in range(len(text) - SHINGLE)}
 
 
-def jaccard(a: set[str], b: set[str], denominator: Denominator = "union") -> float:
+def compute_jaccard(a: set[str], b: set[str], denominator: Denominator = "union") -> float:
     """Shared shingles over those of both, of the smaller or of the larger set; 0 for an empty set."""
     if not a or not b:
         return 0.0
@@ -161,22 +163,22 @@ def jaccard(a: set[str], b: set[str], denominator: Denominator = "union") -> flo
     return shared / sizes[denominator]
 
 
-def signature(text: str, *, seeds: int, seed: int) -> np.ndarray:
+def compute_signature(text: str, *, seeds: int, seed: int) -> np.ndarray:
     """MinHash values of a text, uint32 [seeds]."""
-    hashed = library("datasketch").MinHash(num_perm=seeds, seed=seed, scheme="affine32", hashfunc=int)
-    if len(found := shingle_hashes(text)):
+    hashed = import_library("datasketch").MinHash(num_perm=seeds, seed=seed, scheme="affine32", hashfunc=int)
+    if len(found := hash_shingles(text)):
         hashed.update_batch(found.tolist())
     return hashed.hashvalues.astype(np.uint32)
 
 
-def shingle_hashes(text: str) -> np.ndarray:
+def hash_shingles(text: str) -> np.ndarray:
     """A number of 32 bits for each distinct shingle of a text, all computed at once."""
     codes = np.frombuffer(text.encode("utf-32-le"), "<u4")
     count = max(0, len(codes) - SHINGLE)
-    return np.unique(mixed([codes[at : at + count] for at in range(SHINGLE)], count) >> np.uint64(32))
+    return np.unique(hash_rows([codes[at : at + count] for at in range(SHINGLE)], count) >> np.uint64(32))
 
 
-def mixed(columns: Sequence[np.ndarray], count: int) -> np.ndarray:
+def hash_rows(columns: Sequence[np.ndarray], count: int) -> np.ndarray:
     """One number of 64 bits for each of `count` rows of these columns; rows that differ rarely share one."""
     rows = np.zeros(count, np.uint64)
     for column in columns:

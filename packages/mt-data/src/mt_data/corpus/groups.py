@@ -7,12 +7,12 @@ from functools import partial
 from pathlib import Path
 
 from mt_core.errors import MtError
-from mt_data.corpus.records import Each, OnError, Record, read_lines, to_line
-from mt_data.corpus.step import Produced, Step, run_step
-from mt_data.text_io.lines import Chunk, check_inputs, read_chunks
+from mt_data.corpus.records import OnError, Record, RecordTransform, read_lines, to_line
+from mt_data.corpus.step import CorpusStep, StepOutput, run_step
+from mt_data.text_io.lines import LineChunk, check_inputs, read_chunks
 
-Pair = tuple[str, str, float]
-GROUPS_AT_ONCE = 4096
+SimilarPair = tuple[str, str, float]
+GROUPS_PER_ITEM = 4096
 
 
 def group_duplicates(duplicates: Path, output: Path, *, threshold: float = 0.7) -> dict[str, int]:
@@ -21,18 +21,20 @@ def group_duplicates(duplicates: Path, output: Path, *, threshold: float = 0.7) 
     First `OUTPUT.links` gets the pairs that join two groups, from which a run that was stopped knows the groups again.
     """
     check_inputs((duplicates,))
-    links, options, forest = output.with_name(f"{output.name}.links"), {"threshold": threshold}, Forest()
-    step = Step("links", links, (duplicates,), options)
-    run_step(step, read_chunks(duplicates), partial(_linked, forest, threshold), recall=forest.recall)
+    links, options, forest = output.with_name(f"{output.name}.links"), {"threshold": threshold}, DocumentForest()
+    step = CorpusStep("links", links, (duplicates,), options)
+    run_step(step, read_chunks(duplicates), partial(_link_pairs, forest, threshold), recall=forest.recall)
     if not forest.parent:  # they were found by an earlier run
-        for _, line in _numbered(links):
+        for _, line in _number_lines(links):
             forest.recall(line)
     groups = forest.groups()
-    starts = range(0, len(groups), GROUPS_AT_ONCE)
-    return run_step(Step("group-duplicates", output, (duplicates,), options), starts, partial(_written, groups))
+    starts = range(0, len(groups), GROUPS_PER_ITEM)
+    return run_step(
+        CorpusStep("group-duplicates", output, (duplicates,), options), starts, partial(_write_groups, groups)
+    )
 
 
-class Forest:
+class DocumentForest:
     """Sets of documents that are linked, as trees; `parent` keeps the order in which they first occur."""
 
     def __init__(self) -> None:
@@ -63,19 +65,19 @@ class Forest:
         return name
 
 
-def _linked(forest: Forest, threshold: float, chunk: Chunk) -> Produced:
-    links = [(a, b) for a, b, likeness in _pairs(chunk) if likeness >= threshold and forest.link(a, b)]
-    return Produced(b"".join(map(to_line, links)), Counter(links=len(links)))
+def _link_pairs(forest: DocumentForest, threshold: float, chunk: LineChunk) -> StepOutput:
+    links = [(a, b) for a, b, likeness in _parse_pairs(chunk) if likeness >= threshold and forest.link(a, b)]
+    return StepOutput(b"".join(map(to_line, links)), Counter(links=len(links)))
 
 
-def _written(groups: Sequence[list[str]], start: int) -> Produced:
+def _write_groups(groups: Sequence[list[str]], start: int) -> StepOutput:
     """Some of the groups from a number on."""
-    some = groups[start : start + GROUPS_AT_ONCE]
+    some = groups[start : start + GROUPS_PER_ITEM]
     data = b"".join(to_line({str(number): members}) for number, members in enumerate(some, start))
-    return Produced(data, Counter(groups=len(some), documents=sum(map(len, some))))
+    return StepOutput(data, Counter(groups=len(some), documents=sum(map(len, some))))
 
 
-def _pairs(chunk: Chunk) -> Iterator[Pair]:
+def _parse_pairs(chunk: LineChunk) -> Iterator[SimilarPair]:
     """Pairs of some lines that `find_duplicates` wrote."""
     for number, line in enumerate(chunk.lines, start=chunk.first):
         try:
@@ -91,18 +93,20 @@ def remove_duplicates(
 ) -> dict[str, int]:
     """Write the records without those that stand behind the first in a group."""
     check_inputs((*inputs, grouped))
-    removed = frozenset(read_removed(grouped))
-    step = Step("remove-duplicates", output, (*inputs, grouped), {"id_key": id_key, "on_error": on_error})
-    return run_step(step, read_lines(inputs), Each(partial(_unless_removed, removed, id_key), (id_key,), on_error))
+    removed = frozenset(read_removed_ids(grouped))
+    step = CorpusStep("remove-duplicates", output, (*inputs, grouped), {"id_key": id_key, "on_error": on_error})
+    return run_step(
+        step, read_lines(inputs), RecordTransform(partial(_drop_removed, removed, id_key), (id_key,), on_error)
+    )
 
 
-def _unless_removed(removed: frozenset[str], id_key: str, record: Record, number: int) -> tuple[list[Record], str]:
+def _drop_removed(removed: frozenset[str], id_key: str, record: Record, number: int) -> tuple[list[Record], str]:
     return ([], "duplicates") if record[id_key] in removed else ([record], "kept")
 
 
-def read_removed(path: Path) -> Iterator[str]:
+def read_removed_ids(path: Path) -> Iterator[str]:
     """Ids that leave: of each group all but the first."""
-    for number, line in _numbered(path):
+    for number, line in _number_lines(path):
         try:
             ((_, members),) = json.loads(line).items()
             yield from members[1:]
@@ -110,6 +114,6 @@ def read_removed(path: Path) -> Iterator[str]:
             raise MtError(f"{path}:{number}", f"is no group ({err})", '{"0": ["id", "id"]}') from None
 
 
-def _numbered(path: Path) -> Iterator[tuple[int, bytes]]:
+def _number_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     for chunk in read_chunks(path):
         yield from enumerate(chunk.lines, start=chunk.first)

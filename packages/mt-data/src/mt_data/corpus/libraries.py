@@ -6,7 +6,7 @@ from typing import Any
 from mt_core.errors import MtError
 
 
-def library(name: str) -> Any:
+def import_library(name: str) -> Any:
     """A module, or an `MtError` that says how to install it."""
     try:
         return importlib.import_module(name)

@@ -9,7 +9,7 @@ SENTENCE_END = re.compile(r"[.!?]")
 
 
 @dataclass(frozen=True, slots=True)
-class Sizes:
+class NgramSizes:
     """Lengths of n-grams in words."""
 
     longest: int = 13
@@ -17,7 +17,7 @@ class Sizes:
 
 
 @dataclass(frozen=True, slots=True)
-class Match:
+class NgramMatch:
     """An n-gram in a text."""
 
     start: int
@@ -31,7 +31,7 @@ class Match:
         return self.start + len(self.key)
 
 
-def keys_of(text: str, sizes: Sizes) -> Iterator[str]:
+def list_ngrams(text: str, sizes: NgramSizes) -> Iterator[str]:
     """The n-grams that stand for a text: every window of the longest size, or the whole if it is shorter."""
     words = [word.lower() for word in WORD.findall(text)]
     if len(words) < sizes.shortest:
@@ -40,26 +40,26 @@ def keys_of(text: str, sizes: Sizes) -> Iterator[str]:
         yield " ".join(words[at : at + sizes.longest])
 
 
-class Index:
+class NgramIndex:
     """N-grams to look for, by their length and their first word."""
 
-    def __init__(self, keys: Mapping[str, tuple[str, ...]], sizes: Sizes) -> None:
+    def __init__(self, keys: Mapping[str, tuple[str, ...]], sizes: NgramSizes) -> None:
         self.keys, self.sizes = keys, sizes
         lengths = {len(key.split()) for key in keys}
         self._shorter = sorted(lengths - {sizes.longest})
         self._first = {key.partition(" ")[0] for key in keys}
 
-    def first_match(self, text: str) -> Match | None:
+    def first_match(self, text: str) -> NgramMatch | None:
         """The first n-gram of a text, from left to right; a text with less words than the longest has none."""
         found = list(WORD.finditer(text))
         words = [match[0].lower() for match in found]
         last = len(words) - self.sizes.longest
         for at in range(last + 1):
             if words[at] in self._first and (key := self._key(words, at, (self.sizes.longest, *self._shorter))):
-                return Match(found[at].start(), key)
+                return NgramMatch(found[at].start(), key)
         for at in range(last + 1, len(words)) if last > 0 else ():
             if words[at] in self._first and (key := self._key(words, at, self._shorter)):
-                return Match(found[at].start(), key)
+                return NgramMatch(found[at].start(), key)
         return None
 
     def _key(self, words: list[str], at: int, lengths: Iterable[int]) -> str | None:
@@ -76,7 +76,7 @@ class Index:
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
+class PassageCut:
     """How a text is cut around an n-gram."""
 
     margin: int = 200
@@ -87,12 +87,12 @@ class Cut:
     """A text that falls into more pieces is dropped whole."""
 
 
-def pieces(text: str, index: Index, cut: Cut) -> tuple[list[str], list[str]]:
+def cut_passages(text: str, index: NgramIndex, cut: PassageCut) -> tuple[list[str], list[str]]:
     """What is left of a text, and the n-grams that were cut out of it; an untouched text is one piece."""
     kept, found = [], []
     while match := index.first_match(text):
         found.append(match.key)
-        before, after = _around(text, match, cut.margin)
+        before, after = _split_around(text, match, cut.margin)
         if len(before) > cut.shortest:
             kept.append(before)
         text = after
@@ -101,7 +101,7 @@ def pieces(text: str, index: Index, cut: Cut) -> tuple[list[str], list[str]]:
     return [*kept, text], found
 
 
-def _around(text: str, match: Match, margin: int) -> tuple[str, str]:
+def _split_around(text: str, match: NgramMatch, margin: int) -> tuple[str, str]:
     """The text up to the sentence that ends before the margin, and from the one that begins after it."""
     ends = [end.end() for end in SENTENCE_END.finditer(text, 0, max(0, match.start - margin) + 1)]
     before = text[: ends[-1]] if ends and match.start > margin else ""

@@ -8,21 +8,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mt_core.errors import MtError
-from mt_data.corpus.step import Produced, Step, run_step
+from mt_data.corpus.step import CorpusStep, StepOutput, run_step
 from mt_data.text_io.json_documents import BadLine, parse_line
-from mt_data.text_io.lines import Chunk, check_inputs, read_chunks
+from mt_data.text_io.lines import LineChunk, check_inputs, read_chunks
 
 OnError = Literal["stop", "skip"]
 Record = dict[str, Any]
-KEY = "adlr_id"
+ID_KEY = "adlr_id"
 """Megatron's name for it."""
 
 
 @dataclass(frozen=True, slots=True)
-class Lines:
+class LocatedLines:
     """Consecutive lines of a file, and where they stand."""
 
-    chunk: Chunk
+    chunk: LineChunk
     document: int
     """Lines before the first of them, over all files."""
     offset: int
@@ -31,19 +31,19 @@ class Lines:
     """Number of the file."""
 
 
-def read_lines(paths: Sequence[Path]) -> Iterator[Lines]:
+def read_lines(paths: Sequence[Path]) -> Iterator[LocatedLines]:
     """The lines of all files, in chunks; the same each time."""
     document = 0
     for number, path in enumerate(paths):
         offset = 0
         for chunk in read_chunks(path):
-            yield Lines(chunk, document, offset, number)
+            yield LocatedLines(chunk, document, offset, number)
             document += len(chunk.lines)
             offset += sum(map(len, chunk.lines)) + len(chunk.lines)
 
 
 @dataclass(frozen=True, slots=True)
-class Each:
+class RecordTransform:
     """A function over records as one over lines, for `run_step`; bad lines stop it or are counted.
 
     `transform(record, number)` gives the records that replace one, and the name under which to count what happened;
@@ -54,9 +54,9 @@ class Each:
     keys: tuple[str, ...]
     on_error: OnError = "stop"
 
-    def __call__(self, lines: Lines) -> Produced:
+    def __call__(self, lines: LocatedLines) -> StepOutput:
         """The records of some lines."""
-        produced = Produced()
+        produced = StepOutput()
         out: list[Record] = []
         for at, line in enumerate(lines.chunk.lines):
             where = f"{lines.chunk.path}:{lines.chunk.first + at}"
@@ -87,13 +87,13 @@ def to_line(record: Record | Sequence[str]) -> bytes:
 
 
 def add_ids(
-    inputs: Sequence[Path], output: Path, prefix: str, *, key: str = KEY, on_error: OnError = "stop"
+    inputs: Sequence[Path], output: Path, prefix: str, *, key: str = ID_KEY, on_error: OnError = "stop"
 ) -> dict[str, int]:
     """Give each record `PREFIX-0000000001` and so on, by its line."""
     check_inputs(inputs)
-    step = Step("add-id", output, tuple(inputs), {"prefix": prefix, "key": key, "on_error": on_error})
-    return run_step(step, read_lines(inputs), Each(partial(_numbered, key, prefix), (), on_error))
+    step = CorpusStep("add-id", output, tuple(inputs), {"prefix": prefix, "key": key, "on_error": on_error})
+    return run_step(step, read_lines(inputs), RecordTransform(partial(_add_id, key, prefix), (), on_error))
 
 
-def _numbered(key: str, prefix: str, record: Record, number: int) -> tuple[list[Record], str]:
+def _add_id(key: str, prefix: str, record: Record, number: int) -> tuple[list[Record], str]:
     return [{**record, key: f"{prefix}-{number + 1:010d}"}], "kept"

@@ -31,7 +31,7 @@ VERSION = 1
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class CorpusStep:
     """A step and everything that its result depends on."""
 
     name: str
@@ -64,7 +64,7 @@ class Step:
 
 
 @dataclass(slots=True)
-class Produced:
+class StepOutput:
     """What one item adds to the output and to the report."""
 
     data: bytes = b""
@@ -72,7 +72,7 @@ class Produced:
 
 
 @dataclass(frozen=True, slots=True)
-class State:
+class StepState:
     """The content of a journal or a report."""
 
     key: str
@@ -82,9 +82,9 @@ class State:
 
 
 def run_step(
-    step: Step,
+    step: CorpusStep,
     items: Iterable[Item],
-    produce: Callable[[Item], Produced],
+    produce: Callable[[Item], StepOutput],
     *,
     recall: Callable[[bytes], object] | None = None,
 ) -> dict[str, int]:
@@ -94,37 +94,37 @@ def run_step(
     remembers what it saw, `recall` gets every line of the output that a run which was stopped left, before it goes on.
     """
     key = step.key()
-    done = _read(step.report, key)
+    done = _read_state(step.report, key)
     if done and step.output.exists() and step.output.stat().st_size == done.bytes:
         print(f"{step.name}: {step.output} is already made from these inputs", file=sys.stderr)
         return dict(done.counts)
     step.output.parent.mkdir(parents=True, exist_ok=True)
     with disk_errors(step.output):
-        state = _resume(step, key)
+        state = _read_journal(step, key)
         with step.part.open("r+b" if state.items else "w+b") as part:
             part.truncate(state.bytes)
             for line in part if recall else ():
                 recall(line.removesuffix(b"\n"))  # pyright: ignore[reportOptionalCall] - there are no lines without
             part.seek(state.bytes)
-            state = _work(step, part, state, islice(items, state.items, None), produce)
+            state = _process_items(step, part, state, islice(items, state.items, None), produce)
         step.report.unlink(missing_ok=True)
         step.part.replace(step.output)
-        _write(step.report, state)
+        _write_state(step.report, state)
         step.journal.unlink(missing_ok=True)
         sync_directory(step.output.parent)
     return dict(state.counts)
 
 
-def _work(
-    step: Step, part: IO[bytes], state: State, items: Iterator[Item], produce: Callable[[Item], Produced]
-) -> State:
+def _process_items(
+    step: CorpusStep, part: IO[bytes], state: StepState, items: Iterator[Item], produce: Callable[[Item], StepOutput]
+) -> StepState:
     due = time.monotonic() + JOURNAL_INTERVAL_S
     results = ordered_map(produce, items, workers=step.workers)
     with closing(results) as produced, progress(step.name, unit="items") as advance:
         try:
             for result in produced:
                 part.write(result.data)
-                state = _after(state, result, part.tell())
+                state = _add_output(state, result, part.tell())
                 advance(1)
                 if time.monotonic() >= due:
                     _commit(step, part, state)
@@ -137,36 +137,36 @@ def _work(
     return state
 
 
-def _after(state: State, result: Produced, size: int) -> State:
+def _add_output(state: StepState, result: StepOutput, size: int) -> StepState:
     """The state with one item more, made in one piece: an interrupt finds either this or the one before."""
     counts = Counter(state.counts)
     counts.update(result.counts)
-    return State(state.key, state.items + 1, size, counts)
+    return StepState(state.key, state.items + 1, size, counts)
 
 
-def _commit(step: Step, part: IO[bytes], state: State) -> None:
+def _commit(step: CorpusStep, part: IO[bytes], state: StepState) -> None:
     part.flush()
     os.fsync(part.fileno())
-    _write(step.journal, state)
+    _write_state(step.journal, state)
 
 
-def _resume(step: Step, key: str) -> State:
-    state = _read(step.journal, key)
+def _read_journal(step: CorpusStep, key: str) -> StepState:
+    state = _read_state(step.journal, key)
     if state is None or not step.part.exists() or step.part.stat().st_size < state.bytes:
-        return State(key)
+        return StepState(key)
     return state
 
 
-def _read(path: Path, key: str) -> State | None:
+def _read_state(path: Path, key: str) -> StepState | None:
     """The state in a file, if it belongs to the step of this key."""
     try:
-        state = State(**json.loads(path.read_text("utf-8")))
+        state = StepState(**json.loads(path.read_text("utf-8")))
     except (FileNotFoundError, ValueError, TypeError):
         return None
     return state if state.key == key else None
 
 
-def _write(path: Path, state: State) -> None:
+def _write_state(path: Path, state: StepState) -> None:
     values = {"key": state.key, "items": state.items, "bytes": state.bytes, "counts": dict(state.counts)}
     with atomic_file(path, "w") as file:
         file.write(json.dumps(values, indent=2) + "\n")

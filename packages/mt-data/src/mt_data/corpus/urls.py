@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mt_core.errors import MtError
-from mt_data.corpus.step import Produced, Step, run_step
-from mt_data.text_io.lines import Chunk, check_inputs, read_chunks
+from mt_data.corpus.step import CorpusStep, StepOutput, run_step
+from mt_data.text_io.lines import LineChunk, check_inputs, read_chunks
 
 SHORTEST = 9
 EXTENSIONS = re.compile(
@@ -27,7 +27,7 @@ SECOND_LEVEL = frozenset(("ac", "co", "com", "edu", "gov", "net", "org"))
 
 
 @dataclass(frozen=True, slots=True)
-class Blacklist:
+class SiteBlacklist:
     """Names of sites: `example` is example.com, example.org and the like, `example.com` only itself; subdomains too."""
 
     names: frozenset[str]
@@ -40,15 +40,15 @@ class Blacklist:
         return labels[owner] in self.names
 
 
-def read_blacklist(path: Path) -> Blacklist:
+def read_blacklist(path: Path) -> SiteBlacklist:
     """The names in a file, one a line; `#` begins a comment."""
     if not path.is_file():
         raise MtError(str(path), "no such file", "a list of sites to leave out, one name a line")
     names = (line.partition("#")[0].strip().lower() for line in path.read_text("utf-8").splitlines())
-    return Blacklist(frozenset(filter(None, names)))
+    return SiteBlacklist(frozenset(filter(None, names)))
 
 
-def verdict(url: str, blacklist: Blacklist) -> str:
+def classify_url(url: str, blacklist: SiteBlacklist) -> str:
     """`kept`, or the reason why a URL is dropped."""
     if len(url) < SHORTEST:
         return "too short"
@@ -65,14 +65,16 @@ def filter_urls(inputs: Iterable[Path], blacklist: Path, output: Path) -> dict[s
     inputs = tuple(inputs)
     check_inputs(inputs)
     chunks = (chunk for path in inputs for chunk in read_chunks(path))
-    kept = _Kept(read_blacklist(blacklist))
-    return run_step(Step("blacklist-urls", output, (*inputs, blacklist)), chunks, kept.filter, recall=kept.remember)
+    kept = _UrlFilter(read_blacklist(blacklist))
+    return run_step(
+        CorpusStep("blacklist-urls", output, (*inputs, blacklist)), chunks, kept.filter, recall=kept.remember
+    )
 
 
-class _Kept:
+class _UrlFilter:
     """The URLs that were kept: 16 bytes of each, however long it is."""
 
-    def __init__(self, blacklist: Blacklist) -> None:
+    def __init__(self, blacklist: SiteBlacklist) -> None:
         self._blacklist = blacklist
         self._seen: set[bytes] = set()
 
@@ -82,11 +84,11 @@ class _Kept:
         self._seen.add(hashlib.blake2b(url, digest_size=16).digest())
         return len(self._seen) > before
 
-    def filter(self, chunk: Chunk) -> Produced:
+    def filter(self, chunk: LineChunk) -> StepOutput:
         """The URLs of a chunk that pass."""
-        produced, kept = Produced(), []
+        produced, kept = StepOutput(), []
         for url in (line.decode(errors="replace").strip() for line in chunk.lines):
-            outcome = verdict(url, self._blacklist)
+            outcome = classify_url(url, self._blacklist)
             if outcome == "kept" and not self.remember(url.encode()):
                 outcome = "seen before"
             if outcome == "kept":

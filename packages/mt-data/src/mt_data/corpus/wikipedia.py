@@ -11,25 +11,27 @@ from pathlib import Path
 
 from mt_core.errors import MtError, Problem
 from mt_data.corpus.records import Record, read_record, to_line
-from mt_data.corpus.step import Produced, Step, run_step
+from mt_data.corpus.step import CorpusStep, StepOutput, run_step
 from mt_data.text_io.inputs import nearest_file
 from mt_data.text_io.lines import read_chunks
 
-OPENING = re.compile(r"<doc (?P<attributes>.*)>$")
+DOC_TAG = re.compile(r"<doc (?P<attributes>.*)>$")
 ATTRIBUTE = re.compile(r'(\w+)="(.*?)"(?= \w+="|$)')
-LEFT_OVER = re.compile(r"</?(?:br|ref|nowiki|templatestyles|small|sub|sup|span|div|references)\b[^<>]*>", re.IGNORECASE)
+LEFTOVER_TAG = re.compile(
+    r"</?(?:br|ref|nowiki|templatestyles|small|sub|sup|span|div|references)\b[^<>]*>", re.IGNORECASE
+)
 BLANK_LINES = re.compile(r"\s*\n\s*\n\s*")
 KEYS = ("id", "url", "title")
 
 
-def extract(inputs: Sequence[Path], output: Path, *, min_characters: int = 1) -> dict[str, int]:
+def extract_articles(inputs: Sequence[Path], output: Path, *, min_characters: int = 1) -> dict[str, int]:
     """Write the articles of files and folders, in the order of their names."""
-    files = dump_files(inputs)
-    step = Step("wikipedia", output, tuple(files), {"min_characters": min_characters})
-    return run_step(step, files, Articles(min_characters))
+    files = list_dump_files(inputs)
+    step = CorpusStep("wikipedia", output, tuple(files), {"min_characters": min_characters})
+    return run_step(step, files, ArticleReader(min_characters))
 
 
-def dump_files(inputs: Sequence[Path]) -> list[Path]:
+def list_dump_files(inputs: Sequence[Path]) -> list[Path]:
     """The files themselves and all files below the folders, sorted by path."""
     if missing := [path for path in inputs if not path.exists()]:
         raise MtError.from_problems(
@@ -43,17 +45,17 @@ def dump_files(inputs: Sequence[Path]) -> list[Path]:
 
 
 @dataclass(frozen=True, slots=True)
-class Articles:
+class ArticleReader:
     """The articles of one file, cleaned."""
 
     min_characters: int
     """Shorter texts, such as redirects, are left out."""
 
-    def __call__(self, path: Path) -> Produced:
+    def __call__(self, path: Path) -> StepOutput:
         """Lines of records."""
-        produced, out = Produced(), []
-        for article in _articles(path):
-            text = plain(article["text"], article["title"])
+        produced, out = StepOutput(), []
+        for article in _parse_articles(path):
+            text = clean_article(article["text"], article["title"])
             kept = len(text) >= self.min_characters
             produced.counts.update(("articles", "kept" if kept else "too short"))
             if kept:
@@ -63,25 +65,25 @@ class Articles:
         return produced
 
 
-def plain(text: str, title: str) -> str:
+def clean_article(text: str, title: str) -> str:
     """Text without the repeated title, left-over tags and entities, its paragraphs one blank line apart."""
-    text = LEFT_OVER.sub("", html.unescape(text)).strip()
+    text = LEFTOVER_TAG.sub("", html.unescape(text)).strip()
     text = text.removeprefix(f"{title}\n\n") if title else text
     return BLANK_LINES.sub("\n\n", text).strip()
 
 
-def _articles(path: Path) -> Iterator[Record]:
+def _parse_articles(path: Path) -> Iterator[Record]:
     """The articles of a file, in either form."""
     opened: tuple[int, Record] | None = None
     body: list[str] = []
-    for number, line in _lines(path):
+    for number, line in _read_lines(path):
         where = f"{path}:{number}"
         if opened is None and line.startswith("{"):
             record = read_record(line.encode(), ("text", "title"), where)
             assert record is not None
             yield record
-        elif opened is None and (match := OPENING.match(line)):
-            opened, body = (number, _attributes(match["attributes"], where)), []
+        elif opened is None and (match := DOC_TAG.match(line)):
+            opened, body = (number, _parse_attributes(match["attributes"], where)), []
         elif opened is not None and line == "</doc>":
             yield {**opened[1], "text": "\n".join(body)}
             opened = None
@@ -95,14 +97,14 @@ def _articles(path: Path) -> Iterator[Record]:
         raise MtError(f"{path}:{opened[0]}", "has a <doc> that does not end", "extract the dump again")
 
 
-def _attributes(text: str, where: str) -> Record:
+def _parse_attributes(text: str, where: str) -> Record:
     found = {name: html.unescape(value) for name, value in ATTRIBUTE.findall(text)}
     if "title" not in found:
         raise MtError(where, "has a <doc> without a title", "a file that WikiExtractor wrote")
     return found
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
+def _read_lines(path: Path) -> Iterator[tuple[int, str]]:
     for chunk in read_chunks(path):
         for number, line in enumerate(chunk.lines, start=chunk.first):
             yield number, line.decode(errors="replace").rstrip("\r")

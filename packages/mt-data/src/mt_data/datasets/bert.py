@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 
 from mt_core.contracts import Dataset
-from mt_data.blending.build import Splits, Wanted
+from mt_data.blending.build import NumSamples, Splits, SplitSizes
 from mt_data.config import BERTData
-from mt_data.datasets.masking.build import Samples, build_masked, flat, hiding, padded
-from mt_data.datasets.masking.mask import Hiding, Pieces, hide
-from mt_data.datasets.masking.sentence_mapping import Gathering
+from mt_data.datasets.masking.build import SentenceSamples, build_masked_splits, flatten, masking_config, pad_to_length
+from mt_data.datasets.masking.mask import MaskingConfig, WordPieceGroups, mask_tokens
+from mt_data.datasets.masking.sentence_mapping import SentenceSampling
 from mt_data.indexed.cache import IndexCache
-from mt_data.tokenizers.base import MaskingTokenizer, pad_id
+from mt_data.tokenizers.base import MaskingTokenizer, get_pad_id
 
 SPECIAL = 3
 """Tokens of a sample that are no words: one before the first part, one behind each."""
@@ -23,7 +23,7 @@ MASKED, RANDOM = 0.8, 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class Ids:
+class BERTTokenIds:
     """What a BERT sample needs of a tokenizer."""
 
     cls: int
@@ -34,12 +34,12 @@ class Ids:
     """All ids, ascending."""
 
     @classmethod
-    def of(cls, tokenizer: MaskingTokenizer) -> "Ids":
+    def from_tokenizer(cls, tokenizer: MaskingTokenizer) -> "BERTTokenIds":
         """The ids of a tokenizer that has the roles cls, sep and mask."""
         vocabulary = np.array(sorted(tokenizer.vocabulary().values()), np.int64)
-        return cls(tokenizer.cls, tokenizer.sep, tokenizer.mask, pad_id(tokenizer), vocabulary)
+        return cls(tokenizer.cls, tokenizer.sep, tokenizer.mask, get_pad_id(tokenizer), vocabulary)
 
-    def replacement(self, token: int, random: np.random.RandomState) -> int:
+    def choose_replacement(self, token: int, random: np.random.RandomState) -> int:
         """What stands for a hidden token."""
         if random.random_sample() < MASKED:
             return self.mask
@@ -52,10 +52,10 @@ class Ids:
 class BERTDataset:
     """Sample i: CLS, the first part, SEP and, with two parts, the second and SEP; words of both are hidden."""
 
-    samples: Samples
-    ids: Ids
-    pieces: Pieces
-    hiding: Hiding
+    samples: SentenceSamples
+    ids: BERTTokenIds
+    groups: WordPieceGroups
+    masking: MaskingConfig
     seq_length: int
     two_parts: bool
 
@@ -65,31 +65,31 @@ class BERTDataset:
     def __getitem__(self, index: int) -> Mapping[str, np.ndarray | np.generic]:
         """Int64 [L]: `text`, `types` (1 in the second part), `labels` (−1 where nothing is hidden), `padding_mask`
         (1 where there is text) and `loss_mask` (1 where something is hidden); `is_random` and `truncated` 0 or 1."""
-        ids, random = self.ids, self.samples.random(index)
-        sentences, target = self.samples.sentences(index)
+        ids, random = self.ids, self.samples.random_state(index)
+        sentences, target = self.samples.read_sentences(index)
         first, second, exchanged = self._parts(sentences, random)
         truncated = _truncate(first, second, target, random)
         tokens = [ids.cls, *first, ids.sep, *(second and [*second, ids.sep])]
         types = [0] * (len(first) + 2) + [1] * (len(tokens) - len(first) - 2)
-        hidden = hide(
+        hidden = mask_tokens(
             tokens,
-            self.pieces.words(tokens, full_words=self.hiding.full_words),
+            self.groups.group_words(tokens, full_words=self.masking.full_words),
             target,
-            self.hiding,
+            self.masking,
             random=random,
-            replace=ids.replacement,
-            lengths_random=self.samples.random(index),
+            replace=ids.choose_replacement,
+            lengths_random=self.samples.random_state(index),
         )
-        text, labels = padded(hidden.tokens, self.seq_length, ids.pad), np.full(self.seq_length, -1, np.int64)
+        text, labels = pad_to_length(hidden.tokens, self.seq_length, ids.pad), np.full(self.seq_length, -1, np.int64)
         labels[list(hidden.labels)] = list(hidden.labels.values())
         is_pad = text == ids.pad
         return {
             "text": np.where(is_pad, 0, text),
-            "types": padded(types, self.seq_length, ids.pad),
+            "types": pad_to_length(types, self.seq_length, ids.pad),
             "labels": np.where(labels == ids.pad, 0, labels),
             "is_random": np.int64(exchanged),
             "padding_mask": np.where(is_pad, ids.pad, 1),
-            "loss_mask": padded([int(n in hidden.labels) for n in range(len(tokens))], self.seq_length, 0),
+            "loss_mask": pad_to_length([int(n in hidden.labels) for n in range(len(tokens))], self.seq_length, 0),
             "truncated": np.int64(truncated),
         }
 
@@ -98,7 +98,7 @@ class BERTDataset:
         pivot = len(sentences)
         if self.two_parts:
             pivot = random.randint(1, len(sentences)) if len(sentences) >= 3 else 1
-        first, second = flat(sentences[:pivot]), flat(sentences[pivot:])
+        first, second = flatten(sentences[:pivot]), flatten(sentences[pivot:])
         if self.two_parts and random.random_sample() < 0.5:
             return second, first, True
         return first, second, False
@@ -114,30 +114,35 @@ def _truncate(first: list[int], second: list[int], target: int, random: np.rando
 
 
 def build_splits(
-    config: BERTData, *, samples: tuple[Wanted, Wanted, Wanted], seed: int, cache_dir: Path, builder: bool = True
+    config: BERTData,
+    *,
+    samples: SplitSizes,
+    seed: int,
+    cache_dir: Path,
+    builder: bool = True,
 ) -> Splits:
     """The three datasets of a section; shares of the split are of documents."""
-    made: list[tuple[Ids, Pieces]] = []
+    made: list[tuple[BERTTokenIds, WordPieceGroups]] = []
 
-    def make(found: Samples) -> Dataset:
+    def make(found: SentenceSamples) -> Dataset:
         if not made:
-            made.append(_of_tokenizer(config))
-        return BERTDataset(found, *made[0], hiding(config), config.seq_length, config.classification_head)
+            made.append(_read_tokenizer(config))
+        return BERTDataset(found, *made[0], masking_config(config), config.seq_length, config.classification_head)
 
-    return build_masked(
-        config, make, partial(gathering, config, seed), samples=samples, cache=IndexCache(cache_dir, builder)
+    return build_masked_splits(
+        config, make, partial(sentence_sampling, config, seed), samples=samples, cache=IndexCache(cache_dir, builder)
     )
 
 
-def gathering(config: BERTData, seed: int, wanted: Wanted) -> Gathering:
+def sentence_sampling(config: BERTData, seed: int, wanted: NumSamples) -> SentenceSampling:
     """How sentences become so many samples."""
     sentences = 2 if config.classification_head else 1
-    return Gathering(config.seq_length - SPECIAL, sentences, config.short_seq_prob, seed, wanted)
+    return SentenceSampling(config.seq_length - SPECIAL, sentences, config.short_seq_prob, seed, wanted)
 
 
-def _of_tokenizer(config: BERTData) -> tuple[Ids, Pieces]:
-    from mt_data.tokenizers import build
+def _read_tokenizer(config: BERTData) -> tuple[BERTTokenIds, WordPieceGroups]:
+    from mt_data.tokenizers import build_tokenizer
 
     assert config.tokenizer is not None, "data_problems asks for one"
-    tokenizer = build(config.tokenizer)
-    return Ids.of(tokenizer), Pieces.of(tokenizer)  # pyright: ignore[reportArgumentType]
+    tokenizer = build_tokenizer(config.tokenizer)
+    return BERTTokenIds.from_tokenizer(tokenizer), WordPieceGroups.from_tokenizer(tokenizer)  # pyright: ignore[reportArgumentType]

@@ -12,11 +12,11 @@ import numpy as np
 
 from mt_core.contracts import Dataset, Tokenizer
 from mt_core.errors import MtError, raise_if
-from mt_data.blending.build import Parts, Portion, Splits, Wanted, mix
+from mt_data.blending.build import DatasetReader, SplitPart, Splits, SplitSizes, blend_splits
 from mt_data.config import FIMData
 from mt_data.config.rules import data_problems
-from mt_data.datasets.gpt.dataset import GPTDataset, gpt_dataset, options
-from mt_data.datasets.gpt.indices import Request
+from mt_data.datasets.gpt.dataset import GPTDataset, build_gpt_dataset, make_sample_options
+from mt_data.datasets.gpt.indices import IndexRequest
 from mt_data.indexed.cache import IndexCache
 from mt_data.indexed.reader import IndexedReader
 
@@ -24,7 +24,7 @@ TOKENS = ("prefix_token", "middle_token", "suffix_token", "pad_token", "eod_toke
 
 
 @dataclass(frozen=True, slots=True)
-class Middle:
+class FIMTransform:
     """How documents are rearranged."""
 
     tokenizer: Tokenizer
@@ -36,35 +36,35 @@ class Middle:
     split: int | None
     config: FIMData
 
-    def sample(self, text: np.ndarray, random: np.random.RandomState) -> np.ndarray:
+    def transform_sample(self, text: np.ndarray, random: np.random.RandomState) -> np.ndarray:
         """A text of several documents with some of them rearranged, cut or filled up to its length."""
         ends = [*np.flatnonzero(text == self.eod).tolist(), len(text)]
         result: list[int] = []
         for start, end in zip([-1, *ends[:-1]], ends, strict=True):
             if end > start + 1:
-                result += self.document(text[start + 1 : end].tolist(), random)
+                result += self.transform_document(text[start + 1 : end].tolist(), random)
                 result += [self.eod] if end < len(text) else []
         filled = np.full(len(text), self.pad, np.int64)
         filled[: len(result)] = result[: len(text)]
         return filled
 
-    def document(self, tokens: list[int], random: np.random.RandomState) -> list[int]:
+    def transform_document(self, tokens: list[int], random: np.random.RandomState) -> list[int]:
         """A document, perhaps rearranged, with a split token fragment by fragment."""
         if self.split is None or self.split not in tokens:
-            return self.rearranged(tokens, self.config.rate, random)
+            return self.rearrange(tokens, self.config.rate, random)
         if not random.binomial(1, self.config.rate):
             return tokens
         result: list[int] = []
         while self.split in tokens:
-            place = tokens.index(self.split)
-            fragment, tokens = tokens[:place], tokens[place + 1 :]
+            end = tokens.index(self.split)
+            fragment, tokens = tokens[:end], tokens[end + 1 :]
             result += [*self._fragment(fragment, random), self.split]
         return [*result, *self._fragment(tokens, random)]
 
     def _fragment(self, tokens: list[int], random: np.random.RandomState) -> list[int]:
-        return self.rearranged(tokens, self.config.fragment_rate, random) if tokens else []
+        return self.rearrange(tokens, self.config.fragment_rate, random) if tokens else []
 
-    def rearranged(self, tokens: list[int], rate: float, random: np.random.RandomState) -> list[int]:
+    def rearrange(self, tokens: list[int], rate: float, random: np.random.RandomState) -> list[int]:
         """With probability `rate` the prefix, suffix and middle of the text, else the tokens."""
         if not random.binomial(1, rate):
             return tokens
@@ -83,7 +83,7 @@ class FIMDataset:
     """The samples of a `GPTDataset`, rearranged."""
 
     samples: GPTDataset
-    middle: Middle
+    transform: FIMTransform
     seed: int
 
     def __len__(self) -> int:
@@ -91,34 +91,45 @@ class FIMDataset:
 
     def __getitem__(self, index: int) -> Mapping[str, np.ndarray | np.generic]:
         """What a `GPTDataset` gives."""
-        text = np.concatenate(self.samples.pieces(index)).astype(np.int64)
+        text = np.concatenate(self.samples.read_pieces(index)).astype(np.int64)
         random = np.random.RandomState((self.seed + index) % 2**32)
-        return self.samples.item(self.middle.sample(text, random), [len(text)])
+        return self.samples.make_sample(self.transform.transform_sample(text, random), [len(text)])
 
 
 def build_splits(
-    config: FIMData, *, samples: tuple[Wanted, Wanted, Wanted], seed: int, cache_dir: Path, builder: bool = True
+    config: FIMData,
+    *,
+    samples: SplitSizes,
+    seed: int,
+    cache_dir: Path,
+    builder: bool = True,
 ) -> Splits:
     """The three datasets of a section."""
     raise_if(data_problems(config))
-    cache, chosen, middle = IndexCache(cache_dir, builder), options(config), _middle(config)
+    cache, sample_options, transform = (
+        IndexCache(cache_dir, builder),
+        make_sample_options(config),
+        _make_transform(config),
+    )
 
-    def build(reader: IndexedReader, portion: Portion) -> Dataset:
-        request = Request(portion.elements, portion.samples, config.seq_length, seed)
-        return FIMDataset(gpt_dataset(reader, request, cache, chosen), middle, seed)
+    def build_dataset(reader: IndexedReader, portion: SplitPart) -> Dataset:
+        request = IndexRequest(portion.elements, portion.samples, config.seq_length, seed)
+        return FIMDataset(build_gpt_dataset(reader, request, cache, sample_options), transform, seed)
 
-    return mix(config, Parts(IndexedReader, len, build, "sequences"), samples=samples, cache=cache)
+    return blend_splits(
+        config, DatasetReader(IndexedReader, len, build_dataset, "sequences"), samples=samples, cache=cache
+    )
 
 
-def _middle(config: FIMData) -> Middle:
-    from mt_data.tokenizers import build
+def _make_transform(config: FIMData) -> FIMTransform:
+    from mt_data.tokenizers import build_tokenizer
 
     assert config.tokenizer is not None, "data_problems asks for one"
-    tokenizer = build(config.tokenizer)
+    tokenizer = build_tokenizer(config.tokenizer)
     known = tokenizer.vocabulary()  # pyright: ignore[reportAttributeAccessIssue]
     names = (*TOKENS, *(["split_token"] if config.split_token is not None else []))
     if missing := [name for name in names if getattr(config, name) not in known]:
         found = f"{getattr(config, missing[0])!r} is not in the tokenizer's vocabulary"
         raise MtError(f"data.{missing[0]}", found, "the text of one of its tokens")
     ids = [known[getattr(config, name)] for name in TOKENS]
-    return Middle(tokenizer, *ids, split=known.get(config.split_token), config=config)
+    return FIMTransform(tokenizer, *ids, split=known.get(config.split_token), config=config)

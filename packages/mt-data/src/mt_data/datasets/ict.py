@@ -15,12 +15,12 @@ import numpy as np
 
 from mt_core.contracts import Dataset
 from mt_core.errors import MtError, raise_if
-from mt_data.blending.build import Splits, Wanted
+from mt_data.blending.build import NumSamples, Splits, SplitSizes
 from mt_data.config import ICTData
 from mt_data.config.rules import data_problems
 from mt_data.config.split import SPLITS, legacy_ranges
-from mt_data.datasets.masking.build import flat, padded
-from mt_data.datasets.masking.sentence_mapping import Gathering, Sentences, block_mapping
+from mt_data.datasets.masking.build import flatten, pad_to_length
+from mt_data.datasets.masking.sentence_mapping import Sentences, SentenceSampling, build_block_mapping
 from mt_data.indexed.cache import IndexCache, content_key
 from mt_data.indexed.reader import IndexedReader
 
@@ -29,7 +29,7 @@ SPECIAL = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Ids:
+class ICTTokenIds:
     """What an ICT sample needs of a tokenizer."""
 
     cls: int
@@ -38,7 +38,7 @@ class Ids:
 
 
 @dataclass(frozen=True, slots=True)
-class Blocks:
+class SentenceBlocks:
     """The blocks of a split and the titles of its documents."""
 
     reader: IndexedReader
@@ -58,8 +58,8 @@ class Blocks:
 class ICTDataset:
     """Sample i: a sentence of a block as the query, the title and the block as its context."""
 
-    blocks: Blocks
-    ids: Ids
+    blocks: SentenceBlocks
+    ids: ICTTokenIds
     seq_length: int
     query_in_block_prob: float
     seed: int
@@ -76,7 +76,7 @@ class ICTDataset:
         stays = draw.random() < self.query_in_block_prob
         query = sentences[chosen] if stays else sentences.pop(chosen)
         room = self.seq_length - (2 if title is None else SPECIAL + len(title))
-        block = flat(sentences)[: max(0, room)]
+        block = flatten(sentences)[: max(0, room)]
         ids = self.ids
         context = [ids.cls, *([] if title is None else [*title, ids.sep]), *block, ids.sep]
         return {
@@ -86,22 +86,27 @@ class ICTDataset:
         }
 
     def _padded(self, name: str, tokens: list[int]) -> dict[str, np.ndarray]:
-        text = padded(tokens, self.seq_length, self.ids.pad)
+        text = pad_to_length(tokens, self.seq_length, self.ids.pad)
         real = (text >= 1).astype(np.int64)
-        pad_mask = padded([1] * len(tokens), self.seq_length, 0)
+        pad_mask = pad_to_length([1] * len(tokens), self.seq_length, 0)
         return {f"{name}_tokens": text, f"{name}_mask": np.outer(real, real), f"{name}_pad_mask": pad_mask}
 
 
 def build_splits(
-    config: ICTData, *, samples: tuple[Wanted, Wanted, Wanted], seed: int, cache_dir: Path, builder: bool = True
+    config: ICTData,
+    *,
+    samples: SplitSizes,
+    seed: int,
+    cache_dir: Path,
+    builder: bool = True,
 ) -> Splits:
     """The three datasets of a section; shares of the split are of documents."""
-    from mt_data.tokenizers import build
+    from mt_data.tokenizers import build_tokenizer
 
     raise_if(data_problems(config))
     assert config.tokenizer is not None, "data_problems asks for one"
-    tokenizer, cache = build(config.tokenizer), IndexCache(cache_dir, builder)
-    ids = Ids(tokenizer.cls, tokenizer.sep, tokenizer.pad)  # pyright: ignore[reportAttributeAccessIssue]
+    tokenizer, cache = build_tokenizer(config.tokenizer), IndexCache(cache_dir, builder)
+    ids = ICTTokenIds(tokenizer.cls, tokenizer.sep, tokenizer.pad)  # pyright: ignore[reportAttributeAccessIssue]
     reader = IndexedReader(config.paths[0])
     titles = IndexedReader(config.titles) if config.titles else None
     if titles is not None and len(titles) != reader.document_count:
@@ -114,7 +119,7 @@ def build_splits(
         if wanted == 0 or (wanted is None and not documents):
             datasets.append(None)
             continue
-        blocks = _blocks(reader, titles, documents, gathering(config, seed, wanted), cache)
+        blocks = _build_blocks(reader, titles, documents, sentence_sampling(config, seed, wanted), cache)
         if wanted and not len(blocks.mapping):
             found = f"is empty: {len(documents)} documents, split {config.split!r}, give no block"
             raise MtError(f"the {name} split of {reader.prefix}", found, f"more documents, or no {name} samples")
@@ -122,22 +127,24 @@ def build_splits(
     return Splits(*datasets)
 
 
-def gathering(config: ICTData, seed: int, wanted: Wanted) -> Gathering:
+def sentence_sampling(config: ICTData, seed: int, wanted: NumSamples) -> SentenceSampling:
     """How sentences become so many blocks."""
-    return Gathering(config.seq_length - SPECIAL, 1 if config.one_sentence_documents else 2, 0.0, seed, wanted)
+    return SentenceSampling(config.seq_length - SPECIAL, 1 if config.one_sentence_documents else 2, 0.0, seed, wanted)
 
 
-def title_lengths(titles: IndexedReader | None, documents: range) -> np.ndarray:
+def get_title_lengths(titles: IndexedReader | None, documents: range) -> np.ndarray:
     """Tokens of the documents' titles."""
     return np.asarray(titles.lengths)[documents.start : documents.stop] if titles else np.zeros(len(documents), int)
 
 
-def _blocks(
-    reader: IndexedReader, titles: IndexedReader | None, documents: range, gathering: Gathering, cache: IndexCache
-) -> Blocks:
+def _build_blocks(
+    reader: IndexedReader, titles: IndexedReader | None, documents: range, sampling: SentenceSampling, cache: IndexCache
+) -> SentenceBlocks:
     bounds = np.asarray(reader.documents[documents.start : documents.stop + 1])
-    lengths = title_lengths(titles, documents)
-    key = content_key("blocks", repr(gathering), reader.lengths, bounds, lengths)
+    lengths = get_title_lengths(titles, documents)
+    key = content_key("blocks", repr(sampling), reader.lengths, bounds, lengths)
     sentences = Sentences(np.asarray(reader.lengths), bounds)
-    (mapping,) = cache.arrays(key, ("mapping",), lambda: {"mapping": block_mapping(sentences, lengths, gathering)})
-    return Blocks(reader, titles, mapping, documents.start)
+    (mapping,) = cache.get_arrays(
+        key, ("mapping",), lambda: {"mapping": build_block_mapping(sentences, lengths, sampling)}
+    )
+    return SentenceBlocks(reader, titles, mapping, documents.start)

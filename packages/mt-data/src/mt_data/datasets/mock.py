@@ -6,12 +6,12 @@ import numpy as np
 
 from mt_core.contracts import Dataset
 from mt_core.errors import raise_if
-from mt_data.blending.build import Splits, Wanted
+from mt_data.blending.build import Splits, SplitSizes
 from mt_data.config import MockData
 from mt_data.config.rules import data_problems
 from mt_data.config.split import split_ranges
-from mt_data.datasets.gpt.dataset import gpt_dataset, options
-from mt_data.datasets.gpt.indices import Request
+from mt_data.datasets.gpt.dataset import build_gpt_dataset, make_sample_options
+from mt_data.datasets.gpt.indices import IndexRequest
 from mt_data.indexed.cache import IndexCache
 
 COUNT, LONGEST = 100_000, 4096
@@ -43,17 +43,25 @@ class MockSequences:
 
 
 def build_splits(
-    config: MockData, *, samples: tuple[Wanted, Wanted, Wanted], seed: int, cache_dir: Path, builder: bool = True
+    config: MockData,
+    *,
+    samples: SplitSizes,
+    seed: int,
+    cache_dir: Path,
+    builder: bool = True,
 ) -> Splits:
     """The three datasets of a section, each made of a third of the sequences."""
-    from mt_data.tokenizers import build
+    from mt_data.tokenizers import build_tokenizer
 
     raise_if(data_problems(config))
     assert config.tokenizer is not None, "data_problems asks for one"
-    tokenizer, cache = build(config.tokenizer), IndexCache(cache_dir, builder)
-    sequences, chosen = MockSequences(eod=tokenizer.eod, vocab_size=tokenizer.vocab_size), options(config)
+    tokenizer, cache = build_tokenizer(config.tokenizer), IndexCache(cache_dir, builder)
+    sequences, sample_options = (
+        MockSequences(eod=tokenizer.eod, vocab_size=tokenizer.vocab_size),
+        make_sample_options(config),
+    )
     datasets: list[Dataset | None] = []
     for elements, wanted in zip(mock_splits(), samples, strict=True):
-        request = Request(elements, wanted, config.seq_length, seed)
-        datasets.append(None if wanted == 0 else gpt_dataset(sequences, request, cache, chosen))
+        request = IndexRequest(elements, wanted, config.seq_length, seed)
+        datasets.append(None if wanted == 0 else build_gpt_dataset(sequences, request, cache, sample_options))
     return Splits(*datasets)

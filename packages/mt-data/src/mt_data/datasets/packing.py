@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 
-def segment_ids(lengths: Sequence[int] | np.ndarray, seq_length: int) -> np.ndarray:
+def make_segment_ids(lengths: Sequence[int] | np.ndarray, seq_length: int) -> np.ndarray:
     """The number of the part that each token of a sample belongs to, int64 [T]; parts of length 0 have no number.
 
     The lengths add up to T.
@@ -16,7 +16,7 @@ def segment_ids(lengths: Sequence[int] | np.ndarray, seq_length: int) -> np.ndar
     return np.repeat(np.arange(len(parts)), parts)
 
 
-def positions(lengths: Sequence[int] | np.ndarray) -> np.ndarray:
+def make_position_ids(lengths: Sequence[int] | np.ndarray) -> np.ndarray:
     """0, 1, 2, … in each part, int64."""
     parts = np.asarray(lengths)
     return np.arange(parts.sum()) - np.repeat(np.cumsum(parts) - parts, parts)

@@ -9,20 +9,20 @@ import numpy as np
 
 from mt_core.contracts import Dataset
 from mt_core.errors import MtError
-from mt_data.blending.build import Splits, Wanted
+from mt_data.blending.build import NumSamples, Splits, SplitSizes
 from mt_data.config import T5Data
-from mt_data.datasets.masking.build import Samples, build_masked, flat, hiding, padded
-from mt_data.datasets.masking.mask import Hidden, Hiding, Pieces, hide
-from mt_data.datasets.masking.sentence_mapping import Gathering
+from mt_data.datasets.masking.build import SentenceSamples, build_masked_splits, flatten, masking_config, pad_to_length
+from mt_data.datasets.masking.mask import MaskedTokens, MaskingConfig, WordPieceGroups, mask_tokens
+from mt_data.datasets.masking.sentence_mapping import SentenceSampling
 from mt_data.indexed.cache import IndexCache
-from mt_data.tokenizers.base import MaskingTokenizer, pad_id
+from mt_data.tokenizers.base import MaskingTokenizer, get_pad_id
 
 SPECIAL = 2
 """How much shorter than the encoder's text the sentences of a sample are gathered."""
 
 
 @dataclass(frozen=True, slots=True)
-class Ids:
+class T5TokenIds:
     """What a T5 sample needs of a tokenizer."""
 
     bos: int
@@ -32,12 +32,12 @@ class Ids:
     sentinels: tuple[int, ...]
 
     @classmethod
-    def of(cls, tokenizer: MaskingTokenizer) -> "Ids":
+    def from_tokenizer(cls, tokenizer: MaskingTokenizer) -> "T5TokenIds":
         """The ids of a tokenizer that has the roles bos, eos and mask."""
         sentinels = tuple(tokenizer.additional_special_tokens_ids)
-        return cls(tokenizer.bos, tokenizer.eos, tokenizer.mask, pad_id(tokenizer), sentinels)
+        return cls(tokenizer.bos, tokenizer.eos, tokenizer.mask, get_pad_id(tokenizer), sentinels)
 
-    def replacement(self, token: int, random: np.random.RandomState) -> int:
+    def choose_replacement(self, token: int, random: np.random.RandomState) -> int:
         """What stands for a hidden token."""
         del token, random
         return self.mask
@@ -47,10 +47,10 @@ class Ids:
 class T5Dataset:
     """Sample i: the encoder reads the text with a sentinel for each hidden run, the decoder writes the runs."""
 
-    samples: Samples
-    ids: Ids
-    pieces: Pieces
-    hiding: Hiding
+    samples: SentenceSamples
+    ids: T5TokenIds
+    groups: WordPieceGroups
+    masking: MaskingConfig
     encoder_length: int
     decoder_length: int
 
@@ -63,35 +63,35 @@ class T5Dataset:
         Masks are 1 where there is text; labels behind the end are −1. `truncated` is 0 or 1.
         """
         ids = self.ids
-        sentences, target = self.samples.sentences(index)
-        whole = flat(sentences)
+        sentences, target = self.samples.read_sentences(index)
+        whole = flatten(sentences)
         tokens = whole[:target]
-        hidden = hide(
+        hidden = mask_tokens(
             tokens,
-            self.pieces.words(tokens, full_words=self.hiding.full_words),
+            self.groups.group_words(tokens, full_words=self.masking.full_words),
             target,
-            self.hiding,
-            random=self.samples.random(index),
-            replace=ids.replacement,
-            lengths_random=self.samples.random(index),
+            self.masking,
+            random=self.samples.random_state(index),
+            replace=ids.choose_replacement,
+            lengths_random=self.samples.random_state(index),
         )
         encoder, runs = self._texts(hidden)
         decoder, labels = [ids.bos, *runs], [*runs, ids.eos]
         self._check(len(encoder), len(decoder))
-        text_enc = padded(encoder, self.encoder_length, ids.pad)
-        text_dec = padded(decoder, self.decoder_length, ids.pad)
-        labels_padded = padded(labels, self.decoder_length, -1)
+        text_enc = pad_to_length(encoder, self.encoder_length, ids.pad)
+        text_dec = pad_to_length(decoder, self.decoder_length, ids.pad)
+        labels_padded = pad_to_length(labels, self.decoder_length, -1)
         return {
             "text_enc": np.where(text_enc == ids.pad, 0, text_enc),
             "text_dec": np.where(text_dec == ids.pad, 0, text_dec),
             "labels": np.where(labels_padded == ids.pad, 0, labels_padded),
-            "loss_mask": padded([1] * len(decoder), self.decoder_length, 0),
+            "loss_mask": pad_to_length([1] * len(decoder), self.decoder_length, 0),
             "truncated": np.int64(len(whole) > target),
             "enc_mask": (text_enc != ids.pad).astype(np.int64),
             "dec_mask": (text_dec != ids.pad).astype(np.int64),
         }
 
-    def _texts(self, hidden: Hidden) -> tuple[list[int], list[int]]:
+    def _texts(self, hidden: MaskedTokens) -> tuple[list[int], list[int]]:
         """The tokens with a sentinel in place of each hidden run, and the runs, each behind its sentinel."""
         if len(hidden.spans) > len(self.ids.sentinels):
             raise MtError(
@@ -116,29 +116,34 @@ class T5Dataset:
 
 
 def build_splits(
-    config: T5Data, *, samples: tuple[Wanted, Wanted, Wanted], seed: int, cache_dir: Path, builder: bool = True
+    config: T5Data,
+    *,
+    samples: SplitSizes,
+    seed: int,
+    cache_dir: Path,
+    builder: bool = True,
 ) -> Splits:
     """The three datasets of a section; shares of the split are of documents."""
-    made: list[tuple[Ids, Pieces]] = []
+    made: list[tuple[T5TokenIds, WordPieceGroups]] = []
 
-    def make(found: Samples) -> Dataset:
+    def make(found: SentenceSamples) -> Dataset:
         if not made:
-            made.append(_of_tokenizer(config))
-        return T5Dataset(found, *made[0], hiding(config), config.seq_length, config.decoder_seq_length)
+            made.append(_read_tokenizer(config))
+        return T5Dataset(found, *made[0], masking_config(config), config.seq_length, config.decoder_seq_length)
 
-    return build_masked(
-        config, make, partial(gathering, config, seed), samples=samples, cache=IndexCache(cache_dir, builder)
+    return build_masked_splits(
+        config, make, partial(sentence_sampling, config, seed), samples=samples, cache=IndexCache(cache_dir, builder)
     )
 
 
-def gathering(config: T5Data, seed: int, wanted: Wanted) -> Gathering:
+def sentence_sampling(config: T5Data, seed: int, wanted: NumSamples) -> SentenceSampling:
     """How sentences become so many samples."""
-    return Gathering(config.seq_length - SPECIAL, 1, config.short_seq_prob, seed, wanted)
+    return SentenceSampling(config.seq_length - SPECIAL, 1, config.short_seq_prob, seed, wanted)
 
 
-def _of_tokenizer(config: T5Data) -> tuple[Ids, Pieces]:
-    from mt_data.tokenizers import build
+def _read_tokenizer(config: T5Data) -> tuple[T5TokenIds, WordPieceGroups]:
+    from mt_data.tokenizers import build_tokenizer
 
     assert config.tokenizer is not None, "data_problems asks for one"
-    tokenizer = build(config.tokenizer)
-    return Ids.of(tokenizer), Pieces.of(tokenizer)  # pyright: ignore[reportArgumentType]
+    tokenizer = build_tokenizer(config.tokenizer)
+    return T5TokenIds.from_tokenizer(tokenizer), WordPieceGroups.from_tokenizer(tokenizer)  # pyright: ignore[reportArgumentType]

@@ -30,7 +30,7 @@ class IndexCache:
     message_interval_s: float = 10.0
     """How often it says so."""
 
-    def arrays(
+    def get_arrays(
         self, key: str, names: tuple[str, ...], build: Callable[[], Mapping[str, np.ndarray]]
     ) -> list[np.ndarray]:
         """The named arrays under `key`, memory-mapped; built first where they are missing."""
@@ -40,7 +40,7 @@ class IndexCache:
                 self._write(build(), dict(zip(names, paths, strict=True)))
             else:
                 self._wait(paths)
-        return [_load(path) for path in paths]
+        return [_map_array(path) for path in paths]
 
     def _write(self, arrays: Mapping[str, np.ndarray], paths: Mapping[str, Path]) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -75,7 +75,7 @@ def content_key(*parts: object) -> str:
     return digest.hexdigest()[:32]
 
 
-def _load(path: Path) -> np.ndarray:
+def _map_array(path: Path) -> np.ndarray:
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except ValueError as err:

@@ -37,24 +37,24 @@ class Header:
         return HEADER.pack(MAGIC, VERSION, code, self.sequences, self.document_bounds)
 
     @property
-    def lengths_at(self) -> int:
+    def lengths_offset(self) -> int:
         """Byte offset of the sequence lengths."""
         return HEADER.size
 
     @property
-    def pointers_at(self) -> int:
+    def pointers_offset(self) -> int:
         """Byte offset of the sequences' offsets in the `.bin`."""
-        return self.lengths_at + LENGTH.itemsize * self.sequences
+        return self.lengths_offset + LENGTH.itemsize * self.sequences
 
     @property
-    def documents_at(self) -> int:
+    def documents_offset(self) -> int:
         """Byte offset of the document bounds."""
-        return self.pointers_at + POINTER.itemsize * self.sequences
+        return self.pointers_offset + POINTER.itemsize * self.sequences
 
     @property
     def size(self) -> int:
         """Bytes of the whole file; a multimodal one has one more a sequence, which readers of text ignore."""
-        return self.documents_at + DOCUMENT.itemsize * self.document_bounds
+        return self.documents_offset + DOCUMENT.itemsize * self.document_bounds
 
 
 def read_header(path: Path) -> Header:

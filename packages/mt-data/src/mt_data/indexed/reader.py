@@ -29,9 +29,9 @@ class IndexedReader:
         header = read_header(self.idx_path)
         self.dtype = header.dtype
         idx = np.memmap(self.idx_path, dtype=np.uint8, mode="r")
-        self.lengths = idx[header.lengths_at : header.pointers_at].view(LENGTH)
-        self.pointers = idx[header.pointers_at : header.documents_at].view(POINTER)
-        self.documents = idx[header.documents_at : header.size].view(DOCUMENT)
+        self.lengths = idx[header.lengths_offset : header.pointers_offset].view(LENGTH)
+        self.pointers = idx[header.pointers_offset : header.documents_offset].view(POINTER)
+        self.documents = idx[header.documents_offset : header.size].view(DOCUMENT)
         self._check(header)
         empty = self.bin_path.stat().st_size == 0  # nothing cannot be mapped
         self._tokens = np.zeros(0, self.dtype) if empty else np.memmap(self.bin_path, dtype=self.dtype, mode="r")

@@ -20,7 +20,7 @@ from mt_core.files import TEMPORARY, disk_errors, sync_directory
 from mt_data.indexed.format import DOCUMENT, LENGTH, POINTER, Header
 
 BUFFER_BYTES = 1 << 20
-Blocks = Callable[[], Iterable[np.ndarray]]
+ArrayBlocks = Callable[[], Iterable[np.ndarray]]
 """Gives the blocks of an array from the beginning; it may be called more than once."""
 
 
@@ -64,7 +64,7 @@ class IndexedWriter:
         assert not self._closed, "the writer is closed"
         if self._open is None:
             self.bin_path.parent.mkdir(parents=True, exist_ok=True)
-            self._open = _temporary(self.bin_path).open("wb", buffering=BUFFER_BYTES)
+            self._open = _temporary_path(self.bin_path).open("wb", buffering=BUFFER_BYTES)
         return self._open
 
     def _check_range(self, smallest: int, largest: int) -> None:
@@ -83,7 +83,7 @@ class IndexedWriter:
                 data.flush()
                 os.fsync(data.fileno())
             self._open, self._closed = None, True
-            with disk_errors(self.idx_path), _temporary(self.idx_path).open("wb") as idx:
+            with disk_errors(self.idx_path), _temporary_path(self.idx_path).open("wb") as idx:
                 self._write_index(idx)
                 idx.flush()
                 os.fsync(idx.fileno())
@@ -93,8 +93,8 @@ class IndexedWriter:
         self.close()
         with disk_errors(self.idx_path):
             self.idx_path.unlink(missing_ok=True)
-            _temporary(self.bin_path).replace(self.bin_path)
-            _temporary(self.idx_path).replace(self.idx_path)
+            _temporary_path(self.bin_path).replace(self.bin_path)
+            _temporary_path(self.idx_path).replace(self.idx_path)
             sync_directory(self.idx_path.parent)
 
     def abort(self) -> None:
@@ -103,8 +103,8 @@ class IndexedWriter:
             raw, self._open = self._open, None
             with suppress(OSError):  # what is still buffered does not fit on the disk, and is not wanted
                 raw.close()
-        _temporary(self.bin_path).unlink(missing_ok=True)
-        _temporary(self.idx_path).unlink(missing_ok=True)
+        _temporary_path(self.bin_path).unlink(missing_ok=True)
+        _temporary_path(self.idx_path).unlink(missing_ok=True)
 
     def _write_index(self, file: IO[bytes]) -> None:
         lengths = np.frombuffer(self._lengths, np.int32)
@@ -127,40 +127,40 @@ class IndexedWriter:
             self.abort()
 
 
-def _temporary(path: Path) -> Path:
+def _temporary_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
 
 
 @dataclass(frozen=True, slots=True)
-class IndexParts:
+class IndexContents:
     """What an `.idx` is made from."""
 
     dtype: np.dtype
     sequences: int
     documents: int
-    lengths: Blocks
+    lengths: ArrayBlocks
     """Tokens of each sequence."""
-    sequence_counts: Blocks
+    sequence_counts: ArrayBlocks
     """Sequences of each document."""
-    modes: Blocks | None = None
+    modes: ArrayBlocks | None = None
     """Mode of each sequence, in multimodal files."""
 
 
-def write_index(file: IO[bytes], parts: IndexParts) -> None:
+def write_index(file: IO[bytes], parts: IndexContents) -> None:
     """Write header, lengths, pointers, document bounds, and modes if there are any."""
     file.write(Header(parts.dtype, parts.sequences, parts.documents + 1).pack())
     for block in parts.lengths():
         file.write(block.astype(LENGTH, copy=False).tobytes())
-    for block in _starts(parts.lengths()):
+    for block in _block_starts(parts.lengths()):
         file.write((block * parts.dtype.itemsize).astype(POINTER, copy=False).tobytes())
     file.write(np.zeros(1, DOCUMENT).tobytes())
-    for block in _ends(parts.sequence_counts()):
+    for block in _block_ends(parts.sequence_counts()):
         file.write(block.astype(DOCUMENT, copy=False).tobytes())
     for block in parts.modes() if parts.modes else ():
         file.write(block.astype(np.int8, copy=False).tobytes())
 
 
-def _ends(blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+def _block_ends(blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
     total = 0
     for block in blocks:
         ends = np.cumsum(block, dtype=np.int64) + total
@@ -168,7 +168,7 @@ def _ends(blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         yield ends
 
 
-def _starts(blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+def _block_starts(blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
     total = 0
     for block in blocks:
         ends = np.cumsum(block, dtype=np.int64) + total

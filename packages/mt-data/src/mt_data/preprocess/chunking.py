@@ -20,7 +20,7 @@ PIECE_ROWS = 256
 
 
 @dataclass(frozen=True, slots=True)
-class Position:
+class InputPosition:
     """Where in the list of files the next piece begins."""
 
     file: int = 0
@@ -29,7 +29,7 @@ class Position:
 
 
 @dataclass(frozen=True, slots=True)
-class Range:
+class ByteRange:
     """The lines that begin at the bytes [begin, end) of a plain file."""
 
     file: InputFile
@@ -38,7 +38,7 @@ class Range:
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
+class LineBlock:
     """Whole lines of a compressed file."""
 
     file: InputFile
@@ -50,7 +50,7 @@ class Block:
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class ParquetRows:
     """Consecutive rows of a parquet file."""
 
     file: InputFile
@@ -61,23 +61,23 @@ class Rows:
 
 
 @dataclass(frozen=True, slots=True)
-class Files:
+class TextFiles:
     """Small text files, each a document."""
 
     files: tuple[InputFile, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class InputPiece:
     """What to read, what it is worth on the disk, and what comes after it."""
 
-    source: Range | Block | Rows | Files
+    source: ByteRange | LineBlock | ParquetRows | TextFiles
     disk_bytes: int
-    after: Position
+    after: InputPosition
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
+class CuttingOptions:
     """How inputs are cut into pieces."""
 
     text_documents: str = "file"
@@ -89,38 +89,38 @@ class Cut:
     """Columns to read of a parquet file."""
 
 
-def input_bytes(files: Sequence[InputFile], cut: Cut) -> int:
+def count_input_bytes(files: Sequence[InputFile], cut: CuttingOptions) -> int:
     """Bytes on the disk of the files, or of this shard of them."""
-    return sum(max(0, end - begin) for begin, end in _owned(files, cut))
+    return sum(max(0, end - begin) for begin, end in _shard_bounds(files, cut))
 
 
-def cut_pieces(files: Sequence[InputFile], cut: Cut, start: Position) -> Iterator[Piece]:
+def cut_pieces(files: Sequence[InputFile], cut: CuttingOptions, start: InputPosition) -> Iterator[InputPiece]:
     """Every piece of this shard from a position on, in order."""
     together: list[tuple[int, InputFile]] = []
-    for number, (file, (begin, end)) in enumerate(zip(files, _owned(files, cut), strict=True)):
+    for number, (file, (begin, end)) in enumerate(zip(files, _shard_bounds(files, cut), strict=True)):
         if number < start.file or end < begin:
             continue
         offset = start.offset if number == start.file else 0
-        if _whole(file, cut):
+        if _is_one_document(file, cut):
             together.append((number, file))
             if sum(file.size for _, file in together) >= PIECE_BYTES or len(together) == PIECE_FILES:
-                yield _files(together)
+                yield _join_files(together)
                 together = []
             continue
         if together:
-            yield _files(together)
+            yield _join_files(together)
             together = []
         if file.format == "parquet":
-            yield from row_pieces(number, file, offset, cut.keys)
+            yield from read_row_pieces(number, file, offset, cut.keys)
         elif file.compressed:
-            yield from _block_pieces(number, file, offset, cut.max_line_bytes)
+            yield from _read_block_pieces(number, file, offset, cut.max_line_bytes)
         else:
-            yield from _range_pieces(number, file, max(begin, offset), end)
+            yield from _cut_range_pieces(number, file, max(begin, offset), end)
     if together:
-        yield _files(together)
+        yield _join_files(together)
 
 
-def _owned(files: Sequence[InputFile], cut: Cut) -> Iterator[tuple[int, int]]:
+def _shard_bounds(files: Sequence[InputFile], cut: CuttingOptions) -> Iterator[tuple[int, int]]:
     """The bytes of each file that belong to this shard; end < begin where none of it does.
 
     A file that cannot be cut belongs to the shard in which its first byte lies.
@@ -131,30 +131,34 @@ def _owned(files: Sequence[InputFile], cut: Cut) -> Iterator[tuple[int, int]]:
         first, at = at, at + file.size
         last_shard = shard == shards - 1
         if low <= first < high or (last_shard and first == total):
-            cuttable = not (_whole(file, cut) or file.compressed or file.format == "parquet")
+            cuttable = not (_is_one_document(file, cut) or file.compressed or file.format == "parquet")
             yield 0, min(file.size, high - first) if cuttable else file.size
-        elif first < low < at and not (_whole(file, cut) or file.compressed or file.format == "parquet"):
+        elif first < low < at and not (_is_one_document(file, cut) or file.compressed or file.format == "parquet"):
             yield low - first, min(file.size, high - first)
         else:
             yield 0, -1
 
 
-def _whole(file: InputFile, cut: Cut) -> bool:
+def _is_one_document(file: InputFile, cut: CuttingOptions) -> bool:
     return file.format == "text" and cut.text_documents == "file"
 
 
-def _files(together: list[tuple[int, InputFile]]) -> Piece:
+def _join_files(together: list[tuple[int, InputFile]]) -> InputPiece:
     files = tuple(file for _, file in together)
-    return Piece(Files(files), sum(file.size for file in files), Position(together[-1][0] + 1))
+    return InputPiece(TextFiles(files), sum(file.size for file in files), InputPosition(together[-1][0] + 1))
 
 
-def _range_pieces(number: int, file: InputFile, begin: int, end: int) -> Iterator[Piece]:
+def _cut_range_pieces(number: int, file: InputFile, begin: int, end: int) -> Iterator[InputPiece]:
     for at in range(begin, end, PIECE_BYTES):
         stop = min(at + PIECE_BYTES, end)
-        yield Piece(Range(file, at, stop), stop - at, Position(number, stop) if stop < end else Position(number + 1))
+        yield InputPiece(
+            ByteRange(file, at, stop),
+            stop - at,
+            InputPosition(number, stop) if stop < end else InputPosition(number + 1),
+        )
 
 
-def _block_pieces(number: int, file: InputFile, offset: int, limit: int) -> Iterator[Piece]:
+def _read_block_pieces(number: int, file: InputFile, offset: int, limit: int) -> Iterator[InputPiece]:
     """Blocks cut after their last newline; a line over the limit is counted and dropped as it streams by."""
     at, line, held, too_long, paid = 0, 1, [b""], 0, 0
     for block, read in read_blocks(Path(file.path)):
@@ -170,18 +174,18 @@ def _block_pieces(number: int, file: InputFile, offset: int, limit: int) -> Iter
         if too_long:
             end = data.index(b"\n") + 1
             too_long, data = too_long + end - 1, data[end:]
-        after = Position(number, at - len(tail))
+        after = InputPosition(number, at - len(tail))
         if after.offset > offset:  # what lies before was done by an earlier run
-            yield Piece(Block(file, line, data, too_long), read - paid, after)
+            yield InputPiece(LineBlock(file, line, data, too_long), read - paid, after)
         paid = read
         line += data.count(b"\n") + bool(too_long)
         held, too_long = [tail], 0
     data = b"".join(held)
-    block = Block(file, line, b"", too_long + len(data)) if too_long else Block(file, line, data)
-    yield Piece(block, file.size - paid, Position(number + 1))
+    block = LineBlock(file, line, b"", too_long + len(data)) if too_long else LineBlock(file, line, data)
+    yield InputPiece(block, file.size - paid, InputPosition(number + 1))
 
 
-def row_pieces(number: int, file: InputFile, offset: int, keys: tuple[str, ...]) -> Iterator[Piece]:
+def read_row_pieces(number: int, file: InputFile, offset: int, keys: tuple[str, ...]) -> Iterator[InputPiece]:
     """The rows from `offset` on; each piece has its share of the file's bytes."""
     parquet = _open_parquet(file.path, keys)
     rows, at = parquet.metadata.num_rows, 0
@@ -194,8 +198,8 @@ def row_pieces(number: int, file: InputFile, offset: int, keys: tuple[str, ...])
             if at > offset:
                 share = file.size * at // rows - file.size * first // rows
                 columns = {key: batch.column(key).to_pylist() for key in keys}
-                after = Position(number, at) if at < rows else Position(number + 1)
-                yield Piece(Rows(file, first + 1, columns), share, after)
+                after = InputPosition(number, at) if at < rows else InputPosition(number + 1)
+                yield InputPiece(ParquetRows(file, first + 1, columns), share, after)
 
 
 def _open_parquet(path: str, keys: tuple[str, ...]) -> Any:

@@ -9,12 +9,12 @@ import typer
 
 from mt_core.errors import MtError
 from mt_data.config import TokenizerConfig
-from mt_data.options import print_rows, with_tokenizer
+from mt_data.options import print_rows, with_tokenizer_options
 
 if TYPE_CHECKING:
-    from mt_data.preprocess.job import Job
-    from mt_data.preprocess.report import Report
-    from mt_data.preprocess.sentences import Splitting
+    from mt_data.preprocess.job import PreprocessJob
+    from mt_data.preprocess.report import PreprocessReport
+    from mt_data.preprocess.sentences import SentenceSplitting
 
 BYTES_WORTH_A_WORKER = 4 << 20
 
@@ -59,7 +59,7 @@ LogInterval = Annotated[
 ]
 
 
-@with_tokenizer
+@with_tokenizer_options
 def preprocess(
     input: Inputs,
     output_prefix: OutputPrefix,
@@ -81,17 +81,17 @@ def preprocess(
     log_interval: LogInterval = None,
 ) -> None:
     """Tokenize texts into .bin/.idx files, byte for byte as Megatron does; run again, a stopped job goes on."""
-    from mt_data.preprocess.encoding import Encoding
-    from mt_data.preprocess.job import Job
+    from mt_data.preprocess.encoding import EncodingOptions
+    from mt_data.preprocess.job import PreprocessJob
     from mt_data.preprocess.run import preprocess as run
     from mt_data.text_io.inputs import find_inputs
 
     splitting = _splitting(lang, split_sentences, keep_newlines=keep_newlines)
     found = [Path(file.path) for file in find_inputs(input, input_format)]
-    job = Job(
+    job = PreprocessJob(
         inputs=tuple(input),
         output_prefix=output_prefix,
-        encoding=Encoding(tokenizer or TokenizerConfig(), tuple(json_keys), append_eod, splitting),
+        encoding=EncodingOptions(tokenizer or TokenizerConfig(), tuple(json_keys), append_eod, splitting),
         workers=workers or default_workers(found),
         on_error=on_error,
         input_format=input_format,
@@ -105,7 +105,7 @@ def preprocess(
     print_report(job, run(job))
 
 
-def _splitting(language: str, wanted: bool, *, keep_newlines: bool) -> "Splitting | None":
+def _splitting(language: str, wanted: bool, *, keep_newlines: bool) -> "SentenceSplitting | None":
     from mt_data.preprocess.sentences import choose_splitter
 
     if keep_newlines and not wanted:
@@ -128,7 +128,7 @@ def parse_shard(text: str) -> tuple[int, int]:
     return int(part), int(parts)
 
 
-def print_report(job: "Job", report: "Report") -> None:
+def print_report(job: "PreprocessJob", report: "PreprocessReport") -> None:
     """The closing table on stdout, and skipped lines on stderr."""
     if report.skipped:
         for problem in report.examples:

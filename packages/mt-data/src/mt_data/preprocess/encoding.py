@@ -12,16 +12,16 @@ from mt_core.contracts import Tokenizer
 from mt_core.errors import MtError, Problem
 from mt_data.config import TokenizerConfig
 from mt_data.indexed.format import token_dtype
-from mt_data.preprocess.chunking import Cut, Piece, Position
+from mt_data.preprocess.chunking import CuttingOptions, InputPiece, InputPosition
 from mt_data.preprocess.reading import read_documents
-from mt_data.preprocess.sentences import Splitting, split_sentences
-from mt_data.text_io.json_documents import Value
-from mt_data.tokenizers import build
-from mt_data.tokenizers.fast_bpe import Encode, fast_encode
+from mt_data.preprocess.sentences import SentenceSplitting, split_sentences
+from mt_data.text_io.json_documents import TextValue
+from mt_data.tokenizers import build_tokenizer
+from mt_data.tokenizers.fast_bpe import EncodeBatch, choose_encode
 
 
 @dataclass(frozen=True, slots=True)
-class Encoding:
+class EncodingOptions:
     """How documents become tokens."""
 
     tokenizer: TokenizerConfig
@@ -31,7 +31,7 @@ class Encoding:
 
     Source: docs/specs/data.md §2.4.
     """
-    splitting: Splitting | None = None
+    splitting: SentenceSplitting | None = None
     """How texts are cut into sentences, each a sequence; None leaves a text whole."""
 
 
@@ -58,23 +58,23 @@ class EncodedPiece:
     """Size of the text, decompressed."""
     disk_bytes: int = 0
     """Size of the piece on the disk."""
-    after: Position = field(default_factory=Position)
+    after: InputPosition = field(default_factory=InputPosition)
     """Where the next piece begins."""
 
 
 @cache
-def tokenizer_of(encoding: Encoding) -> Tokenizer:
+def get_tokenizer(encoding: EncodingOptions) -> Tokenizer:
     """The tokenizer, built once a process."""
-    return build(encoding.tokenizer)
+    return build_tokenizer(encoding.tokenizer)
 
 
 @cache
-def _encode_of(encoding: Encoding) -> Encode:
+def _get_encode(encoding: EncodingOptions) -> EncodeBatch:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # read by the library; the workers are the parallelism
-    return fast_encode(tokenizer_of(encoding), encoding.tokenizer)
+    return choose_encode(get_tokenizer(encoding), encoding.tokenizer)
 
 
-def encode_piece(encoding: Encoding, cut: Cut, piece: Piece) -> EncodedPiece:
+def encode_piece(encoding: EncodingOptions, cut: CuttingOptions, piece: InputPiece) -> EncodedPiece:
     """Read, parse, split and tokenize a piece."""
     found = read_documents(piece.source, cut)
     keys = {
@@ -83,29 +83,29 @@ def encode_piece(encoding: Encoding, cut: Cut, piece: Piece) -> EncodedPiece:
     return EncodedPiece(keys, found.problems, found.bytes, piece.disk_bytes, piece.after)
 
 
-def encode_values(values: Sequence[Value], encoding: Encoding) -> EncodedKey:
+def encode_values(values: Sequence[TextValue], encoding: EncodingOptions) -> EncodedKey:
     """The sequences of documents: one for each sentence that has a token, or one for a text that is left whole."""
-    documents = [_sentences(value, encoding.splitting) for value in values]
-    batch = _encode_of(encoding)([sentence for document in documents for sentence in document])
+    documents = [_split_value(value, encoding.splitting) for value in values]
+    batch = _get_encode(encoding)([sentence for document in documents for sentence in document])
     counts = np.fromiter(map(len, documents), np.int64, count=len(documents))
     lengths = np.fromiter(map(len, batch), np.int32, count=len(batch))
     bounds = np.concatenate([[0], np.cumsum(counts)])
     before = np.concatenate([[0], np.cumsum(lengths > 0)])  # sequences before each sentence
     sequences = before[bounds[1:]] - before[bounds[:-1]]
-    last = _last_of_each(lengths, sequences) if encoding.append_eod else np.zeros(0, np.int64)
+    last = _find_last_sentences(lengths, sequences) if encoding.append_eod else np.zeros(0, np.int64)
     ends = np.cumsum(lengths, dtype=np.int64)
-    tokens = _concatenate(batch, int(ends[-1]) if len(ends) else 0, ends[last], tokenizer_of(encoding))
+    tokens = _concatenate(batch, int(ends[-1]) if len(ends) else 0, ends[last], get_tokenizer(encoding))
     lengths[last] += 1
     return EncodedKey(tokens, lengths[lengths > 0], sequences.astype(np.int32))
 
 
-def _sentences(value: Value, splitting: Splitting | None) -> list[str]:
+def _split_value(value: TextValue, splitting: SentenceSplitting | None) -> list[str]:
     if isinstance(value, list):
         return value
     return split_sentences(value, splitting) if splitting else [value]
 
 
-def _last_of_each(lengths: np.ndarray, sequences: np.ndarray) -> np.ndarray:
+def _find_last_sentences(lengths: np.ndarray, sequences: np.ndarray) -> np.ndarray:
     """Number of the last sentence with a token of every document that has one."""
     kept = np.flatnonzero(lengths)
     return kept[np.cumsum(sequences)[sequences > 0] - 1]

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mt_core.errors import Problem
-from mt_data.preprocess.chunking import Cut
-from mt_data.preprocess.encoding import Encoding, tokenizer_of
+from mt_data.preprocess.chunking import CuttingOptions
+from mt_data.preprocess.encoding import EncodingOptions, get_tokenizer
 from mt_data.text_io.inputs import InputFile, InputFormat
 from mt_data.tokenizers import fingerprint
 
@@ -20,12 +20,12 @@ LARGEST_TOKENIZER_FILE = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class PreprocessJob:
     """What to preprocess, from where to where."""
 
     inputs: tuple[Path, ...]
     output_prefix: str
-    encoding: Encoding
+    encoding: EncodingOptions
     workers: int = 1
     on_error: OnError = "stop"
     """At a line that is not a document: stop and write nothing, or leave the line out and count it."""
@@ -54,12 +54,12 @@ class Job:
         return f"{self.shard_prefix}_{key}_{'sentence' if self.encoding.splitting else 'document'}"
 
     @property
-    def cut(self) -> Cut:
+    def cut(self) -> CuttingOptions:
         """How the inputs are cut into pieces."""
-        return Cut(self.text_documents, self.shard, int(self.max_line_mb * 2**20), self.encoding.keys)
+        return CuttingOptions(self.text_documents, self.shard, int(self.max_line_mb * 2**20), self.encoding.keys)
 
 
-def job_problems(job: Job) -> Iterator[Problem]:
+def option_conflicts(job: PreprocessJob) -> Iterator[Problem]:
     """Options that contradict each other."""
     keys, (part, parts) = job.encoding.keys, job.shard
     if len(set(keys)) < len(keys):
@@ -72,19 +72,23 @@ def job_problems(job: Job) -> Iterator[Problem]:
         yield Problem("--partitions", "deals out documents of the whole input, --shard takes a part of it", "only one")
 
 
-def job_key(job: Job, files: list[InputFile]) -> dict[str, Any]:
+def make_job_key(job: PreprocessJob, files: list[InputFile]) -> dict[str, Any]:
     """Everything that the output depends on; `on_error` is not in it, as finished shards are the same."""
     encoding, config = job.encoding, job.encoding.tokenizer
     return {
         "version": version("mt-data"),
         "inputs": hashlib.sha256(json.dumps([asdict(file) for file in files]).encode()).hexdigest(),
-        "tokenizer": [config.model_dump(mode="json"), fingerprint(tokenizer_of(encoding)), *_contents(config)],
+        "tokenizer": [
+            config.model_dump(mode="json"),
+            fingerprint(get_tokenizer(encoding)),
+            *_hash_tokenizer_files(config),
+        ],
         "splitting": asdict(encoding.splitting) if encoding.splitting else None,
         "options": [encoding.keys, encoding.append_eod, job.partitions, asdict(job.cut)],
     }
 
 
-def _contents(config: Any) -> Iterator[str]:
+def _hash_tokenizer_files(config: Any) -> Iterator[str]:
     """Hash of every file that a tokenizer is built from; larger ones in its directory are a model's weights."""
     for value in config.model_dump(mode="json").values():
         path = Path(value) if isinstance(value, str) else None

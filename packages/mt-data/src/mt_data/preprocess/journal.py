@@ -17,14 +17,14 @@ from typing import IO, Any
 
 from mt_core.errors import MtError
 from mt_core.files import TEMPORARY, disk_errors
-from mt_data.preprocess.chunking import Position
+from mt_data.preprocess.chunking import InputPosition
 
 
 @dataclass(frozen=True, slots=True)
-class Mark:
+class JournalMark:
     """How far a job came."""
 
-    position: Position = field(default_factory=Position)
+    position: InputPosition = field(default_factory=InputPosition)
     sizes: dict[str, int] = field(default_factory=dict)
     """Bytes of every unfinished file."""
     report: dict[str, Any] = field(default_factory=dict)
@@ -42,7 +42,7 @@ class Journal:
         self.marked = False
         """Whether there is work in the folder that another run can go on with."""
 
-    def open(self, key: Mapping[str, Any]) -> Mark | None:
+    def open(self, key: Mapping[str, Any]) -> JournalMark | None:
         """Take hold of the folder; the last mark, if the journal in it is of the same job."""
         with disk_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -50,7 +50,7 @@ class Journal:
         self._lock(self._file)
         self._file.seek(0)
         plain = json.loads(json.dumps(key))
-        found, mark = _read(self._file.read())
+        found, mark = _parse_journal(self._file.read())
         if found == plain and mark:
             self.marked = True
             return mark
@@ -74,7 +74,7 @@ class Journal:
         """Say that an earlier run is not continued."""
         print(f"{self.folder}: an earlier run is not continued, as it is {why}", file=sys.stderr)
 
-    def mark(self, mark: Mark) -> None:
+    def mark(self, mark: JournalMark) -> None:
         """Record how far the job came; returns when that is on the disk."""
         self._write(asdict(mark))
         self.marked = True
@@ -91,8 +91,8 @@ class Journal:
             self.folder.rmdir()
 
     @property
-    def held(self) -> bool:
-        """Whether this process has the folder."""
+    def is_locked(self) -> bool:
+        """Whether this process has locked the folder."""
         return self._file is not None
 
     def close(self) -> None:
@@ -120,7 +120,7 @@ class Journal:
             os.fsync(self._file.fileno())
 
 
-def _read(text: str) -> tuple[dict[str, Any] | None, Mark | None]:
+def _parse_journal(text: str) -> tuple[dict[str, Any] | None, JournalMark | None]:
     """Key and last mark; a line that was cut off by a crash is not there."""
     lines = text.split("\n")[:-1]
     try:
@@ -128,6 +128,6 @@ def _read(text: str) -> tuple[dict[str, Any] | None, Mark | None]:
         if len(lines) < 2:
             return key, None
         last = json.loads(lines[-1])
-        return key, Mark(**{**last, "position": Position(**last["position"])})
+        return key, JournalMark(**{**last, "position": InputPosition(**last["position"])})
     except (ValueError, TypeError, KeyError):
         return None, None

@@ -15,15 +15,15 @@ from typing import IO
 import numpy as np
 
 from mt_core.files import disk_errors
-from mt_data.indexed.writer import IndexParts, write_index
+from mt_data.indexed.writer import IndexContents, write_index
 from mt_data.preprocess.encoding import EncodedKey
 
 BLOCK_ENTRIES = 1 << 20
 COUNT = np.dtype("<i4")
-WHAT = ("tokens", "lengths", "counts")
+FILE_KINDS = ("tokens", "lengths", "counts")
 
 
-class Parts:
+class OutputFiles:
     """The files of one key; document n goes to partition n modulo `partitions`."""
 
     def __init__(self, folder: Path, name: str, dtype: np.dtype, *, partitions: int = 1) -> None:
@@ -34,7 +34,7 @@ class Parts:
         """Begin, or go on at given sizes in bytes; whatever was written after they were taken is cut off."""
         with disk_errors(self._folder):
             for partition in range(self._partitions):
-                for what in WHAT:
+                for what in FILE_KINDS:
                     name = f"{self._name}.{partition}.{what}"
                     file = (self._folder / name).open("ab")
                     self._files[name] = file
@@ -42,13 +42,13 @@ class Parts:
 
     def fits(self, sizes: Mapping[str, int]) -> bool:
         """Whether the files hold at least what they should."""
-        files = [path for what in WHAT for path in self._paths(what)]
+        files = [path for what in FILE_KINDS for path in self._paths(what)]
         paths = [(path, sizes.get(path.name)) for path in files]
         return all(size is not None and path.is_file() and path.stat().st_size >= size for path, size in paths)
 
     def add(self, encoded: EncodedKey, first_document: int) -> None:
         """Append documents; `first_document` is the number of the first."""
-        for partition, part in enumerate(_deal(encoded, first_document, self._partitions)):
+        for partition, part in enumerate(_deal_documents(encoded, first_document, self._partitions)):
             for what, values in (("tokens", part.tokens), ("lengths", part.lengths), ("counts", part.sequences)):
                 with disk_errors(self._folder):
                     dtype = self._dtype if what == "tokens" else COUNT
@@ -92,28 +92,32 @@ class Parts:
         """The finished `.bin`; of a single partition its tokens are that already."""
         return self._folder / f"{self._name}.bin" if self._partitions > 1 else self._paths("tokens")[0]
 
-    def _index(self) -> IndexParts:
+    def _index(self) -> IndexContents:
         lengths, counts = self._paths("lengths"), self._paths("counts")
-        return IndexParts(
-            self._dtype, _entries(lengths), _entries(counts), partial(_blocks, lengths), partial(_blocks, counts)
+        return IndexContents(
+            self._dtype,
+            _count_entries(lengths),
+            _count_entries(counts),
+            partial(_read_blocks, lengths),
+            partial(_read_blocks, counts),
         )
 
     def _paths(self, what: str) -> list[Path]:
         return [self._folder / f"{self._name}.{partition}.{what}" for partition in range(self._partitions)]
 
 
-def _entries(paths: list[Path]) -> int:
+def _count_entries(paths: list[Path]) -> int:
     return sum(path.stat().st_size for path in paths) // COUNT.itemsize
 
 
-def _blocks(paths: list[Path]) -> Iterator[np.ndarray]:
+def _read_blocks(paths: list[Path]) -> Iterator[np.ndarray]:
     for path in paths:
         with path.open("rb") as file:
             while data := file.read(BLOCK_ENTRIES * COUNT.itemsize):
                 yield np.frombuffer(data, COUNT)
 
 
-def _deal(encoded: EncodedKey, first: int, partitions: int) -> Iterator[EncodedKey]:
+def _deal_documents(encoded: EncodedKey, first: int, partitions: int) -> Iterator[EncodedKey]:
     """The documents of each partition: numbered from `first`, dealt out in turn (docs/specs/data.md §2.3)."""
     if partitions == 1:
         yield encoded

@@ -6,20 +6,20 @@ from pathlib import Path
 from typing import IO
 
 from mt_core.errors import Problem
-from mt_data.preprocess.chunking import Block, Cut, Files, Range, Rows
+from mt_data.preprocess.chunking import ByteRange, CuttingOptions, LineBlock, ParquetRows, TextFiles
 from mt_data.text_io.inputs import InputFile
-from mt_data.text_io.json_documents import BadLine, Value, checked, decode, parse_values
+from mt_data.text_io.json_documents import BadLine, TextValue, check_value, decode_utf8, parse_values
 from mt_data.text_io.lines import read_blocks
 
 SEARCH_BYTES = 1 << 20
-A_LINE = "one JSON object a line"
+LINE_FORM = "one JSON object a line"
 
 
 @dataclass(slots=True)
-class Documents:
+class ParsedDocuments:
     """What a piece holds."""
 
-    values: list[tuple[Value, ...]] = field(default_factory=list)
+    values: list[tuple[TextValue, ...]] = field(default_factory=list)
     """Of each document the value of each key."""
     problems: list[Problem] = field(default_factory=list)
     """One for each line, row or file that is not a document."""
@@ -27,33 +27,33 @@ class Documents:
     """Size of the text, decompressed."""
 
 
-def read_documents(source: Range | Block | Rows | Files, cut: Cut) -> Documents:
+def read_documents(source: ByteRange | LineBlock | ParquetRows | TextFiles, cut: CuttingOptions) -> ParsedDocuments:
     """Read what a piece names, or take what it brings."""
     match source:
-        case Range():
+        case ByteRange():
             return _parse_range(source, cut)
-        case Block():
+        case LineBlock():
             return _parse_block(source, cut)
-        case Rows():
+        case ParquetRows():
             return _parse_rows(source, cut.keys)
-        case Files():
+        case TextFiles():
             return _read_files(source.files, cut)
 
 
-def _parse_range(source: Range, cut: Cut) -> Documents:
-    found, before = Documents(), None
-    for at, (line, size) in enumerate(_lines_of(source, cut.max_line_bytes), start=1):
+def _parse_range(source: ByteRange, cut: CuttingOptions) -> ParsedDocuments:
+    found, before = ParsedDocuments(), None
+    for at, (line, size) in enumerate(_read_lines(source, cut.max_line_bytes), start=1):
         try:
-            _take(line, size, source.file, cut, found)
+            _add_line(line, size, source.file, cut, found)
         except BadLine as err:
             if before is None:
-                before = _newlines_before(source)
-            found.problems.append(Problem(f"{source.file.path}:{before + at}", str(err), A_LINE))
+                before = _count_lines_before(source)
+            found.problems.append(Problem(f"{source.file.path}:{before + at}", str(err), LINE_FORM))
     return found
 
 
-def _parse_block(source: Block, cut: Cut) -> Documents:
-    found = Documents()
+def _parse_block(source: LineBlock, cut: CuttingOptions) -> ParsedDocuments:
+    found = ParsedDocuments()
     lines: list[tuple[bytes | None, int]] = [(None, source.too_long)] if source.too_long else []
     *whole, rest = source.data.split(b"\n")
     lines += [(line, len(line) + 1) for line in whole]
@@ -61,22 +61,22 @@ def _parse_block(source: Block, cut: Cut) -> Documents:
         lines.append((rest, len(rest)))
     for number, (line, size) in enumerate(lines, start=source.first_line):
         try:
-            _take(line, size, source.file, cut, found)
+            _add_line(line, size, source.file, cut, found)
         except BadLine as err:
-            found.problems.append(Problem(f"{source.file.path}:{number}", str(err), A_LINE))
+            found.problems.append(Problem(f"{source.file.path}:{number}", str(err), LINE_FORM))
     return found
 
 
-def _take(line: bytes | None, size: int, file: InputFile, cut: Cut, found: Documents) -> None:
+def _add_line(line: bytes | None, size: int, file: InputFile, cut: CuttingOptions, found: ParsedDocuments) -> None:
     """Add the document of a line; None stands for one that was too long to keep."""
     found.bytes += size
     if line is None or len(line) > cut.max_line_bytes:
         limit = f"{cut.max_line_bytes / 2**20:g} MiB"
         raise BadLine(f"has {size / 2**20:.1f} MiB, more than the {limit} of --max-line-mb")
-    found.values.append((decode(line),) if file.format == "text" else parse_values(line, cut.keys))
+    found.values.append((decode_utf8(line),) if file.format == "text" else parse_values(line, cut.keys))
 
 
-def _lines_of(source: Range, limit: int) -> Iterator[tuple[bytes | None, int]]:
+def _read_lines(source: ByteRange, limit: int) -> Iterator[tuple[bytes | None, int]]:
     """Lines that begin in the range, and their sizes; of one over the limit only the size, in bounded memory."""
     with Path(source.file.path).open("rb") as file:
         at = source.begin
@@ -104,7 +104,7 @@ def _skip_line(file: IO[bytes], most: int | None) -> int:
     return skipped
 
 
-def _newlines_before(source: Range) -> int:
+def _count_lines_before(source: ByteRange) -> int:
     """Lines that begin before the first one of a range: counted only when there is something to say about it."""
     lines, left = 0, source.begin
     with Path(source.file.path).open("rb") as file:
@@ -116,25 +116,25 @@ def _newlines_before(source: Range) -> int:
     return lines
 
 
-def _parse_rows(source: Rows, keys: tuple[str, ...]) -> Documents:
-    found = Documents()
+def _parse_rows(source: ParquetRows, keys: tuple[str, ...]) -> ParsedDocuments:
+    found = ParsedDocuments()
     for number, row in enumerate(zip(*(source.columns[key] for key in keys), strict=True), start=source.first_row):
         try:
-            values = tuple(checked(value, key) for value, key in zip(row, keys, strict=True))
+            values = tuple(check_value(value, key) for value, key in zip(row, keys, strict=True))
         except BadLine as err:
             found.problems.append(Problem(f"{source.file.path}: row {number}", str(err), "a text in every row"))
             continue
         found.values.append(values)
-        found.bytes += sum(len(text.encode()) for value in values for text in _texts(value))
+        found.bytes += sum(len(text.encode()) for value in values for text in _list_texts(value))
     return found
 
 
-def _texts(value: Value) -> list[str]:
+def _list_texts(value: TextValue) -> list[str]:
     return value if isinstance(value, list) else [value]
 
 
-def _read_files(files: tuple[InputFile, ...], cut: Cut) -> Documents:
-    found = Documents()
+def _read_files(files: tuple[InputFile, ...], cut: CuttingOptions) -> ParsedDocuments:
+    found = ParsedDocuments()
     for file in files:
         data, size = [], 0
         for block, _ in read_blocks(Path(file.path)):
@@ -145,7 +145,7 @@ def _read_files(files: tuple[InputFile, ...], cut: Cut) -> Documents:
             if size > cut.max_line_bytes:
                 limit = f"{cut.max_line_bytes / 2**20:g} MiB"
                 raise BadLine(f"has {size / 2**20:.1f} MiB, more than the {limit} of --max-line-mb")
-            found.values.append((decode(b"".join(data)),))
+            found.values.append((decode_utf8(b"".join(data)),))
         except BadLine as err:
             hint = "UTF-8 text; --text-documents line makes every line a document"
             found.problems.append(Problem(file.path, str(err), hint))

@@ -16,7 +16,7 @@ EXAMPLES = 5
 
 
 @dataclass(slots=True)
-class Report:
+class PreprocessReport:
     """What was done."""
 
     documents: int = 0
@@ -74,7 +74,7 @@ class Report:
 
 
 @contextmanager
-def watch(report: Report, total_bytes: int, log_interval: int | None) -> Iterator[Callable[[], None]]:
+def show_progress(report: PreprocessReport, total_bytes: int, log_interval: int | None) -> Iterator[Callable[[], None]]:
     """Yield a function to call after every change of the report.
 
     Without `log_interval` there is a bar on a terminal, or a line every ten seconds; with it, a line every so many
@@ -91,7 +91,7 @@ def watch(report: Report, total_bytes: int, log_interval: int | None) -> Iterato
         )
 
     if log_interval:
-        yield _lines(report, log_interval, figures)
+        yield _print_lines(report, log_interval, figures)
         return
     with progress("preprocess", total_bytes, "B", done=done) as advance:
 
@@ -103,7 +103,7 @@ def watch(report: Report, total_bytes: int, log_interval: int | None) -> Iterato
         yield show
 
 
-def _lines(report: Report, interval: int, figures: Callable[[], str]) -> Callable[[], None]:
+def _print_lines(report: PreprocessReport, interval: int, figures: Callable[[], str]) -> Callable[[], None]:
     start, done, due = time.monotonic(), report.bytes, report.documents // interval + 1
 
     def show() -> None:

@@ -18,56 +18,56 @@ from typing import Any
 from mt_core.errors import MtError, raise_if
 from mt_core.files import atomic_file, disk_errors, sync_directory
 from mt_data.indexed.format import token_dtype
-from mt_data.preprocess.chunking import Position, cut_pieces, input_bytes
-from mt_data.preprocess.encoding import EncodedPiece, encode_piece, tokenizer_of
-from mt_data.preprocess.job import Engine, Job, job_key, job_problems
-from mt_data.preprocess.journal import Journal, Mark
-from mt_data.preprocess.output import Parts
-from mt_data.preprocess.report import Report, watch
+from mt_data.preprocess.chunking import InputPosition, count_input_bytes, cut_pieces
+from mt_data.preprocess.encoding import EncodedPiece, encode_piece, get_tokenizer
+from mt_data.preprocess.job import Engine, PreprocessJob, make_job_key, option_conflicts
+from mt_data.preprocess.journal import Journal, JournalMark
+from mt_data.preprocess.output import OutputFiles
+from mt_data.preprocess.report import PreprocessReport, show_progress
 from mt_data.text_io.inputs import InputFile, find_inputs
 from mt_data.text_io.ordered_map import ordered_map
 from mt_data.text_io.ray_map import ray_map
 
-MAPS: dict[Engine, Callable[..., Generator[Any, None, None]]] = {"local": ordered_map, "ray": ray_map}
+ENGINES: dict[Engine, Callable[..., Generator[Any, None, None]]] = {"local": ordered_map, "ray": ray_map}
 
 
-def preprocess(job: Job) -> Report:
+def preprocess(job: PreprocessJob) -> PreprocessReport:
     """Run a job, or the rest of it. The pairs of all keys appear together at the end, each whole or not at all."""
-    raise_if(job_problems(job))
+    raise_if(option_conflicts(job))
     files = find_inputs(job.inputs, job.input_format)
-    dtype = token_dtype(tokenizer_of(job.encoding).vocab_size)  # built here first: a mistake shows before any work
+    dtype = token_dtype(get_tokenizer(job.encoding).vocab_size)  # built here first: a mistake shows before any work
     start = time.monotonic()
-    with _kept_or_removed(Journal(job.shard_prefix)) as journal:
+    with _keep_or_remove(Journal(job.shard_prefix)) as journal:
         parts = {
-            key: Parts(journal.folder, f"{at}", dtype, partitions=job.partitions)
+            key: OutputFiles(journal.folder, f"{at}", dtype, partitions=job.partitions)
             for at, key in enumerate(job.encoding.keys)
         }
-        mark = _take_up(job, journal, job_key(job, files), parts)
-        report = Report.from_json(mark.report) if mark.report else Report()
+        mark = _resume(job, journal, make_job_key(job, files), parts)
+        report = PreprocessReport.from_json(mark.report) if mark.report else PreprocessReport()
         if not mark.finished:
             with ExitStack() as stack:
                 for part in parts.values():
                     stack.callback(part.close)
                     part.open(mark.sizes)
-                mark = _work(job, files, journal, parts, mark.position, report)
+                mark = _tokenize_pieces(job, files, journal, parts, mark.position, report)
             for part in parts.values():
                 part.seal()
-            journal.mark(Mark(mark.position, mark.sizes, report.as_json(), finished=True))
-        _publish(job, parts)
+            journal.mark(JournalMark(mark.position, mark.sizes, report.as_json(), finished=True))
+        _publish_pairs(job, parts)
         journal.remove()
     report.seconds = time.monotonic() - start
     return report
 
 
 @contextmanager
-def _kept_or_removed(journal: Journal) -> Iterator[Journal]:
+def _keep_or_remove(journal: Journal) -> Iterator[Journal]:
     """After an error or an interrupt, leave for the next run what it can use, and nothing else."""
     try:
         yield journal
     except BaseException:
         if journal.marked:
             print(f"{journal.folder}: keeps what is done; the same command goes on from there", file=sys.stderr)
-        elif journal.held:
+        elif journal.is_locked:
             journal.remove()
         else:
             journal.remove_empty()
@@ -76,7 +76,7 @@ def _kept_or_removed(journal: Journal) -> Iterator[Journal]:
         journal.close()
 
 
-def _take_up(job: Job, journal: Journal, key: dict[str, Any], parts: dict[str, Parts]) -> Mark:
+def _resume(job: PreprocessJob, journal: Journal, key: dict[str, Any], parts: dict[str, OutputFiles]) -> JournalMark:
     """Where an earlier run of the same job came to, or the beginning."""
     mark = journal.open(key)
     if mark and not mark.finished and not all(part.fits(mark.sizes) for part in parts.values()):
@@ -90,28 +90,35 @@ def _take_up(job: Job, journal: Journal, key: dict[str, Any], parts: dict[str, P
         print(f"{journal.folder}: goes on after {documents:,} documents, {done:,.0f} MB", file=sys.stderr)
         return mark
     journal.begin(key)
-    return Mark()
+    return JournalMark()
 
 
-def _work(
-    job: Job, files: list[InputFile], journal: Journal, parts: dict[str, Parts], start: Position, report: Report
-) -> Mark:
+def _tokenize_pieces(
+    job: PreprocessJob,
+    files: list[InputFile],
+    journal: Journal,
+    parts: dict[str, OutputFiles],
+    start: InputPosition,
+    report: PreprocessReport,
+) -> JournalMark:
     """Tokenize everything from a position on, with a mark after every shard; the mark of all of it is not written."""
-    results = MAPS[job.engine](
+    results = ENGINES[job.engine](
         partial(encode_piece, job.encoding, job.cut), cut_pieces(files, job.cut, start), workers=job.workers
     )
     committed = report.bytes
-    with closing(results) as pieces, watch(report, input_bytes(files, job.cut), job.log_interval) as show:
+    with closing(results) as pieces, show_progress(report, count_input_bytes(files, job.cut), job.log_interval) as show:
         for piece in pieces:
-            _append(job, parts, piece, report)
+            _append_piece(job, parts, piece, report)
             show()
             if report.bytes - committed >= job.shard_bytes:
-                journal.mark(Mark(piece.after, _commit(parts), report.as_json()))
+                journal.mark(JournalMark(piece.after, _commit_files(parts), report.as_json()))
                 committed = report.bytes
-    return Mark(Position(len(files)), _commit(parts), report.as_json())
+    return JournalMark(InputPosition(len(files)), _commit_files(parts), report.as_json())
 
 
-def _append(job: Job, parts: dict[str, Parts], piece: EncodedPiece, report: Report) -> None:
+def _append_piece(
+    job: PreprocessJob, parts: dict[str, OutputFiles], piece: EncodedPiece, report: PreprocessReport
+) -> None:
     if piece.problems and job.on_error == "stop":
         raise MtError.from_problems(piece.problems[:1])
     for key, encoded in piece.keys.items():
@@ -119,11 +126,11 @@ def _append(job: Job, parts: dict[str, Parts], piece: EncodedPiece, report: Repo
     report.count(piece)
 
 
-def _commit(parts: dict[str, Parts]) -> dict[str, int]:
+def _commit_files(parts: dict[str, OutputFiles]) -> dict[str, int]:
     return {name: size for part in parts.values() for name, size in part.commit().items()}
 
 
-def _publish(job: Job, parts: dict[str, Parts]) -> None:
+def _publish_pairs(job: PreprocessJob, parts: dict[str, OutputFiles]) -> None:
     """Give the files their names. A run that was stopped in the middle of this finds the rest to be done.
 
     An older pair of the same name is hidden first, so that the two never mix.

@@ -35,7 +35,7 @@ ISO_639_1 = {
 
 
 @dataclass(frozen=True, slots=True)
-class Splitting:
+class SentenceSplitting:
     """How texts are cut into sentences. This is what the record next to the output says."""
 
     splitter: Literal["nltk punkt", "sentencex"]
@@ -45,11 +45,11 @@ class Splitting:
     """Leave the white space after a sentence with it."""
 
 
-def choose_splitter(language: str = "english", *, keep_newlines: bool = False) -> Splitting:
+def choose_splitter(language: str = "english", *, keep_newlines: bool = False) -> SentenceSplitting:
     """nltk's punkt where its data for the language is installed, else sentencex; an `MtError` if neither can do it."""
     try:
-        if _punkt_data(language):
-            return Splitting("nltk punkt", version("nltk"), language, keep_newlines)
+        if _has_punkt_data(language):
+            return SentenceSplitting("nltk punkt", version("nltk"), language, keep_newlines)
         import sentencex
     except ModuleNotFoundError as err:
         library = str(err.name).partition(".")[0]
@@ -63,10 +63,10 @@ def choose_splitter(language: str = "english", *, keep_newlines: bool = False) -
             f"no punkt data for {language!r} is installed, and sentencex has no such name",
             ", ".join(ISO_639_1),
         )
-    return Splitting("sentencex", version("sentencex"), language, keep_newlines)
+    return SentenceSplitting("sentencex", version("sentencex"), language, keep_newlines)
 
 
-def split_sentences(text: str, splitting: Splitting) -> list[str]:
+def split_sentences(text: str, splitting: SentenceSplitting) -> list[str]:
     """The sentences of a text, in order, as the library finds them."""
     spans = _punkt_spans if splitting.splitter == "nltk punkt" else _sentencex_spans
     sentences = []
@@ -80,7 +80,7 @@ def split_sentences(text: str, splitting: Splitting) -> list[str]:
     return sentences
 
 
-def _punkt_data(language: str) -> bool:
+def _has_punkt_data(language: str) -> bool:
     from nltk.data import find
 
     try:
@@ -91,7 +91,7 @@ def _punkt_data(language: str) -> bool:
 
 
 @cache
-def _punkt(language: str) -> Callable[[str], list[tuple[int, int]]]:
+def _load_punkt(language: str) -> Callable[[str], list[tuple[int, int]]]:
     from nltk.tokenize.punkt import PunktTokenizer
 
     tokenizer = PunktTokenizer(language)
@@ -99,7 +99,7 @@ def _punkt(language: str) -> Callable[[str], list[tuple[int, int]]]:
 
 
 def _punkt_spans(text: str, language: str) -> list[tuple[int, int]]:
-    return _punkt(language)(text)
+    return _load_punkt(language)(text)
 
 
 def _sentencex_spans(text: str, language: str) -> list[tuple[int, int]]:

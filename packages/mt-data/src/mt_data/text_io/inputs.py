@@ -48,14 +48,14 @@ def find_inputs(inputs: Iterable[Path], format: InputFormat = "auto") -> list[In
     files, problems = [], []
     for path in inputs:
         try:
-            files += [_describe(found, format) for found in _expand(path, format)]
+            files += [_describe_file(found, format) for found in _expand_input(path, format)]
         except MtError as err:
             problems += err.problems
     raise_if(problems)
     return files
 
 
-def format_of(path: Path) -> Format | None:
+def guess_format(path: Path) -> Format | None:
     """What the name says: `.jsonl`, `.ndjson` and `.json` are JSON lines, `.txt` text; compression is seen through."""
     inner = Path(path.stem) if path.suffix in COMPRESSED else path
     return FORMATS.get(inner.suffix)
@@ -69,9 +69,9 @@ def nearest_file(path: Path) -> str:
     return f"did you mean {path.with_name(near[0])}?" if near else f"nothing in {path.parent} has a name like it"
 
 
-def _expand(path: Path, format: InputFormat) -> list[Path]:
+def _expand_input(path: Path, format: InputFormat) -> list[Path]:
     if path.is_dir():
-        found = sorted(_below(path, format))
+        found = sorted(_walk_directory(path, format))
         what = "a file of a known kind" if format == "auto" else "a file"
         hint = f"files named {', '.join('*' + suffix for suffix in FORMATS)}, or say --input-format"
         if not found:
@@ -86,7 +86,7 @@ def _expand(path: Path, format: InputFormat) -> list[Path]:
     return [path]
 
 
-def _below(directory: Path, format: InputFormat) -> Iterator[Path]:
+def _walk_directory(directory: Path, format: InputFormat) -> Iterator[Path]:
     """Files of a directory and the ones below, hidden ones left out; with `auto` only those of a known kind."""
     problems: list[Problem] = []
 
@@ -96,15 +96,15 @@ def _below(directory: Path, format: InputFormat) -> Iterator[Path]:
     for folder, folders, names in os.walk(directory, onerror=unreadable):
         folders[:] = [name for name in folders if not name.startswith(".")]
         paths = [Path(folder, name) for name in names if not name.startswith(".")]
-        yield from (path for path in paths if path.is_file() and (format != "auto" or format_of(path)))
+        yield from (path for path in paths if path.is_file() and (format != "auto" or guess_format(path)))
     raise_if(problems)
 
 
-def _describe(path: Path, format: InputFormat) -> InputFile:
+def _describe_file(path: Path, format: InputFormat) -> InputFile:
     if not os.access(path, os.R_OK):
         raise MtError(str(path), "cannot be read (Permission denied)", "check its permissions")
     stat = path.stat()
-    kind = (format_of(path) or "jsonl") if format == "auto" else format
+    kind = (guess_format(path) or "jsonl") if format == "auto" else format
     if kind == "parquet" and path.suffix in COMPRESSED:
         raise MtError(str(path), "is a compressed parquet file", "decompress it; parquet compresses by itself")
     return InputFile(str(path), kind, stat.st_size, stat.st_mtime_ns)

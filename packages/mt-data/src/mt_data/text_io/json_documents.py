@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from mt_core.errors import Problem
-from mt_data.text_io.lines import Chunk
+from mt_data.text_io.lines import LineChunk
 
 JSON_TYPES = {dict: "an object", list: "a list", int: "a number", float: "a number", bool: "a boolean"}
 
-Value = str | list[str]
+TextValue = str | list[str]
 """A text, or a text that is already cut into sentences (docs/specs/data.md §2.4)."""
 
 
@@ -17,7 +17,7 @@ class BadLine(ValueError):
     """Why a line is not a document."""
 
 
-def parse_chunk(chunk: Chunk, keys: Sequence[str]) -> tuple[list[tuple[str, ...]], list[Problem]]:
+def parse_chunk(chunk: LineChunk, keys: Sequence[str]) -> tuple[list[tuple[str, ...]], list[Problem]]:
     """The texts of every good line, and a problem `file:line` for each of the others."""
     documents, problems = [], []
     for number, line in enumerate(chunk.lines, start=chunk.first):
@@ -38,25 +38,25 @@ def parse_line(line: bytes, keys: Sequence[str]) -> tuple[str, ...]:
     return tuple(texts)
 
 
-def parse_values(line: bytes, keys: Sequence[str]) -> tuple[Value, ...]:
+def parse_values(line: bytes, keys: Sequence[str]) -> tuple[TextValue, ...]:
     """The values under `keys`; `BadLine` if the line is blank, not UTF-8, not a JSON object, or lacks one."""
     if not line.strip():
         raise BadLine("is blank")
     try:
-        value = json.loads(decode(line))
+        value = json.loads(decode_utf8(line))
     except json.JSONDecodeError as err:
         raise BadLine(f"is not JSON: {err.msg} at column {err.colno}") from None
     except RecursionError:
         raise BadLine("is nested too deeply") from None
     if not isinstance(value, dict):
-        raise BadLine(f"is {_name(value)}, not an object")
+        raise BadLine(f"is {_name_type(value)}, not an object")
     for key in keys:
         if key not in value:
             raise BadLine(f"has no key {key!r}, only {', '.join(map(repr, value)) or 'none'}")
-    return tuple(checked(value[key], key) for key in keys)
+    return tuple(check_value(value[key], key) for key in keys)
 
 
-def decode(text: bytes) -> str:
+def decode_utf8(text: bytes) -> str:
     """Text of UTF-8 bytes; `BadLine` says which byte is not."""
     try:
         return text.decode()
@@ -64,16 +64,16 @@ def decode(text: bytes) -> str:
         raise BadLine(f"is not UTF-8 at byte {err.start + 1}") from None
 
 
-def checked(value: Any, key: str) -> Value:
+def check_value(value: Any, key: str) -> TextValue:
     """The value if it is a text or a list of texts; else `BadLine`."""
     for text in value if isinstance(value, list) else (value,):
         if not isinstance(text, str):
             inside = "a list with " if isinstance(value, list) else ""
-            raise BadLine(f"key {key!r} is {inside}{_name(text)}, not a text")
+            raise BadLine(f"key {key!r} is {inside}{_name_type(text)}, not a text")
         if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in set(text)):
             raise BadLine(f"key {key!r} holds half a surrogate pair, which is no character")
     return value
 
 
-def _name(value: object) -> str:
+def _name_type(value: object) -> str:
     return JSON_TYPES.get(type(value), "null" if value is None else "a text")

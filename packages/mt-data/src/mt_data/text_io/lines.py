@@ -14,7 +14,7 @@ import zstandard
 from mt_core.errors import MtError, Problem, raise_if
 from mt_data.text_io.inputs import COMPRESSED, nearest_file
 
-__all__ = ["COMPRESSED", "Chunk", "check_inputs", "read_blocks", "read_chunks"]
+__all__ = ["COMPRESSED", "LineChunk", "check_inputs", "read_blocks", "read_chunks"]
 
 BLOCK_BYTES = 1 << 20
 COMPRESSED_BYTES = 1 << 16
@@ -23,7 +23,7 @@ CHUNK_LINES = 4096
 
 
 @dataclass(frozen=True, slots=True)
-class Chunk:
+class LineChunk:
     """Consecutive lines of a file."""
 
     path: str
@@ -38,7 +38,7 @@ def check_inputs(paths: Iterable[Path]) -> None:
     raise_if(Problem(str(path), "no such file", nearest_file(path)) for path in paths if not path.is_file())
 
 
-def read_chunks(path: Path) -> Iterator[Chunk]:
+def read_chunks(path: Path) -> Iterator[LineChunk]:
     """The lines of a file: a megabyte or `CHUNK_LINES` of them at a time, whichever is less."""
     number, pieces = 1, [b""]
     for block, _ in read_blocks(path):
@@ -48,17 +48,17 @@ def read_chunks(path: Path) -> Iterator[Chunk]:
         *lines, rest = b"".join(pieces).split(b"\n")
         pieces = [rest]
         for at in range(0, len(lines), CHUNK_LINES):
-            yield Chunk(str(path), number + at, lines[at : at + CHUNK_LINES])
+            yield LineChunk(str(path), number + at, lines[at : at + CHUNK_LINES])
         number += len(lines)
     if rest := b"".join(pieces):  # a last line without a newline
-        yield Chunk(str(path), number, [rest])
+        yield LineChunk(str(path), number, [rest])
 
 
 def read_blocks(path: Path) -> Iterator[tuple[bytes, int]]:
     """The bytes of a file, decompressed, with the bytes of the file itself that were read so far."""
-    with path.open("rb") as raw, damage_named(path):
+    with path.open("rb") as raw, name_damaged_file(path):
         if path.suffix == ".zst":
-            yield from _zstandard_blocks(raw)
+            yield from _read_zstandard(raw)
         else:
             with {".gz": gzip.open, ".bz2": bz2.open}.get(path.suffix, nullcontext)(raw) as file:
                 while block := file.read(BLOCK_BYTES):
@@ -66,23 +66,23 @@ def read_blocks(path: Path) -> Iterator[tuple[bytes, int]]:
 
 
 @contextmanager
-def damage_named(path: Path) -> Iterator[None]:
+def name_damaged_file(path: Path) -> Iterator[None]:
     """Turn what the compression libraries raise into an `MtError` that names the file."""
     try:
         yield
     except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as err:
-        raise _damaged(path, err) from err
+        raise _damage_error(path, err) from err
     except OSError as err:  # bz2 has no error of its own: "Invalid data stream"
         if err.errno is None:
-            raise _damaged(path, err) from err
+            raise _damage_error(path, err) from err
         raise
 
 
-def _damaged(path: Path, err: Exception) -> MtError:
+def _damage_error(path: Path, err: Exception) -> MtError:
     return MtError(str(path), f"is damaged or cut short ({err})", "download or compress it again")
 
 
-def _zstandard_blocks(file: IO[bytes]) -> Iterator[tuple[bytes, int]]:
+def _read_zstandard(file: IO[bytes]) -> Iterator[tuple[bytes, int]]:
     """Frames one after the other; the library's own reader does not notice a file that is cut short."""
     frame = None
     while block := file.read(COMPRESSED_BYTES):

@@ -56,7 +56,7 @@ class _Pool(Generic[Item, Result]):
 
     def _start(self) -> ProcessPoolExecutor:
         context = multiprocessing.get_context("spawn")  # the library's threads do not survive a fork
-        return ProcessPoolExecutor(self._workers, mp_context=context, initializer=_begin_worker)
+        return ProcessPoolExecutor(self._workers, mp_context=context, initializer=_initialize_worker)
 
     def submit(self, item: Item) -> None:
         try:
@@ -66,7 +66,7 @@ class _Pool(Generic[Item, Result]):
             self.pending.append((item, self._submitted(item)))
 
     def _submitted(self, item: Item) -> "Future[Result]":
-        with _interrupts_wait():
+        with _delay_interrupts():
             return self._executor.submit(self._function, item)
 
     def next_result(self) -> Result:
@@ -105,7 +105,7 @@ def _has_result(future: "Future[Result]") -> bool:
 
 
 @contextmanager
-def _interrupts_wait() -> Iterator[None]:
+def _delay_interrupts() -> Iterator[None]:
     """Hold Ctrl-C back while a worker may be started, so that none is left half started.
 
     The mask is for the workers: they inherit it, and only this process hears the key. Here another thread, such as
@@ -126,5 +126,5 @@ def _interrupts_wait() -> Iterator[None]:
         handler(*heard[0])
 
 
-def _begin_worker() -> None:
+def _initialize_worker() -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the workers are the parallelism

@@ -19,7 +19,7 @@ def ray_map(
 
     The machines of the cluster read the inputs and the tokenizer's files under the same paths as this one.
     """
-    ray = _ray()
+    ray = _import_ray()
     started = not ray.is_initialized()
     if started:
         address = os.environ.get("RAY_ADDRESS")
@@ -31,9 +31,9 @@ def ray_map(
         for item in items:
             pending.append(call.remote(shared, item))
             if len(pending) > IN_FLIGHT_PER_WORKER * workers:
-                yield _result(ray, pending.popleft())
+                yield _get_result(ray, pending.popleft())
         while pending:
-            yield _result(ray, pending.popleft())
+            yield _get_result(ray, pending.popleft())
     finally:
         for reference in pending:
             ray.cancel(reference)
@@ -41,7 +41,7 @@ def ray_map(
             ray.shutdown()
 
 
-def _ray() -> Any:
+def _import_ray() -> Any:
     try:
         import ray
     except ModuleNotFoundError as err:
@@ -53,7 +53,7 @@ def _call(function: Callable[[Item], Result], item: Item) -> Result:
     return function(item)
 
 
-def _result(ray: Any, reference: Any) -> Any:
+def _get_result(ray: Any, reference: Any) -> Any:
     try:
         return ray.get(reference)
     except ray.exceptions.RayTaskError as err:

@@ -41,32 +41,32 @@ class MaskingTokenizer(Tokenizer, Protocol):
     @property
     def cls(self) -> int:
         """Id that begins a BERT sample."""
-        return special_id(self, "cls")
+        return get_special_id(self, "cls")
 
     @property
     def sep(self) -> int:
         """Id that ends each part of a BERT sample."""
-        return special_id(self, "sep")
+        return get_special_id(self, "sep")
 
     @property
     def pad(self) -> int:
         """Id that fills a sample up."""
-        return special_id(self, "pad")
+        return get_special_id(self, "pad")
 
     @property
     def mask(self) -> int:
         """Id that stands for a hidden token."""
-        return special_id(self, "mask")
+        return get_special_id(self, "mask")
 
     @property
     def bos(self) -> int:
         """Id that begins a sequence."""
-        return special_id(self, "bos")
+        return get_special_id(self, "bos")
 
     @property
     def eos(self) -> int:
         """Id that ends a sequence."""
-        return special_id(self, "eos")
+        return get_special_id(self, "eos")
 
     def vocabulary(self) -> dict[str, int]:
         """Token to id; no two tokens have one id."""
@@ -85,7 +85,7 @@ class MaskingTokenizer(Tokenizer, Protocol):
             raise MtError(self.type, f"has no token {number}", f"ids below {self.vocab_size}") from None
 
 
-def special_id(tokenizer: MaskingTokenizer, role: str) -> int:
+def get_special_id(tokenizer: MaskingTokenizer, role: str) -> int:
     """Id of a role, or `NoSuchToken`."""
     if role not in tokenizer.special:
         has = ", ".join(tokenizer.special) or "no special tokens but the end of document"
@@ -115,7 +115,7 @@ class LibraryTokenizer(MaskingTokenizer):
         return self._tokenizer.get_vocab(with_added_tokens=True)
 
 
-def engine(module: str, *, type: str) -> ModuleType:
+def import_library(module: str, *, type: str) -> ModuleType:
     """A library that is an extra of mt-data by its own name, imported."""
     try:
         return importlib.import_module(module)
@@ -123,14 +123,14 @@ def engine(module: str, *, type: str) -> ModuleType:
         raise MtError(type, f"needs {err.name!r}, which is not installed", f"pip install 'mt-data[{module}]'") from err
 
 
-def threads() -> int:
+def count_threads() -> int:
     """Threads for a batch: every core, but one in a worker process, where the processes are the parallelism."""
     if multiprocessing.parent_process() is not None:
         return 1
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def pad_id(tokenizer: Tokenizer) -> int:
+def get_pad_id(tokenizer: Tokenizer) -> int:
     """The tokenizer's padding; −1 if it has none or uses the id for something else too, such as the end of document.
 
     An id that means two things cannot be taken out of the loss wherever it stands.

@@ -10,21 +10,21 @@ from mt_data.config.rules import tokenizer_problems
 from mt_data.tokenizers.saved import SAVED, check_fingerprint, read_saved
 
 
-def build(config: TokenizerConfig) -> Tokenizer:
+def build_tokenizer(config: TokenizerConfig) -> Tokenizer:
     """The tokenizer that a configuration names; an `MtError` lists everything wrong with it."""
     raise_if(tokenizer_problems(config, "tokenizer"))
     return component("tokenizer", config.type)(config)
 
 
-def load(directory: Path) -> Tokenizer:
+def load_tokenizer(directory: Path) -> Tokenizer:
     """The tokenizer in a directory: what `save` wrote, else a tokenizer.json, else vocab.json and merges.txt."""
-    config = sniff(directory)
-    tokenizer = build(config)
+    config = detect_tokenizer(directory)
+    tokenizer = build_tokenizer(config)
     check_fingerprint(tokenizer, directory)
     return tokenizer
 
 
-def sniff(directory: Path) -> TokenizerConfig:
+def detect_tokenizer(directory: Path) -> TokenizerConfig:
     """Which tokenizer the files in a directory are of."""
     vocab, merges = directory / "vocab.json", directory / "merges.txt"
     if (directory / SAVED).is_file():

@@ -3,7 +3,7 @@
 tiktoken joins two tokens whenever the result is in the vocabulary, `tokenizers` only if the pair is listed as a merge.
 The two are the same when ids rise with merges, no token is the result of two merges, and every token comes out of its
 own text as itself: then, at the time when a token's merge has its turn and its ends are still ends of tokens, what is
-between them is what its own text gives, which is the listed pair. `equivalent` checks just that, for the files at hand.
+between them is what its own text gives, which is the listed pair. `is_equivalent` checks that for given files.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,10 +20,10 @@ PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$
 LONG_SPACE = 1 << 16
 """White space in one run, from which on tiktoken's regular expressions give up."""
 
-Encode = Callable[[Sequence[str]], Sequence[Sequence[int]]]
+EncodeBatch = Callable[[Sequence[str]], Sequence[Sequence[int]]]
 
 
-def fast_encode(tokenizer: Tokenizer, config: TokenizerConfig) -> Encode:
+def choose_encode(tokenizer: Tokenizer, config: TokenizerConfig) -> EncodeBatch:
     """The fastest function that gives the ids of `tokenizer.encode_batch`."""
     if type(tokenizer) is not GPT2BPETokenizer or not config.vocab_file or not config.merge_file:
         return tokenizer.encode_batch
@@ -32,9 +32,9 @@ def fast_encode(tokenizer: Tokenizer, config: TokenizerConfig) -> Encode:
     except ModuleNotFoundError:
         return tokenizer.encode_batch
     vocabulary, merges = read_vocabulary(Path(config.vocab_file)), read_merges(Path(config.merge_file))
-    if not equivalent(vocabulary, merges):
+    if not is_equivalent(vocabulary, merges):
         return tokenizer.encode_batch
-    encoding = tiktoken.Encoding("gpt2", pat_str=PATTERN, mergeable_ranks=byte_ranks(vocabulary), special_tokens={})
+    encoding = tiktoken.Encoding("gpt2", pat_str=PATTERN, mergeable_ranks=rank_bytes(vocabulary), special_tokens={})
     return lambda texts: [_encode(text, encoding.encode_ordinary, tokenizer) for text in texts]
 
 
@@ -49,7 +49,7 @@ def _encode(text: str, ordinary: Callable[[str], list[int]], tokenizer: Tokenize
         return tokenizer.encode(text)
 
 
-def equivalent(vocabulary: Mapping[str, int], merges: Sequence[tuple[str, str]]) -> bool:
+def is_equivalent(vocabulary: Mapping[str, int], merges: Sequence[tuple[str, str]]) -> bool:
     """Whether tiktoken gives the same ids for every text; the argument is at the top of this file."""
     merged = [left + right for left, right in merges]
     if len(set(merged)) < len(merged) or {*merged, *byte_letters(), END_OF_TEXT} != vocabulary.keys():
@@ -67,7 +67,7 @@ def equivalent(vocabulary: Mapping[str, int], merges: Sequence[tuple[str, str]])
     return all(found.ids == [number] for found, number in zip(encoded, ids, strict=True))
 
 
-def byte_ranks(vocabulary: Mapping[str, int]) -> dict[bytes, int]:
+def rank_bytes(vocabulary: Mapping[str, int]) -> dict[bytes, int]:
     """Bytes of every token but the end of document, and its id."""
     alphabet = {letter: byte for byte, letter in enumerate(byte_letters())}
     return {

@@ -23,7 +23,7 @@ TOKEN_FILES = ("tokenizer_config.json", "special_tokens_map.json")
 ID_FILES = ("config.json", "generation_config.json")
 ROLES = ("cls", "sep", "pad", "mask", "bos", "eos")
 STAND_INS = (("sep", "eos"), ("cls", "bos"), ("eos", "sep"), ("bos", "cls"))
-EXTRA = ("additional_special_tokens", "extra_special_tokens")
+EXTRA_KEYS = ("additional_special_tokens", "extra_special_tokens")
 """Keys of the extra tokens, before and since transformers 5."""
 COMMON_ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", "[EOS]")
 
@@ -48,7 +48,7 @@ class HuggingFaceTokenizer(LibraryTokenizer):
     def save(self, directory: Path) -> None:
         """Write tokenizer.json as it was read, and a tokenizer_config.json that names the end of document."""
         tokenizer = self._path.read_text("utf-8")
-        config = read_object(self._path.with_name("tokenizer_config.json")) | named_tokens(self._path.parent)
+        config = read_object(self._path.with_name("tokenizer_config.json")) | read_named_tokens(self._path.parent)
         config.setdefault("tokenizer_class", "PreTrainedTokenizerFast")
         if not config.get("eos_token"):
             config["eos_token"] = self._tokenizer.id_to_token(self.eod)
@@ -90,8 +90,8 @@ def find_end(directory: Path, vocabulary: dict[str, int], special: Mapping[str, 
 
 def find_roles(directory: Path, vocabulary: dict[str, int]) -> dict[str, int]:
     """Ids of the special tokens that the files beside the tokenizer name."""
-    named = named_tokens(directory)
-    ids = {role: vocabulary.get(_content(named.get(f"{role}_token"))) for role in ROLES}
+    named = read_named_tokens(directory)
+    ids = {role: vocabulary.get(_token_text(named.get(f"{role}_token"))) for role in ROLES}
     found = {role: number for role, number in ids.items() if number is not None}
     stand_ins = {role: found[other] for role, other in STAND_INS if other in found}
     return stand_ins | found
@@ -99,28 +99,28 @@ def find_roles(directory: Path, vocabulary: dict[str, int]) -> dict[str, int]:
 
 def find_extra(directory: Path, vocabulary: dict[str, int]) -> tuple[int, ...]:
     """Ids of the extra tokens that the files beside the tokenizer name, T5's `<extra_id_0>` and so on."""
-    named = named_tokens(directory)
-    lists = (named[key] for key in EXTRA if isinstance(named.get(key), list))
-    return tuple(vocabulary[text] for token in next(lists, []) if (text := _content(token)) in vocabulary)
+    named = read_named_tokens(directory)
+    lists = (named[key] for key in EXTRA_KEYS if isinstance(named.get(key), list))
+    return tuple(vocabulary[text] for token in next(lists, []) if (text := _token_text(token)) in vocabulary)
 
 
-def named_tokens(directory: Path) -> dict[str, Any]:
+def read_named_tokens(directory: Path) -> dict[str, Any]:
     """What the files beside the tokenizer say of special tokens; tokenizer_config.json has the last word."""
-    names = (*(f"{role}_token" for role in ROLES), *EXTRA)
+    names = (*(f"{role}_token" for role in ROLES), *EXTRA_KEYS)
     merged = {
         key: value for file in reversed(TOKEN_FILES) for key, value in read_object(directory / file).items() if value
     }
     return {key: value for key, value in merged.items() if key in names}
 
 
-def _content(token: Any) -> str:
+def _token_text(token: Any) -> str:
     """The text of a token, which may be written as an object with more settings; empty if there is none."""
     text = token.get("content") if isinstance(token, dict) else token
     return text if isinstance(text, str) else ""
 
 
 def _named_ends(directory: Path) -> Iterator[str | int]:
-    if token := _content(named_tokens(directory).get("eos_token")):
+    if token := _token_text(read_named_tokens(directory).get("eos_token")):
         yield token
     for name in ID_FILES:
         numbers = read_object(directory / name).get("eos_token_id")

@@ -17,12 +17,12 @@ from typing import Any
 
 from mt_core.errors import MtError
 from mt_data.config import TokenizerConfig
-from mt_data.tokenizers.base import MaskingTokenizer, engine, threads
+from mt_data.tokenizers.base import MaskingTokenizer, count_threads, import_library
 from mt_data.tokenizers.saved import write_bytes, write_saved
 
 FILE = "tokenizer.model"
-ADDED = (("cls", "<CLS>"), ("sep", "<SEP>"), ("eod", "<EOD>"), ("mask", "<MASK>"))
-SPARE = (("pad", "<PAD>"), ("bos", "<BOS>"), ("eos", "<EOS>"))
+ADDED_TOKENS = (("cls", "<CLS>"), ("sep", "<SEP>"), ("eod", "<EOD>"), ("mask", "<MASK>"))
+FALLBACK_TOKENS = (("pad", "<PAD>"), ("bos", "<BOS>"), ("eos", "<EOS>"))
 """Names for roles that a model may have under a name of its own."""
 
 
@@ -32,7 +32,7 @@ class PlainSentencePiece(MaskingTokenizer):
     def __init__(self, config: TokenizerConfig) -> None:
         self.type = config.type
         self.processor = read_model(config)
-        self.special = model_roles(self.processor)
+        self.special = read_roles(self.processor)
         if "eos" not in self.special:
             raise MtError(str(config.model), "has no end-of-sequence piece, which would end documents", "another model")
         self.eod = self.special["eos"]
@@ -47,7 +47,7 @@ class PlainSentencePiece(MaskingTokenizer):
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` of each text, faster."""
-        return self.processor.encode(list(texts), add_bos=self._begin, num_threads=threads())
+        return self.processor.encode(list(texts), add_bos=self._begin, num_threads=count_threads())
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids; control pieces have none."""
@@ -55,7 +55,7 @@ class PlainSentencePiece(MaskingTokenizer):
 
     def vocabulary(self) -> dict[str, int]:
         """Piece to id."""
-        return pieces(self.processor)
+        return read_pieces(self.processor)
 
     def save(self, directory: Path) -> None:
         """Write tokenizer.model as it was read."""
@@ -71,20 +71,20 @@ def read_model(config: TokenizerConfig) -> Any:
     path = path / FILE if path.is_dir() else path
     if not path.is_file():
         raise MtError(str(path), "does not exist", "a SentencePiece .model file")
-    library = engine("sentencepiece", type=config.type)
+    library = import_library("sentencepiece", type=config.type)
     try:
         return library.SentencePieceProcessor(model_proto=path.read_bytes())
     except RuntimeError as err:
         raise MtError(str(path), "is not a SentencePiece model", "a .model file") from err
 
 
-def model_roles(processor: Any) -> dict[str, int]:
+def read_roles(processor: Any) -> dict[str, int]:
     """Ids of the roles that the model itself has."""
     ids = {"pad": processor.pad_id(), "bos": processor.bos_id(), "eos": processor.eos_id()}
     return {role: number for role, number in ids.items() if number >= 0}
 
 
-def pieces(processor: Any) -> dict[str, int]:
+def read_pieces(processor: Any) -> dict[str, int]:
     """Piece to id."""
     return {processor.id_to_piece(number): number for number in range(processor.get_piece_size())}
 
@@ -95,9 +95,9 @@ class SentencePieceTokenizer(MaskingTokenizer):
     def __init__(self, config: TokenizerConfig) -> None:
         self.type = config.type
         self.processor = read_model(config)
-        self._vocabulary = pieces(self.processor)
-        own = {role: self.processor.id_to_piece(number) for role, number in model_roles(self.processor).items()}
-        named = dict(ADDED) | {role: own.get(role, spare) for role, spare in SPARE}
+        self._vocabulary = read_pieces(self.processor)
+        own = {role: self.processor.id_to_piece(number) for role, number in read_roles(self.processor).items()}
+        named = dict(ADDED_TOKENS) | {role: own.get(role, spare) for role, spare in FALLBACK_TOKENS}
         extra = [f"<extra_id_{i}>" for i in range(config.vocab_extra_ids)]
         for token in (*named.values(), *extra):
             self._vocabulary.setdefault(token, len(self._vocabulary))
@@ -115,7 +115,7 @@ class SentencePieceTokenizer(MaskingTokenizer):
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` of each text, faster."""
-        return self._encode(texts, num_threads=threads())
+        return self._encode(texts, num_threads=count_threads())
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids, with a space before and after each special token."""

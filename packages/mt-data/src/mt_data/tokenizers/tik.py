@@ -17,7 +17,7 @@ from typing import Any
 
 from mt_core.errors import MtError
 from mt_data.config import TokenizerConfig
-from mt_data.tokenizers.base import MaskingTokenizer, engine, threads
+from mt_data.tokenizers.base import MaskingTokenizer, count_threads, import_library
 from mt_data.tokenizers.gpt2_bpe import byte_spelling
 from mt_data.tokenizers.saved import write_bytes, write_saved
 
@@ -49,7 +49,7 @@ PATTERNS = {
 LONG_SPACE = 500_000
 """White space from which on tiktoken may crash (found: at 999,999); the `regex` package splits such texts."""
 KEYS = {"rank", "token_bytes", "token_str"}
-FORM = "a list of {rank, token_bytes, token_str}, rank counting from 0"
+FILE_FORM = "a list of {rank, token_bytes, token_str}, rank counting from 0"
 
 
 class TikTokenizer(MaskingTokenizer):
@@ -67,10 +67,10 @@ class TikTokenizer(MaskingTokenizer):
             "tiktoken_special_tokens": config.tiktoken_special_tokens,
         }
         self.vocab_size = config.vocab_size or USUAL_SIZE
-        self._special_ids = special_ids(config, self.vocab_size)
+        self._special_ids = make_special_ids(config, self.vocab_size)
         self._content, ranks = read_ranks(path, self.vocab_size - len(self._special_ids))
         self._pattern = "|".join(PATTERNS[config.tiktoken_pattern])
-        library = engine("tiktoken", type=self.type)
+        library = import_library("tiktoken", type=self.type)
         self._encoding: Any = library.Encoding(
             f"mt {path.name}",  # a name that the library has no encoding of its own for, as pickling looks it up
             pat_str=self._pattern,
@@ -83,13 +83,13 @@ class TikTokenizer(MaskingTokenizer):
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text."""
-        return self._encode_spaces(text) if is_long_space(text) else self._encoding.encode_ordinary(text)
+        return self._encode_spaces(text) if has_long_space(text) else self._encoding.encode_ordinary(text)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` of each text, faster."""
-        if any(map(is_long_space, texts)):
+        if any(map(has_long_space, texts)):
             return [self.encode(text) for text in texts]
-        return self._encoding.encode_ordinary_batch(list(texts), num_threads=threads())
+        return self._encoding.encode_ordinary_batch(list(texts), num_threads=count_threads())
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids, special tokens included; bytes that are not UTF-8 become U+FFFD."""
@@ -115,12 +115,12 @@ class TikTokenizer(MaskingTokenizer):
         return [number for piece in pieces for number in self._encoding._encode_single_piece(piece)]
 
 
-def is_long_space(text: str) -> bool:
+def has_long_space(text: str) -> bool:
     """Whether a text has so much white space in one place that tiktoken may crash."""
     return len(text) >= LONG_SPACE and re.search(rf"\s{{{LONG_SPACE}}}", text) is not None
 
 
-def special_ids(config: TokenizerConfig, vocab_size: int) -> dict[str, int]:
+def make_special_ids(config: TokenizerConfig, vocab_size: int) -> dict[str, int]:
     """Id of each special token: those that are named, then as many `<SPECIAL_…>` as are left."""
     names, count = config.tiktoken_special_tokens, config.tiktoken_num_special_tokens
     if count >= vocab_size:
@@ -146,15 +146,15 @@ def read_ranks(path: Path, count: int) -> tuple[bytes, dict[bytes, int]]:
     try:
         entries = json.loads(content)
     except ValueError as err:
-        raise MtError(str(path), f"is not JSON ({err})", FORM) from err
+        raise MtError(str(path), f"is not JSON ({err})", FILE_FORM) from err
     if not isinstance(entries, list):
-        raise MtError(str(path), "is not a list", FORM)
+        raise MtError(str(path), "is not a list", FILE_FORM)
     if len(entries) < count:
         found = f"has {len(entries):,} tokens, {count:,} are needed for vocab_size less the special tokens"
         raise MtError(str(path), found, "a smaller --vocab-size or more --tiktoken-num-special-tokens")
     ranks: dict[bytes, int] = {}
     for rank, entry in enumerate(entries[:count]):
-        token = _token(entry, rank, str(path))
+        token = _decode_token(entry, rank, str(path))
         if rank < 256 and token != bytes([rank]):
             raise MtError(f"{path}[{rank}]", f"is {token!r}", "the 256 bytes in order as the first 256 tokens")
         if ranks.setdefault(token, rank) != rank:
@@ -164,12 +164,12 @@ def read_ranks(path: Path, count: int) -> tuple[bytes, dict[bytes, int]]:
     return content, ranks
 
 
-def _token(entry: Any, rank: int, path: str) -> bytes:
+def _decode_token(entry: Any, rank: int, path: str) -> bytes:
     if not isinstance(entry, dict) or set(entry) != KEYS:
-        raise MtError(f"{path}[{rank}]", f"is {str(entry)[:60]}", FORM)
+        raise MtError(f"{path}[{rank}]", f"is {str(entry)[:60]}", FILE_FORM)
     if entry["rank"] != rank:
         raise MtError(f"{path}[{rank}]", f"has rank {entry['rank']}", "ranks that count from 0 in order")
     try:
         return base64.b64decode(entry["token_bytes"], validate=True)
     except (binascii.Error, TypeError, ValueError) as err:
-        raise MtError(f"{path}[{rank}]", f"token_bytes is not base64: {entry['token_bytes']!r}", FORM) from err
+        raise MtError(f"{path}[{rank}]", f"token_bytes is not base64: {entry['token_bytes']!r}", FILE_FORM) from err

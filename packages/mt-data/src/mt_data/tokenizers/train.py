@@ -35,14 +35,14 @@ def train_tokenizer(
         vocabulary[END_OF_TEXT] = len(vocabulary)
         write_text(directory / "vocab.json", json.dumps(vocabulary, ensure_ascii=False) + "\n")
         write_text(directory / "merges.txt", "#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges))
-        _open(directory).save(directory)
+        _open_tokenizer(directory).save(directory)
     if len(vocabulary) < vocab_size:
         note = f"the text has {len(vocabulary)} distinct tokens to offer, {vocab_size} were asked for"
         print(f"train-tokenizer: {note}", file=sys.stderr)
-    return _open(output_dir)
+    return _open_tokenizer(output_dir)
 
 
-def _open(directory: Path) -> GPT2BPETokenizer:
+def _open_tokenizer(directory: Path) -> GPT2BPETokenizer:
     vocab, merges = directory / "vocab.json", directory / "merges.txt"
     return GPT2BPETokenizer(TokenizerConfig(vocab_file=str(vocab), merge_file=str(merges)))
 
@@ -52,13 +52,13 @@ def _train(inputs: Sequence[Path], key: str, vocab_size: int) -> tuple[dict[str,
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # pyright: ignore[reportAttributeAccessIssue]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=alphabet, show_progress=False)
-    tokenizer.train_from_iterator(_texts(inputs, key), trainer)
+    tokenizer.train_from_iterator(_read_texts(inputs, key), trainer)
     model = json.loads(tokenizer.to_str())["model"]
     merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
     return dict(sorted(model["vocab"].items(), key=lambda pair: pair[1])), merges
 
 
-def _texts(inputs: Sequence[Path], key: str) -> Iterator[str]:
+def _read_texts(inputs: Sequence[Path], key: str) -> Iterator[str]:
     """Texts under `key` of .jsonl and .json files, and the lines of all others; .gz and .zst are seen through."""
     with progress("read", unit="texts") as advance:
         for path in inputs:

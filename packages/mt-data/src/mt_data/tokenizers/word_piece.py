@@ -23,8 +23,8 @@ from mt_data.tokenizers.saved import write_bytes, write_saved
 
 LOWER_CASE = "BertWordPieceLowerCase"
 UNKNOWN = "[UNK]"
-FOUND = {"cls": "[CLS]", "sep": "[SEP]", "pad": "[PAD]", "mask": "[MASK]"}
-ADDED = {"bos": "[BOS]", "eos": "[EOS]"}
+VOCABULARY_TOKENS = {"cls": "[CLS]", "sep": "[SEP]", "pad": "[PAD]", "mask": "[MASK]"}
+ADDED_TOKENS = {"bos": "[BOS]", "eos": "[EOS]"}
 LONGEST_WORD = 200
 FILE = "vocab.txt"
 CJK = (
@@ -53,14 +53,14 @@ class BertWordPiece(MaskingTokenizer):
         self._content = read_file(self._path)
         self._vocabulary = parse_vocabulary(self._content, str(self._path))
         extra = [f"<extra_id_{i}>" for i in range(config.vocab_extra_ids)]
-        for token in (*ADDED.values(), *extra):
+        for token in (*ADDED_TOKENS.values(), *extra):
             self._vocabulary.setdefault(token, len(self._vocabulary))
-        self.special = {role: self._vocabulary[token] for role, token in (FOUND | ADDED).items()}
+        self.special = {role: self._vocabulary[token] for role, token in (VOCABULARY_TOKENS | ADDED_TOKENS).items()}
         self.additional_special_tokens_ids = tuple(self._vocabulary[token] for token in extra)
         self.eod = self.special["eos"]
         self.vocab_size = len(self._vocabulary)
         self._lower = config.type == LOWER_CASE
-        self._tokenizer = word_piece(self._vocabulary, lower=self._lower)
+        self._tokenizer = make_word_piece(self._vocabulary, lower=self._lower)
         self._known = {chr(code) for code in range(128)}  # on these the two agree
         self._odd: set[str] = set()  # on these they do not
 
@@ -98,7 +98,7 @@ class BertWordPiece(MaskingTokenizer):
         characters = set(text)
         for character in characters - self._known:
             self._known.add(character)
-            if acts_beyond_itself(character, lower=self._lower) or self._differs(f"a{character}b"):
+            if depends_on_neighbours(character, lower=self._lower) or self._differs(f"a{character}b"):
                 self._odd.add(character)
         return not characters.isdisjoint(self._odd)
 
@@ -108,7 +108,7 @@ class BertWordPiece(MaskingTokenizer):
         return [word for word, _ in split] != split_words(text, lower=self._lower)
 
 
-def word_piece(vocabulary: dict[str, int], *, lower: bool) -> Tokenizer:
+def make_word_piece(vocabulary: dict[str, int], *, lower: bool) -> Tokenizer:
     """The library's WordPiece with BERT's way of splitting, and no special tokens."""
     model = models.WordPiece(vocab=vocabulary, unk_token=UNKNOWN, max_input_chars_per_word=LONGEST_WORD)
     tokenizer = Tokenizer(model)
@@ -137,7 +137,7 @@ def parse_vocabulary(content: bytes, where: str) -> dict[str, int]:
         if (first := vocabulary.setdefault(line.strip(), number)) != number:
             found = f"{line.strip()!r} stands on line {first + 1} already"
             raise MtError(f"{where}:{number + 1}", found, "each token once, as the line number is its id")
-    if missing := [token for token in (*FOUND.values(), UNKNOWN) if token not in vocabulary]:
+    if missing := [token for token in (*VOCABULARY_TOKENS.values(), UNKNOWN) if token not in vocabulary]:
         raise MtError(where, f"lacks {', '.join(missing)}", "a vocab.txt of BERT, with its special tokens")
     return vocabulary
 
@@ -150,7 +150,7 @@ def split_words(text: str, *, lower: bool) -> list[str]:
     return "".join(f" {c} " if _is_punctuation(c) else c for c in text).split()
 
 
-def acts_beyond_itself(character: str, *, lower: bool) -> bool:
+def depends_on_neighbours(character: str, *, lower: bool) -> bool:
     """Whether its neighbours decide what becomes of it: Σ at the end of a word, marks that are put in order."""
     if not lower:
         return False
@@ -163,12 +163,12 @@ def _clean(character: str) -> str:
         return " "
     if character in "\0\ufffd" or unicodedata.category(character) in ("Cc", "Cf"):
         return ""
-    return f" {character} " if _within(character, CJK) else character
+    return f" {character} " if _in_ranges(character, CJK) else character
 
 
 def _is_punctuation(character: str) -> bool:
-    return _within(character, ASCII_PUNCTUATION) or unicodedata.category(character)[0] == "P"
+    return _in_ranges(character, ASCII_PUNCTUATION) or unicodedata.category(character)[0] == "P"
 
 
-def _within(character: str, ranges: tuple[tuple[int, int], ...]) -> bool:
+def _in_ranges(character: str, ranges: tuple[tuple[int, int], ...]) -> bool:
     return any(first <= ord(character) <= last for first, last in ranges)

@@ -9,20 +9,20 @@ import typer
 from mt_core.errors import MtError, Problem, raise_if
 from mt_core.plugins import components
 from mt_data.config import TokenizerConfig
-from mt_data.options import print_rows, print_table, with_tokenizer
+from mt_data.options import print_rows, print_table, with_tokenizer_options
 
 if TYPE_CHECKING:
-    from mt_data.tools.epoch_plan import Drawn
+    from mt_data.tools.epoch_plan import SourcePlan
 
 
-DRAWN = ("source", "share", "tokens", "samples", "epochs")
+COLUMNS = ("source", "share", "tokens", "samples", "epochs")
 
 
 def _presets() -> list[str]:
     return list(components("preset"))
 
 
-@with_tokenizer
+@with_tokenizer_options
 def check(
     prefixes: Annotated[list[str], typer.Argument(help="Paths of .bin/.idx pairs without the suffix.")],
     vocab_size: Annotated[int | None, typer.Option(min=1, help="Every token id must be below this.")] = None,
@@ -32,9 +32,9 @@ def check(
     from mt_data.tools.check import check_pair
 
     if tokenizer:
-        from mt_data.tokenizers import build
+        from mt_data.tokenizers import build_tokenizer
 
-        size = build(tokenizer).vocab_size
+        size = build_tokenizer(tokenizer).vocab_size
         vocab_size = min(size, vocab_size or size)
     problems: list[Problem] = []
     for prefix in prefixes:
@@ -47,7 +47,7 @@ def check(
 
 
 def blend(
-    samples: Annotated[int, typer.Option(min=1, help="Samples to draw.")],
+    samples: Annotated[int, typer.Option(min=1, help="StreamSampling to plan_sources.")],
     seq_length: Annotated[int, typer.Option(min=1, help="Tokens in a sample.")],
     data_path: Annotated[list[str] | None, typer.Option(help="Prefixes, or weights and prefixes in turn.")] = None,
     data_args_path: Annotated[Path | None, typer.Option(help="A file that lists them instead.")] = None,
@@ -59,21 +59,23 @@ def blend(
     """Show how many samples and epochs a blend draws from each source."""
     from mt_data.config.paths import parse_paths
     from mt_data.indexed.reader import IndexedReader
-    from mt_data.tools.epoch_plan import Samples, draw, split_tokens, weighted_sources
+    from mt_data.tools.epoch_plan import StreamSampling, count_split_tokens, make_sources, plan_sources
 
     if bool(data_path) == bool(data_args_path):
         raise MtError("--data-path", "either it or --data-args-path is needed, and not both", "give one of them")
-    paths = parse_paths(data_path or _words(data_args_path))
-    cut = Samples(seq_length)
+    paths = parse_paths(data_path or _read_words(data_args_path))
+    cut = StreamSampling(seq_length)
     readers = [IndexedReader(prefix) for prefix in paths.prefixes]
-    tokens = [split_tokens(reader, split, 0) for reader in readers]
-    drawn = draw(weighted_sources(paths, tokens), samples, cut)
-    print_table(DRAWN, [_row(row) for row in drawn])
+    tokens = [count_split_tokens(reader, split, 0) for reader in readers]
+    drawn = plan_sources(make_sources(paths, tokens), samples, cut)
+    print_table(COLUMNS, [_format_row(row) for row in drawn])
     if output:
         from mt_core.files import atomic_file
 
         with atomic_file(output, "w") as file:
-            file.writelines(f"{row.source.weight or row.source.holds(cut)} {row.source.prefix}\n" for row in drawn)
+            file.writelines(
+                f"{row.source.weight or row.source.count_per_epoch(cut)} {row.source.prefix}\n" for row in drawn
+            )
         print(f"\nwrote {output}")
 
 
@@ -83,35 +85,36 @@ def plan(
     preset: Annotated[str | None, typer.Option(help="Start from this preset.", autocompletion=_presets)] = None,
 ) -> None:
     """Show what a run will read before step 1: samples, tokens and epochs of every source."""
-    from mt_data.batch_sizes import batch_sizes
+    from mt_data.batch_sizes import make_batch_sizes
     from mt_data.tools.plan import plan_run
 
     planned = plan_run(files or (), overrides or (), preset)
-    rows = [(split.name, *_row(drawn)) for split in planned.splits for drawn in split.drawn]
-    print_table(("split", *DRAWN), rows, left=2)
-    length, sizes = planned.config.data.seq_length, batch_sizes(planned.config.batch).sizes()
+    rows = [(split.name, *_format_row(drawn)) for split in planned.splits for drawn in split.drawn]
+    print_table(("split", *COLUMNS), rows, left=2)
+    length, sizes = planned.config.data.seq_length, make_batch_sizes(planned.config.batch).sizes()
     print()
     print_rows(
         {
-            "step": f"{_span(sizes)} samples × {length:,} tokens = {_span([n * length for n in sizes])} tokens",
+            "step": f"{_format_span(sizes)} samples × {length:,} tokens = "
+            f"{_format_span([n * length for n in sizes])} tokens",
             "run": f"{planned.config.train.steps:,} steps, {planned.samples:,} samples, "
             f"{planned.samples * length:,} tokens",
         }
     )
 
 
-def _span(sizes: Sequence[int]) -> str:
+def _format_span(sizes: Sequence[int]) -> str:
     """A constant as it is, others from the least to the most."""
     return f"{sizes[0]:,}" if len(sizes) == 1 else f"{min(sizes):,} to {max(sizes):,}"
 
 
-def _row(drawn: "Drawn") -> tuple[str, ...]:
+def _format_row(drawn: "SourcePlan") -> tuple[str, ...]:
     source = drawn.source
     tokens = "unknown" if source.tokens is None else f"{source.tokens:,}"
     return source.prefix, f"{drawn.share:.2%}", tokens, f"{drawn.samples:,}", f"{drawn.epochs:.3f}"
 
 
-def _words(path: Path | None) -> list[str]:
+def _read_words(path: Path | None) -> list[str]:
     assert path is not None
     if not path.is_file():
         raise MtError(str(path), "no such file", "a file of prefixes, or of weights and prefixes in turn")
@@ -128,7 +131,7 @@ def merge(
 ) -> None:
     """Join .bin/.idx pairs: those of a directory or a glob in sorted order, others in the order given."""
     from mt_data.tools.merge import find_pairs
-    from mt_data.tools.merge import merge as join
+    from mt_data.tools.merge import merge_pairs as join
 
     merged = join(find_pairs(input), output_prefix, multimodal=multimodal)
     print_rows(

@@ -13,7 +13,7 @@ from mt_data.indexed.reader import IndexedReader
 
 
 @dataclass(frozen=True, slots=True)
-class Samples:
+class StreamSampling:
     """How samples are cut from a stream of tokens."""
 
     seq_length: int
@@ -32,19 +32,19 @@ class Source:
     units: int | None = None
     """Samples of one epoch, where they are not cut from a stream of tokens."""
 
-    def holds(self, cut: Samples) -> int:
+    def count_per_epoch(self, cut: StreamSampling) -> int:
         """Samples of one epoch."""
         if self.units is not None:
             return self.units
         return max(0, (self.tokens or 0) - cut.extra) // cut.seq_length
 
-    def epochs(self, samples: int, cut: Samples) -> float:
+    def count_epochs(self, samples: int, cut: StreamSampling) -> float:
         """How often so many samples read it."""
         return samples / self.units if self.units is not None else samples * cut.seq_length / (self.tokens or 1)
 
 
 @dataclass(frozen=True, slots=True)
-class Drawn:
+class SourcePlan:
     """What is taken from a source."""
 
     source: Source
@@ -55,21 +55,21 @@ class Drawn:
     """How often it is read."""
 
 
-def weighted_sources(paths: WeightedPaths, tokens: Sequence[int]) -> list[Source]:
+def make_sources(paths: WeightedPaths, tokens: Sequence[int]) -> list[Source]:
     """The sources of a list of paths, of so many tokens each."""
     weights = paths.weights or [None] * len(paths.prefixes)
     return [Source(*row) for row in zip(paths.prefixes, tokens, weights, strict=True)]
 
 
-def split_tokens(reader: IndexedReader, split: str, number: int) -> int:
+def count_split_tokens(reader: IndexedReader, split: str, number: int) -> int:
     """Tokens of the training (0), validation (1) or test (2) part of a corpus; an empty part is an `MtError`."""
-    part = split_part(
+    part = select_split(
         reader.prefix, split_ranges(split, len(reader)), number, f"{len(reader)} sequences, split {split!r}"
     )
     return int(reader.lengths[part.start : part.stop].sum(dtype=np.int64))
 
 
-def split_part(prefix: str, parts: Sequence[range], number: int, what: str) -> range:
+def select_split(prefix: str, parts: Sequence[range], number: int, what: str) -> range:
     """One part of a corpus; an empty one is an `MtError`."""
     if not parts[number]:
         name = SPLITS[number]
@@ -77,7 +77,7 @@ def split_part(prefix: str, parts: Sequence[range], number: int, what: str) -> r
     return parts[number]
 
 
-def draw(sources: Sequence[Source], samples: int, cut: Samples) -> list[Drawn]:
+def plan_sources(sources: Sequence[Source], samples: int, cut: StreamSampling) -> list[SourcePlan]:
     """What a run of `samples` takes from each source, counted in the very order of the blend.
 
     With weights, or from a single source, corpora are repeated as needed. Several without weights give at most one
@@ -86,19 +86,19 @@ def draw(sources: Sequence[Source], samples: int, cut: Samples) -> list[Drawn]:
     if empty := [source for source in sources if 0 in (source.tokens, source.units)]:
         what = "tokens" if empty[0].tokens == 0 else "samples"
         raise MtError(empty[0].prefix, f"has no {what} to draw from", "leave it out, or give its split a larger share")
-    counts = _counts(sources, samples, cut)
+    counts = _count_samples(sources, samples, cut)
     return [
-        Drawn(source, count / max(1, sum(counts)), count, source.epochs(count, cut))
+        SourcePlan(source, count / max(1, sum(counts)), count, source.count_epochs(count, cut))
         for source, count in zip(sources, counts, strict=True)
     ]
 
 
-def _counts(sources: Sequence[Source], samples: int, cut: Samples) -> list[int]:
+def _count_samples(sources: Sequence[Source], samples: int, cut: StreamSampling) -> list[int]:
     weights = [source.weight for source in sources if source.weight is not None]
     if not weights and len(sources) == 1:
         return [samples]
     if not weights:
-        weights = [float(source.holds(cut)) for source in sources]
+        weights = [float(source.count_per_epoch(cut)) for source in sources]
         if samples > sum(weights):
             raise MtError(
                 "data.paths",

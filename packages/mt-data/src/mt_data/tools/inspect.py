@@ -6,7 +6,7 @@ from mt_core.errors import MtError
 from mt_data.indexed.reader import IndexedReader
 
 
-def summary(reader: IndexedReader) -> dict[str, str]:
+def summarize_index(reader: IndexedReader) -> dict[str, str]:
     """Name and value of each line of the table."""
     lengths = reader.lengths
     empty = int((np.diff(reader.documents) == 0).sum())
@@ -23,7 +23,7 @@ def summary(reader: IndexedReader) -> dict[str, str]:
     return rows
 
 
-def document(reader: IndexedReader, number: int) -> list[int]:
+def read_document(reader: IndexedReader, number: int) -> list[int]:
     """Token ids of a document, its sequences one after the other."""
     if not 0 <= number < reader.document_count:
         raise MtError("--document", f"{number}", f"0 to {reader.document_count - 1}, the documents of {reader.prefix}")

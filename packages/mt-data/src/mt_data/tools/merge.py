@@ -23,7 +23,7 @@ from mt_core.progress import progress
 from mt_data.config.paths import missing_files
 from mt_data.indexed.format import read_header
 from mt_data.indexed.reader import IndexedReader
-from mt_data.indexed.writer import IndexParts, write_index
+from mt_data.indexed.writer import IndexContents, write_index
 
 BLOCK_ENTRIES = 1 << 20
 COPY_BYTES = 16 << 20
@@ -32,7 +32,7 @@ SHARD = re.compile(r"_(\d+)-of-(\d+)_")
 
 
 @dataclass(frozen=True, slots=True)
-class Merged:
+class MergeResult:
     """What the new pair holds."""
 
     pairs: int
@@ -41,14 +41,14 @@ class Merged:
     tokens: int
 
 
-def merge(prefixes: Sequence[str], output_prefix: str, *, multimodal: bool = False) -> Merged:
+def merge_pairs(prefixes: Sequence[str], output_prefix: str, *, multimodal: bool = False) -> MergeResult:
     """Write the pairs at `prefixes`, in this order, as one; it appears whole or not at all.
 
     Refused, all at once: other token types than the first, a pair whose halves disagree, sentences of different
     splitters, and the output among the inputs.
     """
     assert prefixes, "something to merge"
-    readers = _checked(prefixes, output_prefix, multimodal)
+    readers = _open_readers(prefixes, output_prefix, multimodal)
     bin, idx, record = (Path(f"{output_prefix}.{suffix}") for suffix in ("bin", "idx", "json"))
     temporary = [path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}") for path in (bin, idx)]
     with disk_errors(bin):
@@ -56,18 +56,18 @@ def merge(prefixes: Sequence[str], output_prefix: str, *, multimodal: bool = Fal
             bin.parent.mkdir(parents=True, exist_ok=True)
             _copy_tokens(readers, temporary[0])
             with temporary[1].open("wb") as file:
-                write_index(file, _index(readers, multimodal))
+                write_index(file, _index_contents(readers, multimodal))
                 os.fsync(file.fileno())
             idx.unlink(missing_ok=True)
             temporary[0].replace(bin)
-            if records := _records(prefixes):
+            if records := _read_splitting_records(prefixes):
                 record.write_text(next(iter(records)), "utf-8")
             temporary[1].replace(idx)
             sync_directory(bin.parent)
         finally:
             for path in temporary:
                 path.unlink(missing_ok=True)
-    return Merged(
+    return MergeResult(
         len(readers),
         sum(reader.document_count for reader in readers),
         sum(map(len, readers)),
@@ -75,7 +75,7 @@ def merge(prefixes: Sequence[str], output_prefix: str, *, multimodal: bool = Fal
     )
 
 
-def _checked(prefixes: Sequence[str], output_prefix: str, multimodal: bool) -> list[IndexedReader]:
+def _open_readers(prefixes: Sequence[str], output_prefix: str, multimodal: bool) -> list[IndexedReader]:
     readers, problems = [], []
     for prefix in prefixes:
         try:
@@ -97,7 +97,7 @@ def _checked(prefixes: Sequence[str], output_prefix: str, multimodal: bool) -> l
         ]
     if any(Path(prefix).resolve() == Path(output_prefix).resolve() for prefix in prefixes):
         problems.append(Problem(output_prefix, "is one of the inputs", "choose another --output-prefix"))
-    if len(_records(prefixes)) > 1:
+    if len(_read_splitting_records(prefixes)) > 1:
         problems.append(
             Problem(output_prefix, "sentences of its parts were split in different ways", "split them again")
         )
@@ -105,7 +105,7 @@ def _checked(prefixes: Sequence[str], output_prefix: str, multimodal: bool) -> l
     return readers
 
 
-def _records(prefixes: Sequence[str]) -> set[str]:
+def _read_splitting_records(prefixes: Sequence[str]) -> set[str]:
     paths = [Path(f"{prefix}.json") for prefix in prefixes if prefix.endswith("_sentence")]
     return {path.read_text("utf-8") for path in paths if path.is_file()}
 
@@ -121,24 +121,24 @@ def _copy_tokens(readers: Sequence[IndexedReader], path: Path) -> None:
         os.fsync(target.fileno())
 
 
-def _index(readers: Sequence[IndexedReader], multimodal: bool) -> IndexParts:
-    return IndexParts(
+def _index_contents(readers: Sequence[IndexedReader], multimodal: bool) -> IndexContents:
+    return IndexContents(
         readers[0].dtype,
         sum(map(len, readers)),
         sum(reader.document_count for reader in readers),
-        partial(_lengths, readers),
-        partial(_sequence_counts, readers),
-        partial(_modes, readers) if multimodal else None,
+        partial(_length_blocks, readers),
+        partial(_count_blocks, readers),
+        partial(_mode_blocks, readers) if multimodal else None,
     )
 
 
-def _lengths(readers: Sequence[IndexedReader]) -> Iterator[np.ndarray]:
+def _length_blocks(readers: Sequence[IndexedReader]) -> Iterator[np.ndarray]:
     for reader in readers:
         for at in range(0, len(reader), BLOCK_ENTRIES):
             yield reader.lengths[at : at + BLOCK_ENTRIES]
 
 
-def _sequence_counts(readers: Sequence[IndexedReader]) -> Iterator[np.ndarray]:
+def _count_blocks(readers: Sequence[IndexedReader]) -> Iterator[np.ndarray]:
     for reader in readers:
         for at in range(0, reader.document_count, BLOCK_ENTRIES):
             yield np.diff(reader.documents[at : at + BLOCK_ENTRIES + 1])
@@ -148,7 +148,7 @@ def _has_modes(reader: IndexedReader) -> bool:
     return reader.idx_path.stat().st_size == read_header(reader.idx_path).size + len(reader)
 
 
-def _modes(readers: Sequence[IndexedReader]) -> Iterator[np.ndarray]:
+def _mode_blocks(readers: Sequence[IndexedReader]) -> Iterator[np.ndarray]:
     """The byte that each sequence has after the document bounds."""
     for reader in readers:
         if len(reader):
@@ -164,7 +164,7 @@ def find_pairs(inputs: Sequence[str]) -> list[str]:
     prefixes, problems = [], []
     for name in inputs:
         try:
-            prefixes += _expand(name)
+            prefixes += _expand_name(name)
         except MtError as err:
             problems += err.problems
     problems += [problem for prefix in prefixes for problem in missing_files(prefix, prefix)]
@@ -172,9 +172,9 @@ def find_pairs(inputs: Sequence[str]) -> list[str]:
     return prefixes
 
 
-def _expand(name: str) -> list[str]:
+def _expand_name(name: str) -> list[str]:
     if Path(name).is_dir():
-        return _in_directory(Path(name))
+        return _list_pairs(Path(name))
     if has_magic(name) and not Path(f"{name}.idx").exists():
         stem = name.removesuffix(".idx").removesuffix(".bin")
         if not (found := sorted(path[:-4] for path in glob(f"{stem}.idx"))):
@@ -183,7 +183,7 @@ def _expand(name: str) -> list[str]:
     return [name.removesuffix(".idx").removesuffix(".bin")]
 
 
-def _in_directory(folder: Path) -> list[str]:
+def _list_pairs(folder: Path) -> list[str]:
     names = sorted(path.name for path in folder.iterdir() if path.is_file())
     pairs = {name[:-4] for name in names if name.endswith((".bin", ".idx"))}
     strays = [name for name in names if not (name.endswith((".bin", ".idx")) or _is_record(name, pairs))]

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mt_core.parallel.tensor.cross_entropy import linear_cross_entropy
+from mt_core.parallel.tensor.plan import used_elsewhere
 from mt_models import config
 
 
@@ -55,6 +56,7 @@ class Head(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(rows, size)) if weight else None
         self.bias = nn.Parameter(torch.empty(rows)) if bias else None
+        self.op = used_elsewhere
 
     def weights(self, embedding_VD: Tensor) -> tuple[Tensor, Tensor | None]:
         """Weight, the embedding's if it has none, and bias."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from mt_core.parallel.expert.dispatcher import Dispatch, dispatch
 from mt_core.parallel.expert.permutation import inverse, reorder
+from mt_core.parallel.tensor.plan import used_elsewhere
 from mt_models import config
 from mt_models.layers.basic import Linear
 
@@ -36,6 +37,7 @@ class ExpertWeights(nn.Module):
     def __init__(self, *shape: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(shape))
+        self.op = used_elsewhere
 
 
 class Experts(nn.Module):

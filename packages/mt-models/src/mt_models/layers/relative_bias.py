@@ -4,8 +4,10 @@ Shape suffixes: T queries, S keys, H heads; under tensor parallelism H is this r
 """
 
 import math
+from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mt_models import config
@@ -18,12 +20,13 @@ class RelativeBias(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(part.buckets, heads))
         self.part, self.bidirectional = part, bidirectional
+        self.op: Callable[[Tensor, Tensor], Tensor] = F.embedding
 
     def forward(self, length: int) -> Tensor:
         """[H, T, S] for a sequence of so many tokens, which are its queries and keys."""
         places_T = torch.arange(length, device=self.weight.device)
         buckets_TS = bucket(places_T - places_T[:, None], self.part, bidirectional=self.bidirectional)
-        return self.weight[buckets_TS].permute(2, 0, 1)
+        return self.op(buckets_TS, self.weight).permute(2, 0, 1)
 
 
 def bucket(distance: Tensor, part: config.Relative, *, bidirectional: bool) -> Tensor:

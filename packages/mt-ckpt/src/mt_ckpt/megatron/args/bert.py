@@ -15,7 +15,7 @@ HEADS = ("gelu",)
 """Activations of the head in Megatron-Core, whatever the blocks have; the old classes also have the blocks' tanh."""
 
 
-def of_bert(config: GPTConfig, args: Any, shapes: Mapping[str, Shape], *, core: bool) -> dict[str, Any]:
+def bert_from_args(config: GPTConfig, args: Any, shapes: Mapping[str, Shape], *, core: bool) -> dict[str, Any]:
     """What BERT has besides the GPT of its args; `shapes` are of its tensors, under Core's names."""
     types = shapes.get(TYPES, (0,))[0]
     told = getattr(args, "bert_binary_head", None)
@@ -25,21 +25,21 @@ def of_bert(config: GPTConfig, args: Any, shapes: Mapping[str, Shape], *, core: 
     return {"token_types": types, "head_activation": head, "pooler": binary, "binary_head": binary}
 
 
-def describe_bert(args: Namespace, config: BertConfig) -> None:
+def bert_to_args(args: Namespace, config: BertConfig) -> None:
     """Change a GPT's args to those of BERT; fused, the blocks' GELU is the tanh approximation and the head's exact."""
     args.bert_binary_head = config.binary_head
-    args.openai_gelu = head_of(config) == "gelu_tanh"
+    args.openai_gelu = get_head_activation(config) == "gelu_tanh"
     args.bias_gelu_fusion = config.mlp.activation == "gelu_tanh" and not args.openai_gelu
 
 
-def head_of(config: BertConfig) -> str:
+def get_head_activation(config: BertConfig) -> str:
     """The language-model head's activation."""
     return config.head_activation or config.mlp.activation
 
 
-def bert_misfits(config: BertConfig, where: str, heads: tuple[str, ...] = HEADS) -> Iterator[Problem]:
+def bert_errors(config: BertConfig, where: str, heads: tuple[str, ...] = HEADS) -> Iterator[Problem]:
     """Settings that Megatron's BERT cannot have, whose head has one of these activations."""
-    whole, ours, head = config.binary_head, config.mlp.activation, head_of(config)
+    whole, ours, head = config.binary_head, config.mlp.activation, get_head_activation(config)
     wanted = {"norm_place": "before", "lm_head": True, "pooler": whole, "token_types": 2 if whole else 0}
     for name, value in wanted.items():
         if getattr(config, name) != value:

@@ -113,7 +113,7 @@ def _experts(config: GPTConfig, layout: Layout) -> dict[str, Any]:
 
 def _parallel(config: GPTConfig, layout: Layout) -> dict[str, Any]:
     counts = stage_layers(config.layers, layout.pipeline, layout.virtual)
-    assert counts, "misfits refuses it"
+    assert counts, "layout_errors refuses it"
     even, virtual = len(set(counts)) == 1, layout.virtual if layout.virtual > 1 else None
     return {
         "tensor_model_parallel_size": layout.tensor,
@@ -127,7 +127,7 @@ def _parallel(config: GPTConfig, layout: Layout) -> dict[str, Any]:
     }
 
 
-def carried_problems(config: GPTConfig, where: str) -> Iterator[Problem]:
+def unsupported_settings(config: GPTConfig, where: str) -> Iterator[Problem]:
     """What would change if the arguments were read back."""
     args = write_args(config, Layout(1, 1, 1, engine=False), dtype=None, form="torch")
     for lost in _changed(config.model_dump(), read_args(args, where).model_dump()):

@@ -7,10 +7,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from mt_ckpt.megatron.args.bert import HEADS, PREDICTS, bert_misfits, describe_bert, of_bert
-from mt_ckpt.megatron.args.gpt import carried_problems, write_args
+from mt_ckpt.megatron.args.bert import HEADS, PREDICTS, bert_errors, bert_from_args, bert_to_args
+from mt_ckpt.megatron.args.gpt import unsupported_settings, write_args
 from mt_ckpt.megatron.args.reading import read_args
-from mt_ckpt.megatron.args.t5 import describe_t5, encoder_args, of_t5, t5_misfits
+from mt_ckpt.megatron.args.t5 import encoder_args, t5_errors, t5_from_args, t5_to_args
 from mt_ckpt.megatron.layout import Layout
 from mt_ckpt.megatron.parameters.table import Shape
 from mt_core.errors import MtError, Problem, raise_if
@@ -20,7 +20,7 @@ SHARED = tuple(name for name in TransformerSection.model_fields if name != "kind
 """What all have."""
 
 
-def kind_of(names: Mapping[str, Any]) -> str:
+def detect_model_type(names: Mapping[str, Any]) -> str:
     """The kind of model that has tensors of such names, which are Core's."""
     found = {name.partition(".layers.")[0] for name in names}
     if "encoder" not in found:
@@ -35,7 +35,7 @@ def read_model(
 
     One `MtError` names everything that is missing or not implemented.
     """
-    kind = kind_of(shapes)
+    kind = detect_model_type(shapes)
     if kind == "gpt":
         return read_args(args, where, true_vocab_size)
     found = read_args(encoder_args(args) if kind == "t5" else args, where, true_vocab_size)
@@ -43,8 +43,8 @@ def read_model(
     shared = found.model_dump(include={*SHARED})
     try:
         if kind == "bert":
-            return BertConfig.model_validate(shared | of_bert(found, args, shapes, core=core))
-        return T5Config.model_validate(shared | of_t5(found, args, shapes))
+            return BertConfig.model_validate(shared | bert_from_args(found, args, shapes, core=core))
+        return T5Config.model_validate(shared | t5_from_args(found, args, shapes))
     except ValidationError as err:
         problems = (Problem(where, f"args: {e['msg']}", "the checkpoint cannot be read") for e in err.errors())
         raise MtError.from_problems(problems) from None
@@ -77,9 +77,9 @@ def model_args(config: TransformerConfig, layout: Layout, *, dtype: Any, form: s
     stack = replace(layout, pipeline=layout.encoder or layout.pipeline)
     args = write_args(as_gpt(config), stack, dtype=dtype, form=form)
     if config.kind == "bert":
-        describe_bert(args, config)
+        bert_to_args(args, config)
     elif config.kind == "t5":
-        describe_t5(args, config, layout)
+        t5_to_args(args, config, layout)
     return args
 
 
@@ -87,8 +87,8 @@ def model_problems(config: TransformerConfig, where: str, *, heads: tuple[str, .
     """What Megatron cannot be told of a model; `heads` are activations that a BERT's head may have."""
     plain = config
     if config.kind == "bert":
-        yield from bert_misfits(config, where, heads)
+        yield from bert_errors(config, where, heads)
     elif config.kind == "t5":
-        yield from t5_misfits(config, where)
+        yield from t5_errors(config, where)
         plain = config.model_copy(update={"attention": config.attention.model_copy(update={"scale": None})})
-    yield from carried_problems(as_gpt(plain), where)
+    yield from unsupported_settings(as_gpt(plain), where)

@@ -33,7 +33,7 @@ def encoder_args(args: Any) -> Namespace:
     return Namespace(**told | {"num_layers": layers} | ({"position_embedding_type": "none"} if relative else {}))
 
 
-def of_t5(config: GPTConfig, args: Any, names: Container[str]) -> dict[str, Any]:
+def t5_from_args(config: GPTConfig, args: Any, names: Container[str]) -> dict[str, Any]:
     """What T5, which has tensors of these names, has besides the GPT of its encoder's args."""
     told = vars(args)
     position: dict[str, Any] = {"kind": "learned"}
@@ -45,7 +45,7 @@ def of_t5(config: GPTConfig, args: Any, names: Container[str]) -> dict[str, Any]
     return {"decoder_layers": layers, "position": position, "final_norm": NORM in names, **head}
 
 
-def describe_t5(args: Namespace, config: T5Config, layout: Layout) -> None:
+def t5_to_args(args: Namespace, config: T5Config, layout: Layout) -> None:
     """Change a GPT's args to those of T5; its stages are told as Megatron 0.8 to 0.11 have them."""
     if layout.encoder:
         args.encoder_tensor_model_parallel_size = layout.tensor
@@ -59,7 +59,7 @@ def describe_t5(args: Namespace, config: T5Config, layout: Layout) -> None:
         args.relative_attention_max_distance = config.position.max_distance
 
 
-def t5_misfits(config: T5Config, where: str) -> Iterator[Problem]:
+def t5_errors(config: T5Config, where: str) -> Iterator[Problem]:
     """Settings that Megatron's T5 cannot have."""
     if config.attention.scale is not None:
         found = f"cannot carry attention.scale = {config.attention.scale!r}, as T5 of Hugging Face has it"

@@ -64,10 +64,10 @@ def problems(args: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if window is not None and (len(window) != 2 or window[1] > 0):
         yield f"args.window_size is {window!r}", "tokens before a token and none after it, such as (4095, 0)"
     if args.get("num_experts"):
-        yield from _of_experts(args)
+        yield from _unsupported_expert_args(args)
 
 
-def _of_experts(args: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _unsupported_expert_args(args: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for name, only in EXPERTS.items():
         if args.get(name, only) not in (only, None) or (name == "swiglu" and not args.get(name)):
             yield f"args.{name} is {args.get(name)!r}", f"with experts only {only!r} is implemented"

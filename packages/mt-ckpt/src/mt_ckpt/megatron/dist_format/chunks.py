@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from mt_ckpt.megatron.dist_format.metadata import Chunk, Shape, Stored
-from mt_ckpt.megatron.parameters.names import EXPERT, LAYER, engine_name, layers_of, unnumbered
+from mt_ckpt.megatron.parameters.names import EXPERT, LAYER, count_layers, strip_layer_index, te_name
 from mt_models.config import TransformerConfig
 
 
-class Place(NamedTuple):
+class ChunkLocation(NamedTuple):
     """A tensor in one that is stacked over layers, experts, or both."""
 
     key: str
@@ -25,23 +25,23 @@ class Place(NamedTuple):
     """How many of each the key holds."""
 
 
-def places(config: TransformerConfig, name: str) -> list[Place]:
+def candidate_locations(config: TransformerConfig, name: str) -> list[ChunkLocation]:
     """Where releases put a tensor, the usual place first: layers under one key, or under one for each."""
     layer, expert = LAYER.match(name), EXPERT.search(name)
     of_expert = (int(expert[1]),) if expert else ()
     experts = (config.mlp.experts,) if expert and config.mlp.kind == "moe" else ()
     together = EXPERT.sub("mlp.experts.experts.", name)
     if layer is None:
-        return [Place(name)]
-    known = dict.fromkeys((engine_name(together), together))
-    stacked = [unnumbered(key) for key in known]
+        return [ChunkLocation(name)]
+    known = dict.fromkeys((te_name(together), together))
+    stacked = [strip_layer_index(key) for key in known]
     return [
-        *(Place(key, (int(layer[1]), *of_expert), (layers_of(config, name), *experts)) for key in stacked),
-        *(Place(key, of_expert, experts) for key in known),
+        *(ChunkLocation(key, (int(layer[1]), *of_expert), (count_layers(config, name), *experts)) for key in stacked),
+        *(ChunkLocation(key, of_expert, experts) for key in known),
     ]
 
 
-class Boxes:
+class ChunkReader:
     """Reads tensors; holds the last chunk that it read, which may have the next one too."""
 
     def __init__(self, stored: Mapping[str, Stored]) -> None:
@@ -50,7 +50,7 @@ class Boxes:
         self.chunks: dict[Shape, list[Chunk]] = {}
         self.last: tuple[Chunk | None, Tensor] = None, torch.empty(0)
 
-    def read(self, place: Place) -> Tensor:
+    def read(self, place: ChunkLocation) -> Tensor:
         """The tensor, put together from its chunks."""
         depth, whole = len(place.at), None
         size = (self.stored[place.key].size or ())[depth:]
@@ -67,7 +67,7 @@ class Boxes:
         assert whole is not None, place
         return whole
 
-    def _overlapping(self, place: Place) -> list[Chunk]:
+    def _overlapping(self, place: ChunkLocation) -> list[Chunk]:
         """The chunks with a part of a tensor; those of a key are sorted once."""
         if self.key != place.key:
             self.key, self.chunks = place.key, {}

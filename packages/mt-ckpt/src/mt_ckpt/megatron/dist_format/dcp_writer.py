@@ -21,7 +21,7 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
-from mt_ckpt.megatron.dist_format.chunks import Place
+from mt_ckpt.megatron.dist_format.chunks import ChunkLocation
 from mt_ckpt.megatron.dist_format.metadata import ORIGINAL
 from mt_ckpt.megatron.parameters.fusion import Rows
 from mt_ckpt.megatron.parameters.table import Shape
@@ -47,7 +47,7 @@ class ChunkFiles:
         self.places: dict[MetadataIndex, _StorageInfo] = {}
         self.originals: dict[str, dict[str, tuple[int, ...]]] = {}
 
-    def add(self, key: str, place: Place, chunk: Rows) -> None:
+    def add(self, key: str, place: ChunkLocation, chunk: Rows) -> None:
         """Write a tensor, which lies at `place` among those of its key."""
         at, size = (*place.at, *[0] * len(chunk.shape)), (*place.counts, *chunk.shape)
         self._add(key, at, size, chunk, (*[1] * len(place.at), *chunk.shape))

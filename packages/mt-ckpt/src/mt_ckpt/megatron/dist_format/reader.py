@@ -14,10 +14,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from mt_ckpt.megatron.dist_format.chunks import Boxes, Place, places
+from mt_ckpt.megatron.dist_format.chunks import ChunkLocation, ChunkReader, candidate_locations
 from mt_ckpt.megatron.dist_format.metadata import Stored, read_metadata
 from mt_ckpt.megatron.parameters.fusion import VOCABULARY, canonical, join, stored_shape
-from mt_ckpt.megatron.parameters.names import copies_of, parameters
+from mt_ckpt.megatron.parameters.names import parameters, second_names
 from mt_ckpt.megatron.parameters.table import Parameter, Shape
 from mt_ckpt.megatron.torch_format import safe_unpickle
 from mt_core.errors import MtError, Problem, raise_if
@@ -66,9 +66,9 @@ class DistFiles:
         raise_if(self._problems(config, names, found))
         right = {name: place for name, place in found.items() if place}
         ordered = sorted(names, key=lambda name: right[name].key)  # so that a chunk of many layers is read once
-        boxes = Boxes(self.stored)
+        boxes = ChunkReader(self.stored)
         for second, name in self._copies(config, names).items():
-            if not torch.equal(boxes.read(Place(second)), boxes.read(right[name])):
+            if not torch.equal(boxes.read(ChunkLocation(second)), boxes.read(right[name])):
                 found_there = f"differs from {right[name].key}, whose copy it is"
                 raise MtError(f"{self.path}: {second}", found_there, "use another iteration")
         get = lambda name: join([boxes.read(right[name])], names[name])  # noqa: E731
@@ -76,18 +76,20 @@ class DistFiles:
 
     def _copies(self, config: TransformerConfig, names: Mapping[str, Parameter]) -> dict[str, str]:
         """Second names under which tensors are stored once more."""
-        return {second: name for name in names for second in copies_of(config, name) if second in self.stored}
+        return {second: name for name in names for second in second_names(config, name) if second in self.stored}
 
-    def _known(self, config: TransformerConfig, names: Mapping[str, Parameter]) -> dict[str, list[Place]]:
+    def _known(self, config: TransformerConfig, names: Mapping[str, Parameter]) -> dict[str, list[ChunkLocation]]:
         """Where each tensor is stored, of the places that any release puts it."""
-        return {name: [place for place in places(config, name) if place.key in self.stored] for name in names}
+        return {
+            name: [place for place in candidate_locations(config, name) if place.key in self.stored] for name in names
+        }
 
     def _problems(
-        self, config: TransformerConfig, names: Mapping[str, Parameter], found: Mapping[str, Place | None]
+        self, config: TransformerConfig, names: Mapping[str, Parameter], found: Mapping[str, ChunkLocation | None]
     ) -> Iterator[Problem]:
         told: set[str] = set()
         for name, place in found.items():
-            key = place.key if place else places(config, name)[0].key
+            key = place.key if place else candidate_locations(config, name)[0].key
             where, one = f"{self.path}: {key}", self.stored.get(key)
             if key in told:
                 continue

@@ -29,7 +29,7 @@ Stages = Sequence[Sequence[Mapping[str, Tensor]]]
 """The chunks of every stage, in the order of their layers, each as all tensor ranks hold it."""
 
 
-def complete(args: Any, chunks: Stages, heads: int | None, *, kind: str, pipeline: int) -> Namespace:
+def complete_args(args: Any, chunks: Stages, heads: int | None, *, kind: str, pipeline: int) -> Namespace:
     """The args, with what they do not say; `heads` is the user's word."""
     tensor, stack = len(chunks[0]), STACKS[kind]
     told = {name: value for name, value in vars(args or Namespace()).items() if value is not None}

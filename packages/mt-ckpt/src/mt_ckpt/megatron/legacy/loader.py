@@ -10,8 +10,8 @@ from torch import Tensor
 
 from mt_ckpt.megatron.args.model_types import read_model
 from mt_ckpt.megatron.layout import iteration_directory
-from mt_ckpt.megatron.legacy.arguments import complete, problems
-from mt_ckpt.megatron.legacy.ranks import Ranks, open_ranks
+from mt_ckpt.megatron.legacy.arguments import complete_args, problems
+from mt_ckpt.megatron.legacy.ranks import LegacyFiles, open_ranks
 from mt_ckpt.megatron.legacy.versions import arrangement
 from mt_ckpt.megatron.torch_format.reader import TorchFiles
 from mt_ckpt.tensor_streams import tokenizer_files
@@ -19,7 +19,7 @@ from mt_core.errors import raise_if
 from mt_models.config import TransformerConfig
 
 
-class Legacy:
+class MegatronLegacyLoader:
     """A `CheckpointLoader`.
 
     `num_attention_heads` is for files without args: everything else follows from shapes. Without `true_vocab_size`,
@@ -57,9 +57,9 @@ class Legacy:
         return tokenizer_files.in_directory(self.path)
 
 
-def _args(ranks: Ranks, where: str, heads: int | None) -> Namespace:
+def _args(ranks: LegacyFiles, where: str, heads: int | None) -> Namespace:
     """Complete args, their heads checked."""
-    args = complete(ranks.args, ranks.chunks, heads, kind=ranks.kind, pipeline=ranks.pipeline)
+    args = complete_args(ranks.args, ranks.chunks, heads, kind=ranks.kind, pipeline=ranks.pipeline)
     if ranks.args is None:
         args.untie_embeddings_and_output_weights = ranks.untied
     raise_if(problems(args, where, heads, ranks.version))

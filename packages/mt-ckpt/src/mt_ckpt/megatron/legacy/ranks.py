@@ -12,8 +12,8 @@ from torch import Tensor
 from mt_ckpt.megatron.args.bert import PREDICTS
 from mt_ckpt.megatron.layout import RANK_FILE, rank_directory, rank_file
 from mt_ckpt.megatron.legacy.names import core_state, flat
-from mt_ckpt.megatron.legacy.versions import ORDERS, version_of
-from mt_ckpt.megatron.parameters.t5_pipeline import told_stages
+from mt_ckpt.megatron.legacy.versions import ORDERS, get_version
+from mt_ckpt.megatron.parameters.t5_pipeline import declared_stages
 from mt_ckpt.megatron.torch_format.reader import CHUNK, State, read_state
 from mt_core.errors import MtError, Problem, raise_if
 
@@ -22,7 +22,7 @@ UNTIED, DECODER = "language_model.output_layer.weight", "language_model.decoder.
 
 
 @dataclass(frozen=True)
-class Ranks:
+class LegacyFiles:
     """What all rank files hold."""
 
     tensor: int
@@ -45,27 +45,27 @@ class Ranks:
         return [[state[name] for state in stage] for name in chunk_names(files[0]) for stage in stages]
 
 
-def open_ranks(directory: Path) -> Ranks:
+def open_ranks(directory: Path) -> LegacyFiles:
     """Open all files; one `MtError` names every rank that is missing or too many and every misfit among the files."""
     found = sorted(directory.glob("mp_rank_*/model_*rng.pt"))
     if not found:
         raise MtError(str(directory), f"holds no mp_rank_*/{RANK_FILE}", "copy the checkpoint again")
     args = read_state(found[0]).get("args")
-    tensor, pipeline = sizes(args or Namespace(), found)
+    tensor, pipeline = declared_sizes(args or Namespace(), found)
     ranks = [(rank, stage) for stage in range(pipeline) for rank in range(tensor)]
     files = [rank_file(directory, *rank, pipeline) for rank in ranks]
     raw = {file: read_state(file) for file in files if file.is_file()}
-    raise_if([*_misplaced(found, files, ranks, pipeline), *_misfits(raw)])
+    raise_if([*_rank_errors(found, files, ranks, pipeline), *_file_errors(raw)])
     first = raw[files[0]]
     names = [name for state in raw.values() for chunk in chunk_names(state) for name, _ in flat(state[chunk])]
     kind = "t5" if any(name.startswith(DECODER) for name in names) else "bert" if PREDICTS in names else "gpt"
     states = {
         file: {chunk: core_state(state[chunk], kind) for chunk in chunk_names(state)} for file, state in raw.items()
     }
-    return Ranks(tensor, pipeline, version_of(first), args, kind, UNTIED in names, states)
+    return LegacyFiles(tensor, pipeline, get_version(first), args, kind, UNTIED in names, states)
 
 
-def sizes(args: Any, found: list[Path]) -> tuple[int, int]:
+def declared_sizes(args: Any, found: list[Path]) -> tuple[int, int]:
     """Tensor ranks and pipeline stages: as args say, under the newer or the older name, else as directories do."""
     numbers = [match.groups() for file in found if (match := DIRECTORY.fullmatch(file.parent.name))]
     counted = {
@@ -74,7 +74,7 @@ def sizes(args: Any, found: list[Path]) -> tuple[int, int]:
     }
     told = {**counted, **{name: value for name, value in vars(args).items() if value is not None}}
     tensor = told.get("tensor_model_parallel_size", told["model_parallel_size"])
-    return tensor, told_stages(Namespace(**told))[0]
+    return tensor, declared_stages(Namespace(**told))[0]
 
 
 def chunk_names(state: State) -> list[str]:
@@ -82,7 +82,9 @@ def chunk_names(state: State) -> list[str]:
     return sorted((name for name in state if CHUNK.fullmatch(name)), key=lambda name: int(name[5:] or 0))
 
 
-def _misplaced(found: list[Path], files: list[Path], ranks: list[tuple[int, int]], pipeline: int) -> Iterator[Problem]:
+def _rank_errors(
+    found: list[Path], files: list[Path], ranks: list[tuple[int, int]], pipeline: int
+) -> Iterator[Problem]:
     tensor = max(rank for rank, _ in ranks) + 1
     is_for = f"the checkpoint is of {tensor} tensor ranks and {pipeline} stages"
     of_ranks = {rank_directory(*rank, pipeline) for rank in ranks}
@@ -92,7 +94,7 @@ def _misplaced(found: list[Path], files: list[Path], ranks: list[tuple[int, int]
             yield Problem(str(file), "one too many", f"{is_for}: take it away, or correct args")
 
 
-def _misfits(raw: Mapping[Path, State]) -> Iterator[Problem]:
+def _file_errors(raw: Mapping[Path, State]) -> Iterator[Problem]:
     """What is wrong with one file, or between it and the first."""
     first = next(iter(raw.values()), {})
     for file, state in raw.items():
@@ -105,7 +107,7 @@ def _misfits(raw: Mapping[Path, State]) -> Iterator[Problem]:
             )
         elif any(not isinstance(state[name], Mapping) or "language_model" not in state[name] for name in names):
             yield Problem(str(file), "holds no language_model, as the old classes do", "use --loader core")
-        known = [version_of(first)] if version_of(first) in ORDERS else [*ORDERS]
-        if version_of(state) not in known:
+        known = [get_version(first)] if get_version(first) in ORDERS else [*ORDERS]
+        if get_version(state) not in known:
             allowed = f"as in other files, {known[0]}" if len(known) == 1 else f"known: {', '.join(map(str, known))}"
-            yield Problem(str(file), f"checkpoint_version is {version_of(state)}", allowed)
+            yield Problem(str(file), f"checkpoint_version is {get_version(state)}", allowed)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mt_ckpt.megatron.args.gpt import write_args
 from mt_ckpt.megatron.args.model_types import as_gpt, model_problems
-from mt_ckpt.megatron.layout import RELEASE, Chunks, EncoderStages, Layout, Stages, TensorRanks, misfits
+from mt_ckpt.megatron.layout import RELEASE, Chunks, EncoderStages, Layout, Stages, TensorRanks, layout_errors
 from mt_ckpt.megatron.legacy.arguments import NOT_LEGACY
 from mt_ckpt.megatron.legacy.names import legacy_model
 from mt_ckpt.megatron.parameters.t5_pipeline import encoder_stages
@@ -44,7 +44,7 @@ def save(
     sizes = target_tensor_parallel_size, target_pipeline_parallel_size, target_virtual_pipeline_parallel_size
     encoder = encoder_stages(config, target_pipeline_parallel_size, target_encoder_pipeline_parallel_size)
     layout = Layout(*sizes, engine=False, encoder=encoder)
-    raise_if([*misfits(config, layout, WHERE), *_cannot(config, layout.tensor)])
+    raise_if([*layout_errors(config, layout, WHERE), *_cannot(config, layout.tensor)])
     finish = partial(as_legacy, config)
     with atomic_directory(path) as temporary:
         stream = fused(config, tensors, layout.tensor)

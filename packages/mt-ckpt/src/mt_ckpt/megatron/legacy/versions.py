@@ -11,7 +11,7 @@ FUSED = {"self_attention.linear_qkv.": 3, "cross_attention.linear_kv.": 2}
 """How many are fused, of query, key and value."""
 
 
-def version_of(state: Mapping[str, Any]) -> Any:
+def get_version(state: Mapping[str, Any]) -> Any:
     """The version of a file's contents; files of 2019 do not name it and have 0."""
     return state.get("checkpoint_version", 0.0)
 

@@ -20,7 +20,7 @@ from mt_ckpt.megatron.optimizer.buckets import ALIGNMENT, lay_out, starts_in_fil
 from mt_ckpt.megatron.optimizer.param_order import by_optimizer, named_parameters, tied_across_stages
 from mt_ckpt.megatron.parameters.fusion import stored_shape
 from mt_ckpt.megatron.torch_format.streaming_save import TorchWriter
-from mt_ckpt.megatron.training_state.rank_shards import Place, shares, streamed
+from mt_ckpt.megatron.training_state.rank_shards import StageRank, stream_shards, stream_tensors
 from mt_ckpt.megatron.training_state.read_torch import DISTRIBUTED, IN_VECTORS
 from mt_ckpt.megatron.training_state.state import TrainingState
 
@@ -35,9 +35,9 @@ class Vector:
     numel: int
 
 
-def numels_of(state: TrainingState, layout: Layout) -> dict[Place, dict[str, int]]:
+def shard_numels(state: TrainingState, layout: Layout) -> dict[StageRank, dict[str, int]]:
     """(stage, chunk) → elements of a rank's share of each parameter, in Megatron's order."""
-    found: dict[Place, dict[str, int]] = {}
+    found: dict[StageRank, dict[str, int]] = {}
     for at, names in named_parameters(state.config, layout).items():
         shapes = {own: stored_shape(state.config, one, layout.tensor) for own, (_, one) in names.items()}
         found[at] = {own: math.prod(shape) for own, shape in shapes.items()}
@@ -46,14 +46,14 @@ def numels_of(state: TrainingState, layout: Layout) -> dict[Place, dict[str, int
 
 def depends_on_buckets(state: TrainingState, layout: Layout) -> bool:
     """Whether other buckets would put parameters elsewhere: not if each fills whole units of the alignment."""
-    return any(numel % ALIGNMENT for numels in numels_of(state, layout).values() for numel in numels.values())
+    return any(numel % ALIGNMENT for numels in shard_numels(state, layout).values() for numel in numels.values())
 
 
-def vectors_of(state: TrainingState, layout: Layout) -> dict[Place, list[Vector]]:
+def lay_out_vectors(state: TrainingState, layout: Layout) -> dict[StageRank, list[Vector]]:
     """Stage and rank → what its file holds."""
     alone = tied_across_stages(state.config, layout.pipeline)
-    found: dict[Place, list[Vector]] = {}
-    for (stage, chunk), numels in numels_of(state, layout).items():
+    found: dict[StageRank, list[Vector]] = {}
+    for (stage, chunk), numels in shard_numels(state, layout).items():
         for number, own in enumerate(by_optimizer(numels, layout.expert)):
             buckets = lay_out(own, alone=alone)
             one = Vector(number, chunk, starts_in_file(buckets), sum(bucket.numel for bucket in buckets))
@@ -62,23 +62,23 @@ def vectors_of(state: TrainingState, layout: Layout) -> dict[Place, list[Vector]
     return found
 
 
-def write_vectors(folders: Mapping[Place, Path], state: TrainingState, layout: Layout) -> None:
+def write_vectors(folders: Mapping[StageRank, Path], state: TrainingState, layout: Layout) -> None:
     """Write the file of every rank; `folders` are theirs."""
     files = {at: TorchWriter(folder / DISTRIBUTED) for at, folder in folders.items()}
     dtype = next(iter(state.weights()))[1].dtype
-    held = vectors_of(state, layout)
-    written: dict[Place, dict[tuple[int, int], dict[str, Tensor | int]]] = {
+    held = lay_out_vectors(state, layout)
+    written: dict[StageRank, dict[tuple[int, int], dict[str, Tensor | int]]] = {
         at: {(one.optimizer, one.chunk): {"numel_unpadded": one.numel} for one in own} for at, own in held.items()
     }
     for kind, key in IN_VECTORS.items():
-        mapped: dict[Place, dict[tuple[int, int], Tensor]] = {
+        mapped: dict[StageRank, dict[tuple[int, int], Tensor]] = {
             at: {
                 (one.optimizer, one.chunk): torch.from_file(str(_scratch(folders[at], one)), True, one.numel)
                 for one in own
             }
             for at, own in held.items()
         }
-        for at, chunk, own, share in shares(state, layout, streamed(state, kind, layout)):
+        for at, chunk, own, share in stream_shards(state, layout, stream_tensors(state, kind, layout)):
             for one in held[at]:
                 if one.chunk == chunk and own in one.starts:
                     start = one.starts[own]

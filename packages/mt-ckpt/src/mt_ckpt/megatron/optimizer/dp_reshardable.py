@@ -30,7 +30,7 @@ Slots = Mapping[str, Mapping[int, Slot]]
 """Name in the whole model → tensor rank → where it lies."""
 
 
-class At(NamedTuple):
+class BucketIndex(NamedTuple):
     """Which bucket. Ranks of a stage that hold the same share a group: of the experts' optimizer, each is its own."""
 
     optimizer: int
@@ -44,11 +44,11 @@ class At(NamedTuple):
         return f"{of} of experts" if self.optimizer else of
 
 
-def slots_of(
+def locate_parameters(
     stored: Mapping[str, Stored], key: str, config: TransformerConfig, layout: Layout, *, args: Mapping[str, Any]
 ) -> Slots:
     """Where every parameter lies in the buckets of `key`; `MtError` names all whose size is not as args say."""
-    held = {At(*(int(m[n] or 0) for n in (1, 2, 3, 5))): one for name, one in stored.items()
+    held = {BucketIndex(*(int(m[n] or 0) for n in (1, 2, 3, 5))): one for name, one in stored.items()
             if (m := KEY.fullmatch(name)) and m[6] == key}  # fmt: skip
     found: dict[str, dict[int, Slot]] = {}
     problems: list[Problem] = []
@@ -67,7 +67,7 @@ def slots_of(
 
 def _expected(
     config: TransformerConfig, layout: Layout, args: Mapping[str, Any]
-) -> Iterator[tuple[At, Mapping[str, str], Bucket]]:
+) -> Iterator[tuple[BucketIndex, Mapping[str, str], Bucket]]:
     """Every bucket that the args describe, with the names in the whole model of the local ones."""
     alone = tied_across_stages(config, layout.pipeline)
     for expert in range(layout.expert):
@@ -83,7 +83,7 @@ def _expected(
                 first = (stage * layout.expert + expert if optimizer else stage) * layout.tensor
                 for number, bucket in enumerate(lay_out(own, bucket_size(args, stage, chunk), alone)):
                     for rank in range(layout.tensor):
-                        yield At(optimizer, first + rank, chunk, number), names, bucket
+                        yield BucketIndex(optimizer, first + rank, chunk, number), names, bucket
 
 
 def tensors(slots: Slots, config: TransformerConfig, layout: Layout, rows: int) -> Iterator[tuple[str, Tensor]]:

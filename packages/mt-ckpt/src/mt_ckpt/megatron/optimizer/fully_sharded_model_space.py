@@ -29,7 +29,7 @@ class Pieces(Chunk):
         return torch.cat([piece.read().reshape(-1) for piece in self.pieces]).reshape(self.sizes)
 
 
-def unflattened(key: str, one: Stored) -> Stored:
+def unflatten(key: str, one: Stored) -> Stored:
     """The tensor with boxes of its own shape as chunks; one that is stored so already stays as it is."""
     if one.original is None or one.size is None:
         return one
@@ -52,13 +52,13 @@ def _box(at: Shape, local: Shape, pieces: list[Chunk]) -> Chunk:
     return Pieces(Path(), 0, 0, offsets, sizes, ordered)
 
 
-def all_unflattened(stored: Mapping[str, Stored], weights: Mapping[str, Stored]) -> dict[str, Stored]:
-    """Every tensor by `unflattened`.
+def unflatten_all(stored: Mapping[str, Stored], weights: Mapping[str, Stored]) -> dict[str, Stored]:
+    """Every tensor by `unflatten`.
 
     `weights`, by the same keys, tell the shape where metadata does not: 0.11 writes none of its own beside a torch of
     today (2.11 was run).
     """
-    return {key: unflattened(key, _with_shape(one, weights.get(key))) for key, one in stored.items()}
+    return {key: unflatten(key, _with_shape(one, weights.get(key))) for key, one in stored.items()}
 
 
 def _with_shape(one: Stored, weight: Stored | None) -> Stored:

@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from mt_ckpt.megatron.optimizer.param_order import of_experts
+from mt_ckpt.megatron.optimizer.param_order import is_expert_parameter
 from mt_ckpt.megatron.parameters.names import EMBED, HEAD
 from mt_core.errors import MtError
 
@@ -12,11 +12,11 @@ Values = Mapping[str, Any]
 APART = "is_expert_parallel"
 
 
-def group_of(name: str, dims: int, groups: Sequence[Values]) -> int:
+def find_group(name: str, dims: int, groups: Sequence[Values]) -> int:
     """The number of a parameter's group: biases and vectors do not decay; embeddings may have a rate of their own."""
     decays = 0.0 if dims == 1 or name.endswith(".bias") else 1.0
     decoupled = any(group.get("is_decoupled_lr") for group in groups) and name in (EMBED, HEAD)
-    apart = any(group.get(APART) for group in groups) and of_experts(name)
+    apart = any(group.get(APART) for group in groups) and is_expert_parameter(name)
     for number, group in enumerate(groups):
         told = group.get("wd_mult", 1.0), bool(group.get("is_decoupled_lr")), bool(group.get(APART))
         if told == (decays, decoupled, apart):
@@ -24,23 +24,25 @@ def group_of(name: str, dims: int, groups: Sequence[Values]) -> int:
     raise MtError(name, f"none of the {len(groups)} parameter groups is for it", "the checkpoint cannot be read")
 
 
-def numbered(dims: Mapping[str, int], groups: Sequence[Values], where: str) -> Iterator[tuple[str, int, int, Any]]:
+def number_parameters(
+    dims: Mapping[str, int], groups: Sequence[Values], where: str
+) -> Iterator[tuple[str, int, int, Any]]:
     """Name, group, place there and id of each parameter; `dims`, by "chunk name", are in Megatron's order."""
     counts = [0] * len(groups)
     ids = [list(group["params"]) for group in groups]
     for name, dim in dims.items():
-        group = group_of(name.rpartition(" ")[2], dim, groups)
+        group = find_group(name.rpartition(" ")[2], dim, groups)
         if counts[group] == len(ids[group]):
             raise MtError(where, f"parameter group {group} has only {counts[group]} parameters", "copy it again")
         yield name, group, counts[group], ids[group][counts[group]]
         counts[group] += 1
 
 
-def members_of(dims: Mapping[str, int], groups: Sequence[Values]) -> list[list[str]]:
+def assign_groups(dims: Mapping[str, int], groups: Sequence[Values]) -> list[list[str]]:
     """The parameters of each group; `dims` are as above."""
     found: list[list[str]] = [[] for _ in groups]
     for name, dim in dims.items():
-        found[group_of(name.rpartition(" ")[2], dim, groups)].append(name)
+        found[find_group(name.rpartition(" ")[2], dim, groups)].append(name)
     return found
 
 
@@ -59,12 +61,12 @@ def for_experts(groups: Sequence[Values]) -> list[Values]:
     ]
 
 
-def settings_of(group: Values) -> dict[str, Any]:
+def without_params(group: Values) -> dict[str, Any]:
     """A group without its parameters."""
     return {key: value for key, value in group.items() if key != "params"}
 
 
-def steps_of(groups: Sequence[Values], states: Sequence[Values] = ()) -> int | None:
+def count_steps(groups: Sequence[Values], states: Sequence[Values] = ()) -> int | None:
     """The optimizer's steps, which the group has or every parameter."""
     found = [values["step"] for values in (*groups, *states) if values.get("step") is not None]
     return max((int(value) for value in found), default=None)

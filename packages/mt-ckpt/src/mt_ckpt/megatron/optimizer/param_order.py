@@ -9,10 +9,10 @@ from typing import TypeVar
 
 from mt_ckpt.megatron.args.model_types import as_gpt
 from mt_ckpt.megatron.layout import Layout
-from mt_ckpt.megatron.parameters.experts import experts_of, renumbered
-from mt_ckpt.megatron.parameters.names import EMBED, EXPERT, HEAD, LAYER, Parameter, copies_of, parameters
+from mt_ckpt.megatron.parameters.experts import count_experts, to_local_expert_index
+from mt_ckpt.megatron.parameters.names import EMBED, EXPERT, HEAD, LAYER, Parameter, parameters, second_names
 from mt_ckpt.megatron.parameters.replicas import Ranks
-from mt_ckpt.megatron.torch_format.writer import places
+from mt_ckpt.megatron.torch_format.writer import locations
 from mt_models.config import TransformerConfig
 
 OUTSIDE = (
@@ -60,21 +60,21 @@ def named_parameters(
 
     A rank numbers its experts from 0, so that local names are the same on all expert ranks.
     """
-    ranks = Ranks(1, layout.expert, experts_of(config))
+    ranks = Ranks(1, layout.expert, count_experts(config))
     found: dict[tuple[int, int], dict[str, tuple[str, Parameter]]] = {
         (stage, chunk): {} for stage in range(layout.pipeline) for chunk in range(layout.virtual)
     }
     for name, one in sorted(parameters(config).items(), key=lambda pair: _rank(pair[0], layout)):
         if expert_rank not in ranks.owners(one):
             continue
-        for stage, chunk, own in own_places(config, name, layout):
-            found[stage, chunk][renumbered(own, -ranks.first_expert(expert_rank))] = name, one
+        for stage, chunk, own in owned_locations(config, name, layout):
+            found[stage, chunk][to_local_expert_index(own, ranks.first_expert(expert_rank))] = name, one
     return found
 
 
-def own_places(config: TransformerConfig, name: str, layout: Layout) -> Iterator[tuple[int, int, str]]:
+def owned_locations(config: TransformerConfig, name: str, layout: Layout) -> Iterator[tuple[int, int, str]]:
     """Stage, chunk and name there, of a parameter."""
-    return (place for place in places(config, name, layout) if place[2] not in copies_of(config, name))
+    return (place for place in locations(config, name, layout) if place[2] not in second_names(config, name))
 
 
 def by_optimizer(parameters: Mapping[str, T], expert_ranks: int) -> list[dict[str, T]]:
@@ -84,10 +84,13 @@ def by_optimizer(parameters: Mapping[str, T], expert_ranks: int) -> list[dict[st
     """
     if expert_ranks == 1:
         return [dict(parameters)]
-    return [{name: one for name, one in parameters.items() if of_experts(name) == experts} for experts in (False, True)]
+    return [
+        {name: one for name, one in parameters.items() if is_expert_parameter(name) == experts}
+        for experts in (False, True)
+    ]
 
 
-def of_experts(name: str) -> bool:
+def is_expert_parameter(name: str) -> bool:
     """Whether a name of Megatron's is that of an expert's tensor."""
     return ".mlp.experts." in name
 

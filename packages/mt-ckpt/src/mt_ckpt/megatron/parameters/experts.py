@@ -20,12 +20,12 @@ GROUPED = re.compile(r"(.*\.mlp\.experts)\.(linear_fc[12])\.weight(\d+)")
 FUSED = re.compile(r"(.*\.mlp\.experts)\.weight([12])")
 
 
-def experts_of(config: TransformerConfig) -> int:
+def count_experts(config: TransformerConfig) -> int:
     """Experts of a layer; 0 if it has none."""
     return config.mlp.experts if config.mlp.kind == "moe" else 0
 
 
-def one_by_one(state: Mapping[str, Any], first: int, count: int) -> Iterator[tuple[str, Any]]:
+def unstack_experts(state: Mapping[str, Any], first: int, count: int) -> Iterator[tuple[str, Any]]:
     """What a rank of `count` experts holds, by sequential names; its first expert is number `first` of the model.
 
     Tensors share memory with the state's. What cannot be taken apart keeps its name, by which it is refused later.
@@ -34,21 +34,25 @@ def one_by_one(state: Mapping[str, Any], first: int, count: int) -> Iterator[tup
         if found := GROUPED.fullmatch(name):
             yield f"{found[1]}.local_experts.{first + int(found[3])}.{found[2]}.weight", value
         elif (found := FUSED.fullmatch(name)) and count and value.shape[2 - int(found[2])] % count == 0:
-            for number, matrix in enumerate(_apart(value, found[2], count)):
+            for number, matrix in enumerate(_split_fused(value, found[2], count)):
                 yield f"{found[1]}.local_experts.{first + number}.linear_fc{found[2]}.weight", matrix
         else:
-            yield renumbered(name, first), value
+            yield _shift_expert_index(name, first), value
 
 
-def _apart(tensor: Any, which: str, count: int) -> Iterator[Any]:
+def _split_fused(tensor: Any, which: str, count: int) -> Iterator[Any]:
     """GroupedMLP's tensor, [h, experts · f] or [experts · f, h], is memory of [experts, in, out]."""
     rows = (count, tensor.shape[0], -1) if which == "1" else (count, -1, tensor.shape[1])
     return (matrix.T for matrix in tensor.reshape(rows).unbind())
 
 
-def renumbered(name: str, first: int) -> str:
-    """A sequential name with the number of its expert moved by `first`."""
-    return EXPERT.sub(lambda found: f"mlp.experts.local_experts.{int(found[1]) + first}.", name)
+def to_local_expert_index(name: str, first: int) -> str:
+    """A sequential name with its expert numbered on a rank, whose first expert is number `first` of the model."""
+    return _shift_expert_index(name, -first)
+
+
+def _shift_expert_index(name: str, by: int) -> str:
+    return EXPERT.sub(lambda match: f"mlp.experts.local_experts.{int(match[1]) + by}.", name)
 
 
 def grouped_name(name: str) -> str:

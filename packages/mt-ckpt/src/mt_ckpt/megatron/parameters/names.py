@@ -30,7 +30,7 @@ def parameters(config: TransformerConfig) -> dict[str, Parameter]:
         for n in range(stack.layers):
             ours, theirs = f"{stack.ours}layers.{n}.", f"{name}.layers.{n}"
             for module, one in stack.block.items():
-                found |= {f"{theirs}.{module}.{leaf}": _of_layer(config, ours, leaf, one) for leaf in LEAVES}
+                found |= {f"{theirs}.{module}.{leaf}": _name_in_layer(config, ours, leaf, one) for leaf in LEAVES}
             found |= _experts(config, n)
         final = Parameter((f"{stack.ours}norm",))
         found |= {f"{name}.final_layernorm.{leaf}": _named(final, "", leaf) for leaf in LEAVES}
@@ -43,28 +43,28 @@ def parameters(config: TransformerConfig) -> dict[str, Parameter]:
     }
 
 
-def copies_of(config: TransformerConfig, name: str) -> list[str]:
+def second_names(config: TransformerConfig, name: str) -> list[str]:
     """Other names under which Megatron stores a tensor once more."""
     known = COPIES.items() if config.kind == "t5" else ()
     return [second + name.removeprefix(first) for first, second in known if name.startswith(first)]
 
 
-def layers_of(config: TransformerConfig, name: str) -> int:
+def count_layers(config: TransformerConfig, name: str) -> int:
     """Layers of the stack that a tensor of a layer belongs to."""
     return stacks(config)[name.partition(".")[0]].layers
 
 
-def numbered(name: str, by: int) -> str:
+def shift_layer_index(name: str, by: int) -> str:
     """A local name whose layer's number is moved by so many."""
     return LAYER.sub(lambda at: f"{at[0][: at.start(1) - at.start()]}{int(at[1]) + by}.", name)
 
 
-def unnumbered(name: str) -> str:
+def strip_layer_index(name: str) -> str:
     """A local name without its layer's number, as all layers of a stack share it."""
     return LAYER.sub(lambda at: at[0][: at.start(1) - at.start()], name)
 
 
-def _of_layer(config: TransformerConfig, prefix: str, leaf: str, one: Parameter) -> Parameter:
+def _name_in_layer(config: TransformerConfig, prefix: str, leaf: str, one: Parameter) -> Parameter:
     parts, cut = one.parts, one.cut
     if parts == ("mlp.gate", "mlp.up") and config.mlp.kind == "dense":
         parts, cut = ("mlp.up",), 0
@@ -92,7 +92,7 @@ def local_name(name: str) -> str:
     return name
 
 
-def engine_name(name: str, *, experts: bool = False) -> str:
+def te_name(name: str, *, experts: bool = False) -> str:
     """Transformer Engine's name of a tensor for its local name; a norm before experts is fused with no linear layer."""
     for theirs, local in TE.items():
         if not (experts and local == "pre_mlp_layernorm."):

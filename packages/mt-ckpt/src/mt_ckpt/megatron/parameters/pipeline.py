@@ -20,7 +20,7 @@ def stage_layers(layers: int, stages: int, chunks: int = 1) -> tuple[int, ...] |
     return tuple(count * chunks for count in counts)
 
 
-def layer_places(layers: int, stages: int, chunks: int = 1) -> list[tuple[int, int, int]]:
+def layer_locations(layers: int, stages: int, chunks: int = 1) -> list[tuple[int, int, int]]:
     """Stage, chunk and local number of each layer: first chunks of all stages, then second chunks, and so on."""
     counts = stage_layers(layers, stages, chunks)
     assert counts, (layers, stages, chunks)

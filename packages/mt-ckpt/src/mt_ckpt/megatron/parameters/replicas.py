@@ -54,7 +54,7 @@ class Ranks:
             yield Problem(where, found, "as many on each: correct args")
 
 
-def share_problems(
+def shard_problems(
     where: str, names: Mapping[str, Parameter], shapes: Mapping[str, Shape], held: Held, ranks: Ranks
 ) -> Iterator[Problem]:
     """Everything wrong with names, shapes and dtypes."""
@@ -79,18 +79,18 @@ def _misshapen(where: str, right: Shape, found: Mapping[int, Tensor], ranks: Ran
             yield Problem(where, kinds.replace("torch.", ""), "store it in one dtype")
 
 
-def shares(where: str, one: Parameter, found: Mapping[int, Tensor], ranks: Ranks) -> list[Tensor]:
+def rank_shards(where: str, one: Parameter, found: Mapping[int, Tensor], ranks: Ranks) -> list[Tensor]:
     """What the tensor ranks hold, in order; `MtError` if a rank's copy differs from the rank's that it repeats."""
     owners = ranks.owners(one)
     for rank in owners:
         repeats = owners[0] + (rank % ranks.tensor if one.cut is not None else 0)
-        if repeats != rank and not same_bits(found[repeats], found[rank]):
+        if repeats != rank and not bitwise_equal(found[repeats], found[rank]):
             told = f"{ranks.name(rank)} holds another copy than {ranks.name(repeats)}"
             raise MtError(where, told, "copies are equal in a checkpoint that is whole: use another iteration")
     return [found[rank] for rank in owners[: ranks.tensor]]
 
 
-def differing_copies(where: str, copies: Mapping[str, str], repeated: Held, held: Held) -> Iterator[Problem]:
+def copy_problems(where: str, copies: Mapping[str, str], repeated: Held, held: Held) -> Iterator[Problem]:
     """Tensors stored under a second name too, which differ from those under the first."""
     for second, first in copies.items():
         if all(torch.equal(tensor, held[first][rank]) for rank, tensor in repeated[second].items()):
@@ -102,6 +102,6 @@ def differing_copies(where: str, copies: Mapping[str, str], repeated: Held, held
             yield Problem(f"{where}: {second}", f"differs from {first}, whose copy it is", "use another iteration")
 
 
-def same_bits(one: Tensor, other: Tensor) -> bool:
+def bitwise_equal(one: Tensor, other: Tensor) -> bool:
     """Whether tensors are one, or equal. Unlike torch.equal, also of NaN."""
     return one is other or torch.equal(one.contiguous().view(torch.uint8), other.contiguous().view(torch.uint8))

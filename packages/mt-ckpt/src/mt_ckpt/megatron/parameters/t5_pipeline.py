@@ -43,7 +43,7 @@ def spans(config: TransformerConfig, pipeline: int, encoder: int) -> dict[str, r
     return {name: apart[name] if encoder else range(pipeline) for name in stacks(config)}
 
 
-def split_misfits(config: T5Config, pipeline: int, encoder: int, where: str) -> Iterator[Problem]:
+def split_errors(config: T5Config, pipeline: int, encoder: int, where: str) -> Iterator[Problem]:
     """Why a T5 cannot be cut so."""
     fitting = fitting_splits(config, pipeline)
     if encoder in fitting or (pipeline, encoder) == (1, 0):
@@ -59,7 +59,7 @@ def split_misfits(config: T5Config, pipeline: int, encoder: int, where: str) -> 
     yield Problem(where, f"{layers} do not divide by {on}", allowed)
 
 
-def told_stages(args: Any) -> tuple[int, int]:
+def declared_stages(args: Any) -> tuple[int, int]:
     """All pipeline stages that args tell of, and how many are the encoder's; 0, if they do not say."""
     told = vars(args).get
     apart = told("encoder_pipeline_model_parallel_size") or 0

@@ -75,7 +75,7 @@ COPIES = {
 
 
 @dataclass(frozen=True)
-class Stack:
+class LayerStack:
     """Layers and the norm after them."""
 
     ours: str
@@ -84,13 +84,13 @@ class Stack:
     block: Mapping[str, Parameter]
 
 
-def stacks(config: TransformerConfig) -> dict[str, Stack]:
+def stacks(config: TransformerConfig) -> dict[str, LayerStack]:
     """A model's stacks by Megatron's name."""
     match config.kind:
         case "gpt":
-            return {"decoder": Stack("", config.layers, BLOCK)}
+            return {"decoder": LayerStack("", config.layers, BLOCK)}
         case "bert":
-            return {"encoder": Stack("", config.layers, BLOCK)}
+            return {"encoder": LayerStack("", config.layers, BLOCK)}
         case "t5":
-            decoder = Stack("decoder.", config.decoder_layers, BLOCK | CROSS)
-            return {"encoder": Stack("encoder.", config.layers, BLOCK), "decoder": decoder}
+            decoder = LayerStack("decoder.", config.decoder_layers, BLOCK | CROSS)
+            return {"encoder": LayerStack("encoder.", config.layers, BLOCK), "decoder": decoder}

@@ -17,11 +17,20 @@ from typing import Any
 from torch import Tensor
 
 from mt_ckpt.megatron.layout import RANK_FILE, rank_file
-from mt_ckpt.megatron.parameters.experts import experts_of, one_by_one
+from mt_ckpt.megatron.parameters.experts import count_experts, unstack_experts
 from mt_ckpt.megatron.parameters.fusion import canonical, join, stored_shape
-from mt_ckpt.megatron.parameters.names import EMBED, HEAD, IGNORED, LAYER, copies_of, local_name, numbered, parameters
-from mt_ckpt.megatron.parameters.replicas import Held, Ranks, differing_copies, same_bits, share_problems, shares
-from mt_ckpt.megatron.parameters.t5_pipeline import stacks_in, stage_problems, told_stages, used
+from mt_ckpt.megatron.parameters.names import (
+    EMBED,
+    HEAD,
+    IGNORED,
+    LAYER,
+    local_name,
+    parameters,
+    second_names,
+    shift_layer_index,
+)
+from mt_ckpt.megatron.parameters.replicas import Held, Ranks, bitwise_equal, copy_problems, rank_shards, shard_problems
+from mt_ckpt.megatron.parameters.t5_pipeline import declared_stages, stacks_in, stage_problems, used
 from mt_ckpt.megatron.parameters.table import Parameter, Shape
 from mt_ckpt.megatron.torch_format import safe_unpickle
 from mt_core.errors import MtError, Problem, raise_if
@@ -80,7 +89,7 @@ class TorchFiles:
         self.tensor, self.expert = (
             getattr(self.args, f"{kind}_model_parallel_size", None) or 1 for kind in ("tensor", "expert")
         )
-        self.pipeline, self.encoder = told_stages(self.args)
+        self.pipeline, self.encoder = declared_stages(self.args)
         apart = getattr(self.args, "encoder_tensor_model_parallel_size", None) or self.tensor
         if apart != self.tensor and self.encoder:
             found = f"args.encoder_tensor_model_parallel_size is {apart}, tensor_model_parallel_size {self.tensor}"
@@ -105,26 +114,26 @@ class TorchFiles:
 
         `states`, if given, take the place of the files' contents: moments, for example, under the weights' names.
         """
-        ranks = Ranks(self.tensor, self.expert, experts_of(config))
+        ranks = Ranks(self.tensor, self.expert, count_experts(config))
         names, where = parameters(config), str(self.path)
         files = states or self.states()
-        held = self._held(self._of_t5(files) if config.kind == "t5" and self.pipeline > 1 else files, ranks)
-        copies = {second: name for name in names for second in copies_of(config, name) if second in held}
+        held = self._held(self._used_by_t5(files) if config.kind == "t5" and self.pipeline > 1 else files, ranks)
+        copies = {second: name for name in names for second in second_names(config, name) if second in held}
         if HEAD not in names:
-            copies |= {second: EMBED for second in (HEAD, *copies_of(config, HEAD)) if second in held}
+            copies |= {second: EMBED for second in (HEAD, *second_names(config, HEAD)) if second in held}
         repeated = {second: held.pop(second) for second in copies}
         rows = self.args.padded_vocab_size
         shapes = {name: stored_shape(config, one, self.tensor, rows) for name, one in names.items()}
-        raise_if([*ranks.problems(where), *share_problems(where, names, shapes, held, ranks)])
-        raise_if(differing_copies(where, copies, repeated, held))
+        raise_if([*ranks.problems(where), *shard_problems(where, names, shapes, held, ranks)])
+        raise_if(copy_problems(where, copies, repeated, held))
         yield from canonical(config, names, lambda name: self._whole(name, names[name], held, ranks))
 
     def _whole(self, name: str, one: Parameter, held: Held, ranks: Ranks) -> Tensor:
         """A tensor in its logical shape."""
-        own = shares(f"{self.path}: {name}", one, held[name], ranks)
+        own = rank_shards(f"{self.path}: {name}", one, held[name], ranks)
         return join([self.arrange(name, share) for share in own], one)
 
-    def _of_t5(self, files: Mapping[int, Mapping[int, State]]) -> dict[int, dict[int, State]]:
+    def _used_by_t5(self, files: Mapping[int, Mapping[int, State]]) -> dict[int, dict[int, State]]:
         """What the stages of a T5 make use of; its models are no virtual stages."""
         stages = [stacks_in(states[0]["model"]) for states in files.values()]
         raise_if(stage_problems(str(self.path), stages, self.encoder))
@@ -150,10 +159,10 @@ class TorchFiles:
             for states in files.values():
                 for rank, contents in states.items():
                     first_expert = ranks.first_expert(rank)
-                    for name, tensor in one_by_one(contents[chunk], first_expert, ranks.experts_each):
+                    for name, tensor in unstack_experts(contents[chunk], first_expert, ranks.experts_each):
                         if isinstance(tensor, Tensor) and not IGNORED.search(name):
-                            name = numbered(local_name(name), first[name.partition(".")[0]])
-                            if not same_bits(held.setdefault(name, {}).setdefault(rank, tensor), tensor):
+                            name = shift_layer_index(local_name(name), first[name.partition(".")[0]])
+                            if not bitwise_equal(held.setdefault(name, {}).setdefault(rank, tensor), tensor):
                                 differing.add(name)
                 layers = {
                     (name.partition(".")[0], number[1]) for name in states[0][chunk] if (number := LAYER.match(name))

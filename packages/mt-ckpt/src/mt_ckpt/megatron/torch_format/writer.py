@@ -12,10 +12,10 @@ import torch
 
 from mt_ckpt.megatron.args.model_types import as_gpt, model_args
 from mt_ckpt.megatron.layout import RANK_FILE, Layout, rank_directory
-from mt_ckpt.megatron.parameters.experts import experts_of, grouped_name, renumbered
+from mt_ckpt.megatron.parameters.experts import count_experts, grouped_name, to_local_expert_index
 from mt_ckpt.megatron.parameters.fusion import Rows, shard
-from mt_ckpt.megatron.parameters.names import EMBED, HEAD, LAYER, copies_of, engine_name, layers_of, numbered
-from mt_ckpt.megatron.parameters.pipeline import layer_places
+from mt_ckpt.megatron.parameters.names import EMBED, HEAD, LAYER, count_layers, second_names, shift_layer_index, te_name
+from mt_ckpt.megatron.parameters.pipeline import layer_locations
 from mt_ckpt.megatron.parameters.replicas import Ranks
 from mt_ckpt.megatron.parameters.t5_pipeline import spans
 from mt_ckpt.megatron.parameters.table import Parameter
@@ -62,7 +62,7 @@ def write_rank_files(
     for (stage, rank), file in files.items():
         own = states[stage, rank]
         if any(stage == span[-1] for span in spans(config, layout.pipeline, layout.encoder).values()):
-            own[-1] |= dict.fromkeys((HEAD_STATE, *copies_of(config, HEAD_STATE)))
+            own[-1] |= dict.fromkeys((HEAD_STATE, *second_names(config, HEAD_STATE)))
         for state in own:
             state |= {name: file.add(EMPTY) if layout.engine else None for name in extra_states(state, layout)}
         models = {"model": own[0]} if layout.virtual == 1 else {f"model{c}": s for c, s in enumerate(own)}
@@ -76,15 +76,15 @@ def _write_shares(
     layout: Layout,
 ) -> tuple[dict[tuple[int, int], list[dict[str, Any]]], torch.dtype]:
     """Write what each rank stores; returns, of each, its chunks' names with what stands for them, and the dtype."""
-    ranks = Ranks(layout.tensor, layout.expert, experts_of(config))
+    ranks = Ranks(layout.tensor, layout.expert, count_experts(config))
     states: dict[tuple[int, int], list[dict[str, Any]]] = {own: [{} for _ in range(layout.virtual)] for own in files}
     dtype = torch.float32
     for name, one, whole in tensors:
         dtype = whole.dtype if name == EMBED else dtype
-        for stage, chunk, own_name in places(config, name, layout):
+        for stage, chunk, own_name in locations(config, name, layout):
             for rank in ranks.owners(one):
                 own = shard(whole, one, rank % layout.tensor, layout.tensor)
-                stored = renumbered(own_name, -ranks.first_expert(rank))
+                stored = to_local_expert_index(own_name, ranks.first_expert(rank))
                 name_there = written_name(stored, layout, experts=ranks.experts > 0)
                 states[stage, rank][chunk][name_there] = files[stage, rank].add(*own.blocks)
     return states, dtype
@@ -99,10 +99,10 @@ def written_name(name: str, layout: Layout, *, experts: bool) -> str:
     """The name that a tensor bears in a file, for its local one."""
     if layout.grouped:
         name = grouped_name(name)
-    return engine_name(name, experts=experts) if layout.engine else name
+    return te_name(name, experts=experts) if layout.engine else name
 
 
-def places(config: TransformerConfig, name: str, layout: Layout) -> Iterator[tuple[int, int, str]]:
+def locations(config: TransformerConfig, name: str, layout: Layout) -> Iterator[tuple[int, int, str]]:
     """Stage, chunk and name there, of a tensor; a tied embedding is on the last stage once more, as its head.
 
     A T5's encoder and decoder, on stages of their own, each begin with embeddings and end with an output layer, though
@@ -110,18 +110,18 @@ def places(config: TransformerConfig, name: str, layout: Layout) -> Iterator[tup
     """
     on = spans(config, layout.pipeline, layout.encoder)
     stack, last = name.partition(".")[0], layout.virtual - 1
-    names = (name, *copies_of(config, name))
+    names = (name, *second_names(config, name))
     if found := LAYER.match(name):
-        own = layer_places(layers_of(config, name), len(on[stack]), layout.virtual)
+        own = layer_locations(count_layers(config, name), len(on[stack]), layout.virtual)
         stage, chunk, local = own[int(found[1])]
-        yield on[stack][stage], chunk, numbered(name, local - int(found[1]))
+        yield on[stack][stage], chunk, shift_layer_index(name, local - int(found[1]))
     elif stack in on:
         yield on[stack][-1], last, name
     elif name.startswith("embedding."):
         yield from ((stage, 0, own) for stage in sorted({span[0] for span in on.values()}) for own in names)
         if name == EMBED and as_gpt(config).tied:
             heads = sorted({span[-1] for span in on.values() if len(span) > 1})
-            yield from ((stage, last, own) for stage in heads for own in (HEAD, *copies_of(config, HEAD)))
+            yield from ((stage, last, own) for stage in heads for own in (HEAD, *second_names(config, HEAD)))
     else:
         stages = range(layout.pipeline) if stack.endswith(RELATIVE) else sorted({span[-1] for span in on.values()})
         yield from ((stage, last, own) for stage in stages for own in names)

@@ -44,7 +44,7 @@ def convert_format(
     verify: Annotated[bool, typer.Option("--verify", help="Read everything back and compare it, bit by bit.")] = False,
 ) -> None:
     """Convert a training state: weights, optimizer, scheduler, random state and position."""
-    from mt_ckpt.megatron.training_state.convert import Moved, Target
+    from mt_ckpt.megatron.training_state.convert import ConversionResult, Target
     from mt_ckpt.megatron.training_state.convert import convert_format as run
 
     target = Target(
@@ -57,7 +57,7 @@ def convert_format(
         grouped=moe_grouped_gemm,
         optimizer=target_optimizer,
     )
-    done: Moved = run(load_dir, save_dir, target, true_vocab_size=true_vocab_size, verify=verify)
+    done: ConversionResult = run(load_dir, save_dir, target, true_vocab_size=true_vocab_size, verify=verify)
     state = done.state
     print(f"wrote {done.path}: {to}, from {done.source_format}")
     print(f"carried: weights, master weights, both moments, scheduler, {len(state.groups)} parameter groups")

@@ -6,16 +6,16 @@ from typing import Any
 
 from mt_ckpt.megatron.args.model_types import read_model
 from mt_ckpt.megatron.dist_format.reader import DistFiles
-from mt_ckpt.megatron.optimizer.param_groups import APART, for_experts, settings_of
+from mt_ckpt.megatron.optimizer.param_groups import APART, for_experts, without_params
 from mt_ckpt.megatron.torch_format.reader import TorchFiles
 from mt_ckpt.megatron.training_state.plain import plain_args
 from mt_core.errors import MtError
 from mt_models.config import TransformerConfig
 
-OF_RERUNS = "rerun_state_machine"
+RERUN_STATE = "rerun_state_machine"
 
 
-def config_of(files: TorchFiles | DistFiles, tensor: int | None, true_vocab_size: int | None) -> TransformerConfig:
+def read_config(files: TorchFiles | DistFiles, tensor: int | None, true_vocab_size: int | None) -> TransformerConfig:
     """The model; for a target of Megatron's with `tensor` ranks, padding rows count as rows, as they were trained."""
     where, shapes = str(files.path), files.shapes()
     config = read_model(files.args, shapes, where, true_vocab_size)
@@ -40,10 +40,10 @@ def common_state(
         raise MtError(str(where), "holds no state of the learning rate", "use mt ckpt convert for the weights")
     scaler = _grad_scaler(common.get("optimizer"))
     found = [f"args.{name}, of a class of Megatron's own" for name in lost]
-    if common.get(OF_RERUNS):
+    if common.get(RERUN_STATE):
         found.append("the state of the machinery that repeats failed steps (rerun_state_machine)")
-    shared = [settings_of(group) for group in groups if not group.get(APART)]
-    if any(settings_of(group) not in for_experts(shared) for group in groups if group.get(APART)):
+    shared = [without_params(group) for group in groups if not group.get(APART)]
+    if any(without_params(group) not in for_experts(shared) for group in groups if group.get(APART)):
         found.append("settings of the experts' parameter group, which differ from those of the others")
     return {
         "source": where,
@@ -61,13 +61,13 @@ def common_state(
     }
 
 
-def several(optimizer: Any) -> list[Any]:
-    """What Megatron saved of each of its optimizers: of several, a list or, in `torch_dist`, a dict by number."""
+def list_optimizers(optimizer: Any) -> list[Any]:
+    """What Megatron saved of each of its optimizers; several are a list or, in `torch_dist`, a dict by number."""
     if isinstance(optimizer, Mapping) and 0 in optimizer:
         return [optimizer[number] for number in sorted(optimizer)]
     return [*optimizer] if isinstance(optimizer, list | tuple) else [optimizer]
 
 
 def _grad_scaler(optimizer: Any) -> Mapping[str, Any] | None:
-    first = several(optimizer)[0]
+    first = list_optimizers(optimizer)[0]
     return first.get("grad_scaler") if isinstance(first, Mapping) else None

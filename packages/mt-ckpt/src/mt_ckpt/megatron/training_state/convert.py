@@ -12,16 +12,16 @@ from torch import Tensor
 
 from mt_ckpt.megatron.args.model_types import model_problems
 from mt_ckpt.megatron.args.t5 import NORM_NOTES
-from mt_ckpt.megatron.layout import RELEASE, TRACKER, Layout, iteration_directory, misfits
+from mt_ckpt.megatron.layout import RELEASE, TRACKER, Layout, iteration_directory, layout_errors
 from mt_ckpt.megatron.optimizer.distrib_optim import depends_on_buckets
-from mt_ckpt.megatron.parameters.t5_pipeline import told_stages
+from mt_ckpt.megatron.parameters.t5_pipeline import declared_stages
 from mt_ckpt.megatron.training_state.read_native import read_native
 from mt_ckpt.megatron.training_state.read_torch import read_torch
-from mt_ckpt.megatron.training_state.read_torch_dist import layout_of, read_torch_dist
+from mt_ckpt.megatron.training_state.read_torch_dist import layout_from_args, read_torch_dist
 from mt_ckpt.megatron.training_state.state import KINDS, TrainingState
 from mt_ckpt.megatron.training_state.write_native import write_native
 from mt_ckpt.megatron.training_state.write_torch import write_torch
-from mt_ckpt.megatron.training_state.write_torch_dist import OF_0_11, PLAIN, RESHARDABLE, write_torch_dist
+from mt_ckpt.megatron.training_state.write_torch_dist import MCORE_0_11, PLAIN, RESHARDABLE, write_torch_dist
 from mt_ckpt.tools.together import together
 from mt_core.checkpoint.detection import detect_loader
 from mt_core.errors import MtError, Problem, raise_if
@@ -31,7 +31,7 @@ from mt_models.config import TransformerConfig
 WHERE = "convert-format"
 FORMATS = ("torch", "torch_dist", "native")
 DISTRIBUTED = "distributed"
-OPTIMIZERS = {"torch": (DISTRIBUTED, PLAIN), "torch_dist": (DISTRIBUTED, OF_0_11, PLAIN), "native": (DISTRIBUTED,)}
+OPTIMIZERS = {"torch": (DISTRIBUTED, PLAIN), "torch_dist": (DISTRIBUTED, MCORE_0_11, PLAIN), "native": (DISTRIBUTED,)}
 """How the optimizer may be stored; "distributed" is what the newest release of Megatron takes."""
 
 
@@ -52,7 +52,7 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Moved:
+class ConversionResult:
     """What a conversion did."""
 
     path: Path
@@ -67,10 +67,10 @@ class Moved:
 
 def convert_format(
     load_dir: Path, save_dir: Path, target: Target, *, true_vocab_size: int | None = None, verify: bool = False
-) -> Moved:
+) -> ConversionResult:
     """Convert a training state; with `verify`, every tensor is read back and compared, bit by bit."""
     raise_if(_wrong(target))
-    form = format_of(load_dir)
+    form = detect_format(load_dir)
     if form == target.format == "native":
         raise MtError(str(load_dir), "is in native format already", f"--to {' or '.join(FORMATS[:2])}")
     state, layout = _open(load_dir, form, target, true_vocab_size)
@@ -81,8 +81,8 @@ def convert_format(
         else:
             lost += _write_megatron(staging, state, layout, target)
         if verify:
-            prove(staging, target.format, state)
-    return Moved(save_dir, form, state, tuple(lost), tuple(_hints(target, state, layout, save_dir)), verify)
+            verify_result(staging, target.format, state)
+    return ConversionResult(save_dir, form, state, tuple(lost), tuple(_hints(target, state, layout, save_dir)), verify)
 
 
 def _wrong(target: Target) -> Iterator[Problem]:
@@ -99,7 +99,7 @@ def _wrong(target: Target) -> Iterator[Problem]:
         yield Problem("--target-…", "given with --to native", "native checkpoints know no layout: leave it out")
 
 
-def format_of(path: Path) -> str:
+def detect_format(path: Path) -> str:
     """The format of a checkpoint."""
     found = detect_loader(path)
     if found == "native":
@@ -120,13 +120,13 @@ def _open(path: Path, form: str, target: Target, true_vocab_size: int | None) ->
     else:
         directory = iteration_directory(path)
         plain = read[form](directory, None, true_vocab_size)
-        raise_if(_staged_t5(plain.config, told_stages(Namespace(**plain.args))[0]))
-        layout = _layout(target, layout_of(plain.args))
+        raise_if(_staged_t5(plain.config, declared_stages(Namespace(**plain.args))[0]))
+        layout = _layout(target, layout_from_args(plain.args))
         state = plain if target.format == "native" else read[form](directory, layout.tensor, true_vocab_size)
     if target.format != "native":
         raise_if(model_problems(state.config, WHERE))
         raise_if(_staged_t5(state.config, layout.pipeline))
-        raise_if(misfits(state.config, layout, WHERE, uneven=True))
+        raise_if(layout_errors(state.config, layout, WHERE, uneven=True))
     return state, layout
 
 
@@ -164,7 +164,7 @@ def _write_megatron(staging: Path, state: TrainingState, layout: Layout, target:
     return []
 
 
-def prove(staging: Path, form: str, state: TrainingState) -> None:
+def verify_result(staging: Path, form: str, state: TrainingState) -> None:
     """Read the result back and compare every tensor and count."""
     read: Mapping[str, Any] = {"torch": read_torch, "torch_dist": read_torch_dist}
     if form == "native":

@@ -1,18 +1,24 @@
 """The training state of a native checkpoint."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from mt_ckpt.megatron.training_state.run_settings import groups_of, not_carried_to_megatron, scheduler_of, to_args
+from mt_ckpt.megatron.training_state.run_settings import (
+    build_scheduler,
+    default_param_groups,
+    not_carried_to_megatron,
+    to_args,
+)
 from mt_ckpt.megatron.training_state.state import KINDS, MASTER, Stream, TrainingState
 from mt_ckpt.native.loader import Native
 from mt_core.checkpoint import native
 from mt_core.checkpoint.shard_files import StoredTensor, open_part
 from mt_core.config.sections import LRScheduleConfig
+from mt_core.config.trainable import WHERE, is_trainable
 from mt_core.errors import MtError, Problem, raise_if
 from mt_core.training.lr_schedule import learning_rate
 from mt_models.config import TransformerConfig
@@ -34,6 +40,7 @@ def read_native(path: Path) -> TrainingState:
         raise MtError(str(loader.step), "was trained in fp64", "Megatron's optimizers are fp32")
     if not isinstance(config, TransformerConfig):
         raise MtError(str(loader.step), f"holds a {config.kind!r} model", "Megatron's files hold gpt, bert and t5")
+    _refuse_frozen(loader.step, values["optim"].get("trainable", ["*"]), [*config.canonical_shapes()])
     raise_if(_problems(loader.step, stored, [*config.canonical_shapes()], fp32=fp32))
     optimizer: dict[str, Stream] = {kind: partial(_kind, stored, kind, [*config.canonical_shapes()]) for kind in KINDS}
     if fp32:
@@ -52,12 +59,20 @@ def read_native(path: Path) -> TrainingState:
         tokens=meta["tokens"],
         optimizer_steps=_steps(loader.step, stored),
         args=args,
-        scheduler=scheduler_of(args, meta["samples"]),
-        groups=groups_of(args, rate),
+        scheduler=build_scheduler(args, meta["samples"]),
+        groups=default_param_groups(args, rate),
         grad_scaler=_grad_scaler(scale) if values["precision"]["dtype"] == "fp16" else None,
         tokenizer_files=loader.tokenizer_files(),
         lost=(NO_RANDOM_STATE, *not_carried_to_megatron(values)),
     )
+
+
+def _refuse_frozen(step: Path, patterns: Sequence[str], names: Sequence[str]) -> None:
+    """Refuse a run that froze parameters."""
+    if frozen := [name for name in names if not is_trainable(name, patterns)]:
+        actual = f"{len(frozen)} of {len(names)} tensors, {frozen[0]} the first, are frozen and have no optimizer state"
+        allowed = "training state in Megatron's formats covers every tensor; mt ckpt convert writes the weights alone"
+        raise MtError(f"{step}: {WHERE}", actual, allowed)
 
 
 def _problems(step: Path, stored: dict[str, StoredTensor], names: list[str], *, fp32: bool) -> Iterator[Problem]:

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from mt_ckpt.megatron.layout import rank_directory
 from mt_ckpt.megatron.optimizer.buckets import bucket_size, lay_out, starts_in_file
-from mt_ckpt.megatron.optimizer.param_groups import numbered, steps_of
+from mt_ckpt.megatron.optimizer.param_groups import count_steps, number_parameters
 from mt_ckpt.megatron.optimizer.param_order import by_optimizer, tied_across_stages
-from mt_ckpt.megatron.parameters.names import IGNORED, copies_of
+from mt_ckpt.megatron.parameters.names import IGNORED, second_names
 from mt_ckpt.megatron.torch_format import safe_unpickle
 from mt_ckpt.megatron.torch_format.reader import CHUNK, State, TorchFiles
-from mt_ckpt.megatron.training_state.common_state import common_state, config_of, several
+from mt_ckpt.megatron.training_state.common_state import common_state, list_optimizers, read_config
 from mt_ckpt.megatron.training_state.state import KINDS, MASTER, MOMENTS, RandomStates, TrainingState
 from mt_core.errors import MtError, Problem, raise_if
 from mt_models.config import TransformerConfig
@@ -29,23 +29,23 @@ Kinds = Mapping[str, Chunks]
 Buffers = list[Mapping[str, Any]]
 """The vectors of each chunk of the model."""
 States = Mapping[int, Mapping[int, State]]
-Place = tuple[int, int]
+StageRank = tuple[int, int]
 """Pipeline stage, and a rank of it: expert rank · tensor ranks + tensor rank."""
 
 
 def read_torch(directory: Path, tensor: int | None = None, true_vocab_size: int | None = None) -> TrainingState:
     """One iteration; for a target of Megatron's with `tensor` ranks, padding is kept."""
     files = TorchFiles(directory)
-    config = config_of(files, tensor, true_vocab_size)
+    config = read_config(files, tensor, true_vocab_size)
     states = files.states()
     raise_if(_problems(directory, files, states))
-    optimizers = _of_ranks(files, states, config)
+    optimizers = _read_optimizers(files, states, config)
     first = states[0][0]
-    saved = optimizers_of(first["optimizer"], directory, files.expert)
+    saved = unwrap_optimizers(first["optimizer"], directory, files.expert)
     groups = [group for one in saved for group in one["param_groups"]]
     counts = [values for one in saved for values in one.get("state", {}).values()]
     random = {at: states[at[0]][at[1]].get("rng_state") for at in optimizers}
-    common = common_state(directory, config, first, groups, steps_of(groups, counts))
+    common = common_state(directory, config, first, groups, count_steps(groups, counts))
 
     def moments(kind: str) -> Iterator[tuple[str, Tensor]]:
         held: dict[int, dict[int, State]] = {stage: {} for stage in range(files.pipeline)}
@@ -70,9 +70,9 @@ def _problems(directory: Path, files: TorchFiles, states: States) -> Iterator[Pr
         yield Problem(str(directory), "holds no optimizer (--no-save-optim?)", "use mt ckpt convert for the weights")
 
 
-def optimizers_of(found: Any, where: Path, expert_ranks: int) -> list[dict[str, Any]]:
+def unwrap_optimizers(found: Any, where: Path, expert_ranks: int) -> list[dict[str, Any]]:
     """The states of torch's optimizers in what Megatron saved of its own: one, and one of experts that ranks share."""
-    saved, count = several(found), 1 if expert_ranks == 1 else 2
+    saved, count = list_optimizers(found), 1 if expert_ranks == 1 else 2
     if len(saved) != count:
         told = f"{len(saved)} optimizers where args say {expert_ranks} expert ranks"
         raise MtError(str(where), told, f"runs with {count} can be converted then")
@@ -81,12 +81,12 @@ def optimizers_of(found: Any, where: Path, expert_ranks: int) -> list[dict[str, 
     return saved
 
 
-def _of_ranks(files: TorchFiles, states: States, config: TransformerConfig) -> dict[Place, Kinds]:
+def _read_optimizers(files: TorchFiles, states: States, config: TransformerConfig) -> dict[StageRank, Kinds]:
     """What every rank has of the optimizers; what all expert ranks share may be in the first one's file alone."""
-    found: dict[Place, Kinds] = {}
+    found: dict[StageRank, Kinds] = {}
     for stage, ranks in states.items():
         for rank, state in ranks.items():
-            own = _of_rank(files, state, config, (stage, rank))
+            own = _read_rank(files, state, config, (stage, rank))
             first = found.get((stage, rank % files.tensor), {})
             found[stage, rank] = {
                 kind: {chunk: {**first.get(kind, {}).get(chunk, {}), **held} for chunk, held in chunks.items()}
@@ -95,7 +95,7 @@ def _of_ranks(files: TorchFiles, states: States, config: TransformerConfig) -> d
     return found
 
 
-def _of_rank(files: TorchFiles, state: State, config: TransformerConfig, at: Place) -> Kinds:
+def _read_rank(files: TorchFiles, state: State, config: TransformerConfig, at: StageRank) -> Kinds:
     stage, rank = at
     name = rank_directory(rank % files.tensor, stage, files.pipeline, rank // files.tensor, files.expert)
     keys = sorted((key for key in state if CHUNK.fullmatch(key)), key=lambda key: int(key[5:] or 0))
@@ -108,7 +108,7 @@ def _of_rank(files: TorchFiles, state: State, config: TransformerConfig, at: Pla
 
 def _parameters(model: State, config: TransformerConfig) -> dict[str, Tensor]:
     """The parameters of a chunk, in the order of named_parameters()."""
-    copies = {copy for name in model for copy in copies_of(config, name)}
+    copies = {copy for name in model for copy in second_names(config, name)}
     return {
         name: value
         for name, value in model.items()
@@ -163,12 +163,12 @@ def _from_lists(files: TorchFiles, saved: Any, chunks: Chunks) -> Kinds:
     Source: docs/specs/checkpoints.md §1.4.
     """
     found: dict[str, dict[str, dict[str, Tensor]]] = {}
-    where, inner = files.path, optimizers_of(saved, files.path, files.expert)
+    where, inner = files.path, unwrap_optimizers(saved, files.path, files.expert)
     names = {f"{chunk} {name}": tensor for chunk, model in chunks.items() for name, tensor in model.items()}
-    for outer, one, own in zip(several(saved), inner, by_optimizer(names, files.expert), strict=True):
+    for outer, one, own in zip(list_optimizers(saved), inner, by_optimizer(names, files.expert), strict=True):
         masters = next((outer[name] for name in MASTERS if name in outer), None)
         dims = {label: tensor.dim() for label, tensor in own.items()}
-        for label, group, place, number in numbered(dims, one["param_groups"], str(where)):
+        for label, group, place, number in number_parameters(dims, one["param_groups"], str(where)):
             values = {kind: one["state"][number][kind] for kind in MOMENTS}
             if masters is not None:
                 values[MASTER] = masters[group][place]

@@ -10,10 +10,10 @@ from mt_ckpt.megatron.dist_format.metadata import Stored
 from mt_ckpt.megatron.dist_format.reader import DistFiles
 from mt_ckpt.megatron.layout import Layout
 from mt_ckpt.megatron.optimizer import dp_reshardable
-from mt_ckpt.megatron.optimizer.fully_sharded_model_space import all_unflattened
-from mt_ckpt.megatron.optimizer.param_groups import steps_of
-from mt_ckpt.megatron.parameters.names import copies_of, parameters
-from mt_ckpt.megatron.training_state.common_state import common_state, config_of
+from mt_ckpt.megatron.optimizer.fully_sharded_model_space import unflatten_all
+from mt_ckpt.megatron.optimizer.param_groups import count_steps
+from mt_ckpt.megatron.parameters.names import parameters, second_names
+from mt_ckpt.megatron.training_state.common_state import common_state, read_config
 from mt_ckpt.megatron.training_state.state import KINDS, MASTER, MOMENTS, RandomStates, Stream, TrainingState
 from mt_core.errors import MtError
 from mt_models.config import TransformerConfig
@@ -33,7 +33,7 @@ RANDOM = re.compile(r"rng_state/shard_(\d+)\.(\d+)_(\d+)\.(\d+)")
 def read_torch_dist(directory: Path, tensor: int | None = None, true_vocab_size: int | None = None) -> TrainingState:
     """One iteration; for a target of Megatron's with `tensor` ranks, padding is kept."""
     files = DistFiles(directory)
-    config = config_of(files, tensor, true_vocab_size)
+    config = read_config(files, tensor, true_vocab_size)
     objects = {found[1]: one for key, one in files.stored.items() if (found := GROUPS.fullmatch(key))}
     groups, counts = _groups(
         [files.common.get("optimizer"), *(one.chunks[0].read() for one in objects.values())], directory
@@ -47,7 +47,7 @@ def read_torch_dist(directory: Path, tensor: int | None = None, true_vocab_size:
         weights=weights,
         optimizer={MASTER: weights, **_optimizer(files, config)},
         random=_random(files.stored),
-        **common_state(directory, config, common, groups, steps_of(groups, counts)),
+        **common_state(directory, config, common, groups, count_steps(groups, counts)),
     )
 
 
@@ -59,7 +59,7 @@ def _optimizer(files: DistFiles, config: TransformerConfig) -> dict[str, Stream]
     for kind, prefixes in KEYS.items():
         named = {key[len(p) :]: one for p in prefixes for key, one in stored.items() if key.startswith(p)}
         if named:
-            whole = all_unflattened(_by_first_names(named, config), stored)
+            whole = unflatten_all(_by_first_names(named, config), stored)
             found[kind] = partial(files.holding(whole).tensors, config)
     if missing := [kind for kind in KINDS if kind not in found and kind != MASTER]:
         others = sorted({key.partition("optimizer.")[2].partition(".")[0] for key in stored if "optimizer." in key})
@@ -71,21 +71,21 @@ def _optimizer(files: DistFiles, config: TransformerConfig) -> dict[str, Stream]
 
 def _by_first_names(named: Mapping[str, Stored], config: TransformerConfig) -> dict[str, Stored]:
     """With the first name of a parameter that has two, of which an optimizer knows one: the last."""
-    again = {name: named[copy] for name in parameters(config) for copy in copies_of(config, name) if copy in named}
+    again = {name: named[copy] for name in parameters(config) for copy in second_names(config, name) if copy in named}
     return {**again, **named}
 
 
 def _buckets(files: DistFiles, config: TransformerConfig) -> dict[str, Stream]:
     args = vars(files.args)
-    layout = layout_of(args)
+    layout = layout_from_args(args)
     found: dict[str, Stream] = {}
     for kind, key in ((MASTER, "param"), *((kind, kind) for kind in MOMENTS)):
-        slots = dp_reshardable.slots_of(files.stored, key, config, layout, args=args)
+        slots = dp_reshardable.locate_parameters(files.stored, key, config, layout, args=args)
         found[kind] = partial(dp_reshardable.tensors, slots, config, layout, args["padded_vocab_size"])
     return found
 
 
-def layout_of(args: Mapping[str, Any]) -> Layout:
+def layout_from_args(args: Mapping[str, Any]) -> Layout:
     """How the run of these arguments was cut, and whose layers it had."""
     engine = args.get("transformer_impl", "transformer_engine") != "local"
     return Layout(

@@ -55,7 +55,7 @@ def to_args(config: Values) -> dict[str, Any]:
     }
 
 
-def scheduler_of(args: Values, samples: int) -> dict[str, Any]:
+def build_scheduler(args: Values, samples: int) -> dict[str, Any]:
     """The scheduler's state after so many samples."""
     batch = args["global_batch_size"]
     return {
@@ -72,7 +72,7 @@ def scheduler_of(args: Values, samples: int) -> dict[str, Any]:
     }
 
 
-def groups_of(args: Values, rate: float) -> list[dict[str, Any]]:
+def default_param_groups(args: Values, rate: float) -> list[dict[str, Any]]:
     """Megatron's two parameter groups: matrices decay, biases and vectors do not."""
     return [
         {

@@ -22,7 +22,7 @@ MODEL_ONLY = (
 """What `model_args` fills for a model alone, and the run knows better."""
 
 
-def args_of(state: TrainingState, layout: Layout, *, dtype: torch.dtype, form: str, distributed: bool) -> Namespace:
+def build_args(state: TrainingState, layout: Layout, *, dtype: torch.dtype, form: str, distributed: bool) -> Namespace:
     """The run's own arguments, with those that depend on the target's layout."""
     of_model = vars(model_args(state.config, layout, dtype=dtype, form=form))
     own = {name: value for name, value in state.args.items() if value is not None}
@@ -43,7 +43,7 @@ def args_of(state: TrainingState, layout: Layout, *, dtype: torch.dtype, form: s
     return Namespace(**found)
 
 
-def common_of(state: TrainingState, args: Namespace) -> dict[str, Any]:
+def build_common_state(state: TrainingState, args: Namespace) -> dict[str, Any]:
     """What every rank saves alike, without the optimizer."""
     return {
         "args": args,
@@ -54,7 +54,7 @@ def common_of(state: TrainingState, args: Namespace) -> dict[str, Any]:
     }
 
 
-def groups_of(state: TrainingState, expert_ranks: int) -> list[list[dict[str, Any]]]:
+def build_param_groups(state: TrainingState, expert_ranks: int) -> list[list[dict[str, Any]]]:
     """Of each optimizer, its parameter groups as a distributed one saves them; without `step` loading fails.
 
     Source: docs/specs/checkpoints.md §2.6.
@@ -63,7 +63,7 @@ def groups_of(state: TrainingState, expert_ranks: int) -> list[list[dict[str, An
     return [[{**group, "step": state.optimizer_steps} for group in own] for own in groups]
 
 
-def scaler_of(state: TrainingState) -> dict[str, Any]:
+def build_grad_scaler(state: TrainingState) -> dict[str, Any]:
     """The loss scale of fp16, or nothing."""
     if not state.grad_scaler:
         return {}

@@ -9,18 +9,29 @@ from torch import Tensor
 
 from mt_ckpt.megatron.layout import RANK_FILE, Layout
 from mt_ckpt.megatron.optimizer.distrib_optim import write_vectors
-from mt_ckpt.megatron.optimizer.param_groups import members_of, with_ids
+from mt_ckpt.megatron.optimizer.param_groups import assign_groups, with_ids
 from mt_ckpt.megatron.optimizer.param_order import by_optimizer, named_parameters
-from mt_ckpt.megatron.parameters.experts import experts_of
-from mt_ckpt.megatron.parameters.names import copies_of
-from mt_ckpt.megatron.saver import Fused
+from mt_ckpt.megatron.parameters.experts import count_experts
+from mt_ckpt.megatron.parameters.names import second_names
+from mt_ckpt.megatron.saver import FusedTensors
 from mt_ckpt.megatron.torch_format.streaming_save import TorchWriter
 from mt_ckpt.megatron.torch_format.writer import EMPTY, HEAD_STATE, extra_states, written_name
-from mt_ckpt.megatron.training_state.rank_shards import Place, directories, random_of, shares, streamed
+from mt_ckpt.megatron.training_state.rank_shards import (
+    StageRank,
+    get_rng_state,
+    rank_directories,
+    stream_shards,
+    stream_tensors,
+)
 from mt_ckpt.megatron.training_state.state import KINDS, MASTER, MOMENTS, TrainingState
-from mt_ckpt.megatron.training_state.write_args import args_of, common_of, groups_of, scaler_of
+from mt_ckpt.megatron.training_state.write_args import (
+    build_args,
+    build_common_state,
+    build_grad_scaler,
+    build_param_groups,
+)
 
-Held = dict[Place, dict[str, Tensor]]
+Held = dict[StageRank, dict[str, Tensor]]
 """Of each rank: "chunk name" → what stands for a written tensor."""
 Order = Sequence[Sequence[str]]
 """Local names of each chunk."""
@@ -28,32 +39,37 @@ Order = Sequence[Sequence[str]]
 
 def write_torch(directory: Path, state: TrainingState, layout: Layout, *, distributed: bool) -> None:
     """Write the files of every rank."""
-    folders = {at: directory / name for at, name in directories(layout).items()}
+    folders = {at: directory / name for at, name in rank_directories(layout).items()}
     files = {at: TorchWriter(folder / RANK_FILE) for at, folder in folders.items()}
-    weights = _written(files, state, layout, streamed(state, "model", layout))
+    weights = _write_shards(files, state, layout, stream_tensors(state, "model", layout))
     kinds = {} if distributed else {
-        kind: _written(files, state, layout, streamed(state, kind, layout)) for kind in KINDS
+        kind: _write_shards(files, state, layout, stream_tensors(state, kind, layout)) for kind in KINDS
     }  # fmt: skip
     if distributed:
         write_vectors(folders, state, layout)
     dtype = next(iter(weights[0, 0].values())).dtype
-    args = args_of(state, layout, dtype=dtype, form="torch", distributed=distributed)
+    args = build_args(state, layout, dtype=dtype, form="torch", distributed=distributed)
     orders = {at: [*names] for at, names in named_parameters(state.config, layout).items()}
     for at, file in files.items():
         order = [orders[at[0], chunk] for chunk in range(layout.virtual)]
         models = _models(file, state, layout, weights[at], order, last=at[0] == layout.pipeline - 1)
         optimizers = (
-            [{"optimizer": {"param_groups": groups}, **scaler_of(state)} for groups in groups_of(state, layout.expert)]
+            [
+                {"optimizer": {"param_groups": groups}, **build_grad_scaler(state)}
+                for groups in build_param_groups(state, layout.expert)
+            ]
             if distributed
             else _lists(state, layout, {kind: kinds[kind][at] for kind in KINDS}, order, dtype)
         )
-        common = {**common_of(state, args), **models, **random_of(state.random, layout, at)}
+        common = {**build_common_state(state, args), **models, **get_rng_state(state.random, layout, at)}
         file.close({**common, "optimizer": optimizers if len(optimizers) > 1 else optimizers[0]})
 
 
-def _written(files: Mapping[Place, TorchWriter], state: TrainingState, layout: Layout, tensors: Fused) -> Held:
+def _write_shards(
+    files: Mapping[StageRank, TorchWriter], state: TrainingState, layout: Layout, tensors: FusedTensors
+) -> Held:
     held: Held = {at: {} for at in files}
-    for at, chunk, own, share in shares(state, layout, tensors):
+    for at, chunk, own, share in stream_shards(state, layout, tensors):
         held[at][f"{chunk} {own}"] = files[at].add(*share.blocks)
     return held
 
@@ -63,15 +79,15 @@ def _models(
 ) -> dict[str, Any]:
     """The weights of a rank's chunks, in Megatron's order, with the extra states of their linear layers."""
     models: dict[str, Any] = {}
-    experts = experts_of(state.config) > 0
+    experts = count_experts(state.config) > 0
     for chunk, names in enumerate(order):
         model: dict[str, Any] = {
             written_name(name, layout, experts=experts): held[f"{chunk} {own}"]
             for own in names
-            for name in (own, *copies_of(state.config, own))
+            for name in (own, *second_names(state.config, own))
         }
         if last and chunk == layout.virtual - 1:
-            model |= dict.fromkeys((HEAD_STATE, *copies_of(state.config, HEAD_STATE)))
+            model |= dict.fromkeys((HEAD_STATE, *second_names(state.config, HEAD_STATE)))
         model |= {name: file.add(EMPTY) if layout.engine else None for name in extra_states(model, layout)}
         models["model" if layout.virtual == 1 else f"model{chunk}"] = model
     return models
@@ -84,12 +100,12 @@ def _lists(
     labels = [f"{chunk} {own}" for chunk, names in enumerate(order) for own in names]
     masters = by_optimizer({label: kinds[MASTER][label] for label in labels}, layout.expert)
     found: list[dict[str, Any]] = []
-    for own, groups in zip(masters, groups_of(state, layout.expert), strict=True):
-        members = members_of({label: master.dim() for label, master in own.items()}, groups)
+    for own, groups in zip(masters, build_param_groups(state, layout.expert), strict=True):
+        members = assign_groups({label: master.dim() for label, master in own.items()}, groups)
         states = _states(state, kinds, [label for group in members for label in group])
         inner = {"state": states, "param_groups": with_ids(groups, members)}
         listed = [[own[label] for label in group] for group in members]
-        outer = {"optimizer": inner, **scaler_of(state), "fp32_from_fp16_params": listed}
+        outer = {"optimizer": inner, **build_grad_scaler(state), "fp32_from_fp16_params": listed}
         found.append(inner if dtype == torch.float32 else outer)
     return found
 

@@ -12,28 +12,33 @@ from typing import Any
 
 import torch
 
-from mt_ckpt.megatron.dist_format.chunks import Place
+from mt_ckpt.megatron.dist_format.chunks import ChunkLocation
 from mt_ckpt.megatron.dist_format.dcp_writer import ChunkFiles
-from mt_ckpt.megatron.dist_format.writer import extra_states, written_place
+from mt_ckpt.megatron.dist_format.writer import chunk_location, extra_states
 from mt_ckpt.megatron.layout import Layout
-from mt_ckpt.megatron.optimizer.param_order import of_experts
+from mt_ckpt.megatron.optimizer.param_order import is_expert_parameter
 from mt_ckpt.megatron.parameters.fusion import Rows, shard
-from mt_ckpt.megatron.parameters.names import copies_of
-from mt_ckpt.megatron.training_state.rank_shards import random_of, streamed
+from mt_ckpt.megatron.parameters.names import second_names
+from mt_ckpt.megatron.training_state.rank_shards import get_rng_state, stream_tensors
 from mt_ckpt.megatron.training_state.state import KINDS, MASTER, TrainingState
-from mt_ckpt.megatron.training_state.write_args import args_of, common_of, groups_of, scaler_of
+from mt_ckpt.megatron.training_state.write_args import (
+    build_args,
+    build_common_state,
+    build_grad_scaler,
+    build_param_groups,
+)
 
-RESHARDABLE, OF_0_11, PLAIN = "fully_reshardable", "fully_sharded_model_space", "plain"
-MASTER_KEYS = {RESHARDABLE: "param", OF_0_11: "fp32_param", PLAIN: "fp32_param"}
+RESHARDABLE, MCORE_0_11, PLAIN = "fully_reshardable", "fully_sharded_model_space", "plain"
+MASTER_KEYS = {RESHARDABLE: "param", MCORE_0_11: "fp32_param", PLAIN: "fp32_param"}
 
 
 def write_torch_dist(directory: Path, state: TrainingState, layout: Layout, *, optimizer: str) -> None:
     """Write one iteration with the optimizer in the named layout."""
     files, config = ChunkFiles(directory), state.config
     dtype = torch.float32
-    for name, one, whole in streamed(state, "model", layout):
-        for key in (name, *copies_of(config, name)):
-            place = written_place(config, key, engine=layout.engine)
+    for name, one, whole in stream_tensors(state, "model", layout):
+        for key in (name, *second_names(config, name)):
+            place = chunk_location(config, key, engine=layout.engine)
             files.add(place.key, place, shard(whole, one, 0, 1))
         dtype = whole.dtype
     for key in extra_states(config, engine=layout.engine):
@@ -44,28 +49,28 @@ def write_torch_dist(directory: Path, state: TrainingState, layout: Layout, *, o
     if state.random:
         for stage in range(layout.pipeline):
             for rank in range(layout.tensor):
-                for value in random_of(state.random, layout, (stage, rank)).values():
+                for value in get_rng_state(state.random, layout, (stage, rank)).values():
                     files.add_object(f"rng_state/shard_{stage}.{rank}_{layout.pipeline}.{layout.tensor}", value)
-    args = args_of(state, layout, dtype=dtype, form="torch_dist", distributed=optimizer != PLAIN)
+    args = build_args(state, layout, dtype=dtype, form="torch_dist", distributed=optimizer != PLAIN)
     args.ckpt_fully_parallel_save = optimizer != PLAIN
-    files.close({**common_of(state, args), **_common(state, layout, optimizer, dtype)})
+    files.close({**build_common_state(state, args), **_common(state, layout, optimizer, dtype)})
 
 
 def _add_kind(files: ChunkFiles, state: TrainingState, layout: Layout, *, kind: str, optimizer: str) -> None:
     numbered = layout.expert > 1 and optimizer != RESHARDABLE
-    for name, one, whole in streamed(state, kind, layout):
+    for name, one, whole in stream_tensors(state, kind, layout):
         prefix = f"optimizer.state.{MASTER_KEYS[optimizer] if kind == MASTER else kind}."
         if numbered:
-            prefix = f"chained_{int(of_experts(name))}.{prefix}"
-        for key in (name, *copies_of(state.config, name)):
-            place = written_place(state.config, key, engine=layout.engine)
-            if optimizer == OF_0_11:
+            prefix = f"chained_{int(is_expert_parameter(name))}.{prefix}"
+        for key in (name, *second_names(state.config, name)):
+            place = chunk_location(state.config, key, engine=layout.engine)
+            if optimizer == MCORE_0_11:
                 _add_flat(files, prefix + place.key, place, shard(whole, one, 0, 1), 2 if one.stacked else 1)
             else:
                 files.add(prefix + place.key, place, shard(whole, one, 0, 1))
 
 
-def _add_flat(files: ChunkFiles, key: str, place: Place, whole: Rows, halves: int) -> None:
+def _add_flat(files: ChunkFiles, key: str, place: ChunkLocation, whole: Rows, halves: int) -> None:
     """As 0.11 stores it on one rank: gate and up are fragments, layers and experts are one each."""
     for number in range(halves):
         others = len(whole.shape) - 1
@@ -75,10 +80,10 @@ def _add_flat(files: ChunkFiles, key: str, place: Place, whole: Rows, halves: in
 
 def _common(state: TrainingState, layout: Layout, optimizer: str, dtype: torch.dtype) -> dict[str, Any]:
     """Parameter groups, and how the optimizer is stored."""
-    groups = groups_of(state, layout.expert)
+    groups = build_param_groups(state, layout.expert)
     if optimizer == PLAIN:
         return {"optimizer": _numbered([_plain(state, own, dtype) for own in groups])}
-    kind = {"param_state_sharding_type": optimizer, **scaler_of(state)}
+    kind = {"param_state_sharding_type": optimizer, **build_grad_scaler(state)}
     content = {
         "distrib_optim_sharding_type": optimizer,
         "distrib_optim_fully_reshardable_mem_efficient": False,
@@ -92,7 +97,7 @@ def _common(state: TrainingState, layout: Layout, optimizer: str, dtype: torch.d
 def _plain(state: TrainingState, groups: list[dict[str, Any]], dtype: torch.dtype) -> dict[str, Any]:
     """An optimizer that is not distributed; ids of parameters the newest release adds itself, and refuses in a file."""
     inner = {"state": {"common_step": state.optimizer_steps}, "param_groups": groups}
-    return inner if dtype == torch.float32 else {"optimizer": inner, **scaler_of(state)}
+    return inner if dtype == torch.float32 else {"optimizer": inner, **build_grad_scaler(state)}
 
 
 def _numbered(optimizers: list[dict[str, Any]]) -> dict[Any, Any]:

@@ -3,7 +3,7 @@
 With s = q kᵀ / √K over the visible keys: `lse = log Σ exp s`, `y = exp(s − lse) v`. Two parts over disjoint keys merge
 to lse = log(exp lse₁ + exp lse₂), y = exp(lse₁ − lse) y₁ + exp(lse₂ − lse) y₂. The backward of a part needs only the
 merged y and lse: with P = exp(s − lse), D = Σ_K dy·y: dv = Pᵀ dy, ds = P (dy vᵀ − D), dq = ds k / √K, dk = dsᵀ q / √K.
-There are two twins: matmuls here, for any device, dtype and mask; fused CUDA kernels in `fused.py`.
+Two implementations: matmuls here, for any device, dtype and mask; fused CUDA kernels in `fused_kernels.py`.
 
 Shape suffixes: B batch, T queries, S keys, H = G·R query heads, G key/value groups, R queries per group, K head size.
 """

@@ -1,4 +1,4 @@
-"""The fused twins of a chunk's attention: torch's CUDA kernels that return the log-sum-exp, as a table.
+"""Fused implementations of a chunk's attention: torch's CUDA kernels that return the log-sum-exp, as a table.
 
 torch's kernels take [B, H, T, K] with any strides (here transposed views of [B, T, H, K], never copies) and G < H
 groups of keys and values. Their log-sum-exp is natural and fp32, held by cuDNN as [B, H, T, 1], by flash as [B, H, T].

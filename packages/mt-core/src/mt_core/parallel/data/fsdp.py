@@ -43,7 +43,8 @@ class FullyShard:
             "mp_policy": MixedPrecisionPolicy(None if dtype == wide else dtype, gradients, cast_forward_inputs=False),
             "shard_placement_fn": lambda parameter: dims[id(parameter)],
         }
-        model.to(wide)
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(wide if parameter.requires_grad else dtype)
         if experts := self._experts():
             over = device_mesh(mesh, device, mesh.expert)
             for module in experts:
@@ -57,9 +58,12 @@ class FullyShard:
         for module in self._groups():
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
+        local = {name: part for name, part in self._locals() if part.numel()}
+        trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
         self.masters: Mapping[str, nn.Parameter] = {
-            name: nn.Parameter(part) for name, part in self._locals() if part.numel()
+            name: nn.Parameter(part) for name, part in local.items() if name in trainable
         }
+        self.frozen: Mapping[str, Tensor] = {name: part for name, part in local.items() if name not in trainable}
 
     def _experts(self) -> list[nn.Module]:
         """The modules that hold nothing but experts, if those are cut over ranks."""
@@ -73,8 +77,9 @@ class FullyShard:
                 found[name] = module
         return [*found.values()]
 
-    def _sharers(self, name: str) -> int:
-        return self.mesh.sharing(self.placements[name].axis)[0].size
+    def shard_axis(self, name: str) -> Axis:
+        """Trained or frozen, a parameter is shared over the shard axis of its kind."""
+        return self.mesh.sharing(self.placements[name].axis)[0]
 
     def _groups(self) -> list[FSDPModule]:
         return [module for module in self.model.modules() if isinstance(module, FSDPModule)]
@@ -85,12 +90,12 @@ class FullyShard:
     def _shard_dim(self, name: str) -> int:
         """The longest dim that the ranks divide; not the one that copies for other tensor ranks lie along."""
         shape, copied = self.shapes[name], self.placements[name].copied_from > 0
-        fits = [d for d, n in enumerate(shape) if n % self._sharers(name) == 0 and not (copied and d == 1)]
+        fits = [d for d, n in enumerate(shape) if n % self.shard_axis(name).size == 0 and not (copied and d == 1)]
         return max(fits, key=lambda d: shape[d], default=0)
 
     def view(self, name: str, whole: Tensor, rank: int) -> Tensor:
         """A chunk along the dim that is cut; the last ranks may have none."""
-        chunks = whole.chunk(self._sharers(name), self._dims[name])
+        chunks = whole.chunk(self.shard_axis(name).size, self._dims[name])
         return chunks[rank] if rank < len(chunks) else chunks[0].narrow(self._dims[name], 0, 0)
 
     def split(self, name: str, part: Tensor) -> tuple[Tensor, Tensor]:
@@ -118,7 +123,7 @@ class FullyShard:
 
     def reduce(self) -> None:
         """FSDP2 has reduced them in the backward passes."""
-        parameters = dict(self.model.named_parameters())
+        parameters = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         missing = [name for name, p in parameters.items() if p.grad is None]
         assert not missing, f"no gradient reached {missing}"
         for name, master in self.masters.items():

@@ -32,8 +32,8 @@ def norms(engine: DataParallel) -> Tensor:
         first = engine.placements[name].copies.rank == 0
         counted.append(gradient if first else own)
         assert own.numel() + copied.numel() == gradient.numel()
-    if not counted:
-        return torch.zeros(0, device=engine.device)
+    if not counted:  # no part of any master: the ranks' sums must have one dtype all the same
+        return torch.zeros(0, device=engine.device, dtype=torch.promote_types(engine.dtype, torch.float32))
     return torch.stack(torch._foreach_norm(counted))  # pyright: ignore[reportPrivateImportUsage]
 
 

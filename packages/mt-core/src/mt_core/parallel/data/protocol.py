@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from mt_core.config.sections import ParallelConfig, PrecisionConfig
-from mt_core.distributed.mesh import Mesh
+from mt_core.distributed.mesh import Axis, Mesh
 from mt_core.parallel.tensor.plan import Placement
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp64": torch.float64}
@@ -26,12 +26,18 @@ class DataParallel(Protocol):
     dtype: torch.dtype
     """Of the weights the model computes with."""
     masters: Mapping[str, nn.Parameter]
-    """This rank's part of each parameter, in fp32 or wider; parameters of which it has none are left out."""
+    """This rank's part of each trainable parameter, in fp32 or wider; parameters of which it has none are left out."""
+    frozen: Mapping[str, Tensor]
+    """This rank's part of each parameter that is not trained, in `dtype`; it has no gradient and no optimizer state."""
     shapes: Mapping[str, torch.Size]
     """Of every parameter on this tensor rank, in the model's order."""
 
+    def shard_axis(self, name: str) -> Axis:
+        """The ranks that hold the other parts of a parameter's master, or of the parameter itself if it is frozen."""
+        ...
+
     def view(self, name: str, whole: Tensor, rank: int) -> Tensor:
-        """The part of a tensor shaped like parameter `name` that rank `rank` of the shard axis has as its master."""
+        """The part of a tensor shaped like parameter `name` that rank `rank` of its shard axis holds."""
         ...
 
     def split(self, name: str, part: Tensor) -> tuple[Tensor, Tensor]:

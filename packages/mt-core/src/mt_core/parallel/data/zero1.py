@@ -56,7 +56,7 @@ class Bucket:
 
 
 class Buckets:
-    """`DataParallel` over flat buckets."""
+    """`DataParallel` over flat buckets; frozen parameters lie outside them, whole on every data-parallel rank."""
 
     def __init__(
         self,
@@ -73,14 +73,21 @@ class Buckets:
         self.placements: Mapping[str, Placement] = placements
         parameters = dict(model.named_parameters())
         self.shapes: Mapping[str, torch.Size] = {name: p.shape for name, p in parameters.items()}
-        shared = {name: mesh.sharing(placements[name].axis) for name in parameters}
-        self.spans = lay_out({name: p.numel() for name, p in parameters.items()}, config.bucket_size, shared)
+        trainable = {name: p.numel() for name, p in parameters.items() if p.requires_grad}
+        shared = {name: mesh.sharing(placements[name].axis) for name in trainable}
+        self.spans = lay_out(trainable, config.bucket_size, shared)
         self.buckets = [*self._allocate(device, dtype, gradients)]
         self.masters: Mapping[str, nn.Parameter] = {name: nn.Parameter(part) for name, part in self._own_parts()}
-        weights = {name: nn.Parameter(self._of(name, "weights")) for name in parameters}
+        self.frozen: Mapping[str, Tensor] = {
+            name: torch.zeros(shape, dtype=dtype, device=device)
+            for name, shape in self.shapes.items()
+            if name not in trainable
+        }
+        weights = {name: nn.Parameter(self._of(name, "weights")) for name in trainable}
+        weights |= {name: nn.Parameter(weight, requires_grad=False) for name, weight in self.frozen.items()}
         _replace(model, {id(parameters[name]): weight for name, weight in weights.items()})
-        for name, weight in weights.items():
-            weight.register_post_accumulate_grad_hook(partial(self._accumulate, name))
+        for name in trainable:
+            weights[name].register_post_accumulate_grad_hook(partial(self._accumulate, name))
         self._fresh: set[str] = set()
         self._last = False
         self._set, self._add = set_, add_
@@ -102,7 +109,7 @@ class Buckets:
             yield Bucket(weights, sums, own, master, frozenset(spans), shard, replica)
 
     def _own_parts(self) -> Iterator[tuple[str, Tensor]]:
-        for name in self.shapes:
+        for name in (name for name in self.shapes if name in self.spans):
             bucket = self.buckets[self.spans[name].bucket]
             start, stop = self._range(name, bucket.shard.rank)
             if start < stop:
@@ -123,8 +130,14 @@ class Buckets:
         flat: Tensor = getattr(self.buckets[span.bucket], buffer)
         return flat[span.start : span.start + span.length].view(self.shapes[name])
 
+    def shard_axis(self, name: str) -> Axis:
+        """Only masters are shared; a frozen parameter is whole on each of the ranks."""
+        return self.buckets[self.spans[name].bucket].shard if name in self.spans else Axis("shard")
+
     def view(self, name: str, whole: Tensor, rank: int) -> Tensor:
         """A flat range, or the whole in its shape."""
+        if name in self.frozen:
+            return whole
         start, stop = self._range(name, rank)
         return whole if stop - start == self.spans[name].length else whole.flatten()[start:stop]
 
@@ -143,7 +156,7 @@ class Buckets:
 
     def begin_step(self) -> None:
         """Every gradient is overwritten by the first backward pass."""
-        self._fresh, self._last = set(self.shapes), False
+        self._fresh, self._last = set(self.spans), False
         for bucket in self.buckets:
             bucket.waiting, bucket.reduced = set(bucket.names), False
 
@@ -213,7 +226,8 @@ class Buckets:
         """Each unit waits, before it runs, for the buckets of its weights; one without weights for all."""
         for prefix, unit in units(model):
             numbers = {span.bucket for name, span in self.spans.items() if name.startswith(f"{prefix}.")}
-            waited = [self.buckets[number] for number in sorted(numbers)] or self.buckets
+            has_weights = any(name.startswith(f"{prefix}.") for name in self.shapes)
+            waited = [self.buckets[number] for number in sorted(numbers)] if has_weights else self.buckets
             unit.register_forward_pre_hook(partial(_finish_all, waited))
 
 

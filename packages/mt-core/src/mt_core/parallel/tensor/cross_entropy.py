@@ -93,7 +93,7 @@ class VocabCrossEntropy:
     """`linear_cross_entropy` with the rows of the weight cut over the axis (arXiv:1909.08053, §3).
 
     One copy of the logits exists, in the dtype of the product, and backward turns it into its gradient. On an axis of
-    size 1 it is the plain function's fused twin.
+    size 1 it is the fused implementation of the plain function.
     """
 
     axis: Axis

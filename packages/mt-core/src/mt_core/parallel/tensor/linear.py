@@ -75,6 +75,18 @@ class VocabEmbedding:
 
 
 @dataclass(frozen=True, slots=True)
+class ColumnEmbedding:
+    """`torch.nn.functional.embedding` with the columns of the table cut over the axis: no rank needs another's."""
+
+    axis: Axis
+    sequence: bool
+
+    def __call__(self, indices: Tensor, weight: Tensor) -> Tensor:
+        """[…] to […, columns of this rank]."""
+        return F.embedding(indices, weight)
+
+
+@dataclass(frozen=True, slots=True)
 class SequenceEmbedding:
     """A whole table looked up by this rank's part of the sequence: learned positions."""
 

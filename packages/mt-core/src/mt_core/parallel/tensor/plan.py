@@ -1,7 +1,8 @@
 """How tensor and expert parallelism cut a model: rules by module name, and `apply_plan`, which carries them out.
 
-A module that a rule touches keeps its code; its `op`, the plain function that does its arithmetic, is replaced by the
-function's parallel twin, and its parameters by this rank's part of them.
+A module that a rule touches keeps its code. Its parameters are replaced by this rank's part of them, and its `op`, the
+plain function that does its arithmetic, by the parallel implementation that `PARALLEL_OPS` has for it. A cut without
+one is refused: nothing would put the parts of the result together.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -17,7 +18,14 @@ from mt_core.distributed.mesh import Axis, part_of
 from mt_core.errors import Problem, raise_if
 from mt_core.parallel.expert.dispatcher import ExpertDispatch, dispatch
 from mt_core.parallel.tensor.cross_entropy import VocabCrossEntropy, linear_cross_entropy
-from mt_core.parallel.tensor.linear import ColumnLinear, RowLinear, SequenceEmbedding, VocabEmbedding, VocabLinear
+from mt_core.parallel.tensor.linear import (
+    ColumnEmbedding,
+    ColumnLinear,
+    RowLinear,
+    SequenceEmbedding,
+    VocabEmbedding,
+    VocabLinear,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,16 +77,28 @@ Rule = Column | Row | Vocab | Replicate | Sequence | Heads | Expert
 Plan = Mapping[str, Rule]
 """Patterns of module names (`fnmatch`), each with a rule; every module with parameters matches exactly one."""
 
-TWINS: Mapping[tuple[type, Any], Callable[[Axis, bool], Any]] = {
+
+def used_elsewhere() -> None:
+    """The `op` of a module that only stores weights, such as the rows of an output head: another module's op computes
+    with them, and that one has the parallel implementation."""
+
+
+PARALLEL_OPS: Mapping[tuple[type, Any], Callable[[Axis, bool], Any]] = {
     (Column, F.linear): ColumnLinear,
+    (Column, F.embedding): ColumnEmbedding,
     (Row, F.linear): RowLinear,
     (Vocab, F.linear): VocabLinear,
     (Vocab, F.embedding): VocabEmbedding,
     (Vocab, linear_cross_entropy): VocabCrossEntropy,
     (Sequence, F.embedding): SequenceEmbedding,
-    (Expert, dispatch): lambda axis, _: ExpertDispatch(axis),  # each rank of a sequence's part sends its own tokens
+    (Expert, dispatch): lambda axis, _: ExpertDispatch(
+        axis
+    ),  # with sequence parallelism each rank sends its own tokens
+    (Vocab, used_elsewhere): lambda axis, _: used_elsewhere,
+    (Expert, used_elsewhere): lambda axis, _: used_elsewhere,
 }
-"""The parallel form of a plain function under a rule."""
+"""What makes, of an axis and of whether there is sequence parallelism, the parallel implementation of a module's `op`
+under a rule."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +137,8 @@ def apply_plan(
     for name, module in modules.items():
         (rule,) = rules[name]
         over = axes[cut_axis(rule)]
-        if over.size > 1 and (twin := TWINS.get((type(rule), getattr(module, "op", None)))):
-            module.op = twin(over, sequence)
+        if over.size > 1 and (parallel_op := _parallel_op(rule, module)):
+            module.op = parallel_op(over, sequence)
         for leaf, parameter in module.named_parameters(recurse=False):
             _cut(parameter, cut_dim(rule, leaf), over)
             place = _placement(parameter, leaf, rule, axis, neighbours, sequence=sequence)
@@ -143,12 +163,19 @@ def cut_axis(rule: Rule) -> str:
     return "expert" if isinstance(rule, Expert) else "tensor"
 
 
+def _parallel_op(rule: Rule, module: nn.Module) -> Callable[[Axis, bool], Any] | None:
+    op = getattr(module, "op", None)
+    return next((make for (kind, plain), make in PARALLEL_OPS.items() if kind is type(rule) and plain is op), None)
+
+
 def _problems(
     modules: Mapping[str, nn.Module], plan: Plan, rules: Mapping[str, list[Rule]], sizes: Mapping[str, int]
 ) -> Iterator[Problem]:
-    for name, found in rules.items():
-        if len(found) != 1:
-            yield Problem(f"plan of {name!r}", f"{len(found)} rules match: {found}", "exactly one rule for each module")
+    for name, matching in rules.items():
+        if len(matching) != 1:
+            yield Problem(
+                f"plan of {name!r}", f"{len(matching)} rules match: {matching}", "exactly one rule for each module"
+            )
     for pattern in plan:
         if not any(fnmatchcase(name, pattern) for name in modules):
             yield Problem(f"plan rule {pattern!r}", "matches no module", "rules for modules of this model")
@@ -157,6 +184,28 @@ def _problems(
             for dim, axis in {(cut_dim(rule, leaf), cut_axis(rule)) for rule in rules[name]}:
                 if dim is not None and (length := parameter.shape[dim]) % (size := sizes[axis]):
                     yield Problem(f"{name}.{leaf}", f"dim {dim} is {length}", f"multiples of parallel.{axis} = {size}")
+    for name, module in modules.items():
+        yield from _op_problems(name, module, rules[name], sizes)
+
+
+def _op_problems(name: str, module: nn.Module, rules: list[Rule], sizes: Mapping[str, int]) -> Iterator[Problem]:
+    """A cut that no parallel implementation follows, which would give wrong results without an error."""
+    for rule in rules:
+        cuts = isinstance(rule, Column | Row | Vocab | Expert) and sizes[cut_axis(rule)] > 1
+        if not cuts or _parallel_op(rule, module) is not None:
+            continue
+        kind, op = type(rule).__name__, getattr(module, "op", None)
+        reason = "the module has no op" if op is None else f"its op {_op_name(op)} has no parallel implementation"
+        known = ", ".join(_op_name(plain) for rule_type, plain in PARALLEL_OPS if rule_type is type(rule))
+        yield Problem(
+            f"plan of {name!r}",
+            f"{kind} cuts the module, but {reason}",
+            f"ops allowed under {kind}: {known}; or leave the module whole with Replicate",
+        )
+
+
+def _op_name(op: Any) -> str:
+    return getattr(op, "__name__", type(op).__name__)
 
 
 def _cut(parameter: nn.Parameter, dim: int | None, axis: Axis) -> None:

@@ -11,20 +11,20 @@ from typing import Protocol
 import numpy as np
 
 from mt_core.contracts import Dataset
-from mt_data.blending.build import Parts, Portion, Splits, Wanted, mix
-from mt_data.config import GPTData, Stream
-from mt_data.datasets.gpt.indices import Indices, Request, build_indices
-from mt_data.datasets.packing import positions, segment_ids
+from mt_data.blending.build import DatasetReader, SplitPart, Splits, SplitSizes, blend_splits
+from mt_data.config import GPTData, TokenStream
+from mt_data.datasets.gpt.indices import IndexRequest, SampleIndices, build_indices
+from mt_data.datasets.packing import make_position_ids, make_segment_ids
 from mt_data.indexed.cache import IndexCache, content_key
 from mt_data.indexed.reader import IndexedReader
-from mt_data.tokenizers.base import pad_id
+from mt_data.tokenizers.base import get_pad_id
 
-NAMES = ("document", "sample", "shuffle")
+INDEX_NAMES = ("document", "sample", "shuffle")
 INDEX_VERSION = 2
 """Goes into the cache's keys; to be raised when the indexes of a request change."""
 
 
-class Sequences(Protocol):
+class TokenSequences(Protocol):
     """Where tokens come from: an `IndexedReader`, or the mock corpus."""
 
     lengths: np.ndarray
@@ -36,7 +36,7 @@ class Sequences(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class GPTSampleOptions:
     """What a sample says about the documents in it; those that are off add nothing to it."""
 
     eod: int = -1
@@ -48,20 +48,24 @@ class Options:
     reset_position_ids: bool = False
     """Add `position_ids`."""
     reset_attention_mask: bool = False
-    """Add `segment_ids`, which change behind every end of document."""
+    """Add `make_segment_ids`, which change behind every end of document."""
     inter_document_masking: bool = False
-    """Add `segment_ids`, a number for each document, and `position_ids`."""
+    """Add `make_segment_ids`, a number for each document, and `position_ids`."""
 
 
 class GPTDataset:
-    """Sample i of a split, cut from the stream that `Indices` describes."""
+    """Sample i of a split, cut from the stream that `SampleIndices` describes."""
 
     def __init__(
-        self, sequences: Sequences, indices: Indices, request: Request, options: Options | None = None
+        self,
+        sequences: TokenSequences,
+        indices: SampleIndices,
+        request: IndexRequest,
+        options: GPTSampleOptions | None = None,
     ) -> None:
         self._sequences, self._indices = sequences, indices
         self._seq_length, self._extra = request.seq_length, request.extra
-        self._options = options or Options()
+        self._options = options or GPTSampleOptions()
 
     def __len__(self) -> int:
         return len(self._indices.shuffle)
@@ -71,13 +75,13 @@ class GPTDataset:
 
         The mask is 0 where the label is padding, as behind the end of a partial last sample, and where an option says.
         """
-        pieces = self.pieces(index)
+        pieces = self.read_pieces(index)
         text = np.full(self._seq_length + self._extra, self._options.pad, np.int64)
         drawn = np.concatenate(pieces)
         text[: len(drawn)] = drawn
-        return self.item(text, [len(piece) for piece in pieces])
+        return self.make_sample(text, [len(piece) for piece in pieces])
 
-    def item(self, text: np.ndarray, lengths: list[int]) -> Mapping[str, np.ndarray | np.generic]:
+    def make_sample(self, text: np.ndarray, lengths: list[int]) -> Mapping[str, np.ndarray | np.generic]:
         """The sample that a text of L tokens and the extra one is, its documents being of the given lengths."""
         options = self._options
         if self._extra:
@@ -94,7 +98,7 @@ class GPTDataset:
             tokens = np.where(tokens == options.pad, 0, tokens)
         return {"tokens": tokens, "labels": labels, "loss_mask": loss_mask, **extras}
 
-    def pieces(self, index: int) -> list[np.ndarray]:
+    def read_pieces(self, index: int) -> list[np.ndarray]:
         """The tokens of a sample and the extra one, from as many sequences as it takes."""
         row, extra, document = int(self._indices.shuffle[index]), self._extra, self._indices.document
         (first, start), (last, stop) = self._indices.sample[row].tolist(), self._indices.sample[row + 1].tolist()
@@ -110,33 +114,41 @@ class GPTDataset:
             segment = np.zeros(len(tokens), np.int64)
             np.cumsum(tokens[:-1] == options.eod, out=segment[1:])
             if options.reset_position_ids:
-                extras["position_ids"] = positions(np.bincount(segment))
+                extras["position_ids"] = make_position_ids(np.bincount(segment))
             if options.reset_attention_mask:
                 extras["segment_ids"] = segment
         if options.inter_document_masking:
             parts = np.array([*lengths[:-1], lengths[-1] - self._extra])
             parts = parts[parts > 0]
             parts[-1] += self._seq_length - parts.sum()
-            extras |= {"position_ids": positions(parts), "segment_ids": segment_ids(parts, self._seq_length)}
+            extras |= {
+                "position_ids": make_position_ids(parts),
+                "segment_ids": make_segment_ids(parts, self._seq_length),
+            }
         return extras
 
 
-def gpt_dataset(
-    sequences: Sequences, request: Request, cache: IndexCache, options: Options | None = None
+def build_gpt_dataset(
+    sequences: TokenSequences, request: IndexRequest, cache: IndexCache, options: GPTSampleOptions | None = None
 ) -> GPTDataset:
     """The dataset of a request, its indexes from the cache."""
 
-    def build() -> dict[str, np.ndarray]:
+    def build_arrays() -> dict[str, np.ndarray]:
         built = build_indices(sequences.lengths, request)
-        return {name: getattr(built, name) for name in NAMES}
+        return {name: getattr(built, name) for name in INDEX_NAMES}
 
     used = sequences.lengths[request.sequences.start : request.sequences.stop]
-    arrays = cache.arrays(content_key("gpt", INDEX_VERSION, repr(request), used), NAMES, build)
-    return GPTDataset(sequences, Indices(*arrays), request, options)
+    arrays = cache.get_arrays(content_key("gpt", INDEX_VERSION, repr(request), used), INDEX_NAMES, build_arrays)
+    return GPTDataset(sequences, SampleIndices(*arrays), request, options)
 
 
 def build_splits(
-    config: GPTData, *, samples: tuple[Wanted, Wanted, Wanted], seed: int, cache_dir: Path, builder: bool = True
+    config: GPTData,
+    *,
+    samples: SplitSizes,
+    seed: int,
+    cache_dir: Path,
+    builder: bool = True,
 ) -> Splits:
     """The three datasets. Of each the samples wanted: 0 for no dataset, None for one epoch of what there is.
 
@@ -144,19 +156,21 @@ def build_splits(
     for its files. A dataset may be a little longer than asked for.
     """
     cache = IndexCache(cache_dir, builder)
-    found: list[Options] = []
+    found: list[GPTSampleOptions] = []
 
-    def build(reader: IndexedReader, portion: Portion) -> Dataset:
+    def build_dataset(reader: IndexedReader, portion: SplitPart) -> Dataset:
         if not found:
-            found.append(options(config))
-        return gpt_dataset(reader, request(config, portion, seed), cache, found[0])
+            found.append(make_sample_options(config))
+        return build_gpt_dataset(reader, make_index_request(config, portion, seed), cache, found[0])
 
-    return mix(config, Parts(IndexedReader, len, build, "sequences"), samples=samples, cache=cache)
+    return blend_splits(
+        config, DatasetReader(IndexedReader, len, build_dataset, "sequences"), samples=samples, cache=cache
+    )
 
 
-def request(config: GPTData, portion: Portion, seed: int) -> Request:
+def make_index_request(config: GPTData, portion: SplitPart, seed: int) -> IndexRequest:
     """The indexes that a portion of a corpus needs."""
-    return Request(
+    return IndexRequest(
         portion.elements,
         portion.samples,
         config.seq_length,
@@ -166,13 +180,13 @@ def request(config: GPTData, portion: Portion, seed: int) -> Request:
     )
 
 
-def options(config: Stream) -> Options:
+def make_sample_options(config: TokenStream) -> GPTSampleOptions:
     """What the samples of a section say about documents, with the tokenizer's ids."""
     eod = pad = -1
     if config.tokenizer is not None:
-        from mt_data.tokenizers import build
+        from mt_data.tokenizers import build_tokenizer
 
-        tokenizer = build(config.tokenizer)
-        eod, pad = tokenizer.eod, pad_id(tokenizer)
+        tokenizer = build_tokenizer(config.tokenizer)
+        eod, pad = tokenizer.eod, get_pad_id(tokenizer)
     names = ("eod_mask_loss", "reset_position_ids", "reset_attention_mask", "inter_document_masking")
-    return Options(eod, pad, **{name: getattr(config, name, False) for name in names})
+    return GPTSampleOptions(eod, pad, **{name: getattr(config, name, False) for name in names})

@@ -10,7 +10,7 @@ import numpy as np
 
 from mt_core.errors import MtError
 
-EXTRA = 1
+EXTRA_TOKENS = 1
 """A sample draws L + 1 tokens: labels are the tokens shifted by one."""
 ROWS = 1 << 20
 """Rows of the sample index that are made at a time."""
@@ -19,7 +19,7 @@ LAST_EPOCH_SHARE = 0.80
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class IndexRequest:
     """What determines the three indexes, apart from the sequences' lengths."""
 
     sequences: range
@@ -31,12 +31,12 @@ class Request:
     seed: int
     keep_partial: bool = False
     """Keep the last sample although the stream ends inside it."""
-    extra: int = EXTRA
+    extra: int = EXTRA_TOKENS
     """Tokens that a sample draws beyond L; 0: the last has no label."""
 
 
 @dataclass(frozen=True, slots=True)
-class Indices:
+class SampleIndices:
     """The three index arrays; n is the number of samples."""
 
     document: np.ndarray
@@ -48,7 +48,7 @@ class Indices:
 
 
 @dataclass(frozen=True, slots=True)
-class Epochs:
+class EpochCounts:
     """How often the split's sequences go into the stream."""
 
     count: int
@@ -57,35 +57,35 @@ class Epochs:
     samples_before_last: int
 
 
-def build_indices(lengths: np.ndarray, request: Request) -> Indices:
+def build_indices(lengths: np.ndarray, request: IndexRequest) -> SampleIndices:
     """The indexes for a request; `lengths` int [S] are the tokens of every sequence in the file."""
     used = lengths[request.sequences.start : request.sequences.stop]
     tokens = int(used.sum(dtype=np.int64))
     epochs = plan_epochs(tokens, request)
     random = np.random.RandomState(request.seed)
-    document = _document_index(request.sequences, epochs, random)
-    sample = sample_index(lengths, document, request)
-    return Indices(document, sample, _shuffle_index(len(sample) - 1, epochs, random))
+    document = _build_document_index(request.sequences, epochs, random)
+    sample = build_sample_index(lengths, document, request)
+    return SampleIndices(document, sample, _build_shuffle_index(len(sample) - 1, epochs, random))
 
 
-def plan_epochs(tokens: int, request: Request) -> Epochs:
+def plan_epochs(tokens: int, request: IndexRequest) -> EpochCounts:
     """The fewest epochs that give the samples asked for, and whether the last is shuffled separately."""
     if tokens == 0:
         raise MtError(
             "data.split", f"{len(request.sequences)} sequences without tokens give no samples", "choose another split"
         )
     if request.samples is None:
-        return Epochs(1, separate_last=False, samples_before_last=0)
+        return EpochCounts(1, separate_last=False, samples_before_last=0)
     length, extra = request.seq_length, request.extra
     count = max(1, -(-(request.samples * length + extra) // tokens))
     before = ((count - 1) * tokens - extra) // length
     per_epoch = (tokens - extra) // length
     from_last = request.samples - before
     assert count == 1 or 0 <= from_last <= per_epoch + 1
-    return Epochs(count, count > 1 and from_last < int(LAST_EPOCH_SHARE * per_epoch), before)
+    return EpochCounts(count, count > 1 and from_last < int(LAST_EPOCH_SHARE * per_epoch), before)
 
 
-def _document_index(sequences: range, epochs: Epochs, random: np.random.RandomState) -> np.ndarray:
+def _build_document_index(sequences: range, epochs: EpochCounts, random: np.random.RandomState) -> np.ndarray:
     one = np.arange(sequences.start, sequences.stop, dtype=np.int32)
     parts = [epochs.count - 1, 1] if epochs.separate_last else [epochs.count]
     documents = [np.tile(one, part) for part in parts]
@@ -94,7 +94,7 @@ def _document_index(sequences: range, epochs: Epochs, random: np.random.RandomSt
     return np.concatenate(documents)
 
 
-def sample_index(lengths: np.ndarray, document: np.ndarray, request: Request) -> np.ndarray:
+def build_sample_index(lengths: np.ndarray, document: np.ndarray, request: IndexRequest) -> np.ndarray:
     """Row k is the first sequence that ends beyond token k · L of the stream; without an extra token, at it or beyond.
 
     A partial last sample ends at the stream's last token; Megatron rounds its count in float32, which is wrong beyond
@@ -115,7 +115,7 @@ def sample_index(lengths: np.ndarray, document: np.ndarray, request: Request) ->
     return rows
 
 
-def _shuffle_index(count: int, epochs: Epochs, random: np.random.RandomState) -> np.ndarray:
+def _build_shuffle_index(count: int, epochs: EpochCounts, random: np.random.RandomState) -> np.ndarray:
     index = np.arange(count, dtype=np.uint32 if count < np.iinfo(np.uint32).max - 1 else np.int64)
     first = epochs.samples_before_last if epochs.separate_last else count
     random.shuffle(index[:first])

@@ -8,11 +8,11 @@ import numpy as np
 
 from mt_core.contracts import Dataset
 from mt_core.errors import MtError
-from mt_data.blending.build import Parts, Portion, Splits, Wanted, mix
-from mt_data.config import Masking
+from mt_data.blending.build import DatasetReader, NumSamples, SplitPart, Splits, SplitSizes, blend_splits
+from mt_data.config import MaskedData
 from mt_data.config.split import SPLITS
-from mt_data.datasets.masking.mask import Hiding
-from mt_data.datasets.masking.sentence_mapping import Gathering, Sentences, sentence_mapping
+from mt_data.datasets.masking.mask import MaskingConfig
+from mt_data.datasets.masking.sentence_mapping import Sentences, SentenceSampling, build_sentence_mapping
 from mt_data.indexed.cache import IndexCache, content_key
 from mt_data.indexed.reader import IndexedReader
 
@@ -21,7 +21,7 @@ MAPPING_VERSION = 1
 
 
 @dataclass(frozen=True, slots=True)
-class Samples:
+class SentenceSamples:
     """The sentences of each sample."""
 
     reader: IndexedReader
@@ -32,47 +32,50 @@ class Samples:
     def __len__(self) -> int:
         return len(self.mapping)
 
-    def sentences(self, index: int) -> tuple[list[list[int]], int]:
+    def read_sentences(self, index: int) -> tuple[list[list[int]], int]:
         """Token ids of the sample's sentences, and the length that it was to have."""
         first, behind, target = self.mapping[index].tolist()
         return [self.reader.get(sentence).tolist() for sentence in range(first, behind)], target
 
-    def random(self, index: int) -> np.random.RandomState:
+    def random_state(self, index: int) -> np.random.RandomState:
         """The generator of a sample: its draws depend on nothing but the seed and its number."""
         return np.random.RandomState((self.seed + index) % 2**32)
 
 
-def build_masked(
-    config: Masking,
-    make: Callable[[Samples], Dataset],
-    gathering: Callable[[Wanted], Gathering],
+def build_masked_splits(
+    config: MaskedData,
+    make: Callable[[SentenceSamples], Dataset],
+    make_sampling: Callable[[NumSamples], SentenceSampling],
     *,
-    samples: tuple[Wanted, Wanted, Wanted],
+    samples: SplitSizes,
     cache: IndexCache,
 ) -> Splits:
     """The three datasets, each made of the samples that its gathering gives."""
 
-    def build(reader: IndexedReader, portion: Portion) -> Dataset:
-        wanted = gathering(portion.samples)
+    def build(reader: IndexedReader, portion: SplitPart) -> Dataset:
+        sampling = make_sampling(portion.samples)
         bounds = np.asarray(reader.documents[portion.elements.start : portion.elements.stop + 1])
-        key = content_key("sentences", MAPPING_VERSION, repr(wanted), reader.lengths, bounds)
+        key = content_key("sentences", MAPPING_VERSION, repr(sampling), reader.lengths, bounds)
         sentences = Sentences(np.asarray(reader.lengths), bounds)
-        (mapping,) = cache.arrays(key, ("mapping",), lambda: {"mapping": sentence_mapping(sentences, wanted)})
+        (mapping,) = cache.get_arrays(
+            key, ("mapping",), lambda: {"mapping": build_sentence_mapping(sentences, sampling)}
+        )
         if not len(mapping):
             raise MtError(
                 f"the {SPLITS[portion.split]} split of {reader.prefix}",
-                f"gives no samples: {len(portion.elements)} documents without {wanted.min_sentences} usable sentences",
+                f"gives no samples: {len(portion.elements)} documents "
+                f"without {sampling.min_sentences} usable sentences",
                 "documents split into sentences: mt data preprocess --split-sentences",
             )
-        return make(Samples(reader, mapping, wanted.seed))
+        return make(SentenceSamples(reader, mapping, sampling.seed))
 
-    parts = Parts(IndexedReader, lambda reader: reader.document_count, build, "documents")
-    return mix(config, parts, samples=samples, cache=cache)
+    parts = DatasetReader(IndexedReader, lambda reader: reader.document_count, build, "documents")
+    return blend_splits(config, parts, samples=samples, cache=cache)
 
 
-def hiding(config: Masking) -> Hiding:
+def masking_config(config: MaskedData) -> MaskingConfig:
     """How a section hides words."""
-    return Hiding(
+    return MaskingConfig(
         mask_prob=config.mask_prob,
         max_ngram=config.max_ngram,
         full_words=config.full_words,
@@ -82,12 +85,12 @@ def hiding(config: Masking) -> Hiding:
     )
 
 
-def flat(sentences: Sequence[list[int]]) -> list[int]:
+def flatten(sentences: Sequence[list[int]]) -> list[int]:
     """The tokens of all sentences."""
     return list(chain.from_iterable(sentences))
 
 
-def padded(values: list[int], length: int, filler: int) -> np.ndarray:
+def pad_to_length(values: list[int], length: int, filler: int) -> np.ndarray:
     """The values, filled up to a length, int64."""
     array = np.full(length, filler, np.int64)
     array[: len(values)] = values

@@ -16,7 +16,7 @@ Word = list[int]
 
 
 @dataclass(frozen=True)
-class Hiding:
+class MaskingConfig:
     """How much is hidden, and in which pieces; the fields are those of a `Masking` section."""
 
     mask_prob: float
@@ -41,7 +41,7 @@ class Hiding:
 
 
 @dataclass(frozen=True, slots=True)
-class Pieces:
+class WordPieceGroups:
     """What a vocabulary says about the words of a sample."""
 
     boundaries: frozenset[int]
@@ -50,13 +50,13 @@ class Pieces:
     """Ids that go on with the word before them, `##ing`."""
 
     @classmethod
-    def of(cls, tokenizer: Any) -> "Pieces":
+    def from_tokenizer(cls, tokenizer: Any) -> "WordPieceGroups":
         """The pieces of a tokenizer's vocabulary."""
         roles = (getattr(tokenizer, role, None) for role in ("cls", "sep"))
         continuations = (number for token, number in tokenizer.vocabulary().items() if token.startswith("##"))
         return cls(frozenset(role for role in roles if role is not None), frozenset(continuations))
 
-    def words(self, tokens: list[int], *, full_words: bool) -> list[Word]:
+    def group_words(self, tokens: list[int], *, full_words: bool) -> list[Word]:
         """Positions of the tokens of each word."""
         words: list[Word] = []
         for position, token in enumerate(tokens):
@@ -70,7 +70,7 @@ class Pieces:
 
 
 @dataclass
-class Hidden:
+class MaskedTokens:
     """A sample with hidden tokens."""
 
     tokens: list[int]
@@ -81,40 +81,40 @@ class Hidden:
     """Runs of hidden tokens, as positions, first to last."""
 
 
-def hide(
+def mask_tokens(
     tokens: list[int],
     words: list[Word],
     target: int,
-    hiding: Hiding,
+    masking: MaskingConfig,
     *,
     random: np.random.RandomState,
     replace: Callable[[int, np.random.RandomState], int],
     lengths_random: np.random.RandomState,
-) -> Hidden:
+) -> MaskedTokens:
     """Hide words of a sample that was to have `target` tokens; `replace` gives what stands for a hidden token.
 
     With `permute`, as many tokens again change places; the lengths of their runs come from `lengths_random` (Megatron
     takes its process's global generator, so that its samples depend on what else the process has drawn).
     """
-    budget = min(hiding.mask_prob * target, max(1, round(hiding.mask_prob * len(tokens))))
-    hidden = Hidden(list(tokens))
+    budget = min(masking.mask_prob * target, max(1, round(masking.mask_prob * len(tokens))))
+    hidden = MaskedTokens(list(tokens))
     order = list(range(len(words)))
     random.shuffle(order)
     taken: set[int] = set()
-    for run in _runs(words, order, budget, taken, lambda: hiding.draw_ngram(random)):
+    for run in _choose_runs(words, order, budget, taken, lambda: masking.draw_ngram(random)):
         for position in run:
             hidden.labels[position] = tokens[position]
             hidden.tokens[position] = replace(tokens[position], random)
         hidden.spans.append(run)
     random.shuffle(order)
-    if hiding.permute:
-        runs = _runs(words, order, budget, taken, lambda: hiding.draw_ngram(lengths_random))
+    if masking.permute:
+        runs = _choose_runs(words, order, budget, taken, lambda: masking.draw_ngram(lengths_random))
         _permute(hidden, sorted(position for run in runs for position in run), random)
     hidden.spans.sort(key=lambda run: run[0])
     return hidden
 
 
-def _runs(
+def _choose_runs(
     words: list[Word], order: list[int], budget: float, taken: set[int], draw: Callable[[], int]
 ) -> Iterator[Word]:
     """Runs of words that fit into the budget and overlap nothing in `taken`, which they are added to."""
@@ -132,7 +132,7 @@ def _runs(
             yield run
 
 
-def _permute(hidden: Hidden, positions: list[int], random: np.random.RandomState) -> None:
+def _permute(hidden: MaskedTokens, positions: list[int], random: np.random.RandomState) -> None:
     partners = list(positions)
     random.shuffle(partners)
     before = list(hidden.tokens)

@@ -15,23 +15,23 @@ ONE = np.uint64(1)
 BLOCK = 1 << 16
 
 
-def numbers_32(seed: int) -> Iterator[int]:
+def draw_mt19937(seed: int) -> Iterator[int]:
     """What `std::mt19937(seed)` draws, without end."""
     random = np.random.RandomState(seed & 0xFFFFFFFF)
     while True:
         yield from random._bit_generator.random_raw(BLOCK).tolist()  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def numbers_64(seed: int, count: int) -> np.ndarray:
+def draw_mt19937_64(seed: int, count: int) -> np.ndarray:
     """The first `count` numbers that `std::mt19937_64(seed)` draws, uint64."""
-    state, blocks = _seeded(seed), []
+    state, blocks = _seed_state(seed), []
     for _ in range(-(-count // WORDS)):
         _twist(state)
         blocks.append(state.copy())
     return _temper(np.concatenate(blocks)[:count] if blocks else np.zeros(0, np.uint64))
 
 
-def _seeded(seed: int) -> np.ndarray:
+def _seed_state(seed: int) -> np.ndarray:
     words = [seed % 2**64]
     for i in range(1, WORDS):
         words.append((MULTIPLIER * (words[-1] ^ words[-1] >> 62) + i) % 2**64)

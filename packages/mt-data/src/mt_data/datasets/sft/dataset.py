@@ -14,20 +14,27 @@ import numpy as np
 
 from mt_core.contracts import Dataset, Tokenizer
 from mt_core.errors import MtError
-from mt_data.blending.build import Parts, Portion, Splits, Wanted, mix
+from mt_data.blending.build import DatasetReader, SplitPart, Splits, SplitSizes, blend_splits
 from mt_data.config import SFTData
-from mt_data.datasets.packing import positions, segment_ids
-from mt_data.datasets.sft.prompt import IGNORED, Message, PromptFormat, check_format, conversations, encode_conversation
+from mt_data.datasets.packing import make_position_ids, make_segment_ids
+from mt_data.datasets.sft.prompt import (
+    IGNORED,
+    Message,
+    PromptFormat,
+    encode_conversation,
+    get_prompt_format,
+    split_conversations,
+)
 from mt_data.indexed.cache import IndexCache
 
 NEWLINE, SCAN_BYTES = ord("\n"), 1 << 24
-ALLOWED = 'an object with "messages": [{"role": …, "content": …}, …]'
-Encoded = tuple[list[int], list[int]]
+LINE_FORM = 'an object with "messages": [{"role": …, "content": …}, …]'
+EncodedConversation = tuple[list[int], list[int]]
 """Tokens and targets of a conversation."""
 
 
 @dataclass(frozen=True)
-class Lines:
+class ConversationFile:
     """The lines of a file, found once and read when asked for; a copy in another process finds them again."""
 
     path: str
@@ -46,7 +53,7 @@ class Lines:
     def __len__(self) -> int:
         return len(self.starts) - 1
 
-    def messages(self, number: int) -> list[Message]:
+    def read_messages(self, number: int) -> list[Message]:
         """The messages of a line."""
         start, stop = self.starts[number : number + 2].tolist()
         with Path(self.path).open("rb") as file:
@@ -55,21 +62,21 @@ class Lines:
         try:
             found = json.loads(text)["messages"]
         except (ValueError, KeyError, TypeError) as err:
-            raise MtError(self.where(number), f"holds no messages ({err!r})", ALLOWED) from err
+            raise MtError(self.describe(number), f"holds no messages ({err!r})", LINE_FORM) from err
         if not isinstance(found, list) or not found or not all(isinstance(message, dict) for message in found):
-            raise MtError(self.where(number), "holds no list of messages", ALLOWED)
+            raise MtError(self.describe(number), "holds no list of messages", LINE_FORM)
         return found
 
-    def where(self, number: int) -> str:
+    def describe(self, number: int) -> str:
         """A line as messages name it; empty lines are not counted."""
         return f"{self.path}, conversation line {number + 1}"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Lines, (self.path,)
+        return ConversationFile, (self.path,)
 
 
 @dataclass(frozen=True, slots=True)
-class Chat:
+class ChatEncoding:
     """How conversations become samples."""
 
     tokenizer: Tokenizer
@@ -83,56 +90,66 @@ class Chat:
 class SFTDataset:
     """As many samples as are wanted, of the lines of a split in their order."""
 
-    lines: Lines
+    lines: ConversationFile
     elements: range
     samples: int
-    chat: Chat
+    chat: ChatEncoding
 
     def __len__(self) -> int:
         return self.samples
 
     def __getitem__(self, index: int) -> Mapping[str, np.ndarray | np.generic]:
-        """What `mt_data.datasets.sft.dataset.pack` makes of a line's conversations."""
+        """What `mt_data.datasets.sft.dataset.pack_conversations` makes of a line's conversations."""
         if not 0 <= index < self.samples:
             raise IndexError(index)
         number, chat = self.elements[index % len(self.elements)], self.chat
-        found = conversations(self.lines.messages(number), self.lines.where(number))
-        encoded = (encode_conversation(one, chat.tokenizer, chat.prompt) for one in found)
-        return pack(encoded, seq_length=chat.seq_length, pad=chat.pad, multiple=chat.multiple)
+        conversations = split_conversations(self.lines.read_messages(number), self.lines.describe(number))
+        encoded = (encode_conversation(conversation, chat.tokenizer, chat.prompt) for conversation in conversations)
+        return pack_conversations(encoded, seq_length=chat.seq_length, pad=chat.pad, multiple=chat.multiple)
 
 
 def build_splits(
-    config: SFTData, *, samples: tuple[Wanted, Wanted, Wanted], seed: int, cache_dir: Path, builder: bool = True
+    config: SFTData,
+    *,
+    samples: SplitSizes,
+    seed: int,
+    cache_dir: Path,
+    builder: bool = True,
 ) -> Splits:
     """The three datasets of a section; shares of the split are of lines, and nothing is random."""
     del seed
-    made: list[Chat] = []
+    made: list[ChatEncoding] = []
 
-    def build(lines: Lines, portion: Portion) -> Dataset:
+    def build_dataset(lines: ConversationFile, portion: SplitPart) -> Dataset:
         if not made:
-            made.append(_chat(config))
+            made.append(_make_chat_encoding(config))
         count = len(portion.elements) if portion.samples is None else portion.samples
         return SFTDataset(lines, portion.elements, count, made[0])
 
-    return mix(config, Parts(Lines, len, build, "lines"), samples=samples, cache=IndexCache(cache_dir, builder))
+    return blend_splits(
+        config,
+        DatasetReader(ConversationFile, len, build_dataset, "lines"),
+        samples=samples,
+        cache=IndexCache(cache_dir, builder),
+    )
 
 
-def _chat(config: SFTData) -> Chat:
-    from mt_data.tokenizers import build
+def _make_chat_encoding(config: SFTData) -> ChatEncoding:
+    from mt_data.tokenizers import build_tokenizer
 
     assert config.tokenizer is not None, "data_problems asks for one"
-    tokenizer = build(config.tokenizer)
+    tokenizer = build_tokenizer(config.tokenizer)
     pad = getattr(tokenizer, "pad", tokenizer.eod)
-    prompt = check_format(config.prompt_format, tokenizer)
-    return Chat(tokenizer, prompt, config.seq_length, pad, config.conversation_multiple)
+    prompt = get_prompt_format(config.prompt_format, tokenizer)
+    return ChatEncoding(tokenizer, prompt, config.seq_length, pad, config.conversation_multiple)
 
 
-def pack(
-    conversations: Iterable[Encoded], *, seq_length: int, pad: int, multiple: int = 1
+def pack_conversations(
+    conversations: Iterable[EncodedConversation], *, seq_length: int, pad: int, multiple: int = 1
 ) -> Mapping[str, np.ndarray | np.generic]:
     """A sample: conversations until it is full, the last cut off, or else filled up.
 
-    Each is filled up to a `multiple` of tokens. Returns `tokens`, `labels`, `position_ids` and `segment_ids` int64 [L],
+    Each is filled up to a `multiple` of tokens. Returns int64 [L] `tokens`, `labels`, `position_ids` and `segment_ids`,
     the labels with padding and −100 where `loss_mask` float32 [L] is 0; a segment is a conversation.
     """
     tokens, targets, ends = [], [], [0]
@@ -152,6 +169,6 @@ def pack(
         "tokens": text[:-1],
         "labels": labels[1:],
         "loss_mask": learnt.astype(np.float32),
-        "position_ids": positions(lengths),
-        "segment_ids": segment_ids(lengths, seq_length),
+        "position_ids": make_position_ids(lengths),
+        "segment_ids": make_segment_ids(lengths, seq_length),
     }

@@ -37,7 +37,7 @@ FORMATS = {
 }
 
 
-def check_format(name: str, tokenizer: Tokenizer) -> PromptFormat:
+def get_prompt_format(name: str, tokenizer: Tokenizer) -> PromptFormat:
     """The format of a name; an `MtError` if the tokenizer does not know its special tokens."""
     prompt = FORMATS[name]
     if len(tokenizer.encode(prompt.marker)) != 1:
@@ -47,7 +47,7 @@ def check_format(name: str, tokenizer: Tokenizer) -> PromptFormat:
     return prompt
 
 
-def conversations(messages: Sequence[Message], where: str) -> list[list[Message]]:
+def split_conversations(messages: Sequence[Message], where: str) -> list[list[Message]]:
     """Messages of one line, cut before each system message; wrong ones are an `MtError`."""
     found: list[list[Message]] = []
     for number, message in enumerate(messages, start=1):

@@ -1,6 +1,6 @@
 """Writes docs/reference/configuration.md from the configuration's own types and docstrings.
 
-usage: python docs/configuration_reference.py
+usage: python tools/docs/configuration_reference.py
 """
 
 import math
@@ -17,12 +17,12 @@ from mt_core.config.loading import model_config
 from mt_core.config.sections import Section
 from mt_core.plugins import components
 
-PAGE = Path(__file__).parent / "reference" / "configuration.md"
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "configuration.md"
 BOUNDS = {Ge: ("ge", "≥"), Gt: ("gt", ">"), Lt: ("lt", "<")}
 NAMES = {int: "integer", float: "number", str: "string", bool: "true or false"}
 INTRO = """# Configuration
 
-<!-- Written by docs/configuration_reference.py; a test compares. -->
+<!-- Written by tools/docs/configuration_reference.py; a test compares. -->
 
 Every field of a run's TOML file, as `section.field`. [Train](../how-to/train.md) says how files, presets and `--set`
 come together; `mt config show` prints the result, and `mt config schema` this page for programs.
@@ -31,65 +31,68 @@ come together; `mt config show` prints the result, and `mt config schema` this p
 """
 
 
-def page() -> str:
-    """The whole page."""
+def render_page() -> str:
+    """Return the text of the page."""
     tree = run_config_type()
-    lines = [INTRO, *(line for name, field in tree.model_fields.items() for line in section(name, members(field)))]
-    return "\n".join([*lines, *presets()]) + "\n"
+    lines = [
+        INTRO,
+        *(line for name, field in tree.model_fields.items() for line in render_section(name, list_sections(field))),
+    ]
+    return "\n".join([*lines, *render_presets()]) + "\n"
 
 
-def members(field: FieldInfo | Any) -> list[type[Section]]:
-    """The sections that a field may hold."""
+def list_sections(field: FieldInfo | Any) -> list[type[Section]]:
+    """Return the types of section that a field may have."""
     annotation = field.annotation if isinstance(field, FieldInfo) else field
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return [annotation]
-    return [found for part in get_args(annotation) for found in members(part)]
+    return [section for part in get_args(annotation) for section in list_sections(part)]
 
 
-def section(path: str, types: list[type[Section]]) -> Iterator[str]:
-    """A heading and a table for each type that the section at `path` may have, then its own sections."""
+def render_section(path: str, types: list[type[Section]]) -> Iterator[str]:
+    """Yield a heading and a table for each type that the section at `path` may have, then its own sections."""
     for type_ in types:
         kind = type_.model_fields.get("kind")
         yield f"## {path}" + (f' (kind = "{kind.default}")' if kind and len(types) > 1 else "")
         yield f"\n{type_.__doc__}\n"
         yield "| field | value | default | meaning |\n| --- | --- | --- | --- |"
-        yield from (row(path, name, field) for name, field in type_.model_fields.items())
+        yield from (render_row(path, name, field) for name, field in type_.model_fields.items())
         yield ""
         for name, field in type_.model_fields.items():
-            yield from section(f"{path}.{name}", members(field))
+            yield from render_section(f"{path}.{name}", list_sections(field))
 
 
-def row(path: str, name: str, field: FieldInfo) -> str:
-    """One line of a table."""
-    if nested := members(field):
+def render_row(path: str, name: str, field: FieldInfo) -> str:
+    """Return one line of a table."""
+    if nested := list_sections(field):
         kinds = [member.model_fields["kind"].default for member in nested if "kind" in member.model_fields]
         value = "table" + (f" of kind {' or '.join(f'`{kind}`' for kind in kinds)}" if len(kinds) > 1 else "")
     else:
-        value = value_text(field.annotation, field.metadata)
+        value = describe_values(field.annotation, field.metadata)
     meaning = field.description or ("Names this part." if name == "kind" else "")
-    cells = (f"`{path}.{name}`", value, default_text(field), meaning)
+    cells = (f"`{path}.{name}`", value, describe_default(field), meaning)
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 
-def value_text(annotation: Any, metadata: list[Any]) -> str:
-    """Which values a field takes."""
+def describe_values(annotation: Any, metadata: list[Any]) -> str:
+    """Describe the values that a field takes."""
     if get_origin(annotation) is Literal:
         return ", ".join(f"`{value}`" for value in get_args(annotation))
     if get_origin(annotation) is tuple:
-        inner = value_text(get_args(annotation)[0], [])
+        inner = describe_values(get_args(annotation)[0], [])
         return "list of strings" if inner == "string" else f"list of {inner}"
     if hasattr(annotation, "__metadata__"):  # Annotated inside an optional field
-        return value_text(annotation.__origin__, list(annotation.__metadata__))
+        return describe_values(annotation.__origin__, list(annotation.__metadata__))
     if parts := [part for part in get_args(annotation) if part is not type(None)]:
-        return value_text(parts[0], metadata)
+        return describe_values(parts[0], metadata)
     bounds = [
         f"{sign} {getattr(m, key)}" for m in metadata for type_, (key, sign) in BOUNDS.items() if type(m) is type_
     ]
     return " ".join([NAMES[annotation], ", ".join(bounds)]).strip()
 
 
-def default_text(field: FieldInfo) -> str:
-    """What holds if the field is not given."""
+def describe_default(field: FieldInfo) -> str:
+    """Describe the value of a field that is not given."""
     if field.is_required():
         return "required"
     if field.default is None:
@@ -99,17 +102,17 @@ def default_text(field: FieldInfo) -> str:
     return f"`{list(field.default) if isinstance(field.default, tuple) else field.default}`"
 
 
-def presets() -> Iterator[str]:
-    """The table of presets."""
+def render_presets() -> Iterator[str]:
+    """Yield the table of presets."""
     yield "## Presets\n\nA preset sets the model and some of the fields above; give what differs in a file.\n"
     yield "| preset | parameters | layers | width | heads | positions | summary |"
     yield "|" + " --- |" * 7
-    for name, found in components("preset").items():
-        model = model_config(tomllib.loads(found.load().read_text(encoding="utf-8"))["model"])
+    for name, component in components("preset").items():
+        model = model_config(tomllib.loads(component.load().read_text(encoding="utf-8"))["model"])
         count = sum(math.prod(shape) for shape in model.canonical_shapes().values())
         cells = (f"{count:,}", model.layers, model.hidden_size, model.attention.heads, model.max_seq_len)
-        yield f"| `{name}` | {' | '.join(map(str, cells))} | {found.summary} |"
+        yield f"| `{name}` | {' | '.join(map(str, cells))} | {component.summary} |"
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page(), encoding="utf-8")
+    PAGE.write_text(render_page(), encoding="utf-8")

@@ -1,6 +1,6 @@
-"""What ranks really hold: a small model is built on CPU ranks as `mt train` builds it, and looked at.
+"""A map of what ranks have in memory: a small model is built on CPU ranks as `mt train` builds it, and inspected.
 
-`observed()` starts the ranks; the functions above it run on each of them.
+`map_memory()` starts the ranks; the functions above it run on each of them.
 """
 
 from collections.abc import Mapping
@@ -36,7 +36,7 @@ MODEL = {
 }
 """Small, with two key/value groups, so that four tensor ranks repeat them."""
 MODULES = ("attn_norm", "attn.qkv", "attn.out", "mlp_norm", "mlp.gate_up", "mlp.down")
-"""Of a layer, in the order in which they run."""
+"""Modules of a layer, in the order in which they run."""
 
 DATA: Mapping[str, dict[str, Any]] = {
     "replicate": {"sharding": "replicate"},
@@ -50,48 +50,48 @@ TENSOR: Mapping[str, dict[str, Any]] = {
 }
 EXPERT: dict[str, Any] = {"expert": 2, "sharding": "zero1", "bucket_size": 1}
 MIXTURE = {"kind": "moe", "ffn_hidden_size": 48, "experts": 4, "top_k": 2}
-"""Feed-forward layers of the model that is looked at under `EXPERT`."""
+"""Feed-forward layers of the model that is built under `EXPERT`."""
 BLOCKS = 4
-"""Equal parts of a tensor, by its first dim, of which is told how much a rank holds: experts, of a stack of them."""
+"""Number of equal parts along the first dim in which a tensor is measured; each is an expert where they are stacked."""
 MIXED: dict[str, Any] = {"tensor": 2, "sharding": "zero1", "bucket_size": 12_000}
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class ElementRange:
     """Elements of a bucket, or of an FSDP unit, that a rank holds of one kind of state."""
 
     length: int
-    """Elements of the whole."""
+    """Elements of the whole bucket or unit."""
     start: int
     stop: int
 
 
 @dataclass(frozen=True, slots=True)
-class State:
-    """One kind of state on a rank; no parts if it is gathered when it is needed."""
+class StateShard:
+    """One kind of state on a rank; no ranges if it is gathered when needed."""
 
     name: str
     itemsize: int
     """Bytes of an element, of both moments together."""
-    parts: tuple[Part, ...]
+    ranges: tuple[ElementRange, ...]
 
     @property
-    def share(self) -> float:
-        """How much of the whole this rank holds."""
-        return sum(p.stop - p.start for p in self.parts) / max(sum(p.length for p in self.parts), 1)
+    def fraction(self) -> float:
+        """Return the part of the whole that this rank holds, from 0 to 1."""
+        return sum(p.stop - p.start for p in self.ranges) / max(sum(p.length for p in self.ranges), 1)
 
 
 @dataclass(frozen=True, slots=True)
-class Activation:
+class ActivationShare:
     """What a rank has at one place of a layer, as fractions of what one rank alone would have."""
 
-    place: str
+    location: str
     tokens: float
     features: float
 
 
 @dataclass(frozen=True, slots=True)
-class Blocks:
+class BlockShares:
     """How much of each of `BLOCKS` parts of a tensor a rank holds, from 0 to 1."""
 
     weights: tuple[float, ...]
@@ -99,21 +99,21 @@ class Blocks:
 
 
 @dataclass(frozen=True, slots=True)
-class Observed:
-    """What one rank found."""
+class RankMemory:
+    """What is in the memory of one rank under every layout."""
 
-    data: dict[str, tuple[State, ...]]
-    activations: dict[str, tuple[Activation, ...]]
+    data: dict[str, tuple[StateShard, ...]]
+    activations: dict[str, tuple[ActivationShare, ...]]
     written: tuple[str, ...]
     """Tensors of the model part of a checkpoint that this rank writes under `MIXED`."""
-    held: dict[str, int]
-    """Elements of each of those tensors' masters that this rank holds."""
-    experts: dict[str, Blocks]
-    """Of the tensors of a layer under `EXPERT`."""
+    owned: dict[str, int]
+    """Canonical tensor → elements of its masters that this rank has under `MIXED`."""
+    experts: dict[str, BlockShares]
+    """Canonical tensor of a layer → its blocks on this rank, under `EXPERT`."""
 
 
-def config_of(parallel: Mapping[str, Any], mlp: Mapping[str, Any] | None = None) -> Any:
-    """A run in bf16, so that weights, gradients, masters and moments are four things."""
+def make_config(parallel: Mapping[str, Any], mlp: Mapping[str, Any] | None = None) -> Any:
+    """Return the configuration of a run in bf16, so that weights, gradients, masters and moments are four things."""
     return run_config_type().model_validate(
         {
             "model": MODEL | ({"mlp": mlp} if mlp else {}),
@@ -126,80 +126,85 @@ def config_of(parallel: Mapping[str, Any], mlp: Mapping[str, Any] | None = None)
     )
 
 
-def state_of(parallel: Mapping[str, Any], ranks: int = RANKS, mlp: Mapping[str, Any] | None = None) -> TrainState:
-    """This rank's state before the first step."""
-    config = config_of(parallel, mlp)
+def build_rank_state(
+    parallel: Mapping[str, Any], ranks: int = RANKS, mlp: Mapping[str, Any] | None = None
+) -> TrainState:
+    """Build this rank's state before the first step."""
+    config = make_config(parallel, mlp)
     return build_state(config, make_mesh(dims_of(config.parallel, ranks)), torch.device("cpu"), resume=False)
 
 
-def observe(axis: Axis) -> Observed:
-    """Look at every layout as one of `RANKS` ranks."""
-    mixed = state_of(MIXED)
-    return Observed(
-        {name: states_of(state_of(parallel)) for name, parallel in DATA.items()},
-        {name: activations_of(parallel) for name, parallel in TENSOR.items()},
+def inspect_rank(axis: Axis) -> RankMemory:
+    """Build every layout as one of `RANKS` ranks."""
+    mixed = build_rank_state(MIXED)
+    return RankMemory(
+        {name: list_states(build_rank_state(parallel)) for name, parallel in DATA.items()},
+        {name: compare_activations(parallel) for name, parallel in TENSOR.items()},
         tuple([name for name, _ in mixed.parts()["model"]]),
-        held_of(mixed),
-        blocks_of(state_of(EXPERT, mlp=MIXTURE)),
+        count_owned(mixed),
+        measure_blocks(build_rank_state(EXPERT, mlp=MIXTURE)),
     )
 
 
-def states_of(state: TrainState) -> tuple[State, ...]:
-    """Weights, gradients, masters and moments of this rank."""
+def list_states(state: TrainState) -> tuple[StateShard, ...]:
+    """List the weights, gradients, masters and moments of this rank."""
     engine = state.engine
     if isinstance(engine, Buckets):
-        whole = tuple(Part(b.weights.numel(), 0, b.weights.numel()) for b in engine.buckets)
-        sums = tuple(Part(b.weights.numel(), 0, b.gradients.numel()) for b in engine.buckets)
-        own = tuple(Part(b.weights.numel(), b.own.start, b.own.stop) for b in engine.buckets)
+        whole = tuple(ElementRange(b.weights.numel(), 0, b.weights.numel()) for b in engine.buckets)
+        sums = tuple(ElementRange(b.weights.numel(), 0, b.gradients.numel()) for b in engine.buckets)
+        shard = tuple(ElementRange(b.weights.numel(), b.own.start, b.own.stop) for b in engine.buckets)
         first = engine.buckets[0]
-        weights, sum_size = State("weights", first.weights.itemsize, whole), first.gradients.itemsize
+        weights, sum_size = StateShard("weights", first.weights.itemsize, whole), first.gradients.itemsize
     else:
-        own = sums = tuple(units_of(state.model, engine.mesh.shard))
-        weights, sum_size = State("weights", engine.dtype.itemsize, ()), 4
+        shard = sums = tuple(list_fsdp_units(state.model, engine.mesh.shard))
+        weights, sum_size = StateShard("weights", engine.dtype.itemsize, ()), 4
     wide = next(iter(engine.masters.values())).itemsize
-    return weights, State("gradients", sum_size, sums), State("masters", wide, own), State("moments", 2 * wide, own)
+    return (
+        weights,
+        StateShard("gradients", sum_size, sums),
+        StateShard("masters", wide, shard),
+        StateShard("moments", 2 * wide, shard),
+    )
 
 
-def units_of(model: nn.Module, shard: Axis) -> list[Part]:
-    """This rank's part of each unit that FSDP2 gathers: a layer, or what lies outside the layers."""
+def list_fsdp_units(model: nn.Module, shard: Axis) -> list[ElementRange]:
+    """List this rank's part of each unit that FSDP2 gathers: a layer, or what lies outside the layers."""
     sizes = [(name.split(".")[1] if name.startswith("layers.") else "", p) for name, p in model.named_parameters()]
     parts = []
     for _, group in groupby(sorted(sizes, key=lambda pair: pair[0]), key=lambda pair: pair[0]):
         tensors: list[Any] = [p for _, p in group]
-        length, held = sum(p.numel() for p in tensors), sum(p.to_local().numel() for p in tensors)
-        parts.append(Part(length, held * shard.rank, held * (shard.rank + 1)))
+        length, local = sum(p.numel() for p in tensors), sum(p.to_local().numel() for p in tensors)
+        parts.append(ElementRange(length, local * shard.rank, local * (shard.rank + 1)))
     return parts
 
 
-def activations_of(parallel: Mapping[str, Any]) -> tuple[Activation, ...]:
-    """What a layer's modules take and give on this rank, relative to one rank alone."""
-    here, alone = shapes_of(state_of(parallel).model), shapes_of(state_of({}, 1).model)
-    return tuple(
-        Activation(place, here[place][1] / alone[place][1], here[place][2] / alone[place][2]) for place in alone
-    )
+def compare_activations(parallel: Mapping[str, Any]) -> tuple[ActivationShare, ...]:
+    """Compare what a layer's modules take and return on this rank with one rank alone."""
+    here, alone = record_shapes(build_rank_state(parallel).model), record_shapes(build_rank_state({}, 1).model)
+    return tuple(ActivationShare(key, here[key][1] / alone[key][1], here[key][2] / alone[key][2]) for key in alone)
 
 
-def shapes_of(model: Any) -> dict[str, tuple[int, ...]]:
-    """[B, T, features] before and after each of `MODULES` in a forward pass through the first layer."""
-    found: dict[str, tuple[int, ...]] = {}
+def record_shapes(model: Any) -> dict[str, tuple[int, ...]]:
+    """Return [B, T, features] before and after each of `MODULES` in a forward pass through the first layer."""
+    shapes: dict[str, tuple[int, ...]] = {}
     for name in MODULES:
 
         def note(module: nn.Module, inputs: Any, output: Any, name: str = name) -> None:
             del module
-            found[f"into {name}"] = tuple(inputs[0].flatten(2).shape)
-            found[f"out of {name}"] = tuple(output.flatten(2).shape)
+            shapes[f"into {name}"] = tuple(inputs[0].flatten(2).shape)
+            shapes[f"out of {name}"] = tuple(output.flatten(2).shape)
 
         model.layers["0"].get_submodule(name).register_forward_hook(note)
     tokens = torch.zeros(SAMPLES, LENGTH, dtype=torch.int64)
     with torch.no_grad():
         model.token_losses(tokens, tokens)
-    return found
+    return shapes
 
 
-def held_of(state: TrainState) -> dict[str, int]:
-    """Elements of each canonical tensor among this rank's masters, padding rows left out."""
+def count_owned(state: TrainState) -> dict[str, int]:
+    """Count the elements of each canonical tensor among this rank's masters, padding rows left out."""
     engine, shapes = state.engine, state.model.config.canonical_shapes()
-    held: dict[str, int] = dict.fromkeys(shapes, 0)
+    owned: dict[str, int] = dict.fromkeys(shapes, 0)
     for name in engine.shapes:
         for marked in state.model.canonical_boxes(name):  # one canonical tensor of ones, the others zero
             local = state.model.from_canonical(
@@ -208,14 +213,14 @@ def held_of(state: TrainState) -> dict[str, int]:
                 engine.mesh.tensor.rank,
                 engine.mesh.tensor.size,
             )
-            held[marked] += int(engine.view(name, local, engine.mesh.shard.rank).sum())
-    return held
+            owned[marked] += int(engine.view(name, local, engine.mesh.shard.rank).sum())
+    return owned
 
 
-def blocks_of(state: TrainState) -> dict[str, Blocks]:
-    """How much of each tensor of the first layer this rank holds, by parts of its first dim."""
+def measure_blocks(state: TrainState) -> dict[str, BlockShares]:
+    """Measure how much of each tensor of the first layer this rank holds, by parts of its first dim."""
     engine, shapes = state.engine, state.model.config.canonical_shapes()
-    found: dict[str, Blocks] = {}
+    blocks: dict[str, BlockShares] = {}
     for name in (name for name in engine.shapes if name.startswith("layers.0.") and "norm" not in name):
         cut = engine.placements[name].axis
         shard, _ = engine.mesh.sharing(cut)
@@ -236,15 +241,15 @@ def blocks_of(state: TrainState) -> dict[str, Blocks]:
                 tuple(float((part == block).sum()) / each for block in range(1, BLOCKS + 1))
                 for part in (local, engine.view(name, local, shard.rank))
             ]
-            found[marked] = Blocks(*shares)
-    return found
+            blocks[marked] = BlockShares(*shares)
+    return blocks
 
 
-def observed() -> list[Observed]:
-    """What every rank found, in their order."""
-    return run_ranks(RANKS, observe)
+def map_memory() -> list[RankMemory]:
+    """Start `RANKS` ranks and return the memory of each, in their order."""
+    return run_ranks(RANKS, inspect_rank)
 
 
-def whole_model() -> Any:
-    """The model's configuration."""
+def get_model_config() -> Any:
+    """Return the model's configuration."""
     return model_config(MODEL)

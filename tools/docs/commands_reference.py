@@ -1,6 +1,6 @@
 """Writes docs/reference/commands.md from the help of every command.
 
-usage: python docs/commands_reference.py
+usage: python tools/docs/commands_reference.py
 """
 
 import os
@@ -14,23 +14,25 @@ from typer.testing import CliRunner
 from mt_cli.main import app
 from mt_core.cli.plugin_group import LazyCommand
 
-PAGE = Path(__file__).parent / "reference" / "commands.md"
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "commands.md"
 INTRO = """# Commands
 
-<!-- Written by docs/commands_reference.py; a test compares. -->
+<!-- Written by tools/docs/commands_reference.py; a test compares. -->
 
 What `--help` prints. Results go to stdout; progress, notes and errors to stderr.
 [Exit codes](errors.md#exit-codes). Commands of plugins appear in `mt --help` beside these.
 """
 
 
-def page() -> str:
-    """The whole page."""
-    return "\n".join([INTRO, *(text for path in paths((), typer.main.get_command(app)) for text in entry(path))])
+def render_page() -> str:
+    """Return the text of the page."""
+    return "\n".join(
+        [INTRO, *(text for path in iterate_commands((), typer.main.get_command(app)) for text in render_entry(path))]
+    )
 
 
-def paths(path: tuple[str, ...], command: Any) -> Iterator[tuple[str, ...]]:
-    """A command and all commands below it, as the words that follow `mt`."""
+def iterate_commands(path: tuple[str, ...], command: Any) -> Iterator[tuple[str, ...]]:
+    """Yield a command and all commands below it, as the words that follow `mt`."""
     yield path
     if isinstance(command, LazyCommand):
         target = command.component.load()
@@ -38,11 +40,11 @@ def paths(path: tuple[str, ...], command: Any) -> Iterator[tuple[str, ...]]:
             return
         command = typer.main.get_command(target)
     for name in command.list_commands(None) if hasattr(command, "list_commands") else ():
-        yield from paths((*path, name), command.get_command(None, name))
+        yield from iterate_commands((*path, name), command.get_command(None, name))
 
 
-def entry(path: tuple[str, ...]) -> Iterator[str]:
-    """A heading and the help of one command."""
+def render_entry(path: tuple[str, ...]) -> Iterator[str]:
+    """Yield a heading and the help of one command."""
     yield f"## {' '.join(('mt', *path))}\n"
     result = CliRunner(env=os.environ | {"COLUMNS": "100"}).invoke(app, [*path, "--help"], prog_name="mt")
     lines = [line.rstrip() for line in result.stdout.splitlines()]
@@ -50,4 +52,4 @@ def entry(path: tuple[str, ...]) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page(), encoding="utf-8")
+    PAGE.write_text(render_page(), encoding="utf-8")
