@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mt_ckpt.conversion.convert import convert
-from mt_ckpt.conversion.detect import open_checkpoint
+from mt_core.checkpoint.detection import open_checkpoint
 from mt_core.errors import MtError
 
 WEIGHTS = "model.safetensors"
@@ -33,12 +33,6 @@ def problems(*args, **kwargs):
 def is_clean(directory):
     """No result and no temporary left-over."""
     return [path.name for path in directory.iterdir() if "result" in path.name] == []
-
-
-@pytest.fixture
-def native(save_model, tmp_path):
-    convert("hf", save_model("llama"), "native", tmp_path / "native")
-    return tmp_path / "native"
 
 
 def test_it_tells_what_it_did(save_model, tmp_path):
@@ -226,7 +220,7 @@ def test_verification_catches_a_saver_that_mixes_up_meanings(native, tmp_path, a
 def test_verification_of_a_format_that_no_loader_reads_is_refused(native, tmp_path, add_component):
     add_component("ckpt-saver", "text", "ckpt.faulty_plugins:writes_text")
     (problem,) = problems("native", native, "text", tmp_path / "result", verify=True)
-    assert "holds no checkpoint of a known format; looked for native: meta.json or step-*; hf: config.json" in problem
+    assert "holds no checkpoint of a known format; looked for core: " in problem
     assert is_clean(tmp_path)
 
 

@@ -319,6 +319,8 @@ class CheckpointLoader(Protocol):
     """Kind `ckpt-loader`: configuration and canonical tensors of a checkpoint in some format.
 
     Keyword-only parameters of `__init__`, of a saver as well, are options of `mt ckpt convert`.
+    A static method `recognises(path: Path) -> bool` lets commands choose the loader where none is named; it looks at
+    names of files and imports nothing heavy. A text `looks_for` names those files in errors. Both may be left out.
     """
 
     def __init__(self, path: Path) -> None: ...
