@@ -109,7 +109,7 @@ def draw_tensor() -> str:
     shapes, cut = model.config.canonical_shapes(), {}
     for name in (name for name, _ in model.named_parameters() if "layers.1" not in name):
         for rank in range(FOUR):
-            for canonical, slices in model.canonical_boxes(name, rank, FOUR).items():
+            for canonical, slices in model.canonical_regions(name, rank, FOUR).items():
                 cut.setdefault(canonical, {}).setdefault(tuple((s.start, s.stop) for s in slices), []).append(rank)
     body: list[str] = []
     x, y = 30.0, TOP + 26.0

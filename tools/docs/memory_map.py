@@ -206,7 +206,7 @@ def count_owned(state: TrainState) -> dict[str, int]:
     engine, shapes = state.engine, state.model.config.canonical_shapes()
     owned: dict[str, int] = dict.fromkeys(shapes, 0)
     for name in engine.shapes:
-        for marked in state.model.canonical_boxes(name):  # one canonical tensor of ones, the others zero
+        for marked in state.model.canonical_regions(name):  # one canonical tensor of ones, the others zero
             local = state.model.from_canonical(
                 name,
                 lambda canonical, marked=marked: torch.full(shapes[canonical], float(canonical == marked)),
@@ -224,7 +224,7 @@ def measure_blocks(state: TrainState) -> dict[str, BlockShares]:
     for name in (name for name in engine.shapes if name.startswith("layers.0.") and "norm" not in name):
         cut = engine.placements[name].axis
         shard, _ = engine.mesh.sharing(cut)
-        for marked in state.model.canonical_boxes(name):  # its parts numbered from 1, other tensors zero
+        for marked in state.model.canonical_regions(name):  # its parts numbered from 1, other tensors zero
             numbers = torch.arange(1, BLOCKS + 1).repeat_interleave(shapes[marked][0] // BLOCKS).float()
             local = state.model.from_canonical(
                 name,

@@ -17,6 +17,7 @@ from mt_cli.train.run_directory import prepare
 from mt_cli.train.view import screen
 from mt_core.checkpoint.async_save import AsyncWriter
 from mt_core.checkpoint.commit_protocol import Ranks
+from mt_core.checkpoint.detection import open_checkpoint
 from mt_core.checkpoint.native import resolve, step_directory, steps
 from mt_core.contracts import MetricSink
 from mt_core.distributed.environment import get_rank_info
@@ -78,7 +79,7 @@ def run(config: FullConfig) -> int:
 
 def save_as(format: str, step: Path, run_dir: Path) -> None:
     """Write a step in another format to RUN/FORMAT, in place of what an earlier run left there."""
-    source, target = component("ckpt-loader", "native")(step), run_dir / format
+    source, target = open_checkpoint(step, "native"), run_dir / format
     new = target.with_name(f".{format}.new")
     shutil.rmtree(new, ignore_errors=True)
     component("ckpt-saver", format)(new, source.config(), source.tensors(), source.tokenizer_files())
@@ -164,6 +165,6 @@ def build_state(config: FullConfig, mesh: Mesh, device: torch.device, *, resume:
 def load_weights(state: TrainState, init: str) -> None:
     """Fill a model from `LOADER:PATH`; a checkpoint of another shape is refused with all differences."""
     name, _, path = init.partition(":")
-    tensors = list(component("ckpt-loader", name)(Path(path)).tensors())
+    tensors = list(open_checkpoint(Path(path), name).tensors())
     raise_if(stream_problems(state.model.config.canonical_shapes(), [(n, tuple(t.shape)) for n, t in tensors]))
     state.fill(dict(tensors).__getitem__)

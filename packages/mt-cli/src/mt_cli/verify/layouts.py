@@ -67,7 +67,7 @@ def parse_layout(text: str, base: ParallelConfig) -> ParallelConfig:
 
 
 def smaller(parallel: ParallelConfig) -> ParallelConfig:
-    """The same layout with fewer data ranks, and fewer that share a state or experts: what two do, many do."""
+    """This layout with fewer data ranks, and fewer that share a state or experts: what two do, many do."""
     shard, data = parallel.shard_size and min(parallel.shard_size, 2), parallel.data or 1
     expert = next((size for size in range(2, parallel.expert + 1) if parallel.expert % size == 0), 1)
     least = min(data, 2)

@@ -91,7 +91,7 @@ def _over_cut(model: Any, axis: Axis, name: str, canonical: str, piece: Tensor, 
         return None
     whole = piece.new_empty(model.config.canonical_shapes()[canonical])
     for rank in range(axis.size):
-        box = model.canonical_boxes(name, rank, axis.size)[canonical]
+        box = model.canonical_regions(name, rank, axis.size)[canonical]
         here = whole[box]
         here.copy_(
             piece

@@ -20,7 +20,7 @@ from mt_core.training.seeds import derived_seed
 from mt_core.training.state import TrainState
 from mt_core.training.step import backward, reduce, update
 
-Named = dict[str, Tensor]
+NamedTensors = dict[str, Tensor]
 
 
 @dataclass(slots=True)
@@ -29,9 +29,9 @@ class Record:
 
     losses: list[float]
     norms: list[float]
-    gradients: list[Named]
-    """Of each step, under canonical names, before clipping."""
-    weights: Named
+    gradients: list[NamedTensors]
+    """Gradients of each step, under canonical names, before clipping."""
+    weights: NamedTensors
     """After the last step."""
 
 
@@ -99,9 +99,9 @@ def random_batches(config: RunConfig, mesh: Mesh, step: int, *, documents: bool)
 
 
 @torch.no_grad()
-def gather_state(state: TrainState, what: str) -> Named:
+def gather_state(state: TrainState, what: str) -> NamedTensors:
     """Gather all weights (trained ones from their masters) or all gradients, whole, on the first rank."""
-    tensors: Named = {}
+    tensors: NamedTensors = {}
     engine, wide = state.engine, torch.promote_types(state.engine.dtype, torch.float32)
     for name, parameter in state.model.named_parameters():
         if not parameter.requires_grad and what == "gradient":
