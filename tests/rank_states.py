@@ -7,7 +7,7 @@ import torch
 
 from mt_cli.train.compose import build_state
 from mt_core.distributed.mesh import Mesh, make_mesh
-from mt_core.distributed.topology import dims_of
+from mt_core.distributed.topology import resolve_dims
 from mt_core.training.inputs import Batch
 from mt_core.training.state import TrainState
 from mt_core.training.step import Update, backward, reduce, update
@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 
 def state_of(config: Any, ranks: int = 1) -> TrainState:
     """The initialised state of this rank, one of `ranks` joined ones."""
-    return build_state(config, make_mesh(dims_of(config.parallel, ranks)), CPU, resume=False)
+    return build_state(config, make_mesh(resolve_dims(config.parallel, ranks)), CPU, resume=False)
 
 
 def batches_of(config: Any, mesh: Mesh, step: int = 0) -> list[Batch]:

@@ -9,6 +9,7 @@ import pytest
 import torch
 import transformers
 
+from mt_ckpt.conversion.convert import convert
 from mt_ckpt.tensor_streams.sources import SafetensorsDir
 from mt_core.plugins import Component, hookimpl, manager
 
@@ -132,3 +133,10 @@ def add_component() -> Iterator[Callable[..., None]]:
     yield add
     for name in added:
         manager().unregister(name=name)
+
+
+@pytest.fixture
+def native(save_model: Callable[..., Path], tmp_path: Path) -> Path:
+    """A llama in mt's own format."""
+    convert("hf", save_model("llama"), "native", tmp_path / "native")
+    return tmp_path / "native"

@@ -102,3 +102,19 @@ def writes_options(
     counted = sum(1 for _ in tensors)
     options = {"times": times, "order": order, "loud": loud, "plain": plain}
     (path / "options.json").write_text(json.dumps({**options, "tensors": counted}))
+
+
+class RecognisesText(Native):
+    """A loader that says of itself what it reads."""
+
+    @staticmethod
+    def recognises(path: Path) -> bool:
+        return (path / "names.txt").is_file()
+
+
+class FailsToLook(Native):
+    """A loader whose look at a directory fails."""
+
+    @staticmethod
+    def recognises(path: Path) -> bool:
+        return 1 / 0 > 0

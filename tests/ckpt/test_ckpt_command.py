@@ -9,8 +9,6 @@ import pytest
 from typer.testing import CliRunner
 
 from mt_ckpt.command import app
-from mt_ckpt.conversion.convert import convert
-from mt_ckpt.conversion.detect import detect
 from mt_ckpt.tools.inspect import inspect_checkpoint, size_text
 from mt_core.errors import MtError
 from mt_core.plugins import components
@@ -21,12 +19,6 @@ def mt_ckpt(*args):
     if result.exception and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result
-
-
-@pytest.fixture
-def native(save_model, tmp_path):
-    convert("hf", save_model("llama"), "native", tmp_path / "native")
-    return tmp_path / "native"
 
 
 def test_convert_reports_what_was_written_and_proven(save_model, tmp_path):
@@ -99,17 +91,6 @@ def test_sizes_are_readable(size, text):
     assert size_text(size) == text
 
 
-def test_formats_are_told_from_their_files(save_model, native):
-    assert (detect(save_model("gpt2")), detect(native), detect(native / "step-00000000")) == ("hf", "native", "native")
-
-
-@pytest.mark.parametrize("name", ["", "nowhere"])
-def test_a_path_that_holds_no_checkpoint_says_what_was_looked_for(name, tmp_path):
-    found = "no such directory" if name else "holds no checkpoint of a known format"
-    with pytest.raises(MtError, match=f"{found}; looked for native: meta.json or step-\\*; hf: config.json"):
-        mt_ckpt("inspect", tmp_path / name)
-
-
 def test_every_component_loads():
     mine = [c for kind in ("command", "ckpt-loader", "ckpt-saver") for c in components(kind).values()]
     mine = [component for component in mine if component.target.startswith("mt_ckpt.")]
@@ -131,8 +112,3 @@ def test_the_readmes_commands_run(save_model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for line in lines:
         assert mt_ckpt(*line.split("#")[0].split()[2:]).exit_code == 0
-
-
-def test_the_loader_is_found_from_the_files(save_model, tmp_path):
-    mt_ckpt("convert", "--load-dir", save_model("gpt2"), "--saver", "native", "--save-dir", tmp_path / "native")
-    assert detect(tmp_path / "native") == "native"

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mt_ckpt.conversion.convert import convert
-from mt_ckpt.conversion.detect import open_checkpoint
+from mt_core.checkpoint.detection import open_checkpoint
 from mt_core.errors import MtError
 
 WEIGHTS = "model.safetensors"
@@ -33,12 +33,6 @@ def problems(*args, **kwargs):
 def is_clean(directory):
     """No result and no temporary left-over."""
     return [path.name for path in directory.iterdir() if "result" in path.name] == []
-
-
-@pytest.fixture
-def native(save_model, tmp_path):
-    convert("hf", save_model("llama"), "native", tmp_path / "native")
-    return tmp_path / "native"
 
 
 def test_it_tells_what_it_did(save_model, tmp_path):
@@ -88,7 +82,7 @@ def test_a_tensor_in_two_shards_is_refused(save_model, tmp_path):
     name, tensor = next(iter(load_file(first).items()))
     save_file({**load_file(last), name: tensor}, last, {"format": "pt"})
     (problem,) = problems("hf", path, "native", tmp_path / "result")
-    assert "tensor comes 2 times" in problem
+    assert "duplicate tensor (2 copies)" in problem
 
 
 def test_what_a_third_partys_loader_gets_wrong_is_told_at_once(native, tmp_path, add_component):
@@ -98,7 +92,7 @@ def test_what_a_third_partys_loader_gets_wrong_is_told_at_once(native, tmp_path,
     for part in (
         "layers.1.mlp.up.weight: tensor is missing",
         "layers.0.attn.q.weight: tensor has shape (31, 32)",
-        "embed.weight: tensor comes 2 times",
+        "embed.weight: duplicate tensor (2 copies)",
         "layers.0.attn.sink: unexpected tensor",
     ):
         assert any(part in problem for problem in found), part
@@ -226,7 +220,7 @@ def test_verification_catches_a_saver_that_mixes_up_meanings(native, tmp_path, a
 def test_verification_of_a_format_that_no_loader_reads_is_refused(native, tmp_path, add_component):
     add_component("ckpt-saver", "text", "ckpt.faulty_plugins:writes_text")
     (problem,) = problems("native", native, "text", tmp_path / "result", verify=True)
-    assert "holds no checkpoint of a known format; looked for native: meta.json or step-*; hf: config.json" in problem
+    assert "holds no checkpoint of a known format; looked for core: " in problem
     assert is_clean(tmp_path)
 
 

@@ -8,9 +8,9 @@ from safetensors.torch import load_file, save_file
 
 from ckpt.conftest import bits, hugging_face_model
 from mt_ckpt.conversion.convert import convert
-from mt_ckpt.conversion.detect import open_checkpoint
 from mt_ckpt.conversion.verify import our_logits, transformers_logits
 from mt_ckpt.huggingface.saver import carrier, save
+from mt_core.checkpoint.detection import open_checkpoint
 from mt_core.errors import MtError
 from mt_models.canonical import canonical_state
 from mt_models.config import BertConfig, T5Config

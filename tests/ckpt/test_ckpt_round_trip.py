@@ -9,10 +9,10 @@ from transformers import AutoModelForCausalLM
 
 from ckpt.conftest import bits, hugging_face_model
 from mt_ckpt.conversion.convert import convert
-from mt_ckpt.conversion.detect import open_checkpoint
 from mt_ckpt.conversion.verify import our_logits, transformers_logits
 from mt_ckpt.huggingface.saver import save
 from mt_ckpt.tensor_streams.sources import INDEX
+from mt_core.checkpoint.detection import open_checkpoint
 
 CASES = {
     "llama": ("llama", {}),

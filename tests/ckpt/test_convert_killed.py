@@ -7,17 +7,11 @@ from pathlib import Path
 import pytest
 
 from mt_ckpt.conversion.convert import convert
-from mt_ckpt.conversion.detect import open_checkpoint
+from mt_core.checkpoint.detection import open_checkpoint
 from mt_core.errors import MtError
 
 TENSORS = 30
 POINTS = {"before the first tensor": 0, "in the middle": 17, "while the result is verified": TENSORS + 5}
-
-
-@pytest.fixture
-def native(save_model, tmp_path):
-    convert("hf", save_model("llama"), "native", tmp_path / "native")
-    return tmp_path / "native"
 
 
 def killed(source: Path, saver: str, target: Path) -> int:

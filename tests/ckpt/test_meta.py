@@ -11,10 +11,10 @@ from safetensors.torch import save_file
 from ckpt.conftest import hugging_face_model
 from ckpt.test_ckpt_command import mt_ckpt
 from mt_ckpt.conversion.convert import convert
-from mt_ckpt.conversion.detect import detect, open_checkpoint
 from mt_ckpt.conversion.verify import our_logits
 from mt_ckpt.meta.llama_mistral import llama_mistral
 from mt_ckpt.meta.loader import Meta, half_split
+from mt_core.checkpoint.detection import detect_loader, open_checkpoint
 from mt_core.errors import MtError
 
 NAMES = {
@@ -74,7 +74,7 @@ def llama():
 def test_any_number_of_files_gives_transformers_logits(files, embedding_dim, llama, tmp_path):
     whole = metas_names(llama.state_dict(), embedding_dim=embedding_dim)
     loader = llama_mistral(write(tmp_path / "meta", whole, files))
-    assert detect(tmp_path / "meta") == "llama_mistral"
+    assert detect_loader(tmp_path / "meta") == "llama_mistral"
     logits_BTV = our_logits(loader, TOKENS_BT)
     assert (logits_BTV - llama(TOKENS_BT).logits).abs().max() <= 1e-5
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from ckpt import faulty_plugins
-from ckpt.test_ckpt_command import mt_ckpt, native  # noqa: F401 (native is a fixture)
+from ckpt.test_ckpt_command import mt_ckpt
 from mt_ckpt.conversion.convert import convert
 from mt_ckpt.given_options import read_words
 from mt_ckpt.native.loader import Native
@@ -14,7 +14,7 @@ from mt_core.errors import MtError
 
 
 @pytest.fixture
-def words(native, tmp_path, add_component):  # noqa: F811
+def words(native, tmp_path, add_component):
     """The words of a conversion between a third party's formats, and where it goes."""
     add_component("ckpt-loader", "repeats", "ckpt.faulty_plugins:Repeats")
     add_component("ckpt-saver", "options", "ckpt.faulty_plugins:writes_options")
@@ -86,7 +86,7 @@ def test_everything_wrong_is_told_at_once_and_first(words):
     assert "did you mean '--load-dir'?" in found(misspelt)[0]
 
 
-def test_what_an_option_needs_is_told_once_where_both_have_it(words, native):  # noqa: F811
+def test_what_an_option_needs_is_told_once_where_both_have_it(words, native):
     command, target = words
     number = "input should be a valid integer, unable to parse string as an integer"
     assert found(command) == ["--times: required, but not given; How often."]
@@ -95,7 +95,7 @@ def test_what_an_option_needs_is_told_once_where_both_have_it(words, native):  #
         convert("repeats", native, "options", target)
 
 
-def test_what_the_command_itself_lacks_is_told_by_it(native):  # noqa: F811
+def test_what_the_command_itself_lacks_is_told_by_it(native):
     missing = mt_ckpt("convert", "--load-dir", native, "--moe-grouped-gemm")
     assert (missing.exit_code, "Missing option '--saver'" in missing.stderr) == (2, True)
 

@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from mt_ckpt.command import app
 from mt_ckpt.conversion.convert import convert
-from mt_ckpt.conversion.detect import open_checkpoint
+from mt_core.checkpoint.detection import open_checkpoint
 from mt_core.checkpoint.native import locked_for_reading, read_meta, step_directory, steps
 from mt_core.checkpoint.step_writer import write
 from mt_core.errors import MtError

@@ -29,12 +29,6 @@ def edit(path, change):
 
 
 @pytest.fixture
-def native(save_model, tmp_path):
-    convert("hf", save_model("llama"), "native", tmp_path / "native")
-    return tmp_path / "native"
-
-
-@pytest.fixture
 def hugging_face(native, tmp_path):
     """The same model as `native`."""
     return tmp_path / "llama-source"

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from ckpt.hub_server import serving
-from mt_ckpt.conversion.detect import open_checkpoint
 from mt_cli.run_config import load_run_config
 from mt_cli.train.compose import run
+from mt_core.checkpoint.detection import open_checkpoint
 from mt_core.errors import MtError
 from tiny import byte_corpus, run_toml
 

@@ -5,8 +5,8 @@ import torch
 
 from ckpt.test_ckpt_command import mt_ckpt
 from mt_ckpt.conversion.convert import convert
-from mt_ckpt.conversion.detect import open_checkpoint
 from mt_ckpt.conversion.verify import our_logits
+from mt_core.checkpoint.detection import open_checkpoint
 from mt_core.errors import MtError
 
 TOKENS_BT = torch.randint(61, (2, 40), generator=torch.Generator().manual_seed(1))

@@ -5,7 +5,7 @@ import torch
 
 from mt_core.config.sections import ParallelConfig
 from mt_core.distributed.mesh import make_mesh
-from mt_core.distributed.topology import dims_of
+from mt_core.distributed.topology import resolve_dims
 from mt_core.training.nonfinite import NonFiniteMonitor
 from mt_core.training.step import Update
 
@@ -18,7 +18,7 @@ from mt_core.training.step import Update
     ],
 )
 def test_a_bad_step_is_reported_once_with_its_cause(norms, cause):
-    monitor = NonFiniteMonitor(["a", "b"], make_mesh(dims_of(ParallelConfig(), 1)))
+    monitor = NonFiniteMonitor(["a", "b"], make_mesh(resolve_dims(ParallelConfig(), 1)))
     monitor.record_step(1, torch.tensor(2.0), Update(torch.tensor(1.0), torch.ones(2)))
     monitor.record_step(2, torch.tensor(2.0), Update(torch.tensor(float("inf")), torch.tensor(norms)))
     assert monitor.pop_bad_steps() == [f"step 2: the loss is finite; {cause}"]

@@ -8,8 +8,9 @@ import pytest
 from typer import Option, Typer
 from typer.testing import CliRunner
 
+from mt_core.checkpoint.detection import open_checkpoint
 from mt_core.errors import MtError
-from mt_core.plugins import Component, hookimpl, manager
+from mt_core.plugins import Component, component, hookimpl, manager
 from mt_eval.command import app
 from mt_eval.generate.command import generate, pieces
 from mt_eval.options import TokenizerOptions, spread
@@ -150,6 +151,14 @@ def test_generate_prints_the_prompt_and_what_follows(checkpoint):
     assert stdout.startswith("It was")
     assert len(stdout) > len("It was\n")
     assert stdout == run_generate("--load-dir", checkpoint, *options)
+
+
+def test_generate_reads_a_checkpoint_of_megatrons_as_it_reads_ours(checkpoint, tmp_path):
+    source = open_checkpoint(checkpoint)
+    save = component("ckpt-saver", "core")
+    save(tmp_path / "megatron", source.config(), source.tensors(), source.tokenizer_files())
+    options = ["--prompt", "It was", "--max-new-tokens", 8, "--top-k", 1]
+    assert run_generate("--load-dir", tmp_path / "megatron", *options) == run_generate(checkpoint, *options)
 
 
 def test_the_same_seed_prints_the_same_text(checkpoint):

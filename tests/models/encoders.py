@@ -27,3 +27,19 @@ def bert(**changes: Any) -> BertConfig:
 def t5(**changes: Any) -> T5Config:
     """T5 v1.1's parts; keyword arguments replace fields."""
     return T5Config.model_validate(SIZES | T5 | changes)
+
+
+HEADLESS = {"lm_head": False, "pooler": False, "binary_head": False}
+GROUPS = {"heads": 4, "num_kv_heads": 2, "head_size": 6, "qk_norm": True, "qkv_bias": True}
+MODELS = {
+    "bert": bert(),
+    "bert, norms after": bert(norm_place="after", attention=GROUPS, token_types=0),
+    "bert without heads": bert(**HEADLESS),
+    "bert, another activation in the head": bert(head_activation="gelu_tanh"),
+    "t5": t5(),
+    "t5, groups": t5(attention=GROUPS),
+    "t5, tied": t5(tied=True, scaled_head=True, mlp=BERT["mlp"]),
+    "t5 of Megatron": t5(**BERT, position={"kind": "learned"}, tied=True, head_bias=True),
+    "t5, biased head": t5(head_bias=True),
+    "t5 without final norms": t5(final_norm=False),
+}

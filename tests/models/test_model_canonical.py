@@ -73,7 +73,7 @@ def test_everything_wrong_with_a_stream_is_reported_at_once(make_model):
     assert str(error.value).splitlines() == [
         "norm.weight: tensor is missing; shape (16,)",
         "embed.weight: tensor has shape (38, 16); the model needs (37, 16)",
-        "layers.0.attn_norm.weight: tensor comes 2 times; once is right",
+        "layers.0.attn_norm.weight: duplicate tensor (2 copies); expected one",
         "layers.2.attn.q.weight: unexpected tensor of shape (24, 16); the model has no tensor of this name",
     ]
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
 
-from models.encoders import BERT, T5, bert, t5
+from models.encoders import BERT, HEADLESS, MODELS, T5, bert, t5
 from models.parts import COMBINATIONS
 from models.test_model_canonical import random_like_parameters
 from mt_core.errors import MtError
@@ -16,27 +16,12 @@ from mt_models.config import GQA
 from mt_models.layers.attention_cores import ScoreMods, eager, sdpa
 from mt_models.rules import fused_names
 
-HEADLESS = {"lm_head": False, "pooler": False, "binary_head": False}
-GROUPS = {"heads": 4, "num_kv_heads": 2, "head_size": 6, "qk_norm": True, "qkv_bias": True}
-MODELS = {
-    "bert": bert(),
-    "bert, norms after": bert(norm_place="after", attention=GROUPS, token_types=0),
-    "bert without heads": bert(**HEADLESS),
-    "bert, another activation in the head": bert(head_activation="gelu_tanh"),
-    "t5": t5(),
-    "t5, groups": t5(attention=GROUPS),
-    "t5, tied": t5(tied=True, scaled_head=True, mlp=BERT["mlp"]),
-    "t5 of Megatron": t5(**BERT, position={"kind": "learned"}, tied=True, head_bias=True),
-    "t5, biased head": t5(head_bias=True),
-    "t5 without final norms": t5(final_norm=False),
-}
-
 
 @pytest.mark.parametrize("config", [*COMBINATIONS.values(), *MODELS.values()], ids=[*COMBINATIONS, *MODELS])
 def test_rules_know_without_torch_which_tensors_are_one_parameter(config):
     with torch.device("meta"):
         model = config.build()
-    fused = {tuple(model.canonical_boxes(name)) for name, _ in model.named_parameters()}
+    fused = {tuple(model.canonical_regions(name)) for name, _ in model.named_parameters()}
     assert {tuple(names) for names in fused_names(config.canonical_shapes())} == fused
 
 
@@ -64,7 +49,7 @@ def test_the_ranks_parts_make_up_every_tensor(config):
     for name, _ in model.named_parameters():
         for rank in range(4):
             part = model.from_canonical(name, whole.__getitem__, rank, 4)
-            boxes = model.canonical_boxes(name, rank, 4)
+            boxes = model.canonical_regions(name, rank, 4)
             for canonical, tensor in model.to_canonical(name, part, rank, 4):
                 found[canonical][boxes[canonical] or ...] = tensor
     for name, tensor in whole.items():

@@ -4,7 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mt_models.config.shapes import padded_rows
+from mt_core.contracts import TensorCut
+
+
+def padded_rows(vocab: int, divisor: int, tensor: int) -> int:
+    return TensorCut(0, divisor=divisor).local_length(vocab, tensor) * tensor
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from mt_core.distributed.mesh import Axis
 from mt_core.training.inputs import Batch, valid_tokens
 from mt_core.training.step import backward, reduce
 from mt_core.verification.compare import compare_records
-from mt_core.verification.measure import Named, Record, gather_state
+from mt_core.verification.measure import NamedTensors, Record, gather_state
 from mt_core.verification.ranks import run_ranks
 from mt_models.config import GQA, GPTConfig
 from rank_states import CPU, state_of
@@ -110,7 +110,7 @@ def split(config: GPTConfig, fused: Tensor, parts: int) -> Sequence[Tensor]:
     return fused.unbind() if parts == 2 else [fused]
 
 
-def initial(config: Any) -> Named:
+def initial(config: Any) -> NamedTensors:
     """All weights, whole, as every layout of ours draws them."""
     with torch.device("meta"):
         model = config.model.build()
@@ -163,7 +163,7 @@ def megatron_model(axis: Axis, run: Any) -> Any:
     )
 
 
-def megatron(axis: Axis, run: Any, weights: Named) -> tuple[float, Named]:
+def megatron(axis: Axis, run: Any, weights: NamedTensors) -> tuple[float, NamedTensors]:
     """Loss and the gradients of this rank's parameters, under their names."""
     model, names, batch = megatron_model(axis, run), table(run.model), batch_of(run)
     with torch.no_grad():
@@ -177,14 +177,14 @@ def megatron(axis: Axis, run: Any, weights: Named) -> tuple[float, Named]:
     losses = model(batch["tokens"], positions, unseen[None, None], labels=batch["labels"])
     loss = (losses * batch["loss_mask"]).sum() / batch["loss_mask"].sum()
     loss.backward()
-    gradients: Named = {}
+    gradients: NamedTensors = {}
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         gradients[name] = parameter.grad
     return float(loss.detach()), gradients
 
 
-def whole(config: GPTConfig, ranks: Sequence[Named]) -> Named:
+def whole(config: GPTConfig, ranks: Sequence[NamedTensors]) -> NamedTensors:
     """Gradients of all ranks under canonical names."""
     names, shapes, found = table(config), config.canonical_shapes(), {}
     for name in ranks[0]:
@@ -198,7 +198,7 @@ def whole(config: GPTConfig, ranks: Sequence[Named]) -> Named:
     return found
 
 
-def ours(axis: Axis, run: Any) -> tuple[float, Named]:
+def ours(axis: Axis, run: Any) -> tuple[float, NamedTensors]:
     """Loss and whole gradients, on the first rank."""
     state, batch = state_of(run, axis.size), batch_of(run)
     loss = backward(state.model, state.engine, [batch], valid_tokens([batch]), CPU).loss
@@ -206,7 +206,7 @@ def ours(axis: Axis, run: Any) -> tuple[float, Named]:
     return float(loss), gather_state(state, "gradient")
 
 
-Answer = tuple[float, Named]
+Answer = tuple[float, NamedTensors]
 
 
 def both(axis: Axis) -> tuple[dict[tuple[str, bool], Answer], dict[str, Answer]]:
@@ -227,7 +227,7 @@ def on_ranks(tensor: int) -> list[Any]:
     return run_ranks(tensor, both)
 
 
-def record(loss: float, gradients: Named) -> Record:
+def record(loss: float, gradients: NamedTensors) -> Record:
     norm = torch.stack([g.double().square().sum() for g in gradients.values()]).sum().sqrt()
     return Record([loss], [float(norm)], [gradients], gradients)
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from layouts import run_config
 from mt_core.contracts import BatchKey, Losses, MetricSum
 from mt_core.distributed.mesh import Axis, make_mesh
-from mt_core.distributed.topology import dims_of
+from mt_core.distributed.topology import resolve_dims
 from mt_core.parallel.data.protocol import data_parallel
 from mt_core.parallel.tensor.plan import Replicate, apply_plan
 from mt_core.training.step import backward, evaluate, reduce, reduce_metrics
@@ -61,7 +61,7 @@ def weights() -> dict[str, Tensor]:
 def trained(axis: Axis, sharding: str) -> dict[str, float | dict[str, float]]:
     """The loss, accuracy and norm of a step over all batches, dealt out to the ranks, and an evaluation of them."""
     config = run_config(parallel={"sharding": sharding})
-    mesh = make_mesh(dims_of(config.parallel, axis.size))
+    mesh = make_mesh(resolve_dims(config.parallel, axis.size))
     with torch.device("meta"):
         model = Classifier()
     placements = apply_plan(model, {"embed": Replicate(), "layers.0": Replicate()}, mesh.tensor, sequence=False)
@@ -75,7 +75,7 @@ def trained(axis: Axis, sharding: str) -> dict[str, float | dict[str, float]]:
     evaluated = evaluate(model, mine, mesh, CPU)
     losses = backward(model, engine, mine, 0.0, CPU)
     reduce(engine)
-    loss = float(mesh.tokens.sum_(losses.loss.clone()))
+    loss = float(mesh.data_context.sum_(losses.loss.clone()))
     square = mesh.shard.sum_(sum((m.grad.square().sum() for m in engine.masters.values()), torch.zeros(()).double()))
     return {"loss": loss, "square": float(square), **reduce_metrics(mesh, losses.metrics), "valid": evaluated}
 

@@ -1,6 +1,7 @@
 """Plans: which modules are cut and how, and what is refused, all at once."""
 
 import tomllib
+from fnmatch import fnmatchcase
 
 import pytest
 import torch
@@ -8,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from layouts import run_config
+from models.encoders import MODELS as ENCODERS
+from models.parts import COMBINATIONS
 from mt_core.distributed.mesh import Axis
 from mt_core.errors import MtError
 from mt_core.parallel.tensor.collectives import start_joined
@@ -23,14 +26,16 @@ from mt_core.parallel.tensor.plan import (
     Sequence,
     Vocab,
     apply_plan,
+    cut_axis,
     cut_dim,
 )
+from mt_core.planning.parameters import rank_elements
 from mt_core.plugins import component, components
 from mt_core.verification.ranks import run_ranks
 from mt_models.config import BertConfig, GPTConfig, T5Config
 from mt_models.layers.basic import Embedding, Linear
-from mt_models.plan import rule_of
 
+MODELS = COMBINATIONS | ENCODERS
 TENSOR_2 = Axis("tensor", 1, 2)
 """The second of two ranks. Cutting needs no connection between them."""
 
@@ -221,5 +226,18 @@ def test_more_ranks_than_groups_share_each_group_s_key_and_value():
     assert run_ranks(4, copies) == [(0, 2, queries), (1, 2, queries), (0, 2, queries), (1, 2, queries)]
 
 
-def test_the_rule_of_a_module_is_found_by_its_name():
-    assert rule_of(run_config("gqa").model, "layers.1.mlp.down", 2) == Row(dim=1)
+@pytest.mark.parametrize("tensor", [2, 4])
+@pytest.mark.parametrize("config", MODELS.values(), ids=MODELS)
+def test_the_plan_of_modules_cuts_what_the_configuration_says_of_canonical_tensors(config, tensor):
+    with torch.device("meta"):
+        model = config.build(tensor)
+    rules = model.plan(tensor)
+    cuts = config.canonical_cuts()
+    for name, parameter in model.named_parameters():
+        module, _, leaf = name.rpartition(".")
+        (rule,) = (rule for pattern, rule in rules.items() if fnmatchcase(module, pattern))
+        expected = {cut_axis(rule)} if cut_dim(rule, leaf) is not None else {None}
+        parts = model.canonical_regions(name)
+        assert {cuts[part].axis if part in cuts else None for part in parts} == expected, name
+        elements = sum(rank_elements(config.canonical_shapes()[part], cuts.get(part), tensor) for part in parts)
+        assert elements == parameter.numel() // (tensor if expected == {"tensor"} else 1), name

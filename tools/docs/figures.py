@@ -48,12 +48,12 @@ def draw_axes() -> str:
     """Draw eight ranks and the groups that each axis makes of them."""
     dims = ParallelDims(data=2, context=2, tensor=2, shard=2)
     rows: dict[str, list[list[int]]] = {
-        "tensor": [*dims.groups("tensor")],
-        "context": [*dims.groups("context")],
-        "data": [*dims.groups("data")],
-        "data × context": [*dims.groups("data", "context")],
-        "shard, of size 2": [*dims.shard_groups()],
-        "replica": [*dims.replica_groups()],
+        "tensor": dims.groups("tensor"),
+        "context": dims.groups("context"),
+        "data": dims.groups("data"),
+        "data × context": dims.groups("data_context"),
+        "shard, of size 2": dims.groups("shard"),
+        "replica": dims.groups("replica"),
     }
     wide = (WIDTH - LEFT - 30) / dims.ranks
     body = [text(LEFT + wide * (r + 0.5), TOP + 14, f"rank {r}", anchor="middle") for r in range(dims.ranks)]
@@ -109,7 +109,7 @@ def draw_tensor() -> str:
     shapes, cut = model.config.canonical_shapes(), {}
     for name in (name for name, _ in model.named_parameters() if "layers.1" not in name):
         for rank in range(FOUR):
-            for canonical, slices in model.canonical_boxes(name, rank, FOUR).items():
+            for canonical, slices in model.canonical_regions(name, rank, FOUR).items():
                 cut.setdefault(canonical, {}).setdefault(tuple((s.start, s.stop) for s in slices), []).append(rank)
     body: list[str] = []
     x, y = 30.0, TOP + 26.0

@@ -15,7 +15,7 @@ from mt_cli.run_config import run_config_type
 from mt_cli.train.compose import build_state
 from mt_core.config.loading import model_config
 from mt_core.distributed.mesh import Axis, make_mesh
-from mt_core.distributed.topology import dims_of
+from mt_core.distributed.topology import resolve_dims
 from mt_core.parallel.data.zero1 import Buckets
 from mt_core.training.state import TrainState
 from mt_core.verification.ranks import run_ranks
@@ -131,7 +131,7 @@ def build_rank_state(
 ) -> TrainState:
     """Build this rank's state before the first step."""
     config = make_config(parallel, mlp)
-    return build_state(config, make_mesh(dims_of(config.parallel, ranks)), torch.device("cpu"), resume=False)
+    return build_state(config, make_mesh(resolve_dims(config.parallel, ranks)), torch.device("cpu"), resume=False)
 
 
 def inspect_rank(axis: Axis) -> RankMemory:
@@ -206,7 +206,7 @@ def count_owned(state: TrainState) -> dict[str, int]:
     engine, shapes = state.engine, state.model.config.canonical_shapes()
     owned: dict[str, int] = dict.fromkeys(shapes, 0)
     for name in engine.shapes:
-        for marked in state.model.canonical_boxes(name):  # one canonical tensor of ones, the others zero
+        for marked in state.model.canonical_regions(name):  # one canonical tensor of ones, the others zero
             local = state.model.from_canonical(
                 name,
                 lambda canonical, marked=marked: torch.full(shapes[canonical], float(canonical == marked)),
@@ -224,7 +224,7 @@ def measure_blocks(state: TrainState) -> dict[str, BlockShares]:
     for name in (name for name in engine.shapes if name.startswith("layers.0.") and "norm" not in name):
         cut = engine.placements[name].axis
         shard, _ = engine.mesh.sharing(cut)
-        for marked in state.model.canonical_boxes(name):  # its parts numbered from 1, other tensors zero
+        for marked in state.model.canonical_regions(name):  # its parts numbered from 1, other tensors zero
             numbers = torch.arange(1, BLOCKS + 1).repeat_interleave(shapes[marked][0] // BLOCKS).float()
             local = state.model.from_canonical(
                 name,

@@ -9,7 +9,6 @@ import torch
 from ckpt.megatron.test_errors import FILE, core, edit, found  # noqa: F401 (core is a fixture)
 from ckpt.megatron.test_round_trip import config_of, native, sizes, tensors_of, there_and_back  # noqa: F401 (a fixture)
 from mt_ckpt.conversion.convert import convert
-from mt_ckpt.conversion.detect import open_checkpoint
 from mt_ckpt.megatron.args.gpt import write_args
 from mt_ckpt.megatron.args.reading import read_args
 from mt_ckpt.megatron.layout import Layout
@@ -17,6 +16,7 @@ from mt_ckpt.megatron.loader import MegatronCoreLoader
 from mt_ckpt.megatron.parameters.pipeline import layer_locations, stage_layers
 from mt_ckpt.megatron.saver import save
 from mt_ckpt.megatron.torch_format import safe_unpickle
+from mt_core.checkpoint.detection import open_checkpoint
 from mt_core.errors import MtError
 
 HEADS = {"heads": 4, "num_kv_heads": 2, "head_size": 6}

@@ -10,11 +10,11 @@ from ckpt.megatron.legacy.legacy_checkpoints import random_weights
 from ckpt.megatron.test_round_trip import sizes, tensors_of
 from ckpt.test_ckpt_command import mt_ckpt
 from mt_ckpt.conversion.convert import convert
-from mt_ckpt.conversion.detect import open_checkpoint
 from mt_ckpt.megatron.args.t5 import NORM_NOTES
 from mt_ckpt.megatron.loader import MegatronCoreLoader
 from mt_ckpt.megatron.saver import save
 from mt_ckpt.megatron.torch_format import safe_unpickle
+from mt_core.checkpoint.detection import open_checkpoint
 from mt_core.checkpoint.native import write_model
 from mt_core.errors import MtError
 from mt_models.config import BertConfig, T5Config

@@ -9,10 +9,10 @@ import torch
 from ckpt.megatron.test_round_trip import config_of, native, sizes  # noqa: F401 (native is a fixture)
 from ckpt.test_ckpt_command import mt_ckpt
 from mt_ckpt.conversion.convert import convert
-from mt_ckpt.conversion.detect import detect
 from mt_ckpt.megatron.loader import MegatronCoreLoader
 from mt_ckpt.megatron.saver import save
 from mt_ckpt.megatron.torch_format import safe_unpickle
+from mt_core.checkpoint.detection import detect_loader
 from mt_core.errors import MtError
 
 FILE = "model_optim_rng.pt"
@@ -51,7 +51,7 @@ def test_the_files_are_a_rank_each_and_a_tracker(core):
         "mp_rank_01_001",
     ]
     assert (directory.parent / "latest_checkpointed_iteration.txt").read_text() == "release"
-    assert detect(directory.parent) == detect(directory) == "core"
+    assert detect_loader(directory.parent) == detect_loader(directory) == "core"
 
 
 def test_a_tied_embedding_is_on_the_last_stage_again(core):

@@ -7,10 +7,10 @@ from ckpt.megatron.test_errors import edit, found
 from ckpt.megatron.test_round_trip import config_of, native, sizes, tensors_of, there_and_back  # noqa: F401 (a fixture)
 from ckpt.test_ckpt_command import mt_ckpt
 from mt_ckpt.conversion.convert import convert
-from mt_ckpt.conversion.detect import open_checkpoint
 from mt_ckpt.megatron.loader import MegatronCoreLoader
 from mt_ckpt.megatron.saver import save
 from mt_ckpt.megatron.torch_format import safe_unpickle
+from mt_core.checkpoint.detection import open_checkpoint
 from mt_core.errors import MtError
 
 MOE = {"kind": "moe", "ffn_hidden_size": 20, "experts": 4, "top_k": 2, "normalized": True, "aux_loss_coeff": 0.01}

@@ -11,9 +11,9 @@ import torch
 
 from ckpt.megatron.test_round_trip import native, sizes  # noqa: F401 (native is a fixture)
 from mt_ckpt.conversion.convert import convert
-from mt_ckpt.conversion.detect import open_checkpoint
 from mt_ckpt.megatron.dist_format.metadata import read_metadata
 from mt_ckpt.megatron.torch_format import safe_unpickle
+from mt_core.checkpoint.detection import open_checkpoint
 
 LAYER = """
 self_attention.linear_qkv.layer_norm_weight   16

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from mt_ckpt.conversion.convert import convert
-from mt_ckpt.conversion.detect import open_checkpoint
 from mt_ckpt.megatron.torch_format import safe_unpickle
+from mt_core.checkpoint.detection import open_checkpoint
 from mt_core.checkpoint.native import write_model
 from mt_models.config import GPTConfig
 

@@ -22,6 +22,11 @@ class NanoGPT:
         except (OSError, RuntimeError, UnpicklingError, EOFError, KeyError, TypeError) as err:
             raise MtError(str(file), "missing, cut short or not nanoGPT's", "give the out_dir of its train.py") from err
 
+    @staticmethod
+    def recognises(path: Path) -> bool:
+        """Whether commands choose this loader for `path` where none is named."""
+        return (path / "ckpt.pt").is_file()
+
     def config(self):
         """The model's configuration, from `model_args`."""
         layers, heads, size, bias = (self.args[name] for name in ("n_layer", "n_head", "n_embd", "bias"))

@@ -49,11 +49,11 @@ def convert(
     The loader and the saver have options of their own, which stand below.
     """
     from mt_ckpt.conversion.convert import convert as run
-    from mt_ckpt.conversion.detect import detect
+    from mt_core.checkpoint.detection import detect_loader
 
     _report(
         run(
-            loader or detect(load_dir),
+            loader or detect_loader(load_dir),
             load_dir,
             saver,
             save_dir,

@@ -59,10 +59,10 @@ class PluginOptions(TyperCommand):
 
 def _options(own: Mapping[str, Any]) -> "dict[str, Options]":
     """The options of the loader and the saver that are named; files name a loader too."""
-    from mt_ckpt.conversion.detect import detect
     from mt_ckpt.plugin_options import options_of
+    from mt_core.checkpoint.detection import detect_loader
 
-    loader = own.get("loader") or (detect(Path(own["load_dir"])) if own.get("load_dir") else None)
+    loader = own.get("loader") or (detect_loader(Path(own["load_dir"])) if own.get("load_dir") else None)
     named = {"loader": loader, "saver": own.get("saver")}
     return {f"{side} {name}": options_of(component(SIDES[side], name)) for side, name in named.items() if name}
 

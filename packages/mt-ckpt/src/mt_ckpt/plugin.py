@@ -4,61 +4,44 @@ from collections.abc import Iterable
 from typing import Any
 
 from mt_core.errors import MtError, Problem
-from mt_core.plugins import Component, hookimpl
+from mt_core.plugins import Component, Kind, hookimpl
 
 REQUIRES = ("mt-ckpt",)
 FAMILIES = "Llama, Mistral, Mixtral, Qwen 2 to 3, Gemma 1 and 2, Phi-3, GPT-2, BERT, T5"
 
 
+HUGGING_FACE = f"Hugging Face: {FAMILIES}"
+META_OR_HUGGING_FACE = "Llama and Mistral: Meta's consolidated files, or Hugging Face"
+MEGATRON_CORE, MEGATRON_LEGACY = "Megatron-Core: GPT, BERT, T5", "Megatron's old classes: GPT, BERT, T5"
+Rows = tuple[tuple[str, str, str, str], ...]
+LOADERS: Rows = (
+    ("native", "native.loader:Native", "NativeDeclaration", "mt's own format"),
+    ("hf", "huggingface.loader:HuggingFace", "HuggingFaceDeclaration", HUGGING_FACE),
+    ("llama_mistral", "meta.llama_mistral:llama_mistral", "MetaDeclaration", META_OR_HUGGING_FACE),
+    ("mixtral_hf", "huggingface.mixtral_hf:mixtral_hf", "", "Hugging Face: Mixtral only, by Megatron's name"),
+    ("core", "megatron.loader:MegatronCoreLoader", "MegatronCoreDeclaration", MEGATRON_CORE),
+    ("legacy", "megatron.legacy.loader:MegatronLegacyLoader", "MegatronLegacyDeclaration", MEGATRON_LEGACY),
+    ("hub", "hub.transfer:load", "", "A repository on the Hugging Face hub"),
+)
+"""Name, module and attribute below mt_ckpt, its declaration in mt_ckpt.formats, and what it reads."""
+SAVERS: Rows = (
+    ("native", "native.saver:save", "", "mt's own format"),
+    ("hf", "huggingface.saver:save", "", HUGGING_FACE),
+    ("core", "megatron.saver:save", "", MEGATRON_CORE),
+    ("legacy", "megatron.legacy.saver:save", "", MEGATRON_LEGACY),
+)
+
+
 @hookimpl
 def mt_components() -> Iterable[Component]:
     """Components of mt-ckpt."""
-    return [
-        Component(
-            "command", "ckpt", "mt_ckpt.command:app", "Convert, inspect, compare and share checkpoints", REQUIRES
-        ),
-        Component("ckpt-loader", "native", "mt_ckpt.native.loader:Native", "mt's own format", REQUIRES),
-        Component("ckpt-loader", "hf", "mt_ckpt.huggingface.loader:HuggingFace", f"Hugging Face: {FAMILIES}", REQUIRES),
-        Component(
-            "ckpt-loader",
-            "llama_mistral",
-            "mt_ckpt.meta.llama_mistral:llama_mistral",
-            "Llama and Mistral: Meta's consolidated files, or Hugging Face",
-            REQUIRES,
-        ),
-        Component(
-            "ckpt-loader",
-            "mixtral_hf",
-            "mt_ckpt.huggingface.mixtral_hf:mixtral_hf",
-            "Hugging Face: Mixtral only, by Megatron's name",
-            REQUIRES,
-        ),
-        Component(
-            "ckpt-loader",
-            "core",
-            "mt_ckpt.megatron.loader:MegatronCoreLoader",
-            "Megatron-Core: GPT, BERT, T5",
-            REQUIRES,
-        ),
-        Component("ckpt-saver", "core", "mt_ckpt.megatron.saver:save", "Megatron-Core: GPT, BERT, T5", REQUIRES),
-        Component(
-            "ckpt-loader",
-            "legacy",
-            "mt_ckpt.megatron.legacy.loader:MegatronLegacyLoader",
-            "Megatron's old classes: GPT, BERT, T5",
-            REQUIRES,
-        ),
-        Component(
-            "ckpt-saver",
-            "legacy",
-            "mt_ckpt.megatron.legacy.saver:save",
-            "Megatron's old classes: GPT, BERT, T5",
-            REQUIRES,
-        ),
-        Component("ckpt-loader", "hub", "mt_ckpt.hub.transfer:load", "A repository on the Hugging Face hub", REQUIRES),
-        Component("ckpt-saver", "native", "mt_ckpt.native.saver:save", "mt's own format", REQUIRES),
-        Component("ckpt-saver", "hf", "mt_ckpt.huggingface.saver:save", f"Hugging Face: {FAMILIES}", REQUIRES),
-    ]
+    summary = "Convert, inspect, compare and share checkpoints"
+    yield Component("command", "ckpt", "mt_ckpt.command:app", summary, REQUIRES)
+    kinds: tuple[tuple[Kind, Rows], ...] = (("ckpt-loader", LOADERS), ("ckpt-saver", SAVERS))
+    for kind, rows in kinds:
+        for name, target, declaration, summary in rows:
+            declared = f"mt_ckpt.formats:{declaration}" if declaration else ""
+            yield Component(kind, name, f"mt_ckpt.{target}", summary, REQUIRES, declared)
 
 
 @hookimpl

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, Self, runtime_checkable
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor, nn
@@ -39,6 +39,30 @@ class Tokenizer(Protocol):
     def save(self, directory: Path) -> None:
         """Write all files that `mt_data.tokenizers.load_tokenizer` needs to build this tokenizer again."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class TensorCut:
+    """How the ranks of an axis divide one canonical tensor: each has an equal slice along a dim."""
+
+    dim: int
+    axis: Literal["tensor", "expert"] = "tensor"
+    parts: int | None = None
+    """The number of different slices if that is limited; ranks beyond it repeat them, as for key/value heads."""
+    divisor: int | None = None
+    """The slices are padded to a multiple of this, as rows of a vocabulary are; the last ones may be padding alone."""
+
+    def local_length(self, length: int, ranks: int) -> int:
+        """The length on each of so many ranks, padding included."""
+        if self.divisor is not None:
+            return -(-length // (self.divisor * ranks)) * self.divisor
+        return length // min(ranks, self.parts or ranks)
+
+    def local_slice(self, length: int, rank: int, ranks: int) -> slice:
+        """The slice of the whole tensor that a rank has, without padding."""
+        size, repeats = self.local_length(length, ranks), ranks // min(ranks, self.parts or ranks)
+        start = rank // repeats * size
+        return slice(min(start, length), min(start + size, length))
 
 
 @runtime_checkable
@@ -168,6 +192,10 @@ class TransformerModelConfig(ModelConfig, Protocol):
         """Embedding rows are padded to a multiple of this."""
         ...
 
+    def canonical_cuts(self) -> Mapping[str, TensorCut]:
+        """How ranks divide each canonical tensor, of those that they divide."""
+        ...
+
 
 @runtime_checkable
 class DataSection(Protocol):
@@ -251,7 +279,7 @@ class Model(Protocol):
         """The reverse: a tensor shaped like parameter `name` on a tensor rank from slices of whole canonical ones."""
         ...
 
-    def canonical_boxes(self, name: str, rank: int = 0, size: int = 1) -> Mapping[str, tuple[slice, ...]]:
+    def canonical_regions(self, name: str, rank: int = 0, size: int = 1) -> Mapping[str, tuple[slice, ...]]:
         """Which slices of which canonical tensors parameter `name` holds on a tensor rank; () is all of it."""
         ...
 
@@ -291,6 +319,8 @@ class CheckpointLoader(Protocol):
     """Kind `ckpt-loader`: configuration and canonical tensors of a checkpoint in some format.
 
     Keyword-only parameters of `__init__`, of a saver as well, are options of `mt ckpt convert`.
+    A static method `recognises(path: Path) -> bool` lets commands choose the loader where none is named; it looks at
+    names of files and imports nothing heavy. A text `looks_for` names those files in errors. Both may be left out.
     """
 
     def __init__(self, path: Path) -> None: ...

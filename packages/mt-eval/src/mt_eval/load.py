@@ -1,15 +1,15 @@
 """Open a checkpoint of any format for evaluation: its model in eval mode, and the tokenizer it was trained with.
 
-Loaders are found as components, so a third party's format works here too; mt-eval imports no format itself.
+Loaders are components, so a third party's format works here too; mt-eval imports no format itself.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mt_core.checkpoint.detection import open_checkpoint
 from mt_core.contracts import CheckpointLoader, Tokenizer
 from mt_core.errors import MtError
-from mt_core.plugins import component, components
 
 if TYPE_CHECKING:
     import torch
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 DEVICES = ("auto", "cpu", "cuda")
-OURS = ("native", "hf")
-"""Loaders that mt-ckpt provides."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,23 +30,8 @@ class Checkpoint:
 
     @classmethod
     def open(cls, path: Path, loader: str | None = None) -> "Checkpoint":
-        """Find the loader by name, or by what the directory holds."""
-        name = loader or detect_loader(path)
-        if name in OURS and name not in components("ckpt-loader"):
-            raise MtError(f"ckpt-loader {name!r}", "is not installed", "pip install mt-ckpt")
-        return cls(path, component("ckpt-loader", name)(path))
-
-
-def detect_loader(path: Path) -> str:
-    """`native` for a run or step directory, `hf` for a Hugging Face directory."""
-    if not path.is_dir():
-        raise MtError(str(path), "no such directory", "the directory of a checkpoint")
-    if (path / "meta.json").exists() or any(path.glob("step-*")):
-        return "native"
-    if (path / "config.json").exists():
-        return "hf"
-    holds = "a directory with step-*/ or meta.json (native) or config.json (Hugging Face), or name its --loader"
-    raise MtError(str(path), "no checkpoint that mt recognises", holds)
+        """Open it with the loader of that name, or with the one that recognises the directory."""
+        return cls(path, open_checkpoint(path, loader))
 
 
 def pick_device(name: str = "auto") -> "torch.device":

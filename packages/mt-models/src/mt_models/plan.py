@@ -1,7 +1,6 @@
 """How tensor parallelism cuts each model: the rules of its layers under the names they have in the model."""
 
 from collections.abc import Iterable, Mapping
-from fnmatch import fnmatchcase
 
 from mt_core.parallel.tensor.plan import Column, Plan, Rule, Sequence, Vocab
 from mt_models.config import BertConfig, GPTConfig, T5Config, TransformerConfig
@@ -17,11 +16,6 @@ def plan(config: TransformerConfig, tensor: int) -> Plan:
             return _bert(config, tensor)
         case T5Config():
             return _t5(config, tensor)
-
-
-def rule_of(config: TransformerConfig, module: str, tensor: int) -> Rule:
-    """The rule for the module called `module`."""
-    return next(rule for pattern, rule in plan(config, tensor).items() if fnmatchcase(module, pattern))
 
 
 def _gpt(config: GPTConfig, tensor: int) -> Plan:

@@ -9,9 +9,9 @@ from ckpt.megatron.legacy.test_legacy_loader import same
 from ckpt.megatron.legacy.test_legacy_saver import contents, flat
 from ckpt.megatron.test_round_trip import sizes, tensors_of
 from mt_ckpt.conversion.convert import convert
-from mt_ckpt.conversion.detect import open_checkpoint
 from mt_ckpt.megatron.legacy.loader import MegatronLegacyLoader
 from mt_ckpt.megatron.legacy.saver import save
+from mt_core.checkpoint.detection import open_checkpoint
 from mt_core.checkpoint.native import write_model
 from mt_core.errors import MtError
 from mt_models.canonical import load_stream

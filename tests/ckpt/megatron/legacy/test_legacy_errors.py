@@ -10,10 +10,10 @@ import torch
 from ckpt.megatron.legacy.legacy_checkpoints import arguments, random_weights, write_legacy
 from ckpt.megatron.legacy.test_legacy_loader import GPT2, LLAMA
 from mt_ckpt.conversion.convert import convert
-from mt_ckpt.conversion.detect import detect
 from mt_ckpt.megatron.legacy.loader import MegatronLegacyLoader
 from mt_ckpt.megatron.loader import MegatronCoreLoader
 from mt_cli.main import main
+from mt_core.checkpoint.detection import detect_loader
 from mt_core.errors import MtError
 
 FILE = "model_optim_rng.pt"
@@ -52,7 +52,7 @@ def test_a_malicious_pickle_is_refused_and_not_run(old, tmp_path):
     edit(directory / "mp_rank_00" / FILE, lambda state: state.update(args=Touches(tmp_path / "victim")))
     with pytest.raises(MtError, match=r"its pickle wants to use posix\.system; nothing was run"):
         MegatronLegacyLoader(directory)
-    assert detect(directory) == "legacy"
+    assert detect_loader(directory) == "legacy"
     assert not (tmp_path / "victim").exists()
 
 

@@ -12,12 +12,12 @@ import torch
 from ckpt.conftest import hugging_face_model
 from ckpt.megatron.legacy.legacy_checkpoints import arguments, random_weights, write_legacy
 from ckpt.test_ckpt_command import mt_ckpt
-from mt_ckpt.conversion.detect import detect, open_checkpoint
 from mt_ckpt.conversion.verify import our_logits
 from mt_ckpt.huggingface.loader import HuggingFace
 from mt_ckpt.megatron.legacy.loader import MegatronLegacyLoader
 from mt_ckpt.megatron.legacy.versions import arrangement
 from mt_ckpt.megatron.loader import MegatronCoreLoader
+from mt_core.checkpoint.detection import detect_loader, open_checkpoint
 from mt_core.errors import MtError
 from tiny import gpt2, llama
 
@@ -137,7 +137,8 @@ def test_files_are_found_under_either_name(kind, file, tracker, tmp_path):
     weights = random_weights(GPT2)
     root = write_legacy(tmp_path, GPT2, weights, ranks=(2, 1, 1), args=args, file=file, tracker=tracker)
     assert same(MegatronLegacyLoader(root, true_vocab_size=61).tensors(), weights)
-    assert detect(root) == detect(root / ("release" if tracker == "release" else "iter_0000020")) == "legacy"
+    iteration = root / ("release" if tracker == "release" else "iter_0000020")
+    assert detect_loader(root) == detect_loader(iteration) == "legacy"
 
 
 def test_ranks_beside_a_distributed_optimizer_are_found(tmp_path):

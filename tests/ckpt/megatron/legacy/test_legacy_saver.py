@@ -13,8 +13,8 @@ from ckpt.megatron.legacy.legacy_checkpoints import random_weights, write_legacy
 from ckpt.megatron.legacy.test_legacy_loader import GPT2, LLAMA, same
 from ckpt.megatron.test_round_trip import sizes, tensors_of
 from mt_ckpt.conversion.convert import convert
-from mt_ckpt.conversion.detect import detect, open_checkpoint
 from mt_ckpt.megatron.legacy.saver import save
+from mt_core.checkpoint.detection import detect_loader, open_checkpoint
 from mt_core.checkpoint.native import write_model
 from mt_core.errors import MtError
 
@@ -55,7 +55,7 @@ def test_the_files_are_those_that_the_specification_gives(tmp_path):
             assert same(flat(written[chunk]), dict(flat(contents(path)[chunk])))
         assert (written["checkpoint_version"], written["iteration"]) == (3.0, 0)
     assert (tmp_path / "old" / "latest_checkpointed_iteration.txt").read_text() == "release"
-    assert detect(tmp_path / "old") == "legacy"
+    assert detect_loader(tmp_path / "old") == "legacy"
 
 
 def flat(tree, prefix=""):

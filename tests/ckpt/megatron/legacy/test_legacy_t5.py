@@ -16,9 +16,9 @@ from ckpt.megatron.legacy.test_legacy_saver import contents, flat
 from ckpt.megatron.test_encoders import T5 as CONFIG
 from ckpt.megatron.test_round_trip import sizes, tensors_of
 from mt_ckpt.conversion.convert import convert
-from mt_ckpt.conversion.detect import detect, open_checkpoint
 from mt_ckpt.megatron.legacy.loader import MegatronLegacyLoader
 from mt_ckpt.megatron.legacy.saver import save
+from mt_core.checkpoint.detection import detect_loader, open_checkpoint
 from mt_core.checkpoint.native import write_model
 from mt_core.errors import MtError
 from mt_models.config import T5Config
@@ -81,7 +81,7 @@ def write_t5(root: Path, weights: dict[str, Tensor], *, version: float | None = 
 def test_every_version_gives_the_weights(version, tensor, tmp_path):
     weights = random_weights(T5, torch.bfloat16)
     root = write_t5(tmp_path / "old", weights, version=version, tensor=tensor)
-    assert detect(root) == "legacy"
+    assert detect_loader(root) == "legacy"
     loader = MegatronLegacyLoader(root)
     assert loader.config().model_copy(update={"vocab_divisor": 32}) == T5
     assert same(loader.tensors(), weights)

@@ -82,7 +82,7 @@ def state_of_a_run(path: Path, model: Any = "llama", dtype: str = "bf16", *, see
     optim = {f"{k}.{n}": t for k, ts in kinds.items() for n, t in ts.items() if k != "master" or dtype != "fp32"}
     with torch.device("meta"):
         built = config.build()
-    firsts = [next(iter(built.canonical_boxes(name))) for name, _ in built.named_parameters()]
+    firsts = [next(iter(built.canonical_regions(name))) for name, _ in built.named_parameters()]
     optim |= {f"step.{name}": torch.tensor(7.0) for name in firsts}
     scale = {"value": 2.0**16, "good_steps": 3, "overflows_left": 1} if dtype == "fp16" else START
     config = {"model": config.model_dump(mode="json"), "precision": {"dtype": dtype}, **RUN}

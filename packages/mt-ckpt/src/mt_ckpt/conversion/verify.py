@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mt_ckpt.conversion.detect import open_checkpoint
 from mt_ckpt.huggingface.loader import HuggingFace
 from mt_ckpt.tensor_streams.dtypes import cast
+from mt_core.checkpoint.detection import open_checkpoint
 from mt_core.contracts import CheckpointLoader, ModelConfig
 from mt_core.errors import MtError, Problem, raise_if
 from mt_models.canonical import load_stream

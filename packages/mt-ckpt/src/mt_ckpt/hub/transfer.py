@@ -8,9 +8,9 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mt_ckpt.conversion.detect import detect
 from mt_ckpt.hub.repository import UNWANTED, WANTED, Repository, hub_errors
 from mt_ckpt.hub.resume import finish_parts
+from mt_core.checkpoint.detection import detect_loader, recognising_loaders
 from mt_core.errors import MtError
 from mt_core.files import atomic_directory
 
@@ -73,8 +73,9 @@ def push(directory: Path, name: str, *, private: bool = False, message: str | No
     repository = Repository.parse(name)
     if repository.revision:
         raise MtError(str(repository), "names a revision", "push goes to the main branch: give org/name")
-    if (format := detect(directory)) != "hf":
-        raise MtError(str(directory), f"is in {format} format", "convert it first: mt ckpt convert --saver hf")
+    if "hf" not in recognising_loaders(directory):
+        actual = f"is in {detect_loader(directory)} format"
+        raise MtError(str(directory), actual, "convert it first: mt ckpt convert --saver hf")
     check(directory)
     with hub_errors(repository):
         api = HfApi()

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from mt_ckpt.tensor_streams.accounting import accounted, set_problems
 from mt_ckpt.tools.configurations import changed_settings
-from mt_ckpt.tools.together import opened, together
+from mt_ckpt.tools.together import together
+from mt_core.checkpoint.detection import open_checkpoint
 from mt_core.contracts import CheckpointLoader
 from mt_core.errors import MtError, Problem, raise_if
 from mt_core.files import atomic_path
@@ -25,7 +26,7 @@ def average(
     `weights` are divided by their sum. Checkpoints of another configuration are refused, all differences named.
     """
     shares = fractions(weights or [1.0] * len(paths), len(paths))
-    save, loaders = component("ckpt-saver", saver), [opened(path) for path in paths]
+    save, loaders = component("ckpt-saver", saver), [open_checkpoint(path) for path in paths]
     raise_if(_unlike(paths, loaders))
     config, written = loaders[0].config(), []
     shapes = dict(config.canonical_shapes())

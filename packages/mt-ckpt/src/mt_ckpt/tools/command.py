@@ -30,12 +30,12 @@ def inspect(
     json: Json = False,
 ) -> None:
     """Show a checkpoint's tensors, totals, configuration, layout and files."""
-    from mt_ckpt.conversion.detect import detect
     from mt_ckpt.tools.contents import as_json, tensor_rows
     from mt_ckpt.tools.inspect import inspect_checkpoint, report
+    from mt_core.checkpoint.detection import detect_loader
 
     if json:
-        return _print_json(as_json(path, loader or detect(path), hashed=hashes))
+        return _print_json(as_json(path, loader or detect_loader(path), hashed=hashes))
     for line in report(inspect_checkpoint(path, loader)):
         print(line)
     for row in tensor_rows(path, loader, hashed=True) if hashes else ():

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mt_ckpt.tools.together import opened
 from mt_core.checkpoint import native
+from mt_core.checkpoint.detection import open_checkpoint
 from mt_core.config.sections import Section
 from mt_core.progress import progress
 
@@ -57,7 +57,7 @@ def sha256(tensor: Tensor) -> str:
 
 def tensor_rows(path: Path, loader: str | None = None, *, hashed: bool = False) -> Iterator[dict[str, Any]]:
     """Name, shape, dtype, bytes and, if asked, SHA-256 of each tensor, in the model's order, as plain values."""
-    source = opened(path, loader)
+    source = open_checkpoint(path, loader)
     order = {name: place for place, name in enumerate(source.config().canonical_shapes())}
     rows = []
     with progress("hashing" if hashed else "reading", len(order), "tensors") as advance:
@@ -70,7 +70,7 @@ def tensor_rows(path: Path, loader: str | None = None, *, hashed: bool = False) 
 
 def as_json(path: Path, format: str, *, hashed: bool = False) -> dict[str, Any]:
     """Everything that `mt ckpt inspect` knows, as plain values."""
-    source, tensors = opened(path, format), list(tensor_rows(path, format, hashed=hashed))
+    source, tensors = open_checkpoint(path, format), list(tensor_rows(path, format, hashed=hashed))
     config, stored = source.config(), stored_as(getattr(source, "path", path))
     assert isinstance(config, Section)
     return {

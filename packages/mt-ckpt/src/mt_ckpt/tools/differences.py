@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from mt_ckpt.tools.configurations import changed_settings
-from mt_ckpt.tools.together import opened, together
+from mt_ckpt.tools.together import together
+from mt_core.checkpoint.detection import open_checkpoint
 from mt_core.progress import progress
 
 BLOCK = 1 << 22
@@ -70,7 +71,7 @@ def differences(
     tolerance: Tolerance | None = None,
 ) -> Differences:
     """Compare two checkpoints of any formats, one tensor at a time."""
-    a, b = opened(left, loaders[0]), opened(right, loaders[1])
+    a, b = open_checkpoint(left, loaders[0]), open_checkpoint(right, loaders[1])
     settings = tuple(changed_settings(a, b))
     return Differences(settings, tuple(_tensors(a, b, tolerance or Tolerance())))
 

@@ -8,9 +8,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from mt_ckpt.conversion.detect import detect
 from mt_ckpt.tools.contents import StoredAs, stored_as
-from mt_ckpt.tools.together import opened
+from mt_core.checkpoint.detection import detect_loader, open_checkpoint
 from mt_core.config.sections import Section
 
 LAYER = re.compile(r"^layers\.(\d+)\.")
@@ -63,8 +62,8 @@ class Inspection:
 
 def inspect_checkpoint(path: Path, format: str | None = None) -> Inspection:
     """Read a checkpoint's configuration and its tensors' shapes; the format is told from the files if not given."""
-    format = format or detect(path)
-    loader = opened(path, format)
+    format = format or detect_loader(path)
+    loader = open_checkpoint(path, format)
     config = loader.config()
     assert isinstance(config, Section)
     order = {name: i for i, name in enumerate(config.canonical_shapes())}

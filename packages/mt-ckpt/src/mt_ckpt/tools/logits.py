@@ -12,7 +12,7 @@ from mt_ckpt.conversion.verify import (
     transformers_logits,
 )
 from mt_ckpt.tools.configurations import changed_settings
-from mt_ckpt.tools.together import opened
+from mt_core.checkpoint.detection import open_checkpoint
 from mt_core.errors import MtError
 
 
@@ -20,7 +20,7 @@ def compare_logits(
     left: Path, right: Path, *, loaders: tuple[str | None, str | None] = (None, None)
 ) -> Iterator[Comparison]:
     """A in mt with B in mt, and each side that transformers can read with its model there; fp32, one at a time."""
-    a, b = opened(left, loaders[0]), opened(right, loaders[1])
+    a, b = open_checkpoint(left, loaders[0]), open_checkpoint(right, loaders[1])
     for path, ours, theirs in changed_settings(a, b):
         if path in ("kind", "vocab_size"):
             raise MtError(f"{right}: {path}", f"{theirs}, but {left} has {ours}", "compare models with the same tokens")

@@ -1,18 +1,8 @@
 """Several checkpoints read side by side, in whatever order each of them gives its tensors."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 
 from torch import Tensor
-
-from mt_ckpt.conversion.detect import detect
-from mt_core.contracts import CheckpointLoader
-from mt_core.plugins import component
-
-
-def opened(path: Path, loader: str | None = None) -> CheckpointLoader:
-    """The checkpoint at `path`; its format is found from the files if no loader is named."""
-    return component("ckpt-loader", loader or detect(path))(path)
 
 
 def together(streams: Sequence[Iterable[tuple[str, Tensor]]]) -> Iterator[tuple[str, tuple[Tensor | None, ...]]]:

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from mt_ckpt.tensor_streams.accounting import accounted
-from mt_ckpt.tools.together import opened
+from mt_core.checkpoint.detection import open_checkpoint
 from mt_core.errors import MtError, Problem
 from mt_core.files import atomic_path
 from mt_core.plugins import component
@@ -31,7 +31,7 @@ def upcycle(
 
     `seed` is that of the routers, which are drawn as at the start of a training.
     """
-    source = opened(path, loader)
+    source = open_checkpoint(path, loader)
     config = mixture(source.config(), str(path), experts=experts, top_k=top_k)
     shapes = config.canonical_shapes()
     with progress("upcycling", len(shapes), "tensors") as advance:

@@ -43,7 +43,9 @@ def _sharding(plan: Plan) -> str:
     layout = plan.layout
     if layout.sharding == "replicate":
         return "replicate"
-    return f"{layout.sharding} over {layout.sharers}" + (f", {layout.replicas} copies" if layout.replicas > 1 else "")
+    return f"{layout.sharding} over {layout.shard_group_size}" + (
+        f", {layout.replicas} copies" if layout.replicas > 1 else ""
+    )
 
 
 def _recompute(plan: Plan) -> str:
@@ -133,7 +135,7 @@ def as_values(
     layout, dims = plan.layout, plan.layout.dims
     return {
         "layout": {"tensor": dims.tensor, "context": dims.context, "data": dims.data, "expert": dims.expert}
-        | {"sequence": layout.sequence, "sharding": layout.sharding, "sharers": layout.sharers}
+        | {"sequence": layout.sequence, "sharding": layout.sharding, "sharers": layout.shard_group_size}
         | {"micro_batches": plan.micro_batches},
         "memory": {
             "fits": plan.fits,

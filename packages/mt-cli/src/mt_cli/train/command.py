@@ -52,9 +52,9 @@ def _launch(files: list[Path], overrides: list[str], preset: str | None, nproc: 
     """Check the configuration once, without torch, then let the ranks load it again."""
     from mt_cli.run_config import load_run_config
     from mt_core.distributed.launcher import launch
-    from mt_core.distributed.topology import dims_of
+    from mt_core.distributed.topology import resolve_dims
 
-    data = dims_of(load_run_config(files, overrides, preset, rules=False).parallel, nproc).data
+    data = resolve_dims(load_run_config(files, overrides, preset, rules=False).parallel, nproc).data
     config = load_run_config(files, [*overrides, f"parallel.data={data}"], preset)  # the batch must fit so many
     options = [part for text in overrides for part in ("--set", text)] + (["--preset", preset] if preset else [])
     arguments = ["-m", "mt_cli", "train", *map(str, files), *options]

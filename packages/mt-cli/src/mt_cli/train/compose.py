@@ -17,12 +17,13 @@ from mt_cli.train.run_directory import prepare
 from mt_cli.train.view import screen
 from mt_core.checkpoint.async_save import AsyncWriter
 from mt_core.checkpoint.commit_protocol import Ranks
+from mt_core.checkpoint.detection import open_checkpoint
 from mt_core.checkpoint.native import resolve, step_directory, steps
 from mt_core.contracts import MetricSink
 from mt_core.distributed.environment import get_rank_info
 from mt_core.distributed.mesh import Mesh, make_mesh
 from mt_core.distributed.process_group import local_ranks, pick_device, process_group, use_deterministic_kernels
-from mt_core.distributed.topology import dims_of
+from mt_core.distributed.topology import resolve_dims
 from mt_core.errors import raise_if
 from mt_core.parallel.apply import parallelize
 from mt_core.plugins import component
@@ -45,7 +46,7 @@ def run(config: FullConfig) -> int:
     run_dir = Path(config.runtime.run_dir)
     with ExitStack() as stack:
         heartbeat = stack.enter_context(process_group(device, run_dir, config.runtime.stall_timeout))
-        mesh = make_mesh(dims_of(config.parallel, get_rank_info().world_size))
+        mesh = make_mesh(resolve_dims(config.parallel, get_rank_info().world_size))
         stop = stack.enter_context(catch_stop_signals(insistent=mesh.world.size == 1))
         torch.set_num_threads(config.runtime.threads or max(1, (os.cpu_count() or 1) // local_ranks()))
         sizes = make_batch_sizes(config.batch)
@@ -78,7 +79,7 @@ def run(config: FullConfig) -> int:
 
 def save_as(format: str, step: Path, run_dir: Path) -> None:
     """Write a step in another format to RUN/FORMAT, in place of what an earlier run left there."""
-    source, target = component("ckpt-loader", "native")(step), run_dir / format
+    source, target = open_checkpoint(step, "native"), run_dir / format
     new = target.with_name(f".{format}.new")
     shutil.rmtree(new, ignore_errors=True)
     component("ckpt-saver", format)(new, source.config(), source.tensors(), source.tokenizer_files())
@@ -164,6 +165,6 @@ def build_state(config: FullConfig, mesh: Mesh, device: torch.device, *, resume:
 def load_weights(state: TrainState, init: str) -> None:
     """Fill a model from `LOADER:PATH`; a checkpoint of another shape is refused with all differences."""
     name, _, path = init.partition(":")
-    tensors = list(component("ckpt-loader", name)(Path(path)).tensors())
+    tensors = list(open_checkpoint(Path(path), name).tensors())
     raise_if(stream_problems(state.model.config.canonical_shapes(), [(n, tuple(t.shape)) for n, t in tensors]))
     state.fill(dict(tensors).__getitem__)

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from mt_cli.run_config import FullConfig, differences, to_toml
+from mt_core.checkpoint.detection import open_checkpoint
 from mt_core.checkpoint.native import read_meta, steps
 from mt_core.errors import MtError, Problem, raise_if
 from mt_core.files import atomic_file, disk_errors
-from mt_core.plugins import component
 from mt_data import tokenizers
 
 
@@ -64,7 +64,7 @@ def init_tokenizer_files(config: FullConfig) -> list[Path]:
     if not config.checkpoint.init:
         return []
     loader, _, path = config.checkpoint.init.partition(":")
-    return list(component("ckpt-loader", loader)(Path(path)).tokenizer_files())
+    return list(open_checkpoint(Path(path), loader).tokenizer_files())
 
 
 def check_same(tokenizer: Any, directory: Path) -> None:

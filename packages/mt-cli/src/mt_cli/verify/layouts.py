@@ -8,7 +8,7 @@ from typing import Any
 from mt_core.config.loading import Layer, merge, read_override, validate
 from mt_core.config.run_config import TransformerRun
 from mt_core.config.sections import ParallelConfig
-from mt_core.distributed.topology import dims_of
+from mt_core.distributed.topology import resolve_dims
 from mt_core.errors import MtError, Problem, raise_if
 from mt_core.parallel.layout import problems
 from mt_models.plugin import mt_config_rules
@@ -67,7 +67,7 @@ def parse_layout(text: str, base: ParallelConfig) -> ParallelConfig:
 
 
 def smaller(parallel: ParallelConfig) -> ParallelConfig:
-    """The same layout with fewer data ranks, and fewer that share a state or experts: what two do, many do."""
+    """This layout with fewer data ranks, and fewer that share a state or experts: what two do, many do."""
     shard, data = parallel.shard_size and min(parallel.shard_size, 2), parallel.data or 1
     expert = next((size for size in range(2, parallel.expert + 1) if parallel.expert % size == 0), 1)
     least = min(data, 2)
@@ -110,5 +110,5 @@ def _plain(value: object) -> str:
 def _case(name: str, parallel: ParallelConfig, ranks: int | None) -> Case:
     if ranks is None:
         ranks = (parallel.data or data_ranks(parallel)) * parallel.tensor * parallel.context
-    data = dims_of(parallel, ranks).data
+    data = resolve_dims(parallel, ranks).data
     return Case(name, parallel.model_copy(update={"data": data}), ranks)

@@ -17,24 +17,26 @@ from mt_core.parallel.data.protocol import DataParallel
 
 @dataclass(frozen=True, slots=True)
 class ShardCoordinates:
-    """The place of a rank on each of the axes that share a parameter."""
+    """A rank's positions on the axes over which a parameter is repeated, sharded and cut."""
 
     replica: int
     shard: int
     cut: int
-    """On the axis that cuts it."""
+    """Position on the axis that cuts the parameter: tensor or expert."""
     tensor: int
 
 
-def locate(mesh: Mesh, cut: Axis, shard_size: int, rank: int) -> ShardCoordinates:
-    """The coordinates of world rank `rank` for parameters cut over `cut` and shared by `shard_size` ranks.
+def locate(mesh: Mesh, cut: Axis, rank: int, *, sharded: bool) -> ShardCoordinates:
+    """Return where world rank `rank` stands for a parameter that is cut over the axis `cut`.
 
-    Tensor is the innermost axis, then the shard axis, then the replicas; for experts, expert comes after tensor.
+    A parameter that is not `sharded` is whole, but for the cut, on every rank that sees other tokens.
     """
-    tokens, tensor = divmod(rank, mesh.tensor.size)
-    holders, expert = divmod(tokens, mesh.expert.size) if cut == mesh.expert else (tokens, None)
-    replica, shard = divmod(holders, shard_size)
-    return ShardCoordinates(replica, shard, tensor if expert is None else expert, tensor)
+    axes, experts = mesh.dims.coordinates(rank), cut == mesh.expert
+    if sharded:
+        replica, shard = (axes[f"expert_{name}" if experts else name] for name in ("replica", "shard"))
+    else:
+        replica, shard = axes["expert_data_parallel" if experts else "data_context"], 0
+    return ShardCoordinates(replica, shard, axes["expert" if experts else "tensor"], axes["tensor"])
 
 
 def gather_whole(
@@ -46,9 +48,9 @@ def gather_whole(
     parameter; None where the rank has none. `dtype` is that of the parts, which the owner may not have.
     """
     mesh, cut, shard = engine.mesh, engine.placements[name].axis, engine.shard_axis(name)
-    here, there = (locate(mesh, cut, shard.size, rank) for rank in (mesh.world.rank, owner))
-    copied = cut.size == 1 or cut == mesh.expert  # on all tensor ranks, of which one is enough
-    if here.replica != there.replica or (copied and here.tensor != there.tensor):
+    here, there = (locate(mesh, cut, rank, sharded=shard.size > 1) for rank in (mesh.world.rank, owner))
+    replicated = cut.size == 1 or cut == mesh.expert  # over tensor ranks, so only one of them sends
+    if here.replica != there.replica or (replicated and here.tensor != there.tensor):
         return
     assert part is None or part.dtype == dtype, f"{name}: {part.dtype} is not {dtype}"
     local = _over_shards(engine, name, part, there.shard, dtype)
@@ -89,7 +91,7 @@ def _over_cut(model: Any, axis: Axis, name: str, canonical: str, piece: Tensor, 
         return None
     whole = piece.new_empty(model.config.canonical_shapes()[canonical])
     for rank in range(axis.size):
-        box = model.canonical_boxes(name, rank, axis.size)[canonical]
+        box = model.canonical_regions(name, rank, axis.size)[canonical]
         here = whole[box]
         here.copy_(
             piece

@@ -41,14 +41,14 @@ Header = dict[str, dict[str, Any]]
 
 def write_safetensors(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Write contiguous CPU tensors; a full disk is an `OSError`, as in every other write."""
-    text = header_text(header_of(tensors), metadata or {})
+    text = header_text(build_header(tensors), metadata or {})
     with file.open("wb", buffering=0) as out:
         write_all(out, memoryview(text))
         write_tensors(out, tensors)
         os.fsync(out.fileno())
 
 
-def header_of(tensors: Mapping[str, Tensor], offset: int = 0) -> Header:
+def build_header(tensors: Mapping[str, Tensor], offset: int = 0) -> Header:
     """What a file's header says of tensors that `write_tensors` writes; `offset` bytes of others come before."""
     header: Header = {}
     for name, tensor in _ordered(tensors):
@@ -69,7 +69,7 @@ def header_text(header: Header, metadata: Mapping[str, str], room: int = 0) -> b
 
 
 def write_tensors(out: Any, tensors: Mapping[str, Tensor]) -> None:
-    """Write contiguous CPU tensors from their memory, in the order that `header_of` tells."""
+    """Write contiguous CPU tensors from their memory, in the order that `build_header` tells."""
     for _, tensor in _ordered(tensors):
         write_all(out, _memory(tensor))
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mt_core.checkpoint.safetensors_io import (
     Header,
-    header_of,
+    build_header,
     header_text,
     write_all,
     write_safetensors,
@@ -66,7 +66,7 @@ class _OpenFile:
         return aligned and _header_room(batch) <= self.room
 
     def write(self, batch: Mapping[str, Tensor]) -> None:
-        self.header |= header_of(batch, self.size)
+        self.header |= build_header(batch, self.size)
         self.room -= _header_room(batch)
         write_tensors(self.out, batch)
         self.size += sum(tensor.nbytes for tensor in batch.values())
@@ -127,7 +127,7 @@ class _Files:
             self._flush()
         if self.open:
             return self._close()
-        header = header_of(self.batch)
+        header = build_header(self.batch)
         write_safetensors(self._path, self.batch, self.metadata(header))
         self.headers.append(header)
         self.batch, self.batch_bytes = {}, 0

@@ -4,8 +4,7 @@ An axis of size 1 has no group, and every collective on it is the identity. The 
 can live in one process.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch.distributed as dist
 from torch import Tensor
@@ -59,8 +58,10 @@ class Axis:
 
 @dataclass(frozen=True, slots=True)
 class Mesh:
-    """This rank's place along every axis."""
+    """This rank's position along every axis."""
 
+    dims: ParallelDims = field(default_factory=ParallelDims)
+    """The sizes of the axes, and the coordinates of every other rank."""
     world: Axis = Axis("world")
     """All ranks."""
     data: Axis = Axis("data")
@@ -69,14 +70,14 @@ class Mesh:
     """Ranks that hold different parts of the same samples."""
     tensor: Axis = Axis("tensor")
     """Ranks that hold different parts of the same matrices."""
-    tokens: Axis = Axis("tokens")
+    data_context: Axis = Axis("data_context")
     """data × context: ranks that see different tokens with the same weights."""
     shard: Axis = Axis("shard")
-    """The part of `tokens` that shares one copy of the sharded state."""
+    """The part of `data_context` that shares one copy of the sharded state."""
     replica: Axis = Axis("replica")
-    """Ranks of `tokens` that hold the same part of the sharded state."""
+    """Ranks of `data_context` that hold the same part of the sharded state."""
     expert: Axis = Axis("expert")
-    """The part of `tokens` whose ranks hold different experts of the same layers."""
+    """The part of `data_context` whose ranks hold different experts of the same layers."""
     expert_shard: Axis = Axis("shard")
     """Ranks with the same experts that share one copy of their sharded state."""
     expert_replica: Axis = Axis("replica")
@@ -88,33 +89,30 @@ class Mesh:
 
 
 def make_mesh(dims: ParallelDims) -> Mesh:
-    """The mesh of the joined ranks; every rank must call it with the same dims."""
+    """Connect the ranks of the process group along every axis; every rank must call it with the same dims."""
     if dims.ranks == 1:
         return Mesh()
-    axes = {"world": _axis("world", [range(dims.ranks)])}
-    for name in ("data", "context", "tensor"):
-        axes[name] = _axis(name, dims.groups(name))
-    axes["tokens"] = _axis("tokens", dims.groups("data", "context"))
-    axes["shard"] = _axis("shard", dims.shard_groups())
-    axes["replica"] = _axis("replica", dims.replica_groups())
-    axes["expert"] = _axis("expert", dims.expert_groups())
+    axes = {"world": _connect("world", [[*range(dims.ranks)]])}
+    for name in ("data", "context", "tensor", "data_context", "shard", "replica", "expert"):
+        axes[name] = _connect(name, dims.groups(name))
     if dims.expert == 1:
-        return Mesh(**axes, expert_shard=axes["shard"], expert_replica=axes["replica"])
-    axes["expert_shard"] = _axis("expert_shard", dims.expert_shard_groups())
-    axes["expert_replica"] = _axis("expert_replica", dims.expert_replica_groups())
-    return Mesh(**axes)
+        return Mesh(dims, **axes, expert_shard=axes["shard"], expert_replica=axes["replica"])
+    for name in ("expert_shard", "expert_replica"):
+        axes[name] = _connect(name, dims.groups(name))
+    return Mesh(dims, **axes)
 
 
-def _axis(name: str, groups: Iterable[Iterable[int]]) -> Axis:
-    lines = [list(line) for line in groups]
-    if len(lines[0]) == 1:
+def _connect(name: str, groups: list[list[int]]) -> Axis:
+    """Create the process groups of an axis, and return this rank's."""
+    if len(groups[0]) == 1:
         return Axis(name)
-    mine = next(line for line in lines if dist.get_rank() in line)
-    if len(mine) == dist.get_world_size():
-        return Axis(name, mine.index(dist.get_rank()), len(mine), dist.group.WORLD)
-    group, _ = dist.new_subgroups_by_enumeration(lines)
+    rank = dist.get_rank()
+    ranks = next(group for group in groups if rank in group)
+    if len(ranks) == dist.get_world_size():
+        return Axis(name, ranks.index(rank), len(ranks), dist.group.WORLD)
+    group, _ = dist.new_subgroups_by_enumeration(groups)
     assert isinstance(group, dist.ProcessGroup)
-    return Axis(name, mine.index(dist.get_rank()), len(mine), group)
+    return Axis(name, ranks.index(rank), len(ranks), group)
 
 
 def part_of(axis: Axis, size: int) -> Axis:

@@ -1,19 +1,33 @@
-"""How many ranks lie along each axis, and who stands where. Torch-free."""
+"""How many ranks lie along each axis, and at which coordinates each rank stands. Torch-free.
 
-from collections.abc import Iterator
+This is the only place that knows the order of ranks: whoever needs a rank's coordinates, or the ranks that differ along
+one axis alone, asks `ParallelDims`.
+"""
+
+from collections.abc import Mapping
 from dataclasses import dataclass
-from math import lcm
+from functools import cached_property
+from itertools import takewhile
+from math import lcm, prod
 
 from mt_core.config.sections import ParallelConfig
 from mt_core.errors import MtError
 
 AXES = ("data", "context", "tensor")
-"""Outermost first: neighbouring ranks differ in their place along `tensor` (docs/specs/core.md §1.1)."""
+"""The axes of a configuration, outermost first: neighbouring ranks differ along `tensor` (docs/specs/core.md §1.1)."""
+VIEWS = (
+    AXES,
+    ("data_context", "tensor"),
+    ("replica", "shard", "tensor"),
+    ("expert_data_parallel", "expert", "tensor"),
+    ("expert_replica", "expert_shard", "expert", "tensor"),
+)
+"""The ways to count the same ranks as a grid, outermost axis first; an axis means the same in every view."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ParallelDims:
-    """Sizes of the axes; their product is the number of ranks."""
+    """Sizes of the axes; those of data, context and tensor multiply to the number of ranks."""
 
     data: int = 1
     context: int = 1
@@ -21,7 +35,7 @@ class ParallelDims:
     shard: int | None = None
     """Ranks of data × context that share one copy of the sharded state; None for all of them."""
     expert: int = 1
-    """Neighbours on data × context that share each layer's experts: a second view of the same ranks."""
+    """Neighbours on data × context that share each layer's experts."""
 
     @property
     def ranks(self) -> int:
@@ -29,87 +43,95 @@ class ParallelDims:
         return self.data * self.context * self.tensor
 
     @property
-    def sharers(self) -> int:
-        """Ranks that share one copy of the sharded state."""
-        return self.shard or self.data * self.context
+    def data_context(self) -> int:
+        """Ranks with the same part of the dense weights, which see different tokens."""
+        return self.data * self.context
 
     @property
-    def expert_sharers(self) -> int:
-        """Of the ranks that hold the same experts, those that share one copy of their sharded state.
+    def shard_group_size(self) -> int:
+        """Ranks that share one copy of the sharded state."""
+        return self.shard or self.data_context
 
-        As many as there are in a shard group, if whole expert groups make one up; else in the fewest that they do.
+    @property
+    def expert_shard_group_size(self) -> int:
+        """Ranks that share one copy of the sharded state of the experts that all of them hold.
+
+        If a shard group is made of whole expert groups, it is the number of those; otherwise the smallest number of
+        ranks whose expert groups fill whole shard groups.
         """
-        return lcm(self.sharers, self.expert) // self.expert
+        return lcm(self.shard_group_size, self.expert) // self.expert
 
-    def groups(self, *axes: str) -> Iterator[list[int]]:
-        """Every set of ranks that differ only along these axes, each in the order of the ranks."""
-        sizes = {axis: getattr(self, axis) for axis in AXES}
-        lines: dict[tuple[int, ...], list[int]] = {}
+    @cached_property
+    def sizes(self) -> Mapping[str, int]:
+        """The number of ranks along every axis of `VIEWS`."""
+        expert_data_parallel = self.data_context // self.expert
+        return {
+            "data": self.data,
+            "context": self.context,
+            "tensor": self.tensor,
+            "data_context": self.data_context,
+            "shard": self.shard_group_size,
+            "replica": self.data_context // self.shard_group_size,
+            "expert": self.expert,
+            "expert_data_parallel": expert_data_parallel,
+            "expert_shard": self.expert_shard_group_size,
+            "expert_replica": expert_data_parallel // self.expert_shard_group_size,
+        }
+
+    def coordinates(self, rank: int) -> dict[str, int]:
+        """Return a rank's position along every axis of `VIEWS`."""
+        positions: dict[str, int] = {}
+        for view in VIEWS:
+            outer = rank
+            for axis in reversed(view):
+                outer, positions[axis] = divmod(outer, self.sizes[axis])
+        return positions
+
+    def groups(self, axis: str) -> list[list[int]]:
+        """List every set of ranks that differ along `axis` alone, each in the order of their positions on it.
+
+        Ranks of one `shard` group share one copy of the sharded state, those of one `replica` group hold the same part
+        of it; an `expert` group holds different experts of the same layers, an `expert_data_parallel` group the same
+        experts, whose state it shares along `expert_shard` and repeats along `expert_replica`.
+        """
+        others = [other for other in _view(axis) if other != axis]
+        groups: dict[tuple[int, ...], list[int]] = {}
         for rank in range(self.ranks):
-            place, rest = {}, rank
-            for axis in reversed(AXES):
-                rest, place[axis] = divmod(rest, sizes[axis])
-            lines.setdefault(tuple(place[axis] for axis in AXES if axis not in axes), []).append(rank)
-        yield from lines.values()
+            positions = self.coordinates(rank)
+            groups.setdefault(tuple(positions[other] for other in others), []).append(rank)
+        return [*groups.values()]
 
-    def shard_groups(self) -> Iterator[list[int]]:
-        """Ranks that share one copy of the sharded state: neighbours within data × context."""
-        for line in self.groups("data", "context"):
-            yield from neighbours(line, self.sharers)
+    def group(self, axis: str, rank: int) -> list[int]:
+        """Return the group of `groups(axis)` that a rank belongs to."""
+        return next(group for group in self.groups(axis) if rank in group)
 
-    def replica_groups(self) -> Iterator[list[int]]:
-        """Ranks that hold the same part of the sharded state."""
-        for line in self.groups("data", "context"):
-            yield from strides(line, self.sharers)
-
-    def expert_groups(self) -> Iterator[list[int]]:
-        """Ranks that hold different experts of the same layers: neighbours within data × context."""
-        for line in self.groups("data", "context"):
-            yield from neighbours(line, self.expert)
-
-    def same_experts(self) -> Iterator[list[int]]:
-        """Ranks that hold the same experts and see different tokens."""
-        for line in self.groups("data", "context"):
-            yield from strides(line, self.expert)
-
-    def expert_shard_groups(self) -> Iterator[list[int]]:
-        """Ranks that share one copy of the sharded state of the experts they all hold."""
-        for line in self.same_experts():
-            yield from neighbours(line, self.expert_sharers)
-
-    def expert_replica_groups(self) -> Iterator[list[int]]:
-        """Ranks that hold the same part of that state."""
-        for line in self.same_experts():
-            yield from strides(line, self.expert_sharers)
+    def span(self, axis: str) -> int:
+        """Return how many consecutive ranks a group of `axis` reaches over, from its first rank to the next group."""
+        inner = takewhile(lambda other: other != axis, reversed(_view(axis)))
+        return self.sizes[axis] * prod(self.sizes[other] for other in inner)
 
 
-def neighbours(line: list[int], size: int) -> Iterator[list[int]]:
-    """A line of ranks cut into pieces of `size`."""
-    yield from (line[start : start + size] for start in range(0, len(line), size))
+def _view(axis: str) -> tuple[str, ...]:
+    return next(view for view in VIEWS if axis in view)
 
 
-def strides(line: list[int], size: int) -> Iterator[list[int]]:
-    """The ranks at the same place of each of those pieces."""
-    yield from (line[place::size] for place in range(size))
-
-
-def dims_of(config: ParallelConfig, ranks: int) -> ParallelDims:
-    """The dims that a configuration means for a number of ranks; `MtError` if they do not fit."""
+def resolve_dims(config: ParallelConfig, ranks: int) -> ParallelDims:
+    """Return the sizes that a configuration means for a number of ranks; raise `MtError` if they do not fit."""
     model = config.tensor * config.context
     if config.data is None and ranks % model:
-        found = f"tensor {config.tensor} × context {config.context} does not divide {ranks} ranks"
-        raise MtError("parallel", found, f"start {-(-ranks // model) * model} ranks, or change one of the two")
+        reason = f"tensor {config.tensor} × context {config.context} does not divide {ranks} ranks"
+        raise MtError("parallel", reason, f"start {-(-ranks // model) * model} ranks, or change one of the two")
     data = config.data or ranks // model
     if data * model != ranks:
-        found = (
-            f"tensor {config.tensor} × context {config.context} × data {data} = {data * model}, but {ranks} ranks run"
+        product = f"tensor {config.tensor} × context {config.context} × data {data} = {data * model}"
+        raise MtError(
+            "parallel.data", f"{product}, but {ranks} ranks run", f"start {data * model} ranks, or leave data unset"
         )
-        raise MtError("parallel.data", found, f"start {data * model} ranks, or leave data unset")
-    tokens = data * config.context
+    data_context = data * config.context
     shard = {"replicate": 1, "zero1": config.shard_size, "fsdp": config.shard_size}[config.sharding]
     for field, size in (("shard_size", shard or 1), ("expert", config.expert)):
-        if tokens % size:
-            found, allowed = f"{size} does not divide data × context = {tokens}", range(1, tokens + 1)
-            fits = ", ".join(str(number) for number in allowed if tokens % number == 0)
-            raise MtError(f"parallel.{field}", found, f"allowed: {fits}")
+        if data_context % size:
+            reason = f"{size} does not divide data × context = {data_context}"
+            divisors = ", ".join(str(n) for n in range(1, data_context + 1) if data_context % n == 0)
+            raise MtError(f"parallel.{field}", reason, f"allowed: {divisors}")
     return ParallelDims(data, config.context, config.tensor, shard, config.expert)

@@ -38,7 +38,7 @@ def parallelize(config: Any, mesh: Mesh, device: torch.device) -> tuple[Any, Dat
 
 def freeze(model: Any, patterns: Sequence[str]) -> None:
     """Turn gradients off for the parameters that `optim.trainable` leaves out; `MtError` if one would be split."""
-    canonical = {name: [*model.canonical_boxes(name)] for name, _ in model.named_parameters()}
+    canonical = {name: [*model.canonical_regions(name)] for name, _ in model.named_parameters()}
     names = [name for parts in canonical.values() for name in parts]
     raise_if([*pattern_problems(patterns, names), *fused_problems(patterns, canonical.values())])
     for name, parameter in model.named_parameters():

@@ -37,14 +37,14 @@ class Layout:
     recompute: Recompute = Recompute()
 
     @property
-    def sharers(self) -> int:
+    def shard_group_size(self) -> int:
         """Ranks that share one copy of the sharded state."""
-        return self.dims.sharers
+        return self.dims.shard_group_size
 
     @property
     def replicas(self) -> int:
         """Copies of the sharded state."""
-        return self.dims.data * self.dims.context // self.sharers
+        return self.dims.sizes["replica"]
 
     @property
     def sequence_parts(self) -> int:

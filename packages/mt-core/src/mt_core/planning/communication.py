@@ -92,8 +92,8 @@ def _tensor(config: Any, layout: Layout) -> Iterator[Transfer]:
         yield row("all-gather", "inputs, for the weights' gradients", "backward", calls, "matrix products")
         yield row("reduce-scatter", "gradients of those inputs", "backward", calls, "matrix products")
         whole = _partial(config, layout) * state_bytes(config.precision).wide
-        told = "gradients of norms and row biases" + (", of routers and experts" if experts_of(model) else "")
-        yield Transfer("tensor", n, "all-reduce", told, "reduce", 1, whole, span=n)
+        what = "gradients of norms and row biases" + (", of routers and experts" if experts_of(model) else "")
+        yield Transfer("tensor", n, "all-reduce", what, "reduce", 1, whole, span=n)
     else:
         yield row("all-reduce", "results of out and down projections, of the embedding", "forward", calls)
         if again:
@@ -111,7 +111,7 @@ def _partial(config: Any, layout: Layout) -> float:
     """Elements of this rank's masters of which tensor ranks have parts of the gradient; only experts are many."""
     dims = layout.dims
     count = parameters_of(config.model, dims.tensor, dims.expert)
-    return count.whole - count.experts + count.experts / dims.expert_sharers
+    return count.whole - count.experts + count.experts / dims.expert_shard_group_size
 
 
 def _layers_again(layout: Layout, layers: int) -> int:
@@ -133,7 +133,7 @@ def _context(config: Any, layout: Layout) -> Iterator[Transfer]:
     again = layers if layout.recompute.granularity == "selective" else _layers_again(layout, layers)
 
     def row(collective: str, what: str, phase: Phase, calls: float, size: float, hidden: str = "") -> Transfer:
-        return Transfer("context", n, collective, what, phase, calls, size, hidden, n * dims.tensor)
+        return Transfer("context", n, collective, what, phase, calls, size, hidden, dims.span("context"))
 
     match layout.exchange:
         case "ring":
@@ -162,7 +162,7 @@ def _expert(config: Any, layout: Layout) -> Iterator[Transfer]:
     again = _layers_again(layout, layers)
 
     def row(what: str, phase: Phase, calls: float) -> Transfer:
-        return Transfer("expert", dims.expert, "all-to-all", what, phase, calls, size, span=dims.expert * dims.tensor)
+        return Transfer("expert", dims.expert, "all-to-all", what, phase, calls, size, span=dims.span("expert"))
 
     yield row("tokens to their experts and back", "forward", 2 * layers)
     if again:
@@ -175,10 +175,10 @@ class _Shared:
     """Parameters that the same ranks share."""
 
     elements: int
-    sharers: int
-    replicas: int
-    stride: int
-    """Ranks from one that shares them to the next."""
+    shard: str
+    """The axis whose ranks have different parts of them."""
+    replica: str
+    """The axis whose ranks have the same part."""
     units: int
     """Parts that FSDP gathers one by one."""
     kept: int = 0
@@ -190,41 +190,40 @@ def _data(config: Any, layout: Layout) -> Iterator[Transfer]:
     dims = layout.dims
     count = parameters_of(config.model, dims.tensor, dims.expert)
     apart = count.experts if dims.expert > 1 else 0
-    holders = dims.data * dims.context // dims.expert
-    sharers, layers = dims.expert_sharers, config.model.layers
-    rest = _Shared(count.total - apart, layout.sharers, layout.replicas, dims.tensor, layers + 1, count.ends)
+    layers = config.model.layers
+    rest = _Shared(count.total - apart, "shard", "replica", layers + 1, count.ends)
     yield from _shared(config, layout, rest)
     if apart:
-        stride = dims.tensor * dims.expert
-        experts = _Shared(apart, sharers, holders // sharers, stride, layers, of=" of experts")
+        experts = _Shared(apart, "expert_shard", "expert_replica", layers, of=" of experts")
         yield from _shared(config, layout, experts)
 
 
 def _shared(config: Any, layout: Layout, part: _Shared) -> Iterator[Transfer]:
     each = state_bytes(config.precision)
-    if part.sharers * part.replicas == 1:
+    dims = layout.dims
+    shards, replicas = dims.sizes[part.shard], dims.sizes[part.replica]
+    if shards * replicas == 1:
         return
     reducing = "last backward pass" if layout.overlap_grad_reduce else ""
-    shared = {"n": part.sharers, "span": part.sharers * part.stride}
+    shared = {"n": shards, "span": dims.span(part.shard)}
     buckets = -(-part.elements // layout.bucket_size)
 
     def row(collective: str, what: str, phase: Phase, calls: float, size: float, hidden: str, *, n: int, span: int):
         return Transfer("data", n, collective, what.format(of=part.of), phase, calls, size / calls, hidden, span)
 
-    if layout.sharding == "fsdp" and part.sharers > 1:
+    if layout.sharding == "fsdp" and shards > 1:
         weights, again = each.weight * part.elements, each.weight * (part.elements - part.kept)
         yield row("all-gather", "weights{of}", "forward", part.units, weights, "forward pass", **shared)
         yield row("all-gather", "weights{of}, for backward", "backward", part.units, again, "backward pass", **shared)
         gradients = each.wide * part.elements
         yield row("reduce-scatter", "gradients{of}", "backward", part.units, gradients, "backward pass", **shared)
-    elif layout.sharding == "zero1" and part.sharers > 1:
+    elif layout.sharding == "zero1" and shards > 1:
         gradients, weights = each.gradient * part.elements, each.weight * part.elements
         yield row("reduce-scatter", "gradients{of}", "reduce", buckets, gradients, reducing, **shared)
         gathering = "first forward pass" if layout.overlap_param_gather else ""
         yield row("all-gather", "updated weights{of}", "gather", buckets, weights, gathering, **shared)
-    if part.replicas > 1:
-        size = (each.wide if layout.sharding == "fsdp" else each.gradient) * part.elements / part.sharers
-        span = part.sharers * part.replicas * part.stride
-        what = "gradients{of}" if part.sharers == 1 else "parts of gradients{of}, among copies"
-        reducing = "" if layout.sharding == "zero1" and part.sharers > 1 else reducing  # its parts come too late
-        yield row("all-reduce", what, "reduce", buckets, size, reducing, n=part.replicas, span=span)
+    if replicas > 1:
+        size = (each.wide if layout.sharding == "fsdp" else each.gradient) * part.elements / shards
+        what = "gradients{of}" if shards == 1 else "parts of gradients{of}, among copies"
+        reducing = "" if layout.sharding == "zero1" and shards > 1 else reducing  # its parts come too late
+        yield row("all-reduce", what, "reduce", buckets, size, reducing, n=replicas, span=dims.span(part.replica))

@@ -50,7 +50,7 @@ def memory_svg(plan: Plan, title: str) -> str:
     body: list[str] = []
     for rank in range(ranks):
         y = TOP + rank * (BAR + GAP)
-        body.append(_text(LEFT - 10, y + 16, _place(rank, dims), anchor="end"))
+        body.append(_text(LEFT - 10, y + 16, _label_rank(rank, dims), anchor="end"))
         x = float(LEFT)
         for category, size in sums.items():
             told = f"{category} {size / GIB:.1f} GiB"
@@ -113,13 +113,11 @@ def _colour(span: Span) -> str:
     return COLOURS[span.name.split(" and ")[0]] if span.lane == "compute" else COLOURS["waiting"]
 
 
-def _place(rank: int, dims: ParallelDims) -> str:
-    """Where a rank stands on the axes that have several."""
-    places, rest = [], rank
-    for axis in reversed(AXES):
-        rest, place = divmod(rest, getattr(dims, axis))
-        places += [f"{axis} {place}"] if getattr(dims, axis) > 1 else []
-    return f"rank {rank}" + (f" ({', '.join(reversed(places))})" if places else "")
+def _label_rank(rank: int, dims: ParallelDims) -> str:
+    """Return a rank's number and its position on every axis of more than one rank."""
+    positions = dims.coordinates(rank)
+    names = [f"{axis} {positions[axis]}" for axis in AXES if dims.sizes[axis] > 1]
+    return f"rank {rank}" + (f" ({', '.join(names)})" if names else "")
 
 
 def _ticks(end: float) -> Iterator[float]:

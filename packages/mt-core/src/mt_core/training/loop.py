@@ -94,7 +94,7 @@ def _step(
     run: Run, batches: Sequence[Batch], tokens: float, nonfinite: NonFiniteMonitor, throughput: ThroughputMeter
 ) -> None:
     config, state, position = run.config, run.state, run.state.position
-    seed_step(config.runtime.seed, position.step, run.mesh.tokens.rank)
+    seed_step(config.runtime.seed, position.step, run.mesh.data_context.rank)
     lr = learning_rate(config.lr_schedule, config.optim.lr, position.step, steps=config.train.steps)
     scale = state.loss_scale.value
     beat = partial(run.heartbeat.update, position.step + 1, "forward and backward")
@@ -112,7 +112,7 @@ def _step(
         state.loss_scale.after_step(config.precision, finite=bool(updated.norm.isfinite()))
     if position.step % config.log.every == 0 or position.step in (1, config.train.steps):
         _check_finite(run, nonfinite)
-        values = {"loss": float(run.mesh.tokens.sum_(loss)), "lr": lr, "grad_norm": float(updated.norm)}
+        values = {"loss": float(run.mesh.data_context.sum_(loss)), "lr": lr, "grad_norm": float(updated.norm)}
         values = reduce_metrics(run.mesh, metrics) | values
         values |= {"loss_scale": scale} if config.precision.dtype == "fp16" else {}
         _emit(run, values | throughput.lap())

@@ -151,7 +151,7 @@ class TrainState:
         return {name: owners[name] for name in sizes}
 
     def _canonical_names(self, name: str) -> list[str]:
-        return list(self.model.canonical_boxes(name))
+        return list(self.model.canonical_regions(name))
 
     def load(self, step: Path) -> None:
         """Fill weights, optimizer and position from a native checkpoint of the same model, whatever its layout was."""

@@ -75,7 +75,7 @@ def reduce_metrics(mesh: Mesh, metrics: Mapping[str, Tensor]) -> dict[str, float
     if not metrics:
         return {}
     names = sorted(metrics)
-    sums = mesh.tokens.sum_(torch.stack([metrics[name] for name in names])).tolist()
+    sums = mesh.data_context.sum_(torch.stack([metrics[name] for name in names])).tolist()
     return {name: total / weight for name, (total, weight) in zip(names, sums, strict=True) if weight}
 
 
@@ -99,7 +99,7 @@ def backward(
     `beat` is called before each micro-batch.
     """
     total, metrics = torch.zeros((), device=device), {}
-    samples = count_samples(batches) * engine.mesh.tokens.size
+    samples = count_samples(batches) * engine.mesh.data_context.size
     engine.begin_step()
     for number, batch in enumerate(batches, 1):
         beat()
@@ -173,6 +173,6 @@ def evaluate(
             beat()
     finally:
         model.train()
-    totals = mesh.tokens.sum_(torch.tensor([token_losses, tokens, sample_losses, samples], dtype=torch.float64))
+    totals = mesh.data_context.sum_(torch.tensor([token_losses, tokens, sample_losses, samples], dtype=torch.float64))
     loss = float(totals[0] / max(totals[1], 1.0) + totals[2] / totals[3])
     return {"loss": loss, **reduce_metrics(mesh, metrics)}

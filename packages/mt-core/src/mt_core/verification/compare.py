@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mt_core.verification.measure import Named, Record
+from mt_core.verification.measure import NamedTensors, Record
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ def compare_records(run: Record, reference: Record) -> list[Difference]:
     return compared + [Difference(name, value) for name, value in tensor_differences(run.weights, reference.weights)]
 
 
-def tensor_differences(run: Named, reference: Named) -> Iterator[tuple[str, float]]:
+def tensor_differences(run: NamedTensors, reference: NamedTensors) -> Iterator[tuple[str, float]]:
     """By name, the largest difference between two sets of tensors, relative as in `compare_records`."""
     assert run.keys() == reference.keys(), f"{run.keys() ^ reference.keys()} are only in one of the two"
     elements = sum(t.numel() for t in reference.values())

@@ -10,7 +10,7 @@ from torch import Tensor
 from mt_core.checkpoint.gather import gather_whole
 from mt_core.config.run_config import RunConfig
 from mt_core.distributed.mesh import Mesh, make_mesh
-from mt_core.distributed.topology import dims_of
+from mt_core.distributed.topology import resolve_dims
 from mt_core.parallel.apply import parallelize
 from mt_core.plugins import component
 from mt_core.training.inputs import Batch
@@ -20,7 +20,7 @@ from mt_core.training.seeds import derived_seed
 from mt_core.training.state import TrainState
 from mt_core.training.step import backward, reduce, update
 
-Named = dict[str, Tensor]
+NamedTensors = dict[str, Tensor]
 
 
 @dataclass(slots=True)
@@ -29,9 +29,9 @@ class Record:
 
     losses: list[float]
     norms: list[float]
-    gradients: list[Named]
-    """Of each step, under canonical names, before clipping."""
-    weights: Named
+    gradients: list[NamedTensors]
+    """Gradients of each step, under canonical names, before clipping."""
+    weights: NamedTensors
     """After the last step."""
 
 
@@ -49,7 +49,7 @@ def measure(
     `documents` cuts the sequences into documents that do not see each other. `start` is a checkpoint to go on from,
     `save` a run directory to save the end in.
     """
-    mesh, device = make_mesh(dims_of(config.parallel, ranks)), torch.device("cpu")
+    mesh, device = make_mesh(resolve_dims(config.parallel, ranks)), torch.device("cpu")
     model, engine = parallelize(config, mesh, device)
     groups = parameter_groups(engine.masters, engine.shapes, config.optim.weight_decay)
     optimizer = component("optimizer", config.optim.name)(groups, config.optim)
@@ -77,7 +77,7 @@ def _step(config: RunConfig, state: TrainState, record: Record, *, documents: bo
     updated = update(engine, state.optimizer, lr=config.optim.lr, clip_norm=config.optim.clip_norm, scale=scale)
     engine.wait()
     state.position.step += 1
-    record.losses.append(float(mesh.tokens.sum_(loss.double())))
+    record.losses.append(float(mesh.data_context.sum_(loss.double())))
     record.norms.append(float(updated.norm))
 
 
@@ -99,9 +99,9 @@ def random_batches(config: RunConfig, mesh: Mesh, step: int, *, documents: bool)
 
 
 @torch.no_grad()
-def gather_state(state: TrainState, what: str) -> Named:
+def gather_state(state: TrainState, what: str) -> NamedTensors:
     """Gather all weights (trained ones from their masters) or all gradients, whole, on the first rank."""
-    tensors: Named = {}
+    tensors: NamedTensors = {}
     engine, wide = state.engine, torch.promote_types(state.engine.dtype, torch.float32)
     for name, parameter in state.model.named_parameters():
         if not parameter.requires_grad and what == "gradient":

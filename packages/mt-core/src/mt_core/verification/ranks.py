@@ -25,7 +25,7 @@ from mt_core.errors import MtError
 
 TIMEOUT_S = 120.0
 """A run that has not ended by then has failed."""
-OTHERS_S = 2.0
+OTHER_RANKS_S = 2.0
 """Seconds that the other ranks get to answer once one has failed."""
 STACKS_S = 1.0
 """Time to write stacks in."""
@@ -117,11 +117,11 @@ def run_ranks(size: int, function: Callable[..., Any], *arguments: Any, timeout_
 
 
 def _start(context: Any, work: tuple[Any, ...]) -> Rank:
-    ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_rank, args=(theirs, *work))
+    parent_end, child_end = context.Pipe(duplex=False)
+    process = context.Process(target=_rank, args=(child_end, *work))
     process.start()
-    theirs.close()  # so that its end is seen
-    return Rank(process, ours)
+    child_end.close()  # so that its end is seen
+    return Rank(process, parent_end)
 
 
 def _collect(ranks: Sequence[Rank], timeout_s: float) -> dict[int, Answer]:
@@ -136,7 +136,7 @@ def _collect(ranks: Sequence[Rank], timeout_s: float) -> dict[int, Answer]:
         arrived = {number: rank.answer() for number, rank in waiting.items()}
         answers |= {number: answer for number, answer in arrived.items() if answer is not None}
         if not all(isinstance(answer, Value) for answer in answers.values()):
-            limit = min(limit, time.monotonic() + OTHERS_S)
+            limit = min(limit, time.monotonic() + OTHER_RANKS_S)
     return answers
 
 

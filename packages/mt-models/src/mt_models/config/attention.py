@@ -5,6 +5,9 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, PositiveFloat, PositiveInt, model_validator
 
 from mt_core.config.sections import Section
+from mt_core.contracts import TensorCut
+from mt_models.config.norm import LayerNorm, RMSNorm
+from mt_models.config.tensors import INPUTS, OUTPUTS, Tensors, linear
 
 
 class GQA(Section):
@@ -64,6 +67,24 @@ class GQA(Section):
     def queries_per_group(self) -> int:
         """Query heads that share one key/value head."""
         return self.heads // self.num_kv_heads
+
+    def tensors(self, name: str, size: int, norm: RMSNorm | LayerNorm) -> Tensors:
+        """The canonical tensors of attention over `size` features: four projections, and norms of queries and keys.
+
+        Tensor ranks divide the heads; of more ranks than key/value heads, several have the same key and value.
+        """
+        queries, keys = self.heads * self.head_size, self.num_kv_heads * self.head_size
+        groups = TensorCut(0, parts=self.num_kv_heads)
+        tensors: Tensors = {}
+        for x in "qk" if self.qk_norm else "":
+            tensors |= norm.tensors(f"{name}.{x}_norm", self.head_size)
+        for projection, out, cut in (("q", queries, OUTPUTS), ("k", keys, groups), ("v", keys, groups)):
+            tensors |= linear(f"{name}.{projection}", out, size, bias=self.qkv_bias, cut=cut)
+        return tensors | linear(f"{name}.out", size, queries, bias=self.out_bias, cut=INPUTS)
+
+    def score_flops(self, keys: float) -> float:
+        """Training FLOPs of a token's scores and weighted values, of which it sees so many keys."""
+        return 12.0 * self.heads * self.head_size * keys
 
     def group_copies(self, tensor: int) -> int:
         """How many of `tensor` ranks hold the same key/value group."""

@@ -4,10 +4,10 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from mt_models.config import shapes
 from mt_models.config.attention import Unwindowed
 from mt_models.config.mlp import Dense, Gated
 from mt_models.config.norm import LayerNorm, RMSNorm
+from mt_models.config.tensors import CanonicalTensor, Tensors, linear, matrix_parameters, repeat_block
 from mt_models.config.transformer import TransformerSection, random_padding
 
 if TYPE_CHECKING:
@@ -63,33 +63,35 @@ class BertConfig(TransformerSection):
         types_BT, is_random_B = (torch.randint(2, size, generator=generator) for size in sizes)
         return {"text": tokens_BT, "types": types_BT, "is_random": is_random_B, "padding_mask": text_BT}
 
-    def canonical_shapes(self) -> shapes.Shapes:
-        """Name and shape of every tensor in a checkpoint of this model: un-fused and un-padded."""
+    def canonical_tensors(self) -> Tensors:
+        """Every tensor in a checkpoint of this model, un-fused and un-padded."""
         D = self.hidden_size
-        found: shapes.Shapes = {"embed.weight": (self.vocab_size, D), "position.weight": (self.max_seq_len, D)}
+        tensors = self.vocab_tensors("embed") | {"position.weight": CanonicalTensor((self.max_seq_len, D))}
         if self.token_types:
-            found["token_type.weight"] = (self.token_types, D)
-        found |= shapes.norms(self.norm, {"embed_norm": D} if self.norm_place == "after" else {})
-        found |= shapes.repeated(self._block_shapes(), self.layers)
-        found |= shapes.norms(self.norm, {"norm": D} if self.norm_place == "before" else {})
+            tensors["token_type.weight"] = CanonicalTensor((self.token_types, D))
+        if self.norm_place == "after":
+            tensors |= self.norm.tensors("embed_norm", D)
+        tensors |= repeat_block(self._block_tensors(), self.layers)
+        if self.norm_place == "before":
+            tensors |= self.norm.tensors("norm", D)
         if self.lm_head:
-            found |= shapes.linear("lm_head.dense", D, D, bias=True) | shapes.norms(self.norm, {"lm_head.norm": D})
-            found["head.bias"] = (self.vocab_size,)
+            tensors |= linear("lm_head.dense", D, D, bias=True) | self.norm.tensors("lm_head.norm", D)
+            tensors |= self.vocab_tensors("head", weight=False, bias=True)
         if self.pooler:
-            found |= shapes.linear("pooler", D, D, bias=True)
-        return found | (shapes.linear("binary_head", 2, D, bias=True) if self.binary_head else {})
+            tensors |= linear("pooler", D, D, bias=True)
+        return tensors | (linear("binary_head", 2, D, bias=True) if self.binary_head else {})
 
-    def _block_shapes(self) -> shapes.Shapes:
-        found = shapes.norms(self.norm, {"attn_norm": self.hidden_size, "mlp_norm": self.hidden_size})
-        found |= shapes.attention(self.attention, self.norm, self.hidden_size)
-        return found | shapes.mlp(self.mlp, self.hidden_size)
+    def _block_tensors(self) -> Tensors:
+        tensors = self.norm.tensors("attn_norm", self.hidden_size) | self.norm.tensors("mlp_norm", self.hidden_size)
+        tensors |= self.attention.tensors("attn", self.hidden_size, self.norm)
+        return tensors | self.mlp.tensors("mlp", self.hidden_size)
 
     def flops_per_token(self, sequence: int) -> float:
         """Training FLOPs per token of the text: 6 · matrix parameters + 12 · layers · heads · head_size · sequence.
 
         The output layer counts as a matrix; what happens to one token of a sequence, the pooler, is left out.
         """
-        matrices = self.layers * shapes.matrix_parameters(self._block_shapes().values())
+        matrices = self.layers * matrix_parameters(self._block_tensors())
         if self.lm_head:
             matrices += (self.vocab_size + self.hidden_size) * self.hidden_size
-        return 6.0 * matrices + 12.0 * self.layers * self.attention.heads * self.attention.head_size * sequence
+        return 6.0 * matrices + self.attention.score_flops(self.layers * sequence)

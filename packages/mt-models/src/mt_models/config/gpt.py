@@ -4,10 +4,10 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, PositiveFloat, model_validator
 
-from mt_models.config import shapes
 from mt_models.config.mlp import Dense, Gated, MoE
 from mt_models.config.norm import LayerNorm, RMSNorm
 from mt_models.config.position import Learned, NoPosition, Rope
+from mt_models.config.tensors import CanonicalTensor, Tensors, matrix_parameters, repeat_block
 from mt_models.config.transformer import TransformerSection
 
 if TYPE_CHECKING:
@@ -54,26 +54,26 @@ class GPTConfig(TransformerSection):
 
         return GPT(self, tensor)
 
-    def canonical_shapes(self) -> shapes.Shapes:
-        """Name and shape of every tensor in a checkpoint of this model: un-fused and un-padded."""
-        found: shapes.Shapes = {"embed.weight": (self.vocab_size, self.hidden_size)}
+    def canonical_tensors(self) -> Tensors:
+        """Every tensor in a checkpoint of this model, un-fused and un-padded."""
+        tensors = self.vocab_tensors("embed")
         if self.position.kind == "learned":
-            found["position.weight"] = (self.max_seq_len, self.hidden_size)
-        found |= shapes.repeated(self._block_shapes(), self.layers)
-        found |= shapes.norms(self.norm, {"norm": self.hidden_size})
-        if not self.tied:
-            found["head.weight"] = (self.vocab_size, self.hidden_size)
-        return found
+            tensors["position.weight"] = CanonicalTensor((self.max_seq_len, self.hidden_size))
+        tensors |= repeat_block(self._block_tensors(), self.layers)
+        tensors |= self.norm.tensors("norm", self.hidden_size)
+        return tensors if self.tied else tensors | self.vocab_tensors("head")
 
     @property
     def block_norms(self) -> tuple[str, ...]:
         """Names of the norms of a block, those of heads left out."""
         return ("attn_norm", "mlp_norm", *(("attn_post_norm", "mlp_post_norm") if self.post_norms else ()))
 
-    def _block_shapes(self) -> shapes.Shapes:
-        found = shapes.norms(self.norm, dict.fromkeys(self.block_norms, self.hidden_size))
-        found |= shapes.attention(self.attention, self.norm, self.hidden_size)
-        return found | shapes.mlp(self.mlp, self.hidden_size)
+    def _block_tensors(self) -> Tensors:
+        tensors: Tensors = {}
+        for name in self.block_norms:
+            tensors |= self.norm.tensors(name, self.hidden_size)
+        tensors |= self.attention.tensors("attn", self.hidden_size, self.norm)
+        return tensors | self.mlp.tensors("mlp", self.hidden_size)
 
     def flops_per_token(self, sequence: int) -> float:
         """Training FLOPs per token: 6 · matrix parameters + 12 · layers · heads · head_size · keys.
@@ -81,12 +81,12 @@ class GPTConfig(TransformerSection):
         The output layer counts as a matrix, and so do the experts that a token passes through. `keys` are those that a
         token sees on average: half of the sequence, as in docs/benchmarks.md, or fewer in a window.
         """
-        used = self.mlp.top_k if self.mlp.kind == "moe" else 0
-        matrices = self.layers * shapes.matrix_parameters(self._block_shapes().values(), used)
-        matrices += self.vocab_size * self.hidden_size
+        projections = 6 * matrix_parameters(self.attention.tensors("attn", self.hidden_size, self.norm))
+        layer = projections + self.mlp.flops_per_token(self.hidden_size)
+        matrices = self.layers * layer + 6 * self.vocab_size * self.hidden_size
         windows = (self.attention.window_of(n) for n in range(self.layers))
         keys = sum(_mean_keys(sequence, window) for window in windows)
-        return 6.0 * matrices + 12.0 * self.attention.heads * self.attention.head_size * keys
+        return matrices + self.attention.score_flops(keys)
 
 
 def _mean_keys(sequence: int, window: int | None) -> float:

@@ -5,6 +5,8 @@ from typing import Literal, Self
 from pydantic import NonNegativeFloat, PositiveInt, model_validator
 
 from mt_core.config.sections import Section
+from mt_core.contracts import TensorCut
+from mt_models.config.tensors import INPUTS, OUTPUTS, CanonicalTensor, Tensors, linear, matrix_parameters
 
 
 class Dense(Section):
@@ -18,6 +20,15 @@ class Dense(Section):
     bias: bool = False
     """Biases on both projections."""
 
+    def tensors(self, name: str, size: int) -> Tensors:
+        """The canonical tensors of a layer over `size` features, of which tensor ranks divide the hidden ones."""
+        up = linear(f"{name}.up", self.ffn_hidden_size, size, bias=self.bias, cut=OUTPUTS)
+        return up | linear(f"{name}.down", size, self.ffn_hidden_size, bias=self.bias, cut=INPUTS)
+
+    def flops_per_token(self, size: int) -> int:
+        """Training FLOPs of a token in the projections."""
+        return 6 * matrix_parameters(self.tensors("mlp", size))
+
 
 class Gated(Section):
     """Gated feed-forward layer: down(activation(gate(x)) * up(x)); with silu it is SwiGLU, with gelu GeGLU."""
@@ -29,6 +40,17 @@ class Gated(Section):
     """Function of the gate."""
     bias: bool = False
     """Biases on all three projections."""
+
+    def tensors(self, name: str, size: int) -> Tensors:
+        """The canonical tensors of a layer over `size` features, of which tensor ranks divide the hidden ones."""
+        tensors: Tensors = {}
+        for projection in ("gate", "up"):
+            tensors |= linear(f"{name}.{projection}", self.ffn_hidden_size, size, bias=self.bias, cut=OUTPUTS)
+        return tensors | linear(f"{name}.down", size, self.ffn_hidden_size, bias=self.bias, cut=INPUTS)
+
+    def flops_per_token(self, size: int) -> int:
+        """Training FLOPs of a token in the projections."""
+        return 6 * matrix_parameters(self.tensors("mlp", size))
 
 
 class MoE(Section):
@@ -57,3 +79,22 @@ class MoE(Section):
                 "with top_k 1 the only weight is always 1, and the router learns nothing: normalized = false"
             )
         return self
+
+    def tensors(self, name: str, size: int) -> Tensors:
+        """The canonical tensors over `size` features: the router's, which all ranks have, and stacks of the experts'.
+
+        The stacks are divided over the expert axis alone: tensor ranks have whole experts.
+        """
+        experts, features, cut = self.experts, self.ffn_hidden_size, TensorCut(0, axis="expert")
+        tensors = {f"{name}.router.weight": CanonicalTensor((experts, size))}
+        for projection in ("gate", "up"):
+            tensors[f"{name}.experts.{projection}.weight"] = CanonicalTensor((experts, features, size), cut)
+        return tensors | {f"{name}.experts.down.weight": CanonicalTensor((experts, size, features), cut)}
+
+    def flops_per_token(self, size: int) -> int:
+        """Training FLOPs of a token in the router and in the experts that it passes through."""
+        return 6 * self.experts * size + self.expert_flops(size)
+
+    def expert_flops(self, size: int) -> int:
+        """Training FLOPs of a token in its experts."""
+        return 6 * self.top_k * 3 * self.ffn_hidden_size * size

@@ -4,11 +4,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, PositiveInt
 
-from mt_models.config import shapes
 from mt_models.config.attention import Unwindowed
 from mt_models.config.mlp import Dense, Gated
 from mt_models.config.norm import LayerNorm, RMSNorm
 from mt_models.config.position import Learned, Relative
+from mt_models.config.tensors import INPUTS, CanonicalTensor, Tensors, matrix_parameters, repeat_block
 from mt_models.config.transformer import TransformerSection, random_padding
 
 if TYPE_CHECKING:
@@ -55,15 +55,13 @@ class T5Config(TransformerSection):
         text_BT = random_padding(tokens_BT, generator)
         return {"text_dec": tokens_BT, "text_enc": tokens_BT.flip(1), "enc_mask": text_BT}
 
-    def canonical_shapes(self) -> shapes.Shapes:
-        """Name and shape of every tensor in a checkpoint of this model: un-fused and un-padded."""
-        found: shapes.Shapes = {"embed.weight": (self.vocab_size, self.hidden_size)}
+    def canonical_tensors(self) -> Tensors:
+        """Every tensor in a checkpoint of this model, un-fused and un-padded."""
+        tensors = self.vocab_tensors("embed")
         if self.position.kind == "learned":
-            found["position.weight"] = (self.max_seq_len, self.hidden_size)
-        found |= self._stack_shapes("encoder") | self._stack_shapes("decoder")
-        if not self.tied:
-            found["head.weight"] = (self.vocab_size, self.hidden_size)
-        return found | ({"head.bias": (self.vocab_size,)} if self.head_bias else {})
+            tensors["position.weight"] = CanonicalTensor((self.max_seq_len, self.hidden_size))
+        tensors |= self._stack_tensors("encoder") | self._stack_tensors("decoder")
+        return tensors | self.vocab_tensors("head", weight=not self.tied, bias=self.head_bias)
 
     def stack_layers(self, stack: str) -> int:
         """Blocks of the "encoder" or the "decoder"."""
@@ -73,19 +71,21 @@ class T5Config(TransformerSection):
         """Names of the norms of a block, those of heads left out."""
         return ("attn_norm", *(("cross_norm",) if stack == "decoder" else ()), "mlp_norm")
 
-    def _stack_shapes(self, stack: str) -> shapes.Shapes:
-        found: shapes.Shapes = {}
+    def _stack_tensors(self, stack: str) -> Tensors:
+        tensors: Tensors = {}
         if self.position.kind == "relative":
-            found[f"{stack}.relative.weight"] = (self.position.buckets, self.attention.heads)
-        found |= shapes.repeated(self._block_shapes(stack), self.stack_layers(stack), f"{stack}.layers")
-        return found | shapes.norms(self.norm, {f"{stack}.norm": self.hidden_size} if self.final_norm else {})
+            shape = (self.position.buckets, self.attention.heads)
+            tensors[f"{stack}.relative.weight"] = CanonicalTensor(shape, INPUTS)
+        tensors |= repeat_block(self._block_tensors(stack), self.stack_layers(stack), f"{stack}.layers")
+        return tensors | (self.norm.tensors(f"{stack}.norm", self.hidden_size) if self.final_norm else {})
 
-    def _block_shapes(self, stack: str) -> shapes.Shapes:
-        found = shapes.norms(self.norm, dict.fromkeys(self.block_norms(stack), self.hidden_size))
-        found |= shapes.attention(self.attention, self.norm, self.hidden_size)
-        if stack == "decoder":
-            found |= shapes.attention(self.attention, self.norm, self.hidden_size, name="cross")
-        return found | shapes.mlp(self.mlp, self.hidden_size)
+    def _block_tensors(self, stack: str) -> Tensors:
+        tensors: Tensors = {}
+        for name in self.block_norms(stack):
+            tensors |= self.norm.tensors(name, self.hidden_size)
+        for name in ("attn", "cross") if stack == "decoder" else ("attn",):
+            tensors |= self.attention.tensors(name, self.hidden_size, self.norm)
+        return tensors | self.mlp.tensors("mlp", self.hidden_size)
 
     def flops_per_token(self, sequence: int, target: int | None = None) -> float:
         """Training FLOPs per token of the encoder's sequence, where the decoder's is `target` long, or as long.
@@ -94,11 +94,11 @@ class T5Config(TransformerSection):
         of its own and all of the encoder's.
         """
         share = 1.0 if target is None else target / max(sequence, 1)  # the decoder's tokens for each of the encoder's
-        block = self._block_shapes("decoder")
-        across = {name: shape for name, shape in block.items() if name.startswith(("cross.k.", "cross.v."))}
-        read = self.decoder_layers * shapes.matrix_parameters(across.values())  # these work on the encoder's tokens
-        written = self.decoder_layers * shapes.matrix_parameters(block.values()) - read
-        read += self.layers * shapes.matrix_parameters(self._block_shapes("encoder").values())
+        block = self._block_tensors("decoder")
+        across = {name: tensor for name, tensor in block.items() if name.startswith(("cross.k.", "cross.v."))}
+        read = self.decoder_layers * matrix_parameters(across)  # these work on the encoder's tokens
+        written = self.decoder_layers * matrix_parameters(block) - read
+        read += self.layers * matrix_parameters(self._block_tensors("encoder"))
         written += self.vocab_size * self.hidden_size
         keys = self.layers * sequence + share * self.decoder_layers * (sequence + share * sequence / 2)
-        return 6.0 * (read + share * written) + 12.0 * self.attention.heads * self.attention.head_size * keys
+        return 6.0 * (read + share * written) + self.attention.score_flops(keys)

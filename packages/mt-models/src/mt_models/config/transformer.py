@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from mt_core.config.sections import Section
-from mt_models.config import shapes
+from mt_core.contracts import TensorCut
 from mt_models.config.attention import GQA
 from mt_models.config.norm import LayerNorm, RMSNorm
+from mt_models.config.tensors import CanonicalTensor, Tensors, count_parameters
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -40,11 +41,31 @@ class TransformerSection(Section):
 
     def vocab_rows(self, tensor: int = 1) -> int:
         """Rows of the embedding in memory, over all of `tensor` ranks."""
-        return shapes.padded_rows(self.vocab_size, self.vocab_divisor, tensor)
+        return self.vocab_cut.local_length(self.vocab_size, tensor) * tensor
+
+    @property
+    def vocab_cut(self) -> TensorCut:
+        """How tensor ranks divide what has a row for each token id."""
+        return TensorCut(0, divisor=self.vocab_divisor)
+
+    def vocab_tensors(self, name: str, *, weight: bool = True, bias: bool = False) -> Tensors:
+        """The canonical tensors of an embedding, or of the output layer."""
+        tensors: Tensors = {}
+        if weight:
+            tensors[f"{name}.weight"] = CanonicalTensor((self.vocab_size, self.hidden_size), self.vocab_cut)
+        return tensors | ({f"{name}.bias": CanonicalTensor((self.vocab_size,), self.vocab_cut)} if bias else {})
 
     @abstractmethod
-    def canonical_shapes(self) -> shapes.Shapes:
-        """Name and shape of every tensor in a checkpoint of this model: un-fused and un-padded."""
+    def canonical_tensors(self) -> Tensors:
+        """Every tensor in a checkpoint of this model, un-fused and un-padded."""
+
+    def canonical_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of every tensor in a checkpoint of this model."""
+        return {name: tensor.shape for name, tensor in self.canonical_tensors().items()}
+
+    def canonical_cuts(self) -> dict[str, TensorCut]:
+        """How ranks divide each canonical tensor, of those that they divide."""
+        return {name: tensor.cut for name, tensor in self.canonical_tensors().items() if tensor.cut is not None}
 
     def random_inputs(self, tokens_BT: "Tensor", generator: "Generator") -> "dict[str, Tensor]":
         """A batch around random tokens, for `mt verify`: all the model takes but labels and loss mask."""
@@ -54,7 +75,7 @@ class TransformerSection(Section):
     @property
     def parameter_count(self) -> int:
         """Parameters, without padding; a tied weight counts once."""
-        return shapes.count(self.canonical_shapes())
+        return count_parameters(self.canonical_tensors().values())
 
 
 def random_padding(tokens_BT: "Tensor", generator: "Generator") -> "Tensor":

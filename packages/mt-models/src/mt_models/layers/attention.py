@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 from mt_core.parallel.tensor.plan import Column, Heads, Plan, Row, Rule
 from mt_models.config import GQA, TransformerConfig
+from mt_models.fusion import Fusion
 from mt_models.layers.attention_cores import Core, ScoreMods
 from mt_models.layers.basic import Linear, make_norm
 from mt_models.layers.kv_cache import LayerCache
 from mt_models.layers.rope import Rotation, rotate
+from mt_models.qkv_layout import fuse_kv, fuse_qkv, split_kv, split_qkv
 
 
 class Attention(nn.Module):
@@ -42,6 +44,8 @@ class Attention(nn.Module):
         )
         scores = ScoreMods(part.scale, part.softcap, part.window_of(layer), bidirectional=bidirectional, biased=biased)
         self.core: Callable[..., Tensor] = core.with_scores(scores)
+        qkv = Fusion(("q", "k", "v"), split_qkv, lambda parts: fuse_qkv(*parts, head_size=part.head_size))
+        self.fusions = {"qkv.weight": qkv, "qkv.bias": qkv, "out.weight": _flatten_inputs(part)}
 
     def forward(
         self,
@@ -85,12 +89,20 @@ class CrossAttention(nn.Module):
             make_norm(config.norm, part.head_size) if part.qk_norm else nn.Identity() for _ in "qk"
         )
         self.core: Callable[..., Tensor] = core.with_scores(ScoreMods(part.scale, part.softcap, bidirectional=True))
+        kv = Fusion(("k", "v"), split_kv, lambda parts: fuse_kv(*parts, head_size=part.head_size))
+        q = Fusion(None, lambda q: (q.flatten(0, 1),), lambda parts: parts[0].unflatten(0, (-1, part.head_size)))
+        self.fusions = {"q.weight": q, "q.bias": q, "kv.weight": kv, "kv.bias": kv, "out.weight": _flatten_inputs(part)}
 
     def forward(self, x_BTD: Tensor, others_BSD: Tensor, padding_mask_BS: Tensor | None) -> Tensor:
         """[B, T, D] to the same shape; where `padding_mask_BS` is 0, the other sequence is padding."""
         k_BSGK, v_BSGK = self.kv(others_BSD).unbind(-2)
         q_BTHK, k_BSGK = self.q_norm(self.q(x_BTD)), self.k_norm(k_BSGK)
         return self.out(self.core(q_BTHK, k_BSGK, v_BSGK, padding_mask_BS=padding_mask_BS))
+
+
+def _flatten_inputs(part: GQA) -> Fusion:
+    """The fusion of an output projection [D, H, K], which is [D, H·K] in checkpoints."""
+    return Fusion(None, lambda out: (out.flatten(1),), lambda parts: parts[0].unflatten(1, (-1, part.head_size)))
 
 
 def plan(part: GQA, copies: int = 1) -> Plan:

@@ -8,6 +8,7 @@ M = N·C tokens in the order of their experts.
 """
 
 from collections.abc import Callable
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from mt_core.parallel.expert.dispatcher import Dispatch, dispatch
 from mt_core.parallel.expert.permutation import inverse, reorder
 from mt_core.parallel.tensor.plan import used_elsewhere
 from mt_models import config
+from mt_models.fusion import stack_parts
 from mt_models.layers.basic import Linear
 
 
@@ -42,6 +44,8 @@ class ExpertWeights(nn.Module):
 
 class Experts(nn.Module):
     """Gated feed-forward layers; gate and up are one weight [E, 2, F, D]."""
+
+    fusions = MappingProxyType({"gate_up.weight": stack_parts("gate", "up", dim=1)})
 
     def __init__(self, part: config.MoE, size: int, activation: Callable[[Tensor], Tensor]) -> None:
         super().__init__()

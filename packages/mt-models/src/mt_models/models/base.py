@@ -50,15 +50,15 @@ class Transformer(nn.Module, Generic[Config]):
 
     def to_canonical(self, name: str, tensor: Tensor, rank: int = 0, size: int = 1) -> Iterable[tuple[str, Tensor]]:
         """Split a tensor shaped like parameter `name` (fused, padded, of one of `size` ranks) into canonical ones."""
-        return canonical.to_canonical(self.config, name, tensor, rank, size)
+        return canonical.to_canonical(self, name, tensor, rank, size)
 
     def from_canonical(self, name: str, get: Callable[[str], Any], rank: int = 0, size: int = 1) -> Tensor:
-        """The reverse: a tensor shaped like parameter `name` from whole canonical ones, sliced where cut."""
-        return canonical.from_canonical(self.config, name, get, rank, size)
+        """Fuse a tensor shaped like parameter `name` from whole canonical ones, sliced where cut."""
+        return canonical.from_canonical(self, name, get, rank, size)
 
-    def canonical_boxes(self, name: str, rank: int = 0, size: int = 1) -> Mapping[str, tuple[slice, ...]]:
+    def canonical_regions(self, name: str, rank: int = 0, size: int = 1) -> Mapping[str, tuple[slice, ...]]:
         """Which part of which canonical tensors parameter `name` holds on a tensor rank; () is all of it."""
-        return canonical.fusion(self.config, name, rank, size).boxes
+        return canonical.canonical_regions(self, name, rank, size)
 
     def embed_tokens(self, tokens_BT: Tensor, positions: Tensor | None = None, start: int = 0) -> Tensor:
         """Embeddings [B, T, D] plus those of the positions, if learned; `MtError` if a sequence is too long.

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mt_ckpt.conversion.detect import detect
 from mt_ckpt.megatron.args.model_types import model_problems
 from mt_ckpt.megatron.args.t5 import NORM_NOTES
 from mt_ckpt.megatron.layout import RELEASE, TRACKER, Layout, iteration_directory, layout_errors
@@ -24,6 +23,7 @@ from mt_ckpt.megatron.training_state.write_native import write_native
 from mt_ckpt.megatron.training_state.write_torch import write_torch
 from mt_ckpt.megatron.training_state.write_torch_dist import MCORE_0_11, PLAIN, RESHARDABLE, write_torch_dist
 from mt_ckpt.tools.together import together
+from mt_core.checkpoint.detection import detect_loader
 from mt_core.errors import MtError, Problem, raise_if
 from mt_core.files import atomic_directory
 from mt_models.config import TransformerConfig
@@ -101,7 +101,7 @@ def _wrong(target: Target) -> Iterator[Problem]:
 
 def detect_format(path: Path) -> str:
     """The format of a checkpoint."""
-    found = detect(path)
+    found = detect_loader(path)
     if found == "native":
         return found
     if found != "core":

@@ -77,7 +77,7 @@ def _optimizer(state: TrainingState, dtype: str) -> Iterator[tuple[str, Tensor]]
         model = state.config.build()
     count = torch.tensor(float(state.optimizer_steps))
     for parameter, _ in model.named_parameters():
-        yield f"step.{next(iter(model.canonical_boxes(parameter)))}", count
+        yield f"step.{next(iter(model.canonical_regions(parameter)))}", count
 
 
 def _counted(state: TrainingState, tensors: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:

@@ -147,8 +147,6 @@ def device_mesh(mesh: Mesh, device: torch.device, cut: Axis) -> DeviceMesh:
     assert isinstance(own, dist.ProcessGroup)
     if replica.group is None:
         return DeviceMesh.from_group(own, device.type)
-    assert mesh.tokens.group is not None
-    ranks = dist.get_process_group_ranks(mesh.tokens.group)
-    holders = ranks[mesh.expert.rank :: mesh.expert.size] if cut == mesh.expert else ranks
-    places = torch.tensor(holders).view(replica.size, shard.size)
-    return DeviceMesh.from_group([replica.group, own], device.type, places, mesh_dim_names=("replica", "shard"))
+    axis = "expert_data_parallel" if cut == mesh.expert else "data_context"
+    ranks = torch.tensor(mesh.dims.group(axis, dist.get_rank())).view(replica.size, shard.size)
+    return DeviceMesh.from_group([replica.group, own], device.type, ranks, mesh_dim_names=("replica", "shard"))
