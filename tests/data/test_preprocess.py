@@ -183,8 +183,8 @@ import resource, sys
 from pathlib import Path
 from mt_core.errors import MtError
 from mt_data.config import TokenizerConfig
-from mt_data.preprocess.encoding import Encoding
-from mt_data.preprocess.job import Job
+from mt_data.preprocess.encoding import EncodingOptions
+from mt_data.preprocess.job import PreprocessJob
 from mt_data.preprocess.run import preprocess
 
 if __name__ == "__main__":
@@ -193,7 +193,7 @@ if __name__ == "__main__":
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(full), int(full)))
     print("begin", flush=True)
     try:
-        preprocess(Job((Path(source),), prefix, Encoding(TokenizerConfig(type="bytes")), int(workers)))
+        preprocess(PreprocessJob((Path(source),), prefix, EncodingOptions(TokenizerConfig(type="bytes")), int(workers)))
     except MtError as err:
         sys.exit(f"mt: {err}")
 """

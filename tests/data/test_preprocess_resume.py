@@ -23,14 +23,14 @@ RUN = """
 import sys
 from pathlib import Path
 from mt_data.config import TokenizerConfig
-from mt_data.preprocess.encoding import Encoding
-from mt_data.preprocess.job import Job
+from mt_data.preprocess.encoding import EncodingOptions
+from mt_data.preprocess.job import PreprocessJob
 from mt_data.preprocess.run import preprocess
 
 if __name__ == "__main__":
     inputs, prefix, workers, partitions = sys.argv[1].split(","), *sys.argv[2:]
-    encoding = Encoding(TokenizerConfig(type="bytes"), ("text", "title"), append_eod=True)
-    job = Job(tuple(map(Path, inputs)), prefix, encoding, int(workers), partitions=int(partitions), shard_bytes=1 << 20)
+    encoding = EncodingOptions(TokenizerConfig(type="bytes"), ("text", "title"), append_eod=True)
+    job = PreprocessJob(tuple(map(Path, inputs)), prefix, encoding, int(workers), partitions=int(partitions), shard_bytes=1 << 20)
     preprocess(job)
 """
 

@@ -8,6 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from models.parts import MOE, attention, tiny
+from mt_core.config.sections import OptimConfig
 from mt_core.plugins import component, components
 from mt_models.config import GPTConfig
 from mt_models.plugin import mt_config_rules
@@ -23,6 +24,7 @@ def test_plugin_config_and_presets_work_without_torch():
 import sys, tomllib
 sys.modules["torch"] = None
 import mt_models.plugin
+from mt_core.config.sections import OptimConfig
 from mt_core.plugins import component, components
 for name in components("preset"):
     model = tomllib.loads(component("preset", name).read_text())["model"]
@@ -71,7 +73,7 @@ def test_models_of_others_are_left_alone():
 
 def with_parallel(model, **values):
     parallel = {"context": 1, "cp_comm_type": "ring", "sequence": False} | values
-    return SimpleNamespace(model=model, parallel=SimpleNamespace(**parallel))
+    return SimpleNamespace(model=model, parallel=SimpleNamespace(**parallel), optim=OptimConfig())
 
 
 def test_a_ring_cannot_change_scores_but_the_other_exchanges_can():
