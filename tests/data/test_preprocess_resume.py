@@ -30,7 +30,8 @@ from mt_data.preprocess.run import preprocess
 if __name__ == "__main__":
     inputs, prefix, workers, partitions = sys.argv[1].split(","), *sys.argv[2:]
     encoding = EncodingOptions(TokenizerConfig(type="bytes"), ("text", "title"), append_eod=True)
-    job = PreprocessJob(tuple(map(Path, inputs)), prefix, encoding, int(workers), partitions=int(partitions), shard_bytes=1 << 20)
+    sources, shares = tuple(map(Path, inputs)), int(partitions)
+    job = PreprocessJob(sources, prefix, encoding, int(workers), partitions=shares, shard_bytes=1 << 20)
     preprocess(job)
 """
 
