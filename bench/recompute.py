@@ -62,9 +62,9 @@ def step(config, state, micro: int, length: int, device: torch.device) -> float:
     ids = torch.randint(config.model.vocab_size, (micro, length + 1))
     batch = {"tokens": ids[:, :-1], "labels": ids[:, 1:], "loss_mask": torch.ones(micro, length)}
     start = time.perf_counter()
-    backward(state.model, state.engine, [batch], micro * length, device)
-    reduce(state.engine)
-    update(state.engine, state.optimizer, lr=1e-4, clip_norm=1.0)
+    backward(state.model, state.data_parallel, [batch], micro * length, device)
+    reduce(state.data_parallel)
+    update(state.data_parallel, state.optimizer, lr=1e-4, clip_norm=1.0)
     if device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - start

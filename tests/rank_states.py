@@ -8,7 +8,7 @@ import torch
 from mt_cli.train.compose import build_state
 from mt_core.distributed.mesh import Mesh, make_mesh
 from mt_core.distributed.topology import resolve_dims
-from mt_core.training.inputs import Batch
+from mt_core.training.batch_inputs import Batch
 from mt_core.training.state import TrainState
 from mt_core.training.step import Update, backward, reduce, update
 from mt_core.verification.measure import random_batches
@@ -27,17 +27,17 @@ def batches_of(config: Any, mesh: Mesh, step: int = 0) -> list[Batch]:
 
 
 def gradients(config: Any, state: TrainState, batches: Sequence[Batch]) -> torch.Tensor:
-    """Fill the masters' gradients with those of a step of which every token counts; this rank's share of the loss."""
+    """Compute the gradients of a step in which every token counts; returns this rank's share of the loss."""
     tokens = config.batch.global_batch * config.data.seq_length
-    loss = backward(state.model, state.engine, batches, tokens, CPU, scale=state.loss_scale.value).loss
-    reduce(state.engine)
+    loss = backward(state.model, state.data_parallel, batches, tokens, CPU, scale=state.loss_scale.value).loss
+    reduce(state.data_parallel)
     return loss
 
 
 def step(config: Any, state: TrainState, number: int = 0) -> Update:
     """One whole step on random tokens."""
-    gradients(config, state, batches_of(config, state.engine.mesh, number))
+    gradients(config, state, batches_of(config, state.data_parallel.mesh, number))
     scale, clip = state.loss_scale.value, config.optim.clip_norm
-    found = update(state.engine, state.optimizer, lr=config.optim.lr, clip_norm=clip, scale=scale)
-    state.engine.wait()
+    found = update(state.data_parallel, state.optimizer, lr=config.optim.lr, clip_norm=clip, scale=scale)
+    state.data_parallel.wait()
     return found

@@ -9,7 +9,7 @@ from torch.distributed.checkpoint import state_dict_loader
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
 from mt_core.checkpoint import shard_files as parts
-from mt_core.checkpoint.gather import choose_owners
+from mt_core.checkpoint.gather import assign_writers
 from mt_core.checkpoint.safetensors_io import DTYPES, write_safetensors
 from mt_core.errors import MtError
 
@@ -127,14 +127,14 @@ def test_a_truncated_file_is_told_by_name(part):
 def test_owners_write_about_equal_bytes():
     nbytes = {f"layers.{n}.{kind}": size for n in range(8) for kind, size in (("q", 16), ("k", 4), ("gate", 56))}
     nbytes["embed"] = 500
-    owners = choose_owners(nbytes, lambda name: range(4))
-    loads = [sum(nbytes[name] for name, owner in owners.items() if owner == rank) for rank in range(4)]
+    writers = assign_writers(nbytes, lambda name: range(4))
+    loads = [sum(nbytes[name] for name, owner in writers.items() if owner == rank) for rank in range(4)]
     assert max(loads) == 500  # the embedding alone
     assert max(sorted(loads)[:3]) - min(loads) <= 8
-    assert owners == choose_owners(dict(reversed(nbytes.items())), lambda name: range(4))
+    assert writers == assign_writers(dict(reversed(nbytes.items())), lambda name: range(4))
 
 
 def test_an_owner_is_one_of_the_tensor_s_ranks():
     stages = {"layers.0.q": (0, 1), "layers.1.q": (2, 3), "layers.1.k": (2, 3)}
-    owners = choose_owners(dict.fromkeys(stages, 8), stages.__getitem__)
-    assert owners == {"layers.0.q": 0, "layers.1.k": 2, "layers.1.q": 3}
+    writers = assign_writers(dict.fromkeys(stages, 8), stages.__getitem__)
+    assert writers == {"layers.0.q": 0, "layers.1.k": 2, "layers.1.q": 3}

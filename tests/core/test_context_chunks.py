@@ -13,8 +13,8 @@ from mt_core.parallel.context.attention_chunks import (
     attend_plain,
     attend_plain_backward,
 )
-from mt_core.parallel.context.fused_kernels import KERNELS, kernel_for
-from mt_core.parallel.context.ring import visible_part
+from mt_core.parallel.context.fused_kernels import KERNELS, select_kernel
+from mt_core.parallel.context.ring import get_visible_part
 from mt_core.parallel.context.zigzag import local_positions
 from mt_models.layers.attention_cores import attend_eager
 
@@ -85,7 +85,7 @@ def test_16_bit_inputs_keep_a_log_sum_exp_in_fp32():
 
 def test_without_cuda_no_fused_kernel_runs():
     q, k, v, _ = tensors(4, 2, dtype=torch.bfloat16)
-    assert kernel_for(q, k, v) is None
+    assert select_kernel(q, k, v) is None
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
@@ -105,7 +105,7 @@ def test_the_parts_of_all_ranks_cover_the_causal_mask_exactly_once_in_equal_step
     seen = torch.zeros(size * length, size * length, dtype=torch.int64)
     for rank in range(size):
         for source in range(size):
-            part = visible_part(rank, source, length)
+            part = get_visible_part(rank, source, length)
             queries, keys = held[rank][part.queries], held[source][part.keys]
             pairs = torch.ones(len(queries), len(keys), dtype=torch.int64)
             assert source == rank or len(queries) * len(keys) == length**2 // 2
@@ -149,7 +149,7 @@ def test_a_fused_kernel_equals_the_matmuls(kernel, part, heads, groups, size):
 @pytest.mark.gpu
 def test_the_merged_output_of_fused_parts_is_the_attention_of_all_keys():
     q, k, v, _ = tensors(8, 2, tokens=512, size=128, dtype=torch.bfloat16, device="cuda")
-    assert kernel_for(q, k, v) is not None
+    assert select_kernel(q, k, v) is not None
     early, late = (attend(Chunk(q, k[:, keys], v[:, keys], causal=False)) for keys in (slice(0, 256), slice(256, 512)))
     lse = torch.logaddexp(early[1], late[1])
     weights = [(part_lse - lse).exp().transpose(1, 2)[..., None] for _, part_lse in (early, late)]

@@ -10,8 +10,8 @@ from torch.utils.checkpoint import checkpoint
 
 from mt_core.distributed.mesh import Axis
 from mt_core.errors import MtError
-from mt_core.parallel.context.comm_types import EXCHANGES, context_core
-from mt_core.parallel.context.zigzag import join_sequence, split_sequence
+from mt_core.parallel.context.comm_types import COMM_TYPES, make_context_core
+from mt_core.parallel.context.zigzag import gather_sequence, shard_sequence
 from mt_core.verification.ranks import run_ranks
 from mt_models.layers.attention_cores import attend_eager
 
@@ -19,8 +19,8 @@ BATCH, LENGTH, HEAD = 2, 32, 8
 SHAPES = {"mha": (4, 4), "gqa": (8, 4), "mqa": (4, 1)}
 DOCUMENTS = ("none", "packed", "interleaved")
 SIZES = (2, 4)
-DIVISIBLE = [case for case in itertools.product(EXCHANGES, SHAPES, DOCUMENTS) if case[:2] != ("all_to_all", "mqa")]
-IN_BF16 = [(exchange, "gqa", kind) for exchange in EXCHANGES for kind in ("none", "packed")]
+DIVISIBLE = [case for case in itertools.product(COMM_TYPES, SHAPES, DOCUMENTS) if case[:2] != ("all_to_all", "mqa")]
+IN_BF16 = [(exchange, "gqa", kind) for exchange in COMM_TYPES for kind in ("none", "packed")]
 BF16_BAND = 2**-7
 """Relative error (2-norm) against exact attention of the same bf16 values; one process stays below it as well."""
 
@@ -65,18 +65,18 @@ def attended(core, tensors, numbers):
 
 def shared(axis, exchange, shape, kind, dtype):
     """`attended` by an exchange over shares of the sequence, the shares joined."""
-    core = EXCHANGES[exchange](axis, eager)
-    share = partial(split_sequence, axis=axis, dim=1)
+    core = COMM_TYPES[exchange](axis, eager)
+    share = partial(shard_sequence, axis=axis, dim=1)
     numbers = documents(kind)
     found = attended(core, [share(x) for x in inputs(shape, dtype=dtype)], None if numbers is None else share(numbers))
-    return [join_sequence(x, axis, 1) for x in found]
+    return [gather_sequence(x, axis, 1) for x in found]
 
 
 def cases(axis):
     """Results in fp64 and in bf16, as arrays by case; whether recomputing changes any."""
     exact = {case: [x.numpy() for x in shared(axis, *case, torch.float64)] for case in DIVISIBLE}
     narrow = {case: [x.double().numpy() for x in shared(axis, *case, torch.bfloat16)] for case in IN_BF16}
-    return exact, narrow, {exchange: recomputed(axis, exchange) for exchange in EXCHANGES}
+    return exact, narrow, {exchange: recomputed(axis, exchange) for exchange in COMM_TYPES}
 
 
 @pytest.fixture(scope="module")
@@ -120,8 +120,8 @@ def in_a_part_of_the_world(world):
     groups = [torch.distributed.new_group(members) for members in ([0, 2], [1, 3])]
     axis = Axis("context", world.rank // 2, 2, groups[world.rank % 2])
     qkv = [x * (1 + world.rank % 2) for x in inputs("gqa")[:3]]
-    expected, shares = eager(*qkv), [split_sequence(x, axis, 1) for x in qkv]
-    found = [join_sequence(maker(axis, eager)(*shares), axis, 1) for maker in EXCHANGES.values()]
+    expected, shares = eager(*qkv), [shard_sequence(x, axis, 1) for x in qkv]
+    found = [gather_sequence(maker(axis, eager)(*shares), axis, 1) for maker in COMM_TYPES.values()]
     return [torch.allclose(y, expected, rtol=1e-12, atol=1e-14) for y in found]
 
 
@@ -131,10 +131,10 @@ def test_an_axis_may_be_a_part_of_the_world():
 
 def saved(axis):
     """Shapes that ring attention keeps for backward."""
-    q, k, v, _ = (split_sequence(x, axis, 1).requires_grad_() for x in inputs("gqa"))
+    q, k, v, _ = (shard_sequence(x, axis, 1).requires_grad_() for x in inputs("gqa"))
     shapes = []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: shapes.append(tuple(x.shape)) or x, lambda x: x):
-        EXCHANGES["ring"](axis, eager)(q, k, v)
+        COMM_TYPES["ring"](axis, eager)(q, k, v)
     return shapes
 
 
@@ -146,25 +146,25 @@ def test_the_ring_keeps_only_this_ranks_own_tensors():
 
 def recomputed(axis, exchange):
     """Whether recomputing the attention in backward changes anything."""
-    core = EXCHANGES[exchange](axis, eager)
-    tensors = [split_sequence(x, axis, 1) for x in inputs("gqa")]
+    core = COMM_TYPES[exchange](axis, eager)
+    tensors = [shard_sequence(x, axis, 1) for x in inputs("gqa")]
     again = attended(lambda *qkvd: checkpoint(core, *qkvd, use_reentrant=False), tensors, None)
     return all(map(torch.equal, attended(core, tensors, None), again))
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("exchange", EXCHANGES)
+@pytest.mark.parametrize("exchange", COMM_TYPES)
 def test_recompute_changes_nothing(exchanged, exchange, size):
     assert [unchanged[exchange] for _, _, unchanged in exchanged[size]] == [True] * size
 
 
-@pytest.mark.parametrize("exchange", EXCHANGES)
+@pytest.mark.parametrize("exchange", COMM_TYPES)
 def test_on_one_rank_an_exchange_is_the_core(exchange):
     axis = Axis("context")
-    found, expected = (attended(core, inputs("gqa"), None) for core in (EXCHANGES[exchange](axis, eager), eager))
+    found, expected = (attended(core, inputs("gqa"), None) for core in (COMM_TYPES[exchange](axis, eager), eager))
     for x, wanted in zip(found, expected, strict=True):
         torch.testing.assert_close(x, wanted, rtol=1e-12, atol=1e-14)
-    assert context_core(exchange, eager, axis=axis) is eager
+    assert make_context_core(exchange, eager, axis=axis) is eager
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_on_one_rank_an_exchange_is_the_core(exchange):
     ],
 )
 def test_all_to_all_refuses_heads_it_cannot_share(shape, size, found, sizes):
-    core = context_core("all_to_all", eager, axis=Axis("context", 0, size))
+    core = make_context_core("all_to_all", eager, axis=Axis("context", 0, size))
     with pytest.raises(MtError) as error:
         core(*inputs(shape)[:3])
     assert str(error.value) == (

@@ -5,7 +5,13 @@ import torch
 
 from mt_core.distributed.mesh import Axis
 from mt_core.errors import MtError
-from mt_core.parallel.context.zigzag import by_rank, in_order, join_sequence, local_positions, split_sequence
+from mt_core.parallel.context.zigzag import (
+    gather_sequence,
+    local_positions,
+    shard_sequence,
+    shard_zigzag,
+    unshard_zigzag,
+)
 from mt_core.verification.ranks import run_ranks
 
 ALONE = Axis("context")
@@ -42,27 +48,27 @@ def test_every_token_is_held_once_and_causal_work_is_equal(size):
 def test_a_share_is_the_tokens_at_the_local_positions(dim):
     whole = torch.randn(8, 8, 8)
     for axis in places(2):
-        assert torch.equal(split_sequence(whole, axis, dim), whole.index_select(dim, local_positions(8, axis)))
+        assert torch.equal(shard_sequence(whole, axis, dim), whole.index_select(dim, local_positions(8, axis)))
 
 
 @pytest.mark.parametrize("dim", [0, 1, -1])
 def test_shares_of_all_ranks_in_order_are_the_whole(dim):
     whole = torch.randn(16, 16, 16)
-    shares_of_rank = torch.stack([split_sequence(whole, axis, dim) for axis in places(4)])
-    assert torch.equal(in_order(shares_of_rank, dim), whole)
-    assert torch.equal(by_rank(whole, 4, dim), shares_of_rank)
+    shares_of_rank = torch.stack([shard_sequence(whole, axis, dim) for axis in places(4)])
+    assert torch.equal(unshard_zigzag(shares_of_rank, dim), whole)
+    assert torch.equal(shard_zigzag(whole, 4, dim), shares_of_rank)
 
 
 def test_one_rank_holds_any_length_as_it_is():
     tensor = torch.randn(2, 7)
-    assert split_sequence(tensor, ALONE, 1) is tensor
-    assert join_sequence(tensor, ALONE, 1) is tensor
+    assert shard_sequence(tensor, ALONE, 1) is tensor
+    assert gather_sequence(tensor, ALONE, 1) is tensor
     assert local_positions(7, ALONE).tolist() == list(range(7))
 
 
 def joined(axis):
     whole = torch.arange(2 * 16 * 3, dtype=torch.float64).view(2, 16, 3)
-    return [torch.equal(join_sequence(split_sequence(x, axis, 1), axis, 1), x) for x in (whole, whole.long())]
+    return [torch.equal(gather_sequence(shard_sequence(x, axis, 1), axis, 1), x) for x in (whole, whole.long())]
 
 
 def test_join_is_the_inverse_of_split():

@@ -9,7 +9,7 @@ import torch
 from core.planning_configs import LLAMA8B_8L, h200, run
 from mt_core.distributed.topology import ParallelDims
 from mt_core.parallel.layout import Layout, layout_of
-from mt_core.parallel.tensor.plan import cut_dim
+from mt_core.parallel.tensor.plan import get_cut_dim
 from mt_core.planning.activations import layer_kept
 from mt_core.planning.memory import GIB, by_category, memory, total
 from mt_core.planning.parameters import parameters_of
@@ -75,7 +75,7 @@ def test_parameters_of_a_rank_are_those_that_the_plan_cuts(tensor, biased):
     for name, parameter in built.named_parameters():
         module, _, leaf = name.rpartition(".")
         (rule,) = (rule for pattern, rule in built.plan(tensor).items() if fnmatchcase(module, pattern))
-        cut = cut_dim(rule, leaf) is not None
+        cut = get_cut_dim(rule, leaf) is not None
         shares[name] = parameter.numel() // (tensor if cut else 1)
     assert parameters_of(model, tensor).total == sum(shares.values())
 

@@ -7,8 +7,8 @@ from layouts import run_config
 from mt_core.checkpoint.native import resolve
 from mt_core.distributed.mesh import Axis, Mesh
 from mt_core.errors import MtError
-from mt_core.parallel.context.zigzag import join_sequence
-from mt_core.training.inputs import prepare_inputs, valid_tokens
+from mt_core.parallel.context.zigzag import gather_sequence
+from mt_core.training.batch_inputs import prepare_inputs, valid_tokens
 from mt_core.training.optimizer import parameter_groups
 from mt_core.training.step import backward, evaluate, reduce, update
 from mt_core.verification.measure import save_state
@@ -35,10 +35,10 @@ def cut(batch: dict[str, torch.Tensor], micro_batches: int) -> list[dict[str, to
 def computed(model: str, micro_batches: int) -> dict[str, torch.Tensor]:
     """Loss, gradients, norm, updated weights and validation loss of a step."""
     state, batch = state_of(run_config(model)), batch_of()
-    loss = backward(state.model, state.engine, cut(batch, micro_batches), valid_tokens([batch]), CPU).loss
-    reduce(state.engine)
-    found = {f"gradient {n}": m.grad.clone() for n, m in state.engine.masters.items() if m.grad is not None}
-    norm = update(state.engine, state.optimizer, lr=1e-2, clip_norm=0.5).norm
+    loss = backward(state.model, state.data_parallel, cut(batch, micro_batches), valid_tokens([batch]), CPU).loss
+    reduce(state.data_parallel)
+    found = {f"gradient {n}": m.grad.clone() for n, m in state.data_parallel.main_params.items() if m.grad is not None}
+    norm = update(state.data_parallel, state.optimizer, lr=1e-2, clip_norm=0.5).norm
     valid = torch.tensor(evaluate(state.model, cut(batch_of(9), micro_batches), Mesh(), CPU)["loss"])
     return {"loss": loss, "norm": norm, "valid": valid, **found, **dict(state.model.named_parameters())}
 
@@ -55,24 +55,24 @@ def test_micro_batches_change_nothing(model, micro_batches):
 def test_the_loss_is_the_mean_over_valid_tokens_alone():
     state, batch = state_of(run_config()), batch_of()
     picked = -state.model(batch["tokens"]).log_softmax(-1).gather(-1, batch["labels"][..., None])[..., 0]
-    loss = backward(state.model, state.engine, [batch], valid_tokens([batch]), CPU).loss
+    loss = backward(state.model, state.data_parallel, [batch], valid_tokens([batch]), CPU).loss
     torch.testing.assert_close(loss, picked[batch["loss_mask"] == 1].mean().detach(), rtol=1e-12, atol=0)
 
 
 def test_a_step_without_valid_tokens_has_no_loss_and_no_gradient():
     state, batch = state_of(run_config()), batch_of()
     batch["loss_mask"].zero_()
-    assert backward(state.model, state.engine, [batch], valid_tokens([batch]), CPU).loss == 0
-    reduce(state.engine)
-    assert all(m.grad is not None and not m.grad.any() for m in state.engine.masters.values())
+    assert backward(state.model, state.data_parallel, [batch], valid_tokens([batch]), CPU).loss == 0
+    reduce(state.data_parallel)
+    assert all(m.grad is not None and not m.grad.any() for m in state.data_parallel.main_params.values())
 
 
 def test_only_matrices_decay():
-    engine = state_of(run_config("learned-biased")).engine
-    decaying, others = parameter_groups(engine.masters, engine.shapes, 0.1)
+    data_parallel = state_of(run_config("learned-biased")).data_parallel
+    decaying, others = parameter_groups(data_parallel.main_params, data_parallel.shapes, 0.1)
     plain = {id(p) for p in others["params"]}
-    expected = {n for n in engine.masters if n.endswith(".bias") or "norm" in n}
-    assert {n for n, p in engine.masters.items() if id(p) in plain} == expected
+    expected = {n for n in data_parallel.main_params if n.endswith(".bias") or "norm" in n}
+    assert {n for n, p in data_parallel.main_params.items() if id(p) in plain} == expected
     assert (decaying["weight_decay"], others["weight_decay"]) == (0.1, 0.0)
 
 
@@ -81,21 +81,21 @@ def test_bf16_adds_up_gradients_and_updates_in_fp32():
     state = state_of(config)
     assert {p.dtype for p in state.model.parameters()} == {torch.bfloat16}
     batches = batches_of(config, Mesh())
-    backward(state.model, state.engine, batches, SAMPLES * LENGTH, CPU)
-    reduce(state.engine)
+    backward(state.model, state.data_parallel, batches, SAMPLES * LENGTH, CPU)
+    reduce(state.data_parallel)
     assert all(p.grad is None for p in state.model.parameters())
     alone = torch.zeros(61, 32)
     for batch in batches:
         other = state_of(config)
-        backward(other.model, other.engine, [batch], SAMPLES * LENGTH, CPU)
-        reduce(other.engine)
-        alone += other.engine.masters["head.weight"].grad[:61]
-    whole = state.engine.masters["head.weight"].grad
-    assert {m.grad.dtype for m in state.engine.masters.values()} == {torch.float32}
+        backward(other.model, other.data_parallel, [batch], SAMPLES * LENGTH, CPU)
+        reduce(other.data_parallel)
+        alone += other.data_parallel.main_params["head.weight"].grad[:61]
+    whole = state.data_parallel.main_params["head.weight"].grad
+    assert {m.grad.dtype for m in state.data_parallel.main_params.values()} == {torch.float32}
     assert torch.equal(whole[:61], alone), "in fp32 the sum of eight micro-batches"
-    update(state.engine, state.optimizer, lr=1e-3, clip_norm=1.0)
+    update(state.data_parallel, state.optimizer, lr=1e-3, clip_norm=1.0)
     for name, parameter in state.model.named_parameters():
-        assert torch.equal(parameter, state.engine.masters[name].bfloat16()), name
+        assert torch.equal(parameter, state.data_parallel.main_params[name].bfloat16()), name
 
 
 @pytest.mark.parametrize("dtype", ["fp64", "fp32", "bf16", "fp16"])
@@ -112,8 +112,8 @@ def test_a_resumed_run_goes_on_bit_for_bit(dtype, tmp_path):
     assert resumed.position.step == 2
     for number in (2, 3):
         step(config, resumed, number)
-    for name, master in state.engine.masters.items():
-        assert torch.equal(resumed.engine.masters[name], master), name
+    for name, main_param in state.data_parallel.main_params.items():
+        assert torch.equal(resumed.data_parallel.main_params[name], main_param), name
 
 
 def packed() -> dict[str, torch.Tensor]:
@@ -157,8 +157,8 @@ def shares(axis: Axis) -> dict[str, torch.Tensor]:
     found, plain = (prepare_inputs(model, batch, axis, CPU) for batch in (packed(), batch_of()))
     assert found.arguments["tokens_BT"].shape == (2, LENGTH // axis.size)
     parts = found.arguments | {"mask": found.loss_mask_BT}
-    joined = {name: join_sequence(tensor, axis, 1) for name, tensor in parts.items()}
-    return joined | {"plain": join_sequence(plain.arguments["positions"], axis, 0)}
+    joined = {name: gather_sequence(tensor, axis, 1) for name, tensor in parts.items()}
+    return joined | {"plain": gather_sequence(plain.arguments["positions"], axis, 0)}
 
 
 def test_context_ranks_take_parts_that_join_to_the_whole():

@@ -192,4 +192,4 @@ def test_flops_of_a_shorter_decoder_are_fewer_but_for_what_it_does_with_the_enco
 
 def test_groups_are_copied_where_there_are_more_ranks():
     part = GQA(heads=8, num_kv_heads=2, head_size=4)
-    assert (part.queries_per_group, part.group_copies(1), part.group_copies(8)) == (4, 1, 4)
+    assert (part.queries_per_group, part.count_kv_replicas(1), part.count_kv_replicas(8)) == (4, 1, 4)

@@ -18,7 +18,7 @@ from torch import Tensor
 from layouts import run_config
 from mt_cli.run_config import run_config_type
 from mt_core.distributed.mesh import Axis
-from mt_core.training.inputs import Batch, valid_tokens
+from mt_core.training.batch_inputs import Batch, valid_tokens
 from mt_core.training.step import backward, reduce
 from mt_core.verification.compare import compare_records
 from mt_core.verification.measure import NamedTensors, Record, gather_state
@@ -201,8 +201,8 @@ def whole(config: GPTConfig, ranks: Sequence[NamedTensors]) -> NamedTensors:
 def ours(axis: Axis, run: Any) -> tuple[float, NamedTensors]:
     """Loss and whole gradients, on the first rank."""
     state, batch = state_of(run, axis.size), batch_of(run)
-    loss = backward(state.model, state.engine, [batch], valid_tokens([batch]), CPU).loss
-    reduce(state.engine)
+    loss = backward(state.model, state.data_parallel, [batch], valid_tokens([batch]), CPU).loss
+    reduce(state.data_parallel)
     return float(loss), gather_state(state, "gradient")
 
 

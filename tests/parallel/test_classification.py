@@ -11,7 +11,7 @@ from layouts import run_config
 from mt_core.contracts import BatchKey, Losses, MetricSum
 from mt_core.distributed.mesh import Axis, make_mesh
 from mt_core.distributed.topology import resolve_dims
-from mt_core.parallel.data.protocol import data_parallel
+from mt_core.parallel.data.protocol import make_data_parallel
 from mt_core.parallel.tensor.plan import Replicate, apply_plan
 from mt_core.training.step import backward, evaluate, reduce, reduce_metrics
 from mt_core.verification.ranks import run_ranks
@@ -65,18 +65,22 @@ def trained(axis: Axis, sharding: str) -> dict[str, float | dict[str, float]]:
     with torch.device("meta"):
         model = Classifier()
     placements = apply_plan(model, {"embed": Replicate(), "layers.0": Replicate()}, mesh.tensor, sequence=False)
-    engine = data_parallel(model, placements, mesh, device=CPU, precision=config.precision, parallel=config.parallel)
-    shard, _ = mesh.sharing(mesh.tensor)
-    for name, master in engine.masters.items():
-        master.data.copy_(engine.view(name, weights()[name], shard.rank))
-    engine.publish()
-    engine.wait()
+    data_parallel = make_data_parallel(
+        model, placements, mesh, device=CPU, precision=config.precision, parallel=config.parallel
+    )
+    shard, _ = mesh.shard_axes(mesh.tensor)
+    for name, main_param in data_parallel.main_params.items():
+        main_param.data.copy_(data_parallel.local_shard(name, weights()[name], shard.rank))
+    data_parallel.all_gather_params()
+    data_parallel.wait()
     mine = batches()[axis.rank :: axis.size]
     evaluated = evaluate(model, mine, mesh, CPU)
-    losses = backward(model, engine, mine, 0.0, CPU)
-    reduce(engine)
+    losses = backward(model, data_parallel, mine, 0.0, CPU)
+    reduce(data_parallel)
     loss = float(mesh.data_context.sum_(losses.loss.clone()))
-    square = mesh.shard.sum_(sum((m.grad.square().sum() for m in engine.masters.values()), torch.zeros(()).double()))
+    square = mesh.shard.sum_(
+        sum((m.grad.square().sum() for m in data_parallel.main_params.values()), torch.zeros(()).double())
+    )
     return {"loss": loss, "square": float(square), **reduce_metrics(mesh, losses.metrics), "valid": evaluated}
 
 

@@ -30,19 +30,21 @@ def inner_products(axis: Axis, name: str, dim: int | None) -> tuple[float, float
 
 
 @pytest.mark.parametrize("dim", [0, 1, -1])
-@pytest.mark.parametrize("name", ["gather", "reduce_scatter"])
-def test_gather_and_reduce_scatter_are_transposes(name, dim):
+@pytest.mark.parametrize("name", ["all_gather", "reduce_scatter"])
+def test_all_gather_and_reduce_scatter_are_transposes(name, dim):
     for forward, backward in run_ranks(2, inner_products, name, dim):
         assert forward == pytest.approx(backward, rel=1e-12)
 
 
 def round_trip(axis: Axis, dim: int) -> bool:
     x = drawn(B, T, D)
-    return torch.equal(collectives.join(collectives.split(x, axis, dim), axis, dim), x)
+    return torch.equal(
+        collectives.gather_from_tensor_parallel(collectives.scatter_to_tensor_parallel(x, axis, dim), axis, dim), x
+    )
 
 
 @pytest.mark.parametrize("dim", [0, 1, -1])
-def test_splitting_and_joining_give_the_tensor_back(dim):
+def test_scattering_and_gathering_give_the_tensor_back(dim):
     assert run_ranks(2, round_trip, dim) == [True, True]
 
 
@@ -54,15 +56,15 @@ def gradients(axis: Axis, name: str) -> list[float]:
 
 
 def test_copy_sums_gradients_and_reduce_sums_values():
-    assert run_ranks(2, gradients, "copy") == [[1.0, 3.0], [2.0, 3.0]]
-    assert run_ranks(2, gradients, "reduce") == [[3.0, 1.0], [3.0, 2.0]]
+    assert run_ranks(2, gradients, "copy_to_tensor_parallel") == [[1.0, 3.0], [2.0, 3.0]]
+    assert run_ranks(2, gradients, "reduce_from_tensor_parallel") == [[3.0, 1.0], [3.0, 2.0]]
 
 
 def test_on_an_axis_of_one_rank_they_are_the_identity():
     x = drawn(B, T, D)
-    for name in ("copy", "reduce"):
+    for name in ("copy_to_tensor_parallel", "reduce_from_tensor_parallel"):
         assert getattr(collectives, name)(x, Axis("tensor")) is x
-    for name in ("gather", "reduce_scatter", "split", "join"):
+    for name in ("all_gather", "reduce_scatter", "scatter_to_tensor_parallel", "gather_from_tensor_parallel"):
         assert getattr(collectives, name)(x, Axis("tensor"), 1) is x
 
 
@@ -73,13 +75,13 @@ VOCAB, ROWS = 10, 16
 def losses(axis: Axis, sequence: bool) -> list[Tensor]:
     x, weight = drawn(B, T, D), drawn(ROWS, D, seed=1) * 100
     labels = torch.randint(VOCAB, (B, T), generator=torch.Generator().manual_seed(2))
-    x = (collectives.own(x, axis, 1) if sequence else x).requires_grad_()
-    rows = collectives.own(weight, axis, 0).requires_grad_()
+    x = (collectives.local_shard(x, axis, 1) if sequence else x).requires_grad_()
+    rows = collectives.local_shard(weight, axis, 0).requires_grad_()
     loss = VocabCrossEntropy(axis, sequence)(x, rows, labels, VOCAB)
     loss.sum().backward()
-    whole_x = collectives.start_joined(x.grad, axis, 1)() if sequence else x.grad
+    whole_x = collectives.all_gather_async(x.grad, axis, 1)() if sequence else x.grad
     logits = VocabLinear(axis, sequence)(x.detach(), rows.detach(), None)
-    return [loss.detach(), whole_x, collectives.start_joined(rows.grad, axis, 0)(), logits]
+    return [loss.detach(), whole_x, collectives.all_gather_async(rows.grad, axis, 0)(), logits]
 
 
 @pytest.mark.parametrize("sequence", [False, True])
@@ -90,8 +92,8 @@ def test_cross_entropy_over_a_cut_vocabulary_is_that_over_the_whole(ranks, seque
     loss = linear_cross_entropy(x, weight, labels, VOCAB)
     loss.sum().backward()
     expected = [loss.detach(), x.grad, weight.grad, F.linear(x, weight).detach()]
-    for found in run_ranks(ranks, losses, sequence):
-        for a, b in zip(found, expected, strict=True):
+    for values in run_ranks(ranks, losses, sequence):
+        for a, b in zip(values, expected, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12 * float(b.abs().max()))
 
 

@@ -6,10 +6,15 @@ from torch import Tensor
 
 from mt_core.distributed.mesh import Axis
 from mt_core.parallel.apply import untraced
-from mt_core.parallel.context.comm_types import context_core
+from mt_core.parallel.context.comm_types import make_context_core
 from mt_core.parallel.data.zero1 import add_, set_
 from mt_core.parallel.expert.dispatcher import ExpertDispatch
-from mt_core.parallel.tensor.cross_entropy import Kernels, VocabCrossEntropy, compiled_kernels, linear_cross_entropy
+from mt_core.parallel.tensor.cross_entropy import (
+    CrossEntropyKernels,
+    VocabCrossEntropy,
+    compile_kernels,
+    linear_cross_entropy,
+)
 from mt_core.parallel.tensor.plan import apply_plan
 from mt_core.verification.ranks import run_ranks
 from mt_models.config import MoE
@@ -34,7 +39,7 @@ def loss_and_gradients(op, dtype: torch.dtype, softcap: float | None, biased: bo
     return [losses_BT.detach(), *torch.autograd.grad((losses_BT * g_BT).sum(), weights)]
 
 
-@pytest.mark.parametrize("kernels", [Kernels(), compiled_kernels()], ids=["plain", "compiled"])
+@pytest.mark.parametrize("kernels", [CrossEntropyKernels(), compile_kernels()], ids=["plain", "compiled"])
 @pytest.mark.parametrize(("softcap", "biased"), [(None, True), (3.0, False)])
 def test_the_fused_cross_entropy_is_the_plain_one(kernels, softcap, biased):
     fused = VocabCrossEntropy(Axis("tensor"), False, kernels)
@@ -75,7 +80,7 @@ def cut(axis: Axis, by: str):
             module.op = untraced(op)
     for block in model.layers.values():
         if by == "context":
-            block.attn.core = untraced(context_core("ring", block.attn.core, axis=axis))
+            block.attn.core = untraced(make_context_core("ring", block.attn.core, axis=axis))
     return model
 
 

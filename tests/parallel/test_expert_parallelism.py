@@ -152,7 +152,7 @@ def test_without_an_expert_axis_the_dispatcher_stays():
 def test_tensor_ranks_have_whole_experts_whose_gradients_are_parts_under_sequence_parallelism(sequence):
     model, tensor = built(), Axis("tensor", 1, 2)
     placements = apply_plan(model, model.plan(2), tensor, sequence=sequence, expert=EXPERT_2)
-    expected = Placement(0, EXPERT_2, copies=tensor, partial=sequence)
+    expected = Placement(0, EXPERT_2, replicas=tensor, partial=sequence)
     assert placements["layers.0.mlp.experts.down.weight"] == expected
 
 

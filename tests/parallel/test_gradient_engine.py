@@ -83,12 +83,12 @@ def under_way(axis: Axis, overlap: bool) -> tuple[list[bool], list[bool]]:
     case = ("zero1", "fp32", overlap, overlap, 3000)
     config = config_of(case)
     state = state_of(config, axis.size)
-    backward(state.model, state.engine, batches_of(config, state.engine.mesh), 128.0, CPU)
-    reducing = [bucket.reducing is not None for bucket in state.engine.buckets]
-    reduce(state.engine)
-    update(state.engine, state.optimizer, lr=1e-2, clip_norm=1.0)
-    gathering = [bucket.gathering is not None for bucket in state.engine.buckets]
-    state.engine.wait()
+    backward(state.model, state.data_parallel, batches_of(config, state.data_parallel.mesh), 128.0, CPU)
+    reducing = [bucket.reducing is not None for bucket in state.data_parallel.buckets]
+    reduce(state.data_parallel)
+    update(state.data_parallel, state.optimizer, lr=1e-2, clip_norm=1.0)
+    gathering = [bucket.gathering is not None for bucket in state.data_parallel.buckets]
+    state.data_parallel.wait()
     return reducing, gathering
 
 
@@ -100,13 +100,17 @@ def test_collectives_are_under_way_before_they_are_waited_for_only_with_overlap(
 
 
 def hybrid(axis: Axis, sharding: str) -> tuple[int, dict[str, bytes], int]:
-    """This rank's place among the sharded, its masters after two steps, and their elements."""
+    """This rank's place among the sharded, its main parameters after two steps, and their elements."""
     config = run_config(parallel={"sharding": sharding, "shard_size": 2}, precision={"dtype": "fp32"})
     state = state_of(config, axis.size)
     for number in range(2):
         step(config, state, number)
-    masters = {name: m.detach().numpy().tobytes() for name, m in state.engine.masters.items()}
-    return state.engine.mesh.shard.rank, masters, sum(m.numel() for m in state.engine.masters.values())
+    main_params = {name: m.detach().numpy().tobytes() for name, m in state.data_parallel.main_params.items()}
+    return (
+        state.data_parallel.mesh.shard.rank,
+        main_params,
+        sum(m.numel() for m in state.data_parallel.main_params.values()),
+    )
 
 
 @pytest.mark.parametrize("sharding", ["zero1", "fsdp"])
@@ -116,7 +120,7 @@ def test_hybrid_sharding_keeps_equal_bits_in_replicas_and_every_element_once_in_
     for here, there in ((0, 2), (1, 3)):
         assert found[here][1] == found[there][1]
     assert found[0][1] != found[1][1]
-    whole = sum(shape.numel() for shape in state_of(run_config()).engine.shapes.values())
+    whole = sum(shape.numel() for shape in state_of(run_config()).data_parallel.shapes.values())
     assert [here + there for here, there in ((found[0][2], found[1][2]), (found[2][2], found[3][2]))] == [whole, whole]
 
 
@@ -128,12 +132,12 @@ def headless(axis: Axis, sharding: str) -> str:
         from torch.distributed.fsdp import register_fsdp_forward_method
 
         register_fsdp_forward_method(state.model, "hidden")
-    (batch, *_) = batches_of(config, state.engine.mesh)
-    state.engine.begin_step()
-    state.engine.last_backward()
+    (batch, *_) = batches_of(config, state.data_parallel.mesh)
+    state.data_parallel.begin_step()
+    state.data_parallel.last_backward()
     state.model.hidden(batch["tokens"], torch.arange(16)).sum().backward()
     try:
-        state.engine.reduce()
+        state.data_parallel.reduce()
     except AssertionError as refusal:
         return str(refusal)
     return "nothing"
@@ -148,9 +152,9 @@ def test_a_gradient_of_an_earlier_step_is_never_taken_for_a_new_one():
     config = run_config()
     state = state_of(config)
     step(config, state)
-    state.engine.begin_step()
+    state.data_parallel.begin_step()
     with pytest.raises(AssertionError, match="no gradient reached"):
-        state.engine.reduce()
+        state.data_parallel.reduce()
 
 
 def spans_by_bucket(spans: dict[str, Any]) -> list[Sequence[Any]]:
@@ -189,7 +193,7 @@ def filled_twice(axis: Axis) -> list[bool]:
     for value in range(1, 21):
         for filling in (-value, value):
             state.fill(lambda name, filling=filling: state.model.initial(0, name) * 0 + filling)
-        state.engine.wait()
+        state.data_parallel.wait()
         told.append(all((p == value).all() for n, p in state.model.named_parameters() if "layers" in n))
     return told
 

@@ -1,4 +1,4 @@
-"""Bytes of memory for each parameter: weights, gradients, masters and the optimizer's state, all that is alive.
+"""Bytes of memory for each parameter: weights, gradients, main parameters and the optimizer's state, all that is alive.
 
 Measured after the gradients of the second step are reduced, which is when most is: the optimizer has its state, and
 every gradient is there. Counted is each storage of every tensor of the process once, whoever holds it, without what
@@ -25,12 +25,12 @@ MARGIN = 0.01
 
 REPLICATED = {"bf16": 18, "fp16": 20, "fp32": 16}
 ZERO1 = {
-    "bf16": lambda d: 6 + 12 / d,  # weights 2, gradients 4; shared: masters 4, moments 8
-    "fp16": lambda d: 4 + 16 / d,  # weights 2, gradients 2; shared: masters 4, their gradients 4, moments 8
+    "bf16": lambda d: 6 + 12 / d,  # weights 2, gradients 4; shared: main parameters 4, moments 8
+    "fp16": lambda d: 4 + 16 / d,  # weights 2, gradients 2; shared: main parameters 4, their gradients 4, moments 8
     "fp32": lambda d: 8 + 8 / d,  # weights 4, gradients 4; shared: moments 8
 }
 FSDP = {dtype: lambda d: 16 / d for dtype in REPLICATED}
-"""Weights, which are the masters, 4, gradients 4, moments 8; blocks gathered in 16 bits live only while they run."""
+"""Weights, which are the main parameters, 4, gradients 4, moments 8; blocks gathered in 16 bits are temporary."""
 
 
 def config_of(sharding: str, dtype: str) -> Any:
@@ -63,9 +63,9 @@ def per_parameter(config: Any, ranks: int) -> float:
     before = alive()  # kept, so that their addresses are not used again
     state = state_of(config, ranks)
     step(config, state)
-    gradients(config, state, batches_of(config, state.engine.mesh, 1))
+    gradients(config, state, batches_of(config, state.data_parallel.mesh, 1))
     found = sum(storage.nbytes() for address, storage in alive().items() if address not in before)
-    return found / sum(shape.numel() for shape in state.engine.shapes.values())
+    return found / sum(shape.numel() for shape in state.data_parallel.shapes.values())
 
 
 def of_all(axis: Axis) -> dict[tuple[str, str], float]:

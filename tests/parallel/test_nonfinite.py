@@ -21,7 +21,7 @@ from mt_core.checkpoint.commit_protocol import Ranks
 from mt_core.checkpoint.native import resolve, steps
 from mt_core.distributed.mesh import Axis, Mesh
 from mt_core.errors import MtError
-from mt_core.training.inputs import Batch
+from mt_core.training.batch_inputs import Batch
 from mt_core.training.loop import Run, train
 from mt_core.training.signals import GracefulStop
 from mt_core.training.state import TrainState
@@ -33,19 +33,21 @@ POISONED, BAD_STEP, STEPS = 60, 3, 6
 
 
 class Weights:
-    """A sink that keeps this rank's masters, and what was written, after each step."""
+    """A sink that keeps this rank's main parameters, and what was written, after each step."""
 
     name: ClassVar[str] = "weights"
 
     def __init__(self, state: TrainState) -> None:
         self.state = state
-        self.masters: dict[int, list[Tensor]] = {}
+        self.main_params: dict[int, list[Tensor]] = {}
         self.lines: list[Mapping[str, Any]] = []
 
     def write(self, metrics: Mapping[str, Any]) -> None:
         """Copy them."""
         self.lines.append(dict(metrics))
-        self.masters[int(metrics["step"])] = [m.detach().clone() for m in self.state.engine.masters.values()]
+        self.main_params[int(metrics["step"])] = [
+            m.detach().clone() for m in self.state.data_parallel.main_params.values()
+        ]
 
     def close(self) -> None:
         """Nothing is open."""
@@ -92,7 +94,7 @@ def trained(config: Any, folder: Path, ranks: int = 1, *, poison: bool = True) -
     state = state_of(config, ranks)
     if poison:
         poisoned(state, config.runtime.seed)
-    mesh, sink = state.engine.mesh, Weights(state)
+    mesh, sink = state.data_parallel.mesh, Weights(state)
     run = Run(
         config=config,
         state=state,
@@ -119,7 +121,7 @@ def on_rank(
 
 def moved(sink: Weights) -> list[bool]:
     """Of each step from the second on, whether it moved the weights."""
-    pairs = [(sink.masters[number - 1], sink.masters[number]) for number in range(2, STEPS + 1)]
+    pairs = [(sink.main_params[number - 1], sink.main_params[number]) for number in range(2, STEPS + 1)]
     return [not all(torch.equal(a, b) for a, b in zip(*pair, strict=True)) for pair in pairs]
 
 

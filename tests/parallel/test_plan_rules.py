@@ -13,7 +13,7 @@ from models.encoders import MODELS as ENCODERS
 from models.parts import COMBINATIONS
 from mt_core.distributed.mesh import Axis
 from mt_core.errors import MtError
-from mt_core.parallel.tensor.collectives import start_joined
+from mt_core.parallel.tensor.collectives import all_gather_async
 from mt_core.parallel.tensor.cross_entropy import VocabCrossEntropy, linear_cross_entropy
 from mt_core.parallel.tensor.linear import ColumnLinear, RowLinear, VocabEmbedding
 from mt_core.parallel.tensor.plan import (
@@ -26,8 +26,8 @@ from mt_core.parallel.tensor.plan import (
     Sequence,
     Vocab,
     apply_plan,
-    cut_axis,
-    cut_dim,
+    get_cut_axis,
+    get_cut_dim,
 )
 from mt_core.planning.parameters import rank_elements
 from mt_core.plugins import component, components
@@ -92,15 +92,15 @@ def test_a_replicated_module_is_never_partial():
     model.add_module("gate", torch.nn.LayerNorm(4))
     for rule, partial in ((Replicate(), False), (Sequence(), True)):
         placements = apply_plan(model, {"gate": rule}, TENSOR_2, sequence=True)
-        assert placements["gate.weight"] == Placement(copies=TENSOR_2, partial=partial)
+        assert placements["gate.weight"] == Placement(replicas=TENSOR_2, partial=partial)
 
 
 @pytest.mark.parametrize("sequence", [False, True])
 def test_weights_used_on_a_ranks_heads_are_always_partial(sequence):
     model = built("qk-norm")
     placements = apply_plan(model, model.plan(2), TENSOR_2, sequence=sequence)
-    assert placements["layers.0.attn.q_norm.weight"] == Placement(copies=TENSOR_2, partial=True)
-    assert placements["layers.1.attn.k_norm.weight"] == Placement(copies=TENSOR_2, partial=True)
+    assert placements["layers.0.attn.q_norm.weight"] == Placement(replicas=TENSOR_2, partial=True)
+    assert placements["layers.1.attn.k_norm.weight"] == Placement(replicas=TENSOR_2, partial=True)
     assert placements["norm.weight"].partial == sequence
 
 
@@ -196,7 +196,7 @@ def doubled(axis: Axis) -> tuple[Tensor, dict[str, Tensor]]:
     dims = {name: placements[name].dim for name, _ in model.named_parameters()}
     gathered = {}
     for name, parameter in model.named_parameters():
-        gathered[name] = start_joined(parameter.grad, axis, dims[name])()
+        gathered[name] = all_gather_async(parameter.grad, axis, dims[name])()
     return y.detach(), gathered
 
 
@@ -212,13 +212,13 @@ def test_a_user_s_own_module_gives_the_same_result_and_gradients_when_cut():
     [(Column(1), "weight", 1), (Column(1), "bias", 1), (Row(2), "weight", 2), (Row(2), "bias", None)],
 )
 def test_a_bias_is_cut_with_the_outputs_and_whole_with_the_inputs(rule, leaf, dim):
-    assert cut_dim(rule, leaf) == dim
+    assert get_cut_dim(rule, leaf) == dim
 
 
 def copies(axis: Axis) -> tuple[int, int, int]:
     model = built("repeated-groups", 4)
     place = apply_plan(model, model.plan(4), axis)["layers.0.attn.qkv.weight"]
-    return place.copies.rank, place.copies.size, place.copied_from
+    return place.replicas.rank, place.replicas.size, place.replicated_from
 
 
 def test_more_ranks_than_groups_share_each_group_s_key_and_value():
@@ -236,7 +236,7 @@ def test_the_plan_of_modules_cuts_what_the_configuration_says_of_canonical_tenso
     for name, parameter in model.named_parameters():
         module, _, leaf = name.rpartition(".")
         (rule,) = (rule for pattern, rule in rules.items() if fnmatchcase(module, pattern))
-        expected = {cut_axis(rule)} if cut_dim(rule, leaf) is not None else {None}
+        expected = {get_cut_axis(rule)} if get_cut_dim(rule, leaf) is not None else {None}
         parts = model.canonical_regions(name)
         assert {cuts[part].axis if part in cuts else None for part in parts} == expected, name
         elements = sum(rank_elements(config.canonical_shapes()[part], cuts.get(part), tensor) for part in parts)

@@ -167,15 +167,17 @@ def test_a_fixed_scale_does_not_show_in_the_gradients():
 
 
 def overflowing(axis: Axis, parallel: dict[str, Any]) -> list[tuple[bool, bool, float]]:
-    """Of each step: whether the norm was finite, whether this rank's masters moved, and its scale afterwards."""
+    """For each step: whether the norm was finite, whether this rank's main parameters moved, and the scale after it."""
     precision = {"dtype": "fp16", "initial_loss_scale": 2.0**24, "hysteresis": 2, "loss_scale_window": 2}
     config, told = run_config(parallel=parallel, precision=precision, batch=BATCH), []
     state = state_of(config, axis.size)
     for number in range(14):
-        before = [master.detach().clone() for master in state.engine.masters.values()]
+        before = [main_param.detach().clone() for main_param in state.data_parallel.main_params.values()]
         found = step(config, state, number)
         state.loss_scale.after_step(config.precision, finite=bool(found.norm.isfinite()))
-        moved = not all(torch.equal(a, b) for a, b in zip(before, state.engine.masters.values(), strict=True))
+        moved = not all(
+            torch.equal(a, b) for a, b in zip(before, state.data_parallel.main_params.values(), strict=True)
+        )
         told.append((bool(found.norm.isfinite()), moved, state.loss_scale.value))
     return told
 
@@ -210,11 +212,11 @@ def clipped(axis: Axis, layouts: list[str], clip_norm: float) -> list[tuple[floa
     for layout in layouts:
         config = run_config("repeated-groups", parallel=LAYOUTS[layout][1])
         state = state_of(config, axis.size)
-        gradients(config, state, batches_of(config, state.engine.mesh))
-        whole, before = gather_state(state, "gradient"), gather_state(state, "master")
-        descent = torch.optim.SGD(state.engine.masters.values(), lr=1.0)
-        found = update(state.engine, descent, lr=1.0, clip_norm=clip_norm)
-        after = gather_state(state, "master")
+        gradients(config, state, batches_of(config, state.data_parallel.mesh))
+        whole, before = gather_state(state, "gradient"), gather_state(state, "weight")
+        descent = torch.optim.SGD(state.data_parallel.main_params.values(), lr=1.0)
+        found = update(state.data_parallel, descent, lr=1.0, clip_norm=clip_norm)
+        after = gather_state(state, "weight")
         told.append((float(found.norm), norm(whole), norm({n: before[n] - after[n] for n in before})))
     return told
 

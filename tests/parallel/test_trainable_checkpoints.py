@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 RTOL = 1e-12
 ONE_NORM = ("norm.*",)
-"""32 elements, fewer than a bucket is padded to: with ZeRO-1 the second rank has no part of any master."""
+"""32 elements, fewer than a bucket is padded to: with ZeRO-1 the second rank has no part of any main parameter."""
 
 
 def config_of(layout: str | None, trainable: tuple[str, ...], **sections: Any) -> Any:
@@ -73,8 +73,8 @@ def test_a_layout_saves_every_weight_and_state_of_trained_parameters_alone(layou
     assert all(torch.equal(weights[name], reference[name]) for name in frozen)
     assert {t.dtype for t in weights.values()} == {torch.bfloat16 if dtype == "bf16" else torch.float64}
     state = contents(ours, "optim")
-    masters = {"master.norm.weight"} if dtype == "bf16" else set()
-    assert state.keys() == {"exp_avg.norm.weight", "exp_avg_sq.norm.weight", "step.norm.weight"} | masters
+    main_params = {"master.norm.weight"} if dtype == "bf16" else set()
+    assert state.keys() == {"exp_avg.norm.weight", "exp_avg_sq.norm.weight", "step.norm.weight"} | main_params
     assert {name: t.dtype for name, t in state.items()} == {n: t.dtype for n, t in contents(one, "optim").items()}
 
 

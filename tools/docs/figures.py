@@ -16,7 +16,7 @@ from mt_core.checkpoint.commit_protocol import COMMITTED, META, Ranks
 from mt_core.config.sections import PrecisionConfig
 from mt_core.distributed.mesh import Axis
 from mt_core.distributed.topology import ParallelDims
-from mt_core.parallel.context.ring import visible_part
+from mt_core.parallel.context.ring import get_visible_part
 from mt_core.parallel.context.zigzag import local_positions
 from mt_core.parallel.layout import layout_of
 from mt_core.planning.activations import activations_of
@@ -203,7 +203,7 @@ def draw_squares(
     shares: list[list[int]], rank: int, source: int, corner: tuple[float, float], cell: float
 ) -> Iterator[str]:
     """Draw the pairs of a query and a key that `rank` computes when it holds the keys of `source`."""
-    part = visible_part(rank, source, len(shares[rank]))
+    part = get_visible_part(rank, source, len(shares[rank]))
     for query in shares[rank][part.queries]:
         for key in shares[source][part.keys]:
             if not part.causal or key <= query:

@@ -148,17 +148,17 @@ def inspect_rank(axis: Axis) -> RankMemory:
 
 def list_states(state: TrainState) -> tuple[StateShard, ...]:
     """List the weights, gradients, masters and moments of this rank."""
-    engine = state.engine
-    if isinstance(engine, Buckets):
-        whole = tuple(ElementRange(b.weights.numel(), 0, b.weights.numel()) for b in engine.buckets)
-        sums = tuple(ElementRange(b.weights.numel(), 0, b.gradients.numel()) for b in engine.buckets)
-        shard = tuple(ElementRange(b.weights.numel(), b.own.start, b.own.stop) for b in engine.buckets)
-        first = engine.buckets[0]
+    data_parallel = state.data_parallel
+    if isinstance(data_parallel, Buckets):
+        whole = tuple(ElementRange(b.weights.numel(), 0, b.weights.numel()) for b in data_parallel.buckets)
+        sums = tuple(ElementRange(b.weights.numel(), 0, b.gradients.numel()) for b in data_parallel.buckets)
+        shard = tuple(ElementRange(b.weights.numel(), b.local.start, b.local.stop) for b in data_parallel.buckets)
+        first = data_parallel.buckets[0]
         weights, sum_size = StateShard("weights", first.weights.itemsize, whole), first.gradients.itemsize
     else:
-        shard = sums = tuple(list_fsdp_units(state.model, engine.mesh.shard))
-        weights, sum_size = StateShard("weights", engine.dtype.itemsize, ()), 4
-    wide = next(iter(engine.masters.values())).itemsize
+        shard = sums = tuple(list_fsdp_units(state.model, data_parallel.mesh.shard))
+        weights, sum_size = StateShard("weights", data_parallel.dtype.itemsize, ()), 4
+    wide = next(iter(data_parallel.main_params.values())).itemsize
     return (
         weights,
         StateShard("gradients", sum_size, sums),
@@ -203,27 +203,27 @@ def record_shapes(model: Any) -> dict[str, tuple[int, ...]]:
 
 def count_owned(state: TrainState) -> dict[str, int]:
     """Count the elements of each canonical tensor among this rank's masters, padding rows left out."""
-    engine, shapes = state.engine, state.model.config.canonical_shapes()
+    data_parallel, shapes = state.data_parallel, state.model.config.canonical_shapes()
     owned: dict[str, int] = dict.fromkeys(shapes, 0)
-    for name in engine.shapes:
+    for name in data_parallel.shapes:
         for marked in state.model.canonical_regions(name):  # one canonical tensor of ones, the others zero
             local = state.model.from_canonical(
                 name,
                 lambda canonical, marked=marked: torch.full(shapes[canonical], float(canonical == marked)),
-                engine.mesh.tensor.rank,
-                engine.mesh.tensor.size,
+                data_parallel.mesh.tensor.rank,
+                data_parallel.mesh.tensor.size,
             )
-            owned[marked] += int(engine.view(name, local, engine.mesh.shard.rank).sum())
+            owned[marked] += int(data_parallel.local_shard(name, local, data_parallel.mesh.shard.rank).sum())
     return owned
 
 
 def measure_blocks(state: TrainState) -> dict[str, BlockShares]:
     """Measure how much of each tensor of the first layer this rank holds, by parts of its first dim."""
-    engine, shapes = state.engine, state.model.config.canonical_shapes()
+    data_parallel, shapes = state.data_parallel, state.model.config.canonical_shapes()
     blocks: dict[str, BlockShares] = {}
-    for name in (name for name in engine.shapes if name.startswith("layers.0.") and "norm" not in name):
-        cut = engine.placements[name].axis
-        shard, _ = engine.mesh.sharing(cut)
+    for name in (name for name in data_parallel.shapes if name.startswith("layers.0.") and "norm" not in name):
+        cut = data_parallel.placements[name].axis
+        shard, _ = data_parallel.mesh.shard_axes(cut)
         for marked in state.model.canonical_regions(name):  # its parts numbered from 1, other tensors zero
             numbers = torch.arange(1, BLOCKS + 1).repeat_interleave(shapes[marked][0] // BLOCKS).float()
             local = state.model.from_canonical(
@@ -239,7 +239,7 @@ def measure_blocks(state: TrainState) -> dict[str, BlockShares]:
             each = torch.Size(shapes[marked]).numel() // BLOCKS
             shares = [
                 tuple(float((part == block).sum()) / each for block in range(1, BLOCKS + 1))
-                for part in (local, engine.view(name, local, shard.rank))
+                for part in (local, data_parallel.local_shard(name, local, shard.rank))
             ]
             blocks[marked] = BlockShares(*shares)
     return blocks

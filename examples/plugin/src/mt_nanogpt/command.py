@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-from mt_core.cli.completion import names
+from mt_core.cli.completion import complete_names
 
 
 def count(
     path: Annotated[Path, typer.Argument(help="A checkpoint.")],
-    loader: Annotated[str, typer.Option(help="Its format.", autocompletion=names("ckpt-loader"))] = "nanogpt",
+    loader: Annotated[str, typer.Option(help="Its format.", autocompletion=complete_names("ckpt-loader"))] = "nanogpt",
 ) -> None:
     """Count a checkpoint's parameters by part; a weight that is tied counts once."""
     from mt_core.plugins import component

@@ -9,7 +9,7 @@ from mt_ckpt.hub import command as hub
 from mt_ckpt.megatron.training_state import command as convert_format
 from mt_ckpt.options import PluginOptions
 from mt_ckpt.tools import command as tools
-from mt_core.cli.completion import names
+from mt_core.cli.completion import complete_names
 
 if TYPE_CHECKING:
     from mt_ckpt.conversion.convert import Converted
@@ -31,11 +31,13 @@ def _dtypes(incomplete: str) -> list[str]:
 def convert(
     ctx: typer.Context,
     load_dir: Annotated[Path, typer.Option(help="Checkpoint to read.")],
-    saver: Annotated[str, typer.Option(help="Format to write.", autocompletion=names("ckpt-saver"))],
+    saver: Annotated[str, typer.Option(help="Format to write.", autocompletion=complete_names("ckpt-saver"))],
     save_dir: Annotated[Path, typer.Option(help="Directory to write; must not exist.")],
     loader: Annotated[
         str | None,
-        typer.Option(help="Format to read; found from the files if not given.", autocompletion=names("ckpt-loader")),
+        typer.Option(
+            help="Format to read; found from the files if not given.", autocompletion=complete_names("ckpt-loader")
+        ),
     ] = None,
     dtype: Annotated[
         str | None,

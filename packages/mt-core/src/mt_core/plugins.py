@@ -126,28 +126,28 @@ def _reason(err: Exception) -> str:
 
 
 def provided() -> Iterator[tuple[str, Component]]:
-    """The name of a plugin and one of its components, for all there are; a plugin that fails here is broken too."""
+    """Yield every component with the name of its plugin; a plugin that fails here is broken too."""
     hooks: list[Any] = manager().hook.mt_components.get_hookimpls()
     for hook in hooks:
         try:
-            found = tuple(hook.function())
-            if strange := [thing for thing in found if not isinstance(thing, Component)]:
+            offered = tuple(hook.function())
+            if strange := [thing for thing in offered if not isinstance(thing, Component)]:
                 raise TypeError(f"mt_components gave {strange[0]!r}, which is not a Component")
-        except Exception as err:  # as above
+        except Exception as err:  # a plugin that fails here must not take `mt` down either
             broken[hook.plugin_name] = _reason(err)
             continue
-        yield from ((hook.plugin_name, component) for component in found)
+        yield from ((hook.plugin_name, component) for component in offered)
 
 
 def components(kind: Kind) -> dict[str, Component]:
-    """Components of a kind by name, sorted; two plugins that provide one name are an error naming both."""
+    """Return the components of a kind by name, sorted; two plugins that provide one name are an error naming both."""
     assert kind in get_args(Kind), kind
-    found: dict[str, tuple[str, Component]] = {}
+    providers: dict[str, tuple[str, Component]] = {}
     problems = []
     for plugin, component in provided():
         if component.kind != kind:
             continue
-        first, other = found.setdefault(component.name, (plugin, component))
+        first, other = providers.setdefault(component.name, (plugin, component))
         if other is not component:
             problems.append(
                 Problem(
@@ -157,11 +157,11 @@ def components(kind: Kind) -> dict[str, Component]:
                 )
             )
     raise_if(problems)
-    return {name: found[name][1] for name in sorted(found)}
+    return {name: providers[name][1] for name in sorted(providers)}
 
 
 def component(kind: Kind, name: str) -> Any:
-    """The implementation behind a name, imported now; an unknown name suggests the nearest."""
+    """Import the implementation behind a name; the error for an unknown name suggests the nearest."""
     known = components(kind)
     if name not in known:
         raise unknown_name(kind, name)
@@ -169,13 +169,13 @@ def component(kind: Kind, name: str) -> Any:
 
 
 def unknown_name(kind: Kind, name: str) -> MtError:
-    """The error for a name that no plugin provides: the nearest, all there are, and plugins that could not be used."""
+    """Return the error for a name that no plugin provides: the nearest, all there are, and plugins that failed."""
     hint = did_you_mean(name, components(kind))
     return MtError(kind, f"unknown name {name!r}", hint + (f"; broken plugins: {', '.join(broken)}" if broken else ""))
 
 
 def did_you_mean(name: str, known: Iterable[str] | Mapping[str, Any], besides: Iterable[str] = ()) -> str:
-    """A hint for a misspelt name: the nearest one, and all that are allowed; those of `besides` are not listed."""
+    """Return a hint for a misspelt name: the nearest one, and all allowed ones, those of `besides` left out."""
     known = list(known)
     near = difflib.get_close_matches(name, [*known, *besides], n=1)
     return (f"did you mean {near[0]!r}? " if near else "") + f"allowed: {', '.join(known) or 'none'}"

@@ -5,12 +5,14 @@ from typing import Annotated, Any
 
 import typer
 
-from mt_core.cli.completion import names
+from mt_core.cli.completion import complete_names
 
 Checkpoint = Annotated[Path, typer.Argument(help="A run, a step, or a directory in another format.")]
 Format = Annotated[
     str | None,
-    typer.Option(help="Format to read; found from the files if not given.", autocompletion=names("ckpt-loader")),
+    typer.Option(
+        help="Format to read; found from the files if not given.", autocompletion=complete_names("ckpt-loader")
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 DIFFERENT = 1
@@ -83,7 +85,9 @@ def average(
     weights: Annotated[
         str | None, typer.Option(help="One number a checkpoint, such as 0.7,0.3; divided by their sum.")
     ] = None,
-    saver: Annotated[str, typer.Option(help="Format to write.", autocompletion=names("ckpt-saver"))] = "native",
+    saver: Annotated[
+        str, typer.Option(help="Format to write.", autocompletion=complete_names("ckpt-saver"))
+    ] = "native",
 ) -> None:
     """Write the mean of several checkpoints of one model, computed in fp32."""
     from mt_ckpt.tools import average as tool
@@ -100,7 +104,9 @@ def upcycle(
     top_k: Annotated[int, typer.Option(min=2, help="Experts of a token.")] = 2,
     seed: Annotated[int, typer.Option(help="Of the routers, which are drawn as at a training's start.")] = 0,
     loader: Format = None,
-    saver: Annotated[str, typer.Option(help="Format to write.", autocompletion=names("ckpt-saver"))] = "native",
+    saver: Annotated[
+        str, typer.Option(help="Format to write.", autocompletion=complete_names("ckpt-saver"))
+    ] = "native",
 ) -> None:
     """Turn a dense model into a mixture of experts with the same logits: experts are copies, their weights sum to 1."""
     from mt_ckpt.tools import upcycle as tool

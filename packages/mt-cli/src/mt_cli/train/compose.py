@@ -27,7 +27,7 @@ from mt_core.distributed.topology import resolve_dims
 from mt_core.errors import raise_if
 from mt_core.parallel.apply import parallelize
 from mt_core.plugins import component
-from mt_core.training.inputs import Batch
+from mt_core.training.batch_inputs import Batch
 from mt_core.training.loop import Run, train
 from mt_core.training.loss_scale import LossScale
 from mt_core.training.metrics import open_sinks
@@ -92,7 +92,7 @@ def restore(state: TrainState, run_dir: Path) -> TrainState:
     """Go on from the latest checkpoint of the run directory, if there is one."""
     if not (committed := steps(run_dir)):
         return state
-    first, start = state.engine.mesh.world.rank == 0, time.perf_counter()
+    first, start = state.data_parallel.mesh.world.rank == 0, time.perf_counter()
     if first:
         print(f"mt: resuming from {committed[-1]}", file=sys.stderr)
     state.load(resolve(committed[-1]))
@@ -111,13 +111,13 @@ def start_sinks(config: FullConfig, step: int, stack: ExitStack) -> list[MetricS
 
 def open_writer(config: FullConfig, state: TrainState, tokenizer_files: Sequence[Path]) -> AsyncWriter:
     """The writer of this rank's share of every checkpoint."""
-    session, world = [f"{os.getpid()}-{time.time_ns()}"], state.engine.mesh.world
+    session, world = [f"{os.getpid()}-{time.time_ns()}"], state.data_parallel.mesh.world
     if world.size > 1:
         dist.broadcast_object_list(session)
     ranks = Ranks(world.rank, world.size, session[0], config.runtime.stall_timeout)
     run_dir, keep = Path(config.runtime.run_dir), config.checkpoint.keep or 0
     writer = AsyncWriter(run_dir, ranks, tokenizer_files=tokenizer_files, keep=keep)
-    if config.checkpoint.async_save and state.engine.device.type == "cuda":
+    if config.checkpoint.async_save and state.data_parallel.device.type == "cuda":
         writer.reserve(state.owned_bytes())
     return writer
 
@@ -151,10 +151,10 @@ def open_data(
 
 def build_state(config: FullConfig, mesh: Mesh, device: torch.device, *, resume: bool) -> TrainState:
     """Model, weights and optimizer at step 0: initialised from the seed or, if this is no resume, from a checkpoint."""
-    model, engine = parallelize(config, mesh, device)
-    groups = parameter_groups(engine.masters, engine.shapes, config.optim.weight_decay)
+    model, data_parallel = parallelize(config, mesh, device)
+    groups = parameter_groups(data_parallel.main_params, data_parallel.shapes, config.optim.weight_decay)
     optimizer = component("optimizer", config.optim.name)(groups, config.optim)
-    state = TrainState(model, engine, optimizer, loss_scale=LossScale.initial(config.precision))
+    state = TrainState(model, data_parallel, optimizer, loss_scale=LossScale.initial(config.precision))
     if config.checkpoint.init and not resume:
         load_weights(state, config.checkpoint.init)
     elif not resume:

@@ -1,7 +1,7 @@
-"""Whole canonical tensors, gathered from the ranks that hold their parts to the one rank that wants them.
+"""Gather whole canonical tensors onto the rank that writes them.
 
-A parameter is in pieces twice: cut into boxes over the tensor or the expert axis, and shared over a shard axis.
-`choose_owners` decides which rank writes which tensor, so that all write about as many bytes.
+Parameters are sharded twice: cut into regions over the tensor or the expert axis, and by ZeRO-1 or FSDP over a shard
+axis. `assign_writers` decides which rank writes which tensor, so that all write about as many bytes.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,7 +27,7 @@ class ShardCoordinates:
 
 
 def locate(mesh: Mesh, cut: Axis, rank: int, *, sharded: bool) -> ShardCoordinates:
-    """Return where world rank `rank` stands for a parameter that is cut over the axis `cut`.
+    """Return the coordinates of world rank `rank` for a parameter that is cut over the axis `cut`.
 
     A parameter that is not `sharded` is whole, but for the cut, on every rank that sees other tokens.
     """
@@ -40,76 +40,78 @@ def locate(mesh: Mesh, cut: Axis, rank: int, *, sharded: bool) -> ShardCoordinat
 
 
 def gather_whole(
-    model: Any, engine: DataParallel, name: str, part: Tensor | None, owner: int, *, dtype: torch.dtype
+    model: Any, data_parallel: DataParallel, name: str, part: Tensor | None, writer: int, *, dtype: torch.dtype
 ) -> Iterator[tuple[str, Tensor]]:
-    """Canonical names and whole tensors on world rank `owner`, nothing elsewhere; every rank must iterate over it.
+    """Yield canonical names and whole tensors on world rank `writer`, nothing elsewhere; every rank must iterate.
 
-    `part` is shaped like this rank's master of parameter `name`: the master itself or a moment of it, or the frozen
-    parameter; None where the rank has none. `dtype` is that of the parts, which the owner may not have.
+    `part` is shaped like this rank's main parameter `name`: the parameter itself or a moment of it, or the frozen
+    parameter; None where the rank has none. `dtype` is that of the parts, which the writer may not have.
     """
-    mesh, cut, shard = engine.mesh, engine.placements[name].axis, engine.shard_axis(name)
-    here, there = (locate(mesh, cut, rank, sharded=shard.size > 1) for rank in (mesh.world.rank, owner))
+    mesh, cut, shard = data_parallel.mesh, data_parallel.placements[name].axis, data_parallel.shard_axis(name)
+    here, there = (locate(mesh, cut, rank, sharded=shard.size > 1) for rank in (mesh.world.rank, writer))
     replicated = cut.size == 1 or cut == mesh.expert  # over tensor ranks, so only one of them sends
     if here.replica != there.replica or (replicated and here.tensor != there.tensor):
         return
     assert part is None or part.dtype == dtype, f"{name}: {part.dtype} is not {dtype}"
-    local = _over_shards(engine, name, part, there.shard, dtype)
+    local = _gather_over_shards(data_parallel, name, part, there.shard, dtype)
     if local is None:
         return
     for canonical, piece in model.to_canonical(name, local, cut.rank, cut.size):
-        whole = _over_cut(model, cut, name, canonical, piece, there.cut)
+        whole = _gather_over_cut(model, cut, name, canonical, piece, there.cut)
         if whole is not None:
             yield canonical, whole
 
 
-def _over_shards(engine: DataParallel, name: str, part: Tensor | None, owner: int, dtype: torch.dtype) -> Tensor | None:
-    axis = engine.shard_axis(name)
+def _gather_over_shards(
+    data_parallel: DataParallel, name: str, part: Tensor | None, writer: int, dtype: torch.dtype
+) -> Tensor | None:
+    axis = data_parallel.shard_axis(name)
     if axis.size == 1:
         return part
-    if axis.rank != owner:
+    if axis.rank != writer:
         if part is not None:
-            axis.send(part.contiguous(), owner)
+            axis.send(part.contiguous(), writer)
         return None
-    whole = torch.empty(engine.shapes[name], dtype=dtype, device=engine.device)
+    whole = torch.empty(data_parallel.shapes[name], dtype=dtype, device=data_parallel.device)
     for rank in range(axis.size):
-        if rank == owner and part is not None:
-            _paste(engine, name, whole, rank, part)
-        elif rank != owner and (shape := engine.view(name, whole, rank).shape).numel():
-            _paste(engine, name, whole, rank, axis.receive_(whole.new_empty(shape), rank))
+        if rank == writer and part is not None:
+            _paste(data_parallel, name, whole, rank, part)
+        elif rank != writer and (shape := data_parallel.local_shard(name, whole, rank).shape).numel():
+            _paste(data_parallel, name, whole, rank, axis.receive_(whole.new_empty(shape), rank))
     return whole
 
 
-def _paste(engine: DataParallel, name: str, whole: Tensor, rank: int, part: Tensor) -> None:
-    engine.view(name, whole, rank).copy_(part)
+def _paste(data_parallel: DataParallel, name: str, whole: Tensor, rank: int, part: Tensor) -> None:
+    data_parallel.local_shard(name, whole, rank).copy_(part)
 
 
-def _over_cut(model: Any, axis: Axis, name: str, canonical: str, piece: Tensor, owner: int) -> Tensor | None:
+def _gather_over_cut(model: Any, axis: Axis, name: str, canonical: str, piece: Tensor, writer: int) -> Tensor | None:
     if axis.size == 1:
         return piece
-    if axis.rank != owner:
-        axis.send(piece.contiguous(), owner)
+    if axis.rank != writer:
+        axis.send(piece.contiguous(), writer)
         return None
     whole = piece.new_empty(model.config.canonical_shapes()[canonical])
     for rank in range(axis.size):
-        box = model.canonical_regions(name, rank, axis.size)[canonical]
-        here = whole[box]
+        region = model.canonical_regions(name, rank, axis.size)[canonical]
+        here = whole[region]
         here.copy_(
             piece
-            if rank == owner
+            if rank == writer
             else axis.receive_(torch.empty_like(here, memory_format=torch.contiguous_format), rank)
         )
     return whole
 
 
-def choose_owners(nbytes: Mapping[str, int], candidates: Callable[[str], Sequence[int]]) -> dict[str, int]:
-    """Tensor name → rank: the largest first, each to the candidate that has the fewest bytes so far.
+def assign_writers(nbytes: Mapping[str, int], candidates: Callable[[str], Sequence[int]]) -> dict[str, int]:
+    """Assign each tensor to a rank: the largest first, each to the candidate that has the fewest bytes so far.
 
     `candidates(name)` are the ranks that can gather the tensor. Every rank computes the same table from the same input.
     """
     loads: dict[int, int] = {}
-    owners: dict[str, int] = {}
+    writers: dict[str, int] = {}
     for name in sorted(nbytes, key=lambda name: (-nbytes[name], name)):
-        owner = min(candidates(name), key=lambda rank: (loads.get(rank, 0), rank))
-        loads[owner] = loads.get(owner, 0) + nbytes[name]
-        owners[name] = owner
-    return owners
+        writer = min(candidates(name), key=lambda rank: (loads.get(rank, 0), rank))
+        loads[writer] = loads.get(writer, 0) + nbytes[name]
+        writers[name] = writer
+    return writers

@@ -37,16 +37,16 @@ class PluginGroup(TyperGroup):
     kind: Kind
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """Names of the installed components of this kind."""
+        """List the names of the installed components of this kind."""
         return list(components(self.kind))
 
     def get_command(self, ctx: Any, cmd_name: str) -> LazyCommand | None:
-        """A stand-in for the command, or None."""
+        """Return a stand-in for the command, or None."""
         component = components(self.kind).get(cmd_name)
         return LazyCommand(component) if component else None
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """As Typer does, but an unknown name is told with the nearest known one."""
+        """Resolve a command as Typer does, but let the error for an unknown name suggest the nearest known one."""
         known = components(self.kind)
         if args and not args[0].startswith("-") and args[0] not in known and not ctx.resilient_parsing:
             raise unknown_name(self.kind, args[0])
@@ -54,7 +54,7 @@ class PluginGroup(TyperGroup):
 
 
 def plugin_group(kind: Kind, help: str, *, completion: bool = False) -> typer.Typer:
-    """A Typer application that lists the components of `kind` as its commands.
+    """Make a Typer application that lists the components of `kind` as its commands.
 
     `completion` adds the options that install shell completion.
     """

@@ -1,4 +1,4 @@
-"""The ranks of a run as axes: `Axis` is one line of ranks as this rank sees it, `Mesh` all of them.
+"""The ranks of a run as axes: `Axis` is one group of ranks as this rank sees it, `Mesh` all of them.
 
 An axis of size 1 has no group, and every collective on it is the identity. The mesh is passed to whoever needs it; two
 can live in one process.
@@ -11,12 +11,12 @@ from torch import Tensor
 from torch._C._distributed_c10d import _resolve_process_group
 from torch.distributed.distributed_c10d import GroupName
 
-from mt_core.distributed.topology import ParallelDims
+from mt_core.distributed.topology import ParallelDims, split_group
 
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """A named line of ranks: this rank's place, their number, and the group that connects them."""
+    """A named axis of ranks: this rank's position, their number, and the group that connects them."""
 
     name: str
     rank: int = 0
@@ -25,7 +25,7 @@ class Axis:
 
     @property
     def group_name(self) -> str:
-        """The name under which operators find the group again."""
+        """Name of the group, by which operators look it up (`find_axis`)."""
         assert self.group is not None
         return self.group.group_name
 
@@ -36,17 +36,17 @@ class Axis:
         return tensor
 
     def max_(self, tensor: Tensor) -> Tensor:
-        """Largest of each element over the axis, in place."""
+        """Take the maximum of each element over the axis, in place."""
         if self.size > 1:
             dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self.group)
         return tensor
 
     def send(self, tensor: Tensor, to: int) -> None:
-        """Send a contiguous tensor to the rank at place `to` of the axis."""
+        """Send a contiguous tensor to the rank at position `to` of the axis."""
         dist.send(tensor, group=self.group, group_dst=to)
 
     def receive_(self, tensor: Tensor, source: int) -> Tensor:
-        """Fill a contiguous tensor with what the rank at place `source` of the axis sends."""
+        """Receive a contiguous tensor, in place, from the rank at position `source` of the axis."""
         dist.recv(tensor, group=self.group, group_src=source)
         return tensor
 
@@ -81,10 +81,10 @@ class Mesh:
     expert_shard: Axis = Axis("shard")
     """Ranks with the same experts that share one copy of their sharded state."""
     expert_replica: Axis = Axis("replica")
-    """Ranks that hold the same part of that state."""
+    """Ranks that hold the same part of the sharded state of the same experts."""
 
-    def sharing(self, cut: Axis) -> tuple[Axis, Axis]:
-        """The shard and the replica axis of parameters that are cut over the axis `cut`: experts have their own."""
+    def shard_axes(self, cut: Axis) -> tuple[Axis, Axis]:
+        """Return the shard and the replica axis of parameters cut over the axis `cut`: experts have their own."""
         return (self.expert_shard, self.expert_replica) if cut == self.expert else (self.shard, self.replica)
 
 
@@ -115,21 +115,21 @@ def _connect(name: str, groups: list[list[int]]) -> Axis:
     return Axis(name, ranks.index(rank), len(ranks), group)
 
 
-def part_of(axis: Axis, size: int) -> Axis:
-    """The line of `size` neighbours on the axis to which this rank belongs. Every rank must ask for it."""
+def make_subaxis(axis: Axis, size: int) -> Axis:
+    """Connect this rank with its `size` neighbours on the axis; every rank of the axis must call it."""
     if size == 1:
         return Axis(axis.name)
     if size == axis.size:
         return axis
     assert axis.group is not None
-    ranks = dist.get_process_group_ranks(axis.group)
-    mine = ranks[axis.rank // size * size :][:size]
-    group = dist.new_group(mine, use_local_synchronization=True)
+    rank = dist.get_rank()
+    ranks = next(part for part in split_group(dist.get_process_group_ranks(axis.group), size) if rank in part)
+    group = dist.new_group(ranks, use_local_synchronization=True)
     assert isinstance(group, dist.ProcessGroup)
-    return Axis(axis.name, axis.rank % size, size, group)
+    return Axis(axis.name, ranks.index(rank), size, group)
 
 
-def axis_named(group_name: str) -> Axis:
-    """The axis whose group has this name."""
+def find_axis(group_name: str) -> Axis:
+    """Find the axis whose group has this name."""
     group = _resolve_process_group(GroupName(group_name))
     return Axis("", group.rank(), group.size(), group)

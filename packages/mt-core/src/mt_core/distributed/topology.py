@@ -1,10 +1,10 @@
-"""How many ranks lie along each axis, and at which coordinates each rank stands. Torch-free.
+"""The number of ranks along each axis, and the coordinates of each rank. Torch-free.
 
 This is the only place that knows the order of ranks: whoever needs a rank's coordinates, or the ranks that differ along
 one axis alone, asks `ParallelDims`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import takewhile
@@ -109,6 +109,11 @@ class ParallelDims:
         """Return how many consecutive ranks a group of `axis` reaches over, from its first rank to the next group."""
         inner = takewhile(lambda other: other != axis, reversed(_view(axis)))
         return self.sizes[axis] * prod(self.sizes[other] for other in inner)
+
+
+def split_group(ranks: Sequence[int], size: int) -> list[list[int]]:
+    """Split a group of ranks into groups of `size` neighbours."""
+    return [[*ranks[start : start + size]] for start in range(0, len(ranks), size)]
 
 
 def _view(axis: str) -> tuple[str, ...]:

@@ -9,31 +9,33 @@ from torch import Tensor
 from mt_core.config.trainable import fused_problems, is_trainable, pattern_problems
 from mt_core.distributed.mesh import Mesh
 from mt_core.errors import raise_if
-from mt_core.parallel.context.comm_types import context_core
-from mt_core.parallel.data.protocol import DataParallel, data_parallel
+from mt_core.parallel.context.comm_types import make_context_core
+from mt_core.parallel.data.protocol import DataParallel, make_data_parallel
 from mt_core.parallel.expert.dispatcher import ExpertDispatch
-from mt_core.parallel.recompute import modules_with_core, recompute
-from mt_core.parallel.tensor.cross_entropy import VocabCrossEntropy, compiled_kernels
+from mt_core.parallel.recompute import list_modules_with_core, recompute
+from mt_core.parallel.tensor.cross_entropy import VocabCrossEntropy, compile_kernels
 from mt_core.parallel.tensor.plan import apply_plan
 
 
 def parallelize(config: Any, mesh: Mesh, device: torch.device) -> tuple[Any, DataParallel]:
-    """The model of a `RunConfig`, its parameters allocated on `device` but uninitialised, and its data parallelism."""
+    """Build a run's model, its parameters allocated on `device` but uninitialised, and its data parallelism."""
     with torch.device("meta"):
         model = config.model.build(mesh.tensor.size)
     plan = model.plan(mesh.tensor.size)
     freeze(model, config.optim.trainable)
     placements = apply_plan(model, plan, mesh.tensor, sequence=config.parallel.sequence, expert=mesh.expert)
-    for attention in modules_with_core(model):
-        core = context_core(config.parallel.cp_comm_type, attention.core, axis=mesh.context)
-        attention.core = untraced(core) if config.runtime.compile and mesh.context.size > 1 else core
+    for attention in list_modules_with_core(model):
+        core = make_context_core(config.parallel.cp_comm_type, attention.core, axis=mesh.context)
+        attention.core = disable_tracing(core) if config.runtime.compile and mesh.context.size > 1 else core
     recompute(model, config.recompute)
     if config.runtime.compile:
         compile_parts(model, mesh, sequence=config.parallel.sequence)
-    engine = data_parallel(model, placements, mesh, device=device, precision=config.precision, parallel=config.parallel)
+    data_parallel = make_data_parallel(
+        model, placements, mesh, device=device, precision=config.precision, parallel=config.parallel
+    )
     if config.runtime.compile:
-        engine.compile()
-    return model, engine
+        data_parallel.compile()
+    return model, data_parallel
 
 
 def freeze(model: Any, patterns: Sequence[str]) -> None:
@@ -46,23 +48,23 @@ def freeze(model: Any, patterns: Sequence[str]) -> None:
 
 
 def compile_parts(model: Any, mesh: Mesh, *, sequence: bool) -> None:
-    """torch.compile for each block and for the loss."""
+    """Compile each block and the loss with torch.compile."""
     for module in model.modules():
         if isinstance(op := getattr(module, "op", None), ExpertDispatch):
-            module.op = untraced(op)
+            module.op = disable_tracing(op)
     for block in model.layers.values():
         block.forward = torch.compile(block.forward)
-    model.loss.op = VocabCrossEntropy(mesh.tensor, sequence, compiled_kernels())
+    model.loss.op = VocabCrossEntropy(mesh.tensor, sequence, compile_kernels())
 
 
-def untraced(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A function that exchanges with other ranks, which Dynamo cannot trace: it runs as it is.
+def disable_tracing(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Wrap a function that communicates with other ranks, which Dynamo cannot trace, so that it runs eagerly.
 
     Not a decorator where it is defined: that would import Dynamo, for a second, into every process that trains nothing.
     """
 
-    def run(*inputs: Any, **more: Any) -> Tensor:
-        return function(*inputs, **more)
+    def run(*inputs: Any, **keywords: Any) -> Tensor:
+        return function(*inputs, **keywords)
 
     disabled: Any = torch.compiler.disable(run, reason="collectives cannot be traced")
     return disabled

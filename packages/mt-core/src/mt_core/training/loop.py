@@ -18,7 +18,7 @@ from mt_core.contracts import MetricSink
 from mt_core.distributed.heartbeat import Heartbeat
 from mt_core.distributed.mesh import Mesh
 from mt_core.errors import MtError
-from mt_core.training.inputs import Batch, valid_tokens
+from mt_core.training.batch_inputs import Batch, valid_tokens
 from mt_core.training.lr_schedule import learning_rate
 from mt_core.training.metrics import ThroughputMeter
 from mt_core.training.nonfinite import NonFiniteMonitor
@@ -55,7 +55,7 @@ def train(run: Run, stop: GracefulStop) -> bool:
     position, settings, every = run.state.position, run.config.train, run.config.checkpoint.every
     run.state.model.train()
     throughput = ThroughputMeter(run.config, position, run.device, run.mesh.world.size)
-    nonfinite = NonFiniteMonitor(list(run.state.engine.masters), run.mesh)
+    nonfinite = NonFiniteMonitor(list(run.state.data_parallel.main_params), run.mesh)
     saved, stopped = position.step, False
     while position.step < settings.steps:
         run.heartbeat.update(position.step + 1, "data")
@@ -97,12 +97,14 @@ def _step(
     seed_step(config.runtime.seed, position.step, run.mesh.data_context.rank)
     lr = learning_rate(config.lr_schedule, config.optim.lr, position.step, steps=config.train.steps)
     scale = state.loss_scale.value
-    beat = partial(run.heartbeat.update, position.step + 1, "forward and backward")
-    loss, metrics = backward(state.model, state.engine, batches, tokens, run.device, scale=scale, beat=beat)
+    update_heartbeat = partial(run.heartbeat.update, position.step + 1, "forward and backward")
+    loss, metrics = backward(
+        state.model, state.data_parallel, batches, tokens, run.device, scale=scale, update_heartbeat=update_heartbeat
+    )
     run.heartbeat.update(position.step + 1, "reduce")
-    reduce(state.engine)
+    reduce(state.data_parallel)
     run.heartbeat.update(position.step + 1, "optimizer")
-    updated = update(state.engine, state.optimizer, lr=lr, clip_norm=config.optim.clip_norm, scale=scale)
+    updated = update(state.data_parallel, state.optimizer, lr=lr, clip_norm=config.optim.clip_norm, scale=scale)
     position.step += 1
     position.samples += run.global_batch(position.samples)
     position.tokens += int(tokens)
@@ -130,11 +132,11 @@ def _check_finite(run: Run, nonfinite: NonFiniteMonitor) -> None:
 
 def _evaluate(run: Run) -> None:
     assert run.valid_batches is not None
-    beat = partial(run.heartbeat.update, run.state.position.step, "evaluate")
-    beat()
+    update_heartbeat = partial(run.heartbeat.update, run.state.position.step, "evaluate")
+    update_heartbeat()
     count = run.config.train.eval_batches * run.micro_batches(run.config.batch.global_batch)
     batches = list(islice(run.valid_batches(), count))
-    values = evaluate(run.state.model, batches, run.mesh, run.device, beat=beat)
+    values = evaluate(run.state.model, batches, run.mesh, run.device, update_heartbeat=update_heartbeat)
     _emit(run, {f"valid_{name}": value for name, value in values.items()})
 
 

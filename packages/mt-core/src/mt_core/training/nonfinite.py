@@ -26,12 +26,12 @@ class NonFiniteMonitor:
     """Records every step's values on their device and reads them only when asked. Bad steps changed no weight."""
 
     def __init__(self, names: Sequence[str], mesh: Mesh) -> None:
-        """`names` are those of this rank's masters."""
+        """`names`: the main parameters of this rank, in their order."""
         self._names, self._mesh = names, mesh
         self._recorded: list[_RecordedStep] = []
 
     def record_step(self, step: int, loss: Tensor, update: Update) -> None:
-        """Remember a step: this rank's share of its loss, and the norms of its update."""
+        """Record a step: this rank's share of its loss, and the norms of its update."""
         self._recorded.append(_RecordedStep(step, loss, update))
 
     def pop_bad_steps(self) -> list[str]:
@@ -43,7 +43,7 @@ class NonFiniteMonitor:
         return [self._describe(n) for n, good in zip(recorded, finite, strict=True) if not good]
 
     def _describe(self, recorded: _RecordedStep) -> str:
-        bad = (~recorded.update.own_norms.isfinite()).nonzero()
+        bad = (~recorded.update.local_norms.isfinite()).nonzero()
         first = self._names[int(bad[0])] if len(bad) else None
         mine = (float(recorded.loss), first)
         everyone: list[tuple[float, str | None]] = [mine] * self._mesh.world.size

@@ -1,8 +1,8 @@
-"""What a checkpoint holds of a run: weights, optimizer state and the position, all under canonical names.
+"""The part of a run that a checkpoint stores: weights, optimizer state and the position, under canonical names.
 
 Names and shapes are the same under every precision and layout: moments of `layers.0.attn.qkv.weight` are saved as
-`exp_avg.layers.0.attn.q.weight` and so on, whole; fp32 masters of a 16-bit model as `master.…`. When saving, whole
-tensors are gathered to the ranks that write them; when loading, each rank reads the parts that it holds.
+`exp_avg.layers.0.attn.q.weight` and so on, whole; fp32 main parameters of a 16-bit model as `master.…`. When saving,
+whole tensors are gathered to the ranks that write them; when loading, each rank reads the parts that it needs.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from mt_core.checkpoint.gather import choose_owners, gather_whole
+from mt_core.checkpoint.gather import assign_writers, gather_whole
 from mt_core.checkpoint.native import locked_for_reading, read_meta
 from mt_core.checkpoint.shard_files import StoredTensor, check_names, open_part
 from mt_core.config.trainable import WHERE
@@ -25,11 +25,12 @@ from mt_core.parallel.data.protocol import DataParallel
 from mt_core.training.loss_scale import LossScale
 
 MASTER = "master"
+"""Key of main parameters in checkpoints."""
 
 
 @dataclass(slots=True)
 class Position:
-    """How far a run is. `samples` is the data position, valid under any number of ranks."""
+    """Progress of a run. `samples` is the data position, valid under any number of ranks."""
 
     step: int = 0
     samples: int = 0
@@ -41,14 +42,14 @@ class TrainState:
     """A model, its weights in full precision and the optimizer that updates them, as this rank holds them."""
 
     model: Any
-    engine: DataParallel
+    data_parallel: DataParallel
     optimizer: torch.optim.Optimizer
     position: Position = field(default_factory=Position)
     loss_scale: LossScale = field(default_factory=LossScale)
 
     def initialize(self, seed: int) -> None:
-        """Draw the weights, several tensors at a time: the same under every layout."""
-        local = self._local()
+        """Draw the weights, several tensors at a time: they are the same under every layout."""
+        local = self._local_shards()
         threads, names = torch.get_num_threads(), list(local)
         with ThreadPoolExecutor(threads) as pool, torch.no_grad():
             for first in range(0, len(names), threads):
@@ -56,99 +57,106 @@ class TrainState:
                 parts = pool.map(lambda name: self._part(name, partial(self.model.initial, seed)), few)
                 for name, part in zip(few, parts, strict=True):
                     local[name].copy_(part)
-        self.engine.publish()
+        self.data_parallel.all_gather_params()
 
     @torch.no_grad()
     def fill(self, get: Callable[[str], Any]) -> None:
         """Set the weights from whole canonical tensors, or stored ones, of which each rank takes its parts."""
-        self.engine.wait()  # masters may be read by a gathering that is under way
-        for name, tensor in self._local().items():
+        self.data_parallel.wait()  # main parameters may be read by a gathering that is under way
+        for name, tensor in self._local_shards().items():
             tensor.copy_(self._part(name, get))
-        self.engine.publish()
+        self.data_parallel.all_gather_params()
 
-    def _local(self) -> dict[str, Tensor]:
-        """This rank's part of every parameter, in the model's order: masters, and what is frozen."""
-        local: Mapping[str, Tensor] = {**self.engine.masters, **self.engine.frozen}
-        return {name: local[name] for name in self.engine.shapes if name in local}
+    def _local_shards(self) -> dict[str, Tensor]:
+        """Return this rank's shard of every parameter, in the model's order: main parameters, and frozen ones."""
+        local: Mapping[str, Tensor] = {**self.data_parallel.main_params, **self.data_parallel.frozen}
+        return {name: local[name] for name in self.data_parallel.shapes if name in local}
 
     def _part(self, name: str, get: Callable[[str], Any]) -> Tensor:
-        axis = self.engine.placements[name].axis
+        axis = self.data_parallel.placements[name].axis
         local = self.model.from_canonical(name, get, axis.rank, axis.size)
-        assert local.shape == self.engine.shapes[name], f"{name}: {local.shape} is not {self.engine.shapes[name]}"
-        return self.engine.view(name, local, self.engine.shard_axis(name).rank)
+        assert local.shape == self.data_parallel.shapes[name], (
+            f"{name}: {local.shape} is not {self.data_parallel.shapes[name]}"
+        )
+        return self.data_parallel.local_shard(name, local, self.data_parallel.shard_axis(name).rank)
 
     def parts(self) -> dict[str, Iterator[tuple[str, Tensor]]]:
-        """The tensors of a checkpoint that this rank writes. All ranks must iterate over all parts, in this order."""
-        self.engine.wait()
+        """Return the tensors that this rank writes, by part; all ranks must iterate over all parts, in this order."""
+        self.data_parallel.wait()
         return {"model": self._model_tensors(), "optim": self._optimizer_tensors()}
 
     def owned_bytes(self) -> int:
-        """About how much this rank writes: its share of the weights, of masters if they differ, and of two moments."""
-        weight, wide = self.engine.dtype.itemsize, self._wide.itemsize
+        """Estimate the bytes that this rank writes: its share of the weights, of main parameters and of two moments."""
+        weight, wide = self.data_parallel.dtype.itemsize, self._wide.itemsize
         state = (wide if wide != weight else 0) + 2 * wide
-        frozen, rank = self._frozen_names(), self.engine.mesh.world.rank
-        mine = [name for name, owner in self._owners().items() if owner == rank]
-        elements = {name: self.engine.shapes[name].numel() * self.engine.placements[name].axis.size for name in mine}
+        frozen, rank = self._frozen_names(), self.data_parallel.mesh.world.rank
+        mine = [name for name, writer in self._assign_writers().items() if writer == rank]
+        elements = {
+            name: self.data_parallel.shapes[name].numel() * self.data_parallel.placements[name].axis.size
+            for name in mine
+        }
         return sum(n * (weight if name in frozen else weight + state) for name, n in elements.items())
 
     def meta(self) -> dict[str, Any]:
-        """The rest of a checkpoint, as plain values."""
+        """Return the position and the loss scale, as plain values for a checkpoint's meta.json."""
         return {**asdict(self.position), "loss_scale": asdict(self.loss_scale)}
 
     def _model_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        local = self._local()
-        for name, owner in self._owners().items():
-            part = local[name].detach().to(self.engine.dtype) if name in local else None
-            yield from self._whole(name, part, owner, self.engine.dtype)
+        local = self._local_shards()
+        for name, writer in self._assign_writers().items():
+            part = local[name].detach().to(self.data_parallel.dtype) if name in local else None
+            yield from self._whole(name, part, writer, self.data_parallel.dtype)
 
     def _optimizer_tensors(self) -> Iterator[tuple[str, Tensor]]:
         counts, dtypes = self._optimizer_keys()
         frozen = self._frozen_names()
-        for name, owner in self._owners().items():
+        for name, writer in self._assign_writers().items():
             if name in frozen:
                 continue
-            master = self.engine.masters.get(name)
-            values: Mapping[str, Any] = {} if master is None else self.optimizer.state[master]
-            if self.engine.dtype != self._wide:
-                whole = self._whole(name, None if master is None else master.detach(), owner, self._wide)
+            main_param = self.data_parallel.main_params.get(name)
+            values: Mapping[str, Any] = {} if main_param is None else self.optimizer.state[main_param]
+            if self.data_parallel.dtype != self._wide:
+                whole = self._whole(name, None if main_param is None else main_param.detach(), writer, self._wide)
                 yield from ((f"{MASTER}.{canonical}", tensor) for canonical, tensor in whole)
             for key, dtype in dtypes.items():
-                whole = self._whole(name, values.get(key), owner, dtype)
+                whole = self._whole(name, values.get(key), writer, dtype)
                 yield from ((f"{key}.{canonical}", tensor) for canonical, tensor in whole)
-            if owner == self.engine.mesh.world.rank:
+            if writer == self.data_parallel.mesh.world.rank:
                 yield from ((f"{key}.{self._canonical_names(name)[0]}", value) for key, value in counts.items())
 
     def _optimizer_keys(self) -> tuple[dict[str, Tensor], dict[str, torch.dtype]]:
-        """The optimizer's counts, which are equal for all parameters, and the dtypes of what is shaped like one.
+        """Return the optimizer's counts, which are equal for all parameters, and the dtypes of its other state.
 
-        A rank without a part of any master learns them from the others.
+        A rank without a main parameter gets them from the others.
         """
-        state = next((self.optimizer.state[m] for m in self.engine.masters.values() if self.optimizer.state[m]), {})
+        state = next(
+            (self.optimizer.state[m] for m in self.data_parallel.main_params.values() if self.optimizer.state[m]), {}
+        )
         counts = {key: value.cpu() for key, value in state.items() if value.dim() == 0}
         local = counts, {key: state[key].dtype for key in sorted(state.keys() - counts.keys())}
-        if self.engine.mesh.world.size == 1:
+        if self.data_parallel.mesh.world.size == 1:
             return local
-        everyone = [local] * self.engine.mesh.world.size
+        everyone = [local] * self.data_parallel.mesh.world.size
         dist.all_gather_object(everyone, local)
         return next((keys for keys in everyone if keys[1]), local)
 
-    def _whole(self, name: str, part: Tensor | None, owner: int, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-        return gather_whole(self.model, self.engine, name, part, owner, dtype=dtype)
+    def _whole(self, name: str, part: Tensor | None, writer: int, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+        return gather_whole(self.model, self.data_parallel, name, part, writer, dtype=dtype)
 
     @property
     def _wide(self) -> torch.dtype:
-        """The dtype of masters."""
-        return torch.promote_types(self.engine.dtype, torch.float32)
+        """Data type of the main parameters."""
+        return torch.promote_types(self.data_parallel.dtype, torch.float32)
 
     def _frozen_names(self) -> set[str]:
-        """Parameters that are not trained, of which this rank may have no part."""
+        """Return the names of parameters that are not trained, of which this rank may have no part."""
         return {name for name, parameter in self.model.named_parameters() if not parameter.requires_grad}
 
-    def _owners(self) -> dict[str, int]:
-        """Parameter → the rank that writes it, in the model's order."""
-        sizes = {name: shape.numel() for name, shape in self.engine.shapes.items()}
-        owners = choose_owners(sizes, lambda _: range(self.engine.mesh.world.size))
-        return {name: owners[name] for name in sizes}
+    def _assign_writers(self) -> dict[str, int]:
+        """Assign each parameter to the rank that writes it, in the model's order."""
+        sizes = {name: shape.numel() for name, shape in self.data_parallel.shapes.items()}
+        writers = assign_writers(sizes, lambda _: range(self.data_parallel.mesh.world.size))
+        return {name: writers[name] for name in sizes}
 
     def _canonical_names(self, name: str) -> list[str]:
         return list(self.model.canonical_regions(name))
@@ -172,7 +180,7 @@ class TrainState:
     def _optimizer_problems(self, directory: Path) -> Iterator[Problem]:
         """Report parameters that have optimizer state in a checkpoint and are not trained now, or the reverse."""
         entries = {name.partition(".")[2] for name, stored in open_part(directory).items() if stored.shape}
-        trained = {part for name in self.engine.shapes for part in self._canonical_names(name)}
+        trained = {part for name in self.data_parallel.shapes for part in self._canonical_names(name)}
         trained -= {part for name in self._frozen_names() for part in self._canonical_names(name)}
         allowed = f"keep the patterns of that run, or start a new one with checkpoint.init = native:{directory.parent}"
         for names, actual in (
@@ -180,22 +188,22 @@ class TrainState:
             (entries - trained, "with optimizer state in the checkpoint would be frozen"),
         ):
             if names and entries:
-                more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-                yield Problem(WHERE, f"{min(names)}{more} {actual}", allowed)
+                rest = f" and {len(names) - 1} more" if len(names) > 1 else ""
+                yield Problem(WHERE, f"{min(names)}{rest} {actual}", allowed)
 
     @torch.no_grad()
     def _load_optimizer(self, directory: Path) -> None:
-        self.engine.wait()
+        self.data_parallel.wait()
         saved = open_part(directory)
         keys = sorted({name.split(".", 1)[0] for name in saved})
-        for name, master in self.engine.masters.items():
+        for name, main_param in self.data_parallel.main_params.items():
             for key in keys:
                 value = self._restore(key, name, saved)
                 if key == MASTER:
-                    master.copy_(value)
+                    main_param.copy_(value)
                 else:
-                    self.optimizer.state[master][key] = value.to(master.device, copy=True)
-        self.engine.publish()
+                    self.optimizer.state[main_param][key] = value.to(main_param.device, copy=True)
+        self.data_parallel.all_gather_params()
 
     def _restore(self, key: str, name: str, saved: Mapping[str, StoredTensor]) -> Tensor:
         first = saved[f"{key}.{self._canonical_names(name)[0]}"]

@@ -13,22 +13,22 @@ from torch import Tensor
 
 from mt_core.contracts import Losses
 from mt_core.distributed.mesh import Mesh
-from mt_core.parallel.data.grad_norm import global_norm, norms, sum_partial
+from mt_core.parallel.data.grad_norm import all_reduce_partial_grads, compute_global_norm, compute_local_norms
 from mt_core.parallel.data.protocol import DataParallel
-from mt_core.training.inputs import Batch, prepare_inputs, valid_tokens
+from mt_core.training.batch_inputs import Batch, prepare_inputs, valid_tokens
 
 
 class Update(NamedTuple):
-    """What one step found, on the model's device."""
+    """The gradient norms of one update, on the model's device."""
 
     norm: Tensor
-    """Of the whole gradient, before clipping."""
-    own_norms: Tensor
-    """Of the gradients of this rank's masters, in their order."""
+    """Norm of the whole gradient, before clipping."""
+    local_norms: Tensor
+    """Norms of the gradients of this rank's main parameters, in their order."""
 
 
 class StepLosses(NamedTuple):
-    """What the backward passes of one step sum up on this rank."""
+    """Loss and metrics of one step, summed over its backward passes on this rank."""
 
     loss: Tensor
     """This rank's share of the step's loss, in nats."""
@@ -47,7 +47,7 @@ class LossSums(NamedTuple):
     """By name, [total, weight] in fp64."""
 
     def mean(self, tokens: float, samples: float) -> Tensor:
-        """Their part of the mean over so many tokens plus the mean over so many samples."""
+        """Return this micro-batch's part of the mean over `tokens` tokens plus the mean over `samples` samples."""
         parts = [] if self.tokens is None else [self.tokens / max(tokens, 1.0)]
         parts += [] if self.samples is None else [self.samples / samples]
         assert parts, "a model has losses of tokens, of samples or of both"
@@ -65,13 +65,13 @@ def sum_losses(model: Any, batch: Batch, mesh: Mesh, device: torch.device) -> Lo
     return LossSums(tokens, None if losses.samples is None else losses.samples.sum(), metrics)
 
 
-def add_metrics(sums: dict[str, Tensor], more: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The sums of metrics with those of one more micro-batch."""
-    return sums | {name: sums[name] + value if name in sums else value for name, value in more.items()}
+def add_metrics(sums: dict[str, Tensor], metrics: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Add the metrics of one more micro-batch to the sums."""
+    return sums | {name: sums[name] + value if name in sums else value for name, value in metrics.items()}
 
 
 def reduce_metrics(mesh: Mesh, metrics: Mapping[str, Tensor]) -> dict[str, float]:
-    """Each metric over all ranks, total ÷ weight; one without weight is left out. Every rank must call it."""
+    """Return each metric over all ranks, total ÷ weight, unless its weight is 0. Every rank must call it."""
     if not metrics:
         return {}
     names = sorted(metrics)
@@ -86,61 +86,61 @@ def count_samples(batches: Sequence[Batch]) -> int:
 
 def backward(
     model: Any,
-    engine: DataParallel,
+    data_parallel: DataParallel,
     batches: Sequence[Batch],
     tokens: float,
     device: torch.device,
     *,
     scale: float = 1.0,
-    beat: Callable[[], None] = lambda: None,
+    update_heartbeat: Callable[[], None] = lambda: None,
 ) -> StepLosses:
     """Add up this rank's gradients of `scale` × the step's loss, over `tokens` of all ranks.
 
-    `beat` is called before each micro-batch.
+    `update_heartbeat` is called before each micro-batch.
     """
     total, metrics = torch.zeros((), device=device), {}
-    samples = count_samples(batches) * engine.mesh.data_context.size
-    engine.begin_step()
+    samples = count_samples(batches) * data_parallel.mesh.data_context.size
+    data_parallel.begin_step()
     for number, batch in enumerate(batches, 1):
-        beat()
+        update_heartbeat()
         if number == len(batches):
-            engine.last_backward()
-        sums = sum_losses(model, batch, engine.mesh, device)
+            data_parallel.last_backward()
+        sums = sum_losses(model, batch, data_parallel.mesh, device)
         loss = sums.mean(tokens, samples)
         (loss * scale).backward()
         total, metrics = total + loss.detach(), add_metrics(metrics, sums.metrics)
     return StepLosses(total, metrics)
 
 
-def reduce(engine: DataParallel) -> None:
-    """Make every master's gradient that of the whole step, over all ranks."""
-    engine.reduce()
-    sum_partial(engine)
+def reduce(data_parallel: DataParallel) -> None:
+    """Make every main parameter's gradient that of the whole step, over all ranks."""
+    data_parallel.reduce()
+    all_reduce_partial_grads(data_parallel)
 
 
 def update(
-    engine: DataParallel, optimizer: torch.optim.Optimizer, *, lr: float, clip_norm: float, scale: float = 1.0
+    data_parallel: DataParallel, optimizer: torch.optim.Optimizer, *, lr: float, clip_norm: float, scale: float = 1.0
 ) -> Update:
-    """Clip reduced gradients, step, publish. A gradient that is not finite changes no weight."""
-    own_norms = norms(engine) / scale
-    norm = global_norm(engine, own_norms)
+    """Clip the reduced gradients, step the optimizer, and gather the weights; a non-finite gradient changes none."""
+    local_norms = compute_local_norms(data_parallel) / scale
+    norm = compute_global_norm(data_parallel, local_norms)
     factor = (clip_norm / (norm + 1e-6)).clamp(max=1.0) if clip_norm else torch.ones_like(norm)
     for group in optimizer.param_groups:
         group["lr"] = lr
     _step(optimizer, factor / scale, ~norm.isfinite())
-    engine.publish()
-    return Update(norm, own_norms)
+    data_parallel.all_gather_params()
+    return Update(norm, local_norms)
 
 
 def _step(optimizer: Any, factor: Tensor, bad: Tensor) -> None:
-    """A step with gradients × factor, unless they are bad. torch's fused kernels do both without waiting for a GPU."""
+    """Step with gradients × factor, unless they are bad; torch's fused kernels do both without waiting for the GPU."""
     fused = optimizer.defaults.get("fused")
     if fused and factor.dtype == torch.float32:
         optimizer.grad_scale = factor.reciprocal()
     else:
         for group in optimizer.param_groups:
             gradients = [p.grad for p in group["params"] if p.grad is not None]
-            if gradients:  # a rank may have no part of any master
+            if gradients:  # a rank may have no main parameter
                 torch._foreach_mul_(gradients, factor)  # pyright: ignore[reportPrivateImportUsage]
     if fused:
         optimizer.found_inf = bad.float()
@@ -155,11 +155,11 @@ def evaluate(
     mesh: Mesh,
     device: torch.device,
     *,
-    beat: Callable[[], None] = lambda: None,
+    update_heartbeat: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
     """Mean `loss` over the valid tokens and samples of these batches on all ranks, and the model's metrics by name.
 
-    `beat` is called after each batch.
+    `update_heartbeat` is called after each batch.
     """
     model.eval()
     tokens, samples = valid_tokens(batches) / mesh.context.size, float(count_samples(batches))
@@ -170,7 +170,7 @@ def evaluate(
             token_losses += 0.0 if sums.tokens is None else float(sums.tokens.double())
             sample_losses += 0.0 if sums.samples is None else float(sums.samples.double())
             metrics = add_metrics(metrics, sums.metrics)
-            beat()
+            update_heartbeat()
     finally:
         model.train()
     totals = mesh.data_context.sum_(torch.tensor([token_losses, tokens, sample_losses, samples], dtype=torch.float64))

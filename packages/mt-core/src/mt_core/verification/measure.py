@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from mt_core.distributed.mesh import Mesh, make_mesh
 from mt_core.distributed.topology import resolve_dims
 from mt_core.parallel.apply import parallelize
 from mt_core.plugins import component
-from mt_core.training.inputs import Batch
+from mt_core.training.batch_inputs import Batch
 from mt_core.training.loss_scale import LossScale
 from mt_core.training.optimizer import parameter_groups
 from mt_core.training.seeds import derived_seed
@@ -50,10 +51,10 @@ def measure(
     `save` a run directory to save the end in.
     """
     mesh, device = make_mesh(resolve_dims(config.parallel, ranks)), torch.device("cpu")
-    model, engine = parallelize(config, mesh, device)
-    groups = parameter_groups(engine.masters, engine.shapes, config.optim.weight_decay)
+    model, data_parallel = parallelize(config, mesh, device)
+    groups = parameter_groups(data_parallel.main_params, data_parallel.shapes, config.optim.weight_decay)
     optimizer = component("optimizer", config.optim.name)(groups, config.optim)
-    state = TrainState(model, engine, optimizer, loss_scale=LossScale.initial(config.precision))
+    state = TrainState(model, data_parallel, optimizer, loss_scale=LossScale.initial(config.precision))
     if start is None:
         state.initialize(config.runtime.seed)
     else:
@@ -61,21 +62,21 @@ def measure(
     record = Record([], [], [], {})
     for _ in range(steps):
         _step(config, state, record, documents=documents)
-    record.weights = gather_state(state, "master")
+    record.weights = gather_state(state, "weight")
     if save is not None:
         save_state(config, state, save)
     return record
 
 
 def _step(config: RunConfig, state: TrainState, record: Record, *, documents: bool) -> None:
-    engine, mesh, scale = state.engine, state.engine.mesh, state.loss_scale.value
+    data_parallel, mesh, scale = state.data_parallel, state.data_parallel.mesh, state.loss_scale.value
     batches = list(random_batches(config, mesh, state.position.step, documents=documents))
     tokens = config.batch.global_batch * config.data.seq_length
-    loss = backward(state.model, engine, batches, tokens, torch.device("cpu"), scale=scale).loss
-    reduce(engine)
+    loss = backward(state.model, data_parallel, batches, tokens, torch.device("cpu"), scale=scale).loss
+    reduce(data_parallel)
     record.gradients.append({name: g / scale for name, g in gather_state(state, "gradient").items()})
-    updated = update(engine, state.optimizer, lr=config.optim.lr, clip_norm=config.optim.clip_norm, scale=scale)
-    engine.wait()
+    updated = update(data_parallel, state.optimizer, lr=config.optim.lr, clip_norm=config.optim.clip_norm, scale=scale)
+    data_parallel.wait()
     state.position.step += 1
     record.losses.append(float(mesh.data_context.sum_(loss.double())))
     record.norms.append(float(updated.norm))
@@ -99,20 +100,20 @@ def random_batches(config: RunConfig, mesh: Mesh, step: int, *, documents: bool)
 
 
 @torch.no_grad()
-def gather_state(state: TrainState, what: str) -> NamedTensors:
-    """Gather all weights (trained ones from their masters) or all gradients, whole, on the first rank."""
+def gather_state(state: TrainState, what: Literal["weight", "gradient"]) -> NamedTensors:
+    """Gather all weights (trained ones from their main parameters) or all gradients, whole, on the first rank."""
     tensors: NamedTensors = {}
-    engine, wide = state.engine, torch.promote_types(state.engine.dtype, torch.float32)
+    data_parallel, wide = state.data_parallel, torch.promote_types(state.data_parallel.dtype, torch.float32)
     for name, parameter in state.model.named_parameters():
         if not parameter.requires_grad and what == "gradient":
             assert parameter.grad is None, f"{name} is frozen"
             continue
-        part, dtype = engine.masters.get(name), wide
+        part, dtype = data_parallel.main_params.get(name), wide
         if not parameter.requires_grad:
-            part, dtype = engine.frozen.get(name), engine.dtype
+            part, dtype = data_parallel.frozen.get(name), data_parallel.dtype
         elif part is not None and what == "gradient":
             part = part.grad
-        whole = gather_whole(state.model, engine, name, part, 0, dtype=dtype)
+        whole = gather_whole(state.model, data_parallel, name, part, 0, dtype=dtype)
         tensors |= {canonical: tensor.detach().clone() for canonical, tensor in whole}
     return tensors
 
@@ -122,7 +123,7 @@ def save_state(config: RunConfig, state: TrainState, run: Path) -> None:
     from mt_core.checkpoint.async_save import AsyncWriter
     from mt_core.checkpoint.commit_protocol import Ranks
 
-    world = state.engine.mesh.world
+    world = state.data_parallel.mesh.world
     writer = AsyncWriter(run, Ranks(world.rank, world.size, "verify"))
     writer.save(state.position.step, state.parts(), state.meta() | {"config": config.model_dump(mode="json")})
     writer.wait()

@@ -86,7 +86,7 @@ class GQA(Section):
         """Training FLOPs of a token's scores and weighted values, of which it sees so many keys."""
         return 12.0 * self.heads * self.head_size * keys
 
-    def group_copies(self, tensor: int) -> int:
+    def count_kv_replicas(self, tensor: int) -> int:
         """How many of `tensor` ranks hold the same key/value group."""
         return max(1, tensor // self.num_kv_heads)
 

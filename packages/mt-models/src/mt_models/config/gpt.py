@@ -39,9 +39,9 @@ class GPTConfig(TransformerSection):
             raise ValueError(f"rotary positions need an even attention.head_size, got {self.attention.head_size}")
         return self
 
-    def group_copies(self, tensor: int) -> int:
+    def count_kv_replicas(self, tensor: int) -> int:
         """How many of `tensor` ranks hold the same key/value group."""
-        return self.attention.group_copies(tensor)
+        return self.attention.count_kv_replicas(tensor)
 
     @property
     def queries_per_group(self) -> int:

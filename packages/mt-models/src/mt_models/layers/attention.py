@@ -35,8 +35,8 @@ class Attention(nn.Module):
         """`tensor` ranks will share it: more than there are groups, and the groups are repeated."""
         super().__init__()
         part, D = config.attention, config.hidden_size
-        copies = part.group_copies(tensor)
-        G, R = part.num_kv_heads * copies, part.queries_per_group // copies
+        kv_replicas = part.count_kv_replicas(tensor)
+        G, R = part.num_kv_heads * kv_replicas, part.queries_per_group // kv_replicas
         self.qkv = Linear(D, (G, R + 2, part.head_size), bias=part.qkv_bias)
         self.out = Linear((part.heads, part.head_size), D, bias=part.out_bias)
         self.q_norm, self.k_norm = (
@@ -83,7 +83,7 @@ class CrossAttention(nn.Module):
         super().__init__()
         part, D = config.attention, config.hidden_size
         self.q = Linear(D, (part.heads, part.head_size), bias=part.qkv_bias)
-        self.kv = Linear(D, (part.num_kv_heads * part.group_copies(tensor), 2, part.head_size), bias=part.qkv_bias)
+        self.kv = Linear(D, (part.num_kv_heads * part.count_kv_replicas(tensor), 2, part.head_size), bias=part.qkv_bias)
         self.out = Linear((part.heads, part.head_size), D, bias=part.out_bias)
         self.q_norm, self.k_norm = (
             make_norm(config.norm, part.head_size) if part.qk_norm else nn.Identity() for _ in "qk"
@@ -105,14 +105,14 @@ def _flatten_inputs(part: GQA) -> Fusion:
     return Fusion(None, lambda out: (out.flatten(1),), lambda parts: parts[0].unflatten(1, (-1, part.head_size)))
 
 
-def plan(part: GQA, copies: int = 1) -> Plan:
+def plan(part: GQA, kv_replicas: int = 1) -> Plan:
     """Cut by group, and the output projection by head; of repeated groups the key and the value are copies."""
-    return {"qkv": Column(dim=0, copies=copies, copied=2), "out": Row(dim=1), **_head_norms(part)}
+    return {"qkv": Column(dim=0, kv_replicas=kv_replicas, num_replicated=2), "out": Row(dim=1), **_head_norms(part)}
 
 
-def cross_plan(part: GQA, copies: int = 1) -> Plan:
+def cross_plan(part: GQA, kv_replicas: int = 1) -> Plan:
     """The same for queries apart from keys and values."""
-    kv = Column(dim=0, copies=copies, copied=2)
+    kv = Column(dim=0, kv_replicas=kv_replicas, num_replicated=2)
     return {"q": Column(dim=0), "kv": kv, "out": Row(dim=1), **_head_norms(part)}
 
 

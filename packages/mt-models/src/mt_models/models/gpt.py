@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mt_core.contracts import BatchKey, Losses
-from mt_core.parallel.tensor.cross_entropy import capped
+from mt_core.parallel.tensor.cross_entropy import cap_logits
 from mt_models.config import GPTConfig
 from mt_models.layers.attention import Attention
 from mt_models.layers.attention_cores import Core
@@ -152,7 +152,7 @@ class GPT(Transformer[GPTConfig]):
 
     def logits(self, x_BTD: Tensor) -> Tensor:
         """[B, T, D] to [B, T, V]: the matrix product includes padding rows, whose logits are cut off."""
-        return capped(F.linear(x_BTD, self.output_weight)[..., : self.config.vocab_size], self.config.logit_softcap)
+        return cap_logits(F.linear(x_BTD, self.output_weight)[..., : self.config.vocab_size], self.config.logit_softcap)
 
     def make_cache(self, batch: int, positions: int) -> KVCache:
         """An empty KV cache on this model's device and in its dtype."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mt_core.parallel.context.fused_kernels import Kernel, kernel_for
+from mt_core.parallel.context.fused_kernels import Kernel, select_kernel
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +27,11 @@ class Chunk:
     causal: bool
     """Query i sees keys 0 … i (there are as many keys as queries); otherwise it sees all."""
     same_BTS: Tensor | None = None
-    """Boolean: which keys lie in the query's document; None if all do."""
+    """Boolean: which keys are in the query's document; None if all do."""
 
 
 def attend(chunk: Chunk) -> tuple[Tensor, Tensor]:
-    """y_BTHK in the dtype of q and lse_BHT in fp32 or wider; −inf (and a zero y) where a query sees no key."""
+    """Return y_BTHK in the dtype of q and lse_BHT in fp32 or wider; −inf (and a zero y) where a query sees no key."""
     kernel = _kernel(chunk)
     if kernel is None:
         return attend_plain(chunk)
@@ -39,7 +39,7 @@ def attend(chunk: Chunk) -> tuple[Tensor, Tensor]:
 
 
 def attend_backward(chunk: Chunk, dy_BTHK: Tensor, *, y_BTHK: Tensor, lse_BHT: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The chunk's share of dq_BTHK, dk_BSGK and dv_BSGK, given the merged y and lse of its queries."""
+    """Return the chunk's share of dq_BTHK, dk_BSGK and dv_BSGK, given the merged y and lse of its queries."""
     kernel = _kernel(chunk)
     if kernel is None:
         return attend_plain_backward(chunk, dy_BTHK, y_BTHK=y_BTHK, lse_BHT=lse_BHT)
@@ -48,7 +48,7 @@ def attend_backward(chunk: Chunk, dy_BTHK: Tensor, *, y_BTHK: Tensor, lse_BHT: T
 
 
 def attend_plain(chunk: Chunk) -> tuple[Tensor, Tensor]:
-    """`attend` in matmuls; the softmax is computed in fp32 or wider."""
+    """Do what `attend` does in matmuls; the softmax is computed in fp32 or wider."""
     scores_BGRTS = _scores(chunk)
     lse_BGRT = scores_BGRTS.logsumexp(-1)
     seen_BGRT1 = lse_BGRT.masked_fill(lse_BGRT == -math.inf, 0)[..., None]  # −inf − −inf is not a number
@@ -60,7 +60,7 @@ def attend_plain(chunk: Chunk) -> tuple[Tensor, Tensor]:
 def attend_plain_backward(
     chunk: Chunk, dy_BTHK: Tensor, *, y_BTHK: Tensor, lse_BHT: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`attend_backward` in matmuls."""
+    """Do what `attend_backward` does in matmuls."""
     groups, dtype = chunk.k_BSGK.shape[2], chunk.q_BTHK.dtype
     q_BTGRK, y_BTGRK, dy_BTGRK = (x.unflatten(2, (groups, -1)) for x in (chunk.q_BTHK, y_BTHK, dy_BTHK))
     weights_BGRTS = (_scores(chunk) - lse_BHT.unflatten(1, (groups, -1))[..., None]).exp_()
@@ -75,7 +75,7 @@ def attend_plain_backward(
 
 
 def _kernel(chunk: Chunk) -> Kernel | None:
-    return None if chunk.same_BTS is not None else kernel_for(chunk.q_BTHK, chunk.k_BSGK, chunk.v_BSGK)
+    return None if chunk.same_BTS is not None else select_kernel(chunk.q_BTHK, chunk.k_BSGK, chunk.v_BSGK)
 
 
 def _scale(chunk: Chunk) -> float:
@@ -83,7 +83,7 @@ def _scale(chunk: Chunk) -> float:
 
 
 def _scores(chunk: Chunk) -> Tensor:
-    """Scaled scores_BGRTS in fp32 or wider, −inf where a key is not seen."""
+    """Compute scaled scores_BGRTS in fp32 or wider, −inf where a key is not seen."""
     q_BTGRK = chunk.q_BTHK.unflatten(2, (chunk.k_BSGK.shape[2], -1))
     scores_BGRTS = torch.einsum("btgrk,bsgk->bgrts", q_BTGRK, chunk.k_BSGK)
     scores_BGRTS = scores_BGRTS.to(torch.promote_types(scores_BGRTS.dtype, torch.float32)) * _scale(chunk)

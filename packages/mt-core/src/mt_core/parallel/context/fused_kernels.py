@@ -1,7 +1,7 @@
 """Fused implementations of a chunk's attention: torch's CUDA kernels that return the log-sum-exp, as a table.
 
 torch's kernels take [B, H, T, K] with any strides (here transposed views of [B, T, H, K], never copies) and G < H
-groups of keys and values. Their log-sum-exp is natural and fp32, held by cuDNN as [B, H, T, 1], by flash as [B, H, T].
+groups of keys and values. Their log-sum-exp is natural and fp32: [B, H, T, 1] in cuDNN, [B, H, T] in flash.
 A causal mask is only asked of them for as many keys as queries, where its alignment does not matter. Neither reads its
 random state when nothing is dropped, but wants a tensor in its place.
 
@@ -31,8 +31,8 @@ class Kernel:
     backward: Callable[..., tuple[Tensor, Tensor, Tensor]]
 
 
-def kernel_for(q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor) -> Kernel | None:
-    """The first kernel of the table that runs, None if there is none and matmuls must do."""
+def select_kernel(q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor) -> Kernel | None:
+    """Return the first kernel of the table that runs; None if matmuls must do."""
     if not q_BTHK.is_cuda or q_BTHK.dtype not in (torch.bfloat16, torch.float16):
         return None
     return next((kernel for kernel in KERNELS if kernel.runs(q_BTHK, k_BSGK, v_BSGK)), None)

@@ -19,10 +19,10 @@ from torch.autograd.function import once_differentiable
 from mt_core.contracts import AttentionCore
 from mt_core.distributed.mesh import Axis
 from mt_core.errors import MtError
-from mt_core.parallel.context.zigzag import by_rank, in_order, join_sequence
+from mt_core.parallel.context.zigzag import gather_sequence, shard_zigzag, unshard_zigzag
 
 
-def heads(
+def ulysses_attention(
     q_BTHK: Tensor,
     k_BSGK: Tensor,
     v_BSGK: Tensor,
@@ -31,16 +31,16 @@ def heads(
     axis: Axis,
     core: AttentionCore,
 ) -> Tensor:
-    """Causal attention y_BTHK over the whole sequence, of which every rank of `axis` holds a zig-zag share.
+    """Compute causal attention y_BTHK over the whole sequence, of which every rank of `axis` holds a zig-zag shard.
 
     `core` is called once, with all positions in order. Raises MtError if the axis does not divide heads and groups.
     """
     check_heads(q_BTHK.shape[2], k_BSGK.shape[2], axis.size)
     if axis.size == 1:
         return core(q_BTHK, k_BSGK, v_BSGK, segment_ids_BT)
-    q_BLhK, k_BLgK, v_BLgK = (to_heads(x, axis) for x in (q_BTHK, k_BSGK, v_BSGK))
-    segment_ids_BL = None if segment_ids_BT is None else join_sequence(segment_ids_BT, axis, dim=1)
-    return to_sequence(core(q_BLhK, k_BLgK, v_BLgK, segment_ids_BL), axis)
+    q_BLhK, k_BLgK, v_BLgK = (sequence_to_heads(x, axis) for x in (q_BTHK, k_BSGK, v_BSGK))
+    segment_ids_BL = None if segment_ids_BT is None else gather_sequence(segment_ids_BT, axis, dim=1)
+    return heads_to_sequence(core(q_BLhK, k_BLgK, v_BLgK, segment_ids_BL), axis)
 
 
 def check_heads(query_heads: int, groups: int, size: int) -> None:
@@ -56,14 +56,14 @@ def check_heads(query_heads: int, groups: int, size: int) -> None:
     )
 
 
-def to_heads(share_BTNK: Tensor, axis: Axis) -> Tensor:
-    """From a zig-zag share of all heads to all positions, in order, of this rank's heads: [B, L, n, K]."""
-    return in_order(_Swap.apply(torch.stack(share_BTNK.chunk(axis.size, 2)), axis), dim=1)
+def sequence_to_heads(shard_BTNK: Tensor, axis: Axis) -> Tensor:
+    """Exchange a zig-zag shard of all heads for all positions, in order, of this rank's heads: [B, L, n, K]."""
+    return unshard_zigzag(_Swap.apply(torch.stack(shard_BTNK.chunk(axis.size, 2)), axis), dim=1)
 
 
-def to_sequence(whole_BLnK: Tensor, axis: Axis) -> Tensor:
-    """The inverse of `to_heads`: [B, T, N, K]."""
-    return torch.cat(_Swap.apply(by_rank(whole_BLnK, axis.size, dim=1), axis).unbind(), 2)
+def heads_to_sequence(whole_BLnK: Tensor, axis: Axis) -> Tensor:
+    """Exchange all positions of this rank's heads for a zig-zag shard of all heads: [B, T, N, K]."""
+    return torch.cat(_Swap.apply(shard_zigzag(whole_BLnK, axis.size, dim=1), axis).unbind(), 2)
 
 
 class _Swap(torch.autograd.Function):

@@ -29,12 +29,12 @@ def check_length(length: int, size: int) -> None:
 
 
 def local_positions(length: int, axis: Axis) -> Tensor:
-    """Positions int64 [T_local] in the whole sequence of the tokens this rank holds, in the order it holds them."""
-    return split_sequence(torch.arange(length), axis, dim=0)
+    """Return the positions int64 [T_local] in the whole sequence of this rank's tokens, in their local order."""
+    return shard_sequence(torch.arange(length), axis, dim=0)
 
 
-def split_sequence(tensor: Tensor, axis: Axis, dim: int) -> Tensor:
-    """This rank's share along `dim` of a tensor that every rank has whole."""
+def shard_sequence(tensor: Tensor, axis: Axis, dim: int) -> Tensor:
+    """Return this rank's shard along `dim` of a tensor that every rank has whole."""
     check_length(tensor.shape[dim], axis.size)
     if axis.size == 1:
         return tensor
@@ -42,28 +42,28 @@ def split_sequence(tensor: Tensor, axis: Axis, dim: int) -> Tensor:
     return torch.cat((pieces[axis.rank], pieces[-1 - axis.rank]), dim)
 
 
-def join_sequence(tensor: Tensor, axis: Axis, dim: int) -> Tensor:
-    """The whole sequence, in order, from every rank's share; for measuring and evaluation: no gradient flows back."""
+def gather_sequence(tensor: Tensor, axis: Axis, dim: int) -> Tensor:
+    """Gather the whole sequence, in order, from every rank's shard; no gradient flows back."""
     if axis.size == 1:
         return tensor
-    return in_order(gather(tensor.detach(), axis), dim)
+    return unshard_zigzag(all_gather_stacked(tensor.detach(), axis), dim)
 
 
-def gather(tensor: Tensor, axis: Axis) -> Tensor:
-    """Every rank's tensor, [size, *shape] by rank."""
+def all_gather_stacked(tensor: Tensor, axis: Axis) -> Tensor:
+    """Gather every rank's tensor into [size, *shape], by rank."""
     every_of_rank = tensor.new_empty(axis.size, *tensor.shape)
     dist.all_gather_into_tensor(every_of_rank.flatten(0, 1), tensor.contiguous(), group=axis.group)
     return every_of_rank
 
 
-def in_order(shares_of_rank: Tensor, dim: int) -> Tensor:
-    """Stack the shares [size, …, T, …] of all ranks to the whole sequence […, size·T, …] along `dim` of a share."""
-    dim %= shares_of_rank.dim() - 1
-    early_of_rank, late_of_rank = shares_of_rank.chunk(2, dim + 1)
+def unshard_zigzag(shards_of_rank: Tensor, dim: int) -> Tensor:
+    """Join the shards [size, …, T, …] of all ranks to the whole sequence […, size·T, …] along `dim` of a shard."""
+    dim %= shards_of_rank.dim() - 1
+    early_of_rank, late_of_rank = shards_of_rank.chunk(2, dim + 1)
     return torch.cat((*early_of_rank.unbind(), *late_of_rank.flip(0).unbind()), dim)
 
 
-def by_rank(whole: Tensor, size: int, dim: int) -> Tensor:
-    """The inverse of `in_order`: […, size·T, …] cut into the shares [size, …, T, …] of all ranks."""
+def shard_zigzag(whole: Tensor, size: int, dim: int) -> Tensor:
+    """Split a whole sequence […, size·T, …] into the shards [size, …, T, …] of all ranks."""
     pieces = whole.chunk(2 * size, dim)
     return torch.stack([torch.cat((pieces[rank], pieces[-1 - rank]), dim) for rank in range(size)])

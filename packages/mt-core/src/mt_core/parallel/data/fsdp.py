@@ -1,7 +1,7 @@
 """Everything sharded: PyTorch's FSDP2 (`fully_shard`) behind the interface of `DataParallel`.
 
-Masters are the fp32 shards; each block's weights are gathered in the model's dtype just before they are needed, and
-gradients reduce-scattered, both overlapped with computation by FSDP2 itself.
+Main parameters are the fp32 shards; each block's weights are gathered in the model's dtype just before they are needed,
+and gradients reduce-scattered, both overlapped with computation by FSDP2 itself.
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ from mt_core.parallel.tensor.plan import Placement
 
 
 class FullyShard:
-    """`DataParallel` by FSDP2, one group of weights for each block and one for the rest."""
+    """Data parallelism by FSDP2, with one group of weights for each block and one for the rest."""
 
     def __init__(
         self,
@@ -45,108 +45,110 @@ class FullyShard:
         }
         for parameter in model.parameters():
             parameter.data = parameter.data.to(wide if parameter.requires_grad else dtype)
-        if experts := self._experts():
-            over = device_mesh(mesh, device, mesh.expert)
+        if experts := self._list_expert_modules():
+            expert_mesh = make_device_mesh(mesh, device, mesh.expert)
             for module in experts:
-                fully_shard(module, mesh=over, **options)
-        over = device_mesh(mesh, device, mesh.tensor)
+                fully_shard(module, mesh=expert_mesh, **options)
+        dense_mesh = make_device_mesh(mesh, device, mesh.tensor)
         for block in model.layers.values():
-            fully_shard(block, mesh=over, **options)
-        fully_shard(model, mesh=over, **options)
+            fully_shard(block, mesh=dense_mesh, **options)
+        fully_shard(model, mesh=dense_mesh, **options)
         model.to_empty(device=device)
         register_fsdp_forward_method(model, "losses")
-        for module in self._groups():
+        for module in self._list_fsdp_modules():
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
-        local = {name: part for name, part in self._locals() if part.numel()}
+        local = {name: shard for name, shard in self._list_local_shards() if shard.numel()}
         trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-        self.masters: Mapping[str, nn.Parameter] = {
-            name: nn.Parameter(part) for name, part in local.items() if name in trainable
+        self.main_params: Mapping[str, nn.Parameter] = {
+            name: nn.Parameter(shard) for name, shard in local.items() if name in trainable
         }
-        self.frozen: Mapping[str, Tensor] = {name: part for name, part in local.items() if name not in trainable}
+        self.frozen: Mapping[str, Tensor] = {name: shard for name, shard in local.items() if name not in trainable}
 
-    def _experts(self) -> list[nn.Module]:
-        """The modules that hold nothing but experts, if those are cut over ranks."""
+    def _list_expert_modules(self) -> list[nn.Module]:
+        """List the outermost modules that contain nothing but experts, if those are cut over ranks."""
         if self.mesh.expert.size == 1:
             return []
-        found: dict[str, nn.Module] = {}
+        modules: dict[str, nn.Module] = {}
         for name, module in self.model.named_modules():
-            held = [self.placements[f"{name}.{leaf}"].axis for leaf, _ in module.named_parameters() if name]
-            inside = any(name.startswith(f"{outer}.") for outer in found)
-            if held and not inside and all(axis == self.mesh.expert for axis in held):
-                found[name] = module
-        return [*found.values()]
+            axes = [self.placements[f"{name}.{leaf}"].axis for leaf, _ in module.named_parameters() if name]
+            inside = any(name.startswith(f"{outer}.") for outer in modules)
+            if axes and not inside and all(axis == self.mesh.expert for axis in axes):
+                modules[name] = module
+        return [*modules.values()]
 
     def shard_axis(self, name: str) -> Axis:
-        """Trained or frozen, a parameter is shared over the shard axis of its kind."""
-        return self.mesh.sharing(self.placements[name].axis)[0]
+        """Return the shard axis of the parameter's kind, whether it is trained or frozen."""
+        return self.mesh.shard_axes(self.placements[name].axis)[0]
 
-    def _groups(self) -> list[FSDPModule]:
+    def _list_fsdp_modules(self) -> list[FSDPModule]:
         return [module for module in self.model.modules() if isinstance(module, FSDPModule)]
 
-    def _locals(self) -> list[tuple[str, Tensor]]:
+    def _list_local_shards(self) -> list[tuple[str, Tensor]]:
         return [(name, p.detach().to_local()) for name, p in self.model.named_parameters()]
 
     def _shard_dim(self, name: str) -> int:
-        """The longest dim that the ranks divide; not the one that copies for other tensor ranks lie along."""
-        shape, copied = self.shapes[name], self.placements[name].copied_from > 0
-        fits = [d for d, n in enumerate(shape) if n % self.shard_axis(name).size == 0 and not (copied and d == 1)]
-        return max(fits, key=lambda d: shape[d], default=0)
+        """Return the longest dim that the ranks divide, other than the one along which tensor ranks repeat entries."""
+        shape, repeats = self.shapes[name], self.placements[name].replicated_from > 0
+        size = self.shard_axis(name).size
+        divisible = [d for d, n in enumerate(shape) if n % size == 0 and not (repeats and d == 1)]
+        return max(divisible, key=lambda d: shape[d], default=0)
 
-    def view(self, name: str, whole: Tensor, rank: int) -> Tensor:
-        """A chunk along the dim that is cut; the last ranks may have none."""
+    def local_shard(self, name: str, whole: Tensor, rank: int) -> Tensor:
+        """Return a chunk along the dim that is sharded; those of the last ranks may be empty."""
         chunks = whole.chunk(self.shard_axis(name).size, self._dims[name])
         return chunks[rank] if rank < len(chunks) else chunks[0].narrow(self._dims[name], 0, 0)
 
-    def split(self, name: str, part: Tensor) -> tuple[Tensor, Tensor]:
-        """Along dim 1 where groups are repeated; a replicated parameter is held by all."""
-        place = self.placements[name]
-        if place.copies.size == 1:
-            return part, part[:0]
-        if place.dim is None:
-            return part[:0], part
-        edge = place.copied_from * self.shapes[name][1] // self.shapes[name].numel()
-        return part[:, :edge], part[:, edge:]
+    def split_replicated(self, name: str, shard: Tensor) -> tuple[Tensor, Tensor]:
+        """Split along dim 1 where groups are repeated; a replicated parameter is on other tensor ranks as a whole."""
+        placement = self.placements[name]
+        if placement.replicas.size == 1:
+            return shard, shard[:0]
+        if placement.dim is None:
+            return shard[:0], shard
+        edge = placement.replicated_from * self.shapes[name][1] // self.shapes[name].numel()
+        return shard[:, :edge], shard[:, edge:]
 
     def compile(self) -> None:
-        """FSDP2 adds gradients up in its own way."""
+        """Do nothing: FSDP2 accumulates gradients itself."""
 
     def begin_step(self) -> None:
-        """Sums over replicas wait for the last backward pass."""
-        for module in self._groups():
+        """Postpone the sums over replicas to the last backward pass."""
+        for module in self._list_fsdp_modules():
             module.set_requires_all_reduce(False, recurse=False)
 
     def last_backward(self) -> None:
-        """The next backward pass sums over replicas too."""
-        for module in self._groups():
+        """Sum over replicas too in the next backward pass."""
+        for module in self._list_fsdp_modules():
             module.set_requires_all_reduce(True, recurse=False)
 
     def reduce(self) -> None:
-        """FSDP2 has reduced them in the backward passes."""
+        """Set the gradients of the main parameters: FSDP2 has reduced them in the backward passes."""
         parameters = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         missing = [name for name, p in parameters.items() if p.grad is None]
         assert not missing, f"no gradient reached {missing}"
-        for name, master in self.masters.items():
+        for name, main_param in self.main_params.items():
             gradient = parameters[name].grad
             assert isinstance(gradient, DTensor)
-            master.grad = gradient.to_local()
+            main_param.grad = gradient.to_local()
 
-    def publish(self) -> None:
-        """The masters are the model's own shards."""
-        for parameter in (*self.masters.values(), *self.model.parameters()):
+    def all_gather_params(self) -> None:
+        """Discard the gradients: the main parameters are the model's own shards, which the forward pass gathers."""
+        for parameter in (*self.main_params.values(), *self.model.parameters()):
             parameter.grad = None
 
     def wait(self) -> None:
-        """Weights are gathered by the forward pass itself."""
+        """Do nothing: the forward pass gathers the weights itself."""
 
 
-def device_mesh(mesh: Mesh, device: torch.device, cut: Axis) -> DeviceMesh:
-    """The shard axis of what is cut over `cut`, and for hybrid sharding the replica axis before it, as torch's mesh."""
-    shard, replica = mesh.sharing(cut)
-    own = shard.group or dist.new_group([dist.get_rank()], use_local_synchronization=True)
-    assert isinstance(own, dist.ProcessGroup)
+def make_device_mesh(mesh: Mesh, device: torch.device, cut: Axis) -> DeviceMesh:
+    """Make torch's mesh of the shard axis of parameters that are cut over `cut`, with the replica axis before it under
+    hybrid sharding."""
+    shard, replica = mesh.shard_axes(cut)
+    shard_group = shard.group or dist.new_group([dist.get_rank()], use_local_synchronization=True)
+    assert isinstance(shard_group, dist.ProcessGroup)
     if replica.group is None:
-        return DeviceMesh.from_group(own, device.type)
+        return DeviceMesh.from_group(shard_group, device.type)
     axis = "expert_data_parallel" if cut == mesh.expert else "data_context"
     ranks = torch.tensor(mesh.dims.group(axis, dist.get_rank())).view(replica.size, shard.size)
-    return DeviceMesh.from_group([replica.group, own], device.type, ranks, mesh_dim_names=("replica", "shard"))
+    return DeviceMesh.from_group([replica.group, shard_group], device.type, ranks, mesh_dim_names=("replica", "shard"))

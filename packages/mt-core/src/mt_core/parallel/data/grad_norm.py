@@ -1,4 +1,4 @@
-"""What is done to the whole gradient once data-parallel ranks have reduced it."""
+"""Sums and norms over the whole gradient, once data-parallel ranks have reduced it."""
 
 import torch
 from torch import Tensor
@@ -8,14 +8,15 @@ from mt_core.parallel.data.protocol import DataParallel
 
 
 @torch.no_grad()
-def sum_partial(engine: DataParallel) -> None:
+def all_reduce_partial_grads(data_parallel: DataParallel) -> None:
     """Add up, in place, gradients of which each tensor rank has a part: weights used on a part of the sequence, and
-    repeated key/value groups. One sum for each axis."""
+    repeated key/value groups. One all-reduce for each axis."""
     parts: dict[Axis, list[Tensor]] = {}
-    for name, gradient in _gradients(engine):
-        place = engine.placements[name]
-        if place.partial:
-            parts.setdefault(place.copies, []).append(engine.split(name, gradient)[1])
+    for name, gradient in _list_gradients(data_parallel):
+        placement = data_parallel.placements[name]
+        if placement.partial:
+            _, replicated = data_parallel.split_replicated(name, gradient)
+            parts.setdefault(placement.replicas, []).append(replicated)
     for axis, pieces in parts.items():
         flat = axis.sum_(torch.cat([piece.flatten() for piece in pieces]))
         for piece, total in zip(pieces, flat.split([piece.numel() for piece in pieces]), strict=True):
@@ -23,38 +24,40 @@ def sum_partial(engine: DataParallel) -> None:
 
 
 @torch.no_grad()
-def norms(engine: DataParallel) -> Tensor:
-    """This rank's share of the norm of each master's gradient, in their order; elements that several ranks hold are
-    counted by one."""
+def compute_local_norms(data_parallel: DataParallel) -> Tensor:
+    """Return this rank's share of the norm of each main parameter's gradient, in their order; elements that several
+    ranks hold are counted by one."""
     counted = []
-    for name, gradient in _gradients(engine):
-        own, copied = engine.split(name, gradient)
-        first = engine.placements[name].copies.rank == 0
-        counted.append(gradient if first else own)
-        assert own.numel() + copied.numel() == gradient.numel()
-    if not counted:  # no part of any master: the ranks' sums must have one dtype all the same
-        return torch.zeros(0, device=engine.device, dtype=torch.promote_types(engine.dtype, torch.float32))
+    for name, gradient in _list_gradients(data_parallel):
+        unique, replicated = data_parallel.split_replicated(name, gradient)
+        counts_replicated = data_parallel.placements[name].replicas.rank == 0
+        counted.append(gradient if counts_replicated else unique)
+        assert unique.numel() + replicated.numel() == gradient.numel()
+    if not counted:  # this rank has no main parameter: the ranks' sums must have one dtype all the same
+        wide = torch.promote_types(data_parallel.dtype, torch.float32)
+        return torch.zeros(0, device=data_parallel.device, dtype=wide)
     return torch.stack(torch._foreach_norm(counted))  # pyright: ignore[reportPrivateImportUsage]
 
 
-def global_norm(engine: DataParallel, own_norms: Tensor) -> Tensor:
-    """The norm of the whole gradient, from every rank's `norms`."""
-    mesh = engine.mesh
+def compute_global_norm(data_parallel: DataParallel, local_norms: Tensor) -> Tensor:
+    """Return the norm of the whole gradient, from the local norms of every rank."""
+    mesh = data_parallel.mesh
     if mesh.expert.size == 1:
-        square = mesh.shard.sum_(own_norms.square().sum())
+        square = mesh.shard.sum_(local_norms.square().sum())
     else:
-        names = [name for name, _ in _gradients(engine)]
-        of_experts = [engine.placements[name].axis == mesh.expert for name in names]
-        experts, others = (_square(own_norms, [flag == wanted for flag in of_experts]) for wanted in (True, False))
+        axes = [data_parallel.placements[name].axis for name, _ in _list_gradients(data_parallel)]
+        experts = _sum_squares(local_norms, [axis == mesh.expert for axis in axes])
+        others = _sum_squares(local_norms, [axis != mesh.expert for axis in axes])
         square = mesh.shard.sum_(others) + mesh.expert.sum_(mesh.expert_shard.sum_(experts))
     return mesh.tensor.sum_(square).sqrt()
 
 
-def _square(norms: Tensor, chosen: list[bool]) -> Tensor:
-    """The sum of the squares of some of the norms."""
-    some = [norm for norm, wanted in zip(norms.unbind(), chosen, strict=True) if wanted]
+def _sum_squares(norms: Tensor, selected: list[bool]) -> Tensor:
+    """Sum up the squares of the selected norms."""
+    some = [norm for norm, is_selected in zip(norms.unbind(), selected, strict=True) if is_selected]
     return torch.stack(some).square().sum() if some else norms.new_zeros(())
 
 
-def _gradients(engine: DataParallel) -> list[tuple[str, Tensor]]:
-    return [(name, master.grad) for name, master in engine.masters.items() if master.grad is not None]
+def _list_gradients(data_parallel: DataParallel) -> list[tuple[str, Tensor]]:
+    parameters = data_parallel.main_params.items()
+    return [(name, parameter.grad) for name, parameter in parameters if parameter.grad is not None]

@@ -17,31 +17,33 @@ class DataParallel(Protocol):
     """Weights, gradients and what the optimizer updates, spread over the ranks that see different tokens.
 
     A step is `begin_step`, backward passes (`last_backward` before the last), `reduce`, the optimizer's step over
-    `masters`, `publish`.
+    `main_params`, `all_gather_params`.
     """
 
     mesh: Mesh
     device: torch.device
     placements: Mapping[str, Placement]
     dtype: torch.dtype
-    """Of the weights the model computes with."""
-    masters: Mapping[str, nn.Parameter]
-    """This rank's part of each trainable parameter, in fp32 or wider; parameters of which it has none are left out."""
+    """Data type of the weights that the model computes with."""
+    main_params: Mapping[str, nn.Parameter]
+    """This rank's shard of each trainable parameter, in fp32 or wider, which the optimizer updates; parameters of which
+    the rank has no element are left out."""
     frozen: Mapping[str, Tensor]
-    """This rank's part of each parameter that is not trained, in `dtype`; it has no gradient and no optimizer state."""
+    """This rank's shard of each parameter that is not trained, in `dtype`: no gradient, no optimizer state."""
     shapes: Mapping[str, torch.Size]
-    """Of every parameter on this tensor rank, in the model's order."""
+    """Shape of every parameter on this tensor rank, in the model's order."""
 
     def shard_axis(self, name: str) -> Axis:
-        """The ranks that hold the other parts of a parameter's master, or of the parameter itself if it is frozen."""
+        """Return the axis of the ranks that hold the other shards of a parameter, trained or frozen."""
         ...
 
-    def view(self, name: str, whole: Tensor, rank: int) -> Tensor:
-        """The part of a tensor shaped like parameter `name` that rank `rank` of its shard axis holds."""
+    def local_shard(self, name: str, whole: Tensor, rank: int) -> Tensor:
+        """Return the part of a tensor shaped like parameter `name` that rank `rank` of its shard axis holds."""
         ...
 
-    def split(self, name: str, part: Tensor) -> tuple[Tensor, Tensor]:
-        """A tensor shaped like a master: what other tensor ranks do not hold, and what they hold as well."""
+    def split_replicated(self, name: str, shard: Tensor) -> tuple[Tensor, Tensor]:
+        """Split a tensor shaped like main parameter `name` into what this tensor rank alone holds, and what other
+        tensor ranks hold as well."""
         ...
 
     def compile(self) -> None:
@@ -49,7 +51,7 @@ class DataParallel(Protocol):
         ...
 
     def begin_step(self) -> None:
-        """Forget the gradients of the last step."""
+        """Discard the gradients of the last step."""
         ...
 
     def last_backward(self) -> None:
@@ -57,19 +59,19 @@ class DataParallel(Protocol):
         ...
 
     def reduce(self) -> None:
-        """Give every master, as its `.grad`, its part of the gradients' sum over all tokens."""
+        """Set the `.grad` of every main parameter to its shard of the gradients' sum over all tokens."""
         ...
 
-    def publish(self) -> None:
-        """Give the model the masters' values; the copies may still be on their way when this returns."""
+    def all_gather_params(self) -> None:
+        """Update the model's weights from the main parameters of all ranks; the all-gather may outlast this call."""
         ...
 
     def wait(self) -> None:
-        """Wait until the model has the published values."""
+        """Wait until the all-gather of the parameters has finished."""
         ...
 
 
-def data_parallel(
+def make_data_parallel(
     model: Any,
     placements: Mapping[str, Placement],
     mesh: Mesh,
@@ -78,12 +80,12 @@ def data_parallel(
     precision: PrecisionConfig,
     parallel: ParallelConfig,
 ) -> DataParallel:
-    """The strategy of the configuration, for a model on meta, whose parameters it allocates, uninitialised."""
+    """Build the configured strategy for a model on meta, and allocate the model's parameters, uninitialised."""
     from mt_core.parallel.data.fsdp import FullyShard
     from mt_core.parallel.data.zero1 import Buckets
 
     dtype = DTYPES[precision.dtype]
     automatic = {"fp16": torch.float16, "fp64": torch.float64}.get(precision.dtype, torch.float32)
     gradients = automatic if precision.gradients == "auto" else DTYPES[precision.gradients]
-    kind = FullyShard if parallel.sharding == "fsdp" and mesh.shard.size > 1 else Buckets
-    return kind(model, placements, mesh, device=device, dtype=dtype, gradients=gradients, config=parallel)
+    strategy = FullyShard if parallel.sharding == "fsdp" and mesh.shard.size > 1 else Buckets
+    return strategy(model, placements, mesh, device=device, dtype=dtype, gradients=gradients, config=parallel)

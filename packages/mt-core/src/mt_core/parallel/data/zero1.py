@@ -2,8 +2,8 @@
 
 Weights and gradients lie in flat buffers, in reverse order of the model, so that a bucket is complete early in the
 backward pass; experts that are cut over ranks have buckets of their own, since other ranks share them. With d ranks on
-the shard axis each has 1/d of the masters and of the optimizer's state: gradients are reduce-scattered, updated weights
-gathered (arXiv:1910.02054). With one, gradients are summed over all replicas.
+the shard axis each has 1/d of the main parameters and of the optimizer's state: gradients are reduce-scattered, updated
+weights gathered (arXiv:1910.02054). With one, gradients are summed over all replicas.
 """
 
 import math
@@ -26,7 +26,7 @@ ALIGNMENT = 128
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Where a parameter lies: elements of a bucket."""
+    """Elements of a bucket that belong to one parameter."""
 
     bucket: int
     start: int
@@ -35,19 +35,19 @@ class Span:
 
 @dataclass(slots=True)
 class Bucket:
-    """Flat buffers and what is under way on them."""
+    """Flat buffers of some parameters, and the collectives under way on them."""
 
     weights: Tensor
     gradients: Tensor
-    own: slice
-    """This rank's part."""
-    master: Tensor
-    """Of the own part, in fp32 or wider; the weights themselves where those are wide enough."""
+    local: slice
+    """This rank's shard of the buffers."""
+    main_params: Tensor
+    """The main parameters of this rank's shard, in fp32 or wider: the weights themselves if those are wide enough."""
     names: frozenset[str]
     shard: Axis
-    """Ranks that have the other parts."""
+    """Ranks that have the other shards."""
     replica: Axis
-    """Ranks that have the same part."""
+    """Ranks that have the same shard."""
     waiting: set[str] = field(default_factory=set)
     """Parameters whose gradients are not complete yet."""
     reducing: dist.Work | None = None
@@ -56,7 +56,7 @@ class Bucket:
 
 
 class Buckets:
-    """`DataParallel` over flat buckets; frozen parameters lie outside them, whole on every data-parallel rank."""
+    """Data parallelism over flat buckets; frozen parameters are outside them, whole on every data-parallel rank."""
 
     def __init__(
         self,
@@ -74,16 +74,18 @@ class Buckets:
         parameters = dict(model.named_parameters())
         self.shapes: Mapping[str, torch.Size] = {name: p.shape for name, p in parameters.items()}
         trainable = {name: p.numel() for name, p in parameters.items() if p.requires_grad}
-        shared = {name: mesh.sharing(placements[name].axis) for name in trainable}
-        self.spans = lay_out(trainable, config.bucket_size, shared)
+        axes = {name: mesh.shard_axes(placements[name].axis) for name in trainable}
+        self.spans = lay_out(trainable, config.bucket_size, axes)
         self.buckets = [*self._allocate(device, dtype, gradients)]
-        self.masters: Mapping[str, nn.Parameter] = {name: nn.Parameter(part) for name, part in self._own_parts()}
+        self.main_params: Mapping[str, nn.Parameter] = {
+            name: nn.Parameter(shard) for name, shard in self._list_local_shards()
+        }
         self.frozen: Mapping[str, Tensor] = {
             name: torch.zeros(shape, dtype=dtype, device=device)
             for name, shape in self.shapes.items()
             if name not in trainable
         }
-        weights = {name: nn.Parameter(self._of(name, "weights")) for name in trainable}
+        weights = {name: nn.Parameter(self._view_buffer(name, "weights")) for name in trainable}
         weights |= {name: nn.Parameter(weight, requires_grad=False) for name, weight in self.frozen.items()}
         _replace(model, {id(parameters[name]): weight for name, weight in weights.items()})
         for name in trainable:
@@ -98,75 +100,75 @@ class Buckets:
         wide = torch.promote_types(dtype, torch.float32)
         for number in range(1 + max(span.bucket for span in self.spans.values())):
             spans = {name: span for name, span in self.spans.items() if span.bucket == number}
-            shard, replica = self.mesh.sharing(self.placements[next(iter(spans))].axis)
+            shard, replica = self.mesh.shard_axes(self.placements[next(iter(spans))].axis)
             unit = math.lcm(ALIGNMENT, shard.size)
             length = max(-(-(span.start + span.length) // unit) * unit for span in spans.values())
-            part = length // shard.size
-            own = slice(part * shard.rank, part * (shard.rank + 1))
+            shard_length = length // shard.size
+            local = slice(shard_length * shard.rank, shard_length * (shard.rank + 1))
             weights = torch.zeros(length, dtype=dtype, device=device)
-            master = weights[own] if wide == dtype else torch.zeros(part, dtype=wide, device=device)
+            main_params = weights[local] if wide == dtype else torch.zeros(shard_length, dtype=wide, device=device)
             sums = weights.new_zeros(length, dtype=gradients)
-            yield Bucket(weights, sums, own, master, frozenset(spans), shard, replica)
+            yield Bucket(weights, sums, local, main_params, frozenset(spans), shard, replica)
 
-    def _own_parts(self) -> Iterator[tuple[str, Tensor]]:
+    def _list_local_shards(self) -> Iterator[tuple[str, Tensor]]:
         for name in (name for name in self.shapes if name in self.spans):
             bucket = self.buckets[self.spans[name].bucket]
             start, stop = self._range(name, bucket.shard.rank)
             if start < stop:
-                offset = self.spans[name].start + start - bucket.own.start
-                part = bucket.master[offset : offset + stop - start]
-                yield name, part.view(self.shapes[name]) if stop - start == self.spans[name].length else part
+                offset = self.spans[name].start + start - bucket.local.start
+                flat = bucket.main_params[offset : offset + stop - start]
+                yield name, flat.view(self.shapes[name]) if stop - start == self.spans[name].length else flat
 
     def _range(self, name: str, rank: int) -> tuple[int, int]:
-        """First and last + 1 of a parameter's elements that lie in a shard rank's part."""
+        """Return the first and last + 1 of a parameter's elements that are in a shard rank's part."""
         span = self.spans[name]
         bucket = self.buckets[span.bucket]
-        part = bucket.weights.numel() // bucket.shard.size
-        start, stop = (min(max(edge - span.start, 0), span.length) for edge in (part * rank, part * (rank + 1)))
+        length = bucket.weights.numel() // bucket.shard.size
+        start, stop = (min(max(edge - span.start, 0), span.length) for edge in (length * rank, length * (rank + 1)))
         return start, stop
 
-    def _of(self, name: str, buffer: str) -> Tensor:
+    def _view_buffer(self, name: str, buffer: str) -> Tensor:
         span = self.spans[name]
         flat: Tensor = getattr(self.buckets[span.bucket], buffer)
         return flat[span.start : span.start + span.length].view(self.shapes[name])
 
     def shard_axis(self, name: str) -> Axis:
-        """Only masters are shared; a frozen parameter is whole on each of the ranks."""
+        """Return the shard axis of a trained parameter; a frozen one is whole on every rank, an axis of size 1."""
         return self.buckets[self.spans[name].bucket].shard if name in self.spans else Axis("shard")
 
-    def view(self, name: str, whole: Tensor, rank: int) -> Tensor:
-        """A flat range, or the whole in its shape."""
+    def local_shard(self, name: str, whole: Tensor, rank: int) -> Tensor:
+        """Return a flat range of the tensor, or all of it in its shape."""
         if name in self.frozen:
             return whole
         start, stop = self._range(name, rank)
         return whole if stop - start == self.spans[name].length else whole.flatten()[start:stop]
 
-    def split(self, name: str, part: Tensor) -> tuple[Tensor, Tensor]:
-        """At the first element that other ranks hold as well."""
-        place, flat = self.placements[name], part.flatten()
-        if place.copies.size == 1:
+    def split_replicated(self, name: str, shard: Tensor) -> tuple[Tensor, Tensor]:
+        """Split, flat, at the first element that other tensor ranks hold as well."""
+        placement, flat = self.placements[name], shard.flatten()
+        if placement.replicas.size == 1:
             return flat, flat[:0]
         start, _ = self._range(name, self.buckets[self.spans[name].bucket].shard.rank)
-        edge = min(max(place.copied_from - start, 0), flat.numel())
+        edge = min(max(placement.replicated_from - start, 0), flat.numel())
         return flat[:edge], flat[edge:]
 
     def compile(self) -> None:
-        """Adding 16-bit gradients to wider sums, torch's own kernels reach half of the memory's rate."""
+        """Compile gradient accumulation: eager bf16→fp32 `add_` reaches half of the memory bandwidth."""
         self._set, self._add = torch.compile(set_, dynamic=True), torch.compile(add_, dynamic=True)
 
     def begin_step(self) -> None:
-        """Every gradient is overwritten by the first backward pass."""
+        """Let the first backward pass overwrite every gradient."""
         self._fresh, self._last = set(self.spans), False
         for bucket in self.buckets:
             bucket.waiting, bucket.reduced = set(bucket.names), False
 
     def last_backward(self) -> None:
-        """From now on complete buckets are reduced."""
+        """Reduce buckets from now on as soon as they are complete."""
         self._last = True
 
     def _accumulate(self, name: str, weight: Tensor) -> None:
         assert weight.grad is not None
-        gradient = self._of(name, "gradients")
+        gradient = self._view_buffer(name, "gradients")
         if name in self._fresh:
             self._set(gradient.view(-1), weight.grad.flatten())
             self._fresh.discard(name)
@@ -182,14 +184,14 @@ class Buckets:
     def _start_reduction(self, bucket: Bucket) -> None:
         bucket.reduced = True
         if (axis := bucket.shard).size > 1:
-            part = bucket.gradients[bucket.own]
+            part = bucket.gradients[bucket.local]
             bucket.reducing = dist.reduce_scatter_tensor(part, bucket.gradients, group=axis.group, async_op=True)
         elif (axis := bucket.replica).size > 1:
             bucket.reducing = dist.all_reduce(bucket.gradients, group=axis.group, async_op=True)
 
     @torch.no_grad()
     def reduce(self) -> None:
-        """Waits for the reductions under way and does those that are left."""
+        """Wait for the reductions under way and do those that are left."""
         assert not self._fresh, f"no gradient reached {sorted(self._fresh)}"
         for bucket in self.buckets:
             if not bucket.reduced:
@@ -197,68 +199,69 @@ class Buckets:
         for bucket in self.buckets:
             _finish(bucket, "reducing")
             if bucket.shard.size > 1:
-                bucket.replica.sum_(bucket.gradients[bucket.own])
-        for name, master in self.masters.items():
-            part = self.view(name, self._of(name, "gradients"), self.buckets[self.spans[name].bucket].shard.rank)
-            master.grad = part.to(master.dtype)
+                bucket.replica.sum_(bucket.gradients[bucket.local])
+        for name, main_param in self.main_params.items():
+            shard_rank = self.buckets[self.spans[name].bucket].shard.rank
+            gradient = self.local_shard(name, self._view_buffer(name, "gradients"), shard_rank)
+            main_param.grad = gradient.to(main_param.dtype)
 
     @torch.no_grad()
-    def publish(self) -> None:
-        """Round the masters, then gather the parts of all shard ranks, the model's first weights first."""
-        self.wait()  # a second gathering of the same buffers must not meet the first
-        for master in self.masters.values():
-            master.grad = None
+    def all_gather_params(self) -> None:
+        """Round the main parameters, then gather the parts of all shard ranks, the model's first weights first."""
+        self.wait()  # the previous all-gather into these buffers must have completed
+        for main_param in self.main_params.values():
+            main_param.grad = None
         for bucket in reversed(self.buckets):
-            part = bucket.weights[bucket.own]
-            if part.data_ptr() != bucket.master.data_ptr():
-                part.copy_(bucket.master)
+            part = bucket.weights[bucket.local]
+            if part.data_ptr() != bucket.main_params.data_ptr():
+                part.copy_(bucket.main_params)
             if (axis := bucket.shard).size > 1:
                 bucket.gathering = dist.all_gather_into_tensor(bucket.weights, part, group=axis.group, async_op=True)
         if not self.config.overlap_param_gather:
             self.wait()
 
     def wait(self) -> None:
-        """Wait for every bucket's gathering."""
+        """Wait for every bucket's all-gather."""
         for bucket in self.buckets:
             _finish(bucket, "gathering")
 
     def _wait_in_forward(self, model: nn.Module) -> None:
-        """Each unit waits, before it runs, for the buckets of its weights; one without weights for all."""
-        for prefix, unit in units(model):
+        """Make each unit wait, before it runs, for the buckets of its weights; one without weights for all."""
+        for prefix, unit in list_units(model):
             numbers = {span.bucket for name, span in self.spans.items() if name.startswith(f"{prefix}.")}
             has_weights = any(name.startswith(f"{prefix}.") for name in self.shapes)
             waited = [self.buckets[number] for number in sorted(numbers)] if has_weights else self.buckets
             unit.register_forward_pre_hook(partial(_finish_all, waited))
 
 
-def lay_out(sizes: Mapping[str, int], bucket_size: int, shared: Mapping[str, object] | None = None) -> dict[str, Span]:
-    """Spans of parameters in reverse order; a bucket is closed when it has `bucket_size` elements.
+def lay_out(sizes: Mapping[str, int], bucket_size: int, axes: Mapping[str, object] | None = None) -> dict[str, Span]:
+    """Assign parameters to spans in reverse order; a bucket is closed when it has `bucket_size` elements.
 
-    Parameters lie in one bucket only if `shared` has equal values for them, those with whom they are shared.
+    Parameters share a bucket only if `axes` has equal values for them: the axes over which they are sharded.
     """
     spans, ends, count = {}, {}, 0
     for name, size in reversed(list(sizes.items())):
-        sharers = shared and shared[name]
-        bucket, start = ends.get(sharers, (0, bucket_size))
+        key = axes and axes[name]
+        bucket, start = ends.get(key, (0, bucket_size))
         if start >= bucket_size:
             bucket, start, count = count, 0, count + 1
         spans[name] = Span(bucket, start, size)
-        ends[sharers] = bucket, start + -(-size // ALIGNMENT) * ALIGNMENT
+        ends[key] = bucket, start + -(-size // ALIGNMENT) * ALIGNMENT
     return spans
 
 
 def set_(sums: Tensor, gradient: Tensor) -> None:
-    """The first gradient of a step."""
+    """Overwrite the sums with the first gradient of a step."""
     sums.copy_(gradient)
 
 
 def add_(sums: Tensor, gradient: Tensor) -> None:
-    """A further one."""
+    """Add a further gradient of a step."""
     sums.add_(gradient)
 
 
-def units(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The parts of a model that run one after the other: its children, and the members of its lists of layers."""
+def list_units(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """List the parts of a model that run one after the other: its children, and the members of its lists of layers."""
     for name, child in model.named_children():
         if isinstance(child, nn.ModuleDict | nn.ModuleList):
             yield from ((f"{name}.{key}", member) for key, member in child.named_children())

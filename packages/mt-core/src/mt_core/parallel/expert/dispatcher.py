@@ -17,16 +17,16 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mt_core.distributed.mesh import Axis
-from mt_core.parallel.expert.permutation import by_expert, inverse, reorder
+from mt_core.parallel.expert.permutation import invert_permutation, permute, sort_by_expert
 
 Experts = Callable[[Tensor, Tensor], Tensor]
-"""Rows in the order of their experts, and the number of each expert's, to as many rows."""
+"""Local experts: maps rows in the order of their experts, and the number of rows of each, to as many rows."""
 Dispatch = Callable[[Tensor, Tensor, Experts], Tensor]
-"""The same of all experts, by way of those that are here."""
+"""Maps rows [M, D] and counts [E] to expert outputs, exchanging rows with the ranks that hold remote experts."""
 
 
 def dispatch(x_MD: Tensor, counts_E: Tensor, experts: Experts) -> Tensor:
-    """Each row through its expert; all experts are here."""
+    """Pass each row through its expert; all experts are local."""
     return experts(x_MD, counts_E)
 
 
@@ -37,21 +37,23 @@ class ExpertDispatch:
     axis: Axis
 
     def __call__(self, x_MD: Tensor, counts_E: Tensor, experts: Experts) -> Tensor:
-        """[M, D] to the same shape and order; the host waits for the counts."""
+        """Map [M, D] to the same shape and order; the host waits for the counts."""
         counts_ne = counts_E.view(self.axis.size, -1)
-        theirs_ne = torch.empty_like(counts_ne)
-        dist.all_to_all_single(theirs_ne, counts_ne.contiguous(), group=self.axis.group)
-        sent, received = torch.stack((counts_ne.sum(1), theirs_ne.sum(1))).tolist()
-        x_RD = exchange(x_MD, self.axis, sent, received)
-        order_R = by_expert(theirs_ne, sum(received))
-        back_R = inverse(order_R)
-        y_RD = reorder(experts(reorder(x_RD, order_R, back_R), theirs_ne.sum(0)), back_R, order_R)
-        return exchange(y_RD, self.axis, received, sent)
+        received_ne = torch.empty_like(counts_ne)
+        dist.all_to_all_single(received_ne, counts_ne.contiguous(), group=self.axis.group)
+        sent, received = torch.stack((counts_ne.sum(1), received_ne.sum(1))).tolist()
+        x_RD = exchange_rows(x_MD, self.axis, sent, received)
+        order_R = sort_by_expert(received_ne, sum(received))
+        back_R = invert_permutation(order_R)
+        y_RD = permute(experts(permute(x_RD, order_R, back_R), received_ne.sum(0)), back_R, order_R)
+        return exchange_rows(y_RD, self.axis, received, sent)
 
 
-def exchange(x_MD: Tensor, axis: Axis, sent: Sequence[int], received: Sequence[int]) -> Tensor:
-    """The first sent[0] rows go to rank 0 and so on; the result's first received[0] rows came from there. It is the
-    transpose of the exchange with the two swapped."""
+def exchange_rows(x_MD: Tensor, axis: Axis, sent: Sequence[int], received: Sequence[int]) -> Tensor:
+    """Send the first sent[0] rows to rank 0 and so on; the result's first received[0] rows are from there.
+
+    The transpose is the exchange with the two swapped.
+    """
     return _Exchange.apply(x_MD, axis, sent, received)  # pyright: ignore[reportReturnType]
 
 

@@ -1,15 +1,16 @@
 """Differentiable collectives. Each is the transpose of another; on an axis of size 1 all are the identity.
 
-| forward                    | backward                   |
-| -------------------------- | -------------------------- |
-| `copy`: nothing            | sum                        |
-| `reduce`: sum              | nothing                    |
-| `gather`: join the parts   | sum, keep the own part     |
-| `reduce_scatter`           | `gather`                   |
-| `split`: keep the own part | join the parts             |
-| `join`: join the parts     | keep the own part          |
+| forward                                        | backward                    |
+| ---------------------------------------------- | --------------------------- |
+| `copy_to_tensor_parallel`: nothing             | all-reduce                  |
+| `reduce_from_tensor_parallel`: all-reduce      | nothing                     |
+| `all_gather`                                   | reduce-scatter              |
+| `reduce_scatter`                               | all-gather                  |
+| `scatter_to_tensor_parallel`: keep local shard | all-gather                  |
+| `gather_from_tensor_parallel`: all-gather      | keep the local shard        |
 
-`gather` is for parts whose gradients differ between ranks, `join` for those whose gradients are equal.
+`all_gather` is for shards whose gradients differ between ranks, `gather_from_tensor_parallel` for those whose gradients
+are equal. The functions that end in `_async` are not differentiable: they begin a collective and return its handle.
 """
 
 from collections.abc import Callable
@@ -22,45 +23,45 @@ from torch import Tensor
 from mt_core.distributed.mesh import Axis
 
 Transfer = Callable[[Tensor], Tensor]
-Pending = Callable[[], Tensor]
-"""Waits for a collective that was begun, and returns what it gives."""
+Handle = Callable[[], Tensor]
+"""Waits for a collective that was begun, and returns its result."""
 
 
-def start_joined(x: Tensor, axis: Axis, dim: int) -> Pending:
-    """Begin to join the parts of all ranks along `dim`, in the order of the ranks; call the result for the whole."""
+def all_gather_async(x: Tensor, axis: Axis, dim: int) -> Handle:
+    """Begin to concatenate the shards of all ranks along `dim`, in the order of the ranks."""
     if axis.size == 1:
         return lambda: x
     dim %= x.dim()
-    parts = x.new_empty(axis.size, *x.shape)
-    work = dist.all_gather_into_tensor(parts.view(-1), x.contiguous().view(-1), group=axis.group, async_op=True)
-    return _pending(work, lambda: parts.movedim(0, dim).flatten(dim, dim + 1))
+    shards = x.new_empty(axis.size, *x.shape)
+    work = dist.all_gather_into_tensor(shards.view(-1), x.contiguous().view(-1), group=axis.group, async_op=True)
+    return _make_handle(work, lambda: shards.movedim(0, dim).flatten(dim, dim + 1))
 
 
-def start_summed(x: Tensor, axis: Axis) -> Pending:
-    """Begin to sum over the axis; call the result for the sum, a new tensor unless the axis has one rank."""
+def all_reduce_async(x: Tensor, axis: Axis) -> Handle:
+    """Begin to sum over the axis; the result is a new tensor unless the axis has one rank."""
     if axis.size == 1:
         return lambda: x
     total = x.clone(memory_format=torch.contiguous_format)
-    return _pending(dist.all_reduce(total, group=axis.group, async_op=True), lambda: total)
+    return _make_handle(dist.all_reduce(total, group=axis.group, async_op=True), lambda: total)
 
 
-def start_summed_part(x: Tensor, axis: Axis, dim: int) -> Pending:
-    """Begin to sum over the axis and cut along `dim`; call the result for this rank's part."""
+def reduce_scatter_async(x: Tensor, axis: Axis, dim: int) -> Handle:
+    """Begin to sum over the axis and split the sum along `dim`; the result is this rank's shard."""
     if axis.size == 1:
         return lambda: x
-    parts = x.unflatten(dim, (axis.size, -1)).movedim(dim % x.dim(), 0).contiguous()
-    part = torch.empty_like(parts[0])
-    work = dist.reduce_scatter_tensor(part.view(-1), parts.view(-1), group=axis.group, async_op=True)
-    return _pending(work, lambda: part)
+    shards = x.unflatten(dim, (axis.size, -1)).movedim(dim % x.dim(), 0).contiguous()
+    shard = torch.empty_like(shards[0])
+    work = dist.reduce_scatter_tensor(shard.view(-1), shards.view(-1), group=axis.group, async_op=True)
+    return _make_handle(work, lambda: shard)
 
 
-def start_shifted(x: Tensor, axis: Axis, step: int, *, out: Tensor) -> Pending:
-    """Begin to send to the rank `step` places on, and to fill `out` with what the one as far before sends."""
+def send_recv_async(x: Tensor, axis: Axis, step: int, *, out: Tensor) -> Handle:
+    """Begin to send to the rank `step` places further on, and to fill `out` from the rank `step` places before."""
     send = dist.P2POp(dist.isend, x, group=axis.group, group_peer=(axis.rank + step) % axis.size)
     receive = dist.P2POp(dist.irecv, out, group=axis.group, group_peer=(axis.rank - step) % axis.size)
     works = dist.batch_isend_irecv([send, receive])
 
-    def wait(sent: Tensor = x) -> Tensor:  # which must live until now
+    def wait(_sent: Tensor = x) -> Tensor:  # the default argument keeps `x` alive until the send completes
         for work in works:
             work.wait()
         return out
@@ -68,7 +69,7 @@ def start_shifted(x: Tensor, axis: Axis, step: int, *, out: Tensor) -> Pending:
     return wait
 
 
-def _pending(work: dist.Work | None, result: Callable[[], Tensor]) -> Pending:
+def _make_handle(work: dist.Work | None, result: Callable[[], Tensor]) -> Handle:
     def wait() -> Tensor:
         if work is not None:
             work.wait()
@@ -77,8 +78,8 @@ def _pending(work: dist.Work | None, result: Callable[[], Tensor]) -> Pending:
     return wait
 
 
-def own(x: Tensor, axis: Axis, dim: int) -> Tensor:
-    """This rank's part of an equal split along `dim`, contiguous. Not differentiable."""
+def local_shard(x: Tensor, axis: Axis, dim: int) -> Tensor:
+    """Return this rank's part of an equal split along `dim`, contiguous. Not differentiable."""
     return x.chunk(axis.size, dim)[axis.rank].contiguous()
 
 
@@ -97,35 +98,35 @@ def _apply(x: Tensor, axis: Axis, there: Transfer, back: Transfer) -> Tensor:
     return x if axis.size == 1 else _Collective.apply(x, there, back)  # pyright: ignore[reportReturnType]
 
 
-def _same(x: Tensor) -> Tensor:
+def _identity(x: Tensor) -> Tensor:
     return x.view_as(x)
 
 
-def copy(x: Tensor, axis: Axis) -> Tensor:
-    """A replicated tensor into work that is split over the axis; its gradient is summed."""
-    return _apply(x, axis, _same, lambda g: start_summed(g, axis)())
+def copy_to_tensor_parallel(x: Tensor, axis: Axis) -> Tensor:
+    """Pass a replicated tensor on to work that is split over the axis; its gradient is summed."""
+    return _apply(x, axis, _identity, lambda g: all_reduce_async(g, axis)())
 
 
-def reduce(x: Tensor, axis: Axis) -> Tensor:
-    """Partial sums to their sum on every rank."""
-    return _apply(x, axis, lambda t: start_summed(t, axis)(), _same)
+def reduce_from_tensor_parallel(x: Tensor, axis: Axis) -> Tensor:
+    """Sum partial sums over the axis, on every rank."""
+    return _apply(x, axis, lambda t: all_reduce_async(t, axis)(), _identity)
 
 
-def gather(x: Tensor, axis: Axis, dim: int) -> Tensor:
-    """Parts to the whole, for work that is split over the axis: the gradient is summed and cut."""
-    return _apply(x, axis, lambda t: start_joined(t, axis, dim)(), lambda g: start_summed_part(g, axis, dim)())
+def all_gather(x: Tensor, axis: Axis, dim: int) -> Tensor:
+    """Concatenate shards for work that is split over the axis: the gradient is summed and split."""
+    return _apply(x, axis, lambda t: all_gather_async(t, axis, dim)(), lambda g: reduce_scatter_async(g, axis, dim)())
 
 
 def reduce_scatter(x: Tensor, axis: Axis, dim: int) -> Tensor:
-    """Partial sums to this rank's part of their sum."""
-    return _apply(x, axis, lambda t: start_summed_part(t, axis, dim)(), lambda g: start_joined(g, axis, dim)())
+    """Sum partial sums over the axis and keep this rank's shard of the sum."""
+    return _apply(x, axis, lambda t: reduce_scatter_async(t, axis, dim)(), lambda g: all_gather_async(g, axis, dim)())
 
 
-def split(x: Tensor, axis: Axis, dim: int) -> Tensor:
-    """A replicated tensor to this rank's part of it."""
-    return _apply(x, axis, lambda t: own(t, axis, dim), lambda g: start_joined(g, axis, dim)())
+def scatter_to_tensor_parallel(x: Tensor, axis: Axis, dim: int) -> Tensor:
+    """Keep this rank's shard of a replicated tensor."""
+    return _apply(x, axis, lambda t: local_shard(t, axis, dim), lambda g: all_gather_async(g, axis, dim)())
 
 
-def join(x: Tensor, axis: Axis, dim: int) -> Tensor:
-    """Parts to the whole, for work that every rank repeats: the gradient is cut."""
-    return _apply(x, axis, lambda t: start_joined(t, axis, dim)(), lambda g: own(g, axis, dim))
+def gather_from_tensor_parallel(x: Tensor, axis: Axis, dim: int) -> Tensor:
+    """Concatenate shards for work that every rank repeats: the gradient is split."""
+    return _apply(x, axis, lambda t: all_gather_async(t, axis, dim)(), lambda g: local_shard(g, axis, dim))

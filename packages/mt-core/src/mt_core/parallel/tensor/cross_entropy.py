@@ -14,12 +14,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mt_core.distributed.mesh import Axis
-from mt_core.parallel.tensor.collectives import start_joined
+from mt_core.parallel.tensor.collectives import all_gather_async
 from mt_core.parallel.tensor.linear import ColumnLinear
 
 
-def capped(logits_BTV: Tensor, softcap: float | None) -> Tensor:
-    """softcap · tanh(logits / softcap), or the logits themselves if there is no cap."""
+def cap_logits(logits_BTV: Tensor, softcap: float | None) -> Tensor:
+    """Return softcap · tanh(logits / softcap), or the logits themselves if there is no cap."""
     return logits_BTV if softcap is None else softcap * torch.tanh(logits_BTV / softcap)
 
 
@@ -32,60 +32,64 @@ def linear_cross_entropy(
     softcap: float | None = None,
     bias_V: Tensor | None = None,
 ) -> Tensor:
-    """Cross-entropy of each label in nats, [B, T], fp32 or wider; rows from `vocab_size` on never get probability."""
-    logits_BTV = capped(F.linear(x_BTD, weight_VD, bias_V)[..., :vocab_size], softcap)
+    """Compute the cross-entropy of each label in nats, [B, T], fp32 or wider.
+
+    Rows from `vocab_size` on are padding and never get probability.
+    """
+    logits_BTV = cap_logits(F.linear(x_BTD, weight_VD, bias_V)[..., :vocab_size], softcap)
     wide = torch.promote_types(logits_BTV.dtype, torch.float32)
     losses = F.cross_entropy(logits_BTV.flatten(0, 1).to(wide), labels_BT.flatten(), reduction="none")
     return losses.view_as(labels_BT)
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class VocabShard:
     """This rank's logits: how many of them are ids, the rest being padding, and their cap."""
 
     ids: int
     softcap: float | None
 
 
-def statistics(logits_BTV: Tensor, labels_BT: Tensor, part: Part) -> Tensor:
-    """[2, B, T], fp32 or wider: log Σ exp over this rank's ids, and the label's logit; −inf and 0 where it has none."""
-    scores_BTV = _scores(logits_BTV[..., : part.ids], part)
-    if not part.ids:
+def compute_statistics(logits_BTV: Tensor, labels_BT: Tensor, shard: VocabShard) -> Tensor:
+    """Return [2, B, T], fp32 or wider: log Σ exp over this rank's ids, and the label's logit; −inf and 0 where it has
+    none."""
+    scores_BTV = _scores(logits_BTV[..., : shard.ids], shard)
+    if not shard.ids:
         nothing_BT = scores_BTV.new_zeros(labels_BT.shape)
         return torch.stack((nothing_BT - torch.inf, nothing_BT))
     highest_BT = scores_BTV.amax(-1)
     lse_BT = highest_BT + (scores_BTV - highest_BT[..., None]).exp().sum(-1).log()
-    inside_BT = (labels_BT >= 0) & (labels_BT < part.ids)
+    inside_BT = (labels_BT >= 0) & (labels_BT < shard.ids)
     label_BT = scores_BTV.gather(-1, labels_BT.where(inside_BT, 0)[..., None])[..., 0]
     return torch.stack((lse_BT, label_BT.where(inside_BT, 0)))
 
 
-def gradient_(logits_BTV: Tensor, lse_BT: Tensor, labels_BT: Tensor, g_BT: Tensor, part: Part) -> Tensor:
-    """Turn logits into the loss's gradient by them, in place: g · (softmax − [label]), times the slope of the cap."""
-    scores_BTV = _scores(logits_BTV, part)
+def compute_gradient_(logits_BTV: Tensor, lse_BT: Tensor, labels_BT: Tensor, g_BT: Tensor, shard: VocabShard) -> Tensor:
+    """Turn logits into the gradient of the loss, in place: g · (softmax − [label]), times the slope of the cap."""
+    scores_BTV = _scores(logits_BTV, shard)
     columns_V = torch.arange(scores_BTV.shape[-1], device=labels_BT.device)
     d_BTV = (scores_BTV - lse_BT[..., None]).exp_()
     d_BTV.sub_((columns_V == labels_BT[..., None]).to(d_BTV.dtype)).mul_(g_BT[..., None])
-    if part.softcap is not None:
-        d_BTV.mul_(1 - (scores_BTV / part.softcap).square())
-    return logits_BTV.copy_(d_BTV.where(columns_V < part.ids, 0))
+    if shard.softcap is not None:
+        d_BTV.mul_(1 - (scores_BTV / shard.softcap).square())
+    return logits_BTV.copy_(d_BTV.where(columns_V < shard.ids, 0))
 
 
-def _scores(logits_BTV: Tensor, part: Part) -> Tensor:
-    return capped(logits_BTV.to(torch.promote_types(logits_BTV.dtype, torch.float32)), part.softcap)
+def _scores(logits_BTV: Tensor, shard: VocabShard) -> Tensor:
+    return cap_logits(logits_BTV.to(torch.promote_types(logits_BTV.dtype, torch.float32)), shard.softcap)
 
 
 @dataclass(frozen=True, slots=True)
-class Kernels:
+class CrossEntropyKernels:
     """The two passes over the logits."""
 
-    statistics: Callable[..., Tensor] = statistics
-    gradient_: Callable[..., Tensor] = gradient_
+    statistics: Callable[..., Tensor] = compute_statistics
+    gradient_: Callable[..., Tensor] = compute_gradient_
 
 
-def compiled_kernels() -> Kernels:
-    """Each reads the logits once and keeps nothing else of their size."""
-    return Kernels(torch.compile(statistics), torch.compile(gradient_))
+def compile_kernels() -> CrossEntropyKernels:
+    """Compile both passes: each reads the logits once and keeps nothing else of their size."""
+    return CrossEntropyKernels(torch.compile(compute_statistics), torch.compile(compute_gradient_))
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +102,7 @@ class VocabCrossEntropy:
 
     axis: Axis
     sequence: bool
-    kernels: Kernels = Kernels()
+    kernels: CrossEntropyKernels = CrossEntropyKernels()
 
     def __call__(
         self,
@@ -110,25 +114,25 @@ class VocabCrossEntropy:
         softcap: float | None = None,
         bias_V: Tensor | None = None,
     ) -> Tensor:
-        """As the plain function; x is this rank's part of the sequence under sequence parallelism."""
+        """Return what the plain function does; x is this rank's part of the sequence under sequence parallelism."""
         logits_BTV = ColumnLinear(self.axis, self.sequence)(x_BTD, weight_VD, bias_V)
         start, rows = self.axis.rank * weight_VD.shape[0], weight_VD.shape[0]
-        part = Part(min(max(vocab_size - start, 0), rows), softcap)
-        return _CrossEntropy.apply(logits_BTV, labels_BT - start, part, self)  # pyright: ignore[reportReturnType]
+        shard = VocabShard(min(max(vocab_size - start, 0), rows), softcap)
+        return _CrossEntropy.apply(logits_BTV, labels_BT - start, shard, self)  # pyright: ignore[reportReturnType]
 
 
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, logits_BTV: Tensor, labels_BT: Tensor, part: Part, op: VocabCrossEntropy) -> Tensor:
-        """`labels_BT` count from this rank's first row; those of other ranks lie outside."""
-        own_XBT = op.kernels.statistics(logits_BTV, labels_BT, part)  # X: log-sum-exp, logit of the label
-        lse_NBT, label_NBT = start_joined(own_XBT[None], op.axis, 0)().unbind(1)
+    def forward(ctx: Any, logits_BTV: Tensor, labels_BT: Tensor, shard: VocabShard, op: VocabCrossEntropy) -> Tensor:
+        """`labels_BT` count from this rank's first row; those of other ranks are outside."""
+        local_XBT = op.kernels.statistics(logits_BTV, labels_BT, shard)  # X: log-sum-exp, logit of the label
+        lse_NBT, label_NBT = all_gather_async(local_XBT[None], op.axis, 0)().unbind(1)
         lse_BT = lse_NBT.logsumexp(0)
         ctx.save_for_backward(logits_BTV, lse_BT, labels_BT)
-        ctx.part, ctx.kernels = part, op.kernels
+        ctx.shard, ctx.kernels = shard, op.kernels
         return lse_BT - label_NBT.sum(0)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return ctx.kernels.gradient_(*ctx.saved_tensors, gradients[0], ctx.part), None, None, None
+        return ctx.kernels.gradient_(*ctx.saved_tensors, gradients[0], ctx.shard), None, None, None

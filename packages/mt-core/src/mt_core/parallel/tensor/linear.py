@@ -1,8 +1,8 @@
 """Linear layers cut over an axis: `torch.nn.functional.linear` with the communication that the cut needs.
 
 With sequence parallelism x is [B, T / size, …] between the layers; without, every rank has all of it. Products and
-communication overlap: forward, a rank multiplies its own part of the sequence while the others' parts arrive, and sends
-each rank its part of the result while the next is computed. The products are operators of torch's library, so a
+communication overlap: forward, a rank multiplies its local part of the sequence while the others' parts arrive, and
+sends each rank its part of the result while the next is computed. The products are operators of torch's library, so a
 compiled layer stays one graph around them.
 """
 
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mt_core.distributed.mesh import Axis, axis_named
+from mt_core.distributed.mesh import Axis, find_axis
 from mt_core.parallel.tensor import collectives
 
 SEQUENCE = 1
@@ -56,7 +56,9 @@ class VocabLinear:
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """[B, T, in] to [B, T, out]."""
-        return collectives.join(ColumnLinear(self.axis, self.sequence)(x, weight, bias), self.axis, -1)
+        return collectives.gather_from_tensor_parallel(
+            ColumnLinear(self.axis, self.sequence)(x, weight, bias), self.axis, -1
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +73,11 @@ class VocabEmbedding:
         local = indices - self.axis.rank * weight.shape[0]
         inside = (local >= 0) & (local < weight.shape[0])
         y = F.embedding(local.where(inside, 0), weight).masked_fill(~inside[..., None], 0)
-        return collectives.reduce_scatter(y, self.axis, SEQUENCE) if self.sequence else collectives.reduce(y, self.axis)
+        return (
+            collectives.reduce_scatter(y, self.axis, SEQUENCE)
+            if self.sequence
+            else collectives.reduce_from_tensor_parallel(y, self.axis)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,28 +101,30 @@ class SequenceEmbedding:
 
     def __call__(self, indices: Tensor, weight: Tensor) -> Tensor:
         """[…, T] to […, T / size, size of a row]."""
-        return F.embedding(collectives.own(indices, self.axis, -1) if self.sequence else indices, weight)
+        return F.embedding(collectives.local_shard(indices, self.axis, -1) if self.sequence else indices, weight)
 
 
 @torch.library.custom_op("mt::column_linear", mutates_args=())
 def _column(x: Tensor, weight: Tensor, bias: Tensor | None, group: str, sequence: bool) -> Tensor:
-    return _joined_product(x, weight.mT, bias, axis_named(group))[0] if sequence else F.linear(x, weight, bias)
+    return _all_gather_matmul(x, weight.mT, bias, find_axis(group))[0] if sequence else F.linear(x, weight, bias)
 
 
 @_column.register_fake
 def _(x: Tensor, weight: Tensor, bias: Tensor | None, group: str, sequence: bool) -> Tensor:
-    return x.new_empty(x.shape[0], x.shape[1] * _parts(group, sequence), weight.shape[0])
+    return x.new_empty(x.shape[0], x.shape[1] * _count_parts(group, sequence), weight.shape[0])
 
 
 @torch.library.custom_op("mt::column_linear_backward", mutates_args=())
 def _column_backward(g: Tensor, x: Tensor, weight: Tensor, group: str, sequence: bool) -> tuple[Tensor, Tensor]:
-    """x travels again during the product for its gradient, which is summed during the product for the weight's."""
-    axis = axis_named(group)
-    gathering = collectives.start_joined(x, axis, SEQUENCE) if sequence else lambda: x
+    """x is gathered again during the product for its gradient, which is summed during the product for the weight's."""
+    axis = find_axis(group)
+    gathered = collectives.all_gather_async(x, axis, SEQUENCE) if sequence else lambda: x
     g_x = g @ weight
-    reducing = collectives.start_summed_part(g_x, axis, SEQUENCE) if sequence else collectives.start_summed(g_x, axis)
-    g_weight = g.flatten(0, -2).mT @ gathering().flatten(0, -2)
-    return reducing(), g_weight
+    reduced = (
+        collectives.reduce_scatter_async(g_x, axis, SEQUENCE) if sequence else collectives.all_reduce_async(g_x, axis)
+    )
+    g_weight = g.flatten(0, -2).mT @ gathered().flatten(0, -2)
+    return reduced(), g_weight
 
 
 @_column_backward.register_fake
@@ -126,18 +134,22 @@ def _(g: Tensor, x: Tensor, weight: Tensor, group: str, sequence: bool) -> tuple
 
 @torch.library.custom_op("mt::row_linear", mutates_args=())
 def _row(x: Tensor, weight: Tensor, group: str, sequence: bool) -> Tensor:
-    axis = axis_named(group)
-    return _scattered_product(x, weight, axis) if sequence else collectives.start_summed(F.linear(x, weight), axis)()
+    axis = find_axis(group)
+    return (
+        _matmul_reduce_scatter(x, weight, axis)
+        if sequence
+        else collectives.all_reduce_async(F.linear(x, weight), axis)()
+    )
 
 
 @_row.register_fake
 def _(x: Tensor, weight: Tensor, group: str, sequence: bool) -> Tensor:
-    return x.new_empty(x.shape[0], x.shape[1] // _parts(group, sequence), weight.shape[0])
+    return x.new_empty(x.shape[0], x.shape[1] // _count_parts(group, sequence), weight.shape[0])
 
 
 @torch.library.custom_op("mt::row_linear_backward", mutates_args=())
 def _row_backward(g: Tensor, x: Tensor, weight: Tensor, group: str, sequence: bool) -> tuple[Tensor, Tensor]:
-    g_x, whole = _joined_product(g, weight, None, axis_named(group)) if sequence else (g @ weight, g)
+    g_x, whole = _all_gather_matmul(g, weight, None, find_axis(group)) if sequence else (g @ weight, g)
     return g_x, whole.flatten(0, -2).mT @ x.flatten(0, -2)
 
 
@@ -146,19 +158,20 @@ def _(g: Tensor, x: Tensor, weight: Tensor, group: str, sequence: bool) -> tuple
     return x.new_empty(x.shape), weight.new_empty(weight.shape)
 
 
-def _parts(group: str, sequence: bool) -> int:
-    return axis_named(group).size if sequence else 1
+def _count_parts(group: str, sequence: bool) -> int:
+    return find_axis(group).size if sequence else 1
 
 
-def _joined_product(x: Tensor, weight: Tensor, bias: Tensor | None, axis: Axis) -> tuple[Tensor, Tensor]:
-    """(x of all ranks) · weight + bias, and x of all ranks; the own part is multiplied while the others arrive."""
-    gathering = collectives.start_joined(x, axis, SEQUENCE)
+def _all_gather_matmul(x: Tensor, weight: Tensor, bias: Tensor | None, axis: Axis) -> tuple[Tensor, Tensor]:
+    """Return (x of all ranks) · weight + bias, and x of all ranks; the local part is multiplied while the others
+    arrive."""
+    gathered = collectives.all_gather_async(x, axis, SEQUENCE)
     length = x.shape[1]
     y = x.new_empty(x.shape[0], length * axis.size, weight.shape[1])
-    own = slice(length * axis.rank, length * (axis.rank + 1))
-    _multiply(x, weight, bias, out=y[:, own])
-    whole = gathering()
-    for others in (slice(0, own.start), slice(own.stop, None)):
+    local = slice(length * axis.rank, length * (axis.rank + 1))
+    _multiply(x, weight, bias, out=y[:, local])
+    whole = gathered()
+    for others in (slice(0, local.start), slice(local.stop, None)):
         _multiply(whole[:, others], weight, bias, out=y[:, others])
     return y, whole
 
@@ -171,17 +184,18 @@ def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None, *, out: Tensor) ->
             torch.addmm(bias, x_row, weight, out=out_row)
 
 
-def _scattered_product(x: Tensor, weight: Tensor, axis: Axis) -> Tensor:
-    """This rank's part of the sum over ranks of x · weightᵀ; each rank's part leaves while the next is computed."""
+def _matmul_reduce_scatter(x: Tensor, weight: Tensor, axis: Axis) -> Tensor:
+    """Return this rank's part of the sum over ranks of x · weightᵀ; each rank's part is sent while the next is
+    computed."""
     parts = x.unflatten(SEQUENCE, (axis.size, -1))
     sums = x.new_empty(axis.size, x.shape[0], parts.shape[2], weight.shape[0])
-    arriving = []
+    handles = []
     for step in range(1, axis.size):
         part = F.linear(parts[:, (axis.rank + step) % axis.size], weight)
-        arriving.append(collectives.start_shifted(part, axis, step, out=sums[(axis.rank - step) % axis.size]))
+        handles.append(collectives.send_recv_async(part, axis, step, out=sums[(axis.rank - step) % axis.size]))
     _multiply(parts[:, axis.rank], weight.mT, None, out=sums[axis.rank])
-    for part in arriving:
-        part()
+    for wait in handles:
+        wait()
     return sums.sum(0)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import nn
 
-from mt_core.distributed.mesh import Axis, part_of
+from mt_core.distributed.mesh import Axis, make_subaxis
 from mt_core.errors import Problem, raise_if
 from mt_core.parallel.expert.dispatcher import ExpertDispatch, dispatch
 from mt_core.parallel.tensor.cross_entropy import VocabCrossEntropy, linear_cross_entropy
@@ -33,9 +33,9 @@ class Column:
     """Weight and bias are cut along `dim`, one of the outputs."""
 
     dim: int
-    copies: int = 1
-    """Neighbouring ranks that hold equal values in the last `copied` entries of dim 1: repeated key/value groups."""
-    copied: int = 0
+    kv_replicas: int = 1
+    """Neighbouring ranks that hold equal values in the last `num_replicated` entries of dim 1: repeated K/V groups."""
+    num_replicated: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ class Heads:
 class Expert:
     """A stack with an entry for each expert, cut along dim 0 over the expert axis; or what sends tokens to them.
 
-    On tensor ranks of one place it is whole, as `Sequence` is.
+    It is whole on the tensor ranks that share these experts, as under `Sequence`.
     """
 
 
@@ -91,9 +91,7 @@ PARALLEL_OPS: Mapping[tuple[type, Any], Callable[[Axis, bool], Any]] = {
     (Vocab, F.embedding): VocabEmbedding,
     (Vocab, linear_cross_entropy): VocabCrossEntropy,
     (Sequence, F.embedding): SequenceEmbedding,
-    (Expert, dispatch): lambda axis, _: ExpertDispatch(
-        axis
-    ),  # with sequence parallelism each rank sends its own tokens
+    (Expert, dispatch): lambda axis, _: ExpertDispatch(axis),  # with sequence parallelism each rank sends its tokens
     (Vocab, used_elsewhere): lambda axis, _: used_elsewhere,
     (Expert, used_elsewhere): lambda axis, _: used_elsewhere,
 }
@@ -103,18 +101,18 @@ under a rule."""
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """What this rank holds of one parameter."""
+    """How one parameter is cut over the ranks, and which elements several ranks hold."""
 
     dim: int | None = None
     """The dim that is cut; None for a whole parameter."""
     axis: Axis = Axis("tensor")
-    """The axis it is cut over, if it is."""
-    copies: Axis = Axis("tensor")
-    """Ranks that hold equal values in the elements from `copied_from` on."""
-    copied_from: int = 0
-    """The first such element, flat."""
+    """The axis that the parameter is cut over, if it is."""
+    replicas: Axis = Axis("tensor")
+    """Ranks that hold equal values in the elements from `replicated_from` on."""
+    replicated_from: int = 0
+    """The first element that other ranks hold as well, counted flat."""
     partial: bool = False
-    """Whether the gradients of those copies are parts of a sum."""
+    """Whether the gradients of those replicas are parts of a sum."""
 
 
 NO_EXPERTS = Axis("expert")
@@ -124,30 +122,30 @@ NO_EXPERTS = Axis("expert")
 def apply_plan(
     model: nn.Module, plan: Plan, axis: Axis, *, sequence: bool = False, expert: Axis = NO_EXPERTS
 ) -> dict[str, Placement]:
-    """Cut a model, built on meta, for this rank of the tensor axis `axis` and of the expert axis; where each parameter
-    lies. All that does not fit is one `MtError`."""
+    """Cut a model, built on meta, for this rank of the tensor axis `axis` and of the expert axis; return the placement
+    of each parameter. All that does not fit is one `MtError`."""
     named = dict(model.named_modules())
     matches = {name: [rule for pattern, rule in plan.items() if fnmatchcase(name, pattern)] for name in named}
     modules = {name: m for name, m in named.items() if matches[name] or [*m.parameters(recurse=False)]}
     rules = {name: matches[name] for name in modules}
     axes = {"tensor": axis, "expert": expert}
     raise_if(_problems(modules, plan, rules, {name: each.size for name, each in axes.items()}))
-    neighbours = cache(lambda size: part_of(axis, size))
+    neighbours = cache(lambda size: make_subaxis(axis, size))
     placements: dict[str, Placement] = {}
     for name, module in modules.items():
         (rule,) = rules[name]
-        over = axes[cut_axis(rule)]
-        if over.size > 1 and (parallel_op := _parallel_op(rule, module)):
-            module.op = parallel_op(over, sequence)
+        cut = axes[get_cut_axis(rule)]
+        if cut.size > 1 and (parallel_op := _find_parallel_op(rule, module)):
+            module.op = parallel_op(cut, sequence)
         for leaf, parameter in module.named_parameters(recurse=False):
-            _cut(parameter, cut_dim(rule, leaf), over)
-            place = _placement(parameter, leaf, rule, axis, neighbours, sequence=sequence)
-            placements[f"{name}.{leaf}"] = replace(place, axis=expert) if isinstance(rule, Expert) else place
+            _cut(parameter, get_cut_dim(rule, leaf), cut)
+            placement = _place(parameter, leaf, rule, axis, neighbours, sequence=sequence)
+            placements[f"{name}.{leaf}"] = replace(placement, axis=expert) if isinstance(rule, Expert) else placement
     return placements
 
 
-def cut_dim(rule: Rule, leaf: str) -> int | None:
-    """The dim along which a rule cuts a module's `weight` or `bias`."""
+def get_cut_dim(rule: Rule, leaf: str) -> int | None:
+    """Return the dim along which a rule cuts a module's `weight` or `bias`."""
     match rule, leaf:
         case Column(dim), _:
             return dim
@@ -158,12 +156,12 @@ def cut_dim(rule: Rule, leaf: str) -> int | None:
     return None
 
 
-def cut_axis(rule: Rule) -> str:
-    """The name of the axis over which a rule cuts."""
+def get_cut_axis(rule: Rule) -> str:
+    """Return the name of the axis over which a rule cuts."""
     return "expert" if isinstance(rule, Expert) else "tensor"
 
 
-def _parallel_op(rule: Rule, module: nn.Module) -> Callable[[Axis, bool], Any] | None:
+def _find_parallel_op(rule: Rule, module: nn.Module) -> Callable[[Axis, bool], Any] | None:
     op = getattr(module, "op", None)
     return next((make for (kind, plain), make in PARALLEL_OPS.items() if kind is type(rule) and plain is op), None)
 
@@ -181,7 +179,7 @@ def _problems(
             yield Problem(f"plan rule {pattern!r}", "matches no module", "rules for modules of this model")
     for name, module in modules.items():
         for leaf, parameter in module.named_parameters(recurse=False):
-            for dim, axis in {(cut_dim(rule, leaf), cut_axis(rule)) for rule in rules[name]}:
+            for dim, axis in {(get_cut_dim(rule, leaf), get_cut_axis(rule)) for rule in rules[name]}:
                 if dim is not None and (length := parameter.shape[dim]) % (size := sizes[axis]):
                     yield Problem(f"{name}.{leaf}", f"dim {dim} is {length}", f"multiples of parallel.{axis} = {size}")
     for name, module in modules.items():
@@ -191,8 +189,8 @@ def _problems(
 def _op_problems(name: str, module: nn.Module, rules: list[Rule], sizes: Mapping[str, int]) -> Iterator[Problem]:
     """A cut that no parallel implementation follows, which would give wrong results without an error."""
     for rule in rules:
-        cuts = isinstance(rule, Column | Row | Vocab | Expert) and sizes[cut_axis(rule)] > 1
-        if not cuts or _parallel_op(rule, module) is not None:
+        cuts = isinstance(rule, Column | Row | Vocab | Expert) and sizes[get_cut_axis(rule)] > 1
+        if not cuts or _find_parallel_op(rule, module) is not None:
             continue
         kind, op = type(rule).__name__, getattr(module, "op", None)
         reason = "the module has no op" if op is None else f"its op {_op_name(op)} has no parallel implementation"
@@ -209,12 +207,12 @@ def _op_name(op: Any) -> str:
 
 
 def _cut(parameter: nn.Parameter, dim: int | None, axis: Axis) -> None:
-    """Keep this rank's part; the parameter stays the same object, so that ties hold."""
+    """Keep this rank's part; the parameter stays the same object, so that ties survive."""
     if dim is not None and axis.size > 1:
         parameter.data = parameter.data.chunk(axis.size, dim)[axis.rank].clone()
 
 
-def _placement(
+def _place(
     parameter: nn.Parameter,
     leaf: str,
     rule: Rule,
@@ -223,13 +221,12 @@ def _placement(
     *,
     sequence: bool,
 ) -> Placement:
-    dim = cut_dim(rule, leaf)
+    dim = get_cut_dim(rule, leaf)
     if dim is None or isinstance(rule, Expert):
         shared = isinstance(rule, Heads) or (sequence and not isinstance(rule, Replicate))
-        return Placement(dim, copies=axis, partial=shared and axis.size > 1)
-    if isinstance(rule, Column) and rule.copies > 1:
-        own = parameter.shape[1] - rule.copied
-        return Placement(
-            dim, axis, neighbours(rule.copies), parameter.numel() // parameter.shape[1] * own, partial=True
-        )
+        return Placement(dim, replicas=axis, partial=shared and axis.size > 1)
+    if isinstance(rule, Column) and rule.kv_replicas > 1:
+        unique = parameter.shape[1] - rule.num_replicated
+        replicated_from = parameter.numel() // parameter.shape[1] * unique
+        return Placement(dim, axis, neighbours(rule.kv_replicas), replicated_from, partial=True)
     return Placement(dim, axis)

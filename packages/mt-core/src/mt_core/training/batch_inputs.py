@@ -12,7 +12,7 @@ from torch import Tensor
 from mt_core.contracts import BatchKey
 from mt_core.distributed.mesh import Axis
 from mt_core.errors import Problem, raise_if
-from mt_core.parallel.context.zigzag import local_positions, split_sequence
+from mt_core.parallel.context.zigzag import local_positions, shard_sequence
 from mt_core.plugins import did_you_mean
 
 Batch = Mapping[str, Tensor]
@@ -40,7 +40,7 @@ def prepare_inputs(model: Any, batch: Batch, context: Axis, device: torch.device
 
     def local(tensor: Tensor, *, per_token: bool) -> Tensor:
         tensor = to_device(tensor, device)
-        return split_sequence(tensor, context, 1) if per_token else tensor
+        return shard_sequence(tensor, context, 1) if per_token else tensor
 
     arguments = {
         key.argument: local(batch[name], per_token=key.per_token)
