@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from mt_core.distributed.mesh import Axis
-from mt_core.parallel.apply import untraced
+from mt_core.parallel.apply import disable_tracing
 from mt_core.parallel.context.comm_types import make_context_core
 from mt_core.parallel.data.zero1 import add_, set_
 from mt_core.parallel.expert.dispatcher import ExpertDispatch
@@ -77,10 +77,10 @@ def cut(axis: Axis, by: str):
     apply_plan(model, model.plan(tensor.size), tensor, sequence=by == "tensor", expert=expert)
     for module in model.modules():
         if isinstance(op := getattr(module, "op", None), ExpertDispatch):
-            module.op = untraced(op)
+            module.op = disable_tracing(op)
     for block in model.layers.values():
         if by == "context":
-            block.attn.core = untraced(make_context_core("ring", block.attn.core, axis=axis))
+            block.attn.core = disable_tracing(make_context_core("ring", block.attn.core, axis=axis))
     return model
 
 
