@@ -6,6 +6,7 @@ sends each rank its part of the result while the next is computed. The products 
 compiled layer stays one graph around them.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,21 +116,35 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None, group: str, sequence: bool
 
 
 @torch.library.custom_op("mt::column_linear_backward", mutates_args=())
-def _column_backward(g: Tensor, x: Tensor, weight: Tensor, group: str, sequence: bool) -> tuple[Tensor, Tensor]:
-    """x is gathered again during the product for its gradient, which is summed during the product for the weight's."""
+def _column_backward(
+    g: Tensor, x: Tensor | None, weight: Tensor | None, group: str, sequence: bool
+) -> tuple[Tensor, Tensor]:
+    """Gradients of x and of the weight; without the weight none of x, without x none of the weight: they are empty.
+
+    x is gathered again during the product for its gradient, which is summed during the product for the weight's.
+    """
     axis = find_axis(group)
-    gathered = collectives.all_gather_async(x, axis, SEQUENCE) if sequence else lambda: x
+    gathered = collectives.all_gather_async(x, axis, SEQUENCE) if x is not None and sequence else lambda: x
+    g_x = _input_gradient_async(g, weight, axis, sequence)
+    whole = gathered()
+    g_weight = g.new_empty(0) if whole is None else g.flatten(0, -2).mT @ whole.flatten(0, -2)
+    return g_x(), g_weight
+
+
+def _input_gradient_async(g: Tensor, weight: Tensor | None, axis: Axis, sequence: bool) -> collectives.Handle:
+    if weight is None:
+        return lambda: g.new_empty(0)
     g_x = g @ weight
-    reduced = (
+    return (
         collectives.reduce_scatter_async(g_x, axis, SEQUENCE) if sequence else collectives.all_reduce_async(g_x, axis)
     )
-    g_weight = g.flatten(0, -2).mT @ gathered().flatten(0, -2)
-    return reduced(), g_weight
 
 
 @_column_backward.register_fake
-def _(g: Tensor, x: Tensor, weight: Tensor, group: str, sequence: bool) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape), weight.new_empty(weight.shape)
+def _(g: Tensor, x: Tensor | None, weight: Tensor | None, group: str, sequence: bool) -> tuple[Tensor, Tensor]:
+    length = g.shape[1] // _count_parts(group, sequence)
+    g_x = g.new_empty(0) if weight is None else g.new_empty(g.shape[0], length, weight.shape[1])
+    return g_x, g.new_empty(0) if x is None else g.new_empty(g.shape[-1], x.shape[-1])
 
 
 @torch.library.custom_op("mt::row_linear", mutates_args=())
@@ -148,14 +163,26 @@ def _(x: Tensor, weight: Tensor, group: str, sequence: bool) -> Tensor:
 
 
 @torch.library.custom_op("mt::row_linear_backward", mutates_args=())
-def _row_backward(g: Tensor, x: Tensor, weight: Tensor, group: str, sequence: bool) -> tuple[Tensor, Tensor]:
-    g_x, whole = _all_gather_matmul(g, weight, None, find_axis(group)) if sequence else (g @ weight, g)
-    return g_x, whole.flatten(0, -2).mT @ x.flatten(0, -2)
+def _row_backward(
+    g: Tensor, x: Tensor | None, weight: Tensor | None, group: str, sequence: bool
+) -> tuple[Tensor, Tensor]:
+    """Gradients of x and of the weight; without the weight none of x, without x none of the weight: they are empty."""
+    axis, g_x, g_weight = find_axis(group), g.new_empty(0), g.new_empty(0)
+    whole = g
+    if weight is not None:
+        g_x, whole = _all_gather_matmul(g, weight, None, axis) if sequence else (g @ weight, g)
+    elif sequence:
+        whole = collectives.all_gather_async(g, axis, SEQUENCE)()
+    if x is not None:
+        g_weight = whole.flatten(0, -2).mT @ x.flatten(0, -2)
+    return g_x, g_weight
 
 
 @_row_backward.register_fake
-def _(g: Tensor, x: Tensor, weight: Tensor, group: str, sequence: bool) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape), weight.new_empty(weight.shape)
+def _(g: Tensor, x: Tensor | None, weight: Tensor | None, group: str, sequence: bool) -> tuple[Tensor, Tensor]:
+    length = g.shape[1] * _count_parts(group, sequence)
+    g_x = g.new_empty(0) if weight is None else g.new_empty(g.shape[0], length, weight.shape[1])
+    return g_x, g.new_empty(0) if x is None else g.new_empty(g.shape[-1], x.shape[-1])
 
 
 def _count_parts(group: str, sequence: bool) -> int:
@@ -200,23 +227,34 @@ def _matmul_reduce_scatter(x: Tensor, weight: Tensor, axis: Axis) -> Tensor:
 
 
 def _save_column(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, bias, ctx.group, ctx.sequence = inputs
-    ctx.biased = bias is not None
-    ctx.save_for_backward(x, weight)
+    x, weight, _, ctx.group, ctx.sequence = inputs
+    _save_needed(ctx, x, weight)
 
 
 def _column_gradients(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-    g_bias = g.flatten(0, -2).sum(0) if ctx.biased else None
-    return *_column_backward(g, *ctx.saved_tensors, ctx.group, ctx.sequence), g_bias, None, None
+    g_bias = g.flatten(0, -2).sum(0) if ctx.needs_input_grad[2] else None
+    return *_needed_gradients(ctx, _column_backward, g), g_bias, None, None
 
 
 def _save_row(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, weight, ctx.group, ctx.sequence = inputs
-    ctx.save_for_backward(x, weight)
+    _save_needed(ctx, x, weight)
 
 
 def _row_gradients(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-    return *_row_backward(g, *ctx.saved_tensors, ctx.group, ctx.sequence), None, None
+    return *_needed_gradients(ctx, _row_backward, g), None, None
+
+
+def _save_needed(ctx: Any, x: Tensor, weight: Tensor) -> None:
+    """Save x only for the gradient of the weight, and the weight only for that of x."""
+    needs_x, needs_weight = ctx.needs_input_grad[:2]
+    ctx.save_for_backward(x if needs_weight else None, weight if needs_x else None)
+
+
+def _needed_gradients(ctx: Any, backward: Callable[..., tuple[Tensor, Tensor]], g: Tensor) -> list[Tensor | None]:
+    """Compute the gradients of x and of the weight, None where the tensor is frozen or needs none."""
+    gradients = backward(g, *ctx.saved_tensors, ctx.group, ctx.sequence)
+    return [gradient if needed else None for gradient, needed in zip(gradients, ctx.needs_input_grad, strict=False)]
 
 
 _column.register_autograd(_column_gradients, setup_context=_save_column)
