@@ -90,24 +90,32 @@ def canonical_state(model: Any) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def load_stream(model: Any, tensors: Iterable[tuple[str, Tensor]]) -> None:
-    """Fill every parameter from a stream in any order; a fused one is copied when its last part has arrived.
+    """Fill every parameter of a whole model from a stream, as `stream_parameters` does."""
+    parameters = dict(model.named_parameters())
+    stream_parameters(model, tensors, lambda name, get: parameters[name].copy_(model.from_canonical(name, get)))
 
-    `MtError` names everything missing, unexpected, repeated or misshapen at once; the model is then partly filled.
+
+def stream_parameters(
+    model: Any, tensors: Iterable[tuple[str, Tensor]], fill: Callable[[str, Callable[[str], Tensor]], object]
+) -> None:
+    """Call `fill(name, get)` for every parameter of a model, once the last of its canonical tensors has arrived.
+
+    The stream may have any order; only tensors of parameters that are still incomplete are kept. `MtError` names
+    everything missing, unexpected, repeated or misshapen at once; the model is then partly filled.
     """
     expected = model.config.canonical_shapes()
-    parameters = dict(model.named_parameters())
-    parts = {name: _parts(get_fusion(model, name), name) for name in parameters}
-    owners = {part: name for name in parameters for part in parts[name]}
-    waiting: dict[str, dict[str, Tensor]] = {name: {} for name in parameters}
+    parts = {name: _parts(get_fusion(model, name), name) for name, _ in model.named_parameters()}
+    owners = {part: name for name in parts for part in parts[name]}
+    waiting: dict[str, dict[str, Tensor]] = {name: {} for name in parts}
     arrived: list[tuple[str, tuple[int, ...]]] = []
     for part, tensor in tensors:
         arrived.append((part, tuple(tensor.shape)))
-        if expected.get(part) != arrived[-1][1] or owners[part] not in waiting:
-            continue
-        name = owners[part]
-        waiting[name][part] = tensor
-        if len(waiting[name]) == len(parts[name]):
-            parameters[name].copy_(model.from_canonical(name, waiting.pop(name).__getitem__))
+        if expected.get(part) == arrived[-1][1] and owners[part] in waiting:
+            name = owners[part]
+            waiting[name][part] = tensor
+            if len(waiting[name]) == len(parts[name]):
+                fill(name, waiting.pop(name).__getitem__)
+        del tensor  # or it would be in memory while the next one is read
     raise_if(stream_problems(expected, arrived))
 
 

@@ -24,7 +24,6 @@ from mt_core.distributed.environment import get_rank_info
 from mt_core.distributed.mesh import Mesh, make_mesh
 from mt_core.distributed.process_group import local_ranks, pick_device, process_group, use_deterministic_kernels
 from mt_core.distributed.topology import resolve_dims
-from mt_core.errors import raise_if
 from mt_core.parallel.apply import parallelize
 from mt_core.plugins import component
 from mt_core.training.batch_inputs import Batch
@@ -36,7 +35,7 @@ from mt_core.training.signals import catch_stop_signals
 from mt_core.training.state import TrainState
 from mt_data.batch_sizes import BatchSizes, check_sizes, count_samples, make_batch_sizes
 from mt_data.loading import load_batches
-from mt_models.canonical import stream_problems
+from mt_models.canonical import stream_parameters
 
 
 def run(config: FullConfig) -> int:
@@ -163,8 +162,7 @@ def build_state(config: FullConfig, mesh: Mesh, device: torch.device, *, resume:
 
 
 def load_weights(state: TrainState, init: str) -> None:
-    """Fill a model from `LOADER:PATH`; a checkpoint of another shape is refused with all differences."""
+    """Fill a model from `LOADER:PATH`, tensor by tensor; another shape is refused with all differences."""
     name, _, path = init.partition(":")
-    tensors = list(open_checkpoint(Path(path), name).tensors())
-    raise_if(stream_problems(state.model.config.canonical_shapes(), [(n, tuple(t.shape)) for n, t in tensors]))
-    state.fill(dict(tensors).__getitem__)
+    with state.filling() as fill:
+        stream_parameters(state.model, open_checkpoint(Path(path), name).tensors(), fill)

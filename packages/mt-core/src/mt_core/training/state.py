@@ -7,6 +7,7 @@ whole tensors are gathered to the ranks that write them; when loading, each rank
 
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -59,13 +60,26 @@ class TrainState:
                     local[name].copy_(part)
         self.data_parallel.all_gather_params()
 
-    @torch.no_grad()
-    def fill(self, get: Callable[[str], Any]) -> None:
-        """Set the weights from whole canonical tensors, or stored ones, of which each rank takes its parts."""
-        self.data_parallel.wait()  # main parameters may be read by a gathering that is under way
-        for name, tensor in self._local_shards().items():
-            tensor.copy_(self._part(name, get))
+    @contextmanager
+    def filling(self) -> Iterator[Callable[[str, Callable[[str], Any]], None]]:
+        """Yield `fill(name, get)`, which sets this rank's shard of a parameter from the canonical tensors that `get`
+        returns, whole or stored; after the block, ranks gather the weights."""
+        self.data_parallel.wait()  # main parameters may be read by an all-gather that is under way
+        local = self._local_shards()
+
+        def fill(name: str, get: Callable[[str], Any]) -> None:
+            if name in local:
+                local[name].copy_(self._part(name, get))
+
+        with torch.no_grad():
+            yield fill
         self.data_parallel.all_gather_params()
+
+    def fill(self, get: Callable[[str], Any]) -> None:
+        """Set the weights from the canonical tensors that `get` returns, whole or stored."""
+        with self.filling() as fill:
+            for name in self.data_parallel.shapes:
+                fill(name, get)
 
     def _local_shards(self) -> dict[str, Tensor]:
         """Return this rank's shard of every parameter, in the model's order: main parameters, and frozen ones."""
