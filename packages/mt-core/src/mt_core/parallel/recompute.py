@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from mt_core.config.sections import RecomputeConfig
+from mt_core.contracts import Model
 
 Layer = Callable[[Tensor], Tensor]
 
@@ -41,7 +42,7 @@ def again(function: Callable[..., Tensor], *inputs: Any, **more: Any) -> Tensor:
     return checkpoint(function, *inputs, use_reentrant=False, **more)  # pyright: ignore[reportReturnType]
 
 
-def recompute(model: Any, config: RecomputeConfig) -> None:
+def recompute(model: Model, config: RecomputeConfig) -> None:
     """Make a model forget what the configuration says."""
     match config.granularity, config.method:
         case "full", "uniform":
@@ -53,6 +54,6 @@ def recompute(model: Any, config: RecomputeConfig) -> None:
                 attention.core = partial(again, attention.core)
 
 
-def modules_with_core(model: Any) -> list[Any]:
+def modules_with_core(model: Model) -> list[Any]:
     """The modules of a model whose `core`, an `AttentionCore`, mixes positions."""
     return [module for module in model.modules() if hasattr(module, "core")]
