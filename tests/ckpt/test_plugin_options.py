@@ -9,7 +9,7 @@ from ckpt.test_ckpt_command import mt_ckpt
 from mt_ckpt.conversion.convert import convert
 from mt_ckpt.given_options import read_words
 from mt_ckpt.native.loader import Native
-from mt_ckpt.plugin_options import UNSET, options_of
+from mt_ckpt.plugin_options import UNSET, read_options
 from mt_core.errors import MtError
 
 
@@ -22,14 +22,14 @@ def words(native, tmp_path, add_component):
     return ["convert", "--loader", "repeats", "--load-dir", native, "--saver", "options", "--save-dir", target], target
 
 
-def found(words):
+def problems(words):
     with pytest.raises(MtError) as raised:
         mt_ckpt(*words)
     return list(map(str, raised.value.problems))
 
 
 def test_options_are_keyword_only_parameters_with_type_help_and_default():
-    loader, saver = options_of(faulty_plugins.Repeats), options_of(faulty_plugins.writes_options)
+    loader, saver = read_options(faulty_plugins.Repeats), read_options(faulty_plugins.writes_options)
     assert [(option.usage, option.description) for option in (*loader.values(), *saver.values())] == [
         ("--times <int>", "How often.  [required]"),
         ("--notes <path>", "A file."),
@@ -39,17 +39,17 @@ def test_options_are_keyword_only_parameters_with_type_help_and_default():
         ("--loud", ""),
         ("--plain <str>", ""),
     ]
-    assert options_of(Native) == {}
+    assert read_options(Native) == {}
 
 
 def test_annotations_may_be_texts_and_names_for_type_checkers_alone_may_stand_elsewhere():
     scope: dict = {}
     exec("def load(path, *, size: 'int | float' = 1) -> 'Missing': ...", scope)
-    assert options_of(scope["load"])["size"].usage == "--size <int|float>"
+    assert read_options(scope["load"])["size"].usage == "--size <int|float>"
 
 
 def test_words_are_options_values_switches_and_strays():
-    sides = {"loader": options_of(faulty_plugins.Repeats), "saver": options_of(faulty_plugins.writes_options)}
+    sides = {"loader": read_options(faulty_plugins.Repeats), "saver": read_options(faulty_plugins.writes_options)}
     words = ["--times", "-3", "--no-tidy", "--loud", "x", "--order=up=down", "--odd", "word", "--plain"]
     given, strays = read_words(words, sides)
     assert given == {"times": "-3", "tidy": False, "loud": True, "order": "up=down", "odd": "word", "plain": UNSET}
@@ -70,7 +70,7 @@ def test_everything_wrong_is_told_at_once_and_first(words):
     command, target = words
     wrong = ["--notse", "x", "--dtyp", "bf16", "--times", "0", "--order", "left"]
     wrong += ["--loud=perhaps", "--plain", "--tidy", "y"]
-    assert found([*command, *wrong]) == [
+    assert problems([*command, *wrong]) == [
         "root convert: unexpected 'y'; values follow options",
         "--notse: neither loader repeats nor saver options has it; did you mean '--notes'? "
         "allowed: --times, --notes, --tidy, --order, --loud, --plain",
@@ -83,14 +83,14 @@ def test_everything_wrong_is_told_at_once_and_first(words):
     ]
     assert not target.exists()
     misspelt = ["--lod-dir" if word == "--load-dir" else word for word in command]
-    assert "did you mean '--load-dir'?" in found(misspelt)[0]
+    assert "did you mean '--load-dir'?" in problems(misspelt)[0]
 
 
 def test_what_an_option_needs_is_told_once_where_both_have_it(words, native):
     command, target = words
     number = "input should be a valid integer, unable to parse string as an integer"
-    assert found(command) == ["--times: required, but not given; How often."]
-    assert found([*command, "--times", "many"]) == [f"--times: 'many'; {number}"]
+    assert problems(command) == ["--times: required, but not given; How often."]
+    assert problems([*command, "--times", "many"]) == [f"--times: 'many'; {number}"]
     with pytest.raises(MtError, match="--times: required, but not given; How often."):
         convert("repeats", native, "options", target)
 

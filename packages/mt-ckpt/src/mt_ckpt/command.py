@@ -66,9 +66,9 @@ def convert(
 
 
 def _report(done: "Converted") -> None:
-    from mt_ckpt.tools.inspect import size_text
+    from mt_ckpt.tools.inspect import format_size
 
-    print(f"wrote {done.path}: {done.tensors} tensors, {done.parameters:,} parameters, {size_text(done.bytes)}")
+    print(f"wrote {done.path}: {done.tensors} tensors, {done.parameters:,} parameters, {format_size(done.bytes)}")
     print(f"tokenizer files: {', '.join(done.tokenizer_files) or 'none'}")
     for comparison in done.comparisons:
         print(f"verified: {comparison}")

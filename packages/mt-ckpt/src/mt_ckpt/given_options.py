@@ -47,8 +47,8 @@ def problems(given: Mapping[str, Any], sides: Mapping[str, Options], besides: It
     for name in (name for name in given if name not in known):
         allowed = did_you_mean(flag(name), map(flag, known), besides)
         yield Problem(flag(name), f"neither {' nor '.join(sides)} has it", allowed)
-    found = (_problem(option, given) for options in sides.values() for option in options.values())
-    yield from dict.fromkeys(problem for problem in found if problem)  # once where both sides say the same
+    reported = (_problem(option, given) for options in sides.values() for option in options.values())
+    yield from dict.fromkeys(problem for problem in reported if problem)  # once where both sides say the same
 
 
 def _problem(option: PluginOption, given: Mapping[str, Any]) -> Problem | None:

@@ -49,10 +49,10 @@ def mt_config_rules(config: Any) -> list[Problem]:
     """A run that shall end in Hugging Face format needs a model that it can carry."""
     if config.checkpoint.save_format != "hf":
         return []
-    from mt_ckpt.huggingface.saver import carrier
+    from mt_ckpt.huggingface.saver import choose_family
 
     try:
-        carrier(config.model)
+        choose_family(config.model)
     except MtError as err:
         return list(err.problems)
     return []

@@ -26,7 +26,7 @@ class PluginOption:
 
     @property
     def flag(self) -> str:
-        """As it is typed."""
+        """The option as a user types it, such as `--top-k`."""
         return flag(self.name)
 
     @property
@@ -58,14 +58,14 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def options_of(target: Callable[..., Any]) -> dict[str, PluginOption]:
+def read_options(target: Callable[..., Any]) -> dict[str, PluginOption]:
     """The options of a loader or saver."""
-    found = {p.name: p for p in inspect.signature(target).parameters.values() if p.kind is p.KEYWORD_ONLY}
-    annotations = {name: str if p.annotation is UNSET else p.annotation for name, p in found.items()}
+    parameters = {p.name: p for p in inspect.signature(target).parameters.values() if p.kind is p.KEYWORD_ONLY}
+    annotations = {name: str if p.annotation is UNSET else p.annotation for name, p in parameters.items()}
     home = inspect.unwrap(target.__init__ if inspect.isclass(target) else target)
     names = getattr(home, "__globals__", {})
     hints = get_type_hints(SimpleNamespace(__annotations__=annotations), names, include_extras=True)
-    return {name: PluginOption(name, *_type_and_help(hints[name]), p.default) for name, p in found.items()}
+    return {name: PluginOption(name, *_type_and_help(hints[name]), p.default) for name, p in parameters.items()}
 
 
 def _type_and_help(hint: Any) -> tuple[Any, str]:

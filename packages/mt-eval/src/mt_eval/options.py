@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def spread(command: Callable[..., None]) -> Callable[..., None]:
-    """The same command, taking each field of its dataclass parameters as an option of its own."""
+    """Make each field of a command's dataclass parameters an option of its own."""
     hints: dict[str, Any] = get_type_hints(command, include_extras=True)
     parameters = []
     for parameter in inspect.signature(command).parameters.values():

@@ -42,4 +42,4 @@ class MegatronCoreLoader:
 
     def tokenizer_files(self) -> list[Path]:
         """Files of the tokenizer beside the tracker, where our saver puts them."""
-        return tokenizer_files.in_directory(self.path)
+        return tokenizer_files.find_tokenizer_files(self.path)
