@@ -10,8 +10,8 @@ import torch
 
 from docs.pages import DOCS, read
 from mt_ckpt.conversion.convert import convert
-from mt_ckpt.plugin_options import read_options
 from mt_core.checkpoint.detection import open_checkpoint
+from mt_core.plugin_options import read_options
 
 
 def file_of_the_page(name):

@@ -1,16 +1,19 @@
 """The options of loaders and savers are what their signatures say, on the command line too."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
 from ckpt import faulty_plugins
 from ckpt.test_ckpt_command import mt_ckpt
 from mt_ckpt.conversion.convert import convert
-from mt_ckpt.given_options import read_words
 from mt_ckpt.native.loader import Native
-from mt_ckpt.plugin_options import UNSET, read_options
+from mt_core.cli.options import read_words
 from mt_core.errors import MtError
+from mt_core.plugin_options import UNSET, read_options
+from mt_core.plugins import components
 
 
 @pytest.fixture
@@ -40,6 +43,13 @@ def test_options_are_keyword_only_parameters_with_type_help_and_default():
         ("--plain <str>", ""),
     ]
     assert read_options(Native) == {}
+
+
+@pytest.mark.parametrize("kind", ["ckpt-loader", "ckpt-saver"])
+def test_a_declaration_has_the_options_of_what_it_stands_for(kind):
+    for name, plugin in components(kind).items():
+        declared, implemented = read_options(plugin.load_declaration()), read_options(plugin.load())
+        assert list(declared.items()) == list(implemented.items()), name
 
 
 def test_annotations_may_be_texts_and_names_for_type_checkers_alone_may_stand_elsewhere():
@@ -114,3 +124,22 @@ def test_help_shows_every_plugins_options_and_which_are_broken(words, add_compon
     assert lines[at + 1].split()[:6] == ["broken", "MtError:", "ckpt-saver", "'absent':", "needs", "'no_such_package',"]
     assert "Options of --loader core:" in lines
     assert "Options of --loader hf:" not in lines
+
+
+@pytest.mark.parametrize("named", [[], ["--loader", "hf"], ["--loader", "core", "--saver", "hf"]], ids=" ".join)
+def test_help_imports_no_torch_and_shows_all_options(named):
+    source = (
+        "import atexit, sys; atexit.register(lambda: print(*sys.modules, file=sys.stderr));"
+        f" sys.argv = {['mt', 'ckpt', 'convert', *named, '--help']}; from mt_cli.main import main; main()"
+    )
+    ran = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True)
+    imported = {name.partition(".")[0] for name in ran.stderr.split()}
+    assert "mt_ckpt" in imported
+    assert not imported & {"torch", "numpy", "safetensors", "transformers", "huggingface_hub"}
+    titles = [line for line in ran.stdout.splitlines() if line.startswith("Options of --")]
+    assert titles == [
+        f"Options of --{side}:" for side in ("loader core", "loader legacy", "saver core", "saver hf", "saver legacy")
+    ]
+    shown = ("--true-vocab-size <int>", "--moe-grouped-gemm", "5000000000]")
+    assert all(text in ran.stdout for text in shown)
+    assert "broken" not in ran.stdout

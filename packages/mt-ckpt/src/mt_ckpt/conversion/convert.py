@@ -10,8 +10,6 @@ import torch
 from torch import Tensor
 
 from mt_ckpt.conversion.verify import Comparison, verify_conversion
-from mt_ckpt.given_options import problems, values
-from mt_ckpt.plugin_options import read_options
 from mt_ckpt.tensor_streams.accounting import check_stream
 from mt_ckpt.tensor_streams.dtypes import cast, parse_dtype
 from mt_ckpt.tensor_streams.tokenizer_files import size_problems
@@ -19,6 +17,7 @@ from mt_core.checkpoint.page_cache import trim
 from mt_core.contracts import CheckpointLoader
 from mt_core.errors import MtError, raise_if
 from mt_core.files import atomic_path
+from mt_core.plugin_options import convert_values, find_problems, read_options
 from mt_core.plugins import component
 from mt_core.progress import progress
 
@@ -66,9 +65,9 @@ def convert(
     """
     target = parse_dtype(dtype) if dtype else None
     save, load = component("ckpt-saver", saver), component("ckpt-loader", loader)
-    sides = {f"loader {loader}": read_options(load), f"saver {saver}": read_options(save)}
-    raise_if(problems(options, sides))
-    loader_options, saver_options = (values(options, side) for side in sides.values())
+    declared = {f"loader {loader}": read_options(load), f"saver {saver}": read_options(save)}
+    raise_if(find_problems(options, declared))
+    loader_options, saver_options = (convert_values(options, plugin_options) for plugin_options in declared.values())
     source = load(load_dir, **loader_options)
     config, count = source.config(), _Count()
     if model_type and model_type.lower() != config.kind:
