@@ -4,16 +4,16 @@ import json
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import PositiveInt
 from torch import Tensor
 
+from mt_ckpt.formats import SHARD_BYTES, FamilyName, ShardBytes
 from mt_ckpt.huggingface.config import find_lost_settings, write_config
 from mt_ckpt.huggingface.families import FAMILIES, fused
 from mt_ckpt.huggingface.families.family import Config, Family
 from mt_ckpt.tensor_streams.experts import unstack_experts
-from mt_ckpt.tensor_streams.shards import SHARD_BYTES, write_shards
+from mt_ckpt.tensor_streams.shards import write_shards
 from mt_ckpt.tensor_streams.tokenizer_files import special_ids
 from mt_core.errors import MtError, Problem
 from mt_core.files import atomic_directory
@@ -31,10 +31,8 @@ def save(
     tensors: Iterable[tuple[str, Tensor]],
     tokenizer_files: Sequence[Path] = (),
     *,
-    target_model_type: Annotated[
-        str | None, "Family to write, such as phi3; else the first that carries the model."
-    ] = None,
-    shard_bytes: Annotated[PositiveInt, "Most bytes of tensors in a file."] = SHARD_BYTES,
+    target_model_type: FamilyName = None,
+    shard_bytes: ShardBytes = SHARD_BYTES,
 ) -> None:
     """Write safetensors, config.json and the tokenizer's files, whole or not at all; bits and dtypes are unchanged."""
     family = choose_family(config, target_model_type)

@@ -10,11 +10,8 @@ from mt_ckpt.tensor_streams.sources import INDEX, SINGLE
 from mt_core.checkpoint.safetensors_io import DTYPES
 from mt_core.checkpoint.streaming import write_stream
 
-SHARD_BYTES = 5 * 10**9
-"""Largest file."""
 
-
-def write_shards(directory: Path, tensors: Iterable[tuple[str, Tensor]], shard_bytes: int = SHARD_BYTES) -> str:
+def write_shards(directory: Path, tensors: Iterable[tuple[str, Tensor]], shard_bytes: int) -> str:
     """Write a stream of tensors; returns the dtype that holds most of the bytes, such as "bfloat16"."""
     headers = write_stream(tensors, lambda number: _part(directory, number), limit=shard_bytes)
     dtype_bytes: dict[str, int] = {}
