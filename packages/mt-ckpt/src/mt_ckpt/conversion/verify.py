@@ -91,7 +91,7 @@ def compare(left: str, right: str, left_BTV: Tensor, right_BTV: Tensor) -> Compa
 
 
 def fixed_tokens(config: ModelConfig) -> Tensor:
-    """The same tokens [B, T] each time, spread over the vocabulary."""
+    """Fixed tokens [B, T], spread over the vocabulary: equal for equal configurations."""
     length = min(LENGTH, config.max_seq_len)
     generator = torch.Generator().manual_seed(0)
     return torch.randint(config.vocab_size, (SEQUENCES, length), generator=generator)

@@ -3,18 +3,12 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 from mt_ckpt.megatron.parameters.pipeline import fitting_stages, stage_layers
 from mt_ckpt.megatron.parameters.t5_pipeline import OPTION, split_errors
 from mt_core.errors import MtError, Problem
 from mt_models.config import TransformerConfig
 
-TensorRanks = Annotated[int, "Tensor ranks to cut for."]
-Stages = Annotated[int, "Pipeline stages to cut for."]
-Chunks = Annotated[int, "Chunks of each pipeline stage."]
-EncoderStages = Annotated[int | None, "How many of the stages hold a T5's encoder."]
-"""Options of savers."""
 TRACKER, RANK_FILE, RELEASE = "latest_checkpointed_iteration.txt", "model_optim_rng.pt", "release"
 
 
