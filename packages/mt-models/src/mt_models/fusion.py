@@ -6,10 +6,9 @@ slices of ranks: `canonical.py` adds them, from the configuration's cuts.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +31,7 @@ def stack_parts(*parts: str, dim: int = 0) -> Fusion:
     return Fusion(parts, lambda fused: fused.unbind(dim), lambda tensors: torch.stack([*tensors], dim=dim))
 
 
-def get_fusion(module: Any, name: str) -> Fusion:
+def get_fusion(module: nn.Module, name: str) -> Fusion:
     """The fusion of the parameter called `name` in a module, from the innermost layer that has it in its table."""
     child, _, rest = name.partition(".")
     inner = get_fusion(getattr(module, child), rest) if rest else PLAIN

@@ -6,11 +6,11 @@ axis. `assign_writers` decides which rank writes which tensor, so that all write
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from mt_core.contracts import CanonicalModel
 from mt_core.distributed.mesh import Axis, Mesh
 from mt_core.parallel.data.protocol import DataParallel
 
@@ -40,7 +40,13 @@ def locate(mesh: Mesh, cut: Axis, rank: int, *, sharded: bool) -> ShardCoordinat
 
 
 def gather_whole(
-    model: Any, data_parallel: DataParallel, name: str, part: Tensor | None, writer: int, *, dtype: torch.dtype
+    model: CanonicalModel,
+    data_parallel: DataParallel,
+    name: str,
+    part: Tensor | None,
+    writer: int,
+    *,
+    dtype: torch.dtype,
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield canonical names and whole tensors on world rank `writer`, nothing elsewhere; every rank must iterate.
 
@@ -85,7 +91,9 @@ def _paste(data_parallel: DataParallel, name: str, whole: Tensor, rank: int, par
     data_parallel.local_shard(name, whole, rank).copy_(part)
 
 
-def _gather_over_cut(model: Any, axis: Axis, name: str, canonical: str, piece: Tensor, writer: int) -> Tensor | None:
+def _gather_over_cut(
+    model: CanonicalModel, axis: Axis, name: str, canonical: str, piece: Tensor, writer: int
+) -> Tensor | None:
     if axis.size == 1:
         return piece
     if axis.rank != writer:

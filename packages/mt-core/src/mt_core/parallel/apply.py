@@ -6,7 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mt_core.config.run_config import RunConfig
 from mt_core.config.trainable import fused_problems, is_trainable, pattern_problems
+from mt_core.contracts import CanonicalModel, Model, as_module
 from mt_core.distributed.mesh import Mesh
 from mt_core.errors import raise_if
 from mt_core.parallel.context.comm_types import make_context_core
@@ -17,13 +19,13 @@ from mt_core.parallel.tensor.cross_entropy import VocabCrossEntropy, compile_ker
 from mt_core.parallel.tensor.plan import apply_plan
 
 
-def parallelize(config: Any, mesh: Mesh, device: torch.device) -> tuple[Any, DataParallel]:
+def parallelize(config: RunConfig, mesh: Mesh, device: torch.device) -> tuple[Model, DataParallel]:
     """Build a run's model, its parameters allocated on `device` but uninitialised, and its data parallelism."""
     with torch.device("meta"):
         model = config.model.build(mesh.tensor.size)
     plan = model.plan(mesh.tensor.size)
     freeze(model, config.optim.trainable)
-    placements = apply_plan(model, plan, mesh.tensor, sequence=config.parallel.sequence, expert=mesh.expert)
+    placements = apply_plan(as_module(model), plan, mesh.tensor, sequence=config.parallel.sequence, expert=mesh.expert)
     for attention in list_modules_with_core(model):
         core = make_context_core(config.parallel.cp_comm_type, attention.core, axis=mesh.context)
         attention.core = disable_tracing(core) if config.runtime.compile and mesh.context.size > 1 else core
@@ -38,7 +40,7 @@ def parallelize(config: Any, mesh: Mesh, device: torch.device) -> tuple[Any, Dat
     return model, data_parallel
 
 
-def freeze(model: Any, patterns: Sequence[str]) -> None:
+def freeze(model: CanonicalModel, patterns: Sequence[str]) -> None:
     """Turn gradients off for the parameters that `optim.trainable` leaves out; `MtError` if one would be split."""
     canonical = {name: [*model.canonical_regions(name)] for name, _ in model.named_parameters()}
     names = [name for parts in canonical.values() for name in parts]
@@ -47,13 +49,13 @@ def freeze(model: Any, patterns: Sequence[str]) -> None:
         parameter.requires_grad_(is_trainable(canonical[name][0], patterns))
 
 
-def compile_parts(model: Any, mesh: Mesh, *, sequence: bool) -> None:
+def compile_parts(model: Model, mesh: Mesh, *, sequence: bool) -> None:
     """Compile each block and the loss with torch.compile."""
     for module in model.modules():
         if isinstance(op := getattr(module, "op", None), ExpertDispatch):
-            module.op = disable_tracing(op)
+            module.op = disable_tracing(op)  # pyright: ignore[reportArgumentType]
     for block in model.layers.values():
-        block.forward = torch.compile(block.forward)
+        block.forward = torch.compile(block.forward)  # pyright: ignore[reportArgumentType] a module's method
     model.loss.op = VocabCrossEntropy(mesh.tensor, sequence, compile_kernels())
 
 

@@ -6,9 +6,10 @@ The same rules serve `mt plan` and `mt train`; `nearest` looks for layouts that 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from math import gcd, lcm, log2
-from typing import Any
 
+from mt_core.config.run_config import RunConfig, TransformerRun
 from mt_core.config.sections import CPCommType
+from mt_core.contracts import TransformerModelConfig
 from mt_core.distributed.topology import ParallelDims
 from mt_core.errors import Problem
 
@@ -52,7 +53,7 @@ class Layout:
         return self.dims.tensor if self.sequence else 1
 
 
-def layout_of(config: Any, ranks: int | None = None) -> Layout:
+def layout_of(config: RunConfig, ranks: int | None = None) -> Layout:
     """The layout that a `RunConfig` asks for.
 
     The data axis, if unset, is what the others leave of `ranks`; without those, as short as what is shared allows.
@@ -74,7 +75,7 @@ def layout_of(config: Any, ranks: int | None = None) -> Layout:
     )
 
 
-def problems(config: Any, ranks: int | None = None) -> Iterator[Problem]:
+def problems(config: TransformerRun, ranks: int | None = None) -> Iterator[Problem]:
     """Everything that keeps a run from being cut as its configuration says; without `ranks`, as far as that shows."""
     layout = layout_of(config, ranks)
     dims, parallel = layout.dims, config.parallel
@@ -92,7 +93,7 @@ def problems(config: Any, ranks: int | None = None) -> Iterator[Problem]:
         yield Problem("recompute.layers", f"{recompute.layers} of {layers} layers", f"allowed: 1 to {layers}")
 
 
-def axis_problems(config: Any, layout: Layout) -> Iterator[Problem]:
+def axis_problems(config: TransformerRun, layout: Layout) -> Iterator[Problem]:
     """What does not divide as the axes of `layout` need."""
     wrong = list(_tensor(config, layout))
     yield from wrong or _sequence(config, layout)
@@ -101,7 +102,7 @@ def axis_problems(config: Any, layout: Layout) -> Iterator[Problem]:
     yield from _batch(config, layout)
 
 
-def _tensor(config: Any, layout: Layout) -> Iterator[Problem]:
+def _tensor(config: TransformerRun, layout: Layout) -> Iterator[Problem]:
     attention, tensor = config.model.attention, layout.dims.tensor
     rules = [
         ("model.attention.heads", attention.heads, lambda t: attention.heads % t == 0),
@@ -126,7 +127,7 @@ def _groups_fit(groups: int, tensor: int) -> bool:
     return groups % tensor == 0 or tensor % groups == 0
 
 
-def _sequence(config: Any, layout: Layout) -> Iterator[Problem]:
+def _sequence(config: TransformerRun, layout: Layout) -> Iterator[Problem]:
     if not layout.sequence:
         return
     dims, length = layout.dims, config.data.seq_length
@@ -137,7 +138,7 @@ def _sequence(config: Any, layout: Layout) -> Iterator[Problem]:
         yield Problem("data.seq_length", found, f"allowed: {_multiples(length, dims.context * dims.tensor)}")
 
 
-def _context(config: Any, layout: Layout) -> Iterator[Problem]:
+def _context(config: TransformerRun, layout: Layout) -> Iterator[Problem]:
     attention, dims, length = config.model.attention, layout.dims, config.data.seq_length
     if dims.context == 1:
         return
@@ -157,7 +158,7 @@ def _context(config: Any, layout: Layout) -> Iterator[Problem]:
             yield Problem("parallel.context", found, f'allowed: {fits}, or cp_comm_type = "ring"')
 
 
-def _expert(config: Any, layout: Layout) -> Iterator[Problem]:
+def _expert(config: TransformerRun, layout: Layout) -> Iterator[Problem]:
     expert, together = layout.dims.expert, layout.dims.data * layout.dims.context
     if expert == 1:
         return
@@ -171,19 +172,19 @@ def _expert(config: Any, layout: Layout) -> Iterator[Problem]:
             yield Problem("parallel.expert", f"{expert} does not divide {name} = {number}", f"allowed: {fits}")
 
 
-def experts_of(model: Any) -> int:
+def experts_of(model: TransformerModelConfig) -> int:
     """Experts of each layer, 0 if it has none."""
-    return model.mlp.experts if model.mlp.kind == "moe" else 0
+    return getattr(model.mlp, "experts", 0)
 
 
-def _batch(config: Any, layout: Layout) -> Iterator[Problem]:
+def _batch(config: TransformerRun, layout: Layout) -> Iterator[Problem]:
     unit, batch = layout.micro_batch * layout.dims.data, config.batch.global_batch
     if batch % unit and not config.batch.sizes:  # a schedule of sizes takes the place of global_batch
         found = f"{batch} is no multiple of micro_batch {layout.micro_batch} × data {layout.dims.data}"
         yield Problem("batch.global_batch", found, f"allowed: {_multiples(batch, unit)}")
 
 
-def _shard(config: Any, layout: Layout) -> Iterator[Problem]:
+def _shard(config: TransformerRun, layout: Layout) -> Iterator[Problem]:
     size, together = config.parallel.shard_size, layout.dims.data * layout.dims.context
     if size is None:
         return
@@ -210,7 +211,7 @@ def _listed(numbers: Iterable[int]) -> str:
     return f"{', '.join(head)} or {last}" if head else last
 
 
-def nearest(config: Any, ranks: int, *, count: int = 3) -> list[Layout]:
+def nearest(config: TransformerRun, ranks: int, *, count: int = 3) -> list[Layout]:
     """Up to `count` layouts of `ranks` that pass, those with the least change of tensor, context and data first.
 
     Sequence parallelism is given up where tensor is 1, a shard_size that no longer divides, and of the expert axis what
@@ -243,7 +244,7 @@ def _distance(one: ParallelDims, other: ParallelDims) -> tuple[float, int, int]:
     return sum(abs(log2(a / b)) for a, b in pairs), one.context, one.tensor
 
 
-def nearest_problem(config: Any, ranks: int) -> Problem:
+def nearest_problem(config: TransformerRun, ranks: int) -> Problem:
     """What to do instead, as the last line of a refusal."""
     found = f"this layout cannot run on {ranks} ranks"
     if layouts := nearest(config, ranks):

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from mt_core.config.sections import RecomputeConfig
+from mt_core.contracts import Model
 
 Layer = Callable[[Tensor], Tensor]
 
@@ -41,7 +42,7 @@ def checkpointed(function: Callable[..., Tensor], *inputs: Any, **keywords: Any)
     return checkpoint(function, *inputs, use_reentrant=False, **keywords)  # pyright: ignore[reportReturnType]
 
 
-def recompute(model: Any, config: RecomputeConfig) -> None:
+def recompute(model: Model, config: RecomputeConfig) -> None:
     """Let a model recompute the activations that the configuration names."""
     match config.granularity, config.method:
         case "full", "uniform":
@@ -53,6 +54,6 @@ def recompute(model: Any, config: RecomputeConfig) -> None:
                 attention.core = partial(checkpointed, attention.core)
 
 
-def list_modules_with_core(model: Any) -> list[Any]:
+def list_modules_with_core(model: Model) -> list[Any]:
     """List the modules of a model whose `core`, an `AttentionCore`, mixes positions."""
     return [module for module in model.modules() if hasattr(module, "core")]

@@ -8,6 +8,8 @@ a rank.
 from dataclasses import dataclass
 from typing import Any
 
+from mt_core.config.run_config import TransformerRun
+from mt_core.contracts import TransformerModelConfig
 from mt_core.parallel.layout import Layout, experts_of
 from mt_core.planning.parameters import rank_vocabulary
 from mt_core.planning.precision import BYTES, state_bytes
@@ -44,12 +46,12 @@ class Activations:
     """By the last norm, the logits and their gradient, at the turn from forward to backward."""
 
 
-def tokens_of(config: Any, layout: Layout) -> int:
+def tokens_of(config: TransformerRun, layout: Layout) -> int:
     """Tokens of one micro-batch on one context rank."""
     return layout.micro_batch * config.data.seq_length // layout.dims.context
 
 
-def layer_kept(config: Any, layout: Layout) -> list[Kept]:
+def layer_kept(config: TransformerRun, layout: Layout) -> list[Kept]:
     """Everything that one layer keeps without recompute."""
     model, tokens = config.model, tokens_of(config, layout)
     a = BYTES[config.precision.dtype]
@@ -65,12 +67,17 @@ def layer_kept(config: Any, layout: Layout) -> list[Kept]:
     ]
 
 
-def routed(config: Any, layout: Layout) -> float:
+def routed(config: TransformerRun, layout: Layout) -> float:
     """Rows that the experts of a layer get from one rank in a micro-batch: tokens times experts of each."""
-    return tokens_of(config, layout) / layout.sequence_parts * config.model.mlp.top_k
+    return tokens_of(config, layout) / layout.sequence_parts * rows_per_token(config.model)
 
 
-def hidden(config: Any, layout: Layout) -> float:
+def rows_per_token(model: TransformerModelConfig) -> int:
+    """Experts that a token passes through, 0 without experts."""
+    return getattr(model.mlp, "top_k", 0)
+
+
+def hidden(config: TransformerRun, layout: Layout) -> float:
     """Hidden features of one layer on one rank in a micro-batch."""
     part = config.model.mlp
     if experts_of(config.model):
@@ -78,7 +85,7 @@ def hidden(config: Any, layout: Layout) -> float:
     return tokens_of(config, layout) * part.ffn_hidden_size / layout.dims.tensor
 
 
-def _attention_kept(config: Any, layout: Layout, tokens: int) -> list[Kept]:
+def _attention_kept(config: TransformerRun, layout: Layout, tokens: int) -> list[Kept]:
     part, a, n = config.model.attention, BYTES[config.precision.dtype], layout.dims.context
     head = tokens * part.head_size * a
     H, G = part.heads / layout.dims.tensor, max(part.num_kv_heads / layout.dims.tensor, 1)
@@ -105,9 +112,10 @@ def _attention_kept(config: Any, layout: Layout, tokens: int) -> list[Kept]:
     return [*kept, Kept("log-sum-exp of the scores", H * tokens * 4, core=True)]
 
 
-def _experts_kept(config: Any, layout: Layout) -> list[Kept]:
+def _experts_kept(config: TransformerRun, layout: Layout) -> list[Kept]:
     """What a mixture keeps around its experts' hidden features."""
-    part, D, a = config.model.mlp, config.model.hidden_size, BYTES[config.precision.dtype]
+    part: Any = config.model.mlp
+    D, a = config.model.hidden_size, BYTES[config.precision.dtype]
     wide, rows = max(4, a), routed(config, layout)
     tokens = rows / part.top_k
     orders = 5 if layout.dims.expert > 1 else 3  # int64: choices, tokens of rows, their order; of exchanged rows, twice
@@ -131,7 +139,7 @@ def _mlp_kept(part: Any, features: float) -> list[Kept]:
     return [Kept("hidden features before and after activation", HIDDEN.get(part.activation, 2) * features)]
 
 
-def activations_of(config: Any, layout: Layout) -> Activations:
+def activations_of(config: TransformerRun, layout: Layout) -> Activations:
     """Bytes of activations on one rank, with the layout's recompute."""
     parts, layers = layer_kept(config, layout), config.model.layers
     full, core = sum(part.size for part in parts), sum(part.size for part in parts if part.core)
@@ -151,7 +159,7 @@ def activations_of(config: Any, layout: Layout) -> Activations:
     return Activations(kept, again + gradients, 2 * between + _loss(config, layout))
 
 
-def _loss(config: Any, layout: Layout) -> float:
+def _loss(config: TransformerRun, layout: Layout) -> float:
     """Whole logits. Compiled: themselves; else three of them, wide, with a cut vocabulary beside the logits."""
     a, wide, tensor = BYTES[config.precision.dtype], state_bytes(config.precision).wide, layout.dims.tensor
     each = a if config.runtime.compile else 3 * wide + (a if tensor > 1 and a < wide else 0)

@@ -6,8 +6,9 @@ that for an all-reduce. A collective's time is bytes sent ÷ the link's bus band
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
+from mt_core.config.run_config import TransformerRun
 from mt_core.parallel.layout import Layout, experts_of
 from mt_core.planning.activations import routed, tokens_of
 from mt_core.planning.gpu_profile import Profile
@@ -56,12 +57,12 @@ class Transfer:
         return self.sent / (rate * 1e9) + self.calls * profile.latency_us * 1e-6
 
 
-def micro_batches(config: Any, layout: Layout) -> int:
+def micro_batches(config: TransformerRun, layout: Layout) -> int:
     """Micro-batches of one rank in a step."""
     return config.batch.global_batch // (layout.micro_batch * layout.dims.data)
 
 
-def transfers(config: Any, layout: Layout) -> list[Transfer]:
+def transfers(config: TransformerRun, layout: Layout) -> list[Transfer]:
     """Every collective of a step that carries more than a few numbers."""
     return [
         *_tensor(config, layout),
@@ -71,7 +72,7 @@ def transfers(config: Any, layout: Layout) -> list[Transfer]:
     ]
 
 
-def _tensor(config: Any, layout: Layout) -> Iterator[Transfer]:
+def _tensor(config: TransformerRun, layout: Layout) -> Iterator[Transfer]:
     dims, model, a = layout.dims, config.model, BYTES[config.precision.dtype]
     if dims.tensor == 1:
         return
@@ -107,7 +108,7 @@ def _tensor(config: Any, layout: Layout) -> Iterator[Transfer]:
         )
 
 
-def _partial(config: Any, layout: Layout) -> float:
+def _partial(config: TransformerRun, layout: Layout) -> float:
     """Elements of this rank's masters of which tensor ranks have parts of the gradient; only experts are many."""
     dims = layout.dims
     count = parameters_of(config.model, dims.tensor, dims.expert)
@@ -121,7 +122,7 @@ def _layers_again(layout: Layout, layers: int) -> int:
     return layers if layout.recompute.method == "uniform" else min(layout.recompute.layers, layers)
 
 
-def _context(config: Any, layout: Layout) -> Iterator[Transfer]:
+def _context(config: TransformerRun, layout: Layout) -> Iterator[Transfer]:
     dims, part, layers = layout.dims, config.model.attention, config.model.layers
     n = dims.context
     if n == 1:
@@ -153,7 +154,7 @@ def _context(config: Any, layout: Layout) -> Iterator[Transfer]:
             yield row("all-to-all", "their gradients", "backward", layers, heads + keys)
 
 
-def _expert(config: Any, layout: Layout) -> Iterator[Transfer]:
+def _expert(config: TransformerRun, layout: Layout) -> Iterator[Transfer]:
     """Rows of the width of the model, there and back; the transpose of each in the backward pass."""
     dims, layers = layout.dims, config.model.layers
     if dims.expert == 1:
@@ -186,7 +187,7 @@ class _Shared:
     of: str = ""
 
 
-def _data(config: Any, layout: Layout) -> Iterator[Transfer]:
+def _data(config: TransformerRun, layout: Layout) -> Iterator[Transfer]:
     dims = layout.dims
     count = parameters_of(config.model, dims.tensor, dims.expert)
     apart = count.experts if dims.expert > 1 else 0
@@ -198,7 +199,7 @@ def _data(config: Any, layout: Layout) -> Iterator[Transfer]:
         yield from _shared(config, layout, experts)
 
 
-def _shared(config: Any, layout: Layout, part: _Shared) -> Iterator[Transfer]:
+def _shared(config: TransformerRun, layout: Layout, part: _Shared) -> Iterator[Transfer]:
     each = state_bytes(config.precision)
     dims = layout.dims
     shards, replicas = dims.sizes[part.shard], dims.sizes[part.replica]

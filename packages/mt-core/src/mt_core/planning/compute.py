@@ -5,10 +5,10 @@ copy rate. Kernels' own start-up, and the lower rate of small matrices, are left
 """
 
 from dataclasses import dataclass
-from typing import Any
 
+from mt_core.config.run_config import TransformerRun
 from mt_core.parallel.layout import Layout, experts_of
-from mt_core.planning.activations import hidden, routed, tokens_of
+from mt_core.planning.activations import hidden, routed, rows_per_token, tokens_of
 from mt_core.planning.gpu_profile import Profile
 from mt_core.planning.parameters import parameters_of, rank_vocabulary
 from mt_core.planning.precision import BYTES, state_bytes
@@ -78,7 +78,7 @@ class Compute:
         )  # fmt: skip
 
 
-def compute(config: Any, layout: Layout, profile: Profile) -> Compute:
+def compute(config: TransformerRun, layout: Layout, profile: Profile) -> Compute:
     """The arithmetic of one GPU."""
     model, length, tokens = config.model, config.data.seq_length, tokens_of(config, layout)
     rates, copy, tensor = profile.rates_of(config.precision.dtype), profile.copy_tb_s * 1e12, layout.dims.tensor
@@ -106,14 +106,14 @@ def compute(config: Any, layout: Layout, profile: Profile) -> Compute:
     )
 
 
-def _repeated(config: Any, layout: Layout) -> float:
+def _repeated(config: TransformerRun, layout: Layout) -> float:
     """FLOPs of a token that other tensor ranks do as well: those of its experts, unless they share the sequence."""
     if not experts_of(config.model):
         return 0.0
     flops = (
         6
         * config.model.layers
-        * config.model.mlp.top_k
+        * rows_per_token(config.model)
         * 3
         * config.model.mlp.ffn_hidden_size
         * config.model.hidden_size
@@ -121,14 +121,14 @@ def _repeated(config: Any, layout: Layout) -> float:
     return flops * (layout.dims.tensor / layout.sequence_parts - 1)
 
 
-def _share_again(config: Any, layout: Layout) -> float:
+def _share_again(config: TransformerRun, layout: Layout) -> float:
     """Part of the layers whose forward pass runs twice."""
     if layout.recompute.method == "uniform":
         return 1.0
     return min(layout.recompute.layers / config.model.layers, 1.0)
 
 
-def _kernels(config: Any, layout: Layout, phase: str) -> float:
+def _kernels(config: TransformerRun, layout: Layout, phase: str) -> float:
     """Bytes moved by all layers for one micro-batch."""
     model, tensor, each = config.model, layout.dims.tensor, TRAFFIC[config.runtime.compile, phase]
     part = model.attention
@@ -141,14 +141,14 @@ def _kernels(config: Any, layout: Layout, phase: str) -> float:
     return elements * model.layers * BYTES[config.precision.dtype]
 
 
-def _bytes_of_logit(config: Any) -> int:
+def _bytes_of_logit(config: TransformerRun) -> int:
     """Moved by the loss and its gradient."""
     if config.runtime.compile:
         return COMPILED_LOGITS * BYTES[config.precision.dtype]
     return LOGITS * state_bytes(config.precision).wide
 
 
-def _accumulate(config: Any, layout: Layout) -> float:
+def _accumulate(config: TransformerRun, layout: Layout) -> float:
     """A gradient read, the sum read and written."""
     each, dims = state_bytes(config.precision), layout.dims
     count = parameters_of(config.model, dims.tensor, dims.expert).total
@@ -157,7 +157,7 @@ def _accumulate(config: Any, layout: Layout) -> float:
     return (each.weight + 2 * each.gradient) * count
 
 
-def _optimizer(config: Any, layout: Layout) -> float:
+def _optimizer(config: TransformerRun, layout: Layout) -> float:
     each, dims = state_bytes(config.precision), layout.dims
     shared = parameters_of(config.model, dims.tensor, dims.expert).shared(dims)
     return (OPTIMIZER * each.wide / 4 + each.weight) * shared

@@ -5,8 +5,9 @@ logits exist, and a layer's backward pass, where a group of layers may have been
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
+from mt_core.config.run_config import TransformerRun
 from mt_core.parallel.layout import Layout
 from mt_core.planning.activations import activations_of, routed, tokens_of
 from mt_core.planning.gpu_profile import Profile
@@ -30,7 +31,7 @@ class Item:
     """Bytes."""
 
 
-def memory(config: Any, layout: Layout, profile: Profile) -> list[Item]:
+def memory(config: TransformerRun, layout: Layout, profile: Profile) -> list[Item]:
     """What one GPU holds at the highest point of a step, largest categories of the state first."""
     items = [*_state(config, layout), *_working(config, layout), *_buffers(config, layout)]
     reserved = Item("reserved", "CUDA, NCCL, libraries (estimate)", profile.reserved_gib * GIB)
@@ -51,7 +52,7 @@ def by_category(items: list[Item]) -> dict[Category, float]:
     return sums
 
 
-def _state(config: Any, layout: Layout) -> list[Item]:
+def _state(config: TransformerRun, layout: Layout) -> list[Item]:
     """Parameters and what the optimizer keeps: 18, 20 or 16 bytes each (precision.py), parts of it shared."""
     dims, each = layout.dims, state_bytes(config.precision)
     count = parameters_of(config.model, dims.tensor, dims.expert)
@@ -77,7 +78,7 @@ def _state(config: Any, layout: Layout) -> list[Item]:
     ]
 
 
-def _working(config: Any, layout: Layout) -> list[Item]:
+def _working(config: TransformerRun, layout: Layout) -> list[Item]:
     found = activations_of(config, layout)
     kept = Item("activations", "kept for the backward pass", found.kept)
     if found.loss >= found.backward:
@@ -85,7 +86,7 @@ def _working(config: Any, layout: Layout) -> list[Item]:
     return [kept, Item("recompute", "layers computed again, gradients", found.backward)]
 
 
-def _buffers(config: Any, layout: Layout) -> list[Item]:
+def _buffers(config: TransformerRun, layout: Layout) -> list[Item]:
     dims, a, each = layout.dims, BYTES[config.precision.dtype], state_bytes(config.precision)
     count = parameters_of(config.model, dims.tensor, dims.expert)
     rows = 2 * routed(config, layout) * config.model.hidden_size * a if dims.expert > 1 else 0

@@ -1,8 +1,8 @@
 """A whole plan: what one GPU holds, sends and takes, and what would make it fit if it does not."""
 
 from dataclasses import dataclass
-from typing import Any
 
+from mt_core.config.run_config import TransformerRun
 from mt_core.errors import raise_if
 from mt_core.parallel.layout import Layout, layout_of, nearest_problem, problems
 from mt_core.planning import memory as memory_of
@@ -47,7 +47,7 @@ class Plan:
         return self.total <= self.capacity
 
 
-def plan(config: Any, ranks: int, profile: Profile) -> Plan:
+def plan(config: TransformerRun, ranks: int, profile: Profile) -> Plan:
     """The plan of a configuration on a number of GPUs; an impossible layout is an `MtError` with the nearest others."""
     if found := list(problems(config, ranks)):
         found.append(nearest_problem(config, ranks))
@@ -55,7 +55,7 @@ def plan(config: Any, ranks: int, profile: Profile) -> Plan:
     return plan_layout(config, layout_of(config, ranks), profile)
 
 
-def plan_layout(config: Any, layout: Layout, profile: Profile) -> Plan:
+def plan_layout(config: TransformerRun, layout: Layout, profile: Profile) -> Plan:
     """The plan of a layout that is possible."""
     return Plan(
         layout,

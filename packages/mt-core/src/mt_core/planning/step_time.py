@@ -8,8 +8,9 @@ takes a part of the GPU's processors meanwhile is left out.
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
+from mt_core.config.run_config import TransformerRun
 from mt_core.parallel.layout import Layout
 from mt_core.planning.communication import Transfer, micro_batches, transfers
 from mt_core.planning.compute import Compute, compute
@@ -65,7 +66,7 @@ class _Line:
         self.now = max(self.now, end)
 
 
-def step_time(config: Any, layout: Layout, profile: Profile) -> StepTime:
+def step_time(config: TransformerRun, layout: Layout, profile: Profile) -> StepTime:
     """The step of one GPU; all are alike."""
     work, moved, line = compute(config, layout, profile), transfers(config, layout), _Line()
     count = micro_batches(config, layout)

@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 from math import gcd
-from typing import Any
 
+from mt_core.config.run_config import TransformerRun
+from mt_core.contracts import TransformerModelConfig
 from mt_core.parallel.layout import Layout, Recompute, axis_problems, cuts, experts_of
 from mt_core.planning.gpu_profile import Profile
 from mt_core.planning.memory import GIB, memory, total
@@ -26,7 +27,7 @@ class Advice:
     plan: Plan
 
 
-def what_fits(config: Any, layout: Layout, profile: Profile, *, ranks: int, count: int = 5) -> list[Advice]:
+def what_fits(config: TransformerRun, layout: Layout, profile: Profile, *, ranks: int, count: int = 5) -> list[Advice]:
     """Up to `count` layouts of `ranks` that fit; fewer changes are preferred, then speed."""
     ranked: dict[int, dict[object, list[Layout]]] = {}
     for other in _others(layout, ranks, config.model):
@@ -42,7 +43,7 @@ def what_fits(config: Any, layout: Layout, profile: Profile, *, ranks: int, coun
     return found[:count]
 
 
-def ranks_that_fit(config: Any, layout: Layout, profile: Profile) -> tuple[int, Advice] | None:
+def ranks_that_fit(config: TransformerRun, layout: Layout, profile: Profile) -> tuple[int, Advice] | None:
     """The fewest ranks, doubling those of `layout`, on which something fits, and what."""
     ranks = layout.dims.ranks * 2
     while ranks <= layout.dims.ranks * MOST_TIMES:
@@ -52,7 +53,7 @@ def ranks_that_fit(config: Any, layout: Layout, profile: Profile) -> tuple[int, 
     return None
 
 
-def _fastest(config: Any, layout: Layout, profile: Profile, others: list[Layout]) -> Advice | None:
+def _fastest(config: TransformerRun, layout: Layout, profile: Profile, others: list[Layout]) -> Advice | None:
     """The fastest of layouts that differ in what is computed again."""
     capacity = profile.memory_gib * GIB
     fitting = [other for other in others if total(memory(config, other, profile)) <= capacity]
@@ -60,7 +61,7 @@ def _fastest(config: Any, layout: Layout, profile: Profile, others: list[Layout]
     return min(plans, key=lambda advice: advice.plan.step.seconds, default=None)
 
 
-def _others(layout: Layout, ranks: int, model: Any) -> Iterator[Layout]:
+def _others(layout: Layout, ranks: int, model: TransformerModelConfig) -> Iterator[Layout]:
     """Everything that saves memory, alone and together."""
     tensors, contexts = ([size * 2**n for n in range(4)] for size in (layout.dims.tensor, layout.dims.context))
     cut = [c for c in cuts(layout, ranks) if c.dims.tensor in tensors and c.dims.context in contexts]

@@ -71,7 +71,7 @@ def write_args(config: GPTConfig, layout: Layout, *, dtype: Any, form: str) -> N
 
 
 def _scaling(config: GPTConfig) -> dict[str, Any]:
-    """Of rotary positions; Megatron fixes all of Llama 3's but the factor."""
+    """Arguments of scaled rotary positions; Megatron fixes all of Llama 3's settings but the factor."""
     scaling = config.position.scaling if config.position.kind == "rope" else None
     llama3, linear = (scaling if scaling and scaling.kind == kind else None for kind in ("llama3", "linear"))
     exact = llama3 is not None and llama3.model_dump(exclude={"factor"}) == LLAMA3

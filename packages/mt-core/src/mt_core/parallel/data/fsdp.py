@@ -5,7 +5,6 @@ and gradients reduce-scattered, both overlapped with computation by FSDP2 itself
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -15,6 +14,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 
 from mt_core.config.sections import ParallelConfig
+from mt_core.contracts import Model, as_module
 from mt_core.distributed.mesh import Axis, Mesh
 from mt_core.parallel.tensor.plan import Placement
 
@@ -24,7 +24,7 @@ class FullyShard:
 
     def __init__(
         self,
-        model: Any,
+        model: Model,
         placements: Mapping[str, Placement],
         mesh: Mesh,
         *,
@@ -33,7 +33,7 @@ class FullyShard:
         gradients: torch.dtype,
         config: ParallelConfig,
     ) -> None:
-        self.mesh, self.device, self.dtype, self.model = mesh, device, dtype, model
+        self.mesh, self.device, self.dtype, self.model = mesh, device, dtype, as_module(model)
         self.placements: Mapping[str, Placement] = placements
         self.shapes: Mapping[str, torch.Size] = {name: p.shape for name, p in model.named_parameters()}
         self._dims = {name: self._shard_dim(name) for name in self.shapes}
@@ -52,9 +52,9 @@ class FullyShard:
         dense_mesh = make_device_mesh(mesh, device, mesh.tensor)
         for block in model.layers.values():
             fully_shard(block, mesh=dense_mesh, **options)
-        fully_shard(model, mesh=dense_mesh, **options)
-        model.to_empty(device=device)
-        register_fsdp_forward_method(model, "losses")
+        fully_shard(self.model, mesh=dense_mesh, **options)
+        self.model.to_empty(device=device)
+        register_fsdp_forward_method(self.model, "losses")
         for module in self._list_fsdp_modules():
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
@@ -85,7 +85,8 @@ class FullyShard:
         return [module for module in self.model.modules() if isinstance(module, FSDPModule)]
 
     def _list_local_shards(self) -> list[tuple[str, Tensor]]:
-        return [(name, p.detach().to_local()) for name, p in self.model.named_parameters()]
+        parameters = self.model.named_parameters()
+        return [(name, p.to_local().detach()) for name, p in parameters if isinstance(p, DTensor)]
 
     def _shard_dim(self, name: str) -> int:
         """Return the longest dim that the ranks divide, other than the one along which tensor ranks repeat entries."""

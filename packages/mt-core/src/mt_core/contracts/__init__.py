@@ -1,0 +1,51 @@
+"""What an implementation of each kind of component must offer. Contracts only: nothing here runs.
+
+torch types appear as forward references, so this package imports without torch.
+"""
+
+from mt_core.contracts.checkpoints import CheckpointLoader, CheckpointSaver
+from mt_core.contracts.configurations import (
+    AttentionConfig,
+    MLPConfig,
+    ModelConfig,
+    TensorCut,
+    TransformerModelConfig,
+    Variant,
+)
+from mt_core.contracts.data import DataSection, Dataset, Tokenizer
+from mt_core.contracts.metrics import MetricSink
+from mt_core.contracts.models import (
+    AttentionCore,
+    BatchKey,
+    Blocks,
+    CanonicalModel,
+    Losses,
+    MetricSum,
+    Model,
+    ReplaceableOp,
+    as_module,
+)
+
+__all__ = [
+    "AttentionConfig",
+    "AttentionCore",
+    "BatchKey",
+    "Blocks",
+    "CanonicalModel",
+    "CheckpointLoader",
+    "CheckpointSaver",
+    "DataSection",
+    "Dataset",
+    "Losses",
+    "MLPConfig",
+    "MetricSink",
+    "MetricSum",
+    "Model",
+    "ModelConfig",
+    "ReplaceableOp",
+    "TensorCut",
+    "Tokenizer",
+    "TransformerModelConfig",
+    "Variant",
+    "as_module",
+]
