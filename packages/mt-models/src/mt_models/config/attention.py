@@ -7,7 +7,10 @@ from pydantic import AfterValidator, PositiveFloat, PositiveInt, model_validator
 from mt_core.config.sections import Section
 from mt_core.contracts import TensorCut
 from mt_models.config.norm import LayerNorm, RMSNorm
-from mt_models.config.tensors import INPUTS, OUTPUTS, Tensors, linear
+from mt_models.config.tensors import INPUTS, OUTPUTS, FusedModule, Tensors, linear, mark_fused
+
+QKV, KV = FusedModule("qkv", ("q", "k", "v")), FusedModule("kv", ("k", "v"))
+"""What attention fuses: all projections of its input, or where queries come from elsewhere those of keys and values."""
 
 
 class GQA(Section):
@@ -53,7 +56,7 @@ class GQA(Section):
             raise ValueError(f"window {self.window} is used nowhere: window_layers names no layer")
         return self
 
-    def window_of(self, layer: int) -> int | None:
+    def get_window(self, layer: int) -> int | None:
         """The window of one layer, None if it sees everything."""
         pattern = self.window_layers or (True,)
         return self.window if pattern[layer % len(pattern)] else None
@@ -68,7 +71,7 @@ class GQA(Section):
         """Query heads that share one key/value head."""
         return self.heads // self.num_kv_heads
 
-    def tensors(self, name: str, size: int, norm: RMSNorm | LayerNorm) -> Tensors:
+    def tensors(self, name: str, size: int, norm: RMSNorm | LayerNorm, fused: FusedModule = QKV) -> Tensors:
         """The canonical tensors of attention over `size` features: four projections, and norms of queries and keys.
 
         Tensor ranks divide the heads; of more ranks than key/value heads, several have the same key and value.
@@ -80,13 +83,13 @@ class GQA(Section):
             tensors |= norm.tensors(f"{name}.{x}_norm", self.head_size)
         for projection, out, cut in (("q", queries, OUTPUTS), ("k", keys, groups), ("v", keys, groups)):
             tensors |= linear(f"{name}.{projection}", out, size, bias=self.qkv_bias, cut=cut)
-        return tensors | linear(f"{name}.out", size, queries, bias=self.out_bias, cut=INPUTS)
+        return mark_fused(tensors, name, fused) | linear(f"{name}.out", size, queries, bias=self.out_bias, cut=INPUTS)
 
     def score_flops(self, keys: float) -> float:
         """Training FLOPs of a token's scores and weighted values, of which it sees so many keys."""
         return 12.0 * self.heads * self.head_size * keys
 
-    def group_copies(self, tensor: int) -> int:
+    def count_kv_replicas(self, tensor: int) -> int:
         """How many of `tensor` ranks hold the same key/value group."""
         return max(1, tensor // self.num_kv_heads)
 

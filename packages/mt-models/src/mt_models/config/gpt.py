@@ -39,15 +39,6 @@ class GPTConfig(TransformerSection):
             raise ValueError(f"rotary positions need an even attention.head_size, got {self.attention.head_size}")
         return self
 
-    def group_copies(self, tensor: int) -> int:
-        """How many of `tensor` ranks hold the same key/value group."""
-        return self.attention.group_copies(tensor)
-
-    @property
-    def queries_per_group(self) -> int:
-        """Query heads that share one key/value head."""
-        return self.attention.queries_per_group
-
     def build(self, tensor: int = 1) -> "GPT":
         """The module, parameters uninitialised, on the current default device and dtype; whole, for `tensor` ranks."""
         from mt_models.models.gpt import GPT
@@ -84,7 +75,7 @@ class GPTConfig(TransformerSection):
         projections = 6 * matrix_parameters(self.attention.tensors("attn", self.hidden_size, self.norm))
         layer = projections + self.mlp.flops_per_token(self.hidden_size)
         matrices = self.layers * layer + 6 * self.vocab_size * self.hidden_size
-        windows = (self.attention.window_of(n) for n in range(self.layers))
+        windows = (self.attention.get_window(n) for n in range(self.layers))
         keys = sum(_mean_keys(sequence, window) for window in windows)
         return matrices + self.attention.score_flops(keys)
 

@@ -6,7 +6,19 @@ from pydantic import NonNegativeFloat, PositiveInt, model_validator
 
 from mt_core.config.sections import Section
 from mt_core.contracts import TensorCut
-from mt_models.config.tensors import INPUTS, OUTPUTS, CanonicalTensor, Tensors, linear, matrix_parameters
+from mt_models.config.tensors import (
+    INPUTS,
+    OUTPUTS,
+    CanonicalTensor,
+    FusedModule,
+    Tensors,
+    linear,
+    mark_fused,
+    matrix_parameters,
+)
+
+GATE_UP = FusedModule("gate_up", ("gate", "up"))
+"""What gated layers fuse: both projections of their input."""
 
 
 class Dense(Section):
@@ -44,9 +56,10 @@ class Gated(Section):
     def tensors(self, name: str, size: int) -> Tensors:
         """The canonical tensors of a layer over `size` features, of which tensor ranks divide the hidden ones."""
         tensors: Tensors = {}
-        for projection in ("gate", "up"):
+        for projection in GATE_UP.parts:
             tensors |= linear(f"{name}.{projection}", self.ffn_hidden_size, size, bias=self.bias, cut=OUTPUTS)
-        return tensors | linear(f"{name}.down", size, self.ffn_hidden_size, bias=self.bias, cut=INPUTS)
+        down = linear(f"{name}.down", size, self.ffn_hidden_size, bias=self.bias, cut=INPUTS)
+        return mark_fused(tensors, name, GATE_UP) | down
 
     def flops_per_token(self, size: int) -> int:
         """Training FLOPs of a token in the projections."""
@@ -87,8 +100,8 @@ class MoE(Section):
         """
         experts, features, cut = self.experts, self.ffn_hidden_size, TensorCut(0, axis="expert")
         tensors = {f"{name}.router.weight": CanonicalTensor((experts, size))}
-        for projection in ("gate", "up"):
-            tensors[f"{name}.experts.{projection}.weight"] = CanonicalTensor((experts, features, size), cut)
+        for projection in GATE_UP.parts:
+            tensors[f"{name}.experts.{projection}.weight"] = CanonicalTensor((experts, features, size), cut, GATE_UP)
         return tensors | {f"{name}.experts.down.weight": CanonicalTensor((experts, size, features), cut)}
 
     def flops_per_token(self, size: int) -> int:
