@@ -8,7 +8,7 @@ is rounded: a round trip is bit-exact.
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -18,11 +18,14 @@ from mt_core.contracts import TensorCut
 from mt_core.errors import Problem, raise_if
 from mt_models.fusion import Fusion, get_fusion
 
+if TYPE_CHECKING:
+    from mt_models.models.base import Transformer
+
 TensorRegion = tuple[slice, ...]
 """The part of a canonical tensor that one rank holds; dims that are not named are whole."""
 
 
-def canonical_regions(model: Any, name: str, rank: int = 0, size: int = 1) -> dict[str, TensorRegion]:
+def canonical_regions(model: "Transformer[Any]", name: str, rank: int = 0, size: int = 1) -> dict[str, TensorRegion]:
     """Canonical names that parameter `name` holds on rank `rank` of `size` of the axis that cuts it, and their regions.
 
     Experts are cut over the expert axis, everything else over the tensor axis.
@@ -43,7 +46,9 @@ def _region(shape: tuple[int, ...], cut: TensorCut | None, rank: int, size: int)
     return () if cut is None else (*[slice(None)] * cut.dim, cut.local_slice(shape[cut.dim], rank, size))
 
 
-def to_canonical(model: Any, name: str, tensor: Tensor, rank: int = 0, size: int = 1) -> Iterator[tuple[str, Tensor]]:
+def to_canonical(
+    model: "Transformer[Any]", name: str, tensor: Tensor, rank: int = 0, size: int = 1
+) -> Iterator[tuple[str, Tensor]]:
     """Canonical names and the contents of their regions, of a tensor shaped like parameter `name`.
 
     Memory may be shared. Padding is left out.
@@ -54,7 +59,9 @@ def to_canonical(model: Any, name: str, tensor: Tensor, rank: int = 0, size: int
         yield part, content if rows.stop is None else content[: rows.stop - rows.start]
 
 
-def from_canonical(model: Any, name: str, get: Callable[[str], Any], rank: int = 0, size: int = 1) -> Tensor:
+def from_canonical(
+    model: "Transformer[Any]", name: str, get: Callable[[str], Any], rank: int = 0, size: int = 1
+) -> Tensor:
     """A tensor shaped like parameter `name` from whole canonical tensors, of which only the regions are read.
 
     Padding rows are zero.
@@ -64,7 +71,7 @@ def from_canonical(model: Any, name: str, get: Callable[[str], Any], rank: int =
     return get_fusion(model, name).fuse([*contents])
 
 
-def _pad(content: Tensor, name: str, model: Any, cut: TensorCut | None, size: int) -> Tensor:
+def _pad(content: Tensor, name: str, model: "Transformer[Any]", cut: TensorCut | None, size: int) -> Tensor:
     """Zero rows at the end of a region whose cut pads."""
     if cut is None or cut.divisor is None:
         return content
@@ -74,7 +81,7 @@ def _pad(content: Tensor, name: str, model: Any, cut: TensorCut | None, size: in
 
 
 @torch.no_grad()
-def load_canonical(model: Any, get: Callable[[str], Tensor]) -> None:
+def load_canonical(model: "Transformer[Any]", get: Callable[[str], Tensor]) -> None:
     """Fill every parameter of a whole model from the canonical tensors that `get` returns; each is asked for once."""
     for name, parameter in model.named_parameters():
         tensor = model.from_canonical(name, get)
@@ -82,14 +89,14 @@ def load_canonical(model: Any, get: Callable[[str], Tensor]) -> None:
         parameter.copy_(tensor)
 
 
-def canonical_state(model: Any) -> dict[str, Tensor]:
+def canonical_state(model: "Transformer[Any]") -> dict[str, Tensor]:
     """Every canonical tensor of a model, detached; they may share the parameters' memory."""
     parameters = ((name, parameter.detach()) for name, parameter in model.named_parameters())
     return dict(pair for name, tensor in parameters for pair in model.to_canonical(name, tensor))
 
 
 @torch.no_grad()
-def load_stream(model: Any, tensors: Iterable[tuple[str, Tensor]]) -> None:
+def load_stream(model: "Transformer[Any]", tensors: Iterable[tuple[str, Tensor]]) -> None:
     """Fill every parameter from a stream in any order; a fused one is copied when its last part has arrived.
 
     `MtError` names everything missing, unexpected, repeated or misshapen at once; the model is then partly filled.
