@@ -65,13 +65,13 @@ def options_of(case: Case) -> dict[str, Any]:
     return {"moe_grouped_gemm": True} if case.grouped else {}
 
 
-def layout_of(case: Case) -> Layout:
+def build_layout(case: Case) -> Layout:
     return Layout(1, 1, 1, engine=True, grouped=case.grouped)
 
 
 def common_of(case: Case, form: str, dtype: torch.dtype, **args: Any) -> dict[str, Any]:
     """What their training saves beside tensors."""
-    found = model_args(case.config, layout_of(case), dtype=dtype, form=form)
+    found = model_args(case.config, build_layout(case), dtype=dtype, form=form)
     vars(found).update(args)
     counts = {"iteration": STEP, "num_floating_point_operations_so_far": 0}
     return {"args": found, "checkpoint_version": VERSION, **counts}
@@ -268,7 +268,7 @@ def test_we_load_what_it_saves(name, form, gpu):
 
 @pytest.mark.parametrize("name", CASES)
 def test_vectors_count_parameters_in_its_order(name, gpu):
-    case, layout = CASES[name], layout_of(CASES[name])
+    case, layout = CASES[name], build_layout(CASES[name])
     firsts = {second: one for one in gpu[name, "torch"][2] for second in second_names(case.config, one)}
     ours = named_parameters(case.config, layout)[0, 0]
     theirs = [firsts.get(one, one) for one in gpu[name, "torch"][1]]

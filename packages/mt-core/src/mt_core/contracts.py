@@ -7,12 +7,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self, runtime_checkable
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor, nn
 
+    from mt_core.parallel.cuts import CutSize, TensorCut
     from mt_core.parallel.tensor.plan import Plan
+    from mt_core.planning.layer_costs import LayerCosts, RankShape
 
 
 @runtime_checkable
@@ -39,30 +41,6 @@ class Tokenizer(Protocol):
     def save(self, directory: Path) -> None:
         """Write all files that `mt_data.tokenizers.load_tokenizer` needs to build this tokenizer again."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class TensorCut:
-    """How the ranks of an axis divide one canonical tensor: each has an equal slice along a dim."""
-
-    dim: int
-    axis: Literal["tensor", "expert"] = "tensor"
-    parts: int | None = None
-    """The number of different slices if that is limited; ranks beyond it repeat them, as for key/value heads."""
-    divisor: int | None = None
-    """The slices are padded to a multiple of this, as rows of a vocabulary are; the last ones may be padding alone."""
-
-    def local_length(self, length: int, ranks: int) -> int:
-        """The length on each of so many ranks, padding included."""
-        if self.divisor is not None:
-            return -(-length // (self.divisor * ranks)) * self.divisor
-        return length // min(ranks, self.parts or ranks)
-
-    def local_slice(self, length: int, rank: int, ranks: int) -> slice:
-        """The slice of the whole tensor that a rank has, without padding."""
-        size, repeats = self.local_length(length, ranks), ranks // min(ranks, self.parts or ranks)
-        start = rank // repeats * size
-        return slice(min(start, length), min(start + size, length))
 
 
 @runtime_checkable
@@ -192,8 +170,20 @@ class TransformerModelConfig(ModelConfig, Protocol):
         """Embedding rows are padded to a multiple of this."""
         ...
 
-    def canonical_cuts(self) -> Mapping[str, TensorCut]:
+    def canonical_cuts(self) -> "Mapping[str, TensorCut]":
         """How ranks divide each canonical tensor, of those that they divide."""
+        ...
+
+    def cut_sizes(self) -> "Sequence[CutSize]":
+        """The sizes that ranks divide, of all parts of the model."""
+        ...
+
+
+class PlannedModelConfig(TransformerModelConfig, Protocol):
+    """The configuration of a model that `mt plan` can count."""
+
+    def layer_costs(self, shape: "RankShape", /) -> "LayerCosts":
+        """What one layer costs a rank in one micro-batch; all layers are alike."""
         ...
 
 
@@ -276,7 +266,7 @@ class Model(Protocol):
         ...
 
     def from_canonical(self, name: str, get: "Callable[[str], Any]", rank: int = 0, size: int = 1) -> "Tensor":
-        """The reverse: a tensor shaped like parameter `name` on a tensor rank from slices of whole canonical ones."""
+        """Fuse a tensor shaped like parameter `name` on a tensor rank from slices of whole canonical ones."""
         ...
 
     def canonical_regions(self, name: str, rank: int = 0, size: int = 1) -> Mapping[str, tuple[slice, ...]]:
@@ -299,6 +289,23 @@ class AttentionCore(Protocol):
         A core that supports more than causal attention also takes `padding_mask_BS=` and `bias_HTS=`.
         """
         ...
+
+
+class HasCore(Protocol):
+    """A module of a model that mixes positions in an attention core, whatever the module is called.
+
+    The core is replaced for context parallelism and for selective recomputation.
+    """
+
+    core: "AttentionCore"
+
+
+class HasOp(Protocol):
+    """A module of a model whose arithmetic is an `op`, which a plan replaces by its parallel implementation."""
+
+    op: "Callable[..., Any]"
+    """A function or an object that is called; one with `traceable = False` exchanges in ways that torch.compile cannot
+    trace, and runs uncompiled."""
 
 
 class Dataset(Protocol):

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mt_core.contracts import TensorCut
 from mt_core.errors import Problem, raise_if
+from mt_core.parallel.cuts import TensorCut
 from mt_models.fusion import Fusion, get_fusion
 
 if TYPE_CHECKING:

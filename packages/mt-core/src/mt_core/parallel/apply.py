@@ -11,9 +11,8 @@ from mt_core.distributed.mesh import Mesh
 from mt_core.errors import raise_if
 from mt_core.parallel.context.comm_types import context_core
 from mt_core.parallel.data.protocol import DataParallel, data_parallel
-from mt_core.parallel.expert.dispatcher import ExpertDispatch
 from mt_core.parallel.recompute import modules_with_core, recompute
-from mt_core.parallel.tensor.cross_entropy import VocabCrossEntropy, compiled_kernels
+from mt_core.parallel.tensor.cross_entropy import VocabCrossEntropy, compiled_kernels, linear_cross_entropy
 from mt_core.parallel.tensor.plan import apply_plan
 
 
@@ -24,9 +23,9 @@ def parallelize(config: Any, mesh: Mesh, device: torch.device) -> tuple[Any, Dat
     plan = model.plan(mesh.tensor.size)
     freeze(model, config.optim.trainable)
     placements = apply_plan(model, plan, mesh.tensor, sequence=config.parallel.sequence, expert=mesh.expert)
-    for attention in modules_with_core(model):
-        core = context_core(config.parallel.cp_comm_type, attention.core, axis=mesh.context)
-        attention.core = untraced(core) if config.runtime.compile and mesh.context.size > 1 else core
+    for module in modules_with_core(model):
+        core = context_core(config.parallel.cp_comm_type, module.core, axis=mesh.context)
+        module.core = untraced(core) if config.runtime.compile and mesh.context.size > 1 else core
     recompute(model, config.recompute)
     if config.runtime.compile:
         compile_parts(model, mesh, sequence=config.parallel.sequence)
@@ -46,13 +45,15 @@ def freeze(model: Any, patterns: Sequence[str]) -> None:
 
 
 def compile_parts(model: Any, mesh: Mesh, *, sequence: bool) -> None:
-    """torch.compile for each block and for the loss."""
+    """Compile each block and the loss with torch.compile."""
     for module in model.modules():
-        if isinstance(op := getattr(module, "op", None), ExpertDispatch):
+        op: Any = getattr(module, "op", None)
+        if op is linear_cross_entropy or isinstance(op, VocabCrossEntropy):
+            module.op = VocabCrossEntropy(mesh.tensor, sequence, compiled_kernels())
+        elif not getattr(op, "traceable", True):
             module.op = untraced(op)
     for block in model.layers.values():
         block.forward = torch.compile(block.forward)
-    model.loss.op = VocabCrossEntropy(mesh.tensor, sequence, compiled_kernels())
 
 
 def untraced(function: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, PositiveFloat, model_validator
 
+from mt_core.planning.layer_costs import LayerCosts, RankShape
 from mt_models.config.mlp import Dense, Gated, MoE
 from mt_models.config.norm import LayerNorm, RMSNorm
 from mt_models.config.position import Learned, NoPosition, Rope
@@ -65,6 +66,12 @@ class GPTConfig(TransformerSection):
             tensors |= self.norm.tensors(name, self.hidden_size)
         tensors |= self.attention.tensors("attn", self.hidden_size, self.norm)
         return tensors | self.mlp.tensors("mlp", self.hidden_size)
+
+    def layer_costs(self, shape: RankShape) -> LayerCosts:
+        """What one layer costs a rank in one micro-batch; post-norms are left out."""
+        attention = self.attention.costs(shape, rotary=self.position.kind == "rope")
+        norm, mlp = self.norm.costs(shape, self.hidden_size), self.mlp.costs(shape, self.hidden_size)
+        return norm + attention + norm + mlp
 
     def flops_per_token(self, sequence: int) -> float:
         """Training FLOPs per token: 6 · matrix parameters + 12 · layers · heads · head_size · keys.

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from mt_core.contracts import TensorCut
+from mt_core.parallel.cuts import TensorCut
 
 
 class FusedModule(NamedTuple):

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mt_core.parallel.expert.dispatcher import Dispatch, dispatch
-from mt_core.parallel.expert.permutation import inverse, reorder
+from mt_core.parallel.expert.permutation import invert_permutation, permute
 from mt_core.parallel.tensor.plan import used_elsewhere
 from mt_models import config
 from mt_models.config.mlp import GATE_UP
@@ -85,9 +85,9 @@ class MoE(nn.Module):
             aux_losses.losses.append(self.part.aux_loss_coeff * load_balancing_loss(logits_BTE, chosen_BTC))
         chosen_M = chosen_BTC.flatten()
         order_M = chosen_M.argsort(stable=True)
-        back_M = inverse(order_M)
+        back_M = invert_permutation(order_M)
         x_MD = permute_tokens(x_BTD.flatten(0, 1), order_M, back_M)
-        y_MD = reorder(self.experts(x_MD, one_hot(chosen_M, self.part.experts).sum(0)), back_M, order_M)
+        y_MD = permute(self.experts(x_MD, one_hot(chosen_M, self.part.experts).sum(0)), back_M, order_M)
         y_BTCD = y_MD.view(*chosen_BTC.shape, -1)
         return (y_BTCD * weights_BTC[..., None].to(y_BTCD.dtype)).sum(2)
 
