@@ -90,8 +90,8 @@ class FullyShard:
 
     def _shard_dim(self, name: str) -> int:
         """The longest dim that the ranks divide; not the one that copies for other tensor ranks lie along."""
-        shape, copied = self.shapes[name], self.placements[name].copied_from > 0
-        fits = [d for d, n in enumerate(shape) if n % self.shard_axis(name).size == 0 and not (copied and d == 1)]
+        shape, replicated = self.shapes[name], self.placements[name].replicated_from > 0
+        fits = [d for d, n in enumerate(shape) if n % self.shard_axis(name).size == 0 and not (replicated and d == 1)]
         return max(fits, key=lambda d: shape[d], default=0)
 
     def view(self, name: str, whole: Tensor, rank: int) -> Tensor:
@@ -102,11 +102,11 @@ class FullyShard:
     def split(self, name: str, part: Tensor) -> tuple[Tensor, Tensor]:
         """Along dim 1 where groups are repeated; a replicated parameter is held by all."""
         place = self.placements[name]
-        if place.copies.size == 1:
+        if place.replicas.size == 1:
             return part, part[:0]
         if place.dim is None:
             return part[:0], part
-        edge = place.copied_from * self.shapes[name][1] // self.shapes[name].numel()
+        edge = place.replicated_from * self.shapes[name][1] // self.shapes[name].numel()
         return part[:, :edge], part[:, edge:]
 
     def compile(self) -> None:

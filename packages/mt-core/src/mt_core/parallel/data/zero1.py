@@ -146,10 +146,10 @@ class Buckets:
     def split(self, name: str, part: Tensor) -> tuple[Tensor, Tensor]:
         """At the first element that other ranks hold as well."""
         place, flat = self.placements[name], part.flatten()
-        if place.copies.size == 1:
+        if place.replicas.size == 1:
             return flat, flat[:0]
         start, _ = self._range(name, self.buckets[self.spans[name].bucket].shard.rank)
-        edge = min(max(place.copied_from - start, 0), flat.numel())
+        edge = min(max(place.replicated_from - start, 0), flat.numel())
         return flat[:edge], flat[edge:]
 
     def compile(self) -> None:
