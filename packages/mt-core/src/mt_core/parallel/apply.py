@@ -1,6 +1,6 @@
 """From a configuration to this rank's part of a model: the one path that applies every kind of parallelism."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -48,7 +48,7 @@ def freeze(model: CanonicalModel, patterns: Sequence[str]) -> None:
 
 def compile_parts(model: Model, mesh: Mesh, *, sequence: bool) -> None:
     """Compile each block and the loss with torch.compile."""
-    modules: Iterable[Any] = model.modules()
+    modules: Any = model.modules()
     for module in modules:
         op: Any = getattr(module, "op", None)
         if op is linear_cross_entropy or isinstance(op, VocabCrossEntropy):

@@ -3,7 +3,7 @@
 A model runs its layers through `model.run`, a function of the layers and their input; `recompute` replaces it.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -56,5 +56,5 @@ def recompute(model: Model, config: RecomputeConfig) -> None:
 
 def modules_with_core(model: Model) -> list[HasCore]:
     """The modules of a model that mix positions in a `core`, which can be replaced."""
-    modules: Iterable[Any] = model.modules()
-    return [module for module in modules if hasattr(module, "core")]
+    modules = (module for module in model.modules() if hasattr(module, "core"))
+    return [*modules]  # pyright: ignore[reportReturnType] hasattr is the check
