@@ -215,7 +215,7 @@ def test_a_bias_is_cut_with_the_outputs_and_whole_with_the_inputs(rule, leaf, di
     assert get_cut_dim(rule, leaf) == dim
 
 
-def copies(axis: Axis) -> tuple[int, int, int]:
+def locate_replicas(axis: Axis) -> tuple[int, int, int]:
     model = built("repeated-groups", 4)
     place = apply_plan(model, model.plan(4), axis)["layers.0.attn.qkv.weight"]
     return place.replicas.rank, place.replicas.size, place.replicated_from
@@ -223,7 +223,7 @@ def copies(axis: Axis) -> tuple[int, int, int]:
 
 def test_more_ranks_than_groups_share_each_group_s_key_and_value():
     queries = 8 // 4 * 4 * 32  # queries of a rank × head size × model size come before key and value
-    assert run_ranks(4, copies) == [(0, 2, queries), (1, 2, queries), (0, 2, queries), (1, 2, queries)]
+    assert run_ranks(4, locate_replicas) == [(0, 2, queries), (1, 2, queries), (0, 2, queries), (1, 2, queries)]
 
 
 @pytest.mark.parametrize("tensor", [2, 4])

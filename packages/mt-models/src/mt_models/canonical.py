@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mt_core.contracts import CanonicalModel, TensorCut, as_module
+from mt_core.contracts import CanonicalModel, as_module
 from mt_core.errors import Problem, raise_if
+from mt_core.parallel.cuts import TensorCut
 from mt_models.fusion import Fusion, get_fusion
 
 TensorRegion = tuple[slice, ...]

@@ -130,7 +130,7 @@ class PrecisionConfig(Section):
     """Arithmetic."""
 
     dtype: Literal["bf16", "fp16", "fp32", "fp64"] = "fp32"
-    """Of parameters and activations. With bf16 and fp16, weights are updated in fp32."""
+    """Data type of parameters and activations. With bf16 and fp16, weights are updated in fp32."""
     gradients: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
     """In which gradients are added up and reduced; "auto" is fp16 for fp16, fp64 for fp64, else fp32."""
     loss_scale: PositiveFloat | None = None
@@ -138,9 +138,9 @@ class PrecisionConfig(Section):
     initial_loss_scale: PositiveFloat = 2.0**32
     """First value of the scale that follows the gradients."""
     min_loss_scale: PositiveFloat = 1.0
-    """Its lowest value."""
+    """Lowest value of the scale that follows the gradients."""
     loss_scale_window: PositiveInt = 1000
-    """Finite steps in a row after which it doubles."""
+    """Finite steps in a row after which the scale doubles."""
     hysteresis: PositiveInt = 2
     """Steps that overflow before it is halved."""
 

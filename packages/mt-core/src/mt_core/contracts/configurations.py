@@ -1,37 +1,14 @@
 """What a model's configuration offers to rules, planning and checkpoints: torch-free, as everything here."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, runtime_checkable
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
     from mt_core.contracts.models import Model
-
-
-@dataclass(frozen=True, slots=True)
-class TensorCut:
-    """How the ranks of an axis divide one canonical tensor: each has an equal slice along a dim."""
-
-    dim: int
-    axis: Literal["tensor", "expert"] = "tensor"
-    parts: int | None = None
-    """The number of different slices if that is limited; ranks beyond it repeat them, as for key/value heads."""
-    divisor: int | None = None
-    """The slices are padded to a multiple of this, as rows of a vocabulary are; the last ones may be padding alone."""
-
-    def local_length(self, length: int, ranks: int) -> int:
-        """The length on each of so many ranks, padding included."""
-        if self.divisor is not None:
-            return -(-length // (self.divisor * ranks)) * self.divisor
-        return length // min(ranks, self.parts or ranks)
-
-    def local_slice(self, length: int, rank: int, ranks: int) -> slice:
-        """The slice of the whole tensor that a rank has, without padding."""
-        size, repeats = self.local_length(length, ranks), ranks // min(ranks, self.parts or ranks)
-        start = rank // repeats * size
-        return slice(min(start, length), min(start + size, length))
+    from mt_core.parallel.cuts import CutSize, TensorCut
+    from mt_core.planning.layer_costs import LayerCosts, RankShape
 
 
 @runtime_checkable
@@ -69,7 +46,7 @@ class ModelConfig(Protocol):
         """Name and shape of every tensor in a checkpoint of this model."""
         ...
 
-    def canonical_cuts(self) -> Mapping[str, TensorCut]:
+    def canonical_cuts(self) -> "Mapping[str, TensorCut]":
         """How ranks divide each canonical tensor, of those that they divide."""
         ...
 
@@ -182,4 +159,16 @@ class TransformerModelConfig(ModelConfig, Protocol):
     @property
     def vocab_divisor(self) -> int:
         """Embedding rows are padded to a multiple of this."""
+        ...
+
+    def cut_sizes(self) -> "Sequence[CutSize]":
+        """The sizes that ranks divide, of all parts of the model."""
+        ...
+
+
+class PlannedModelConfig(TransformerModelConfig, Protocol):
+    """The configuration of a model that `mt plan` can count."""
+
+    def layer_costs(self, shape: "RankShape", /) -> "LayerCosts":
+        """What one layer costs a rank in one micro-batch; all layers are alike."""
         ...

@@ -46,18 +46,29 @@ class Losses(NamedTuple):
     """By name, what is logged beside the loss, such as an accuracy: Σ total / Σ weight over micro-batches and ranks."""
 
 
+class HasCore(Protocol):
+    """A module of a model that mixes positions in an attention core, whatever the module is called.
+
+    The core is replaced for context parallelism and for selective recomputation.
+    """
+
+    core: "AttentionCore"
+
+
+class HasOp(Protocol):
+    """A module of a model whose arithmetic is an `op`, which a plan replaces by its parallel implementation."""
+
+    op: "Callable[..., Any]"
+    """A function or an object that is called; one with `traceable = False` exchanges in ways that torch.compile cannot
+    trace, and runs uncompiled."""
+
+
 class Blocks(Protocol):
     """What mt-core asks of a model's blocks; an `nn.ModuleDict` offers it."""
 
     def values(self) -> "Iterable[nn.Module]":
         """Every block, in the order of the forward pass."""
         ...
-
-
-class ReplaceableOp(Protocol):
-    """A module that computes by `op`, a function that a parallel implementation takes the place of."""
-
-    op: "Callable[..., Tensor]"
 
 
 class CanonicalModel(Protocol):
@@ -94,11 +105,6 @@ class Model(CanonicalModel, Protocol):
     @property
     def layers(self) -> "Blocks":
         """Blocks by name, those of an encoder before those of a decoder."""
-        ...
-
-    @property
-    def loss(self) -> "ReplaceableOp":
-        """The cross-entropy over the vocabulary."""
         ...
 
     run: "Callable[[list[Callable[[Tensor], Tensor]], Tensor], Tensor]"

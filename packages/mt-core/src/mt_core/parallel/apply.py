@@ -13,9 +13,8 @@ from mt_core.distributed.mesh import Mesh
 from mt_core.errors import raise_if
 from mt_core.parallel.context.comm_types import make_context_core
 from mt_core.parallel.data.protocol import DataParallel, make_data_parallel
-from mt_core.parallel.expert.dispatcher import ExpertDispatch
 from mt_core.parallel.recompute import list_modules_with_core, recompute
-from mt_core.parallel.tensor.cross_entropy import VocabCrossEntropy, compile_kernels
+from mt_core.parallel.tensor.cross_entropy import VocabCrossEntropy, compile_kernels, linear_cross_entropy
 from mt_core.parallel.tensor.plan import apply_plan
 
 
@@ -26,9 +25,9 @@ def parallelize(config: RunConfig, mesh: Mesh, device: torch.device) -> tuple[Mo
     plan = model.plan(mesh.tensor.size)
     freeze(model, config.optim.trainable)
     placements = apply_plan(as_module(model), plan, mesh.tensor, sequence=config.parallel.sequence, expert=mesh.expert)
-    for attention in list_modules_with_core(model):
-        core = make_context_core(config.parallel.cp_comm_type, attention.core, axis=mesh.context)
-        attention.core = disable_tracing(core) if config.runtime.compile and mesh.context.size > 1 else core
+    for module in list_modules_with_core(model):
+        core = make_context_core(config.parallel.cp_comm_type, module.core, axis=mesh.context)
+        module.core = disable_tracing(core) if config.runtime.compile and mesh.context.size > 1 else core
     recompute(model, config.recompute)
     if config.runtime.compile:
         compile_parts(model, mesh, sequence=config.parallel.sequence)
@@ -51,12 +50,15 @@ def freeze(model: CanonicalModel, patterns: Sequence[str]) -> None:
 
 def compile_parts(model: Model, mesh: Mesh, *, sequence: bool) -> None:
     """Compile each block and the loss with torch.compile."""
-    for module in model.modules():
-        if isinstance(op := getattr(module, "op", None), ExpertDispatch):
-            module.op = disable_tracing(op)  # pyright: ignore[reportArgumentType]
+    modules: Any = model.modules()
+    for module in modules:
+        op: Any = getattr(module, "op", None)
+        if op is linear_cross_entropy or isinstance(op, VocabCrossEntropy):
+            module.op = VocabCrossEntropy(mesh.tensor, sequence, compile_kernels())
+        elif not getattr(op, "traceable", True):
+            module.op = disable_tracing(op)
     for block in model.layers.values():
         block.forward = torch.compile(block.forward)  # pyright: ignore[reportArgumentType] a module's method
-    model.loss.op = VocabCrossEntropy(mesh.tensor, sequence, compile_kernels())
 
 
 def disable_tracing(function: Callable[..., Tensor]) -> Callable[..., Tensor]:

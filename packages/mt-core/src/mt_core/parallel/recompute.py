@@ -1,4 +1,4 @@
-"""Activations that are recomputed in the backward pass instead of kept (arXiv:1604.06174, arXiv:2205.05198).
+"""Activations that are recomputed in the backward pass instead of saved (arXiv:1604.06174, arXiv:2205.05198).
 
 A model runs its layers through `model.run`, a function of the layers and their input; `recompute` replaces it.
 """
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from mt_core.config.sections import RecomputeConfig
-from mt_core.contracts import Model
+from mt_core.contracts import HasCore, Model
 
 Layer = Callable[[Tensor], Tensor]
 
@@ -26,18 +26,18 @@ def run_sequentially(layers: Sequence[Layer], x: Tensor) -> Tensor:
 def uniform(layers: Sequence[Layer], x: Tensor, *, size: int) -> Tensor:
     """Run the layers, keeping only the input of every group of `size` layers."""
     for start in range(0, len(layers), size):
-        x = checkpointed(partial(run_sequentially, layers[start : start + size]), x)
+        x = run_checkpointed(partial(run_sequentially, layers[start : start + size]), x)
     return x
 
 
 def block(layers: Sequence[Layer], x: Tensor, *, count: int) -> Tensor:
     """Run the layers, keeping only the input of each of the first `count`, and everything of the others."""
     for layer in layers[:count]:
-        x = checkpointed(layer, x)
+        x = run_checkpointed(layer, x)
     return run_sequentially(layers[count:], x)
 
 
-def checkpointed(function: Callable[..., Tensor], *inputs: Any, **keywords: Any) -> Tensor:
+def run_checkpointed(function: Callable[..., Tensor], *inputs: Any, **keywords: Any) -> Tensor:
     """Return the function's value; the backward pass runs it again from its inputs, with the same random numbers."""
     return checkpoint(function, *inputs, use_reentrant=False, **keywords)  # pyright: ignore[reportReturnType]
 
@@ -50,10 +50,11 @@ def recompute(model: Model, config: RecomputeConfig) -> None:
         case "full", "block":
             model.run = partial(block, count=config.layers)
         case "selective", _:
-            for attention in list_modules_with_core(model):
-                attention.core = partial(checkpointed, attention.core)
+            for module in list_modules_with_core(model):
+                module.core = partial(run_checkpointed, module.core)
 
 
-def list_modules_with_core(model: Model) -> list[Any]:
-    """List the modules of a model whose `core`, an `AttentionCore`, mixes positions."""
-    return [module for module in model.modules() if hasattr(module, "core")]
+def list_modules_with_core(model: Model) -> list[HasCore]:
+    """List the modules of a model that mix positions in a `core`, which can be replaced."""
+    modules = (module for module in model.modules() if hasattr(module, "core"))
+    return [*modules]  # pyright: ignore[reportReturnType] hasattr is the check

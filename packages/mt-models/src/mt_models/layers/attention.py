@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mt_core.parallel.tensor.plan import Column, Heads, Plan, Row, Rule
 from mt_models.config import GQA, TransformerConfig
+from mt_models.config.attention import KV, QKV
 from mt_models.fusion import Fusion
 from mt_models.layers.attention_cores import Core, ScoreMods
 from mt_models.layers.basic import Linear, make_norm
@@ -42,9 +43,9 @@ class Attention(nn.Module):
         self.q_norm, self.k_norm = (
             make_norm(config.norm, part.head_size) if part.qk_norm else nn.Identity() for _ in "qk"
         )
-        scores = ScoreMods(part.scale, part.softcap, part.window_of(layer), bidirectional=bidirectional, biased=biased)
+        scores = ScoreMods(part.scale, part.softcap, part.get_window(layer), bidirectional=bidirectional, biased=biased)
         self.core: Callable[..., Tensor] = core.with_scores(scores)
-        qkv = Fusion(("q", "k", "v"), split_qkv, lambda parts: fuse_qkv(*parts, head_size=part.head_size))
+        qkv = Fusion(QKV.parts, split_qkv, lambda parts: fuse_qkv(*parts, head_size=part.head_size))
         self.fusions = {"qkv.weight": qkv, "qkv.bias": qkv, "out.weight": _flatten_inputs(part)}
 
     def forward(
@@ -89,7 +90,7 @@ class CrossAttention(nn.Module):
             make_norm(config.norm, part.head_size) if part.qk_norm else nn.Identity() for _ in "qk"
         )
         self.core: Callable[..., Tensor] = core.with_scores(ScoreMods(part.scale, part.softcap, bidirectional=True))
-        kv = Fusion(("k", "v"), split_kv, lambda parts: fuse_kv(*parts, head_size=part.head_size))
+        kv = Fusion(KV.parts, split_kv, lambda parts: fuse_kv(*parts, head_size=part.head_size))
         q = Fusion(None, lambda q: (q.flatten(0, 1),), lambda parts: parts[0].unflatten(0, (-1, part.head_size)))
         self.fusions = {"q.weight": q, "q.bias": q, "kv.weight": kv, "kv.bias": kv, "out.weight": _flatten_inputs(part)}
 
@@ -106,12 +107,12 @@ def _flatten_inputs(part: GQA) -> Fusion:
 
 
 def plan(part: GQA, kv_replicas: int = 1) -> Plan:
-    """Cut by group, and the output projection by head; of repeated groups the key and the value are copies."""
+    """Cut by group, and the output projection by head; keys and values of repeated groups are replicas."""
     return {"qkv": Column(dim=0, kv_replicas=kv_replicas, num_replicated=2), "out": Row(dim=1), **_head_norms(part)}
 
 
 def cross_plan(part: GQA, kv_replicas: int = 1) -> Plan:
-    """The same for queries apart from keys and values."""
+    """The rules of `plan` for a layer whose queries are projected apart from its keys and values."""
     kv = Column(dim=0, kv_replicas=kv_replicas, num_replicated=2)
     return {"q": Column(dim=0), "kv": kv, "out": Row(dim=1), **_head_norms(part)}
 

@@ -84,7 +84,7 @@ def _scaling(config: GPTConfig) -> dict[str, Any]:
 
 def _window(config: GPTConfig) -> dict[str, Any]:
     part = config.attention
-    layers = [int(part.window_of(n) is not None) for n in range(config.layers)]
+    layers = [int(part.get_window(n) is not None) for n in range(config.layers)]
     return {
         "window_size": (part.window - 1, 0) if part.window else None,
         "window_attn_skip_freq": layers if part.window_layers else None,

@@ -9,7 +9,7 @@ their experts, R rows that reach this rank's experts.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
@@ -35,6 +35,7 @@ class ExpertDispatch:
     """`dispatch` with the experts cut over the axis (arXiv:2006.16668): one exchange there and one back."""
 
     axis: Axis
+    traceable: ClassVar[bool] = False
 
     def __call__(self, x_MD: Tensor, counts_E: Tensor, experts: Experts) -> Tensor:
         """Map [M, D] to the same shape and order; the host waits for the counts."""

@@ -34,8 +34,9 @@ class Column:
 
     dim: int
     kv_replicas: int = 1
-    """Neighbouring ranks that hold equal values in the last `num_replicated` entries of dim 1: repeated K/V groups."""
+    """Neighbouring ranks that hold equal values in the last `num_replicated` entries of dim 1: K/V heads."""
     num_replicated: int = 0
+    """Entries of dim 1 that neighbours repeat."""
 
 
 @dataclass(frozen=True, slots=True)
