@@ -33,7 +33,7 @@ class CutSize:
     """A size of a model that the ranks of an axis divide, and that limits how many they can be."""
 
     name: str
-    """Its key in the configuration, such as "model.attention.heads"."""
+    """The key of the size in the configuration, such as "model.attention.heads"."""
     size: int
     axis: Literal["tensor", "expert"] = "tensor"
     repeats: bool = False
