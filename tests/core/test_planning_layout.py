@@ -4,7 +4,7 @@ import pytest
 
 from core.planning_configs import run
 from mt_core.errors import MtError
-from mt_core.parallel.layout import build_layout, describe, nearest, nearest_problem, problems
+from mt_core.parallel.layout import build_layout, describe, find_nearest, problems, suggest_nearest
 from mt_core.planning.gpu_profile import read_profile
 from mt_core.planning.plan import plan
 
@@ -145,7 +145,7 @@ def test_the_hidden_features_of_experts_are_not_cut_by_tensor_ranks():
 
 def test_nearest_layouts_keep_what_they_can_of_the_expert_axis():
     config = run(LLAMA, "parallel.tensor=3", "parallel.expert=8", preset=MIXTRAL)
-    found = {describe(layout) for layout in nearest(config, 8)}
+    found = {describe(layout) for layout in find_nearest(config, 8)}
     assert found == {
         "tensor 4 × context 1 × data 2, expert 2",
         "tensor 2 × context 1 × data 4, expert 4",
@@ -162,17 +162,17 @@ def test_no_more_layers_are_recomputed_than_there_are():
 
 def test_the_nearest_layouts_change_least():
     config = run(LLAMA, "parallel.tensor=3", SP)
-    assert [describe(layout) for layout in nearest(config, 8)] == [
+    assert [describe(layout) for layout in find_nearest(config, 8)] == [
         "tensor 4 + sequence × context 1 × data 2",
         "tensor 2 + sequence × context 1 × data 4",
         "tensor 2 + sequence × context 2 × data 2",
     ]
-    assert all(not list(problems(config, 8)) or layout.dims.ranks == 8 for layout in nearest(config, 8))
+    assert all(not list(problems(config, 8)) or layout.dims.ranks == 8 for layout in find_nearest(config, 8))
 
 
 def test_nearest_layouts_give_up_what_no_longer_makes_sense():
     config = run("batch.global_batch=1", "parallel.tensor=3", SP, "parallel.sharding=zero1", "parallel.shard_size=3")
-    whole = next(layout for layout in nearest(config, 2) if layout.dims.tensor == 1)
+    whole = next(layout for layout in find_nearest(config, 2) if layout.dims.tensor == 1)
     assert (whole.sequence, whole.dims.shard) == (False, None)
 
 
@@ -187,8 +187,8 @@ def test_a_refusal_ends_with_the_nearest_layouts():
 
 
 def test_where_no_layout_passes_the_next_numbers_of_ranks_are_told():
-    assert nearest_problem(run("parallel.tensor=2", LLAMA), 7).allowed == (
+    assert suggest_nearest(run("parallel.tensor=2", LLAMA), 7).allowed == (
         "no layout of 7 passes; with 4 ranks: tensor 2 × context 1 × data 2; "
         "with 8 ranks: tensor 2 × context 1 × data 4"
     )
-    assert nearest_problem(run("batch.micro_batch=3"), 1).allowed == "no layout of 1 passes; nor one of fewer"
+    assert suggest_nearest(run("batch.micro_batch=3"), 1).allowed == "no layout of 1 passes; nor one of fewer"

@@ -8,7 +8,7 @@ from core.planning_configs import LLAMA8B_8L, h200, run
 from mt_core.errors import MtError
 from mt_core.parallel.layout import build_layout
 from mt_core.planning.compute import compute
-from mt_core.planning.gpu_profile import profile_names, read_profile
+from mt_core.planning.gpu_profile import list_profiles, read_profile
 from mt_core.planning.step_time import StepTime, step_time
 
 COMPILED = "runtime.compile=true"
@@ -185,7 +185,7 @@ def test_a_wrong_profile_is_refused_field_by_field(tmp_path):
 
 
 def test_an_unknown_profile_names_the_known():
-    assert profile_names() == ["nvidia-h200"]
+    assert list_profiles() == ["nvidia-h200"]
     with pytest.raises(MtError, match="unknown profile 'nvidia-h20'; did you mean 'nvidia-h200'.* or a FILE.toml"):
         read_profile("nvidia-h20")
 

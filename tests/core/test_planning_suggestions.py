@@ -6,16 +6,16 @@ from core.planning_configs import h200, run
 from mt_core.errors import raise_if
 from mt_core.parallel.layout import build_layout, problems
 from mt_core.planning.plan import plan
-from mt_core.planning.suggestions import Advice, ranks_that_fit, what_fits
+from mt_core.planning.suggestions import Suggestion, find_fitting_layouts, find_fitting_ranks
 
 
-def advice(ranks: int, *overrides: str, gib: float = 139.8, preset: str = "llama3-8b") -> list[Advice]:
+def advice(ranks: int, *overrides: str, gib: float = 139.8, preset: str = "llama3-8b") -> list[Suggestion]:
     config = run("batch.global_batch=16", *overrides, preset=preset)
     profile = h200().model_copy(update={"memory_gib": gib})
-    return what_fits(config, build_layout(config, ranks), profile, ranks=ranks)
+    return find_fitting_layouts(config, build_layout(config, ranks), profile, ranks=ranks)
 
 
-def words(found: Advice) -> list[str]:
+def words(found: Suggestion) -> list[str]:
     return [change for group in found.changes for change in group]
 
 
@@ -82,8 +82,8 @@ def test_several_changes_are_tried_together():
 def test_more_gpus_are_asked_for_when_nothing_else_helps():
     config = run("batch.global_batch=64", preset="gpt3-175b")
     layout = build_layout(config, 8)
-    assert what_fits(config, layout, h200(), ranks=8) == []
-    found = ranks_that_fit(config, layout, h200())
+    assert find_fitting_layouts(config, layout, h200(), ranks=8) == []
+    found = find_fitting_ranks(config, layout, h200())
     assert found is not None
     ranks, offer = found
     assert (ranks, offer.plan.layout.dims.ranks) == (32, 32)
@@ -92,4 +92,4 @@ def test_more_gpus_are_asked_for_when_nothing_else_helps():
 
 def test_nothing_is_offered_that_cannot_exist():
     config = run("batch.global_batch=1", preset="gpt3-175b")
-    assert ranks_that_fit(config, build_layout(config, 1), h200().model_copy(update={"memory_gib": 4.0})) is None
+    assert find_fitting_ranks(config, build_layout(config, 1), h200().model_copy(update={"memory_gib": 4.0})) is None

@@ -7,7 +7,7 @@ import pytest
 from core.planning_configs import h200, run
 from mt_core.planning.memory import GIB, by_category
 from mt_core.planning.plan import plan
-from mt_core.planning.svg import LEFT, RIGHT, WIDTH, memory_svg, timeline_svg
+from mt_core.planning.svg import LEFT, RIGHT, WIDTH, draw_memory, draw_timeline
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -33,7 +33,7 @@ def texts(root: ElementTree.Element) -> list[str]:
 
 def test_memory_has_a_bar_a_rank_to_scale():
     planned = made(8, "parallel.tensor=4", "parallel.sharding=zero1")
-    root = ElementTree.fromstring(memory_svg(planned, "8 × H200"))
+    root = ElementTree.fromstring(draw_memory(planned, "8 × H200"))
     sums = by_category(planned.items)
     rows = {top: [bar for bar in bars(root) if bar[2] == top] for _, _, top, _ in bars(root)}
     assert len(rows) == 8
@@ -48,7 +48,7 @@ def test_memory_has_a_bar_a_rank_to_scale():
 
 
 def test_memory_beyond_the_capacity_crosses_its_line():
-    root = ElementTree.fromstring(memory_svg(made(1), "one"))
+    root = ElementTree.fromstring(draw_memory(made(1), "one"))
     line = next(e for e in root.iter(f"{SVG}line") if "limit" in e.get("class", ""))
     ends = [left + width for _, left, _, width in bars(root)]
     assert max(ends) > float(line.get("x1", "nan"))
@@ -57,14 +57,14 @@ def test_memory_beyond_the_capacity_crosses_its_line():
 
 
 def test_many_ranks_are_summed_up():
-    root = ElementTree.fromstring(memory_svg(made(64), "many"))
+    root = ElementTree.fromstring(draw_memory(made(64), "many"))
     assert len({top for _, _, top, _ in bars(root)}) == 16
     assert "and 48 more ranks, which hold the same" in texts(root)
 
 
 def test_the_timeline_has_a_lane_for_each_axis_that_communicates():
     planned = made(8, "parallel.tensor=2", "parallel.context=2", "parallel.sharding=zero1", "batch.micro_batch=16")
-    root = ElementTree.fromstring(timeline_svg(planned, "8 × H200"))
+    root = ElementTree.fromstring(draw_timeline(planned, "8 × H200"))
     lanes = [text for text in texts(root) if text.endswith(" axis") or text == "arithmetic"]
     assert lanes == ["arithmetic", "tensor axis", "context axis", "data axis"]
     assert {"0 ms", "arithmetic waits for it", "beside arithmetic", "forward", "backward", "optimizer"} <= set(
@@ -75,7 +75,7 @@ def test_the_timeline_has_a_lane_for_each_axis_that_communicates():
 
 def test_the_timeline_fills_its_width_and_stays_small():
     planned = made(1, "batch.global_batch=4096")
-    text = timeline_svg(planned, "one")
+    text = draw_timeline(planned, "one")
     found = bars(ElementTree.fromstring(text))
     assert min(left for _, left, _, _ in found) == LEFT
     assert max(left + width for _, left, _, width in found) == pytest.approx(WIDTH - RIGHT, abs=0.5)
@@ -83,7 +83,7 @@ def test_the_timeline_fills_its_width_and_stays_small():
     assert len(text) < 20_000
 
 
-@pytest.mark.parametrize("draw", [memory_svg, timeline_svg])
+@pytest.mark.parametrize("draw", [draw_memory, draw_timeline])
 def test_pictures_need_nothing_else_and_follow_the_reader_s_colours(draw):
     text = draw(made(4), "a < b & c")
     assert "prefers-color-scheme: dark" in text

@@ -29,7 +29,7 @@ from mt_core.parallel.tensor.plan import (
     get_cut_axis,
     get_cut_dim,
 )
-from mt_core.planning.parameters import rank_elements
+from mt_core.planning.parameters import count_rank_elements
 from mt_core.plugins import component, components
 from mt_core.verification.ranks import run_ranks
 from mt_models.config import BertConfig, GPTConfig, T5Config
@@ -239,5 +239,5 @@ def test_the_plan_of_modules_cuts_what_the_configuration_says_of_canonical_tenso
         expected = {get_cut_axis(rule)} if get_cut_dim(rule, leaf) is not None else {None}
         parts = model.canonical_regions(name)
         assert {cuts[part].axis if part in cuts else None for part in parts} == expected, name
-        elements = sum(rank_elements(config.canonical_shapes()[part], cuts.get(part), tensor) for part in parts)
+        elements = sum(count_rank_elements(config.canonical_shapes()[part], cuts.get(part), tensor) for part in parts)
         assert elements == parameter.numel() // (tensor if expected == {"tensor"} else 1), name

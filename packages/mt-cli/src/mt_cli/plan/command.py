@@ -34,7 +34,7 @@ def plan(
     from mt_core.errors import MtError
     from mt_core.planning.gpu_profile import read_profile
     from mt_core.planning.plan import plan as make_plan
-    from mt_core.planning.suggestions import ranks_that_fit, what_fits
+    from mt_core.planning.suggestions import find_fitting_layouts, find_fitting_ranks
 
     config = load_run_config(files or [], overrides or [], preset, rules=False)  # planning needs no data
     if not has_layer_costs(config):
@@ -44,8 +44,8 @@ def plan(
     if memory_gib is not None:
         kind = kind.model_copy(update={"memory_gib": memory_gib})
     made = make_plan(config, gpus, kind)
-    advice = [] if made.fits else what_fits(config, made.layout, kind, ranks=gpus)
-    more = None if made.fits or advice else ranks_that_fit(config, made.layout, kind)
+    advice = [] if made.fits else find_fitting_layouts(config, made.layout, kind, ranks=gpus)
+    more = None if made.fits or advice else find_fitting_ranks(config, made.layout, kind)
     if svg is not None:
         _draw(svg, made, f"{gpus} × {kind.name}")
     if as_json:
@@ -66,10 +66,10 @@ def _at_full_batch(config: PlannedRun) -> PlannedRun:
 
 def _draw(folder: Path, made: Any, title: str) -> None:
     from mt_core.files import atomic_file, disk_errors
-    from mt_core.planning.svg import memory_svg, timeline_svg
+    from mt_core.planning.svg import draw_memory, draw_timeline
 
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    for name, draw in (("memory.svg", memory_svg), ("timeline.svg", timeline_svg)):
+    for name, draw in (("memory.svg", draw_memory), ("timeline.svg", draw_timeline)):
         with atomic_file(folder / name, "w") as file:
             file.write(draw(made, title))

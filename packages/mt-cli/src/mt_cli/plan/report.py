@@ -10,14 +10,14 @@ from mt_core.planning.communication import Transfer
 from mt_core.planning.gpu_profile import Profile
 from mt_core.planning.memory import GIB, by_category
 from mt_core.planning.plan import ASSUMPTIONS, Plan
-from mt_core.planning.suggestions import Advice
+from mt_core.planning.suggestions import Suggestion
 
-More = tuple[int, Advice] | None
+More = tuple[int, Suggestion] | None
 """A larger number of GPUs on which something fits, and what."""
 
 
 def lines(
-    config: TransformerRun, plan: Plan, profile: Profile, advice: Sequence[Advice], more: More, *, explain: bool
+    config: TransformerRun, plan: Plan, profile: Profile, advice: Sequence[Suggestion], more: More, *, explain: bool
 ) -> Iterator[str]:  # fmt: skip
     """The whole report."""
     yield from _head(config, plan, profile)
@@ -67,7 +67,7 @@ def _memory(plan: Plan, *, explain: bool) -> Iterator[str]:
     yield f"  {'total':<34}{plan.total / GIB:>10.2f} of {plan.capacity / GIB:.1f}: {verdict}"
 
 
-def _advice(plan: Plan, advice: Sequence[Advice], more: More) -> Iterator[str]:
+def _advice(plan: Plan, advice: Sequence[Suggestion], more: More) -> Iterator[str]:
     ranks = plan.layout.dims.ranks
     layouts, heading = list(advice), f"what fits on {ranks}"
     if not layouts and more:
@@ -129,7 +129,7 @@ def _explanation(profile: Profile) -> Iterator[str]:
 
 
 def as_values(
-    config: TransformerRun, plan: Plan, profile: Profile, advice: Sequence[Advice], more: More
+    config: TransformerRun, plan: Plan, profile: Profile, advice: Sequence[Suggestion], more: More
 ) -> dict[str, Any]:
     """Everything in the report as plain values: bytes, seconds."""
     layout, dims = plan.layout, plan.layout.dims
@@ -169,6 +169,6 @@ def _transfer_values(plan: Plan, transfer: Transfer, profile: Profile) -> dict[s
     }
 
 
-def _advice_values(advice: Advice, gpus: int) -> dict[str, Any]:
+def _advice_values(advice: Suggestion, gpus: int) -> dict[str, Any]:
     changes = [change for group in advice.changes for change in group]
     return {"gpus": gpus, "set": changes, "bytes": advice.plan.total, "seconds": advice.plan.step.seconds}

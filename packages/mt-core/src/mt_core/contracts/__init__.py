@@ -10,7 +10,6 @@ from mt_core.contracts.configurations import (
     ModelConfig,
     PlannedModelConfig,
     TransformerModelConfig,
-    Variant,
 )
 from mt_core.contracts.data import DataSection, Dataset, Tokenizer
 from mt_core.contracts.metrics import MetricSink
@@ -48,6 +47,5 @@ __all__ = [
     "PlannedModelConfig",
     "Tokenizer",
     "TransformerModelConfig",
-    "Variant",
     "as_module",
 ]

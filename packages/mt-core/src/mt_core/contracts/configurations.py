@@ -63,7 +63,7 @@ class ModelConfig(Protocol):
 
 
 class AttentionConfig(Protocol):
-    """What rules, planning and `mt verify` read of a transformer's attention."""
+    """What rules and `mt verify` read of a transformer's attention."""
 
     @property
     def heads(self) -> int:
@@ -96,7 +96,7 @@ class AttentionConfig(Protocol):
 
 
 class MLPConfig(Protocol):
-    """What planning and `mt verify` read of a transformer's feed-forward layer."""
+    """What rules and `mt verify` read of a transformer's feed-forward layer."""
 
     @property
     def kind(self) -> str:
@@ -106,15 +106,6 @@ class MLPConfig(Protocol):
     @property
     def ffn_hidden_size(self) -> int:
         """Hidden features, of each expert if there are any."""
-        ...
-
-
-class Variant(Protocol):
-    """What planning reads of a part of which there are several kinds, such as the norm."""
-
-    @property
-    def kind(self) -> str:
-        """Which of the part's kinds it is."""
         ...
 
 
@@ -139,16 +130,6 @@ class TransformerModelConfig(ModelConfig, Protocol):
     @property
     def mlp(self) -> MLPConfig:
         """Feed-forward layer of every block."""
-        ...
-
-    @property
-    def norm(self) -> Variant:
-        """Norms of every block and the last one."""
-        ...
-
-    @property
-    def position(self) -> Variant:
-        """How tokens know their positions."""
         ...
 
     @property

@@ -1,6 +1,6 @@
 """How a run is cut over ranks, and the rules that say which cuts are possible.
 
-The same rules serve `mt plan` and `mt train`; `nearest` looks for layouts that pass where the one asked for does not.
+The same rules serve `mt plan` and `mt train`; where a layout does not pass, `find_nearest` lists ones that do.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -194,7 +194,7 @@ def _listed(numbers: Iterable[int]) -> str:
     return f"{', '.join(head)} or {last}" if head else last
 
 
-def nearest(config: TransformerRun, ranks: int, *, count: int = 3) -> list[Layout]:
+def find_nearest(config: TransformerRun, ranks: int, *, count: int = 3) -> list[Layout]:
     """Up to `count` layouts of `ranks` that pass, those with the least change of tensor, context and data first.
 
     Sequence parallelism is given up where tensor is 1, a shard_size that no longer divides, and of the expert axis what
@@ -227,14 +227,16 @@ def _distance(one: ParallelDims, other: ParallelDims) -> tuple[float, int, int]:
     return sum(abs(log2(a / b)) for a, b in pairs), one.context, one.tensor
 
 
-def nearest_problem(config: TransformerRun, ranks: int) -> Problem:
+def suggest_nearest(config: TransformerRun, ranks: int) -> Problem:
     """What to do instead, as the last line of a refusal."""
     actual = f"this layout cannot run on {ranks} ranks"
-    if layouts := nearest(config, ranks):
+    if layouts := find_nearest(config, ranks):
         return Problem("parallel", actual, f"nearest that pass: {'; '.join(map(describe, layouts))}")
-    others = [n for n in (*range(ranks - 1, 0, -1), *range(ranks + 1, 2 * ranks + 1)) if nearest(config, n, count=1)]
+    others = [
+        n for n in (*range(ranks - 1, 0, -1), *range(ranks + 1, 2 * ranks + 1)) if find_nearest(config, n, count=1)
+    ]
     below, above = (max((n for n in others if n < ranks), default=0), min((n for n in others if n > ranks), default=0))
-    passing = (f"with {n} ranks: {describe(nearest(config, n, count=1)[0])}" for n in (below, above) if n)
+    passing = (f"with {n} ranks: {describe(find_nearest(config, n, count=1)[0])}" for n in (below, above) if n)
     return Problem("parallel", actual, f"no layout of {ranks} passes; {'; '.join(passing) or 'nor one of fewer'}")
 
 

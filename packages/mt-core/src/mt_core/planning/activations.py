@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from mt_core.config.run_config import PlannedRun
 from mt_core.parallel.layout import Layout
 from mt_core.planning.layer_costs import count_tokens, get_layer_costs
-from mt_core.planning.parameters import rank_vocabulary
+from mt_core.planning.parameters import count_vocab_rows
 from mt_core.planning.precision import BYTES, state_bytes
 
 
@@ -48,4 +48,4 @@ def _count_loss(config: PlannedRun, layout: Layout) -> float:
     """Bytes of whole logits: compiled, once; else three of them, wide, with a cut vocabulary beside the logits."""
     a, wide, tensor = BYTES[config.precision.dtype], state_bytes(config.precision).wide, layout.dims.tensor
     each = a if config.runtime.compile else 3 * wide + (a if tensor > 1 and a < wide else 0)
-    return count_tokens(config, layout) * rank_vocabulary(config.model, tensor) * each
+    return count_tokens(config, layout) * count_vocab_rows(config.model, tensor) * each

@@ -10,7 +10,7 @@ from mt_core.config.run_config import PlannedRun
 from mt_core.parallel.layout import Layout
 from mt_core.planning.gpu_profile import Profile
 from mt_core.planning.layer_costs import count_tokens, get_layer_costs
-from mt_core.planning.parameters import count_parameters, rank_vocabulary
+from mt_core.planning.parameters import count_parameters, count_vocab_rows
 from mt_core.planning.precision import BYTES, state_bytes
 
 LOGITS, COMPILED_LOGITS = 10, 3
@@ -77,7 +77,7 @@ def compute(config: PlannedRun, layout: Layout, profile: Profile) -> Compute:
         kernels_forward=forward,
         kernels_backward=model.layers * costs.backward_bytes / copy,
         recompute=recompute,
-        loss=tokens * rank_vocabulary(model, tensor) * _logit_bytes(config) / copy,
+        loss=tokens * count_vocab_rows(model, tensor) * _logit_bytes(config) / copy,
         accumulate=_accumulate(config, layout) / copy,
         optimizer=_optimizer(config, layout) / copy,
     )

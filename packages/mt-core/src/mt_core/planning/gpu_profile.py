@@ -57,7 +57,7 @@ class Profile(Section):
         return self.rates[dtype]
 
 
-def profile_names() -> list[str]:
+def list_profiles() -> list[str]:
     """Profiles that come with mt."""
     paths = files("mt_core.planning.profiles").iterdir()
     return sorted(path.name.removesuffix(".toml") for path in paths if path.name.endswith(".toml"))
@@ -66,8 +66,8 @@ def profile_names() -> list[str]:
 def read_profile(name: str) -> Profile:
     """One of ours by name, or a TOML file; `MtError` names every wrong field."""
     if not name.endswith(".toml"):
-        if name not in profile_names():
-            allowed = did_you_mean(name, profile_names())
+        if name not in list_profiles():
+            allowed = did_you_mean(name, list_profiles())
             raise MtError("--profile", f"unknown profile {name!r}", f"{allowed}, or a FILE.toml")
         layer = read_toml(Path(str(files("mt_core.planning.profiles") / f"{name}.toml")), f"profile {name}")
     else:

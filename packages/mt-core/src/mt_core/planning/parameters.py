@@ -38,7 +38,7 @@ class Parameters:
 def count_parameters(model: TransformerModelConfig, tensor: int = 1, expert: int = 1) -> Parameters:
     """Elements of each part of a model on one of `tensor` × `expert` ranks, padding of the vocabulary included."""
     shapes, cuts = model.canonical_shapes(), model.canonical_cuts()
-    elements = {name: rank_elements(shape, cuts.get(name), tensor, expert) for name, shape in shapes.items()}
+    elements = {name: count_rank_elements(shape, cuts.get(name), tensor, expert) for name, shape in shapes.items()}
     layers: dict[str, int] = {}
     for name, count in elements.items():
         if layer := LAYER.search(name):
@@ -57,7 +57,7 @@ def count_parameters(model: TransformerModelConfig, tensor: int = 1, expert: int
     )
 
 
-def rank_elements(shape: tuple[int, ...], cut: TensorCut | None, tensor: int, expert: int = 1) -> int:
+def count_rank_elements(shape: tuple[int, ...], cut: TensorCut | None, tensor: int, expert: int = 1) -> int:
     """Elements of a canonical tensor on one of `tensor` × `expert` ranks, padding included."""
     if cut is None:
         return prod(shape)
@@ -65,6 +65,6 @@ def rank_elements(shape: tuple[int, ...], cut: TensorCut | None, tensor: int, ex
     return prod(shape) // shape[cut.dim] * cut.local_length(shape[cut.dim], ranks)
 
 
-def rank_vocabulary(model: TransformerModelConfig, tensor: int) -> int:
+def count_vocab_rows(model: TransformerModelConfig, tensor: int) -> int:
     """Rows of the output layer on one rank, padding included."""
     return model.canonical_cuts()["embed.weight"].local_length(model.vocab_size, tensor)

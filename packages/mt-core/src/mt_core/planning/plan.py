@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from mt_core.config.run_config import PlannedRun
 from mt_core.errors import raise_if
-from mt_core.parallel.layout import Layout, build_layout, nearest_problem, problems
+from mt_core.parallel.layout import Layout, build_layout, problems, suggest_nearest
 from mt_core.planning import memory
 from mt_core.planning.communication import Transfer, micro_batches, transfers
 from mt_core.planning.gpu_profile import Profile
@@ -50,7 +50,7 @@ class Plan:
 def plan(config: PlannedRun, ranks: int, profile: Profile) -> Plan:
     """The plan of a configuration on a number of GPUs; an impossible layout is an `MtError` with the nearest others."""
     if failures := list(problems(config, ranks)):
-        failures.append(nearest_problem(config, ranks))
+        failures.append(suggest_nearest(config, ranks))
     raise_if(failures)
     return plan_layout(config, build_layout(config, ranks), profile)
 

@@ -19,7 +19,7 @@ MOST_TIMES = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Advice:
+class Suggestion:
     """A layout that fits."""
 
     changes: tuple[tuple[str, ...], ...]
@@ -27,14 +27,16 @@ class Advice:
     plan: Plan
 
 
-def what_fits(config: PlannedRun, layout: Layout, profile: Profile, *, ranks: int, count: int = 5) -> list[Advice]:
+def find_fitting_layouts(
+    config: PlannedRun, layout: Layout, profile: Profile, *, ranks: int, count: int = 5
+) -> list[Suggestion]:
     """Up to `count` layouts of `ranks` that fit; fewer changes are preferred, then speed."""
     ranked: dict[int, dict[object, list[Layout]]] = {}
     for other in _others(layout, ranks, config.model):
         if not any(axis_problems(config, other)):
             alike = replace(other, recompute=Recompute())
             ranked.setdefault(len(changes(layout, other)), {}).setdefault(alike, []).append(other)
-    fitting: list[Advice] = []
+    fitting: list[Suggestion] = []
     for number in sorted(ranked):
         best = (_fastest(config, layout, profile, others) for others in ranked[number].values())
         fitting += sorted(filter(None, best), key=lambda advice: advice.plan.step.seconds)
@@ -43,21 +45,21 @@ def what_fits(config: PlannedRun, layout: Layout, profile: Profile, *, ranks: in
     return fitting[:count]
 
 
-def ranks_that_fit(config: PlannedRun, layout: Layout, profile: Profile) -> tuple[int, Advice] | None:
+def find_fitting_ranks(config: PlannedRun, layout: Layout, profile: Profile) -> tuple[int, Suggestion] | None:
     """The fewest ranks, doubling those of `layout`, on which something fits, and what."""
     ranks = layout.dims.ranks * 2
     while ranks <= layout.dims.ranks * MOST_TIMES:
-        if fitting := what_fits(config, layout, profile, ranks=ranks, count=1):
+        if fitting := find_fitting_layouts(config, layout, profile, ranks=ranks, count=1):
             return ranks, fitting[0]
         ranks *= 2
     return None
 
 
-def _fastest(config: PlannedRun, layout: Layout, profile: Profile, others: list[Layout]) -> Advice | None:
+def _fastest(config: PlannedRun, layout: Layout, profile: Profile, others: list[Layout]) -> Suggestion | None:
     """The fastest of layouts that differ in what is computed again."""
     capacity = profile.memory_gib * GIB
     fitting = [other for other in others if total(memory(config, other, profile)) <= capacity]
-    plans = [Advice(changes(layout, other), plan_layout(config, other, profile)) for other in fitting]
+    plans = [Suggestion(changes(layout, other), plan_layout(config, other, profile)) for other in fitting]
     return min(plans, key=lambda advice: advice.plan.step.seconds, default=None)
 
 

@@ -41,7 +41,7 @@ MOST_RANKS = 16
 """Ranks that are drawn; further ones are alike."""
 
 
-def memory_svg(plan: Plan, title: str) -> str:
+def draw_memory(plan: Plan, title: str) -> str:
     """Stacked bars, one a rank, with the GPU's capacity as a line."""
     dims, sums = plan.layout.dims, by_category(plan.items)
     ranks = min(dims.ranks, MOST_RANKS)
@@ -68,7 +68,7 @@ def memory_svg(plan: Plan, title: str) -> str:
     return _document(heading, body, bottom + 14 + 22 * -(-len(legend) // 4) + 8)
 
 
-def timeline_svg(plan: Plan, title: str) -> str:
+def draw_timeline(plan: Plan, title: str) -> str:
     """Lanes for arithmetic and for each axis that communicates, to scale."""
     seconds, scale = plan.step.seconds, (WIDTH - LEFT - RIGHT) / plan.step.seconds
     lanes = [lane for lane in get_args(Lane) if any(s.lane == lane for s in plan.step.spans)]
