@@ -1,12 +1,12 @@
 """Where things lie: directories of iterations and ranks, and whether a model can be cut for them."""
 
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from mt_ckpt.megatron.parameters.pipeline import fitting_stages, stage_layers
-from mt_ckpt.megatron.parameters.t5_pipeline import OPTION, split_errors
+from mt_ckpt.megatron.parameters.pipeline import ENCODER_OPTION, fitting_stages, split_errors, stage_layers
 from mt_core.errors import MtError, Problem
 from mt_models.config import TransformerConfig
 
@@ -16,6 +16,8 @@ Chunks = Annotated[int, "Chunks of each pipeline stage."]
 EncoderStages = Annotated[int | None, "How many of the stages hold a T5's encoder."]
 """Options of savers."""
 TRACKER, RANK_FILE, RELEASE = "latest_checkpointed_iteration.txt", "model_optim_rng.pt", "release"
+StageRank = tuple[int, int]
+"""Pipeline stage, and a rank of it: expert rank · tensor ranks + tensor rank."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,24 @@ def rank_directory(tensor_rank: int, stage: int, stages: int, expert: int = 0, e
     return f"mp_rank_{tensor_rank:02d}" + "".join(numbers)
 
 
+def rank_directories(layout: Layout) -> dict[StageRank, str]:
+    """Name of the directory of every rank's files."""
+    return {
+        (stage, rank): rank_directory(
+            rank % layout.tensor, stage, layout.pipeline, rank // layout.tensor, layout.expert
+        )
+        for stage in range(layout.pipeline)
+        for rank in range(layout.tensor * layout.expert)
+    }
+
+
+def write_root_files(root: Path, tokenizer_files: Iterable[Path], iteration: int | None = None) -> None:
+    """Copy the tokenizer beside what was written, and write the tracker, which says where to look."""
+    for file in tokenizer_files:
+        shutil.copy(file, root / file.name)
+    (root / TRACKER).write_text(RELEASE if iteration is None else str(iteration))
+
+
 def rank_file(directory: Path, tensor_rank: int, stage: int, stages: int, expert: int = 0, experts: int = 1) -> Path:
     """The file of a rank; before 2023, beside a distributed optimizer, it was called model_rng.pt."""
     rank = rank_directory(tensor_rank, stage, stages, expert, experts)
@@ -99,7 +119,7 @@ def layout_errors(
 def _stage_errors(config: TransformerConfig, layout: Layout, where: str, *, uneven: bool) -> Iterator[Problem]:
     layers, pipeline, virtual = config.layers, layout.pipeline, layout.virtual
     if layout.encoder:
-        yield Problem(where, f"{OPTION} for a model that is no T5", "leave it out")
+        yield Problem(where, f"{ENCODER_OPTION} for a model that is no T5", "leave it out")
     if layers % (pipeline * virtual) and not (uneven and stage_layers(layers, pipeline, virtual)):
         problem = f"{layers} layers do not divide by {pipeline} stages of {virtual} chunks"
         fitting = ", ".join(map(str, fitting_stages(layers, virtual)))

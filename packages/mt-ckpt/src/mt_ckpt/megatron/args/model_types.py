@@ -18,6 +18,8 @@ from mt_models.config import BertConfig, GPTConfig, Learned, NoPosition, T5Confi
 
 SHARED = tuple(name for name in TransformerSection.model_fields if name != "kind")
 """What all have."""
+VERSION = 3.0
+"""checkpoint_version since 2021: query, key and value interleaved by group."""
 
 
 def detect_model_type(names: Mapping[str, Any]) -> str:
@@ -81,6 +83,18 @@ def model_args(config: TransformerConfig, layout: Layout, *, dtype: Any, form: s
     elif config.kind == "t5":
         t5_to_args(args, config, layout)
     return args
+
+
+def build_common_state(
+    config: TransformerConfig, layout: Layout, *, dtype: Any, form: str, iteration: int
+) -> dict[str, Any]:
+    """What a checkpoint of a model alone has beside tensors."""
+    return {
+        "args": model_args(config, layout, dtype=dtype, form=form),
+        "checkpoint_version": VERSION,
+        "iteration": iteration,
+        "num_floating_point_operations_so_far": 0,
+    }
 
 
 def model_problems(config: TransformerConfig, where: str, *, heads: tuple[str, ...] = HEADS) -> Iterator[Problem]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from mt_ckpt.megatron.dist_format.chunks import ChunkLocation, ChunkReader, candidate_locations
 from mt_ckpt.megatron.dist_format.metadata import Stored, read_metadata
 from mt_ckpt.megatron.parameters.fusion import VOCABULARY, canonical, join, stored_shape
-from mt_ckpt.megatron.parameters.names import parameters, second_names
+from mt_ckpt.megatron.parameters.names import list_parameters, second_names
 from mt_ckpt.megatron.parameters.table import Parameter, Shape
 from mt_ckpt.megatron.torch_format import safe_unpickle
 from mt_core.errors import MtError, Problem, raise_if
@@ -61,7 +61,7 @@ class DistFiles:
 
     def tensors(self, config: TransformerConfig) -> Iterator[tuple[str, Tensor]]:
         """Canonical tensors; `MtError` lists all that is wrong with keys and shapes before the first is read."""
-        names = parameters(config)
+        names = list_parameters(config)
         locations = {name: next(iter(known), None) for name, known in self._known(config, names).items()}
         raise_if(self._problems(config, names, locations))
         right = {name: place for name, place in locations.items() if place}

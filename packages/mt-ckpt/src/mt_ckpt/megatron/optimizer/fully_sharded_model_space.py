@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mt_ckpt.megatron.dist_format.metadata import Chunk, Shape, Stored
+from mt_ckpt.megatron.dist_format.metadata import Chunk, Stored
+from mt_ckpt.megatron.parameters.table import Shape
 from mt_core.errors import MtError
 
 

@@ -3,15 +3,17 @@
 Source: docs/specs/checkpoints.md §3.9, §3.10.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from mt_ckpt.megatron.parameters.names import list_parameters
 from mt_ckpt.megatron.parameters.table import Parameter, Shape
 from mt_core.errors import MtError
 from mt_models.config import TransformerConfig
+from mt_models.qkv_layout import interleave_rows, split_kv, split_qkv
 
 VOCABULARY = ("embed.weight", "head.weight", "head.bias")
 
@@ -49,6 +51,31 @@ class Rows:
         return Rows(tuple(blocks))
 
 
+FusedTensors = Iterator[tuple[str, Parameter, Rows]]
+"""Local name in the whole model, what it is, and the tensor in its logical shape."""
+
+
+def fuse_stream(config: TransformerConfig, tensors: Iterable[tuple[str, Tensor]], size: int) -> FusedTensors:
+    """Megatron's tensors, whole and in their logical shapes, each as soon as its last canonical part has arrived.
+
+    The experts of a layer share their parts, and follow one another; vocabulary rows are padded for `size` ranks.
+    """
+    names = list_parameters(config)
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for name, parameter in names.items():
+        groups.setdefault(parameter.parts, []).append(name)
+    owners = {part: parts for parts in groups for part in parts}
+    waiting: dict[tuple[str, ...], dict[str, Tensor]] = {}
+    for part, tensor in tensors:
+        parts = owners[part]
+        waiting.setdefault(parts, {})[part] = tensor
+        if len(waiting[parts]) == len(parts):
+            arrived = waiting.pop(parts)
+            for name in groups[parts]:
+                yield name, names[name], fuse(config, [arrived[part] for part in parts], names[name], size)
+    assert not waiting, f"incomplete {', '.join(part for arrived in waiting.values() for part in arrived)}"
+
+
 def fuse(config: TransformerConfig, parts: Sequence[Tensor], one: Parameter, size: int) -> Rows:
     """Canonical tensors, whole, as one in its logical shape; vocabulary rows are padded for `size` ranks.
 
@@ -63,10 +90,7 @@ def _fused(config: TransformerConfig, parts: Sequence[Tensor], one: Parameter, s
     if one.stacked:
         return Rows(tuple(part[None] for part in parts))
     if len(parts) > 1:
-        groups = config.attention.num_kv_heads
-        return Rows(
-            tuple(rows for group in zip(*(part.chunk(groups) for part in parts), strict=True) for rows in group)
-        )
+        return Rows(tuple(interleave_rows(parts, config.attention.num_kv_heads)))
     if one.parts[0] in VOCABULARY:
         padding = config.vocab_rows(size) - config.vocab_size
         last = parts[0][-1:].expand(padding, *parts[0].shape[1:])
@@ -82,8 +106,7 @@ def split(config: TransformerConfig, whole: Tensor, one: Parameter) -> Mapping[s
         tensors = [whole[: config.vocab_size] if one.parts[0] in VOCABULARY else whole]
     else:
         fused = whole.unflatten(0, (config.attention.num_kv_heads, -1, config.attention.head_size))
-        counts = [config.attention.queries_per_group, 1, 1][-len(one.parts) :]
-        tensors = [part.flatten(0, 2) for part in fused.split(counts, 1)]
+        tensors = split_qkv(fused) if len(one.parts) == 3 else split_kv(fused)
     return dict(zip(one.parts, tensors, strict=True))
 
 

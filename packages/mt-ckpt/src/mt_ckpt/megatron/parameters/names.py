@@ -8,7 +8,7 @@ from mt_ckpt.megatron.parameters.table import COPIES, EXPERTS, OUTSIDE, stacks
 from mt_ckpt.megatron.parameters.table import Parameter as Parameter
 from mt_models.config import TransformerConfig
 
-EMBED, HEAD = "embedding.word_embeddings.weight", "output_layer.weight"
+WORD_EMBEDDINGS, OUTPUT_LAYER = "embedding.word_embeddings.weight", "output_layer.weight"
 LEAVES = ("weight", "bias")
 LAYER = re.compile(r"(?:encoder|decoder)\.layers\.(\d+)\.")
 EXPERT = re.compile(r"mlp\.experts\.local_experts\.(\d+)\.")
@@ -21,7 +21,7 @@ TE = {
 """Names that Transformer Engine's layers give, and `torch_dist` files always, to the local ones."""
 
 
-def parameters(config: TransformerConfig) -> dict[str, Parameter]:
+def list_parameters(config: TransformerConfig) -> dict[str, Parameter]:
     """Every tensor of the model under its local name, with its layer's and its expert's numbers in the whole model."""
     tensors: dict[str, Parameter] = {}
     for module, one in OUTSIDE.items():

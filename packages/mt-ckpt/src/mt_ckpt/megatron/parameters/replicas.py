@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mt_ckpt.megatron.parameters.names import HEAD
+from mt_ckpt.megatron.parameters.names import OUTPUT_LAYER
 from mt_ckpt.megatron.parameters.table import Parameter, Shape
 from mt_core.errors import MtError, Problem
 
@@ -95,7 +95,7 @@ def copy_problems(where: str, copies: Mapping[str, str], repeated: Shards, origi
     for second, first in copies.items():
         if all(torch.equal(tensor, originals[first][rank]) for rank, tensor in repeated[second].items()):
             continue
-        if second == HEAD:
+        if second == OUTPUT_LAYER:
             problem = "the last stage's copy of the embedding differs from the first stage's, to which args tie it"
             yield Problem(where, problem, "set args.untie_embeddings_and_output_weights if it was trained so")
         else:

@@ -7,13 +7,14 @@ from typing import Any
 
 from torch import Tensor
 
+from mt_ckpt.megatron.optimizer import KINDS, MASTER
 from mt_ckpt.megatron.training_state.run_settings import (
     build_scheduler,
     default_param_groups,
     not_carried_to_megatron,
     to_args,
 )
-from mt_ckpt.megatron.training_state.state import KINDS, MASTER, Stream, TrainingState
+from mt_ckpt.megatron.training_state.state import Stream, TrainingState
 from mt_ckpt.native.loader import Native
 from mt_core.checkpoint import native
 from mt_core.checkpoint.shard_files import StoredTensor, open_part

@@ -7,20 +7,19 @@ from typing import Any
 
 from torch import Tensor
 
-from mt_ckpt.megatron.layout import rank_directory
+from mt_ckpt.megatron.layout import StageRank, rank_directory
+from mt_ckpt.megatron.optimizer import KINDS, MASTER, MOMENTS
 from mt_ckpt.megatron.optimizer.buckets import bucket_size, lay_out, starts_in_file
-from mt_ckpt.megatron.optimizer.param_groups import count_steps, number_parameters
-from mt_ckpt.megatron.optimizer.param_order import by_optimizer, tied_across_stages
+from mt_ckpt.megatron.optimizer.distrib_optim import DISTRIBUTED, IN_VECTORS
+from mt_ckpt.megatron.optimizer.param_groups import by_optimizer, count_steps, number_parameters, tied_across_stages
 from mt_ckpt.megatron.parameters.names import IGNORED, second_names
 from mt_ckpt.megatron.torch_format import safe_unpickle
 from mt_ckpt.megatron.torch_format.reader import CHUNK, State, TorchFiles
 from mt_ckpt.megatron.training_state.common_state import common_state, list_optimizers, read_config
-from mt_ckpt.megatron.training_state.state import KINDS, MASTER, MOMENTS, RandomStates, TrainingState
+from mt_ckpt.megatron.training_state.state import RandomStates, TrainingState
 from mt_core.errors import MtError, Problem, raise_if
 from mt_models.config import TransformerConfig
 
-DISTRIBUTED = "distrib_optim.pt"
-IN_VECTORS = {MASTER: "param", "exp_avg": "exp_avg", "exp_avg_sq": "exp_avg_sq"}
 MASTERS = ("fp32_from_fp16_params", "fp32_from_fp16")
 
 Chunks = Mapping[str, Mapping[str, Tensor]]
@@ -29,8 +28,6 @@ Kinds = Mapping[str, Chunks]
 Buffers = list[Mapping[str, Any]]
 """The vectors of each chunk of the model."""
 States = Mapping[int, Mapping[int, State]]
-StageRank = tuple[int, int]
-"""Pipeline stage, and a rank of it: expert rank · tensor ranks + tensor rank."""
 
 
 def read_torch(directory: Path, tensor: int | None = None, true_vocab_size: int | None = None) -> TrainingState:

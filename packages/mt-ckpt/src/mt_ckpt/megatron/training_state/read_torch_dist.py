@@ -9,12 +9,13 @@ from typing import Any
 from mt_ckpt.megatron.dist_format.metadata import Stored
 from mt_ckpt.megatron.dist_format.reader import DistFiles
 from mt_ckpt.megatron.layout import Layout
-from mt_ckpt.megatron.optimizer import dp_reshardable
+from mt_ckpt.megatron.optimizer import KINDS, MASTER, MOMENTS, dp_reshardable
 from mt_ckpt.megatron.optimizer.fully_sharded_model_space import unflatten_all
 from mt_ckpt.megatron.optimizer.param_groups import count_steps
-from mt_ckpt.megatron.parameters.names import parameters, second_names
+from mt_ckpt.megatron.parameters.names import list_parameters, second_names
+from mt_ckpt.megatron.placement import place_parameters
 from mt_ckpt.megatron.training_state.common_state import common_state, read_config
-from mt_ckpt.megatron.training_state.state import KINDS, MASTER, MOMENTS, RandomStates, Stream, TrainingState
+from mt_ckpt.megatron.training_state.state import RandomStates, Stream, TrainingState
 from mt_core.errors import MtError
 from mt_models.config import TransformerConfig
 
@@ -73,17 +74,18 @@ def _optimizer(files: DistFiles, config: TransformerConfig) -> dict[str, Stream]
 
 def _by_first_names(named: Mapping[str, Stored], config: TransformerConfig) -> dict[str, Stored]:
     """With the first name of a parameter that has two, of which an optimizer knows one: the last."""
-    again = {name: named[copy] for name in parameters(config) for copy in second_names(config, name) if copy in named}
-    return {**again, **named}
+    copies = {copy: name for name in list_parameters(config) for copy in second_names(config, name)}
+    return {**{copies[copy]: stored for copy, stored in named.items() if copy in copies}, **named}
 
 
 def _buckets(files: DistFiles, config: TransformerConfig) -> dict[str, Stream]:
     args = vars(files.args)
-    layout = layout_from_args(args)
+    layout, rows = layout_from_args(args), args["padded_vocab_size"]
+    placement = place_parameters(config, layout, rows)
     streams: dict[str, Stream] = {}
     for kind, key in ((MASTER, "param"), *((kind, kind) for kind in MOMENTS)):
-        slots = dp_reshardable.locate_parameters(files.stored, key, config, layout, args=args)
-        streams[kind] = partial(dp_reshardable.tensors, slots, config, layout, args["padded_vocab_size"])
+        slots = dp_reshardable.locate_parameters(files.stored, key, placement, args)
+        streams[kind] = partial(dp_reshardable.tensors, slots, config, layout, rows)
     return streams
 
 
