@@ -62,7 +62,7 @@ def _sizes(chunks: Stages, tensor: int, stack: str) -> Iterator[tuple[str, Any]]
 
 
 def _layers(state: Mapping[str, Tensor], stack: str) -> int:
-    return len({at[1] for name in state if name.startswith(stack) and (at := LAYER.match(name))})
+    return len({match[1] for name in state if name.startswith(stack) and (match := LAYER.match(name))})
 
 
 def _switches(chunks: Stages, sizes: Mapping[str, Any], tensor: int, stack: str) -> Iterator[tuple[str, Any]]:

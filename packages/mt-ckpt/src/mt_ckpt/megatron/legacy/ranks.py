@@ -47,7 +47,7 @@ class LegacyFiles:
     def chunks(self) -> list[list[Mapping[str, Tensor]]]:
         """The chunks of every stage in the order of their layers, each as all tensor ranks hold it."""
         files = list(self.states.values())  # of all tensor ranks of stage 0, then of stage 1, …
-        stages = [files[at : at + self.tensor] for at in range(0, len(files), self.tensor)]
+        stages = [files[start : start + self.tensor] for start in range(0, len(files), self.tensor)]
         return [[state[name] for state in stage] for name in chunk_names(files[0]) for stage in stages]
 
 

@@ -75,7 +75,7 @@ def assign_groups(dims: Mapping[str, int], groups: Sequence[Values]) -> list[lis
 def with_ids(groups: Sequence[Values], members: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
     """Groups as torch's optimizers save them: ids count through the groups (docs/specs/checkpoints.md §1.4)."""
     ids = itertools.count()
-    return [{**group, "params": [next(ids) for _ in own]} for group, own in zip(groups, members, strict=True)]
+    return [{**group, "params": [next(ids) for _ in names]} for group, names in zip(groups, members, strict=True)]
 
 
 def for_experts(groups: Sequence[Values]) -> list[Values]:

@@ -138,15 +138,15 @@ class TorchFiles:
             }
         repeated = {second: shards.pop(second) for second in copies}
         rows = self.args.padded_vocab_size
-        shapes = {name: stored_shape(config, one, self.tensor, rows) for name, one in names.items()}
+        shapes = {name: stored_shape(config, parameter, self.tensor, rows) for name, parameter in names.items()}
         raise_if([*ranks.problems(where), *shard_problems(where, names, shapes, shards, ranks)])
         raise_if(copy_problems(where, copies, repeated, shards))
         yield from canonical(config, names, lambda name: self._whole(name, names[name], shards, ranks))
 
-    def _whole(self, name: str, one: Parameter, shards: Shards, ranks: Ranks) -> Tensor:
+    def _whole(self, name: str, parameter: Parameter, shards: Shards, ranks: Ranks) -> Tensor:
         """A tensor in its logical shape."""
-        own = rank_shards(f"{self.path}: {name}", one, shards[name], ranks)
-        return join([self.arrange(name, share) for share in own], one)
+        stored = rank_shards(f"{self.path}: {name}", parameter, shards[name], ranks)
+        return join([self.arrange(name, share) for share in stored], parameter)
 
     def _used_by_t5(self, files: Mapping[int, Mapping[int, State]]) -> dict[int, dict[int, State]]:
         """What the stages of a T5 make use of; its models are no virtual stages."""

@@ -181,7 +181,7 @@ def verify_result(staging: Path, form: str, state: TrainingState) -> None:
         name for name in ("iteration", "samples", "optimizer_steps") if getattr(back, name) != getattr(state, name)
     ]
     for kind in ("model", *KINDS):
-        streams = [{"model": one.weights, **one.optimizer}[kind]() for one in (state, back)]
+        streams = [{"model": source.weights, **source.optimizer}[kind]() for source in (state, back)]
         wrong += [f"{kind} {name}" for name, pair in together(streams) if not _same(*pair)]
     raise_if(
         Problem(f"{WHERE}: {name}", "is not read back as it was", "the result was removed; please report this")
@@ -189,8 +189,8 @@ def verify_result(staging: Path, form: str, state: TrainingState) -> None:
     )
 
 
-def _same(one: Tensor | None, other: Tensor | None) -> bool:
-    return one is not None and other is not None and one.dtype == other.dtype and torch.equal(one, other)
+def _same(tensor: Tensor | None, other: Tensor | None) -> bool:
+    return tensor is not None and other is not None and tensor.dtype == other.dtype and torch.equal(tensor, other)
 
 
 def _hints(target: Target, state: TrainingState, layout: Layout, path: Path) -> Iterator[str]:

@@ -92,7 +92,7 @@ def _kind(stored: dict[str, StoredTensor], kind: str, names: list[str]) -> Itera
 
 
 def _steps(step: Path, stored: dict[str, StoredTensor]) -> int:
-    counts = {int(one[...]) for name, one in stored.items() if name.startswith(f"{STEP}.")}
+    counts = {int(count[...]) for name, count in stored.items() if name.startswith(f"{STEP}.")}
     if len(counts) != 1:
         problem = f"optimizer steps differ between parameters: {sorted(counts)}"
         raise MtError(str(step), problem, "Megatron counts them once for all")

@@ -35,9 +35,9 @@ def read_torch_dist(directory: Path, tensor: int | None = None, true_vocab_size:
     """One iteration; for a target of Megatron's with `tensor` ranks, padding is kept."""
     files = DistFiles(directory)
     config = read_config(files, tensor, true_vocab_size)
-    objects = {match[1]: one for key, one in files.stored.items() if (match := GROUPS.fullmatch(key))}
+    objects = {match[1]: stored for key, stored in files.stored.items() if (match := GROUPS.fullmatch(key))}
     groups, counts = _groups(
-        [files.common.get("optimizer"), *(one.chunks[0].read() for one in objects.values())], directory
+        [files.common.get("optimizer"), *(stored.chunks[0].read() for stored in objects.values())], directory
     )
     common = {**files.common, "args": files.args}
 
@@ -55,10 +55,10 @@ def read_torch_dist(directory: Path, tensor: int | None = None, true_vocab_size:
 def _optimizer(files: DistFiles, config: TransformerConfig) -> dict[str, Stream]:
     if any(dp_reshardable.KEY.fullmatch(key) for key in files.stored):
         return _buckets(files, config)
-    stored = {CHAINED.sub("", key): one for key, one in files.stored.items()}
+    stored = {CHAINED.sub("", key): tensor for key, tensor in files.stored.items()}
     streams: dict[str, Stream] = {}
     for kind, prefixes in KEYS.items():
-        named = {key[len(p) :]: one for p in prefixes for key, one in stored.items() if key.startswith(p)}
+        named = {key[len(p) :]: tensor for p in prefixes for key, tensor in stored.items() if key.startswith(p)}
         if named:
             whole = unflatten_all(_by_first_names(named, config), stored)
             streams[kind] = partial(files.holding(whole).tensors, config)
@@ -128,8 +128,8 @@ def _groups(optimizer: Any, where: Path) -> tuple[list[Mapping[str, Any]], list[
 def _random(stored: Mapping[str, Stored]) -> RandomStates | None:
     states: dict[tuple[int, int], Any] = {}
     sizes = (1, 1)
-    for key, one in stored.items():
+    for key, record in stored.items():
         if match := RANDOM.fullmatch(key):
             stage, rank, *sizes = map(int, match.groups())
-            states[stage, rank] = one.chunks[0].read()[0]
+            states[stage, rank] = record.chunks[0].read()[0]
     return RandomStates(sizes[1], sizes[0], states) if states else None

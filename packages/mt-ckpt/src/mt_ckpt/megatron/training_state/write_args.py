@@ -58,7 +58,7 @@ def build_param_groups(state: TrainingState, expert_ranks: int) -> list[list[dic
     Source: docs/specs/checkpoints.md §2.6.
     """
     groups = [state.groups] if expert_ranks == 1 else [state.groups, for_experts(state.groups)]
-    return [[{**group, "step": state.optimizer_steps} for group in own] for own in groups]
+    return [[{**group, "step": state.optimizer_steps} for group in optimizer_groups] for optimizer_groups in groups]
 
 
 def build_grad_scaler(state: TrainingState) -> dict[str, Any]:

@@ -52,16 +52,18 @@ def write_torch_dist(directory: Path, state: TrainingState, layout: Layout, *, o
 
 def _add_kind(files: ChunkFiles, state: TrainingState, layout: Layout, *, kind: str, optimizer: str) -> None:
     numbered = layout.expert > 1 and optimizer != RESHARDABLE
-    for name, one, whole in stream_tensors(state, kind, layout):
+    for name, parameter, whole in stream_tensors(state, kind, layout):
         prefix = f"optimizer.state.{MASTER_KEYS[optimizer] if kind == MASTER else kind}."
         if numbered:
             prefix = f"chained_{int(is_expert_parameter(name))}.{prefix}"
         for key in (name, *second_names(state.config, name)):
             place = chunk_location(state.config, key, engine=layout.engine)
             if optimizer == MCORE_0_11:
-                _add_flat(files, prefix + place.key, place, shard(whole, one, 0, 1), 2 if one.stacked else 1)
+                _add_flat(
+                    files, prefix + place.key, place, shard(whole, parameter, 0, 1), 2 if parameter.stacked else 1
+                )
             else:
-                files.add(prefix + place.key, place, shard(whole, one, 0, 1))
+                files.add(prefix + place.key, place, shard(whole, parameter, 0, 1))
 
 
 def _add_flat(files: ChunkFiles, key: str, place: ChunkLocation, whole: Rows, halves: int) -> None:
@@ -76,7 +78,7 @@ def _common(state: TrainingState, layout: Layout, optimizer: str, dtype: torch.d
     """Parameter groups, and how the optimizer is stored."""
     groups = build_param_groups(state, layout.expert)
     if optimizer == PLAIN:
-        return {"optimizer": _numbered([_plain(state, own, dtype) for own in groups])}
+        return {"optimizer": _numbered([_plain(state, optimizer_groups, dtype) for optimizer_groups in groups])}
     kind = {"param_state_sharding_type": optimizer, **build_grad_scaler(state)}
     content = {
         "distrib_optim_sharding_type": optimizer,
@@ -84,7 +86,11 @@ def _common(state: TrainingState, layout: Layout, optimizer: str, dtype: torch.d
         "singleton_local_shards": False,
         "chained_optim_avoid_prefix": True,
     }
-    optimizer_state = {"optimizer": _numbered([{"optimizer": {"param_groups": own}, **kind} for own in groups])}
+    optimizer_state = {
+        "optimizer": _numbered(
+            [{"optimizer": {"param_groups": optimizer_groups}, **kind} for optimizer_groups in groups]
+        )
+    }
     return optimizer_state | ({"content_metadata": content} if optimizer == RESHARDABLE else {})
 
 
