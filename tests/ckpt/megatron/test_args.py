@@ -60,7 +60,7 @@ def test_a_number_says_which_layers_have_no_window():
         args.window_size, args.window_attn_skip_freq = (3, 0), frequency
         part = read_args(args, "here").attention
         theirs = [utils.is_layer_window_attention((3, 0), frequency, n + 1) for n in range(4)]
-        assert [part.window_of(n) for n in range(4)] == [4 if one else None for one in theirs]
+        assert [part.get_window(n) for n in range(4)] == [4 if one else None for one in theirs]
 
 
 def test_what_args_cannot_say_is_told_together(tmp_path):

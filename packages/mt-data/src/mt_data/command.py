@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
-from mt_data.config import TokenizerConfig
+from mt_core.cli.options import MultiValueCommand, expand_options
 from mt_data.corpus.command import openwebtext, wikipedia
-from mt_data.options import MultiValueCommand, print_rows, with_tokenizer_options
+from mt_data.options import TokenizerOptions, print_rows
 from mt_data.preprocess.command import preprocess
 from mt_data.tools.command import blend, check, merge, plan
 
@@ -45,11 +45,12 @@ def train_tokenizer_command(
 
 
 @app.command("inspect")
-@with_tokenizer_options
+@expand_options
 def inspect_command(
     prefix: Annotated[str, typer.Argument(help="Path of a .bin/.idx pair without the suffix.")],
+    *,
     document: Annotated[int | None, typer.Option(help="Show this document, counted from 0.")] = None,
-    tokenizer: TokenizerConfig | None = None,
+    tokenizer: TokenizerOptions,
 ) -> None:
     """Show what a .bin/.idx pair holds; with a tokenizer, the text of a document."""
     from mt_data.indexed.reader import IndexedReader
@@ -62,9 +63,9 @@ def inspect_command(
         return
     tokens = document_tokens(reader, document)
     print(f"\ndocument {document}: {len(tokens):,} tokens")
-    if tokenizer:
+    if config := tokenizer.config():
         from mt_data.tokenizers import build_tokenizer
 
-        print(build_tokenizer(tokenizer).decode(tokens))
+        print(build_tokenizer(config).decode(tokens))
     else:
         print(*tokens)

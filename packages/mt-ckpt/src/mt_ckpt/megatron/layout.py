@@ -4,17 +4,11 @@ import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 from mt_ckpt.megatron.parameters.pipeline import ENCODER_OPTION, fitting_stages, split_errors, stage_layers
 from mt_core.errors import MtError, Problem
 from mt_models.config import TransformerConfig
 
-TensorRanks = Annotated[int, "Tensor ranks to cut for."]
-Stages = Annotated[int, "Pipeline stages to cut for."]
-Chunks = Annotated[int, "Chunks of each pipeline stage."]
-EncoderStages = Annotated[int | None, "How many of the stages hold a T5's encoder."]
-"""Options of savers."""
 TRACKER, RANK_FILE, RELEASE = "latest_checkpointed_iteration.txt", "model_optim_rng.pt", "release"
 StageRank = tuple[int, int]
 """Pipeline stage, and a rank of it: expert rank · tensor ranks + tensor rank."""

@@ -7,10 +7,11 @@ from typing import Annotated
 
 from typer import Option
 
-from mt_eval.options import ModelOptions, TaskOptions, TokenizerOptions, spread
+from mt_core.cli.options import expand_options
+from mt_eval.options import ModelOptions, TaskOptions, TokenizerOptions
 
 
-@spread
+@expand_options
 def lambada(
     task: TaskOptions,
     model: ModelOptions,
@@ -41,7 +42,7 @@ def lambada(
     )
 
 
-@spread
+@expand_options
 def wikitext103(
     task: TaskOptions,
     model: ModelOptions,
@@ -67,7 +68,7 @@ def wikitext103(
     run.finish(metrics(loss_sum, tokens, words), counts=counts, settings=settings)
 
 
-@spread
+@expand_options
 def perplexity(
     task: TaskOptions,
     model: ModelOptions,

@@ -69,7 +69,7 @@ def _read_biases(source: Source) -> Settings:
 
 def _write_window(config: GPTConfig, layout: Layout) -> Arguments:
     part = config.attention
-    layers = [int(part.window_of(number) is not None) for number in range(config.layers)]
+    layers = [int(part.get_window(number) is not None) for number in range(config.layers)]
     return {
         "window_size": (part.window - 1, 0) if part.window else None,
         "window_attn_skip_freq": layers if part.window_layers else None,

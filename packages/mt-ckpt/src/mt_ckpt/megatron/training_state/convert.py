@@ -30,7 +30,7 @@ from mt_ckpt.megatron.training_state.state import TrainingState
 from mt_ckpt.megatron.training_state.write_native import write_native
 from mt_ckpt.megatron.training_state.write_torch import write_torch
 from mt_ckpt.megatron.training_state.write_torch_dist import MCORE_0_11, PLAIN, RESHARDABLE, write_torch_dist
-from mt_ckpt.tools.together import together
+from mt_ckpt.tools.together import align_streams
 from mt_core.checkpoint.detection import detect_loader
 from mt_core.errors import MtError, Problem, raise_if
 from mt_core.files import atomic_directory
@@ -182,7 +182,7 @@ def verify_result(staging: Path, form: str, state: TrainingState) -> None:
     ]
     for kind in ("model", *KINDS):
         streams = [{"model": source.weights, **source.optimizer}[kind]() for source in (state, back)]
-        wrong += [f"{kind} {name}" for name, pair in together(streams) if not _same(*pair)]
+        wrong += [f"{kind} {name}" for name, pair in align_streams(streams) if not _same(*pair)]
     raise_if(
         Problem(f"{WHERE}: {name}", "is not read back as it was", "the result was removed; please report this")
         for name in wrong
