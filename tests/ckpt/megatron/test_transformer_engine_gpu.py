@@ -36,8 +36,9 @@ from ckpt.megatron.transformer_engine_models import (
 )
 from mt_ckpt.conversion.verify import TOLERANCE
 from mt_ckpt.conversion.verify import our_logits as our_gpt_logits
+from mt_ckpt.formats import TRACKER, iteration_name
 from mt_ckpt.megatron.args.model_types import VERSION, model_args
-from mt_ckpt.megatron.layout import RANK_FILE, TRACKER, Layout, iteration_name
+from mt_ckpt.megatron.layout import RANK_FILE, Layout
 from mt_ckpt.megatron.loader import MegatronCoreLoader
 from mt_ckpt.megatron.optimizer import KINDS
 from mt_ckpt.megatron.parameters.names import second_names

@@ -5,11 +5,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from mt_ckpt.formats import RELEASE, TRACKER
 from mt_ckpt.megatron.parameters.pipeline import ENCODER_OPTION, fitting_stages, split_errors, stage_layers
-from mt_core.errors import MtError, Problem
+from mt_core.errors import Problem
 from mt_models.config import TransformerConfig
 
-TRACKER, RANK_FILE, RELEASE = "latest_checkpointed_iteration.txt", "model_optim_rng.pt", "release"
+RANK_FILE = "model_optim_rng.pt"
 StageRank = tuple[int, int]
 """Pipeline stage, and a rank of it: expert rank · tensor ranks + tensor rank."""
 
@@ -30,29 +31,6 @@ class Layout:
     """Whether experts bear TEGroupedMLP's names, in `torch` files."""
     encoder: int = 0
     """The pipeline's first stages, which hold a T5's encoder and not its decoder; 0 if a stage holds both."""
-
-
-def iteration_directory(path: Path) -> Path:
-    """The directory of one iteration, for itself or for the root with its tracker (docs/specs/checkpoints.md §1.1)."""
-    if not path.is_dir():
-        raise MtError(str(path), "no such directory", f"give one that holds {TRACKER}")
-    tracker = path / TRACKER
-    if not tracker.is_file():
-        if any(path.glob("mp_rank_*")) or (path / ".metadata").is_file():
-            return path
-        raise MtError(str(path), f"holds no {TRACKER}", "give a checkpoint of Megatron, or one of its iterations")
-    text = tracker.read_text(encoding="utf-8", errors="replace").strip()
-    if text != RELEASE and not text.isdecimal():
-        raise MtError(str(tracker), f"says {text[:40]!r}", f"an iteration or {RELEASE!r}")
-    directory = path / iteration_name(None if text == RELEASE else int(text))
-    if not directory.is_dir():
-        raise MtError(str(directory), "missing", f"{TRACKER} names it: copy it, or correct the tracker")
-    return directory
-
-
-def iteration_name(iteration: int | None) -> str:
-    """The directory of an iteration, and of a model that is none of a run's: iter_0000007, or release."""
-    return RELEASE if iteration is None else f"iter_{iteration:07d}"
 
 
 def rank_directory(tensor_rank: int, stage: int, stages: int, expert: int = 0, experts: int = 1) -> str:

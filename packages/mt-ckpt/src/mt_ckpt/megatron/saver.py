@@ -20,15 +20,11 @@ from mt_ckpt.formats import (
     LayerNames,
     Stages,
     TensorRanks,
+    iteration_name,
 )
 from mt_ckpt.megatron.args.model_types import model_problems
 from mt_ckpt.megatron.args.t5 import NORM_NOTES
-from mt_ckpt.megatron.layout import (
-    Layout,
-    iteration_name,
-    layout_errors,
-    write_root_files,
-)
+from mt_ckpt.megatron.layout import Layout, layout_errors, write_root_files
 from mt_ckpt.megatron.parameters.fusion import fuse_stream
 from mt_ckpt.megatron.parameters.pipeline import encoder_stages
 from mt_ckpt.megatron.torch_format.writer import write_rank_files

@@ -8,9 +8,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from mt_ckpt.formats import Heads, VocabRows
+from mt_ckpt.formats import Heads, VocabRows, iteration_directory
 from mt_ckpt.megatron.args.model_types import read_model
-from mt_ckpt.megatron.layout import iteration_directory
 from mt_ckpt.megatron.legacy.arguments import complete_args, problems
 from mt_ckpt.megatron.legacy.ranks import LegacyFiles, arrange_rows, open_ranks
 from mt_ckpt.megatron.torch_format.reader import TorchFiles

@@ -10,10 +10,10 @@ from typing import Any
 
 from torch import Tensor
 
-from mt_ckpt.formats import Chunks, EncoderStages, Stages, TensorRanks
+from mt_ckpt.formats import RELEASE, Chunks, EncoderStages, Stages, TensorRanks
 from mt_ckpt.megatron.args.gpt import write_args
 from mt_ckpt.megatron.args.model_types import as_gpt, model_problems
-from mt_ckpt.megatron.layout import RELEASE, Layout, layout_errors, write_root_files
+from mt_ckpt.megatron.layout import Layout, layout_errors, write_root_files
 from mt_ckpt.megatron.legacy.arguments import NOT_LEGACY
 from mt_ckpt.megatron.legacy.names import legacy_model
 from mt_ckpt.megatron.parameters.fusion import fuse_stream

@@ -9,16 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mt_ckpt.formats import RELEASE, iteration_directory, iteration_name
 from mt_ckpt.megatron.args.model_types import model_problems
 from mt_ckpt.megatron.args.t5 import NORM_NOTES
-from mt_ckpt.megatron.layout import (
-    RELEASE,
-    Layout,
-    iteration_directory,
-    iteration_name,
-    layout_errors,
-    write_root_files,
-)
+from mt_ckpt.megatron.layout import Layout, layout_errors, write_root_files
 from mt_ckpt.megatron.optimizer import KINDS
 from mt_ckpt.megatron.optimizer.distrib_optim import depends_on_buckets
 from mt_ckpt.megatron.parameters.pipeline import declared_stages
