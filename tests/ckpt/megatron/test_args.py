@@ -9,8 +9,7 @@ import torch
 from ckpt.megatron.test_errors import FILE, core, edit, found  # noqa: F401 (core is a fixture)
 from ckpt.megatron.test_round_trip import build_config, convert_there_and_back, native, read_tensors, sizes  # noqa: F401 (a fixture)
 from mt_ckpt.conversion.convert import convert
-from mt_ckpt.megatron.args.gpt import write_args
-from mt_ckpt.megatron.args.reading import read_args
+from mt_ckpt.megatron.args.gpt import read_args, write_args
 from mt_ckpt.megatron.layout import Layout
 from mt_ckpt.megatron.loader import MegatronCoreLoader
 from mt_ckpt.megatron.parameters.pipeline import layer_locations, stage_layers

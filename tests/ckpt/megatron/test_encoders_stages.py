@@ -23,7 +23,7 @@ from ckpt.megatron.test_round_trip import read_tensors, sizes
 from mt_ckpt.conversion.convert import convert
 from mt_ckpt.megatron.legacy.loader import MegatronLegacyLoader
 from mt_ckpt.megatron.loader import MegatronCoreLoader
-from mt_ckpt.megatron.parameters.t5_pipeline import encoder_stages
+from mt_ckpt.megatron.parameters.pipeline import encoder_stages
 from mt_ckpt.megatron.saver import save
 from mt_ckpt.megatron.torch_format import safe_unpickle
 from mt_core.checkpoint.native import write_model

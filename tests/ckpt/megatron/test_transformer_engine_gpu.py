@@ -36,18 +36,18 @@ from ckpt.megatron.transformer_engine_models import (
 )
 from mt_ckpt.conversion.verify import TOLERANCE
 from mt_ckpt.conversion.verify import our_logits as our_gpt_logits
-from mt_ckpt.megatron.args.model_types import model_args
-from mt_ckpt.megatron.layout import RANK_FILE, TRACKER, Layout, iteration_name
+from mt_ckpt.formats import TRACKER, iteration_name
+from mt_ckpt.megatron.args.model_types import VERSION, model_args
+from mt_ckpt.megatron.layout import RANK_FILE, Layout
 from mt_ckpt.megatron.loader import MegatronCoreLoader
-from mt_ckpt.megatron.optimizer.param_order import named_parameters
+from mt_ckpt.megatron.optimizer import KINDS
 from mt_ckpt.megatron.parameters.names import second_names
+from mt_ckpt.megatron.placement import named_parameters, place_parameters
 from mt_ckpt.megatron.saver import save
-from mt_ckpt.megatron.torch_format.writer import VERSION, written_name
 from mt_ckpt.megatron.training_state.convert import Target, convert_format
 from mt_ckpt.megatron.training_state.read_torch import read_torch
 from mt_ckpt.megatron.training_state.read_torch_dist import read_torch_dist
 from mt_ckpt.megatron.training_state.run_settings import build_scheduler, to_args
-from mt_ckpt.megatron.training_state.state import KINDS
 from mt_core.distributed.mesh import Axis
 from mt_core.verification.ranks import run_ranks
 
@@ -270,9 +270,9 @@ def test_we_load_what_it_saves(name, form, gpu):
 def test_vectors_count_parameters_in_its_order(name, gpu):
     case, layout = CASES[name], get_layout(CASES[name])
     firsts = {second: one for one in gpu[name, "torch"][2] for second in second_names(case.config, one)}
-    ours = named_parameters(case.config, layout)[0, 0]
+    ours = named_parameters(place_parameters(case.config, layout))[0, 0].values()
     theirs = [firsts.get(one, one) for one in gpu[name, "torch"][1]]
-    assert [written_name(one, layout, experts=case.config.mlp.kind == "moe") for one in ours] == theirs
+    assert [place.stored_name for place in ours] == theirs
 
 
 @pytest.mark.parametrize("form", FORMS)

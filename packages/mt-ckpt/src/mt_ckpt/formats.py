@@ -4,10 +4,13 @@ A declaration stands for a loader or saver while its format need not be imported
 that, whose types and help are said once, here.
 """
 
+import zipfile
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import PositiveInt
+
+from mt_core.errors import MtError
 
 FamilyName = Annotated[str | None, "Family to write, such as phi3; else the first that carries the model."]
 ShardBytes = Annotated[PositiveInt, "Most bytes of tensors in a file."]
@@ -72,7 +75,12 @@ class MetaDeclaration:
         return _holds(path, "params.json") and _holds(path, "consolidated*")
 
 
-MEGATRON_FILES = ("latest_checkpointed_iteration.txt", "mp_rank_*", "metadata.json")
+TRACKER, RELEASE = "latest_checkpointed_iteration.txt", "release"
+MEGATRON_FILES = (TRACKER, "mp_rank_*", "metadata.json")
+LEGACY_MARK = b"X\x0e\0\0\0language_model"
+"""Key of the old classes' model in a file, as a pickle spells it."""
+SEARCHED = 1 << 22
+"""Bytes of a file from before torch 1.6, in which the pickle precedes the tensors."""
 
 
 class MegatronCoreDeclaration:
@@ -136,7 +144,42 @@ def _holds(path: Path, *patterns: str) -> bool:
     return any(next(path.glob(pattern), None) for pattern in patterns)
 
 
-def _is_legacy(path: Path) -> bool:
-    from mt_ckpt.megatron.legacy.detection import is_legacy
+def iteration_directory(path: Path) -> Path:
+    """The directory of one iteration, for itself or for the root with its tracker (docs/specs/checkpoints.md §1.1)."""
+    if not path.is_dir():
+        raise MtError(str(path), "no such directory", f"give one that holds {TRACKER}")
+    tracker = path / TRACKER
+    if not tracker.is_file():
+        if any(path.glob("mp_rank_*")) or (path / ".metadata").is_file():
+            return path
+        raise MtError(str(path), f"holds no {TRACKER}", "give a checkpoint of Megatron, or one of its iterations")
+    text = tracker.read_text(encoding="utf-8", errors="replace").strip()
+    if text != RELEASE and not text.isdecimal():
+        raise MtError(str(tracker), f"says {text[:40]!r}", f"an iteration or {RELEASE!r}")
+    directory = path / iteration_name(None if text == RELEASE else int(text))
+    if not directory.is_dir():
+        raise MtError(str(directory), "missing", f"{TRACKER} names it: copy it, or correct the tracker")
+    return directory
 
-    return is_legacy(path)
+
+def iteration_name(iteration: int | None) -> str:
+    """The directory of an iteration, and of a model that is none of a run's: iter_0000007, or release."""
+    return RELEASE if iteration is None else f"iter_{iteration:07d}"
+
+
+def _is_legacy(path: Path) -> bool:
+    """Whether a checkpoint of Megatron's was made by the old classes; not, if its files cannot be looked into."""
+    try:
+        first = min(iteration_directory(path).glob("mp_rank_*/model_*rng.pt"), default=None)
+        return first is not None and LEGACY_MARK in _read_pickle(first)
+    except (MtError, OSError, zipfile.BadZipFile):
+        return False
+
+
+def _read_pickle(file: Path) -> bytes:
+    if not zipfile.is_zipfile(file):
+        with file.open("rb") as opened:
+            return opened.read(SEARCHED)
+    with zipfile.ZipFile(file) as opened:
+        name = next((name for name in opened.namelist() if name.endswith("data.pkl")), None)
+        return opened.read(name) if name else b""

@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -15,7 +16,7 @@ from ckpt.test_ckpt_command import mt_ckpt
 from mt_ckpt.conversion.verify import our_logits
 from mt_ckpt.huggingface.loader import HuggingFace
 from mt_ckpt.megatron.legacy.loader import MegatronLegacyLoader
-from mt_ckpt.megatron.legacy.versions import arrangement
+from mt_ckpt.megatron.legacy.ranks import arrange_rows
 from mt_ckpt.megatron.loader import MegatronCoreLoader
 from mt_core.checkpoint.detection import detect_loader, open_checkpoint
 from mt_core.errors import MtError
@@ -42,7 +43,7 @@ def same(tensors, expected):
 def test_rows_of_each_version_come_into_the_order_of_today(version, stored):
     """By hand: the letter of a row, its head, its number there."""
     numbers = {name: float(n) for n, name in enumerate(stored.split())}
-    arrange, bias = arrangement(version, heads=2), torch.tensor([*numbers.values()])
+    arrange, bias = partial(arrange_rows, version, 2), torch.tensor([*numbers.values()])
     today = ["q00", "q01", "k00", "k01", "v00", "v01", "q10", "q11", "k10", "k11", "v10", "v11"]
     expected = torch.tensor([numbers[name] for name in today])
     assert torch.equal(arrange("decoder.layers.7.self_attention.linear_qkv.bias", bias), expected)

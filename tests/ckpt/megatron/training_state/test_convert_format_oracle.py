@@ -24,13 +24,13 @@ from ckpt.megatron.test_oracle import with_experts, without_cuda
 from ckpt.megatron.test_round_trip import build_config
 from ckpt.megatron.training_state.test_convert_format import write_run
 from mt_ckpt.megatron.layout import Layout
-from mt_ckpt.megatron.optimizer.param_order import named_parameters
+from mt_ckpt.megatron.optimizer import KINDS
+from mt_ckpt.megatron.placement import named_parameters, place_parameters
 from mt_ckpt.megatron.torch_format import safe_unpickle
 from mt_ckpt.megatron.training_state.convert import Target, convert_format
 from mt_ckpt.megatron.training_state.read_native import read_native
 from mt_ckpt.megatron.training_state.read_torch import read_torch
 from mt_ckpt.megatron.training_state.read_torch_dist import read_torch_dist
-from mt_ckpt.megatron.training_state.state import KINDS
 from mt_core.distributed.mesh import Axis
 from mt_core.verification.ranks import run_ranks
 from parallel.test_against_megatron_core import fuse, table
@@ -304,7 +304,7 @@ def test_it_goes_on_at_our_step(size):
 @pytest.mark.parametrize("size", [1, 2])
 def test_its_parameters_have_our_order(case, size):
     layout = Layout(engine=False, pipeline=1, virtual=1, **{"tensor": 1, "expert": 1} | get_sizes(case, size))
-    ours = [name for name in named_parameters(CASES[case], layout)[0, 0]]
+    ours = [name for name in named_parameters(place_parameters(CASES[case], layout))[0, 0]]
     for answer in on_ranks(size):
         assert [name.removeprefix("lm_head.") if name.startswith("lm_head.output") else name
                 for name in answer["orders"][case]] == ours  # fmt: skip

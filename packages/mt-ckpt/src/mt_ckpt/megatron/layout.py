@@ -1,15 +1,18 @@
 """Where things lie: directories of iterations and ranks, and whether a model can be cut for them."""
 
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mt_ckpt.megatron.parameters.pipeline import fitting_stages, stage_layers
-from mt_ckpt.megatron.parameters.t5_pipeline import OPTION, split_errors
-from mt_core.errors import MtError, Problem
+from mt_ckpt.formats import RELEASE, TRACKER
+from mt_ckpt.megatron.parameters.pipeline import ENCODER_OPTION, fitting_stages, split_errors, stage_layers
+from mt_core.errors import Problem
 from mt_models.config import TransformerConfig
 
-TRACKER, RANK_FILE, RELEASE = "latest_checkpointed_iteration.txt", "model_optim_rng.pt", "release"
+RANK_FILE = "model_optim_rng.pt"
+StageRank = tuple[int, int]
+"""Pipeline stage, and a rank of it: expert rank · tensor ranks + tensor rank."""
 
 
 @dataclass(frozen=True)
@@ -30,33 +33,28 @@ class Layout:
     """The pipeline's first stages, which hold a T5's encoder and not its decoder; 0 if a stage holds both."""
 
 
-def iteration_directory(path: Path) -> Path:
-    """The directory of one iteration, for itself or for the root with its tracker (docs/specs/checkpoints.md §1.1)."""
-    if not path.is_dir():
-        raise MtError(str(path), "no such directory", f"give one that holds {TRACKER}")
-    tracker = path / TRACKER
-    if not tracker.is_file():
-        if any(path.glob("mp_rank_*")) or (path / ".metadata").is_file():
-            return path
-        raise MtError(str(path), f"holds no {TRACKER}", "give a checkpoint of Megatron, or one of its iterations")
-    text = tracker.read_text(encoding="utf-8", errors="replace").strip()
-    if text != RELEASE and not text.isdecimal():
-        raise MtError(str(tracker), f"says {text[:40]!r}", f"an iteration or {RELEASE!r}")
-    directory = path / iteration_name(None if text == RELEASE else int(text))
-    if not directory.is_dir():
-        raise MtError(str(directory), "missing", f"{TRACKER} names it: copy it, or correct the tracker")
-    return directory
-
-
-def iteration_name(iteration: int | None) -> str:
-    """The directory of an iteration, and of a model that is none of a run's: iter_0000007, or release."""
-    return RELEASE if iteration is None else f"iter_{iteration:07d}"
-
-
 def rank_directory(tensor_rank: int, stage: int, stages: int, expert: int = 0, experts: int = 1) -> str:
     """mp_rank_TT, with _PPP if there is more than one pipeline stage, and _XXX if more than one expert rank."""
     numbers = [f"_{number:03d}" for number, count in ((stage, stages), (expert, experts)) if count > 1]
     return f"mp_rank_{tensor_rank:02d}" + "".join(numbers)
+
+
+def rank_directories(layout: Layout) -> dict[StageRank, str]:
+    """Name of the directory of every rank's files."""
+    return {
+        (stage, rank): rank_directory(
+            rank % layout.tensor, stage, layout.pipeline, rank // layout.tensor, layout.expert
+        )
+        for stage in range(layout.pipeline)
+        for rank in range(layout.tensor * layout.expert)
+    }
+
+
+def write_root_files(root: Path, tokenizer_files: Iterable[Path], iteration: int | None = None) -> None:
+    """Copy the tokenizer beside what was written, and write the tracker, which says where to look."""
+    for file in tokenizer_files:
+        shutil.copy(file, root / file.name)
+    (root / TRACKER).write_text(RELEASE if iteration is None else str(iteration))
 
 
 def rank_file(directory: Path, tensor_rank: int, stage: int, stages: int, expert: int = 0, experts: int = 1) -> Path:
@@ -93,7 +91,7 @@ def layout_errors(
 def _stage_errors(config: TransformerConfig, layout: Layout, where: str, *, uneven: bool) -> Iterator[Problem]:
     layers, pipeline, virtual = config.layers, layout.pipeline, layout.virtual
     if layout.encoder:
-        yield Problem(where, f"{OPTION} for a model that is no T5", "leave it out")
+        yield Problem(where, f"{ENCODER_OPTION} for a model that is no T5", "leave it out")
     if layers % (pipeline * virtual) and not (uneven and stage_layers(layers, pipeline, virtual)):
         problem = f"{layers} layers do not divide by {pipeline} stages of {virtual} chunks"
         fitting = ", ".join(map(str, fitting_stages(layers, virtual)))

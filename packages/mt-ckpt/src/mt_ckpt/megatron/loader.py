@@ -5,10 +5,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from mt_ckpt.formats import ArgsFile, VocabRows
+from mt_ckpt.formats import ArgsFile, VocabRows, iteration_directory
 from mt_ckpt.megatron.args.model_types import read_model
 from mt_ckpt.megatron.dist_format.reader import DistFiles
-from mt_ckpt.megatron.layout import iteration_directory
 from mt_ckpt.megatron.torch_format.reader import TorchFiles
 from mt_ckpt.tensor_streams import tokenizer_files
 from mt_ckpt.tensor_streams.sources import read_json

@@ -4,7 +4,6 @@ They hold weights alone. Those marked as a release Megatron loads as with --fine
 --no-load-optim --no-load-rng.
 """
 
-import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -21,20 +20,13 @@ from mt_ckpt.formats import (
     LayerNames,
     Stages,
     TensorRanks,
+    iteration_name,
 )
 from mt_ckpt.megatron.args.model_types import model_problems
 from mt_ckpt.megatron.args.t5 import NORM_NOTES
-from mt_ckpt.megatron.layout import (
-    RELEASE,
-    TRACKER,
-    Layout,
-    iteration_name,
-    layout_errors,
-)
-from mt_ckpt.megatron.parameters.fusion import Rows, fuse
-from mt_ckpt.megatron.parameters.names import parameters
-from mt_ckpt.megatron.parameters.t5_pipeline import encoder_stages
-from mt_ckpt.megatron.parameters.table import Parameter
+from mt_ckpt.megatron.layout import Layout, layout_errors, write_root_files
+from mt_ckpt.megatron.parameters.fusion import fuse_stream
+from mt_ckpt.megatron.parameters.pipeline import encoder_stages
 from mt_ckpt.megatron.torch_format.writer import write_rank_files
 from mt_core.errors import Problem, raise_if
 from mt_core.files import atomic_directory
@@ -76,16 +68,9 @@ def save(
         print(f"note: {path}: {NORM_NOTES[config.final_norm]}", file=sys.stderr)
     with atomic_directory(path) as temporary:
         directory = temporary / iteration_name(target_iteration)
-        stream = fused(config, tensors, layout.tensor)
+        stream = fuse_stream(config, tensors, layout.tensor)
         _writer(target_ckpt_format)(directory, config, stream, layout, iteration=target_iteration or 0)
-        finish_root(temporary, tokenizer_files, target_iteration)
-
-
-def finish_root(root: Path, tokenizer_files: Iterable[Path], iteration: int | None = None) -> None:
-    """Put beside what was written the tokenizer and the tracker, which says where to look."""
-    for file in tokenizer_files:
-        shutil.copy(file, root / file.name)
-    (root / TRACKER).write_text(RELEASE if iteration is None else str(iteration))
+        write_root_files(temporary, tokenizer_files, target_iteration)
 
 
 def _writer(form: str) -> Callable[..., None]:
@@ -101,27 +86,3 @@ def _not_options(iteration: int | None) -> Iterator[Problem]:
     if iteration is not None and iteration < 1:
         allowed = "a positive number; leave it out for a release"
         yield Problem("--target-iteration", f"{iteration} is no iteration that Megatron reads", allowed)
-
-
-FusedTensors = Iterator[tuple[str, Parameter, Rows]]
-
-
-def fused(config: TransformerConfig, tensors: Iterable[tuple[str, Tensor]], size: int) -> FusedTensors:
-    """Megatron's tensors, whole and in their logical shapes, each as soon as its last canonical part has come.
-
-    The experts of a layer share their parts, and come one after the other.
-    """
-    names = parameters(config)
-    groups: dict[tuple[str, ...], list[str]] = {}
-    for name, one in names.items():
-        groups.setdefault(one.parts, []).append(name)
-    owners = {part: parts for parts in groups for part in parts}
-    waiting: dict[tuple[str, ...], dict[str, Tensor]] = {}
-    for part, tensor in tensors:
-        parts = owners[part]
-        waiting.setdefault(parts, {})[part] = tensor
-        if len(waiting[parts]) == len(parts):
-            come = waiting.pop(parts)
-            for name in groups[parts]:
-                yield name, names[name], fuse(config, [come[part] for part in parts], names[name], size)
-    assert not waiting, f"incomplete {', '.join(part for come in waiting.values() for part in come)}"

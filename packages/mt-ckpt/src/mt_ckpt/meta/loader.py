@@ -24,7 +24,7 @@ from mt_core.errors import MtError, Problem, raise_if
 from mt_models.config import GPTConfig
 
 PARAMS = "params.json"
-EMBED, HEAD = "tok_embeddings.weight", "output.weight"
+TOK_EMBEDDINGS, OUTPUT = "tok_embeddings.weight", "output.weight"
 BLOCK = {
     "attention_norm": ("attn_norm", None),
     "attention.wq": ("attn.q", 0),
@@ -39,10 +39,10 @@ BLOCK = {
 """Their name of a layer's module to ours, and the dim along which files share it."""
 NAMES = Names(
     {
-        EMBED: "embed.weight",
+        TOK_EMBEDDINGS: "embed.weight",
         **{f"layers.{{n}}.{theirs}.weight": f"layers.{{n}}.{ours}.weight" for theirs, (ours, _) in BLOCK.items()},
         "norm.weight": "norm.weight",
-        HEAD: "head.weight",
+        OUTPUT: "head.weight",
     },
     ignore=(r"rope\.freqs$",),  # a buffer; we compute it
 )
@@ -62,16 +62,16 @@ class Meta:
 
     @cached_property
     def _config(self) -> GPTConfig:
-        rows = self._joined(EMBED).shape[0] if EMBED in self.shards[0] else 1
+        rows = self._joined(TOK_EMBEDDINGS).shape[0] if TOK_EMBEDDINGS in self.shards[0] else 1
         config, note = read_params(self.raw, self.path / PARAMS, rows=rows, tied=self._is_tied())
         if note:
             print(f"note: {self.path}: {note}", file=sys.stderr)
         return config
 
     def _is_tied(self) -> bool:
-        if HEAD not in self.shards[0] or EMBED not in self.shards[0]:
-            return HEAD not in self.shards[0]
-        pairs = [(shard[HEAD], shard[EMBED]) for shard in self.shards]
+        if OUTPUT not in self.shards[0] or TOK_EMBEDDINGS not in self.shards[0]:
+            return OUTPUT not in self.shards[0]
+        pairs = [(shard[OUTPUT], shard[TOK_EMBEDDINGS]) for shard in self.shards]
         alike = all(head.shape == embed.shape and torch.equal(head[:1], embed[:1]) for head, embed in pairs)
         return alike and all(torch.equal(*pair) for pair in pairs)
 
@@ -81,7 +81,7 @@ class Meta:
         used: list[str] = []
         for theirs in self.shards[0]:
             ours = NAMES.ours(theirs)
-            if ours and not (theirs == HEAD and self._config.tied):
+            if ours and not (theirs == OUTPUT and self._config.tied):
                 tensor = self._joined(theirs)
                 if heads := self._rotated(theirs):
                     tensor = half_split(tensor, heads)
@@ -106,15 +106,15 @@ class Meta:
         return shares[0] if dim is None or len(shares) == 1 else torch.cat(shares, dim)
 
     def _shared_dim(self, name: str, share: Tensor) -> int | None:
-        if name == HEAD:
+        if name == OUTPUT:
             return 0
-        if name == EMBED:  # Llama 3 cuts the vocabulary, releases before it the width
+        if name == TOK_EMBEDDINGS:  # Llama 3 cuts the vocabulary, releases before it the width
             return 0 if share.dim() and share.shape[-1] == self.raw.get("dim") else 1
         return next((dim for module, (_, dim) in BLOCK.items() if name.endswith(f".{module}.weight")), None)
 
     def _check(self) -> None:
         where, expected = str(self.path), dict(self._config.canonical_shapes())
-        if self._config.tied and HEAD in self.shards[0]:
+        if self._config.tied and OUTPUT in self.shards[0]:
             expected["head.weight"] = expected["embed.weight"]
         unknown = [
             Problem(f"{where}: {name}", "unexpected tensor", "a Llama or Mistral model has no such tensor")

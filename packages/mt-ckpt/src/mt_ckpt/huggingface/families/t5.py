@@ -11,7 +11,7 @@ from mt_ckpt.huggingface.families.family import Complaint, Family, Key
 from mt_ckpt.tensor_streams.names import Names
 from mt_models.config import T5Config
 
-HEAD = "lm_head.weight"
+LM_HEAD = "lm_head.weight"
 PROJECTIONS = {"q": "q", "k": "k", "v": "v", "o": "out"}
 FEED_FORWARD = {"wi_0": "gate", "wi_1": "up", "wo": "down"}
 STACKS = {"encoder": ("SelfAttention",), "decoder": ("SelfAttention", "EncDecAttention")}
@@ -39,7 +39,7 @@ def _stack(stack: str) -> Iterator[tuple[str, str]]:
 
 
 NAMES = Names(
-    {"shared.weight": "embed.weight", **dict(_stack("encoder")), **dict(_stack("decoder")), HEAD: "head.weight"},
+    {"shared.weight": "embed.weight", **dict(_stack("encoder")), **dict(_stack("decoder")), LM_HEAD: "head.weight"},
     ignore=(
         r"^(en|de)coder\.embed_tokens\.weight$",  # copies of shared.weight in old files
         r"EncDecAttention\.relative_attention_bias\.weight$",  # in the first files, and never used
@@ -53,7 +53,7 @@ def _scaled(raw: Mapping[str, Any]) -> bool:
 
 
 def _tied(raw: Mapping[str, Any], names: frozenset[str]) -> bool:
-    return _scaled(raw) or (HEAD not in names and bool(raw.get("tie_word_embeddings", True)))
+    return _scaled(raw) or (LM_HEAD not in names and bool(raw.get("tie_word_embeddings", True)))
 
 
 def _activation(raw: Mapping[str, Any]) -> str:

@@ -1,12 +1,12 @@
 """BERT, which Megatron's args describe as a GPT, and its heads, which they hardly mention."""
 
-from argparse import Namespace
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
-from mt_ckpt.megatron.parameters.table import Shape
+from mt_ckpt.megatron.args.gpt import read_activation
+from mt_ckpt.megatron.args.table import Arguments, Row, Settings, Source
+from mt_ckpt.megatron.layout import Layout
 from mt_core.errors import Problem
-from mt_models.config import BertConfig, GPTConfig
+from mt_models.config import BertConfig
 
 TYPES = "embedding.tokentype_embeddings.weight"
 PREDICTS = "lm_head.dense.weight"
@@ -15,21 +15,31 @@ HEADS = ("gelu",)
 """Activations of the head in Megatron-Core, whatever the blocks have; the old classes also have the blocks' tanh."""
 
 
-def bert_from_args(config: GPTConfig, args: Any, shapes: Mapping[str, Shape], *, core: bool) -> dict[str, Any]:
-    """What BERT has besides the GPT of its args; `shapes` are of its tensors, under Core's names."""
-    types = shapes.get(TYPES, (0,))[0]
-    declared = getattr(args, "bert_binary_head", None)
+def _write_head(config: BertConfig, layout: Layout) -> Arguments:
+    """Arguments of activations; fused, the blocks' GELU is the tanh approximation and the head's exact."""
+    tanh_head = get_head_activation(config) == "gelu_tanh"
+    return {"openai_gelu": tanh_head, "bias_gelu_fusion": config.mlp.activation == "gelu_tanh" and not tanh_head}
+
+
+def _read_head(source: Source) -> Settings:
+    head = "gelu_tanh" if not source.core and source.get("openai_gelu") else "gelu"
+    blocks = "silu" if source.get("swiglu") else read_activation(source)
+    return {"head_activation": None if head == blocks else head}
+
+
+def _read_binary_head(source: Source) -> Settings:
+    """Settings of what BERT has beside the language model; older args do not say whether it has a binary head."""
+    types = source.shapes.get(TYPES, (0,))[0]
+    declared = source.get("bert_binary_head")
     binary = types > 0 if declared is None else bool(declared)
-    head = "gelu_tanh" if not core and getattr(args, "openai_gelu", False) else "gelu"
-    head = None if head == config.mlp.activation else head
-    return {"token_types": types, "head_activation": head, "pooler": binary, "binary_head": binary}
+    return {"token_types": types, "pooler": binary, "binary_head": binary}
 
 
-def bert_to_args(args: Namespace, config: BertConfig) -> None:
-    """Change a GPT's args to those of BERT; fused, the blocks' GELU is the tanh approximation and the head's exact."""
-    args.bert_binary_head = config.binary_head
-    args.openai_gelu = get_head_activation(config) == "gelu_tanh"
-    args.bias_gelu_fusion = config.mlp.activation == "gelu_tanh" and not args.openai_gelu
+ROWS = (
+    Row(_write_head, _read_head),
+    Row(lambda config, layout: {"bert_binary_head": config.binary_head}, _read_binary_head),
+)
+"""Settings that BERT has besides those of a GPT."""
 
 
 def get_head_activation(config: BertConfig) -> str:

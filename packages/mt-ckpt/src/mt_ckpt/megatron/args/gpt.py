@@ -1,99 +1,132 @@
-"""Megatron's `args` of a model, written; reading.py is the reverse. What no argument can say is refused."""
+"""Megatron's `args` of a GPT and our settings for them, in a table of which every row reads and writes.
+
+What args ask for and no row reads is refused by unsupported.py; what a configuration asks for and no row writes is what
+changes when the args are read back. Source: docs/specs/checkpoints.md §1.2.
+"""
 
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from mt_ckpt.megatron.args.reading import FACTOR, LLAMA3, read_args
-from mt_ckpt.megatron.args.unsupported import NORMS, POSITIONS
+from pydantic import ValidationError
+
+from mt_ckpt.megatron.args.table import (
+    Arguments,
+    Row,
+    Settings,
+    Source,
+    describe_invalid_args,
+    read_rows,
+    rename,
+    spell,
+)
+from mt_ckpt.megatron.args.unsupported import NORMS, POSITIONS, problems
 from mt_ckpt.megatron.layout import Layout
 from mt_ckpt.megatron.parameters.pipeline import stage_layers
-from mt_core.errors import Problem
+from mt_core.errors import MtError, Problem, raise_if
 from mt_models.config import GPTConfig
 
-
-def write_args(config: GPTConfig, layout: Layout, *, dtype: Any, form: str) -> Namespace:
-    """The arguments of a model: what --use-checkpoint-args reads, and what Megatron compares before it loads.
-
-    Source: docs/specs/checkpoints.md §1.2.
-    """
-    part, mlp, position = config.attention, config.mlp, config.position
-    all_biased = part.qkv_bias and part.out_bias and mlp.kind != "moe" and mlp.bias
-    theta = position.theta if position.kind == "rope" else 10_000.0
-    return Namespace(
-        num_layers=config.layers,
-        hidden_size=config.hidden_size,
-        ffn_hidden_size=mlp.ffn_hidden_size,
-        seq_length=config.max_seq_len,
-        max_position_embeddings=config.max_seq_len,
-        num_attention_heads=part.heads,
-        num_query_groups=part.num_kv_heads,
-        group_query_attention=part.num_kv_heads != part.heads,
-        kv_channels=part.head_size,
-        qk_layernorm=part.qk_norm,
-        position_embedding_type={ours: theirs for theirs, ours in POSITIONS.items()}[position.kind],
-        add_position_embedding=position.kind == "learned",
-        use_rotary_position_embeddings=position.kind == "rope",
-        rotary_base=int(theta) if theta == int(theta) else theta,
-        rotary_percent=1.0,
-        rotary_interleaved=False,
-        add_bias_linear=all_biased,
-        add_qkv_bias=part.qkv_bias and not all_biased,
-        swiglu=mlp.kind != "dense",
-        squared_relu=mlp.activation == "squared_relu",
-        openai_gelu=mlp.activation == "gelu_tanh" and not all_biased,
-        bias_gelu_fusion=mlp.activation == "gelu_tanh" and all_biased,
-        normalization={ours: theirs for theirs, ours in NORMS.items()}[config.norm.kind],
-        norm_epsilon=config.norm.eps,
-        layernorm_epsilon=config.norm.eps,
-        apply_layernorm_1p=config.norm.kind == "rms" and config.norm.offset,
-        apply_query_key_layer_scaling=False,
-        attention_dropout=0.0,
-        hidden_dropout=0.0,
-        init_method_std=config.init_std,
-        untie_embeddings_and_output_weights=not config.tied,
-        make_vocab_size_divisible_by=config.vocab_divisor,
-        padded_vocab_size=config.vocab_rows(layout.tensor),
-        vocab_size=config.vocab_size,
-        tokenizer_type=None,
-        tokenizer_model=None,
-        params_dtype=dtype,
-        ckpt_format=form,
-        data_parallel_random_init=False,
-        consumed_train_samples=0,
-        skipped_train_samples=0,
-        consumed_valid_samples=0,
-        **_scaling(config),
-        **_window(config),
-        **_experts(config, layout),
-        **_parallel(config, layout),
-    )
+LLAMA3 = {"kind": "llama3", "original_positions": 8192, "low_frequency": 1.0, "high_frequency": 4.0}
+"""What --use-rope-scaling means, besides its factor."""
+FACTOR = 8.0
+"""Factor of --use-rope-scaling for args without a rope_scaling_factor."""
 
 
-def _scaling(config: GPTConfig) -> dict[str, Any]:
-    """Arguments of scaled rotary positions; Megatron fixes all of Llama 3's settings but the factor."""
-    scaling = config.position.scaling if config.position.kind == "rope" else None
-    llama3, linear = (scaling if scaling and scaling.kind == kind else None for kind in ("llama3", "linear"))
-    exact = llama3 is not None and llama3.model_dump(exclude={"factor"}) == LLAMA3
-    return {
-        "use_rope_scaling": exact,
-        "rope_scaling_factor": llama3.factor if llama3 and exact else FACTOR,
-        "rotary_seq_len_interpolation_factor": int(linear.factor) if linear and linear.factor.is_integer() else None,
-    }
+def _write_vocabulary(config: GPTConfig, layout: Layout) -> Arguments:
+    return {"padded_vocab_size": config.vocab_rows(layout.tensor), "vocab_size": config.vocab_size}
 
 
-def _window(config: GPTConfig) -> dict[str, Any]:
+def _write_kv_heads(config: GPTConfig, layout: Layout) -> Arguments:
     part = config.attention
-    layers = [int(part.get_window(n) is not None) for n in range(config.layers)]
+    return {"num_query_groups": part.num_kv_heads, "group_query_attention": part.num_kv_heads != part.heads}
+
+
+def _read_kv_heads(source: Source) -> Settings:
+    name = "num_query_groups" if source.get("group_query_attention") else "num_attention_heads"
+    return {"attention.num_kv_heads": source.get(name)}
+
+
+def _read_head_size(source: Source) -> Settings:
+    size = source.get("kv_channels") or source.get("hidden_size") // source.get("num_attention_heads")
+    return {"attention.head_size": size}
+
+
+def _all_biased(config: GPTConfig) -> bool:
+    return config.attention.qkv_bias and config.attention.out_bias and config.mlp.kind != "moe" and config.mlp.bias
+
+
+def _write_biases(config: GPTConfig, layout: Layout) -> Arguments:
+    all_biased = _all_biased(config)
+    return {"add_bias_linear": all_biased, "add_qkv_bias": config.attention.qkv_bias and not all_biased}
+
+
+def _read_biases(source: Source) -> Settings:
+    declared = source.get("add_bias_linear")
+    biased = not source.get("disable_bias_linear") if declared is None else bool(declared)
+    settings = {"attention.qkv_bias": biased or bool(source.get("add_qkv_bias")), "attention.out_bias": biased}
+    return settings if source.get("num_experts") else {**settings, "mlp.bias": biased}
+
+
+def _write_window(config: GPTConfig, layout: Layout) -> Arguments:
+    part = config.attention
+    layers = [int(part.get_window(number) is not None) for number in range(config.layers)]
     return {
         "window_size": (part.window - 1, 0) if part.window else None,
         "window_attn_skip_freq": layers if part.window_layers else None,
     }
 
 
-def _experts(config: GPTConfig, layout: Layout) -> dict[str, Any]:
-    if (mlp := config.mlp).kind != "moe":
-        return {"num_experts": None}
+def _read_window(source: Source) -> Settings:
+    left, _ = source.get("window_size") or (-1, 0)
+    if left < 0:
+        return {"attention.window": None, "attention.window_layers": None}
+    layers = _read_window_layers(source.get("window_attn_skip_freq"), source.get("num_layers"))
+    return {"attention.window": left + 1, "attention.window_layers": layers}
+
+
+def _read_window_layers(frequency: Any, layers: int) -> tuple[bool, ...] | None:
+    """A list says which layers have the window; a number n, that every n-th has none."""
+    if frequency is None:
+        return None
+    if isinstance(frequency, int):
+        pattern = [(number + 1) % frequency != 0 for number in range(layers)]
+    else:
+        pattern = [bool(windowed) for windowed in frequency]
+    period = next(p for p in range(1, layers + 1) if all(pattern[n] == pattern[n % p] for n in range(layers)))
+    return None if all(pattern) else tuple(pattern[:period])
+
+
+def _write_mlp(config: GPTConfig, layout: Layout) -> Arguments:
+    mlp, all_biased = config.mlp, _all_biased(config)
+    return {
+        "ffn_hidden_size": mlp.ffn_hidden_size,
+        "swiglu": mlp.kind != "dense",
+        "squared_relu": mlp.activation == "squared_relu",
+        "openai_gelu": mlp.activation == "gelu_tanh" and not all_biased,
+        "bias_gelu_fusion": mlp.activation == "gelu_tanh" and all_biased,
+    } | (_write_experts(config, layout) if mlp.kind == "moe" else {"num_experts": None})
+
+
+def _read_mlp(source: Source) -> Settings:
+    size = source.get("ffn_hidden_size") or 4 * source.get("hidden_size")
+    if source.get("num_experts"):
+        return _read_experts(source, size)
+    gated = bool(source.get("swiglu"))
+    kind = "gated" if gated else "dense"
+    activation = "silu" if gated else read_activation(source)
+    return {"mlp.kind": kind, "mlp.ffn_hidden_size": size, "mlp.activation": activation}
+
+
+def read_activation(source: Source) -> str:
+    """Activation of blocks that are not gated: the fused bias-GeLU is the tanh approximation, the other one exact."""
+    if source.get("squared_relu"):
+        return "squared_relu"
+    return "gelu_tanh" if source.get("openai_gelu") or source.get("bias_gelu_fusion") else "gelu"
+
+
+def _write_experts(config: GPTConfig, layout: Layout) -> Arguments:
+    mlp = config.mlp
+    assert mlp.kind == "moe"
     return {
         "num_experts": mlp.experts,
         "moe_ffn_hidden_size": mlp.ffn_hidden_size,
@@ -111,7 +144,117 @@ def _experts(config: GPTConfig, layout: Layout) -> dict[str, Any]:
     }
 
 
-def _parallel(config: GPTConfig, layout: Layout) -> dict[str, Any]:
+def _read_experts(source: Source, size: int) -> Settings:
+    balanced = source.get("moe_router_load_balancing_type") in (None, "aux_loss", "seq_aux_loss")
+    return {
+        "mlp.kind": "moe",
+        "mlp.ffn_hidden_size": source.get("moe_ffn_hidden_size") or size,
+        "mlp.experts": source.get("num_experts"),
+        "mlp.top_k": source.get("moe_router_topk") or 2,
+        "mlp.normalized": not source.get("moe_router_pre_softmax"),
+        "mlp.aux_loss_coeff": (source.get("moe_aux_loss_coeff") or 0.0) if balanced else 0.0,
+    }
+
+
+def _write_positions(config: GPTConfig, layout: Layout) -> Arguments:
+    """Arguments of positions; Megatron fixes all of Llama 3's scaling but the factor."""
+    position = config.position
+    theta = position.theta if position.kind == "rope" else 10_000.0
+    scaling = position.scaling if position.kind == "rope" else None
+    llama3, linear = (scaling if scaling and scaling.kind == kind else None for kind in ("llama3", "linear"))
+    exact = llama3 is not None and llama3.model_dump(exclude={"factor"}) == LLAMA3
+    return {
+        "add_position_embedding": position.kind == "learned",
+        "use_rotary_position_embeddings": position.kind == "rope",
+        "rotary_base": int(theta) if theta == int(theta) else theta,
+        "use_rope_scaling": exact,
+        "rope_scaling_factor": llama3.factor if llama3 and exact else FACTOR,
+        "rotary_seq_len_interpolation_factor": int(linear.factor) if linear and linear.factor.is_integer() else None,
+    }
+
+
+def _read_positions(source: Source) -> Settings:
+    if source.get("position_embedding_type") != "rope":
+        return {}
+    scaling = None
+    if source.get("use_rope_scaling"):
+        scaling = {**LLAMA3, "factor": source.get("rope_scaling_factor") or FACTOR}
+    elif factor := source.get("rotary_seq_len_interpolation_factor"):
+        scaling = {"kind": "linear", "factor": factor}
+    return {"position.theta": source.get("rotary_base") or 10_000, "position.scaling": scaling}
+
+
+def _write_offset(config: GPTConfig, layout: Layout) -> Arguments:
+    return {"apply_layernorm_1p": config.norm.kind == "rms" and config.norm.offset}
+
+
+def _read_offset(source: Source) -> Settings:
+    rms = source.get("normalization") == "RMSNorm"
+    return {"norm.offset": bool(source.get("apply_layernorm_1p"))} if rms else {}
+
+
+ROWS = (
+    rename("layers", "num_layers"),
+    rename("hidden_size", "hidden_size"),
+    Row(_write_vocabulary, lambda source: {"vocab_size": source.get("vocab_size")}),
+    rename("max_seq_len", "max_position_embeddings", "seq_length"),
+    rename("attention.heads", "num_attention_heads"),
+    Row(_write_kv_heads, _read_kv_heads),
+    Row(lambda config, layout: {"kv_channels": config.attention.head_size}, _read_head_size),
+    rename("attention.qk_norm", "qk_layernorm", default=False),
+    Row(_write_window, _read_window),
+    Row(_write_mlp, _read_mlp),
+    Row(_write_biases, _read_biases),
+    spell("norm.kind", "normalization", NORMS, "LayerNorm"),
+    rename("norm.eps", "norm_epsilon", "layernorm_epsilon", default=1e-5),
+    Row(_write_offset, _read_offset),
+    spell("position.kind", "position_embedding_type", POSITIONS, "learned_absolute"),
+    Row(_write_positions, _read_positions),
+    Row(
+        lambda config, layout: {"untie_embeddings_and_output_weights": not config.tied},
+        lambda source: {"tied": not source.get("untie_embeddings_and_output_weights")},
+    ),
+    rename("init_std", "init_method_std", default=0.02),
+    rename("vocab_divisor", "make_vocab_size_divisible_by", default=128),
+)
+"""Settings of a GPT."""
+WRITTEN: Mapping[str, Any] = {
+    "rotary_percent": 1.0,
+    "rotary_interleaved": False,
+    "apply_query_key_layer_scaling": False,
+    "attention_dropout": 0.0,
+    "hidden_dropout": 0.0,
+    "tokenizer_type": None,
+    "tokenizer_model": None,
+    "data_parallel_random_init": False,
+    "consumed_train_samples": 0,
+    "skipped_train_samples": 0,
+    "consumed_valid_samples": 0,
+}
+"""Arguments that Megatron wants, and that say nothing of a model of ours."""
+
+
+def read_args(args: Any, where: str, true_vocab_size: int | None = None) -> GPTConfig:
+    """The configuration that `args` describe; one `MtError` names everything that is missing or not implemented."""
+    raise_if(Problem(where, *problem) for problem in problems(vars(args)))
+    vocab = true_vocab_size or getattr(args, "vocab_size", None) or args.padded_vocab_size
+    if vocab > args.padded_vocab_size:
+        allowed = f"at most padded_vocab_size = {args.padded_vocab_size}"
+        raise MtError(where, f"a true vocabulary of {vocab} does not fit the embedding", allowed)
+    settings = read_rows(ROWS, Source({**vars(args), "vocab_size": vocab}.get, {}))
+    try:
+        return GPTConfig.model_validate(settings)
+    except ValidationError as err:
+        raise describe_invalid_args(err, where) from None
+
+
+def write_args(config: GPTConfig, layout: Layout, *, dtype: Any, form: str) -> Namespace:
+    """The arguments of a model: what --use-checkpoint-args reads, and what Megatron compares before it loads."""
+    args = {name: value for row in ROWS for name, value in row.write(config, layout).items()}
+    return Namespace(**args, **WRITTEN, params_dtype=dtype, ckpt_format=form, **_write_layout(config, layout))
+
+
+def _write_layout(config: GPTConfig, layout: Layout) -> Arguments:
     counts = stage_layers(config.layers, layout.pipeline, layout.virtual)
     assert counts, "layout_errors refuses it"
     even, virtual = len(set(counts)) == 1, layout.virtual if layout.virtual > 1 else None
@@ -125,22 +268,3 @@ def _parallel(config: GPTConfig, layout: Layout) -> dict[str, Any]:
         "expert_model_parallel_size": layout.expert,
         "expert_tensor_parallel_size": layout.tensor,
     }
-
-
-def unsupported_settings(config: GPTConfig, where: str) -> Iterator[Problem]:
-    """What would change if the arguments were read back."""
-    args = write_args(config, Layout(1, 1, 1, engine=False), dtype=None, form="torch")
-    for lost in _changed(config.model_dump(), read_args(args, where).model_dump()):
-        yield Problem(where, f"cannot carry {lost}", "or use --saver native")
-
-
-def _changed(ours: Mapping[str, Any], kept: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Settings that differ; of two parts of different kinds, only the kind."""
-    for name, value in ours.items():
-        other, path = kept.get(name), prefix + name
-        if isinstance(value, dict) and isinstance(other, dict) and value.get("kind") == other.get("kind"):
-            yield from _changed(value, other, f"{path}.")
-        elif isinstance(value, dict):
-            yield f"{path}.kind = {value['kind']!r}"
-        elif other != value and path not in ("attention.core", "attention.window_layers"):
-            yield f"{path} = {value!r}"

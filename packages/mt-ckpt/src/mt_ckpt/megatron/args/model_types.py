@@ -1,30 +1,61 @@
 """GPT, BERT or T5: which of them a checkpoint holds, and its args: a GPT's with what the others have besides."""
 
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import ValidationError
 
-from mt_ckpt.megatron.args.bert import HEADS, PREDICTS, bert_errors, bert_from_args, bert_to_args
-from mt_ckpt.megatron.args.gpt import unsupported_settings, write_args
-from mt_ckpt.megatron.args.reading import read_args
-from mt_ckpt.megatron.args.t5 import encoder_args, t5_errors, t5_from_args, t5_to_args
+from mt_ckpt.megatron.args import bert, t5
+from mt_ckpt.megatron.args.gpt import read_args, write_args
+from mt_ckpt.megatron.args.table import Row, Source, describe_invalid_args, read_rows
 from mt_ckpt.megatron.layout import Layout
-from mt_ckpt.megatron.parameters.table import Shape
-from mt_core.errors import MtError, Problem, raise_if
+from mt_ckpt.megatron.parameters.table import Shape, is_tied
+from mt_core.errors import Problem, raise_if
 from mt_models.config import BertConfig, GPTConfig, Learned, NoPosition, T5Config, TransformerConfig, TransformerSection
 
 SHARED = tuple(name for name in TransformerSection.model_fields if name != "kind")
-"""What all have."""
+"""Settings that all model types have."""
+VERSION = 3.0
+"""checkpoint_version since 2021: query, key and value interleaved by group."""
+
+
+def _keep(args: Any) -> Any:
+    return args
+
+
+def _no_errors(config: Any, where: str, heads: tuple[str, ...]) -> Iterator[Problem]:
+    return iter(())
+
+
+@dataclass(frozen=True)
+class ModelType:
+    """What distinguishes a type of model from a GPT."""
+
+    config: type[TransformerConfig]
+    rows: tuple[Row, ...] = ()
+    """Settings besides those of a GPT."""
+    positions: tuple[str, ...] = ()
+    """Values of position_embedding_type that it may have; any that a GPT may have, if empty."""
+    gpt_args: Callable[[Any], Any] = _keep
+    """The args of the GPT that is like its first stack."""
+    errors: Callable[[Any, str, tuple[str, ...]], Iterator[Problem]] = _no_errors
+    """Settings that Megatron's model of the type cannot have."""
+
+
+MODEL_TYPES: Mapping[str, ModelType] = {
+    "gpt": ModelType(GPTConfig),
+    "bert": ModelType(BertConfig, bert.ROWS, ("learned_absolute",), errors=bert.bert_errors),
+    "t5": ModelType(T5Config, t5.ROWS, ("learned_absolute", t5.RELATIVE), t5.encoder_args, t5.t5_errors),
+}
 
 
 def detect_model_type(names: Mapping[str, Any]) -> str:
-    """The kind of model that has tensors of such names, which are Core's."""
+    """The type of model that has tensors of such names, which are Core's."""
     modules = {name.partition(".layers.")[0] for name in names}
     if "encoder" not in modules:
-        return "bert" if PREDICTS in names else "gpt"
+        return "bert" if bert.PREDICTS in names else "gpt"
     return "t5" if "decoder" in modules else "bert"
 
 
@@ -36,24 +67,22 @@ def read_model(
     One `MtError` names everything that is missing or not implemented.
     """
     kind = detect_model_type(shapes)
+    model_type = MODEL_TYPES[kind]
+    gpt = read_args(model_type.gpt_args(args), where, true_vocab_size)
     if kind == "gpt":
-        return read_args(args, where, true_vocab_size)
-    gpt = read_args(encoder_args(args) if kind == "t5" else args, where, true_vocab_size)
+        return gpt
     raise_if(_not_implemented(gpt, args, kind, where))
-    shared = gpt.model_dump(include={*SHARED})
+    settings = read_rows(model_type.rows, Source(vars(args).get, shapes, core))
     try:
-        if kind == "bert":
-            return BertConfig.model_validate(shared | bert_from_args(gpt, args, shapes, core=core))
-        return T5Config.model_validate(shared | t5_from_args(gpt, args, shapes))
+        return model_type.config.model_validate(gpt.model_dump(include={*SHARED}) | settings)
     except ValidationError as err:
-        problems = (Problem(where, f"args: {e['msg']}", "the checkpoint cannot be read") for e in err.errors())
-        raise MtError.from_problems(problems) from None
+        raise describe_invalid_args(err, where) from None
 
 
 def _not_implemented(config: GPTConfig, args: Any, kind: str, where: str) -> Iterator[Problem]:
-    """What GPT may have and other kinds may not."""
+    """What GPT may have and other types may not."""
+    positions = MODEL_TYPES[kind].positions
     declared = getattr(args, "position_embedding_type", None) or "learned_absolute"
-    positions = ("learned_absolute", "relative") if kind == "t5" else ("learned_absolute",)
     if declared not in positions:
         yield Problem(where, f"args.position_embedding_type is {declared!r}", f"of {kind}: {', '.join(positions)}")
     if kind == "bert" and not config.tied:
@@ -66,29 +95,55 @@ def as_gpt(config: TransformerConfig) -> GPTConfig:
     """The GPT whose args are those of a BERT, or of T5's encoder; a GPT is itself."""
     if config.kind == "gpt":
         return config
-    shared = config.model_dump(include={*SHARED})
     learned = config.kind == "bert" or config.position.kind == "learned"
-    more = {"position": (Learned() if learned else NoPosition()).model_dump()}
-    return GPTConfig.model_validate(shared | more | {"tied": config.kind == "bert" or config.tied})
+    position = (Learned() if learned else NoPosition()).model_dump()
+    shared = config.model_dump(include={*SHARED})
+    return GPTConfig.model_validate(shared | {"position": position, "tied": is_tied(config)})
 
 
 def model_args(config: TransformerConfig, layout: Layout, *, dtype: Any, form: str) -> Namespace:
     """The args of a model."""
     stack = replace(layout, pipeline=layout.encoder or layout.pipeline)
     args = write_args(as_gpt(config), stack, dtype=dtype, form=form)
-    if config.kind == "bert":
-        bert_to_args(args, config)
-    elif config.kind == "t5":
-        t5_to_args(args, config, layout)
+    for row in MODEL_TYPES[config.kind].rows:
+        vars(args).update(row.write(config, layout))
     return args
 
 
-def model_problems(config: TransformerConfig, where: str, *, heads: tuple[str, ...] = HEADS) -> Iterator[Problem]:
-    """What Megatron cannot be told of a model; `heads` are activations that a BERT's head may have."""
-    plain = config
-    if config.kind == "bert":
-        yield from bert_errors(config, where, heads)
-    elif config.kind == "t5":
-        yield from t5_errors(config, where)
-        plain = config.model_copy(update={"attention": config.attention.model_copy(update={"scale": None})})
-    yield from unsupported_settings(as_gpt(plain), where)
+def build_common_state(
+    config: TransformerConfig, layout: Layout, *, dtype: Any, form: str, iteration: int
+) -> dict[str, Any]:
+    """What a checkpoint of a model alone has beside tensors."""
+    return {
+        "args": model_args(config, layout, dtype=dtype, form=form),
+        "checkpoint_version": VERSION,
+        "iteration": iteration,
+        "num_floating_point_operations_so_far": 0,
+    }
+
+
+def model_problems(config: TransformerConfig, where: str, *, heads: tuple[str, ...] = bert.HEADS) -> Iterator[Problem]:
+    """Settings that Megatron's args cannot express; `heads` are activations that a BERT's head may have."""
+    yield from MODEL_TYPES[config.kind].errors(config, where, heads)
+    if config.kind == "t5":  # whose errors name a scale
+        config = config.model_copy(update={"attention": config.attention.model_copy(update={"scale": None})})
+    yield from _unsupported_settings(as_gpt(config), where)
+
+
+def _unsupported_settings(config: GPTConfig, where: str) -> Iterator[Problem]:
+    """Settings that would change if the arguments were read back."""
+    args = write_args(config, Layout(1, 1, 1, engine=False), dtype=None, form="torch")
+    for lost in _changed(config.model_dump(), read_args(args, where).model_dump()):
+        yield Problem(where, f"cannot carry {lost}", "or use --saver native")
+
+
+def _changed(ours: Mapping[str, Any], kept: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Settings that differ; of two parts of different kinds, only the kind."""
+    for name, value in ours.items():
+        other, path = kept.get(name), prefix + name
+        if isinstance(value, dict) and isinstance(other, dict) and value.get("kind") == other.get("kind"):
+            yield from _changed(value, other, f"{path}.")
+        elif isinstance(value, dict):
+            yield f"{path}.kind = {value['kind']!r}"
+        elif other != value and path not in ("attention.core", "attention.window_layers"):
+            yield f"{path} = {value!r}"

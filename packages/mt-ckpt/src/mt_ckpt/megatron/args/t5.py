@@ -5,12 +5,13 @@ is installed (0.16.1 and 0.19.2 were run), and elsewhere do not.
 """
 
 from argparse import Namespace
-from collections.abc import Container, Iterator
+from collections.abc import Iterator
 from typing import Any
 
+from mt_ckpt.megatron.args.table import Arguments, Row, Settings, Source
 from mt_ckpt.megatron.layout import Layout
 from mt_core.errors import Problem
-from mt_models.config import GPTConfig, T5Config
+from mt_models.config import T5Config
 
 RELATIVE = "relative"
 NORM = "decoder.final_layernorm.weight"
@@ -33,33 +34,63 @@ def encoder_args(args: Any) -> Namespace:
     return Namespace(**values | {"num_layers": layers} | ({"position_embedding_type": "none"} if relative else {}))
 
 
-def t5_from_args(config: GPTConfig, args: Any, names: Container[str]) -> dict[str, Any]:
-    """What T5, which has tensors of these names, has besides the GPT of its encoder's args."""
-    values = vars(args)
-    position: dict[str, Any] = {"kind": "learned"}
-    if values.get("position_embedding_type") == RELATIVE:
-        buckets, distance = (values.get(f"relative_attention_{name}") for name in ("num_buckets", "max_distance"))
-        position = {"kind": RELATIVE, "buckets": buckets or 32, "max_distance": distance or 128}
-    layers = values.get("decoder_num_layers") or config.layers
-    head = {"tied": config.tied, "head_bias": config.tied}
-    return {"decoder_layers": layers, "position": position, "final_norm": NORM in names, **head}
+def _write_layers(config: T5Config, layout: Layout) -> Arguments:
+    return {"encoder_num_layers": config.layers, "decoder_num_layers": config.decoder_layers}
 
 
-def t5_to_args(args: Namespace, config: T5Config, layout: Layout) -> None:
-    """Change a GPT's args to those of T5; its stages are told as Megatron 0.8 to 0.11 have them."""
-    if layout.encoder:
-        args.encoder_tensor_model_parallel_size = layout.tensor
-        args.encoder_pipeline_model_parallel_size = layout.encoder
-        args.pipeline_model_parallel_size = layout.pipeline - layout.encoder
-    args.encoder_num_layers, args.decoder_num_layers = config.layers, config.decoder_layers
-    args.encoder_seq_length = args.decoder_seq_length = config.max_seq_len
-    if config.position.kind == RELATIVE:
-        args.position_embedding_type = RELATIVE
-        args.relative_attention_num_buckets = config.position.buckets
-        args.relative_attention_max_distance = config.position.max_distance
+def _read_layers(source: Source) -> Settings:
+    layers = source.get("decoder_num_layers") or source.get("encoder_num_layers") or source.get("num_layers")
+    return {"decoder_layers": layers}
 
 
-def t5_errors(config: T5Config, where: str) -> Iterator[Problem]:
+def _write_stages(config: T5Config, layout: Layout) -> Arguments:
+    """Arguments of the encoder's stages, as Megatron 0.8 to 0.11 have them; no setting of ours depends on them."""
+    if not layout.encoder:
+        return {}
+    return {
+        "encoder_tensor_model_parallel_size": layout.tensor,
+        "encoder_pipeline_model_parallel_size": layout.encoder,
+        "pipeline_model_parallel_size": layout.pipeline - layout.encoder,
+    }
+
+
+def _write_positions(config: T5Config, layout: Layout) -> Arguments:
+    if config.position.kind != RELATIVE:
+        return {}
+    return {
+        "position_embedding_type": RELATIVE,
+        "relative_attention_num_buckets": config.position.buckets,
+        "relative_attention_max_distance": config.position.max_distance,
+    }
+
+
+def _read_positions(source: Source) -> Settings:
+    if source.get("position_embedding_type") != RELATIVE:
+        return {"position": {"kind": "learned"}}
+    buckets, distance = (source.get(f"relative_attention_{name}") for name in ("num_buckets", "max_distance"))
+    return {"position": {"kind": RELATIVE, "buckets": buckets or 32, "max_distance": distance or 128}}
+
+
+def _read_head(source: Source) -> Settings:
+    tied = not source.get("untie_embeddings_and_output_weights")
+    return {"tied": tied, "head_bias": tied}
+
+
+ROWS = (
+    Row(_write_layers, _read_layers),
+    Row(
+        lambda config, layout: dict.fromkeys(("encoder_seq_length", "decoder_seq_length"), config.max_seq_len),
+        lambda source: {},
+    ),
+    Row(_write_stages, lambda source: {}),
+    Row(_write_positions, _read_positions),
+    Row(lambda config, layout: {}, lambda source: {"final_norm": NORM in source.shapes}),
+    Row(lambda config, layout: {"untie_embeddings_and_output_weights": not config.tied}, _read_head),
+)
+"""Settings that T5 has besides those of a GPT that is like its encoder."""
+
+
+def t5_errors(config: T5Config, where: str, heads: tuple[str, ...] = ()) -> Iterator[Problem]:
     """Settings that Megatron's T5 cannot have."""
     if config.attention.scale is not None:
         problem = f"cannot carry attention.scale = {config.attention.scale!r}, as T5 of Hugging Face has it"

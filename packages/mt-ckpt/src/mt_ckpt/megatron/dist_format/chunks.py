@@ -10,8 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mt_ckpt.megatron.dist_format.metadata import Chunk, Shape, Stored
+from mt_ckpt.megatron.dist_format.metadata import Chunk, Stored
 from mt_ckpt.megatron.parameters.names import EXPERT, LAYER, count_layers, strip_layer_index, te_name
+from mt_ckpt.megatron.parameters.table import Shape
 from mt_models.config import TransformerConfig
 
 

@@ -27,7 +27,7 @@ from mt_ckpt.megatron.parameters.fusion import Rows
 from mt_ckpt.megatron.parameters.table import Shape
 from mt_ckpt.megatron.torch_format.streaming_save import TorchWriter
 
-CHUNKS, PROTOCOL = "__0_0.distcp", 4
+CHUNKS, METADATA_PROTOCOL = "__0_0.distcp", 4
 MARK = {
     "sharded_backend": "torch_dist",
     "sharded_backend_version": 1,
@@ -85,5 +85,5 @@ class ChunkFiles:
         metadata: Any = Metadata(self.known, None, self.places)
         if self.originals:
             metadata.mcore_data = {key: self.originals.get(key, {}) for key in self.known}
-        (self.directory / ".metadata").write_bytes(pickle.dumps(metadata, PROTOCOL))
+        (self.directory / ".metadata").write_bytes(pickle.dumps(metadata, METADATA_PROTOCOL))
         (self.directory / "metadata.json").write_text(json.dumps(MARK))

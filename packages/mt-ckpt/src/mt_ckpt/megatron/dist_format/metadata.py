@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from mt_ckpt.megatron.parameters.table import Shape
 from mt_ckpt.megatron.torch_format.safe_unpickle import ADVICE, MEGATRON, StandIn, read_bytes
 from mt_core.errors import MtError
 
@@ -23,8 +24,6 @@ PLAIN = {
     "collections.OrderedDict": OrderedDict,
 }
 ORIGINAL = "nd_reformulated_orig_global_shape"
-
-Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)

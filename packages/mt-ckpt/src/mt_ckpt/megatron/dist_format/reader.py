@@ -17,7 +17,7 @@ from torch import Tensor
 from mt_ckpt.megatron.dist_format.chunks import ChunkLocation, ChunkReader, candidate_locations
 from mt_ckpt.megatron.dist_format.metadata import Stored, read_metadata
 from mt_ckpt.megatron.parameters.fusion import VOCABULARY, canonical, join, stored_shape
-from mt_ckpt.megatron.parameters.names import parameters, second_names
+from mt_ckpt.megatron.parameters.names import list_parameters, second_names
 from mt_ckpt.megatron.parameters.table import Parameter, Shape
 from mt_ckpt.megatron.torch_format import safe_unpickle
 from mt_core.errors import MtError, Problem, raise_if
@@ -34,7 +34,7 @@ class DistFiles:
         self.path, self.stored = path, read_metadata(path)
         if not (path / "metadata.json").is_file():
             raise MtError(str(path / "metadata.json"), "missing: its writing was interrupted", "use another iteration")
-        chunks = [chunk for one in self.stored.values() for chunk in one.chunks]
+        chunks = [chunk for stored in self.stored.values() for chunk in stored.chunks]
         missing = sorted({chunk.file for chunk in chunks if not chunk.file.is_file()})
         raise_if(Problem(str(file), "missing", ".metadata names it: copy it") for file in missing)
         if (path / "common.pt").is_file():
@@ -57,11 +57,11 @@ class DistFiles:
 
     def shapes(self) -> dict[str, Shape]:
         """Shapes of the tensors, by key."""
-        return {key: one.size for key, one in self.stored.items() if one.size is not None}
+        return {key: stored.size for key, stored in self.stored.items() if stored.size is not None}
 
     def tensors(self, config: TransformerConfig) -> Iterator[tuple[str, Tensor]]:
         """Canonical tensors; `MtError` lists all that is wrong with keys and shapes before the first is read."""
-        names = parameters(config)
+        names = list_parameters(config)
         locations = {name: next(iter(known), None) for name, known in self._known(config, names).items()}
         raise_if(self._problems(config, names, locations))
         right = {name: place for name, place in locations.items() if place}
@@ -90,18 +90,20 @@ class DistFiles:
         expected: set[str] = set()
         for name, place in locations.items():
             key = place.key if place else candidate_locations(config, name)[0].key
-            where, one = f"{self.path}: {key}", self.stored.get(key)
+            where, stored = f"{self.path}: {key}", self.stored.get(key)
             if key in expected:
                 continue
             expected.add(key)
-            if place is None or one is None or one.size is None:
+            if place is None or stored is None or stored.size is None:
                 yield Problem(where, "tensor is missing", f"the model that args describe has {name}")
                 continue
-            rows = max(one.size[0], config.vocab_size) if names[name].parts[0] in VOCABULARY and one.size else None
+            rows = (
+                max(stored.size[0], config.vocab_size) if names[name].parts[0] in VOCABULARY and stored.size else None
+            )
             right = place.counts + stored_shape(config, names[name], 1, rows)
-            if one.size != right:
-                yield Problem(where, f"has shape {one.size}", f"args ask for {right}")
-            if sum(math.prod(chunk.sizes) for chunk in one.chunks) != math.prod(one.size):
+            if stored.size != right:
+                yield Problem(where, f"has shape {stored.size}", f"args ask for {right}")
+            if sum(math.prod(chunk.sizes) for chunk in stored.chunks) != math.prod(stored.size):
                 yield Problem(where, "its chunks do not make up the whole tensor", "use another iteration")
         expected.update(self._copies(config, names))
         for key in sorted(self.stored.keys() - expected):

@@ -8,48 +8,45 @@ from pathlib import Path
 
 import torch
 
-from mt_ckpt.megatron.args.model_types import model_args
+from mt_ckpt.megatron.args.model_types import build_common_state
 from mt_ckpt.megatron.dist_format.chunks import ChunkLocation
 from mt_ckpt.megatron.dist_format.dcp_writer import ChunkFiles
+from mt_ckpt.megatron.extra_states import name_extra_states, name_head_states
 from mt_ckpt.megatron.layout import Layout
-from mt_ckpt.megatron.parameters.fusion import Rows, shard
+from mt_ckpt.megatron.parameters.fusion import FusedTensors, shard
 from mt_ckpt.megatron.parameters.names import (
-    EMBED,
     EXPERT,
     LAYER,
+    WORD_EMBEDDINGS,
     count_layers,
-    parameters,
+    list_parameters,
     second_names,
     strip_layer_index,
     te_name,
 )
-from mt_ckpt.megatron.parameters.table import Parameter
-from mt_ckpt.megatron.torch_format.writer import HEAD_STATE, VERSION
-from mt_ckpt.megatron.torch_format.writer import extra_states as of_modules
 from mt_models.config import TransformerConfig
 
 
 def write_dist(
-    directory: Path,
-    config: TransformerConfig,
-    tensors: Iterable[tuple[str, Parameter, Rows]],
-    layout: Layout,
-    *,
-    iteration: int = 0,
+    directory: Path, config: TransformerConfig, tensors: FusedTensors, layout: Layout, *, iteration: int = 0
 ) -> None:
-    """Write each tensor as it comes: a chunk for each layer, under keys without the layer's number."""
-    dtype = torch.float32
+    """Write a checkpoint of a model, each tensor as it arrives."""
     files = ChunkFiles(directory)
-    for name, one, whole in tensors:
-        dtype = whole.dtype if name == EMBED else dtype
-        for own_name in (name, *second_names(config, name)):
-            place = chunk_location(config, own_name, engine=layout.engine)
-            files.add(place.key, place, shard(whole, one, 0, 1))
-    for key in extra_states(config, engine=layout.engine):
+    dtype = write_model(files, config, tensors, engine=layout.engine)
+    files.close(build_common_state(config, layout, dtype=dtype, form="torch_dist", iteration=iteration))
+
+
+def write_model(files: ChunkFiles, config: TransformerConfig, tensors: FusedTensors, *, engine: bool) -> torch.dtype:
+    """Write a chunk for each layer, under keys without the layer's number, and extra states; returns the dtype."""
+    dtype = torch.float32
+    for name, parameter, whole in tensors:
+        dtype = whole.dtype if name == WORD_EMBEDDINGS else dtype
+        for written in (name, *second_names(config, name)):
+            location = chunk_location(config, written, engine=engine)
+            files.add(location.key, location, shard(whole, parameter, 0, 1))
+    for key in extra_state_keys(config, engine=engine):
         files.add_object(key, None)
-    args = model_args(config, layout, dtype=dtype, form="torch_dist")
-    common = {"args": args, "checkpoint_version": VERSION, "iteration": iteration}
-    files.close({**common, "num_floating_point_operations_so_far": 0})
+    return dtype
 
 
 def chunk_location(config: TransformerConfig, name: str, *, engine: bool) -> ChunkLocation:
@@ -65,11 +62,11 @@ def chunk_location(config: TransformerConfig, name: str, *, engine: bool) -> Chu
     return ChunkLocation(te_name(key, experts=engine and config.mlp.kind == "moe"), index, counts)
 
 
-def extra_states(config: TransformerConfig, *, engine: bool) -> Iterator[str]:
+def extra_state_keys(config: TransformerConfig, *, engine: bool) -> Iterator[str]:
     """Keys of modules' extra states, of which there is one for each layer and expert."""
-    te_names = [te_name(name, experts=config.mlp.kind == "moe") for name in parameters(config)]
-    names = of_modules(te_names, Layout(1, 1, 1, engine=engine))
-    heads = () if config.kind == "gpt" else (HEAD_STATE, *second_names(config, HEAD_STATE))
+    te_names = [te_name(name, experts=config.mlp.kind == "moe") for name in list_parameters(config)]
+    names = name_extra_states(te_names, engine=engine)
+    heads = () if config.kind == "gpt" else name_head_states(config)
     for name in (*names, *heads):
         key, at, counts = chunk_location(config, name, engine=engine)
         yield f"{key}/shard_{_dotted(at or (0,))}_{_dotted(counts or (1,))}"

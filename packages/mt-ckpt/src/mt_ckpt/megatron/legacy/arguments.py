@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mt_ckpt.megatron.parameters.names import EMBED, LAYER
+from mt_ckpt.megatron.parameters.names import LAYER, WORD_EMBEDDINGS
 from mt_core.errors import Problem
 
 POSITIONS = "embedding.position_embeddings.weight"
@@ -49,9 +49,9 @@ def complete_args(args: Any, chunks: Stages, heads: int | None, *, kind: str, pi
 def _sizes(chunks: Stages, tensor: int, stack: str) -> Iterator[tuple[str, Any]]:
     """What scant args may lack; their switches, if absent, are off."""
     first = chunks[0][0]
-    if EMBED in first:
-        yield "padded_vocab_size", sum(len(state[EMBED]) for state in chunks[0] if EMBED in state)
-        yield "hidden_size", first[EMBED].shape[1]
+    if WORD_EMBEDDINGS in first:
+        yield "padded_vocab_size", sum(len(state[WORD_EMBEDDINGS]) for state in chunks[0] if WORD_EMBEDDINGS in state)
+        yield "hidden_size", first[WORD_EMBEDDINGS].shape[1]
     if POSITIONS in first:
         yield "max_position_embeddings", len(first[POSITIONS])
     if (fc2 := f"{stack}.layers.0.mlp.linear_fc2.weight") in first:
@@ -62,7 +62,7 @@ def _sizes(chunks: Stages, tensor: int, stack: str) -> Iterator[tuple[str, Any]]
 
 
 def _layers(state: Mapping[str, Tensor], stack: str) -> int:
-    return len({at[1] for name in state if name.startswith(stack) and (at := LAYER.match(name))})
+    return len({match[1] for name in state if name.startswith(stack) and (match := LAYER.match(name))})
 
 
 def _switches(chunks: Stages, sizes: Mapping[str, Any], tensor: int, stack: str) -> Iterator[tuple[str, Any]]:

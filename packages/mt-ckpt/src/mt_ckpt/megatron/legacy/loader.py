@@ -3,16 +3,15 @@
 import sys
 from argparse import Namespace
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
 
-from mt_ckpt.formats import Heads, VocabRows
+from mt_ckpt.formats import Heads, VocabRows, iteration_directory
 from mt_ckpt.megatron.args.model_types import read_model
-from mt_ckpt.megatron.layout import iteration_directory
 from mt_ckpt.megatron.legacy.arguments import complete_args, problems
-from mt_ckpt.megatron.legacy.ranks import LegacyFiles, open_ranks
-from mt_ckpt.megatron.legacy.versions import arrangement
+from mt_ckpt.megatron.legacy.ranks import LegacyFiles, arrange_rows, open_ranks
 from mt_ckpt.megatron.torch_format.reader import TorchFiles
 from mt_ckpt.tensor_streams import tokenizer_files
 from mt_core.errors import raise_if
@@ -42,7 +41,9 @@ class MegatronLegacyLoader:
         states = {file: {**state, "args": self.args} for file, state in ranks.states.items()}
         heads = self.args.num_attention_heads // ranks.tensor
         directory = next(iter(states)).parents[1]
-        self.source = TorchFiles(directory, read=states.__getitem__, arrange=arrangement(ranks.version, heads))
+        self.source = TorchFiles(
+            directory, read=states.__getitem__, arrange=partial(arrange_rows, ranks.version, heads)
+        )
 
     def config(self) -> TransformerConfig:
         """The model that args and shapes describe."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mt_ckpt.megatron.parameters.names import HEAD, LAYER
+from mt_ckpt.megatron.parameters.names import LAYER, OUTPUT_LAYER
 from mt_ckpt.megatron.parameters.table import COPIES
 
 BLOCK: Mapping[str, tuple[str, ...]] = {
@@ -121,7 +121,7 @@ def legacy_model(state: Mapping[str, Any], kind: str, *, tied: bool) -> dict[str
 
 def legacy_name(name: str, kind: str = "gpt", *, tied: bool) -> str:
     """The newest of the old names for Core's local name."""
-    if name == HEAD and tied:
+    if name == OUTPUT_LAYER and tied:
         return f"{TIED}weight"
     if kind == "gpt" and name.startswith("decoder."):
         name = f"encoder.{name.removeprefix('decoder.')}"

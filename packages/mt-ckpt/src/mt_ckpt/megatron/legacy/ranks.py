@@ -1,4 +1,7 @@
-"""The rank files of an old checkpoint: found, opened through the whitelist of pickles, and put under Core's names."""
+"""The rank files of an old checkpoint: opened through the whitelist of pickles, and put under Core's names.
+
+The rows of query, key and value are in an order that depends on `checkpoint_version` (docs/specs/checkpoints.md §3.9).
+"""
 
 import re
 from argparse import Namespace
@@ -12,13 +15,16 @@ from torch import Tensor
 from mt_ckpt.megatron.args.bert import PREDICTS
 from mt_ckpt.megatron.layout import RANK_FILE, rank_directory, rank_file
 from mt_ckpt.megatron.legacy.names import core_state, flat
-from mt_ckpt.megatron.legacy.versions import ORDERS, get_version
-from mt_ckpt.megatron.parameters.t5_pipeline import declared_stages
+from mt_ckpt.megatron.parameters.pipeline import declared_stages
 from mt_ckpt.megatron.torch_format.reader import CHUNK, State, read_state
 from mt_core.errors import MtError, Problem, raise_if
 
 DIRECTORY = re.compile(r"mp_rank_(\d+)(?:_(\d{3}))?")
 UNTIED, DECODER = "language_model.output_layer.weight", "language_model.decoder."
+ORDERS: Mapping[float, str] = {0.0: "3 heads rows", 1.0: "heads rows 3", 2.0: "heads 3 rows", 3.0: "heads 3 rows"}
+"""Version to the order of a rank's share, outermost first: `3` is query, key or value, or of two key or value."""
+FUSED = {"self_attention.linear_qkv.": 3, "cross_attention.linear_kv.": 2}
+"""How many are fused, of query, key and value."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,7 @@ class LegacyFiles:
     def chunks(self) -> list[list[Mapping[str, Tensor]]]:
         """The chunks of every stage in the order of their layers, each as all tensor ranks hold it."""
         files = list(self.states.values())  # of all tensor ranks of stage 0, then of stage 1, …
-        stages = [files[at : at + self.tensor] for at in range(0, len(files), self.tensor)]
+        stages = [files[start : start + self.tensor] for start in range(0, len(files), self.tensor)]
         return [[state[name] for state in stage] for name in chunk_names(files[0]) for stage in stages]
 
 
@@ -111,3 +117,19 @@ def _file_errors(raw: Mapping[Path, State]) -> Iterator[Problem]:
         if get_version(state) not in known:
             allowed = f"as in other files, {known[0]}" if len(known) == 1 else f"known: {', '.join(map(str, known))}"
             yield Problem(str(file), f"checkpoint_version is {get_version(state)}", allowed)
+
+
+def get_version(state: Mapping[str, Any]) -> Any:
+    """The version of a file's contents; files of 2019 do not name it and have 0."""
+    return state.get("checkpoint_version", 0.0)
+
+
+def arrange_rows(version: float, heads: int, name: str, shard: Tensor) -> Tensor:
+    """A tensor's shard with its rows in the order of today, from a rank that has `heads` heads."""
+    parts = next((count for module, count in FUSED.items() if module in name), None)
+    if parts is None or version >= 2:
+        return shard
+    order = ORDERS[version].split()
+    sizes = {"3": parts, "heads": heads, "rows": -1}
+    rows = shard.unflatten(0, [sizes[dim] for dim in order])
+    return rows.movedim([order.index(dim) for dim in ORDERS[3.0].split()], (0, 1, 2)).flatten(0, 2)

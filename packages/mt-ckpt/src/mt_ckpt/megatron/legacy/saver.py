@@ -10,14 +10,15 @@ from typing import Any
 
 from torch import Tensor
 
-from mt_ckpt.formats import Chunks, EncoderStages, Stages, TensorRanks
+from mt_ckpt.formats import RELEASE, Chunks, EncoderStages, Stages, TensorRanks
 from mt_ckpt.megatron.args.gpt import write_args
 from mt_ckpt.megatron.args.model_types import as_gpt, model_problems
-from mt_ckpt.megatron.layout import RELEASE, Layout, layout_errors
+from mt_ckpt.megatron.layout import Layout, layout_errors, write_root_files
 from mt_ckpt.megatron.legacy.arguments import NOT_LEGACY
 from mt_ckpt.megatron.legacy.names import legacy_model
-from mt_ckpt.megatron.parameters.t5_pipeline import encoder_stages
-from mt_ckpt.megatron.saver import finish_root, fused
+from mt_ckpt.megatron.parameters.fusion import fuse_stream
+from mt_ckpt.megatron.parameters.pipeline import encoder_stages
+from mt_ckpt.megatron.parameters.table import is_tied
 from mt_ckpt.megatron.torch_format.reader import CHUNK
 from mt_ckpt.megatron.torch_format.writer import write_rank_files
 from mt_core.errors import Problem, raise_if
@@ -48,16 +49,16 @@ def save(
     raise_if([*layout_errors(config, layout, WHERE), *_cannot(config, layout.tensor)])
     finish = partial(as_legacy, config)
     with atomic_directory(path) as temporary:
-        stream = fused(config, tensors, layout.tensor)
+        stream = fuse_stream(config, tensors, layout.tensor)
         write_rank_files(temporary / RELEASE, config, stream, layout, finish=finish)
-        finish_root(temporary, tokenizer_files)
+        write_root_files(temporary, tokenizer_files)
 
 
 def as_legacy(config: TransformerConfig, contents: dict[str, Any]) -> dict[str, Any]:
     """What a rank's file holds, as the old classes nest and name it."""
     args = contents["args"]
     args.use_legacy_models, args.transformer_impl = True, "local"
-    tied = as_gpt(config).tied
+    tied = is_tied(config)
     models = {name: legacy_model(contents[name], config.kind, tied=tied) for name in contents if CHUNK.fullmatch(name)}
     return contents | models
 

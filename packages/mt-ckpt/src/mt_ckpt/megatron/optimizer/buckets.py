@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-ALIGNMENT = 64
+PARAM_ALIGNMENT = 64
 """Elements; every parameter starts at a multiple of it in its bucket."""
 SMALLEST, FOR_EACH_RANK = 40_000_000, 1_000_000
 """Elements of a bucket, if the run did not say: the larger of the first and the second times data ranks."""
@@ -36,7 +36,7 @@ def lay_out(numels: Mapping[str, int], size: int | None = None, alone: Collectio
     for name, numel in reversed([*numels.items()]):
         if name in alone:
             close()
-        starts[name] = -(-end // ALIGNMENT) * ALIGNMENT
+        starts[name] = -(-end // PARAM_ALIGNMENT) * PARAM_ALIGNMENT
         end = starts[name] + numel
         if name in alone or (size and end >= size):
             close()

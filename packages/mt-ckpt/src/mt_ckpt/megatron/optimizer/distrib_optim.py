@@ -6,8 +6,7 @@ A vector is filled in a file that is mapped into memory, so that it need not fit
 the first expert rank has the vectors of what all expert ranks hold, and every one those of its experts.
 """
 
-import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,14 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mt_ckpt.megatron.layout import Layout
-from mt_ckpt.megatron.optimizer.buckets import ALIGNMENT, lay_out, starts_in_file
-from mt_ckpt.megatron.optimizer.param_order import by_optimizer, named_parameters, tied_across_stages
-from mt_ckpt.megatron.parameters.fusion import stored_shape
+from mt_ckpt.megatron.layout import StageRank
+from mt_ckpt.megatron.optimizer import MASTER
+from mt_ckpt.megatron.optimizer.buckets import PARAM_ALIGNMENT, lay_out, starts_in_file
+from mt_ckpt.megatron.optimizer.param_groups import by_optimizer, tied_across_stages
+from mt_ckpt.megatron.placement import Placement, ShardStream, named_parameters
 from mt_ckpt.megatron.torch_format.streaming_save import TorchWriter
-from mt_ckpt.megatron.training_state.rank_shards import StageRank, stream_shards, stream_tensors
-from mt_ckpt.megatron.training_state.read_torch import DISTRIBUTED, IN_VECTORS
-from mt_ckpt.megatron.training_state.state import TrainingState
+
+DISTRIBUTED = "distrib_optim.pt"
+IN_VECTORS = {MASTER: "param", "exp_avg": "exp_avg", "exp_avg_sq": "exp_avg_sq"}
 
 
 @dataclass(frozen=True)
@@ -34,73 +34,75 @@ class Vector:
     starts: Mapping[str, int]
     numel: int
 
-
-def shard_numels(state: TrainingState, layout: Layout) -> dict[StageRank, dict[str, int]]:
-    """(stage, chunk) → elements of a rank's share of each parameter, in Megatron's order."""
-    numels: dict[StageRank, dict[str, int]] = {}
-    for at, names in named_parameters(state.config, layout).items():
-        shapes = {own: stored_shape(state.config, one, layout.tensor) for own, (_, one) in names.items()}
-        numels[at] = {own: math.prod(shape) for own, shape in shapes.items()}
-    return numels
+    @property
+    def key(self) -> tuple[int, int]:
+        """Which of a rank's vectors it is."""
+        return self.optimizer, self.chunk
 
 
-def depends_on_buckets(state: TrainingState, layout: Layout) -> bool:
+def depends_on_buckets(placement: Placement) -> bool:
     """Whether other buckets would put parameters elsewhere: not if each fills whole units of the alignment."""
-    return any(numel % ALIGNMENT for numels in shard_numels(state, layout).values() for numel in numels.values())
+    return any(place.shard_numel % PARAM_ALIGNMENT for place in placement.parameters)
 
 
-def lay_out_vectors(state: TrainingState, layout: Layout) -> dict[StageRank, list[Vector]]:
+def lay_out_vectors(placement: Placement) -> dict[StageRank, list[Vector]]:
     """Stage and rank → what its file holds."""
-    alone = tied_across_stages(state.config, layout.pipeline)
+    layout = placement.layout
+    alone = tied_across_stages(placement.config, layout.pipeline)
     vectors: dict[StageRank, list[Vector]] = {}
-    for (stage, chunk), numels in shard_numels(state, layout).items():
-        for number, own in enumerate(by_optimizer(numels, layout.expert)):
-            buckets = lay_out(own, alone=alone)
-            one = Vector(number, chunk, starts_in_file(buckets), sum(bucket.numel for bucket in buckets))
+    for (stage, chunk), parameters in named_parameters(placement).items():
+        numels = {name: place.shard_numel for name, place in parameters.items()}
+        for number, members in enumerate(by_optimizer(numels, layout.expert)):
+            buckets = lay_out(members, alone=alone)
+            vector = Vector(number, chunk, starts_in_file(buckets), sum(bucket.numel for bucket in buckets))
             for rank in range(layout.tensor * (layout.expert if number else 1)):
-                vectors.setdefault((stage, rank), []).append(one)
+                vectors.setdefault((stage, rank), []).append(vector)
     return vectors
 
 
-def write_vectors(folders: Mapping[StageRank, Path], state: TrainingState, layout: Layout) -> None:
-    """Write the file of every rank; `folders` are theirs."""
+def write_vectors(
+    folders: Mapping[StageRank, Path],
+    placement: Placement,
+    stream_kind: Callable[[str], ShardStream],
+    dtype: torch.dtype,
+) -> None:
+    """Write the file of every rank into its folder; `stream_kind` gives the shards of masters and of each moment."""
     files = {at: TorchWriter(folder / DISTRIBUTED) for at, folder in folders.items()}
-    dtype = next(iter(state.weights()))[1].dtype
-    layouts = lay_out_vectors(state, layout)
+    vectors = lay_out_vectors(placement)
     written: dict[StageRank, dict[tuple[int, int], dict[str, Tensor | int]]] = {
-        at: {(one.optimizer, one.chunk): {"numel_unpadded": one.numel} for one in own} for at, own in layouts.items()
+        at: {vector.key: {"numel_unpadded": vector.numel} for vector in ours} for at, ours in vectors.items()
     }
     for kind, key in IN_VECTORS.items():
         mapped: dict[StageRank, dict[tuple[int, int], Tensor]] = {
             at: {
-                (one.optimizer, one.chunk): torch.from_file(str(_scratch(folders[at], one)), True, one.numel)
-                for one in own
+                vector.key: torch.from_file(str(_scratch_file(folders[at], vector)), True, vector.numel)
+                for vector in ours
             }
-            for at, own in layouts.items()
+            for at, ours in vectors.items()
         }
-        for at, chunk, own, share in stream_shards(state, layout, stream_tensors(state, kind, layout)):
-            for one in layouts[at]:
-                if one.chunk == chunk and own in one.starts:
-                    start = one.starts[own]
-                    mapped[at][one.optimizer, chunk][start : start + math.prod(share.shape)] = share.tensor().flatten()
-        for at, vectors in mapped.items():
-            for which, vector in vectors.items():
-                written[at][which][key] = files[at].add(vector)
+        for at, place, rows in stream_kind(kind):
+            for vector in vectors[at]:
+                if vector.chunk == place.chunk and place.local_name in vector.starts:
+                    start = vector.starts[place.local_name]
+                    mapped[at][vector.key][start : start + place.shard_numel] = rows.tensor().flatten()
+        for at, filled in mapped.items():
+            for which, tensor in filled.items():
+                written[at][which][key] = files[at].add(tensor)
     for at, file in files.items():
-        file.close(_contents(written[at], (dtype, torch.float32), 1 if layout.expert == 1 else 2))
-        for one in layouts[at]:
-            _scratch(folders[at], one).unlink()
+        file.close(_build_contents(written[at], (dtype, torch.float32), 1 if placement.layout.expert == 1 else 2))
+        for vector in vectors[at]:
+            _scratch_file(folders[at], vector).unlink()
 
 
-def _scratch(folder: Path, one: Vector) -> Path:
-    return folder / f"{one.optimizer}.{one.chunk}.vector"
+def _scratch_file(folder: Path, vector: Vector) -> Path:
+    return folder / f"{vector.optimizer}.{vector.chunk}.vector"
 
 
-def _contents(written: Mapping[tuple[int, int], Any], kind: Any, optimizers: int) -> Any:
-    """Each optimizer's vectors by chunk, None where another rank has them; of one optimizer, no list."""
-    parts = [
-        {chunk: {kind: vectors} for (own, chunk), vectors in written.items() if own == number}
-        for number in range(optimizers)
+def _build_contents(written: Mapping[tuple[int, int], Any], dtypes: Any, optimizers: int) -> Any:
+    """Each optimizer's vectors by chunk, None where another rank has them; no list if there is one optimizer."""
+    by_chunk = [
+        {chunk: {dtypes: vectors} for (number, chunk), vectors in written.items() if number == optimizer}
+        for optimizer in range(optimizers)
     ]
-    parts = [{"buckets_coalesced": True, **part} if part else None for part in parts]
+    parts = [{"buckets_coalesced": True, **part} if part else None for part in by_chunk]
     return parts if optimizers > 1 else parts[0]

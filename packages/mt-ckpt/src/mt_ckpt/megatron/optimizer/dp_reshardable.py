@@ -13,9 +13,10 @@ from torch import Tensor
 from mt_ckpt.megatron.dist_format.metadata import Stored
 from mt_ckpt.megatron.layout import Layout
 from mt_ckpt.megatron.optimizer.buckets import Bucket, bucket_size, lay_out
-from mt_ckpt.megatron.optimizer.param_order import by_optimizer, named_parameters, tied_across_stages
+from mt_ckpt.megatron.optimizer.param_groups import by_optimizer, tied_across_stages
 from mt_ckpt.megatron.parameters.fusion import canonical, join, stored_shape
-from mt_ckpt.megatron.parameters.names import parameters
+from mt_ckpt.megatron.parameters.names import list_parameters
+from mt_ckpt.megatron.placement import PlacedParameter, Placement, named_parameters
 from mt_core.errors import MtError, Problem, raise_if
 from mt_models.config import TransformerConfig
 
@@ -44,51 +45,47 @@ class BucketIndex(NamedTuple):
         return f"{of} of experts" if self.optimizer else of
 
 
-def locate_parameters(
-    stored: Mapping[str, Stored], key: str, config: TransformerConfig, layout: Layout, *, args: Mapping[str, Any]
-) -> Slots:
+def locate_parameters(stored: Mapping[str, Stored], key: str, placement: Placement, args: Mapping[str, Any]) -> Slots:
     """Where every parameter lies in the buckets of `key`; `MtError` names all whose size is not as args say."""
-    buckets = {BucketIndex(*(int(m[n] or 0) for n in (1, 2, 3, 5))): one for name, one in stored.items()
+    buckets = {BucketIndex(*(int(m[n] or 0) for n in (1, 2, 3, 5))): bucket for name, bucket in stored.items()
             if (m := KEY.fullmatch(name)) and m[6] == key}  # fmt: skip
     slots: dict[str, dict[int, Slot]] = {}
     problems: list[Problem] = []
-    for at, names, bucket in _expected(config, layout, args):
-        one = buckets.pop(at, None)
-        if one is None or one.size != (bucket.numel,):
-            problem = "is missing" if one is None else f"has {one.size} elements"
-            problems.append(Problem(str(at), problem, f"the parameters that args put there take {bucket.numel}"))
+    for index, parameters, expected in _expect_buckets(placement, args):
+        bucket = buckets.pop(index, None)
+        if bucket is None or bucket.size != (expected.numel,):
+            problem = "is missing" if bucket is None else f"has {bucket.size} elements"
+            problems.append(Problem(str(index), problem, f"the parameters that args put there take {expected.numel}"))
             continue
-        for own, start in bucket.starts.items():
-            slots.setdefault(names[own], {})[at.group % layout.tensor] = one, start
-    problems += [Problem(str(at), "unexpected", "args describe no such bucket") for at in buckets]
+        for local, start in expected.starts.items():
+            tensor_rank = index.group % placement.layout.tensor
+            slots.setdefault(parameters[local].name, {})[tensor_rank] = bucket, start
+    problems += [Problem(str(index), "unexpected", "args describe no such bucket") for index in buckets]
     raise_if(problems)
     return slots
 
 
-def _expected(
-    config: TransformerConfig, layout: Layout, args: Mapping[str, Any]
-) -> Iterator[tuple[BucketIndex, Mapping[str, str], Bucket]]:
-    """Every bucket that the args describe, with the names in the whole model of the local ones."""
-    alone = tied_across_stages(config, layout.pipeline)
+def _expect_buckets(
+    placement: Placement, args: Mapping[str, Any]
+) -> Iterator[tuple[BucketIndex, Mapping[str, PlacedParameter], Bucket]]:
+    """Every bucket that the args describe, with the parameters of its chunk by local name."""
+    layout = placement.layout
+    alone = tied_across_stages(placement.config, layout.pipeline)
     for expert in range(layout.expert):
-        for (stage, chunk), local_parameters in named_parameters(config, layout, expert).items():
-            names = {own: name for own, (name, _) in local_parameters.items()}
-            numels = {
-                own: math.prod(stored_shape(config, one, layout.tensor, args["padded_vocab_size"]))
-                for own, (_, one) in local_parameters.items()
-            }
-            for optimizer, own in enumerate(by_optimizer(numels, layout.expert)):
+        for (stage, chunk), parameters in named_parameters(placement, expert).items():
+            numels = {local: place.shard_numel for local, place in parameters.items()}
+            for optimizer, members in enumerate(by_optimizer(numels, layout.expert)):
                 if expert and not optimizer:
                     continue  # the first expert rank has them
                 first = (stage * layout.expert + expert if optimizer else stage) * layout.tensor
-                for number, bucket in enumerate(lay_out(own, bucket_size(args, stage, chunk), alone)):
+                for number, bucket in enumerate(lay_out(members, bucket_size(args, stage, chunk), alone)):
                     for rank in range(layout.tensor):
-                        yield BucketIndex(optimizer, first + rank, chunk, number), names, bucket
+                        yield BucketIndex(optimizer, first + rank, chunk, number), parameters, bucket
 
 
 def tensors(slots: Slots, config: TransformerConfig, layout: Layout, rows: int) -> Iterator[tuple[str, Tensor]]:
     """Canonical tensors, each read from its part of the buckets alone."""
-    names = parameters(config)
+    names = list_parameters(config)
 
     def whole(name: str) -> Tensor:
         shape = stored_shape(config, names[name], layout.tensor, rows)

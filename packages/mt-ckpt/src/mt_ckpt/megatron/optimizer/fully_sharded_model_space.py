@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mt_ckpt.megatron.dist_format.metadata import Chunk, Shape, Stored
+from mt_ckpt.megatron.dist_format.metadata import Chunk, Stored
+from mt_ckpt.megatron.parameters.table import Shape
 from mt_core.errors import MtError
 
 
@@ -29,25 +30,27 @@ class Pieces(Chunk):
         return torch.cat([piece.read().reshape(-1) for piece in self.pieces]).reshape(self.sizes)
 
 
-def unflatten(key: str, one: Stored) -> Stored:
+def unflatten(key: str, flat_tensor: Stored) -> Stored:
     """The tensor with boxes of its own shape as chunks; one that is stored so already stays as it is."""
-    if one.original is None or one.size is None:
-        return one
-    *fragments, numel = one.size
-    local = tuple(whole // count for whole, count in zip(one.original, fragments, strict=True))
+    if flat_tensor.original is None or flat_tensor.size is None:
+        return flat_tensor
+    *fragments, numel = flat_tensor.size
+    local = tuple(whole // count for whole, count in zip(flat_tensor.original, fragments, strict=True))
     if math.prod(local) != numel:
-        problem = f"is stored as {one.size}, which does not hold pieces of {one.original}"
+        problem = f"is stored as {flat_tensor.size}, which does not hold pieces of {flat_tensor.original}"
         raise MtError(key, problem, "use another iteration")
     pieces: dict[Shape, list[Chunk]] = {}
-    for chunk in one.chunks:
+    for chunk in flat_tensor.chunks:
         pieces.setdefault(chunk.offsets[:-1], []).append(chunk)
-    return Stored(tuple(one.original), [_box(at, local, flat) for at, flat in sorted(pieces.items())])
+    return Stored(
+        tuple(flat_tensor.original), [_box(fragment, local, flat) for fragment, flat in sorted(pieces.items())]
+    )
 
 
-def _box(at: Shape, local: Shape, pieces: list[Chunk]) -> Chunk:
+def _box(fragment: Shape, local: Shape, pieces: list[Chunk]) -> Chunk:
     ordered = tuple(sorted(pieces, key=lambda piece: piece.offsets[-1]))
     numel = sum(piece.sizes[-1] for piece in ordered)
-    offsets = tuple(number * size for number, size in zip(at, local, strict=True))
+    offsets = tuple(number * size for number, size in zip(fragment, local, strict=True))
     sizes = local if numel == math.prod(local) else (0,) * len(local)  # so that what is missing is reported
     return Pieces(Path(), 0, 0, offsets, sizes, ordered)
 
@@ -58,9 +61,11 @@ def unflatten_all(stored: Mapping[str, Stored], weights: Mapping[str, Stored]) -
     `weights`, by the same keys, tell the shape where metadata does not: 0.11 writes none of its own beside a torch of
     today (2.11 was run).
     """
-    return {key: unflatten(key, _with_shape(one, weights.get(key))) for key, one in stored.items()}
+    return {key: unflatten(key, _with_shape(flat_tensor, weights.get(key))) for key, flat_tensor in stored.items()}
 
 
-def _with_shape(one: Stored, weight: Stored | None) -> Stored:
-    flat = weight and weight.size and one.size and len(one.size) == len(weight.size) + 1
-    return replace(one, original=weight.size) if weight and flat and one.original is None else one
+def _with_shape(flat_tensor: Stored, weight: Stored | None) -> Stored:
+    flat = weight and weight.size and flat_tensor.size and len(flat_tensor.size) == len(weight.size) + 1
+    return (
+        replace(flat_tensor, original=weight.size) if weight and flat and flat_tensor.original is None else flat_tensor
+    )

@@ -1,21 +1,47 @@
-"""Parameter groups of Megatron's optimizers: which parameter is in which, by the settings that tell groups apart."""
+"""Which of Megatron's optimizers has a parameter, and in which of its parameter groups."""
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
-from mt_ckpt.megatron.optimizer.param_order import is_expert_parameter
-from mt_ckpt.megatron.parameters.names import EMBED, HEAD
+from mt_ckpt.megatron.parameters.names import OUTPUT_LAYER, WORD_EMBEDDINGS
+from mt_ckpt.megatron.parameters.table import is_tied
 from mt_core.errors import MtError
+from mt_models.config import TransformerConfig
 
 Values = Mapping[str, Any]
 APART = "is_expert_parallel"
+
+T = TypeVar("T")
+
+
+def by_optimizer(parameters: Mapping[str, T], expert_ranks: int) -> list[dict[str, T]]:
+    """The parameters of each optimizer: where several ranks share the experts, these have one of their own.
+
+    Source: docs/specs/checkpoints.md §1.4.
+    """
+    if expert_ranks == 1:
+        return [dict(parameters)]
+    return [
+        {name: value for name, value in parameters.items() if is_expert_parameter(name) == experts}
+        for experts in (False, True)
+    ]
+
+
+def is_expert_parameter(name: str) -> bool:
+    """Whether a name of Megatron's is that of an expert's tensor."""
+    return ".mlp.experts." in name
+
+
+def tied_across_stages(config: TransformerConfig, stages: int) -> tuple[str, ...]:
+    """Names that have a bucket of their own: a tied embedding and its copy on another stage."""
+    return (WORD_EMBEDDINGS, OUTPUT_LAYER) if is_tied(config) and stages > 1 else ()
 
 
 def find_group(name: str, dims: int, groups: Sequence[Values]) -> int:
     """The number of a parameter's group: biases and vectors do not decay; embeddings may have a rate of their own."""
     decays = 0.0 if dims == 1 or name.endswith(".bias") else 1.0
-    decoupled = any(group.get("is_decoupled_lr") for group in groups) and name in (EMBED, HEAD)
+    decoupled = any(group.get("is_decoupled_lr") for group in groups) and name in (WORD_EMBEDDINGS, OUTPUT_LAYER)
     apart = any(group.get(APART) for group in groups) and is_expert_parameter(name)
     for number, group in enumerate(groups):
         settings = group.get("wd_mult", 1.0), bool(group.get("is_decoupled_lr")), bool(group.get(APART))
@@ -49,7 +75,7 @@ def assign_groups(dims: Mapping[str, int], groups: Sequence[Values]) -> list[lis
 def with_ids(groups: Sequence[Values], members: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
     """Groups as torch's optimizers save them: ids count through the groups (docs/specs/checkpoints.md §1.4)."""
     ids = itertools.count()
-    return [{**group, "params": [next(ids) for _ in own]} for group, own in zip(groups, members, strict=True)]
+    return [{**group, "params": [next(ids) for _ in names]} for group, names in zip(groups, members, strict=True)]
 
 
 def for_experts(groups: Sequence[Values]) -> list[Values]:

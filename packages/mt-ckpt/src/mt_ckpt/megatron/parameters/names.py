@@ -8,7 +8,7 @@ from mt_ckpt.megatron.parameters.table import COPIES, EXPERTS, OUTSIDE, stacks
 from mt_ckpt.megatron.parameters.table import Parameter as Parameter
 from mt_models.config import TransformerConfig
 
-EMBED, HEAD = "embedding.word_embeddings.weight", "output_layer.weight"
+WORD_EMBEDDINGS, OUTPUT_LAYER = "embedding.word_embeddings.weight", "output_layer.weight"
 LEAVES = ("weight", "bias")
 LAYER = re.compile(r"(?:encoder|decoder)\.layers\.(\d+)\.")
 EXPERT = re.compile(r"mlp\.experts\.local_experts\.(\d+)\.")
@@ -21,25 +21,29 @@ TE = {
 """Names that Transformer Engine's layers give, and `torch_dist` files always, to the local ones."""
 
 
-def parameters(config: TransformerConfig) -> dict[str, Parameter]:
+def list_parameters(config: TransformerConfig) -> dict[str, Parameter]:
     """Every tensor of the model under its local name, with its layer's and its expert's numbers in the whole model."""
     tensors: dict[str, Parameter] = {}
-    for module, one in OUTSIDE.items():
-        tensors |= {f"{module}.{leaf}": _named(one, "", leaf) for leaf in LEAVES}
+    for module, parameter in OUTSIDE.items():
+        tensors |= {f"{module}.{leaf}": _named(parameter, "", leaf) for leaf in LEAVES}
     for name, stack in stacks(config).items():
         for n in range(stack.layers):
             ours, theirs = f"{stack.ours}layers.{n}.", f"{name}.layers.{n}"
-            for module, one in stack.block.items():
-                tensors |= {f"{theirs}.{module}.{leaf}": _name_in_layer(config, ours, leaf, one) for leaf in LEAVES}
+            for module, parameter in stack.block.items():
+                tensors |= {
+                    f"{theirs}.{module}.{leaf}": _name_in_layer(config, ours, leaf, parameter) for leaf in LEAVES
+                }
             tensors |= _experts(config, n)
         final = Parameter((f"{stack.ours}norm",))
         tensors |= {f"{name}.final_layernorm.{leaf}": _named(final, "", leaf) for leaf in LEAVES}
     shapes = config.canonical_shapes()
-    own = slice(0, None), slice(1, None)
+    dims = slice(0, None), slice(1, None)
     return {
-        name: replace(one, shapes=tuple(shapes[part][own[one.expert is not None]] for part in one.parts))
-        for name, one in tensors.items()
-        if all(part in shapes for part in one.parts)
+        name: replace(
+            parameter, shapes=tuple(shapes[part][dims[parameter.expert is not None]] for part in parameter.parts)
+        )
+        for name, parameter in tensors.items()
+        if all(part in shapes for part in parameter.parts)
     }
 
 
@@ -56,16 +60,16 @@ def count_layers(config: TransformerConfig, name: str) -> int:
 
 def shift_layer_index(name: str, by: int) -> str:
     """A local name whose layer's number is moved by so many."""
-    return LAYER.sub(lambda at: f"{at[0][: at.start(1) - at.start()]}{int(at[1]) + by}.", name)
+    return LAYER.sub(lambda match: f"{match[0][: match.start(1) - match.start()]}{int(match[1]) + by}.", name)
 
 
 def strip_layer_index(name: str) -> str:
     """A local name without its layer's number, as all layers of a stack share it."""
-    return LAYER.sub(lambda at: at[0][: at.start(1) - at.start()], name)
+    return LAYER.sub(lambda match: match[0][: match.start(1) - match.start()], name)
 
 
-def _name_in_layer(config: TransformerConfig, prefix: str, leaf: str, one: Parameter) -> Parameter:
-    parts, cut = one.parts, one.cut
+def _name_in_layer(config: TransformerConfig, prefix: str, leaf: str, parameter: Parameter) -> Parameter:
+    parts, cut = parameter.parts, parameter.cut
     if parts == ("mlp.gate", "mlp.up") and config.mlp.kind == "dense":
         parts, cut = ("mlp.up",), 0
     if leaf == "bias" and len(parts) == 1 and cut == 1:
@@ -73,16 +77,19 @@ def _name_in_layer(config: TransformerConfig, prefix: str, leaf: str, one: Param
     return _named(Parameter(parts, cut), prefix, leaf)
 
 
-def _named(one: Parameter, prefix: str, leaf: str) -> Parameter:
-    return replace(one, parts=tuple(f"{prefix}{part}.{leaf}" for part in one.parts))
+def _named(parameter: Parameter, prefix: str, leaf: str) -> Parameter:
+    return replace(parameter, parts=tuple(f"{prefix}{part}.{leaf}" for part in parameter.parts))
 
 
 def _experts(config: TransformerConfig, layer: int) -> Iterator[tuple[str, Parameter]]:
     """The experts of a layer, one after the other for each of their two linear layers."""
-    for module, one in EXPERTS.items():
-        parts = tuple(f"layers.{layer}.{part}.weight" for part in one.parts)
+    for module, parameter in EXPERTS.items():
+        parts = tuple(f"layers.{layer}.{part}.weight" for part in parameter.parts)
         for e in range(config.mlp.experts if config.mlp.kind == "moe" else 0):
-            yield f"decoder.layers.{layer}.mlp.experts.local_experts.{e}.{module}.weight", Parameter(parts, one.cut, e)
+            yield (
+                f"decoder.layers.{layer}.mlp.experts.local_experts.{e}.{module}.weight",
+                Parameter(parts, parameter.cut, e),
+            )
 
 
 def local_name(name: str) -> str:

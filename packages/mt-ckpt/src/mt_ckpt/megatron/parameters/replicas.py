@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mt_ckpt.megatron.parameters.names import HEAD
+from mt_ckpt.megatron.parameters.names import OUTPUT_LAYER
 from mt_ckpt.megatron.parameters.table import Parameter, Shape
 from mt_core.errors import MtError, Problem
 
@@ -35,11 +35,11 @@ class Ranks:
         """The first of a rank's experts."""
         return rank // self.tensor * self.experts_each
 
-    def owners(self, one: Parameter) -> range:
+    def owners(self, parameter: Parameter) -> range:
         """The ranks that hold a share of a tensor: all, or those that have its expert."""
-        if one.expert is None:
+        if parameter.expert is None:
             return range(self.tensor * self.expert)
-        first = one.expert // self.experts_each * self.tensor
+        first = parameter.expert // self.experts_each * self.tensor
         return range(first, first + self.tensor)
 
     def name(self, rank: int) -> str:
@@ -79,11 +79,11 @@ def _misshapen(where: str, right: Shape, shards: Mapping[int, Tensor], ranks: Ra
             yield Problem(where, kinds.replace("torch.", ""), "store it in one dtype")
 
 
-def rank_shards(where: str, one: Parameter, shards: Mapping[int, Tensor], ranks: Ranks) -> list[Tensor]:
+def rank_shards(where: str, parameter: Parameter, shards: Mapping[int, Tensor], ranks: Ranks) -> list[Tensor]:
     """What the tensor ranks hold, in order; `MtError` if a rank's copy differs from the rank's that it repeats."""
-    owners = ranks.owners(one)
+    owners = ranks.owners(parameter)
     for rank in owners:
-        repeats = owners[0] + (rank % ranks.tensor if one.cut is not None else 0)
+        repeats = owners[0] + (rank % ranks.tensor if parameter.cut is not None else 0)
         if repeats != rank and not bitwise_equal(shards[repeats], shards[rank]):
             problem = f"{ranks.name(rank)} holds another copy than {ranks.name(repeats)}"
             raise MtError(where, problem, "copies are equal in a checkpoint that is whole: use another iteration")
@@ -95,13 +95,13 @@ def copy_problems(where: str, copies: Mapping[str, str], repeated: Shards, origi
     for second, first in copies.items():
         if all(torch.equal(tensor, originals[first][rank]) for rank, tensor in repeated[second].items()):
             continue
-        if second == HEAD:
+        if second == OUTPUT_LAYER:
             problem = "the last stage's copy of the embedding differs from the first stage's, to which args tie it"
             yield Problem(where, problem, "set args.untie_embeddings_and_output_weights if it was trained so")
         else:
             yield Problem(f"{where}: {second}", f"differs from {first}, whose copy it is", "use another iteration")
 
 
-def bitwise_equal(one: Tensor, other: Tensor) -> bool:
-    """Whether tensors are one, or equal. Unlike torch.equal, also of NaN."""
-    return one is other or torch.equal(one.contiguous().view(torch.uint8), other.contiguous().view(torch.uint8))
+def bitwise_equal(tensor: Tensor, other: Tensor) -> bool:
+    """Whether tensors are the same object, or equal bit by bit: unlike torch.equal, also where they are NaN."""
+    return tensor is other or torch.equal(tensor.contiguous().view(torch.uint8), other.contiguous().view(torch.uint8))

@@ -84,6 +84,11 @@ class LayerStack:
     block: Mapping[str, Parameter]
 
 
+def is_tied(config: TransformerConfig) -> bool:
+    """Whether the output layer's weight is the word embedding."""
+    return config.kind == "bert" or config.tied
+
+
 def stacks(config: TransformerConfig) -> dict[str, LayerStack]:
     """A model's stacks by Megatron's name."""
     match config.kind:

@@ -20,15 +20,16 @@ from mt_ckpt.megatron.layout import RANK_FILE, rank_file
 from mt_ckpt.megatron.parameters.experts import count_experts, unstack_experts
 from mt_ckpt.megatron.parameters.fusion import canonical, join, stored_shape
 from mt_ckpt.megatron.parameters.names import (
-    EMBED,
-    HEAD,
     IGNORED,
     LAYER,
+    OUTPUT_LAYER,
+    WORD_EMBEDDINGS,
+    list_parameters,
     local_name,
-    parameters,
     second_names,
     shift_layer_index,
 )
+from mt_ckpt.megatron.parameters.pipeline import declared_stages, stacks_in, stage_problems, used
 from mt_ckpt.megatron.parameters.replicas import (
     Ranks,
     Shards,
@@ -37,7 +38,6 @@ from mt_ckpt.megatron.parameters.replicas import (
     rank_shards,
     shard_problems,
 )
-from mt_ckpt.megatron.parameters.t5_pipeline import declared_stages, stacks_in, stage_problems, used
 from mt_ckpt.megatron.parameters.table import Parameter, Shape
 from mt_ckpt.megatron.torch_format import safe_unpickle
 from mt_core.errors import MtError, Problem, raise_if
@@ -124,25 +124,29 @@ class TorchFiles:
         `states`, if given, take the place of the files' contents: moments, for example, under the weights' names.
         """
         ranks = Ranks(self.tensor, self.expert, count_experts(config))
-        names, where = parameters(config), str(self.path)
+        names, where = list_parameters(config), str(self.path)
         files = states or self.states()
         shards = self._collect_shards(
             self._used_by_t5(files) if config.kind == "t5" and self.pipeline > 1 else files, ranks
         )
         copies = {second: name for name in names for second in second_names(config, name) if second in shards}
-        if HEAD not in names:
-            copies |= {second: EMBED for second in (HEAD, *second_names(config, HEAD)) if second in shards}
+        if OUTPUT_LAYER not in names:
+            copies |= {
+                second: WORD_EMBEDDINGS
+                for second in (OUTPUT_LAYER, *second_names(config, OUTPUT_LAYER))
+                if second in shards
+            }
         repeated = {second: shards.pop(second) for second in copies}
         rows = self.args.padded_vocab_size
-        shapes = {name: stored_shape(config, one, self.tensor, rows) for name, one in names.items()}
+        shapes = {name: stored_shape(config, parameter, self.tensor, rows) for name, parameter in names.items()}
         raise_if([*ranks.problems(where), *shard_problems(where, names, shapes, shards, ranks)])
         raise_if(copy_problems(where, copies, repeated, shards))
         yield from canonical(config, names, lambda name: self._whole(name, names[name], shards, ranks))
 
-    def _whole(self, name: str, one: Parameter, shards: Shards, ranks: Ranks) -> Tensor:
+    def _whole(self, name: str, parameter: Parameter, shards: Shards, ranks: Ranks) -> Tensor:
         """A tensor in its logical shape."""
-        own = rank_shards(f"{self.path}: {name}", one, shards[name], ranks)
-        return join([self.arrange(name, share) for share in own], one)
+        stored = rank_shards(f"{self.path}: {name}", parameter, shards[name], ranks)
+        return join([self.arrange(name, share) for share in stored], parameter)
 
     def _used_by_t5(self, files: Mapping[int, Mapping[int, State]]) -> dict[int, dict[int, State]]:
         """What the stages of a T5 make use of; its models are no virtual stages."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mt_core.checkpoint.safetensors_io import write_all
 
-ALIGNMENT = 64
+RECORD_ALIGNMENT = 64
 BLOCK_BYTES = 128 << 10
 """What is summed up and then written while it is in the processor's cache: reading memory twice costs several times as
 much as all the rest (docs/benchmarks.md)."""
@@ -42,7 +42,7 @@ class TorchZip:
     def _write(self, name: str, size: int, data: Iterable[bytes | memoryview]) -> None:
         info, large = ZipInfo(f"archive/{name}"), size >= LARGE
         start = self.window.tell() + HEADER + len(info.filename) + (ZIP64_FIELD if large else 0) + 4
-        padding = -start % ALIGNMENT
+        padding = -start % RECORD_ALIGNMENT
         info.extra = struct.pack("<2sH", b"FB", padding) + b"Z" * padding
         with self.zip.open(info, "w", force_zip64=large) as out:
             for piece in data:

@@ -1,18 +1,26 @@
-"""What both of Megatron's formats hold beside tensors."""
+"""What both of Megatron's formats hold beside tensors, with arguments as plain values.
 
+Megatron's weights-only reader takes plain values back (docs/specs/checkpoints.md §1.5).
+"""
+
+from argparse import Namespace
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
+from signal import Signals
+from types import SimpleNamespace
 from typing import Any
+
+import torch
 
 from mt_ckpt.megatron.args.model_types import read_model
 from mt_ckpt.megatron.dist_format.reader import DistFiles
 from mt_ckpt.megatron.optimizer.param_groups import APART, for_experts, without_params
 from mt_ckpt.megatron.torch_format.reader import TorchFiles
-from mt_ckpt.megatron.training_state.plain import plain_args
 from mt_core.errors import MtError
 from mt_models.config import TransformerConfig
 
 RERUN_STATE = "rerun_state_machine"
+SCALARS = (type(None), bool, int, float, str, bytes, torch.dtype, Signals)
 
 
 def read_config(files: TorchFiles | DistFiles, tensor: int | None, true_vocab_size: int | None) -> TransformerConfig:
@@ -33,7 +41,7 @@ def common_state(
     steps: int | None,
 ) -> dict[str, Any]:
     """Fields of the training state."""
-    args, lost = plain_args(common["args"])
+    args, lost = to_plain_args(common["args"])
     if steps is None:
         steps = common.get("iteration", 0)
     if "opt_param_scheduler" not in common and "lr_scheduler" not in common:
@@ -71,3 +79,34 @@ def list_optimizers(optimizer: Any) -> list[Any]:
 def _grad_scaler(optimizer: Any) -> Mapping[str, Any] | None:
     first = list_optimizers(optimizer)[0]
     return first.get("grad_scaler") if isinstance(first, Mapping) else None
+
+
+def to_plain_args(args: Any) -> tuple[dict[str, Any], list[str]]:
+    """The arguments whose values are plain, paths as text, and the names of the others."""
+    values = {name: _plain(value) for name, value in vars(args).items()}
+    lost = sorted(name for name, value in values.items() if value is _LOST)
+    return {name: value for name, value in values.items() if value is not _LOST}, lost
+
+
+class _Lost:
+    """Marks a value of a class of Megatron's own."""
+
+
+_LOST = _Lost()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, PurePath):
+        return str(value)
+    if type(value) in SCALARS or isinstance(value, Signals):
+        return value
+    if type(value) in (list, tuple, set):
+        parts = [_plain(part) for part in value]
+        return _LOST if _LOST in parts else type(value)(parts)
+    if isinstance(value, Mapping):
+        items = {key: _plain(part) for key, part in value.items()}
+        return _LOST if _LOST in items.values() else items
+    if type(value) in (Namespace, SimpleNamespace):
+        parts = _plain(vars(value))
+        return _LOST if parts is _LOST else type(value)(**parts)
+    return _LOST

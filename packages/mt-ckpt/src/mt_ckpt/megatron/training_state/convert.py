@@ -1,6 +1,5 @@
 """From one format to another; the result appears when all of it is written, and proven if that was asked for."""
 
-import shutil
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -10,15 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mt_ckpt.formats import RELEASE, iteration_directory, iteration_name
 from mt_ckpt.megatron.args.model_types import model_problems
 from mt_ckpt.megatron.args.t5 import NORM_NOTES
-from mt_ckpt.megatron.layout import RELEASE, TRACKER, Layout, iteration_directory, layout_errors
+from mt_ckpt.megatron.layout import Layout, layout_errors, write_root_files
+from mt_ckpt.megatron.optimizer import KINDS
 from mt_ckpt.megatron.optimizer.distrib_optim import depends_on_buckets
-from mt_ckpt.megatron.parameters.t5_pipeline import declared_stages
+from mt_ckpt.megatron.parameters.pipeline import declared_stages
+from mt_ckpt.megatron.placement import place_parameters
 from mt_ckpt.megatron.training_state.read_native import read_native
 from mt_ckpt.megatron.training_state.read_torch import read_torch
 from mt_ckpt.megatron.training_state.read_torch_dist import layout_from_args, read_torch_dist
-from mt_ckpt.megatron.training_state.state import KINDS, TrainingState
+from mt_ckpt.megatron.training_state.state import TrainingState
 from mt_ckpt.megatron.training_state.write_native import write_native
 from mt_ckpt.megatron.training_state.write_torch import write_torch
 from mt_ckpt.megatron.training_state.write_torch_dist import MCORE_0_11, PLAIN, RESHARDABLE, write_torch_dist
@@ -148,15 +150,13 @@ def _layout(target: Target, source: Layout) -> Layout:
 
 
 def _write_megatron(staging: Path, state: TrainingState, layout: Layout, target: Target) -> list[str]:
-    directory = staging / f"iter_{state.iteration:07d}"
+    directory = staging / iteration_name(state.iteration)
     if target.format == "torch":
         write_torch(directory, state, layout, distributed=target.optimizer == DISTRIBUTED)
     else:
         stored = RESHARDABLE if target.optimizer == DISTRIBUTED else target.optimizer
         write_torch_dist(directory, state, layout, optimizer=stored)
-    for file in state.tokenizer_files:
-        shutil.copy(file, staging / file.name)
-    (staging / TRACKER).write_text(str(state.iteration))
+    write_root_files(staging, state.tokenizer_files, state.iteration)
     random = state.random
     if random and (random.tensor, random.pipeline) != (layout.tensor, layout.pipeline):
         sizes = f"{random.tensor} tensor ranks and {random.pipeline} stages"
@@ -175,7 +175,7 @@ def verify_result(staging: Path, form: str, state: TrainingState) -> None:
         name for name in ("iteration", "samples", "optimizer_steps") if getattr(back, name) != getattr(state, name)
     ]
     for kind in ("model", *KINDS):
-        streams = [{"model": one.weights, **one.optimizer}[kind]() for one in (state, back)]
+        streams = [{"model": source.weights, **source.optimizer}[kind]() for source in (state, back)]
         wrong += [f"{kind} {name}" for name, pair in align_streams(streams) if not _same(*pair)]
     raise_if(
         Problem(f"{WHERE}: {name}", "is not read back as it was", "the result was removed; please report this")
@@ -183,8 +183,8 @@ def verify_result(staging: Path, form: str, state: TrainingState) -> None:
     )
 
 
-def _same(one: Tensor | None, other: Tensor | None) -> bool:
-    return one is not None and other is not None and one.dtype == other.dtype and torch.equal(one, other)
+def _same(tensor: Tensor | None, other: Tensor | None) -> bool:
+    return tensor is not None and other is not None and tensor.dtype == other.dtype and torch.equal(tensor, other)
 
 
 def _hints(target: Target, state: TrainingState, layout: Layout, path: Path) -> Iterator[str]:
@@ -196,5 +196,9 @@ def _hints(target: Target, state: TrainingState, layout: Layout, path: Path) -> 
     random = state.random
     if not random or (random.tensor, random.pipeline) != (layout.tensor, layout.pipeline):
         yield "start Megatron with --no-load-rng"
-    if target.format == "torch" and target.optimizer == DISTRIBUTED and depends_on_buckets(state, layout):
+    if (
+        target.format == "torch"
+        and target.optimizer == DISTRIBUTED
+        and depends_on_buckets(place_parameters(state.config, layout))
+    ):
         yield "start Megatron without --overlap-grad-reduce, whose buckets would lay the optimizer out differently"

@@ -7,13 +7,14 @@ from typing import Any
 
 from torch import Tensor
 
+from mt_ckpt.megatron.optimizer import KINDS, MASTER
 from mt_ckpt.megatron.training_state.run_settings import (
     build_scheduler,
     default_param_groups,
     not_carried_to_megatron,
     to_args,
 )
-from mt_ckpt.megatron.training_state.state import KINDS, MASTER, Stream, TrainingState
+from mt_ckpt.megatron.training_state.state import Stream, TrainingState
 from mt_ckpt.native.loader import Native
 from mt_core.checkpoint import native
 from mt_core.checkpoint.shard_files import StoredTensor, open_part
@@ -91,7 +92,7 @@ def _kind(stored: dict[str, StoredTensor], kind: str, names: list[str]) -> Itera
 
 
 def _steps(step: Path, stored: dict[str, StoredTensor]) -> int:
-    counts = {int(one[...]) for name, one in stored.items() if name.startswith(f"{STEP}.")}
+    counts = {int(count[...]) for name, count in stored.items() if name.startswith(f"{STEP}.")}
     if len(counts) != 1:
         problem = f"optimizer steps differ between parameters: {sorted(counts)}"
         raise MtError(str(step), problem, "Megatron counts them once for all")

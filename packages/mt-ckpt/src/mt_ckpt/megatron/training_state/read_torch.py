@@ -7,20 +7,19 @@ from typing import Any
 
 from torch import Tensor
 
-from mt_ckpt.megatron.layout import rank_directory
+from mt_ckpt.megatron.layout import StageRank, rank_directory
+from mt_ckpt.megatron.optimizer import KINDS, MASTER, MOMENTS
 from mt_ckpt.megatron.optimizer.buckets import bucket_size, lay_out, starts_in_file
-from mt_ckpt.megatron.optimizer.param_groups import count_steps, number_parameters
-from mt_ckpt.megatron.optimizer.param_order import by_optimizer, tied_across_stages
+from mt_ckpt.megatron.optimizer.distrib_optim import DISTRIBUTED, IN_VECTORS
+from mt_ckpt.megatron.optimizer.param_groups import by_optimizer, count_steps, number_parameters, tied_across_stages
 from mt_ckpt.megatron.parameters.names import IGNORED, second_names
 from mt_ckpt.megatron.torch_format import safe_unpickle
 from mt_ckpt.megatron.torch_format.reader import CHUNK, State, TorchFiles
 from mt_ckpt.megatron.training_state.common_state import common_state, list_optimizers, read_config
-from mt_ckpt.megatron.training_state.state import KINDS, MASTER, MOMENTS, RandomStates, TrainingState
+from mt_ckpt.megatron.training_state.state import RandomStates, TrainingState
 from mt_core.errors import MtError, Problem, raise_if
 from mt_models.config import TransformerConfig
 
-DISTRIBUTED = "distrib_optim.pt"
-IN_VECTORS = {MASTER: "param", "exp_avg": "exp_avg", "exp_avg_sq": "exp_avg_sq"}
 MASTERS = ("fp32_from_fp16_params", "fp32_from_fp16")
 
 Chunks = Mapping[str, Mapping[str, Tensor]]
@@ -29,8 +28,6 @@ Kinds = Mapping[str, Chunks]
 Buffers = list[Mapping[str, Any]]
 """The vectors of each chunk of the model."""
 States = Mapping[int, Mapping[int, State]]
-StageRank = tuple[int, int]
-"""Pipeline stage, and a rank of it: expert rank · tensor ranks + tensor rank."""
 
 
 def read_torch(directory: Path, tensor: int | None = None, true_vocab_size: int | None = None) -> TrainingState:
@@ -42,8 +39,8 @@ def read_torch(directory: Path, tensor: int | None = None, true_vocab_size: int 
     optimizers = _read_optimizers(files, states, config)
     first = states[0][0]
     saved = unwrap_optimizers(first["optimizer"], directory, files.expert)
-    groups = [group for one in saved for group in one["param_groups"]]
-    counts = [values for one in saved for values in one.get("state", {}).values()]
+    groups = [group for optimizer in saved for group in optimizer["param_groups"]]
+    counts = [values for optimizer in saved for values in optimizer.get("state", {}).values()]
     random = {at: states[at[0]][at[1]].get("rng_state") for at in optimizers}
     common = common_state(directory, config, first, groups, count_steps(groups, counts))
 
@@ -77,7 +74,7 @@ def unwrap_optimizers(optimizer: Any, where: Path, expert_ranks: int) -> list[di
         problem = f"{len(saved)} optimizers where args say {expert_ranks} expert ranks"
         raise MtError(str(where), problem, f"runs with {count} can be converted then")
     for name in ("optimizer", "optimizer_state_dict"):
-        saved = [one.get(name, one) for one in saved]
+        saved = [saved_optimizer.get(name, saved_optimizer) for saved_optimizer in saved]
     return saved
 
 
@@ -86,11 +83,11 @@ def _read_optimizers(files: TorchFiles, states: States, config: TransformerConfi
     optimizers: dict[StageRank, Kinds] = {}
     for stage, ranks in states.items():
         for rank, state in ranks.items():
-            own = _read_rank(files, state, config, (stage, rank))
+            kinds_of_rank = _read_rank(files, state, config, (stage, rank))
             first = optimizers.get((stage, rank % files.tensor), {})
             optimizers[stage, rank] = {
                 kind: {chunk: {**first.get(kind, {}).get(chunk, {}), **tensors} for chunk, tensors in chunks.items()}
-                for kind, chunks in own.items()
+                for kind, chunks in kinds_of_rank.items()
             }
     return optimizers
 
@@ -122,10 +119,10 @@ def _from_vectors(path: Path, chunks: Chunks, files: TorchFiles, stage: int, alo
     buffers_by_optimizer = _buffers(path, len(chunks), files.expert)
     for number, (chunk, parameters) in enumerate(chunks.items()):
         size = bucket_size(vars(files.args), stage, number)
-        for own, buffers in zip(by_optimizer(parameters, files.expert), buffers_by_optimizer, strict=True):
+        for members, buffers in zip(by_optimizer(parameters, files.expert), buffers_by_optimizer, strict=True):
             if buffers is None:
                 continue
-            buckets = lay_out({name: tensor.numel() for name, tensor in own.items()}, size, alone)
+            buckets = lay_out({name: tensor.numel() for name, tensor in members.items()}, size, alone)
             expected, stored = sum(bucket.numel for bucket in buckets), buffers[number]["numel_unpadded"]
             if expected != stored:
                 problem = (
@@ -137,7 +134,7 @@ def _from_vectors(path: Path, chunks: Chunks, files: TorchFiles, stage: int, alo
             starts = starts_in_file(buckets)
             for kind, key in IN_VECTORS.items():
                 vector = buffers[number][key]
-                for name, like in own.items():
+                for name, like in members.items():
                     tensors[kind][chunk][name] = vector[starts[name] : starts[name] + like.numel()].view(like.shape)
     return tensors
 
@@ -153,12 +150,14 @@ def _buffers(path: Path, chunks: int, expert_ranks: int) -> list[Buffers | None]
         problem = f"vectors of {len(parts)} optimizers where args say {expert_ranks} expert ranks"
         raise MtError(str(path), problem, f"those of {count}")
     buffers = [part and [part[n] for n in sorted(key for key in part if type(key) is int)] for part in parts]
-    for own in buffers:
-        if own is not None and (len(own) != chunks or any(len(buffer) != 1 for buffer in own)):
-            kinds = sum(len(buffer) for buffer in own)
+    for chunk_buffers in buffers:
+        if chunk_buffers is not None and (
+            len(chunk_buffers) != chunks or any(len(buffer) != 1 for buffer in chunk_buffers)
+        ):
+            kinds = sum(len(buffer) for buffer in chunk_buffers)
             problem = f"{kinds} kinds of parameters in {chunks} chunks"
             raise MtError(str(path), problem, "only one dtype can be converted")
-    return [own and [next(iter(buffer.values())) for buffer in own] for own in buffers]
+    return [chunk_buffers and [next(iter(buffer.values())) for buffer in chunk_buffers] for chunk_buffers in buffers]
 
 
 def _from_lists(files: TorchFiles, saved: Any, chunks: Chunks) -> Kinds:
@@ -169,16 +168,18 @@ def _from_lists(files: TorchFiles, saved: Any, chunks: Chunks) -> Kinds:
     tensors: dict[str, dict[str, dict[str, Tensor]]] = {}
     where, inner = files.path, unwrap_optimizers(saved, files.path, files.expert)
     names = {f"{chunk} {name}": tensor for chunk, model in chunks.items() for name, tensor in model.items()}
-    for outer, one, own in zip(list_optimizers(saved), inner, by_optimizer(names, files.expert), strict=True):
+    for outer, torch_optimizer, members in zip(
+        list_optimizers(saved), inner, by_optimizer(names, files.expert), strict=True
+    ):
         masters = next((outer[name] for name in MASTERS if name in outer), None)
-        dims = {label: tensor.dim() for label, tensor in own.items()}
-        for label, group, place, number in number_parameters(dims, one["param_groups"], str(where)):
-            values = {kind: one["state"][number][kind] for kind in MOMENTS}
+        dims = {label: tensor.dim() for label, tensor in members.items()}
+        for label, group, place, number in number_parameters(dims, torch_optimizer["param_groups"], str(where)):
+            values = {kind: torch_optimizer["state"][number][kind] for kind in MOMENTS}
             if masters is not None:
                 values[MASTER] = masters[group][place]
             chunk, _, name = label.partition(" ")
             for kind, value in values.items():
-                if value.numel() != own[label].numel():
+                if value.numel() != members[label].numel():
                     raise MtError(f"{where}: {name}", f"{kind} has shape {tuple(value.shape)}", "copy it again")
                 tensors.setdefault(kind, {}).setdefault(chunk, {})[name] = value
     return tensors

@@ -9,12 +9,13 @@ from typing import Any
 from mt_ckpt.megatron.dist_format.metadata import Stored
 from mt_ckpt.megatron.dist_format.reader import DistFiles
 from mt_ckpt.megatron.layout import Layout
-from mt_ckpt.megatron.optimizer import dp_reshardable
+from mt_ckpt.megatron.optimizer import KINDS, MASTER, MOMENTS, dp_reshardable
 from mt_ckpt.megatron.optimizer.fully_sharded_model_space import unflatten_all
 from mt_ckpt.megatron.optimizer.param_groups import count_steps
-from mt_ckpt.megatron.parameters.names import parameters, second_names
+from mt_ckpt.megatron.parameters.names import list_parameters, second_names
+from mt_ckpt.megatron.placement import place_parameters
 from mt_ckpt.megatron.training_state.common_state import common_state, read_config
-from mt_ckpt.megatron.training_state.state import KINDS, MASTER, MOMENTS, RandomStates, Stream, TrainingState
+from mt_ckpt.megatron.training_state.state import RandomStates, Stream, TrainingState
 from mt_core.errors import MtError
 from mt_models.config import TransformerConfig
 
@@ -34,9 +35,9 @@ def read_torch_dist(directory: Path, tensor: int | None = None, true_vocab_size:
     """One iteration; for a target of Megatron's with `tensor` ranks, padding is kept."""
     files = DistFiles(directory)
     config = read_config(files, tensor, true_vocab_size)
-    objects = {match[1]: one for key, one in files.stored.items() if (match := GROUPS.fullmatch(key))}
+    objects = {match[1]: stored for key, stored in files.stored.items() if (match := GROUPS.fullmatch(key))}
     groups, counts = _groups(
-        [files.common.get("optimizer"), *(one.chunks[0].read() for one in objects.values())], directory
+        [files.common.get("optimizer"), *(stored.chunks[0].read() for stored in objects.values())], directory
     )
     common = {**files.common, "args": files.args}
 
@@ -54,10 +55,10 @@ def read_torch_dist(directory: Path, tensor: int | None = None, true_vocab_size:
 def _optimizer(files: DistFiles, config: TransformerConfig) -> dict[str, Stream]:
     if any(dp_reshardable.KEY.fullmatch(key) for key in files.stored):
         return _buckets(files, config)
-    stored = {CHAINED.sub("", key): one for key, one in files.stored.items()}
+    stored = {CHAINED.sub("", key): tensor for key, tensor in files.stored.items()}
     streams: dict[str, Stream] = {}
     for kind, prefixes in KEYS.items():
-        named = {key[len(p) :]: one for p in prefixes for key, one in stored.items() if key.startswith(p)}
+        named = {key[len(p) :]: tensor for p in prefixes for key, tensor in stored.items() if key.startswith(p)}
         if named:
             whole = unflatten_all(_by_first_names(named, config), stored)
             streams[kind] = partial(files.holding(whole).tensors, config)
@@ -73,17 +74,18 @@ def _optimizer(files: DistFiles, config: TransformerConfig) -> dict[str, Stream]
 
 def _by_first_names(named: Mapping[str, Stored], config: TransformerConfig) -> dict[str, Stored]:
     """With the first name of a parameter that has two, of which an optimizer knows one: the last."""
-    again = {name: named[copy] for name in parameters(config) for copy in second_names(config, name) if copy in named}
-    return {**again, **named}
+    copies = {copy: name for name in list_parameters(config) for copy in second_names(config, name)}
+    return {**{copies[copy]: stored for copy, stored in named.items() if copy in copies}, **named}
 
 
 def _buckets(files: DistFiles, config: TransformerConfig) -> dict[str, Stream]:
     args = vars(files.args)
-    layout = layout_from_args(args)
+    layout, rows = layout_from_args(args), args["padded_vocab_size"]
+    placement = place_parameters(config, layout, rows)
     streams: dict[str, Stream] = {}
     for kind, key in ((MASTER, "param"), *((kind, kind) for kind in MOMENTS)):
-        slots = dp_reshardable.locate_parameters(files.stored, key, config, layout, args=args)
-        streams[kind] = partial(dp_reshardable.tensors, slots, config, layout, args["padded_vocab_size"])
+        slots = dp_reshardable.locate_parameters(files.stored, key, placement, args)
+        streams[kind] = partial(dp_reshardable.tensors, slots, config, layout, rows)
     return streams
 
 
@@ -126,8 +128,8 @@ def _groups(optimizer: Any, where: Path) -> tuple[list[Mapping[str, Any]], list[
 def _random(stored: Mapping[str, Stored]) -> RandomStates | None:
     states: dict[tuple[int, int], Any] = {}
     sizes = (1, 1)
-    for key, one in stored.items():
+    for key, record in stored.items():
         if match := RANDOM.fullmatch(key):
             stage, rank, *sizes = map(int, match.groups())
-            states[stage, rank] = one.chunks[0].read()[0]
+            states[stage, rank] = record.chunks[0].read()[0]
     return RandomStates(sizes[1], sizes[0], states) if states else None

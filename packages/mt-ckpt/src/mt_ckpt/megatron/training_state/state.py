@@ -11,11 +11,9 @@ from typing import Any
 
 from torch import Tensor
 
+from mt_ckpt.megatron.optimizer import MASTER
 from mt_core.errors import Problem, raise_if
 from mt_models.config import TransformerConfig
-
-MASTER, MOMENTS = "master", ("exp_avg", "exp_avg_sq")
-KINDS = (MASTER, *MOMENTS)
 
 Stream = Callable[[], Iterator[tuple[str, Tensor]]]
 """Canonical names and whole tensors, from the beginning at each call."""

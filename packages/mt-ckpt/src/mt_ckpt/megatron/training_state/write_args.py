@@ -5,10 +5,9 @@ from typing import Any
 
 import torch
 
-from mt_ckpt.megatron.args.model_types import model_args
+from mt_ckpt.megatron.args.model_types import VERSION, model_args
 from mt_ckpt.megatron.layout import Layout
 from mt_ckpt.megatron.optimizer.param_groups import for_experts
-from mt_ckpt.megatron.torch_format.writer import VERSION
 from mt_ckpt.megatron.training_state.state import TrainingState
 
 MODEL_ONLY = (
@@ -24,10 +23,9 @@ MODEL_ONLY = (
 
 def build_args(state: TrainingState, layout: Layout, *, dtype: torch.dtype, form: str, distributed: bool) -> Namespace:
     """The run's own arguments, with those that depend on the target's layout."""
-    of_model = vars(model_args(state.config, layout, dtype=dtype, form=form))
-    own = {name: value for name, value in state.args.items() if value is not None}
-    kept = {name: own[name] for name in MODEL_ONLY if name in own}
-    args = {**own, **of_model, **kept}
+    model = vars(model_args(state.config, layout, dtype=dtype, form=form))
+    run = {name: value for name, value in state.args.items() if value is not None}
+    args = {**run, **model, **{name: run[name] for name in MODEL_ONLY if name in run}}
     args |= {
         "consumed_train_samples": state.samples,
         "transformer_impl": "transformer_engine" if layout.engine else "local",
@@ -60,7 +58,7 @@ def build_param_groups(state: TrainingState, expert_ranks: int) -> list[list[dic
     Source: docs/specs/checkpoints.md §2.6.
     """
     groups = [state.groups] if expert_ranks == 1 else [state.groups, for_experts(state.groups)]
-    return [[{**group, "step": state.optimizer_steps} for group in own] for own in groups]
+    return [[{**group, "step": state.optimizer_steps} for group in optimizer_groups] for optimizer_groups in groups]
 
 
 def build_grad_scaler(state: TrainingState) -> dict[str, Any]:

@@ -14,13 +14,14 @@ import torch
 
 from mt_ckpt.megatron.dist_format.chunks import ChunkLocation
 from mt_ckpt.megatron.dist_format.dcp_writer import ChunkFiles
-from mt_ckpt.megatron.dist_format.writer import chunk_location, extra_states
+from mt_ckpt.megatron.dist_format.writer import chunk_location, write_model
 from mt_ckpt.megatron.layout import Layout
-from mt_ckpt.megatron.optimizer.param_order import is_expert_parameter
+from mt_ckpt.megatron.optimizer import KINDS, MASTER
+from mt_ckpt.megatron.optimizer.param_groups import is_expert_parameter
 from mt_ckpt.megatron.parameters.fusion import Rows, shard
 from mt_ckpt.megatron.parameters.names import second_names
 from mt_ckpt.megatron.training_state.rank_shards import get_rng_state, stream_tensors
-from mt_ckpt.megatron.training_state.state import KINDS, MASTER, TrainingState
+from mt_ckpt.megatron.training_state.state import TrainingState
 from mt_ckpt.megatron.training_state.write_args import (
     build_args,
     build_common_state,
@@ -35,14 +36,7 @@ MASTER_KEYS = {RESHARDABLE: "param", MCORE_0_11: "fp32_param", PLAIN: "fp32_para
 def write_torch_dist(directory: Path, state: TrainingState, layout: Layout, *, optimizer: str) -> None:
     """Write one iteration with the optimizer in the named layout."""
     files, config = ChunkFiles(directory), state.config
-    dtype = torch.float32
-    for name, one, whole in stream_tensors(state, "model", layout):
-        for key in (name, *second_names(config, name)):
-            place = chunk_location(config, key, engine=layout.engine)
-            files.add(place.key, place, shard(whole, one, 0, 1))
-        dtype = whole.dtype
-    for key in extra_states(config, engine=layout.engine):
-        files.add_object(key, None)
+    dtype = write_model(files, config, stream_tensors(state, "model", layout), engine=layout.engine)
     for kind in KINDS:
         if kind != MASTER or optimizer != PLAIN or dtype != torch.float32:  # where masters are not the weights
             _add_kind(files, state, layout, kind=kind, optimizer=optimizer)
@@ -58,16 +52,18 @@ def write_torch_dist(directory: Path, state: TrainingState, layout: Layout, *, o
 
 def _add_kind(files: ChunkFiles, state: TrainingState, layout: Layout, *, kind: str, optimizer: str) -> None:
     numbered = layout.expert > 1 and optimizer != RESHARDABLE
-    for name, one, whole in stream_tensors(state, kind, layout):
+    for name, parameter, whole in stream_tensors(state, kind, layout):
         prefix = f"optimizer.state.{MASTER_KEYS[optimizer] if kind == MASTER else kind}."
         if numbered:
             prefix = f"chained_{int(is_expert_parameter(name))}.{prefix}"
         for key in (name, *second_names(state.config, name)):
             place = chunk_location(state.config, key, engine=layout.engine)
             if optimizer == MCORE_0_11:
-                _add_flat(files, prefix + place.key, place, shard(whole, one, 0, 1), 2 if one.stacked else 1)
+                _add_flat(
+                    files, prefix + place.key, place, shard(whole, parameter, 0, 1), 2 if parameter.stacked else 1
+                )
             else:
-                files.add(prefix + place.key, place, shard(whole, one, 0, 1))
+                files.add(prefix + place.key, place, shard(whole, parameter, 0, 1))
 
 
 def _add_flat(files: ChunkFiles, key: str, place: ChunkLocation, whole: Rows, halves: int) -> None:
@@ -82,7 +78,7 @@ def _common(state: TrainingState, layout: Layout, optimizer: str, dtype: torch.d
     """Parameter groups, and how the optimizer is stored."""
     groups = build_param_groups(state, layout.expert)
     if optimizer == PLAIN:
-        return {"optimizer": _numbered([_plain(state, own, dtype) for own in groups])}
+        return {"optimizer": _numbered([_plain(state, optimizer_groups, dtype) for optimizer_groups in groups])}
     kind = {"param_state_sharding_type": optimizer, **build_grad_scaler(state)}
     content = {
         "distrib_optim_sharding_type": optimizer,
@@ -90,7 +86,11 @@ def _common(state: TrainingState, layout: Layout, optimizer: str, dtype: torch.d
         "singleton_local_shards": False,
         "chained_optim_avoid_prefix": True,
     }
-    optimizer_state = {"optimizer": _numbered([{"optimizer": {"param_groups": own}, **kind} for own in groups])}
+    optimizer_state = {
+        "optimizer": _numbered(
+            [{"optimizer": {"param_groups": optimizer_groups}, **kind} for optimizer_groups in groups]
+        )
+    }
     return optimizer_state | ({"content_metadata": content} if optimizer == RESHARDABLE else {})
 
 
