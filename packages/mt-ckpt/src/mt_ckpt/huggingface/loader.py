@@ -10,9 +10,9 @@ from mt_ckpt.huggingface.config import read_config
 from mt_ckpt.huggingface.families import FAMILIES, fused
 from mt_ckpt.huggingface.families.family import Config, Family
 from mt_ckpt.tensor_streams import tokenizer_files
-from mt_ckpt.tensor_streams.accounting import HEAD, drop_tied_head, set_problems
 from mt_ckpt.tensor_streams.experts import stack_experts, unstack_shapes
-from mt_ckpt.tensor_streams.sources import SafetensorsDir, read_json
+from mt_ckpt.tensor_streams.safetensors_directory import SafetensorsDir, read_json
+from mt_ckpt.tensor_streams.streams import HEAD, drop_tied_head, set_problems
 from mt_core.checkpoint.page_cache import drop_pages
 from mt_core.errors import Problem, raise_if
 

@@ -13,7 +13,7 @@ from mt_ckpt.huggingface.config import find_lost_settings, write_config
 from mt_ckpt.huggingface.families import FAMILIES, fused
 from mt_ckpt.huggingface.families.family import Config, Family
 from mt_ckpt.tensor_streams.experts import unstack_experts
-from mt_ckpt.tensor_streams.shards import write_shards
+from mt_ckpt.tensor_streams.safetensors_directory import write_shards
 from mt_ckpt.tensor_streams.tokenizer_files import special_ids
 from mt_core.errors import MtError, Problem
 from mt_core.files import atomic_directory

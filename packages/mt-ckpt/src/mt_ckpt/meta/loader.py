@@ -16,9 +16,9 @@ from torch import Tensor
 from mt_ckpt.meta.config import read_params
 from mt_ckpt.meta.files import open_shards
 from mt_ckpt.tensor_streams import tokenizer_files
-from mt_ckpt.tensor_streams.accounting import set_problems
 from mt_ckpt.tensor_streams.names import Names
-from mt_ckpt.tensor_streams.sources import read_json
+from mt_ckpt.tensor_streams.safetensors_directory import read_json
+from mt_ckpt.tensor_streams.streams import set_problems
 from mt_core.checkpoint.page_cache import drop_pages
 from mt_core.errors import MtError, Problem, raise_if
 from mt_models.config import GPTConfig

@@ -10,7 +10,7 @@ from mt_ckpt.megatron.parameters.fusion import Rows, shard
 from mt_ckpt.megatron.parameters.replicas import Ranks
 from mt_ckpt.megatron.saver import FusedTensors, fused
 from mt_ckpt.megatron.training_state.state import MASTER, RandomStates, TrainingState, matching_masters
-from mt_ckpt.tensor_streams.accounting import check_stream
+from mt_ckpt.tensor_streams.streams import check_stream
 
 StageRank = tuple[int, int]
 """Pipeline stage, and a rank of it: expert rank · tensor ranks + tensor rank."""
