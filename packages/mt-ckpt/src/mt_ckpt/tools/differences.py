@@ -115,14 +115,14 @@ def _tensors(a: Any, b: Any, tolerance: Tolerance) -> Iterator[TensorDifference]
 def compare_tensors(name: str, left: Tensor | None, right: Tensor | None, tolerance: Tolerance) -> TensorDifference:
     """One tensor of two checkpoints; None for one that is missing."""
     if left is None or right is None or left.shape != right.shape:
-        return TensorDifference(name, _described(left), _described(right), different=True)
+        return TensorDifference(name, _describe(left), _describe(right), different=True)
     numbers, maximum, largest = 0, 0.0, 0.0
     for block in zip(left.reshape(-1).split(BLOCK), right.reshape(-1).split(BLOCK), strict=True):
         beyond, off, size = _compare_block(*block, tolerance)
         numbers, maximum, largest = numbers + beyond, max(maximum, off), max(largest, size)
     relative = 0.0 if maximum == 0 else maximum / largest if largest else math.inf
     different = numbers > 0 or (tolerance.exact and left.dtype != right.dtype)
-    return TensorDifference(name, _described(left), _described(right), different, numbers, maximum, relative)
+    return TensorDifference(name, _describe(left), _describe(right), different, numbers, maximum, relative)
 
 
 def _compare_block(left: Tensor, right: Tensor, tolerance: Tolerance) -> tuple[int, float, float]:
@@ -137,7 +137,7 @@ def _compare_block(left: Tensor, right: Tensor, tolerance: Tolerance) -> tuple[i
     return int(beyond.sum()), off.max().item(), size.max().item()
 
 
-def _described(tensor: Tensor | None) -> tuple[list[int], str] | None:
+def _describe(tensor: Tensor | None) -> tuple[list[int], str] | None:
     return None if tensor is None else (list(tensor.shape), str(tensor.dtype).removeprefix("torch."))
 
 
