@@ -70,7 +70,7 @@ class Window:
 
 def get_window_flags(config: GPTConfig) -> list[bool]:
     """Which layers have a window."""
-    return [config.attention.window_of(layer) is not None for layer in range(config.layers)]
+    return [config.attention.get_window(layer) is not None for layer in range(config.layers)]
 
 
 def pattern(flags: Sequence[bool]) -> tuple[bool, ...] | None:

@@ -17,7 +17,7 @@ StageRank = tuple[int, int]
 
 
 def rank_directories(layout: Layout) -> dict[StageRank, str]:
-    """Of every rank's files."""
+    """Name of the directory of every rank's files."""
     return {
         (stage, rank): rank_directory(
             rank % layout.tensor, stage, layout.pipeline, rank // layout.tensor, layout.expert
