@@ -10,7 +10,7 @@ import torch
 import transformers
 
 from mt_ckpt.conversion.convert import convert
-from mt_ckpt.tensor_streams.sources import SafetensorsDir
+from mt_ckpt.tensor_streams.safetensors_directory import SafetensorsDir
 from mt_core.plugins import Component, hookimpl, manager
 
 LLAMA: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""Options of commands that a dataclass declares; those that plugins declare are tests/ckpt/test_plugin_options.py's."""
+"""Options that a dataclass declares; those of plugins are tested in tests/ckpt/conversion/test_plugin_options.py."""
 
 from dataclasses import dataclass
 from typing import Annotated

@@ -20,7 +20,7 @@ from mt_ckpt.megatron.optimizer import KINDS
 from mt_ckpt.megatron.torch_format import safe_unpickle
 from mt_ckpt.megatron.training_state.convert import Target, convert_format
 from mt_ckpt.megatron.training_state.read_native import read_native
-from mt_ckpt.tensor_streams.dtypes import DTYPES
+from mt_ckpt.tensor_streams.streams import DTYPES
 from mt_cli.run_config import load_run_config
 from mt_cli.train.compose import run
 from mt_core.checkpoint.native import step_directory

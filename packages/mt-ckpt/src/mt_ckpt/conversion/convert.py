@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from mt_ckpt.conversion.verify import Comparison, verify_conversion
-from mt_ckpt.tensor_streams.accounting import check_stream
-from mt_ckpt.tensor_streams.dtypes import cast, parse_dtype
+from mt_ckpt.tensor_streams.streams import cast, check_stream, parse_dtype
 from mt_ckpt.tensor_streams.tokenizer_files import size_problems
 from mt_core.checkpoint.page_cache import trim
 from mt_core.contracts import CheckpointLoader

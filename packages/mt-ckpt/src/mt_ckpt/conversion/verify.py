@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mt_ckpt.huggingface.loader import HuggingFace
-from mt_ckpt.tensor_streams.dtypes import cast
+from mt_ckpt.tensor_streams.streams import cast
 from mt_core.checkpoint.detection import open_checkpoint
 from mt_core.contracts import CheckpointLoader, ModelConfig, as_module
 from mt_core.errors import MtError, Problem, raise_if
@@ -145,3 +145,22 @@ def _reference(config: ModelConfig) -> _Reference:
 def has_transformers_model(loader: CheckpointLoader) -> bool:
     """Whether transformers is installed and reads this format."""
     return isinstance(loader, HuggingFace) and find_spec("transformers") is not None
+
+
+def compare_logits(
+    left: Path, right: Path, *, loaders: tuple[str | None, str | None] = (None, None)
+) -> Iterator[Comparison]:
+    """A in mt with B in mt, and each side that transformers can read with its model there; fp32, one at a time."""
+    a, b = open_checkpoint(left, loaders[0]), open_checkpoint(right, loaders[1])
+    for name in ("kind", "vocab_size"):
+        ours, theirs = getattr(a.config(), name), getattr(b.config(), name)
+        if ours != theirs:
+            raise MtError(f"{right}: {name}", f"{theirs}, but {left} has {ours}", "compare models with the same tokens")
+    tokens_BT = fixed_tokens(min((a.config(), b.config()), key=lambda config: config.max_seq_len))
+    logits = []
+    for label, path, loader in (("A", left, a), ("B", right, b)):
+        logits.append(our_logits(loader, tokens_BT))
+        if has_transformers_model(loader):
+            theirs_BTV = transformers_logits(path, tokens_BT)
+            yield compare(f"{label} in transformers", f"{label} in mt", theirs_BTV, logits[-1])
+    yield compare("A in mt", "B in mt", *logits)

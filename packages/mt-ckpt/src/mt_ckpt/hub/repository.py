@@ -22,8 +22,8 @@ class Repository:
     @classmethod
     def parse(cls, text: str) -> "Repository":
         """ "org/name" or "org/name@revision"."""
-        name, at, revision = text.partition("@")
-        if name.count("/") != 1 or not all(name.split("/")) or (at and not revision):
+        name, separator, revision = text.partition("@")
+        if name.count("/") != 1 or not all(name.split("/")) or (separator and not revision):
             raise MtError(f"hub:{text}", "is no name of a repository", "give org/name, or org/name@revision")
         return cls(name, revision or None)
 

@@ -1,7 +1,7 @@
 """Finishing the files of a download that was killed: from where they stopped, not from their beginning.
 
 huggingface_hub names the part that has arrived `blobs/ETAG.RANDOM.incomplete` and never looks at it again. The etag of
-a large file is its SHA-256, which tells whether the parts fit together; a file without one is fetched again.
+a large file is its SHA-256, which shows whether the parts fit together; a file without one is fetched again.
 """
 
 import hashlib

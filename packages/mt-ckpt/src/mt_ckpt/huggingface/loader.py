@@ -10,9 +10,9 @@ from mt_ckpt.huggingface.config import read_config
 from mt_ckpt.huggingface.families import FAMILIES, fused
 from mt_ckpt.huggingface.families.family import Config, Family
 from mt_ckpt.tensor_streams import tokenizer_files
-from mt_ckpt.tensor_streams.accounting import HEAD, drop_tied_head, set_problems
 from mt_ckpt.tensor_streams.experts import stack_experts, unstack_shapes
-from mt_ckpt.tensor_streams.sources import SafetensorsDir, read_json
+from mt_ckpt.tensor_streams.safetensors_directory import SafetensorsDir, read_json
+from mt_ckpt.tensor_streams.streams import HEAD, drop_tied_head, set_problems
 from mt_core.checkpoint.page_cache import drop_pages
 from mt_core.errors import Problem, raise_if
 
@@ -51,7 +51,7 @@ class HuggingFace:
         """Canonical name and tensor, one at a time; `MtError` if the files do not hold exactly the model's tensors."""
         self._check()
         where, mlp = str(self.path), self._config.mlp
-        tensors = self._renamed(self.source.tensors())
+        tensors = self._rename(self.source.tensors())
         if mlp.kind == "moe":
             tensors = stack_experts(where, tensors, mlp.experts, used=drop_pages)
         yield from drop_tied_head(where, tensors) if self._tied else tensors
@@ -60,7 +60,7 @@ class HuggingFace:
         """Files of the tokenizer in the directory."""
         return tokenizer_files.find_tokenizer_files(self.path)
 
-    def _unpacked(self, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    def _unpack(self, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
         """Single projections under the full names of the family's table."""
         return fused.unpack(self._family, self._config.canonical_shapes(), self._full_names(tensors))
 
@@ -72,15 +72,15 @@ class HuggingFace:
             if not family.names.ignored(full):
                 yield full, tensor
 
-    def _renamed(self, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-        for name, tensor in self._unpacked(tensors):
+    def _rename(self, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in self._unpack(tensors):
             if ours := self._family.names.ours(name):
                 yield ours, tensor
 
     def _check(self) -> None:
         """Account for every tensor by the files' headers."""
         where, expected = str(self.path), unstack_shapes(self._config.canonical_shapes())
-        unpacked = dict(self._unpacked(self.source.headers()))
+        unpacked = dict(self._unpack(self.source.headers()))
         unknown = [
             Problem(
                 f"{where}: {name}",
@@ -89,7 +89,7 @@ class HuggingFace:
             )
             for name in self._family.names.unknown(unpacked)
         ]
-        shapes = [(name, tuple(tensor.shape)) for name, tensor in self._renamed(self.source.headers())]
+        shapes = [(name, tuple(tensor.shape)) for name, tensor in self._rename(self.source.headers())]
         if self._tied and HEAD in dict(shapes):
             expected = expected | {HEAD: expected["embed.weight"]}
         raise_if([*unknown, *set_problems(where, expected, shapes)])

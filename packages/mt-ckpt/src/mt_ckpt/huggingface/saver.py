@@ -13,7 +13,7 @@ from mt_ckpt.huggingface.config import find_lost_settings, write_config
 from mt_ckpt.huggingface.families import FAMILIES, fused
 from mt_ckpt.huggingface.families.family import Config, Family
 from mt_ckpt.tensor_streams.experts import unstack_experts
-from mt_ckpt.tensor_streams.shards import write_shards
+from mt_ckpt.tensor_streams.safetensors_directory import write_shards
 from mt_ckpt.tensor_streams.tokenizer_files import special_ids
 from mt_core.errors import MtError, Problem
 from mt_core.files import atomic_directory
@@ -22,7 +22,7 @@ from mt_core.plugins import did_you_mean
 GENERATION = "generation_config.json"
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 CLOSEST = 3
-"""Families that an error tells of, when none carries a model."""
+"""Number of families that an error names when none carries a model."""
 
 
 def save(
@@ -38,7 +38,7 @@ def save(
     family = choose_family(config, target_model_type)
     ids, described = special_ids(tokenizer_files), write_config(family, config)
     prefix = family.prefix if described["architectures"] == [family.base] else ""
-    renamed = ((name.removeprefix(prefix), tensor) for name, tensor in _renamed(family, tensors))
+    renamed = ((name.removeprefix(prefix), tensor) for name, tensor in _rename_tensors(family, tensors))
     with atomic_directory(path) as temporary:
         dtype = write_shards(temporary, fused.pack(family, renamed), shard_bytes)
         # transformers takes the family's ids where none are given; dtype is torch_dtype's name since release 5
@@ -73,7 +73,7 @@ def choose_family(config: Config, model_type: str | None = None) -> Family:
     )
 
 
-def _renamed(family: Family, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+def _rename_tensors(family: Family, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
     for ours, tensor in unstack_experts(tensors):
         theirs = family.names.theirs(ours)
         assert theirs, f"{ours} is not a tensor of this model"

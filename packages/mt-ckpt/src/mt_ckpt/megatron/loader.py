@@ -10,7 +10,7 @@ from mt_ckpt.megatron.args.model_types import read_model
 from mt_ckpt.megatron.dist_format.reader import DistFiles
 from mt_ckpt.megatron.torch_format.reader import TorchFiles
 from mt_ckpt.tensor_streams import tokenizer_files
-from mt_ckpt.tensor_streams.sources import read_json
+from mt_ckpt.tensor_streams.safetensors_directory import read_json
 from mt_models.config import TransformerConfig
 
 

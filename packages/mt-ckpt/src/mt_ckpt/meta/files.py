@@ -18,7 +18,7 @@ Shard = Mapping[str, Tensor]
 
 def open_shards(path: Path) -> list[Shard]:
     """The files' tensors, memory-mapped, by rank; `MtError` if files are missing or do not go together."""
-    shards = [_opened(file) for file in shard_files(path)]
+    shards = [_open_shard(file) for file in shard_files(path)]
     raise_if(_unlike(shards, str(path)))
     return shards
 
@@ -40,7 +40,7 @@ def shard_files(path: Path) -> list[Path]:
     return kinds[0]
 
 
-def _opened(file: Path) -> Shard:
+def _open_shard(file: Path) -> Shard:
     """A file's tensors, memory-mapped."""
     if file.suffix == ".pth":
         contents: Any = safe_unpickle.read(file)

@@ -16,9 +16,9 @@ from torch import Tensor
 from mt_ckpt.meta.config import read_params
 from mt_ckpt.meta.files import open_shards
 from mt_ckpt.tensor_streams import tokenizer_files
-from mt_ckpt.tensor_streams.accounting import set_problems
 from mt_ckpt.tensor_streams.names import Names
-from mt_ckpt.tensor_streams.sources import read_json
+from mt_ckpt.tensor_streams.safetensors_directory import read_json
+from mt_ckpt.tensor_streams.streams import set_problems
 from mt_core.checkpoint.page_cache import drop_pages
 from mt_core.errors import MtError, Problem, raise_if
 from mt_models.config import GPTConfig
@@ -62,7 +62,7 @@ class Meta:
 
     @cached_property
     def _config(self) -> GPTConfig:
-        rows = self._joined(TOK_EMBEDDINGS).shape[0] if TOK_EMBEDDINGS in self.shards[0] else 1
+        rows = self._join_shards(TOK_EMBEDDINGS).shape[0] if TOK_EMBEDDINGS in self.shards[0] else 1
         config, note = read_params(self.raw, self.path / PARAMS, rows=rows, tied=self._is_tied())
         if note:
             print(f"note: {self.path}: {note}", file=sys.stderr)
@@ -82,8 +82,8 @@ class Meta:
         for theirs in self.shards[0]:
             ours = NAMES.ours(theirs)
             if ours and not (theirs == OUTPUT and self._config.tied):
-                tensor = self._joined(theirs)
-                if heads := self._rotated(theirs):
+                tensor = self._join_shards(theirs)
+                if heads := self._count_rotary_heads(theirs):
                     tensor = half_split(tensor, heads)
                 yield ours, tensor
                 used.append(theirs)
@@ -94,12 +94,12 @@ class Meta:
         """Files of the tokenizer in the directory."""
         return tokenizer_files.find_tokenizer_files(self.path)
 
-    def _rotated(self, name: str) -> int | None:
+    def _count_rotary_heads(self, name: str) -> int | None:
         """How many heads a query or key projection has."""
         part = self._config.attention
         return {"wq": part.heads, "wk": part.num_kv_heads}.get(name.split(".")[-2])
 
-    def _joined(self, name: str) -> Tensor:
+    def _join_shards(self, name: str) -> Tensor:
         """A tensor from all files' shares."""
         shares = [shard[name] for shard in self.shards]
         dim = self._shared_dim(name, shares[0])

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mt_core.errors import MtError
 
-ONE = re.compile(r"(.*\.experts)\.(\d+)\.(.*)")
+EXPERT = re.compile(r"(.*\.experts)\.(\d+)\.(.*)")
 
 Shape = tuple[int, ...]
 
@@ -43,12 +43,12 @@ def stack_experts(
     """
     waiting: dict[str, dict[int, Tensor]] = {}
     for name, tensor in tensors:
-        if not (one := ONE.fullmatch(name)):
+        if not (match := EXPERT.fullmatch(name)):
             yield name, tensor
             continue
-        stack = f"{one[1]}.{one[3]}"
+        stack = f"{match[1]}.{match[3]}"
         parts = waiting.setdefault(stack, {})
-        parts[int(one[2])] = tensor
+        parts[int(match[2])] = tensor
         if len(parts) == count:
             del waiting[stack]
             yield stack, _stack(f"{where}: {stack}", [parts.pop(number) for number in range(count)], used)

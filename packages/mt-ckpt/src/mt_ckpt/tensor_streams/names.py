@@ -26,11 +26,11 @@ class Names:
 
     def ours(self, name: str) -> str | None:
         """Our name for theirs, or None when the table does not know it."""
-        return _renamed({**self.also, **self.table}, name)
+        return _rename({**self.also, **self.table}, name)
 
     def theirs(self, name: str) -> str | None:
         """Their name for ours, or None when the table does not know it."""
-        return _renamed({ours: theirs for theirs, ours in self.table.items()}, name)
+        return _rename({ours: theirs for theirs, ours in self.table.items()}, name)
 
     def ignored(self, name: str) -> bool:
         """Whether one of their tensors is left out on purpose."""
@@ -41,7 +41,7 @@ class Names:
         return [name for name in names if self.ours(name) is None and not self.ignored(name)]
 
 
-def _renamed(table: Mapping[str, str], name: str) -> str | None:
+def _rename(table: Mapping[str, str], name: str) -> str | None:
     """A name by the table: its first two numbers stand for `{n}` and `{e}`, or the first for `{n}`, or none does."""
     numbers = NUMBER.findall(name)[:2]
     for count in range(len(numbers), -1, -1):

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from mt_ckpt.tensor_streams.sources import read_json
+from mt_ckpt.tensor_streams.safetensors_directory import read_json
 from mt_core.errors import Problem
 
 NAMES = (

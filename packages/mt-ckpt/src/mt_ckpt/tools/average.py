@@ -7,9 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mt_ckpt.tensor_streams.accounting import check_stream, set_problems
-from mt_ckpt.tools.configurations import changed_settings
-from mt_ckpt.tools.together import align_streams
+from mt_ckpt.tensor_streams.streams import align_streams, check_stream, set_problems
+from mt_ckpt.tools.differences import changed_settings
 from mt_core.checkpoint.detection import open_checkpoint
 from mt_core.contracts import CheckpointLoader
 from mt_core.errors import MtError, Problem, raise_if

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from mt_core.cli.completion import complete_names
+from mt_core.errors import MtError
 
 Checkpoint = Annotated[Path, typer.Argument(help="A run, a step, or a directory in another format.")]
 Format = Annotated[
@@ -32,13 +33,12 @@ def inspect(
     json: Json = False,
 ) -> None:
     """Show a checkpoint's tensors, totals, configuration, layout and files."""
-    from mt_ckpt.tools.contents import as_json, tensor_rows
-    from mt_ckpt.tools.inspect import inspect_checkpoint, report
+    from mt_ckpt.tools.inspect import format_report, inspect_checkpoint, tensor_rows, to_json
     from mt_core.checkpoint.detection import detect_loader
 
     if json:
-        return _print_json(as_json(path, loader or detect_loader(path), hashed=hashes))
-    for line in report(inspect_checkpoint(path, loader)):
+        return _print_json(to_json(path, loader or detect_loader(path), hashed=hashes))
+    for line in format_report(inspect_checkpoint(path, loader)):
         print(line)
     for row in tensor_rows(path, loader, hashed=True) if hashes else ():
         print(f"{row['sha256']}  {row['name']}")
@@ -57,20 +57,19 @@ def diff(
 
     A number may be off by --atol plus --rtol times A's. Dtypes may differ if either is given.
     """
-    from mt_ckpt.tools.differences import Tolerance, differences
-    from mt_ckpt.tools.differences_report import as_json, as_lines
+    from mt_ckpt.tools.differences import Tolerance, differences, format_lines, to_json
 
     result = differences(a, b, loaders=(loader, loader_b), tolerance=Tolerance(rtol, atol))
     if json:
-        _print_json(as_json(result))
+        _print_json(to_json(result))
     else:
-        print("\n".join(as_lines(result)))
+        print("\n".join(format_lines(result)))
     raise typer.Exit(0 if result.same else DIFFERENT)
 
 
 def verify(a: Checkpoint, b: Checkpoint, loader: Format = None, loader_b: Format = None) -> None:
     """Compare two checkpoints' logits on fixed tokens, in fp32; exits with 0 if they are equal, with 1 if not."""
-    from mt_ckpt.tools.logits import compare_logits
+    from mt_ckpt.conversion.verify import compare_logits
 
     equal = True
     for comparison in compare_logits(a, b, loaders=(loader, loader_b)):
@@ -120,10 +119,14 @@ def prune(
     keep: Annotated[int, typer.Option(min=1, help="How many of the newest steps stay.")],
 ) -> None:
     """Delete all but the newest steps of a run; those that another process reads stay too."""
-    from mt_ckpt.tools.prune import prune as run_prune
+    from mt_core.checkpoint import native
 
-    removed, kept = run_prune(run, keep)
-    print(f"removed: {', '.join(removed) or 'none'}")
+    before = [step.name for step in native.steps(run)]
+    if not before:
+        raise MtError(str(run), "holds no committed steps", "give a run directory")
+    native.prune(run, keep)
+    kept = [step.name for step in native.steps(run)]
+    print(f"removed: {', '.join(name for name in before if name not in kept) or 'none'}")
     print(f"kept: {', '.join(kept)}")
 
 

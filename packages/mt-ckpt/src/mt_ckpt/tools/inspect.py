@@ -1,20 +1,30 @@
-"""What a checkpoint holds: its tensors with shape, dtype and size, layers that are alike folded into one line."""
+"""What a checkpoint holds: its tensors, its configuration, the files on the disk, and a hash of every tensor.
 
+The report folds layers that are alike into one line; JSON has everything.
+"""
+
+import hashlib
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import Tensor
 
-from mt_ckpt.tools.contents import StoredFiles, read_stored_files
+from mt_core.checkpoint import native
 from mt_core.checkpoint.detection import detect_loader, open_checkpoint
 from mt_core.config.sections import Section
+from mt_core.progress import progress
 
 LAYER = re.compile(r"^layers\.(\d+)\.")
 FILES_SHOWN = 16
 """Lines of files in the report; JSON has them all."""
+
+PARALLEL = ("data", "tensor", "pipeline", "context", "expert", "sharding")
+"""Settings of `parallel` that say how a run was laid out."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +45,17 @@ class Row:
     def label(self) -> str:
         """The name with the layers' numbers."""
         return self.name.replace("{n}", "{" + _ranges(self.layers) + "}")
+
+
+@dataclass(frozen=True)
+class StoredFiles:
+    """Where a checkpoint's bytes are."""
+
+    directory: Path
+    files: Mapping[str, int]
+    """Path below the directory to size in bytes."""
+    run: Mapping[str, Any] = field(default_factory=dict)
+    """What a native checkpoint says of its run: step, samples, tokens, and the layout that it was trained under."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +90,9 @@ def inspect_checkpoint(path: Path, format: str | None = None) -> Inspection:
     order = {name: i for i, name in enumerate(config.canonical_shapes())}
     tensors = sorted(loader.tensors(), key=lambda pair: order.get(pair[0], len(order)))
     tokenizer = tuple(file.name for file in loader.tokenizer_files())
-    return Inspection(path, format, config, _rows(tensors), tokenizer, read_stored_files(getattr(loader, "path", path)))
+    return Inspection(
+        path, format, config, _rows(tensors), tokenizer, read_stored_files(getattr(loader, "path", path), format)
+    )
 
 
 def _rows(tensors: Iterable[tuple[str, Tensor]]) -> tuple[Row, ...]:
@@ -88,6 +111,59 @@ def _rows(tensors: Iterable[tuple[str, Tensor]]) -> tuple[Row, ...]:
     )
 
 
+def read_stored_files(path: Path, format: str) -> StoredFiles:
+    """The files of a checkpoint that the loader `format` reads; of a native run, those of its latest step."""
+    if format != "native":
+        return StoredFiles(path, _sizes(path))
+    step = native.resolve(path)
+    meta = native.read_meta(step)
+    run = {key: meta[key] for key in ("step", "samples", "tokens") if key in meta}
+    layout = {key: value for key, value in meta["config"].get("parallel", {}).items() if key in PARALLEL}
+    return StoredFiles(step, _sizes(step), {**run, "format": meta["format"], "parallel": layout})
+
+
+def _sizes(directory: Path) -> dict[str, int]:
+    files = [file for file in sorted(directory.rglob("*")) if file.is_file()]
+    return {str(file.relative_to(directory)): file.stat().st_size for file in files}
+
+
+def sha256(tensor: Tensor) -> str:
+    """SHA-256 of a tensor's bytes, row after row, as safetensors stores them; independent of the file around it."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    return hashlib.sha256(flat.numpy().data).hexdigest()
+
+
+def tensor_rows(path: Path, loader: str | None = None, *, hashed: bool = False) -> Iterator[dict[str, Any]]:
+    """Name, shape, dtype, bytes and, if asked, SHA-256 of each tensor, in the model's order, as plain values."""
+    source = open_checkpoint(path, loader)
+    order = {name: place for place, name in enumerate(source.config().canonical_shapes())}
+    rows = []
+    with progress("hashing" if hashed else "reading", len(order), "tensors") as advance:
+        for name, tensor in source.tensors():
+            row = {"name": name, "shape": list(tensor.shape), "dtype": str(tensor.dtype).removeprefix("torch.")}
+            rows.append({**row, "bytes": tensor.nbytes, **({"sha256": sha256(tensor)} if hashed else {})})
+            advance(1)
+    yield from sorted(rows, key=lambda row: order.get(row["name"], len(order)))
+
+
+def to_json(path: Path, format: str, *, hashed: bool = False) -> dict[str, Any]:
+    """Everything that `mt ckpt inspect` knows, as plain values."""
+    source, tensors = open_checkpoint(path, format), list(tensor_rows(path, format, hashed=hashed))
+    config, stored = source.config(), read_stored_files(getattr(source, "path", path), format)
+    assert isinstance(config, Section)
+    return {
+        "path": str(path),
+        "format": format,
+        "config": config.model_dump(mode="json"),
+        "tensors": tensors,
+        "bytes": sum(row["bytes"] for row in tensors),
+        "directory": str(stored.directory),
+        "files": dict(stored.files),
+        "run": dict(stored.run),
+        "tokenizer_files": [file.name for file in source.tokenizer_files()],
+    }
+
+
 def _ranges(numbers: Iterable[int]) -> str:
     """0, 1, 2, 5 → "0-2,5"."""
     runs = [[n for _, n in run] for _, run in groupby(enumerate(sorted(numbers)), lambda pair: pair[1] - pair[0])]
@@ -103,7 +179,7 @@ def format_size(count: float) -> str:
     return f"{count:.3g} TB"
 
 
-def report(inspection: Inspection) -> Iterator[str]:
+def format_report(inspection: Inspection) -> Iterator[str]:
     """The lines that `mt ckpt inspect` prints: a tree of tensors, totals and the configuration."""
     yield f"{inspection.path}  ({inspection.format} format)"
     width = max(len(row.label) for row in inspection.rows)

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 from torch import Tensor
 
-from mt_ckpt.tensor_streams.accounting import check_stream
+from mt_ckpt.tensor_streams.streams import check_stream
 from mt_core.checkpoint.detection import open_checkpoint
 from mt_core.errors import MtError, Problem
 from mt_core.files import atomic_path

@@ -24,7 +24,7 @@ from mt_ckpt.megatron.training_state.state import TrainingState
 from mt_ckpt.megatron.training_state.write_native import write_native
 from mt_ckpt.megatron.training_state.write_torch import write_torch
 from mt_ckpt.megatron.training_state.write_torch_dist import MCORE_0_11, PLAIN, RESHARDABLE, write_torch_dist
-from mt_ckpt.tools.together import align_streams
+from mt_ckpt.tensor_streams.streams import align_streams
 from mt_core.checkpoint.detection import detect_loader
 from mt_core.errors import MtError, Problem, raise_if
 from mt_core.files import atomic_directory

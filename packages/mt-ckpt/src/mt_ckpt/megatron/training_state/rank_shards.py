@@ -7,7 +7,7 @@ from mt_ckpt.megatron.optimizer import MASTER
 from mt_ckpt.megatron.parameters.fusion import FusedTensors, fuse_stream
 from mt_ckpt.megatron.placement import Placement, ShardStream, stream_shards
 from mt_ckpt.megatron.training_state.state import RandomStates, TrainingState, matching_masters
-from mt_ckpt.tensor_streams.accounting import check_stream
+from mt_ckpt.tensor_streams.streams import check_stream
 
 
 def stream_tensors(state: TrainingState, kind: str, layout: Layout) -> FusedTensors:

@@ -11,7 +11,7 @@ from torch import Tensor
 from mt_ckpt.megatron.optimizer import MASTER, MOMENTS
 from mt_ckpt.megatron.training_state.run_settings import not_carried_to_mt, to_sections
 from mt_ckpt.megatron.training_state.state import TrainingState, matching_masters
-from mt_ckpt.tensor_streams.accounting import check_stream
+from mt_ckpt.tensor_streams.streams import check_stream
 from mt_core.checkpoint.native import step_directory
 from mt_core.checkpoint.step_writer import write
 from mt_core.config.loading import validate

@@ -2,6 +2,7 @@
 
 import pytest
 
+from ckpt.test_ckpt_command import mt_ckpt
 from mt_core.checkpoint.detection import detect_loader, open_checkpoint, recognising_loaders
 from mt_core.errors import MtError
 
@@ -45,6 +46,28 @@ def test_a_path_that_several_loaders_recognise_must_be_given_with_one(save_model
     with pytest.raises(MtError, match="several loaders recognise it: hf, llama_mistral; choose one .* --loader NAME"):
         open_checkpoint(path)
     assert open_checkpoint(path, "hf").config().kind == "gpt"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "inspect PATH",
+        "diff PATH PATH",
+        "verify PATH PATH",
+        "average PATH PATH --save-dir RESULT",
+        "upcycle PATH --save-dir RESULT --experts 2",
+        "convert --load-dir PATH --saver hf --save-dir RESULT",
+        "convert-format --load-dir PATH --save-dir RESULT --to torch",
+        "push PATH org/name",
+    ],
+    ids=lambda words: words.split()[0],
+)
+def test_every_command_asks_the_installed_loaders(words, native, tmp_path, add_component):
+    add_component("ckpt-loader", "text", "ckpt.faulty_plugins:RecognisesText")
+    (native / "names.txt").touch()
+    paths = {"PATH": native, "RESULT": tmp_path / "result"}
+    with pytest.raises(MtError, match="several loaders recognise it: native, text; choose one"):
+        mt_ckpt(*(paths.get(word, word) for word in words.split()))
 
 
 def test_a_third_partys_loader_is_chosen_by_what_it_recognises(tmp_path, add_component):

@@ -1,10 +1,10 @@
-"""Directories of safetensors files as Hugging Face writes them: one file, or shards with an index.
+"""Directories of safetensors files as Hugging Face writes them, read and written: one file, or shards with an index.
 
 Files are memory-mapped and tensors come one at a time. Pickled weights are never opened.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mt_core.checkpoint.page_cache import drop_pages
+from mt_core.checkpoint.safetensors_io import DTYPES
+from mt_core.checkpoint.streaming import write_stream
 from mt_core.errors import MtError, Problem, raise_if
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -128,3 +130,32 @@ def _no_weights(path: Path) -> MtError:
         problem = f"only pickled weights ({', '.join(pickled)}), which can run code when read and are not opened"
         return MtError(str(path), problem, "save it as safetensors: model.save_pretrained(directory) in transformers")
     return MtError(str(path), f"holds neither {SINGLE} nor {INDEX}", "give a directory in Hugging Face format")
+
+
+def write_shards(directory: Path, tensors: Iterable[tuple[str, Tensor]], shard_bytes: int) -> str:
+    """Write a stream of tensors; returns the dtype that holds most of the bytes, such as "bfloat16"."""
+    headers = write_stream(tensors, lambda number: _part(directory, number), limit=shard_bytes)
+    dtype_bytes: dict[str, int] = {}
+    for entry in (entry for header in headers for entry in header.values()):
+        start, end = entry["data_offsets"]
+        dtype_bytes[entry["dtype"]] = dtype_bytes.get(entry["dtype"], 0) + end - start
+    _name_shards(directory, [list(header) for header in headers], sum(dtype_bytes.values()))
+    return str(DTYPES[max(dtype_bytes, key=lambda dtype: dtype_bytes[dtype])]).removeprefix("torch.")
+
+
+def _part(directory: Path, number: int) -> Path:
+    return directory / f"part-{number}.safetensors"
+
+
+def _name_shards(directory: Path, shards: list[list[str]], total: int) -> None:
+    """How many shards there are is known only at the end; then they get their names, and the index is written."""
+    if len(shards) == 1:
+        _part(directory, 1).rename(directory / SINGLE)
+        return
+    weight_map: dict[str, str] = {}
+    for number, names in enumerate(shards, start=1):
+        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        _part(directory, number).rename(directory / file)
+        weight_map |= dict.fromkeys(names, file)
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+    (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n")

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 
 from mt_ckpt.conversion.convert import convert
-from mt_ckpt.tensor_streams.sources import SafetensorsDir
+from mt_ckpt.tensor_streams.safetensors_directory import SafetensorsDir
 from mt_core.checkpoint.detection import open_checkpoint
 
 pytestmark = pytest.mark.slow

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from ckpt.hub_server import serving
+from ckpt.hub.hub_server import serving
 from mt_ckpt.conversion.convert import convert
 
 pytestmark = pytest.mark.slow

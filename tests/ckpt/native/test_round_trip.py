@@ -11,7 +11,7 @@ from ckpt.conftest import bits, hugging_face_model
 from mt_ckpt.conversion.convert import convert
 from mt_ckpt.conversion.verify import our_logits, transformers_logits
 from mt_ckpt.huggingface.saver import save
-from mt_ckpt.tensor_streams.sources import INDEX
+from mt_ckpt.tensor_streams.safetensors_directory import INDEX
 from mt_core.checkpoint.detection import open_checkpoint
 
 CASES = {

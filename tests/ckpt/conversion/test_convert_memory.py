@@ -10,7 +10,7 @@ from mt_ckpt.conversion.convert import convert
 
 pytestmark = pytest.mark.slow
 
-BENCH = Path(__file__).parents[2] / "bench" / "conversion.py"
+BENCH = Path(__file__).parents[3] / "bench" / "conversion.py"
 SLACK = 160 << 20
 """What the allocator keeps."""
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from ckpt.hub_server import serving
+from ckpt.hub.hub_server import serving
 from mt_cli.run_config import load_run_config
 from mt_cli.train.compose import run
 from mt_core.checkpoint.detection import open_checkpoint

@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 
 from mt_ckpt.command import app
 from mt_ckpt.conversion.convert import convert
+from mt_ckpt.tensor_streams.streams import align_streams
 from mt_ckpt.tools.differences import Tolerance, compare_tensors
-from mt_ckpt.tools.together import align_streams
 from mt_core.errors import MtError
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mt_ckpt.tensor_streams.sources import INDEX, SINGLE, SafetensorsDir
+from mt_ckpt.tensor_streams.safetensors_directory import INDEX, SINGLE, SafetensorsDir
 from mt_core.errors import MtError
 
 

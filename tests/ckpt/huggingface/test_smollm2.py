@@ -9,11 +9,11 @@ from transformers import AutoTokenizer
 
 from mt_ckpt.conversion.convert import convert
 from mt_ckpt.conversion.verify import our_logits, transformers_logits
-from mt_ckpt.tensor_streams.sources import SafetensorsDir
+from mt_ckpt.tensor_streams.safetensors_directory import SafetensorsDir
 from mt_core.checkpoint.detection import open_checkpoint
 
 SOURCE = Path(os.environ.get("MT_SMOLLM2", "/work/smollm2"))
-TEXT = Path(__file__).parents[2].parent / "shared" / "data" / "tinyshakespeare.txt"
+TEXT = Path(__file__).parents[3].parent / "shared" / "data" / "tinyshakespeare.txt"
 
 pytestmark = [
     pytest.mark.slow,

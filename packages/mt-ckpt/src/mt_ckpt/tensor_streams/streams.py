@@ -1,0 +1,91 @@
+"""What every stream of named tensors goes through: checked against a model's tensors, read side by side, rounded.
+
+Every tensor of a checkpoint is accounted for exactly once; whatever is wrong with the set is reported together.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from mt_core.errors import MtError, Problem, raise_if
+from mt_models.canonical import stream_problems
+
+EMBED, HEAD = "embed.weight", "head.weight"
+
+Shape = tuple[int, ...]
+
+
+def set_problems(where: str, expected: Mapping[str, Shape], actual: Iterable[tuple[str, Shape]]) -> Iterator[Problem]:
+    """Missing, unexpected, repeated and misshapen tensors of the checkpoint `where`."""
+    for problem in stream_problems(dict(expected), list(actual)):
+        yield replace(problem, where=f"{where}: {problem.where}")
+
+
+def check_stream(
+    where: str, expected: Mapping[str, Shape], tensors: Iterable[tuple[str, Tensor]]
+) -> Iterator[tuple[str, Tensor]]:
+    """Pass tensors on, and raise at the end if they were not exactly the expected set; after a problem, pass none."""
+    seen: list[tuple[str, Shape]] = []
+    open_names, right = dict(expected), True
+    for name, tensor in tensors:
+        seen.append((name, tuple(tensor.shape)))
+        right = right and open_names.pop(name, None) == seen[-1][1]
+        if right:
+            yield name, tensor
+        del tensor  # or it would be in memory while the next one is made
+    raise_if(set_problems(where, expected, seen))
+
+
+def drop_tied_head(where: str, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """Drop a tied model's copy of the embedding; one that differs from the embedding is refused."""
+    weights: dict[str, Tensor] = {}
+    for name, tensor in tensors:
+        if name in (EMBED, HEAD):
+            weights[name] = tensor
+            if len(weights) == 2 and not torch.equal(weights[EMBED], weights[HEAD]):
+                problem = "the output layer's weight differs from the embedding, to which the configuration ties it"
+                raise MtError(where, problem, "set tie_word_embeddings to false if the model was trained untied")
+        if name != HEAD:
+            yield name, tensor
+
+
+def align_streams(streams: Sequence[Iterable[tuple[str, Tensor]]]) -> Iterator[tuple[str, tuple[Tensor | None, ...]]]:
+    """Each name with its tensor from every stream, None where a stream has none; those come last.
+
+    A tensor whose mates have not come waits in its memory map, unread, so one name at a time is in memory.
+    """
+    running = dict(enumerate(map(iter, streams)))
+    waiting: dict[str, dict[int, Tensor]] = {}
+    while running:
+        for number, stream in list(running.items()):
+            if (pair := next(stream, None)) is None:
+                del running[number]
+                continue
+            name, tensor = pair
+            waiting.setdefault(name, {})[number] = tensor
+            if len(waiting[name]) == len(streams):
+                tensors = waiting.pop(name)
+                yield name, tuple(tensors[i] for i in range(len(streams)))
+    for name, tensors in waiting.items():
+        yield name, tuple(tensors.get(i) for i in range(len(streams)))
+
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def parse_dtype(name: str) -> torch.dtype:
+    """The dtype for fp32, bf16 or fp16."""
+    if name not in DTYPES:
+        raise MtError("--dtype", f"unknown name {name!r}", f"allowed: {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def cast(where: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """`tensor` rounded to `dtype`; a value that would become infinite is refused."""
+    rounded = tensor.to(dtype)
+    if tensor.dtype != dtype and torch.isinf(rounded).any() and not torch.isinf(tensor).any():
+        largest = tensor.abs().max().item()
+        raise MtError(where, f"{largest:g} does not fit {str(dtype).removeprefix('torch.')}", "use bf16 or fp32")
+    return rounded
