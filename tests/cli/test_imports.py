@@ -52,12 +52,12 @@ def is_command(module: str) -> bool:
 
 @pytest.mark.parametrize("package", MAY_IMPORT)
 def test_a_package_imports_only_those_below_it(package):
-    found = list(imports(package))
-    assert len(found) > 20
+    pairs = list(imports(package))
+    assert len(pairs) > 20
     allowed = MAY_IMPORT[package] | {package}
     wrong = [
         (module, imported)
-        for module, imported in found
+        for module, imported in pairs
         if (top := imported.partition(".")[0]).startswith("mt_") and top not in allowed
     ]
     assert not wrong
@@ -72,19 +72,23 @@ def test_only_command_modules_import_typer(package):
 
 def requirements(name: str, extras: frozenset[str] = frozenset()) -> set[Requirement]:
     """What installing a distribution with these extras asks for directly."""
-    found = map(Requirement, importlib.metadata.requires(name) or ())
-    return {r for r in found if not r.marker or any(r.marker.evaluate({"extra": extra}) for extra in extras | {""})}
+    all_requirements = map(Requirement, importlib.metadata.requires(name) or ())
+    return {
+        r
+        for r in all_requirements
+        if not r.marker or any(r.marker.evaluate({"extra": extra}) for extra in extras | {""})
+    }
 
 
 def installed_with(*names: str) -> set[str]:
     """Names of all distributions that installing these brings, themselves included; extras only if asked for."""
-    found: set[tuple[str, frozenset[str]]] = set()
+    installed: set[tuple[str, frozenset[str]]] = set()
     waiting = [(name, frozenset[str]()) for name in names]
     while waiting:
-        if (this := waiting.pop()) not in found:
-            found.add(this)
+        if (this := waiting.pop()) not in installed:
+            installed.add(this)
             waiting += [(canonicalize_name(r.name), frozenset(r.extras)) for r in requirements(*this)]
-    return {name for name, _ in found}
+    return {name for name, _ in installed}
 
 
 @pytest.mark.parametrize("names", [["mt-data"], ["mt-core"], ["mt-cli"], ["mt-cli", "mt-data"]])

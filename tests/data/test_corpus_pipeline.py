@@ -38,39 +38,39 @@ def docstrings(source: Path) -> str:
 
 
 def pages(count: int) -> dict[str, str]:
-    found = {}
+    texts = {}
     for source in sorted(Path(ast.__file__).parent.glob("[a-z]*.py")):
         if len(text := docstrings(source)) > 2000:
-            found[f"http://docs.org/{source.stem}"] = text[:20_000]
-        if len(found) == count:
-            return found
+            texts[f"http://docs.org/{source.stem}"] = text[:20_000]
+        if len(texts) == count:
+            return texts
     pytest.skip("the standard library has no sources on this machine")
 
 
 @pytest.fixture
 def crawl(tmp_path: Path) -> Path:
     """`crawl.jsonl`: 30 modules; a changed copy of the third; French; a leak in the middle of the fifth."""
-    found = pages(30)
-    urls = list(found)
-    found["http://copies.org/1"] = found[urls[2]].replace("the", "teh", 4)
-    found["http://autres.fr/1"] = FRENCH
-    middle = len(found[urls[4]]) // 2
-    found[urls[4]] = f"{found[urls[4]][:middle]}. {PASSAGE.title()}. {found[urls[4]][middle:]}"
+    texts = pages(30)
+    urls = list(texts)
+    texts["http://copies.org/1"] = texts[urls[2]].replace("the", "teh", 4)
+    texts["http://autres.fr/1"] = FRENCH
+    middle = len(texts[urls[4]]) // 2
+    texts[urls[4]] = f"{texts[urls[4]][:middle]}. {PASSAGE.title()}. {texts[urls[4]][middle:]}"
     with (tmp_path / "crawl.jsonl").open("w") as file:
-        file.writelines(json.dumps({"text": text, "url": url}) + "\n" for url, text in found.items())
+        file.writelines(json.dumps({"text": text, "url": url}) + "\n" for url, text in texts.items())
     (tmp_path / "test.jsonl").write_text(json.dumps({"text": PASSAGE}) + "\n")
     return tmp_path
 
 
-def urls_of(path: Path) -> list[str]:
+def read_urls(path: Path) -> list[str]:
     return [json.loads(line)["url"] for line in path.read_text("utf-8").splitlines()]
 
 
 def test_the_pipeline_finds_what_was_planted(crawl: Path):
-    everything = urls_of(crawl / "crawl.jsonl")
+    everything = read_urls(crawl / "crawl.jsonl")
     step = ("openwebtext",)
     rows = mt(crawl, *step, "clean", "--input", "crawl.jsonl", "--output", "clean.jsonl", "--workers", "2")
-    assert urls_of(crawl / "clean.jsonl") == everything[:-1]
+    assert read_urls(crawl / "clean.jsonl") == everything[:-1]
     assert rows["other language"] == "1"
     mt(crawl, *step, "find-duplicates", "--input", "clean.jsonl", "--output", "dup.jsonl")
     mt(crawl, *step, "group-duplicates", "--input", "dup.jsonl", "--output", "groups.jsonl")
@@ -86,15 +86,15 @@ def test_the_pipeline_finds_what_was_planted(crawl: Path):
         "--output",
         "once.jsonl",
     )
-    assert urls_of(crawl / "once.jsonl") == everything[:30]
+    assert read_urls(crawl / "once.jsonl") == everything[:30]
     rows = mt(crawl, *step, "filter-ngrams", "--input", "once.jsonl", "--tasks", "test.jsonl", "--output", "free.jsonl")
     assert rows["cut"] == "1"
     assert "refused to allow me" in (crawl / "once.jsonl").read_text("utf-8").lower()
     assert "refused to allow me" not in (crawl / "free.jsonl").read_text("utf-8").lower()
-    assert set(urls_of(crawl / "free.jsonl")) == set(everything[:30])
+    assert set(read_urls(crawl / "free.jsonl")) == set(everything[:30])
     mt(crawl, *step, "add-id", "--input", "free.jsonl", "--output", "ids.jsonl", "--id-prefix", "web")
     last = json.loads((crawl / "ids.jsonl").read_text("utf-8").splitlines()[-1])
-    assert last["adlr_id"] == f"web-{len(urls_of(crawl / 'free.jsonl')):010d}"
+    assert last["adlr_id"] == f"web-{len(read_urls(crawl / 'free.jsonl')):010d}"
 
 
 @pytest.mark.slow

@@ -246,8 +246,8 @@ def copies(tmp_path: Path) -> Path:
 
 
 def test_duplicates_are_found_grouped_and_removed(copies: Path, tmp_path: Path):
-    found = find_duplicates([copies], tmp_path / "found", DuplicateSearch(rounds=-1))
-    assert found["records"] == 6
+    counts = find_duplicates([copies], tmp_path / "found", DuplicateSearch(rounds=-1))
+    assert counts["records"] == 6
     pairs = {(main, *other) for line in read(tmp_path / "found") for main, others in line.items() for other in others}
     assert pairs >= {("a", "a-copy"), ("a", "a-changed")}
     assert not any(name.startswith(("b", "empty")) for pair in pairs for name in pair)
@@ -307,8 +307,8 @@ def test_the_ngrams_of_a_text():
 def test_a_passage_is_cut_with_its_surroundings():
     index = NgramIndex({LEAK: ("task",)}, SIZES)
     before, after = f"{'Left side. ' * 40}", f". {'Right side. ' * 40}"
-    kept, found = cut_passages(f"{before}{LEAK.title()}{after}", index, PassageCut())
-    assert found == [LEAK]
+    kept, matches = cut_passages(f"{before}{LEAK.title()}{after}", index, PassageCut())
+    assert matches == [LEAK]
     left, right = kept
     assert before.startswith(left)
     assert left.endswith(".")

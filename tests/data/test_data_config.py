@@ -99,19 +99,19 @@ def test_all_problems_are_found_at_once(corpus: Corpus, tmp_path: Path):
             merge_file=str(tmp_path / "no" / "merges.txt"),
         ),
     )
-    found = [str(problem) for problem in data_problems(config)]
-    assert [line.split(":")[0] for line in found] == [
+    lines = [str(problem) for problem in data_problems(config)]
+    assert [line.split(":")[0] for line in lines] == [
         "data.paths",
         "data.split",
         "data.tokenizer.type",
         "data.tokenizer.vocab_file",
         "data.tokenizer.merge_file",
     ]
-    assert "did you mean" in found[0]
-    assert "books_text_document" in found[0]
-    assert "did you mean 'GPT2BPETokenizer'?" in found[2]
-    assert found[3].endswith(f"did you mean {tmp_path / 'vocab.json'}?")
-    assert found[4].endswith(f"its folder {tmp_path / 'no'} does not exist either")
+    assert "did you mean" in lines[0]
+    assert "books_text_document" in lines[0]
+    assert "did you mean 'GPT2BPETokenizer'?" in lines[2]
+    assert lines[3].endswith(f"did you mean {tmp_path / 'vocab.json'}?")
+    assert lines[4].endswith(f"its folder {tmp_path / 'no'} does not exist either")
 
 
 def test_masking_the_end_of_document_needs_a_tokenizer():

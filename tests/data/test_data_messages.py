@@ -143,8 +143,8 @@ def ray() -> Iterator[None]:
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray")
 def test_what_a_killed_ray_worker_had_is_done_again(tmp_path: Path):
-    found = list(ray_map(partial(die_once, 2, tmp_path / "died"), range(6), workers=1))
-    assert found == [0, 2, 4, 6, 8, 10]
+    results = list(ray_map(partial(die_once, 2, tmp_path / "died"), range(6), workers=1))
+    assert results == [0, 2, 4, 6, 8, 10]
     assert (tmp_path / "died").exists()
 
 

@@ -59,9 +59,9 @@ def test_paths_from_a_file(corpus: Corpus, tmp_path: Path):
 def test_paths_of_each_split_from_a_json_file(corpus: Corpus, tmp_path: Path):
     a, b = corpus("a", (9,) * 3), corpus("b", (9,) * 3)
     (tmp_path / "paths.json").write_text(json.dumps({"train": [0.3, a, "0.7", b], "valid": f"{a} {b} ", "test": None}))
-    found = resolve_split_paths(GPTData(seq_length=4, split_paths_file=str(tmp_path / "paths.json")))
+    split_paths = resolve_split_paths(GPTData(seq_length=4, split_paths_file=str(tmp_path / "paths.json")))
     where = "data.split_paths_file"
-    assert found.splits == (WeightedPaths((a, b), (0.3, 0.7), where), WeightedPaths((a, b), None, where), None)
+    assert split_paths.splits == (WeightedPaths((a, b), (0.3, 0.7), where), WeightedPaths((a, b), None, where), None)
 
 
 @pytest.mark.parametrize(

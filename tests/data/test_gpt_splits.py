@@ -167,14 +167,14 @@ def test_a_damaged_cache_file(corpus: Corpus, tmp_path: Path):
 def test_others_wait_for_the_builder(corpus: Corpus, tmp_path: Path):
     config = GPTData(paths=(corpus("a", LENGTHS),), split="1", seq_length=4)
     wanted = {"samples": (10, 0, 0), "seed": 1234, "cache_dir": tmp_path / "cache"}
-    found: list[Splits] = []
-    waiter = threading.Thread(target=lambda: found.append(build_splits(config, **wanted, builder=False)))
+    waited: list[Splits] = []
+    waiter = threading.Thread(target=lambda: waited.append(build_splits(config, **wanted, builder=False)))
     waiter.start()
     time.sleep(0.2)
-    assert not found
+    assert not waited
     built = build_splits(config, **wanted)
     waiter.join(10)
-    assert items(found[0].train) == items(built.train)
+    assert items(waited[0].train) == items(built.train)
 
 
 def test_waiting_ends_with_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -28,11 +28,11 @@ def dataset(corpus: Corpus, tmp_path: Path) -> Dataset:
 
 
 def test_batches_stack_samples(dataset: Dataset):
-    found = list(load_batches(dataset, micro_batch=2, consumed=3))
-    assert len(found) == 11
+    batches = list(load_batches(dataset, micro_batch=2, consumed=3))
+    assert len(batches) == 11
     for name, dtype in (("tokens", torch.int64), ("labels", torch.int64), ("loss_mask", torch.float32)):
-        assert found[0][name].dtype == dtype
-        assert found[0][name].tolist() == [dataset[3][name].tolist(), dataset[4][name].tolist()]
+        assert batches[0][name].dtype == dtype
+        assert batches[0][name].tolist() == [dataset[3][name].tolist(), dataset[4][name].tolist()]
 
 
 def test_loader_processes_change_nothing(dataset: Dataset):
@@ -62,8 +62,8 @@ def test_an_id_outside_the_vocabulary_of_an_encoder_or_decoder(name: str):
 
 def test_other_orders(dataset: Dataset):
     def first(order: str, consumed: int) -> list[list[int]]:
-        found = islice(load_batches(dataset, micro_batch=2, consumed=consumed, order=order), 13)
-        return [[*map(list, batch["tokens"].tolist())] for batch in found]
+        batches = islice(load_batches(dataset, micro_batch=2, consumed=consumed, order=order), 13)
+        return [[*map(list, batch["tokens"].tolist())] for batch in batches]
 
     assert first("sequential", 0) == [
         [dataset[i]["tokens"].tolist() for i in range(at, min(at + 2, 25))] for at in range(0, 25, 2)
@@ -74,14 +74,14 @@ def test_other_orders(dataset: Dataset):
 
 
 def test_a_rank_without_samples_in_the_last_group_gets_an_empty_batch(dataset: Dataset):
-    found = list(load_batches(dataset, micro_batch=2, consumed=24, data_rank=1, data_size=2, order="sequential"))
-    assert found == [{}]
+    batches = list(load_batches(dataset, micro_batch=2, consumed=24, data_rank=1, data_size=2, order="sequential"))
+    assert batches == [{}]
 
 
 @pytest.mark.parametrize("prefetch", [0, 1, 5])
 def test_reading_ahead_changes_nothing(dataset: Dataset, prefetch: int):
-    found = load_batches(dataset, micro_batch=2, consumed=0, prefetch=prefetch)
-    assert [b["tokens"].tolist() for b in found] == [
+    batches = load_batches(dataset, micro_batch=2, consumed=0, prefetch=prefetch)
+    assert [b["tokens"].tolist() for b in batches] == [
         b["tokens"].tolist() for b in load_batches(dataset, micro_batch=2, consumed=0, workers=1)
     ]
 

@@ -1,4 +1,4 @@
-"""Sentence mappings and hidden words, from the golden examples of docs/specs/data.md §5.1."""
+"""Sentence mappings and masked words, from the golden examples of docs/specs/data.md §5.1."""
 
 import numpy as np
 import pytest
@@ -49,14 +49,14 @@ def test_the_64_bit_twister_gives_the_number_that_the_c_plus_plus_standard_names
     geometric=st.booleans(),
     seed=st.integers(0, 1000),
 )
-def test_hidden_tokens_are_whole_words_within_the_budget(
+def test_masked_tokens_are_whole_words_within_the_budget(
     count: int, prob: float, ngram: int, geometric: bool, seed: int
 ):
     tokens = [2, *(10 + n % 4 for n in range(count)), 3]
     groups = WordPieceGroups(frozenset((2, 3)), frozenset((12,)))
     words = groups.group_words(tokens, full_words=True)
     random = np.random.RandomState(seed)
-    hidden = mask_tokens(
+    masked = mask_tokens(
         tokens,
         words,
         len(tokens),
@@ -65,21 +65,21 @@ def test_hidden_tokens_are_whole_words_within_the_budget(
         replace=lambda token, draws: 99,
         lengths_random=random,
     )
-    assert len(hidden.labels) <= max(1, round(prob * len(tokens)))
-    assert all(hidden.tokens[position] == 99 and tokens[position] == label for position, label in hidden.labels.items())
-    assert [t for n, t in enumerate(hidden.tokens) if n not in hidden.labels] == [
-        t for n, t in enumerate(tokens) if n not in hidden.labels
+    assert len(masked.labels) <= max(1, round(prob * len(tokens)))
+    assert all(masked.tokens[position] == 99 and tokens[position] == label for position, label in masked.labels.items())
+    assert [t for n, t in enumerate(masked.tokens) if n not in masked.labels] == [
+        t for n, t in enumerate(tokens) if n not in masked.labels
     ]
     for word in words:
-        assert len(set(word) & set(hidden.labels)) in (0, len(word))
-    assert sorted(position for span in hidden.spans for position in span) == sorted(hidden.labels)
+        assert len(set(word) & set(masked.labels)) in (0, len(word))
+    assert sorted(position for span in masked.spans for position in span) == sorted(masked.labels)
 
 
 def test_permuted_tokens_change_places_among_themselves():
     tokens = list(range(100, 140))
     words = [[n] for n in range(40)]
     random = np.random.RandomState(3)
-    hidden = mask_tokens(
+    masked = mask_tokens(
         tokens,
         words,
         40,
@@ -88,7 +88,7 @@ def test_permuted_tokens_change_places_among_themselves():
         replace=lambda token, draws: 0,
         lengths_random=np.random.RandomState(3),
     )
-    masked = {position for position, token in enumerate(hidden.tokens) if token == 0}
-    moved = set(hidden.labels) - masked
-    assert (len(masked), len(moved)) == (8, 8)
-    assert sorted(hidden.tokens[n] for n in moved) == sorted(tokens[n] for n in moved)
+    mask_positions = {position for position, token in enumerate(masked.tokens) if token == 0}
+    moved = set(masked.labels) - mask_positions
+    assert (len(mask_positions), len(moved)) == (8, 8)
+    assert sorted(masked.tokens[n] for n in moved) == sorted(tokens[n] for n in moved)

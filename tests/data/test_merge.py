@@ -58,17 +58,17 @@ def megatrons(prefix: Path, corpus: list[list[list[int]]], dtype: str, *, modes:
 def test_bytes_equal_megatrons_and_each_reads_the_other(
     tmp_path: Path, corpus: list[list[list[int]]], dtype: str, pieces: int
 ):
-    megatrons(tmp_path / "theirs", corpus, dtype)
+    megatrons(tmp_path / "reference", corpus, dtype)
     ours(tmp_path / "ours", corpus, dtype, pieces=pieces)
-    assert files(tmp_path / "ours") == files(tmp_path / "theirs")
+    assert files(tmp_path / "ours") == files(tmp_path / "reference")
     flat = [sentence for document in corpus for sentence in document]
-    reader = IndexedReader(tmp_path / "theirs")
+    reader = IndexedReader(tmp_path / "reference")
     assert [reader.get(i).tolist() for i in range(len(reader))] == flat
-    if flat:  # theirs does not open an empty one
+    if flat:  # Megatron does not open an empty one
         module = pytest.importorskip("megatron.core.datasets.indexed_dataset")
-        theirs = module.IndexedDataset(str(tmp_path / "ours"))
-        assert [theirs[i].tolist() for i in range(len(theirs))] == flat
-        assert theirs.document_indices.tolist() == reader.documents.tolist()
+        reference = module.IndexedDataset(str(tmp_path / "ours"))
+        assert [reference[i].tolist() for i in range(len(reference))] == flat
+        assert reference.document_indices.tolist() == reader.documents.tolist()
 
 
 @settings(SETTINGS, max_examples=8)
@@ -76,15 +76,15 @@ def test_bytes_equal_megatrons_and_each_reads_the_other(
 def test_a_merge_equals_add_index(tmp_path: Path, parts: list[list[list[list[int]]]], modes: bool):
     module = pytest.importorskip("megatron.core.datasets.indexed_dataset")
     parts = [part or [[[1]]] for part in parts]
-    parts = [part if any(part) else [[[1]]] for part in parts]  # theirs does not open an empty one
-    builder = module.IndexedDatasetBuilder(str(tmp_path / "theirs.bin"), dtype=np.int32, multimodal=modes)
+    parts = [part if any(part) else [[[1]]] for part in parts]  # Megatron does not open an empty one
+    builder = module.IndexedDatasetBuilder(str(tmp_path / "reference.bin"), dtype=np.int32, multimodal=modes)
     prefixes = [str(tmp_path / f"part{number}") for number in range(len(parts))]
     for prefix, part in zip(prefixes, parts, strict=True):
         megatrons(Path(prefix), part, "int32", modes=modes)
         builder.add_index(prefix)
-    builder.finalize(str(tmp_path / "theirs.idx"))
+    builder.finalize(str(tmp_path / "reference.idx"))
     merged = merge_pairs(prefixes, str(tmp_path / "ours"), multimodal=modes)
-    assert files(tmp_path / "ours") == files(tmp_path / "theirs")
+    assert files(tmp_path / "ours") == files(tmp_path / "reference")
     assert merged.documents == sum(map(len, parts))
 
 

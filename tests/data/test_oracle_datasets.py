@@ -83,10 +83,10 @@ def write(prefix: Path, documents: list[list[list[int]]]) -> str:
     return str(prefix)
 
 
-def assert_equal(ours: Mapping[str, Any], theirs: Mapping[str, Any], names: set[str]) -> None:
+def assert_equal(ours: Mapping[str, Any], reference: Mapping[str, Any], names: set[str]) -> None:
     assert names <= set(ours)
     for name in names:
-        assert np.array_equal(np.asarray(ours[name]), np.asarray(theirs[name])), name
+        assert np.array_equal(np.asarray(ours[name]), np.asarray(reference[name])), name
 
 
 sequence = st.lists(st.integers(0, 12), min_size=1, max_size=14)
@@ -126,21 +126,21 @@ def test_gpt_samples(
         def megatrons() -> Any:
             return TheirGPTDataset(IndexedDataset(prefix), prefix, indices, samples, Split.valid, config)
 
-        theirs = megatrons()
+        reference = megatrons()
         ours = build_gpt_dataset(
             IndexedReader(prefix),
             IndexRequest(range(len(documents)), samples, seq_length, seed, keep_partial=not drop, extra=int(extra)),
             IndexCache(Path(folder) / "ours"),
             GPTSampleOptions(EOD, PAD, **chosen),
         )
-        assert_same_indexes(ours, theirs)
+        assert_same_indexes(ours, reference)
         wanted = {"tokens", "labels", "loss_mask"}
         wanted |= {"position_ids"} if flags[1] else set()
         wanted |= {"attention_mask"} if flags[2] else set()
         for i in range(len(ours)):
             assert set(with_megatrons_mask(ours[i])) == wanted
             # without flags Megatron keeps the first sample's loss mask, its padding included, for all that come later
-            assert_equal(with_megatrons_mask(ours[i]), (theirs if any(flags) else megatrons())[i], wanted)
+            assert_equal(with_megatrons_mask(ours[i]), (reference if any(flags) else megatrons())[i], wanted)
 
 
 def with_megatrons_mask(sample: Mapping[str, Any]) -> dict[str, Any]:
@@ -153,13 +153,13 @@ def with_megatrons_mask(sample: Mapping[str, Any]) -> dict[str, Any]:
     return arrays
 
 
-def assert_same_indexes(ours: GPTDataset, theirs: Any) -> None:
+def assert_same_indexes(ours: GPTDataset, reference: Any) -> None:
     mine = ours._indices
-    assert np.array_equal(mine.document, theirs.document_index)
-    assert np.array_equal(mine.sample, theirs.sample_index)
-    assert np.array_equal(mine.shuffle, theirs.shuffle_index)
+    assert np.array_equal(mine.document, reference.document_index)
+    assert np.array_equal(mine.sample, reference.sample_index)
+    assert np.array_equal(mine.shuffle, reference.shuffle_index)
     assert [a.dtype for a in (mine.document, mine.sample, mine.shuffle)] == [
-        a.dtype for a in (theirs.document_index, theirs.sample_index, theirs.shuffle_index)
+        a.dtype for a in (reference.document_index, reference.sample_index, reference.shuffle_index)
     ]
 
 
@@ -198,12 +198,12 @@ def test_blends_of_splits(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             built = BlendedMegatronDatasetBuilder(TheirGPTDataset, [*sizes, 0], lambda: True, config).build()
-        for mine, theirs in ((ours.train, built[0]), (ours.valid, built[1])):
+        for mine, reference in ((ours.train, built[0]), (ours.valid, built[1])):
             assert mine is not None
-            assert len(mine) == len(theirs)
+            assert len(mine) == len(reference)
             for i in range(len(mine)):
                 names = {"dataset_id", "tokens"}
-                assert_equal(mine[i], theirs[i], names)
+                assert_equal(mine[i], reference[i], names)
 
 
 def test_the_mock_corpus(tmp_path: Path):
@@ -214,18 +214,18 @@ def test_the_mock_corpus(tmp_path: Path):
     low = MockGPTDataset.build_low_level_dataset(None, config)
     sequences = MockSequences(eod=EOD, vocab_size=1000)
     assert np.array_equal(sequences.lengths, low.sequence_lengths)
-    theirs = MockGPTDataset(low, None, np.arange(33_333, dtype=np.int32), 50, Split.train, config)
+    reference = MockGPTDataset(low, None, np.arange(33_333, dtype=np.int32), 50, Split.train, config)
     ours = build_gpt_dataset(
         sequences, IndexRequest(range(33_333), 50, 512, 7), IndexCache(tmp_path), GPTSampleOptions(EOD, PAD)
     )
-    assert_same_indexes(ours, theirs)
+    assert_same_indexes(ours, reference)
     for i in range(20):
-        assert_equal(ours[i], theirs[i], {"tokens", "labels", "loss_mask"})
+        assert_equal(ours[i], reference[i], {"tokens", "labels", "loss_mask"})
 
 
 sentences = st.lists(st.integers(5, 19), min_size=1, max_size=9)
 books = st.lists(st.lists(sentences, min_size=1, max_size=6), min_size=1, max_size=5)
-hidings = st.builds(
+masking_cases = st.builds(
     dict,
     masking_probability=st.sampled_from([0.05, 0.15, 0.3, 0.6]),
     masking_max_ngram=st.integers(1, 4),
@@ -237,7 +237,7 @@ shapes = st.sampled_from([(False, False), (True, False), (False, True)])
 PIECES = WordPieceGroups(frozenset((2, 3)), frozenset((7, 10, 12, 17)))
 
 
-def hiding(settings: dict[str, Any], shape: tuple[bool, bool]) -> tuple[MaskingConfig, dict[str, Any]]:
+def masking_settings(settings: dict[str, Any], shape: tuple[bool, bool]) -> tuple[MaskingConfig, dict[str, Any]]:
     ours = MaskingConfig(
         mask_prob=settings["masking_probability"],
         max_ngram=settings["masking_max_ngram"],
@@ -246,24 +246,24 @@ def hiding(settings: dict[str, Any], shape: tuple[bool, bool]) -> tuple[MaskingC
         geometric=shape[0],
         permute=shape[1],
     )
-    theirs = {"masking_use_geometric_distribution": shape[0], "masking_do_permutation": shape[1]}
-    return ours, settings | theirs
+    reference = {"masking_use_geometric_distribution": shape[0], "masking_do_permutation": shape[1]}
+    return ours, settings | reference
 
 
-def their_item(theirs: Any, index: int, seed: int) -> Mapping[str, Any]:
+def reference_item(reference: Any, index: int, seed: int) -> Mapping[str, Any]:
     """Megatron's sample, with its global generator, which permuting draws from, as the sample's own begins."""
     np.random.seed((seed + index) % 2**32)
-    return theirs[index]
+    return reference[index]
 
 
-def their_dataset(kind: Any, config: Any, prefix: str, documents: int, samples: int) -> Any:
+def reference_dataset(kind: Any, config: Any, prefix: str, documents: int, samples: int) -> Any:
     return kind(IndexedDataset(prefix), prefix, np.arange(documents, dtype=np.int32), samples, Split.train, config)
 
 
 @some
 @given(
     documents=books,
-    settings=hidings,
+    settings=masking_cases,
     shape=shapes,
     two_parts=st.booleans(),
     seq_length=st.integers(8, 40),
@@ -279,7 +279,7 @@ def test_bert_samples(
     short_prob: float,
     seed: int,
 ):
-    ours, theirs_settings = hiding(settings, shape)
+    ours, reference_settings = masking_settings(settings, shape)
     with tempfile.TemporaryDirectory() as folder:
         reader = IndexedReader(write(Path(folder) / "c", documents))
         gathering = SentenceSampling(seq_length - 3, 2 if two_parts else 1, short_prob, seed, 12)
@@ -289,14 +289,14 @@ def test_bert_samples(
         config = BERTMaskedWordPieceDatasetConfig(
             random_seed=seed, sequence_length=seq_length, blend=([reader.prefix], None), split="1",
             tokenizer=ToyTokenizer(), short_sequence_probability=short_prob, classification_head=two_parts,
-            path_to_cache=str(Path(folder) / "theirs"), **theirs_settings,
+            path_to_cache=str(Path(folder) / "reference"), **reference_settings,
         )  # fmt: skip
-        theirs = their_dataset(BERTMaskedWordPieceDataset, config, reader.prefix, len(documents), 12)
+        reference = reference_dataset(BERTMaskedWordPieceDataset, config, reader.prefix, len(documents), 12)
         ids = BERTIds(2, 3, 4, 0, np.arange(40))
         dataset = BERTDataset(SentenceSamples(reader, mapping, seed), ids, PIECES, ours, seq_length, two_parts)
-        assert len(dataset) == len(theirs)
+        assert len(dataset) == len(reference)
         for i in range(len(dataset)):
-            expected = their_item(theirs, i, seed)
+            expected = reference_item(reference, i, seed)
             assert list(dataset[i]) == list(expected)
             assert_equal(dataset[i], expected, set(expected))
 
@@ -304,7 +304,7 @@ def test_bert_samples(
 @some
 @given(
     documents=books,
-    settings=hidings,
+    settings=masking_cases,
     shape=shapes,
     seq_length=st.integers(8, 40),
     seed=st.integers(0, 2**31 - 2),
@@ -312,7 +312,7 @@ def test_bert_samples(
 def test_t5_samples(
     documents: list[list[list[int]]], settings: dict[str, Any], shape: tuple[bool, bool], seq_length: int, seed: int
 ):
-    ours, theirs_settings = hiding(settings, shape)
+    ours, reference_settings = masking_settings(settings, shape)
     with tempfile.TemporaryDirectory() as folder:
         reader = IndexedReader(write(Path(folder) / "c", documents))
         mapping = build_sentence_mapping(
@@ -321,19 +321,19 @@ def test_t5_samples(
         config = T5MaskedWordPieceDatasetConfig(
             random_seed=seed, sequence_length=seq_length, sequence_length_decoder=60, blend=([reader.prefix], None),
             split="1", tokenizer=ToyTokenizer(), short_sequence_probability=0.1,
-            path_to_cache=str(Path(folder) / "theirs"), **theirs_settings,
+            path_to_cache=str(Path(folder) / "reference"), **reference_settings,
         )  # fmt: skip
-        theirs = their_dataset(T5MaskedWordPieceDataset, config, reader.prefix, len(documents), 12)
+        reference = reference_dataset(T5MaskedWordPieceDataset, config, reader.prefix, len(documents), 12)
         ids = T5Ids(20, 21, 4, 0, tuple(range(22, 40)))
         dataset = T5Dataset(SentenceSamples(reader, mapping, seed), ids, PIECES, ours, seq_length, 60)
-        assert len(dataset) == len(theirs)
+        assert len(dataset) == len(reference)
         for i in range(len(dataset)):
             try:
                 mine = dataset[i]
             except MtError:
                 with pytest.raises(IndexError):
-                    their_item(theirs, i, seed)
+                    reference_item(reference, i, seed)
                 continue
-            expected = their_item(theirs, i, seed)
+            expected = reference_item(reference, i, seed)
             assert list(mine) == list(expected)
             assert_equal(mine, expected, set(expected))

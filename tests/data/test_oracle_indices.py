@@ -38,7 +38,7 @@ def documents(draw: st.DrawFn) -> Sentences:
     return Sentences(np.array(lengths, np.int32), bounds[first : last + 1])
 
 
-def their_blend(given: list[float], size: int) -> tuple[np.ndarray, np.ndarray]:
+def reference_blend(given: list[float], size: int) -> tuple[np.ndarray, np.ndarray]:
     shares = np.array(given, np.float64) / np.sum(np.array(given, np.float64))
     dataset, sample = np.zeros(size, np.int16), np.zeros(size, np.int64)
     helpers.build_blending_indices(dataset, sample, shares, len(given), size, False)
@@ -48,16 +48,16 @@ def their_blend(given: list[float], size: int) -> tuple[np.ndarray, np.ndarray]:
 @often
 @given(weights=weights, size=st.integers(1, 20 * SHORTEST_CHUNK))
 def test_sized_blends(weights: list[float], size: int):
-    for ours, theirs in zip(sized_blend(weights, size), their_blend(weights, size), strict=True):
-        assert np.array_equal(ours, theirs)
-        assert ours.dtype == theirs.dtype
+    for ours, reference in zip(sized_blend(weights, size), reference_blend(weights, size), strict=True):
+        assert np.array_equal(ours, reference)
+        assert ours.dtype == reference.dtype
 
 
 @pytest.mark.parametrize("spread", [0, 1, 3, 6])
 def test_large_blends(spread: int):
     weights = (10 ** -np.random.default_rng(spread).uniform(0, spread, 100)).tolist()
-    for ours, theirs in zip(sized_blend(weights, 300_000), their_blend(weights, 300_000), strict=True):
-        assert np.array_equal(ours, theirs)
+    for ours, reference in zip(sized_blend(weights, 300_000), reference_blend(weights, 300_000), strict=True):
+        assert np.array_equal(ours, reference)
 
 
 @often
@@ -83,8 +83,8 @@ def test_sample_indexes(lengths: list[int], samples: int, seq_length: int, extra
     array = np.array(lengths, np.int32)
     ours = build_indices(array, request)
     epochs = len(ours.document) // len(lengths)
-    theirs = helpers.build_sample_idx_int32(array, ours.document, seq_length, epochs, sum(lengths), True, extra)
-    assert np.array_equal(ours.sample, theirs)
+    reference = helpers.build_sample_idx_int32(array, ours.document, seq_length, epochs, sum(lengths), True, extra)
+    assert np.array_equal(ours.sample, reference)
 
 
 @often
@@ -102,9 +102,11 @@ def test_sentence_mappings(
     ours = build_sentence_mapping(sentences, SentenceSampling(longest, min_sentences, short_prob, seed, samples))
     if len(ours):  # where there is nothing to gather Megatron goes on for 2^31 epochs
         bounds, lengths = sentences.documents, sentences.lengths
-        theirs = helpers.build_mapping(bounds, lengths, MANY, samples, longest, short_prob, seed, False, min_sentences)
-        assert np.array_equal(ours, theirs)
-        assert ours.dtype == theirs.dtype
+        reference = helpers.build_mapping(
+            bounds, lengths, MANY, samples, longest, short_prob, seed, False, min_sentences
+        )
+        assert np.array_equal(ours, reference)
+        assert ours.dtype == reference.dtype
 
 
 @often
@@ -121,7 +123,7 @@ def test_block_mappings(sentences: Sentences, longest: int, min_sentences: int, 
     if one:
         ours = build_block_mapping(sentences, titles, SentenceSampling(longest, min_sentences, 0, seed, epochs * one))
         bounds, lengths = sentences.documents, sentences.lengths
-        theirs = helpers.build_blocks_mapping(
+        reference = helpers.build_blocks_mapping(
             bounds, lengths, titles, epochs, MANY, longest, seed, False, min_sentences == 1
         )
-        assert np.array_equal(ours, theirs)
+        assert np.array_equal(ours, reference)

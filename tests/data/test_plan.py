@@ -29,8 +29,8 @@ def mt(*args: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 def drawn(paths: list[str], tokens: list[int], samples: int) -> list[tuple[str, int, float]]:
-    found = plan_sources(make_sources(parse_paths(paths), tokens), samples, CUT)
-    return [(row.source.prefix, row.samples, round(row.epochs, 4)) for row in found]
+    plans = plan_sources(make_sources(parse_paths(paths), tokens), samples, CUT)
+    return [(row.source.prefix, row.samples, round(row.epochs, 4)) for row in plans]
 
 
 def test_weights_share_the_samples_and_repeat_the_data():

@@ -30,9 +30,9 @@ def test_ids_are_the_same_on_real_text_and_come_faster(gpt2: TokenizerConfig, so
     assert fast != tokenizer.encode_batch
     fast(sources[:1])
     start = time.process_time()
-    found = fast(sources)
+    ids = fast(sources)
     middle = time.process_time()
-    assert found == tokenizer.encode_batch(sources)
+    assert ids == tokenizer.encode_batch(sources)
     assert middle - start < time.process_time() - middle
 
 

@@ -93,14 +93,14 @@ def test_pieces_hold_every_line_once_and_each_can_be_the_first(
         == 2 * path.stat().st_size
     )
     starts = [InputPosition(), *(piece.after for piece in everything)]
-    found = [[values[0] for values in read_documents(piece.source, CuttingOptions()).values] for piece in everything]
-    assert list(chain.from_iterable(found)) == texts * 2
+    pieces = [[values[0] for values in read_documents(piece.source, CuttingOptions()).values] for piece in everything]
+    assert list(chain.from_iterable(pieces)) == texts * 2
     for at in (0, 1, len(starts) // 3, len(starts) // 2 + 1, len(starts) - 1):
         rest = [
             read_documents(piece.source, CuttingOptions()).values
             for piece in cut_pieces(files, CuttingOptions(), starts[at])
         ]
-        assert [values[0] for piece in rest for values in piece] == list(chain.from_iterable(found[at:]))
+        assert [values[0] for piece in rest for values in piece] == list(chain.from_iterable(pieces[at:]))
 
 
 def test_rows_of_a_parquet_file_are_read_from_any_position(tmp_path: Path, texts: list[str]):

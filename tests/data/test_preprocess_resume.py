@@ -48,7 +48,7 @@ def source(tmp_path: Path) -> Path:
     return path
 
 
-def job_of(source: Path, prefix: Path, **changes: object) -> PreprocessJob:
+def make_job(source: Path, prefix: Path, **changes: object) -> PreprocessJob:
     encoding = EncodingOptions(TokenizerConfig(type="bytes"), ("text", "title"), append_eod=True)
     job = PreprocessJob((source,), str(prefix), encoding, shard_bytes=1 << 20)
     return replace(job, **changes)  # pyright: ignore[reportArgumentType]
@@ -71,7 +71,7 @@ def test_killed_at_random_points_it_goes_on_to_the_same_bytes(
         subprocess.run(["gzip", "-1", source], check=True)
         source = source.with_name(source.name + suffix)
     whole, prefix = tmp_path / "whole", tmp_path / "out"
-    preprocess(job_of(source, whole, partitions=partitions))
+    preprocess(make_job(source, whole, partitions=partitions))
     (tmp_path / "run.py").write_text(RUN)
     command = [sys.executable, tmp_path / "run.py", source, prefix, str(workers), str(partitions)]
     draw, seen, notes = random.Random(workers + partitions), 0, ""
@@ -112,7 +112,7 @@ def broken(source: Path) -> Path:
 def test_an_error_keeps_what_is_done_and_skipping_goes_on(
     broken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    stopped(job := job_of(broken, tmp_path / "out"))
+    stopped(job := make_job(broken, tmp_path / "out"))
     assert "keeps what is done; the same command goes on from there" in capsys.readouterr().err
     report = preprocess(replace(job, on_error="skip"))
     assert "goes on after" in capsys.readouterr().err
@@ -135,7 +135,7 @@ def test_an_error_keeps_what_is_done_and_skipping_goes_on(
 def test_a_journal_of_another_job_is_discarded_with_a_note(
     broken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], what: str, changes: dict[str, object]
 ):
-    stopped(job := job_of(broken, tmp_path / "out"))
+    stopped(job := make_job(broken, tmp_path / "out"))
     if what == "inputs":
         os.utime(broken, (1, 1))
     capsys.readouterr()
@@ -150,7 +150,7 @@ def test_a_journal_that_skipped_lines_does_not_serve_a_run_that_stops(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     source.write_text("{\n" + source.read_text() + '{"text": "a", "title": "b"}\n' * 50_000)
-    job = job_of(source, tmp_path / "out", on_error="skip")
+    job = make_job(source, tmp_path / "out", on_error="skip")
     journal = Journal(job.output_prefix)
     (tmp_path / "run.py").write_text(RUN.replace("shard_bytes", "on_error='skip', shard_bytes"))
     command = [sys.executable, tmp_path / "run.py", source, tmp_path / "out", "1", "1"]
@@ -169,7 +169,7 @@ def test_a_journal_that_skipped_lines_does_not_serve_a_run_that_stops(
 def test_files_shorter_than_the_journal_says_start_over(
     broken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    stopped(job := job_of(broken, tmp_path / "out"))
+    stopped(job := make_job(broken, tmp_path / "out"))
     os.truncate(Journal(job.output_prefix).folder / "0.0.tokens", 10)
     report = preprocess(replace(job, on_error="skip"))
     assert "as it is damaged: its files are shorter than its journal says" in capsys.readouterr().err
@@ -177,7 +177,7 @@ def test_files_shorter_than_the_journal_says_start_over(
 
 
 def test_two_runs_at_once_are_refused(source: Path, tmp_path: Path):
-    job = job_of(source, tmp_path / "out")
+    job = make_job(source, tmp_path / "out")
     first = Journal(job.output_prefix)
     first.open({})
     with pytest.raises(MtError, match=r"out\.preprocess\.tmp: is in use by another run; wait for it"):
@@ -189,7 +189,7 @@ def test_two_runs_at_once_are_refused(source: Path, tmp_path: Path):
 @pytest.mark.parametrize("named", [0, 1, 2, 3])
 def test_killed_while_files_get_their_names(source: Path, tmp_path: Path, named: int, monkeypatch: pytest.MonkeyPatch):
     """The renames are bin, idx, bin, idx; the run stops after some of them."""
-    job, real, done = job_of(source, tmp_path / "out"), Path.replace, []
+    job, real, done = make_job(source, tmp_path / "out"), Path.replace, []
 
     def replace_some(self: Path, target: Path) -> Path:
         if len(done) == named:

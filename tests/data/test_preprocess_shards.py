@@ -53,10 +53,10 @@ def test_a_missing_shard_is_named(job: Callable[..., PreprocessJob], tmp_path: P
         find_pairs([str(tmp_path / "parts")])
 
 
-@pytest.mark.parametrize(("text", "found"), [("1", "'1'"), ("a/b", "'a/b'"), ("-1/2", "'-1/2'")])
-def test_a_shard_that_is_none(text: str, found: str):
+@pytest.mark.parametrize(("text", "shown"), [("1", "'1'"), ("a/b", "'a/b'"), ("-1/2", "'-1/2'")])
+def test_a_shard_that_is_none(text: str, shown: str):
     assert parse_shard("3/16") == (3, 16)
-    with pytest.raises(MtError, match=f"--shard: {found}; I/N, such as 0/4 to 3/4"):
+    with pytest.raises(MtError, match=f"--shard: {shown}; I/N, such as 0/4 to 3/4"):
         parse_shard(text)
 
 
@@ -78,8 +78,8 @@ def test_partitions_deal_out_documents_in_turn(job: Callable[..., PreprocessJob]
     everything = [*texts, "a short text between two others", *texts]
     dealt = [text for partition in range(3) for text in everything[partition::3]]
     reader = IndexedReader(this.prefix("text"))
-    found = [bytes(reader.get(i)[:-1].tolist()).decode() for i in range(len(reader))]
-    assert found == [text for text in dealt if text]
+    texts_in_order = [bytes(reader.get(i)[:-1].tolist()).decode() for i in range(len(reader))]
+    assert texts_in_order == [text for text in dealt if text]
     assert reader.document_count == len(dealt)
     assert sorted(path.name for path in (tmp_path / "dealt").iterdir()) == [
         f"out_text_document.{s}" for s in ("bin", "idx")

@@ -167,11 +167,11 @@ def test_a_ramp_is_megatrons(
     oracle: ModuleType, start: int, increment: int, increments: int, samples: int, consumed: int
 ):
     full = start + increment * increments
-    theirs = oracle.RampupBatchsizeNumMicroBatchesCalculator(full, 1, 1, False, 1, start, increment, samples)
-    theirs.update(consumed, False)
+    reference = oracle.RampupBatchsizeNumMicroBatchesCalculator(full, 1, 1, False, 1, start, increment, samples)
+    reference.update(consumed, False)
     ramp = RampedBatchSize(start, increment, samples, full)
-    assert ramp.size_after(consumed) == theirs.get_current_global_batch_size()
-    assert ramp.size_after(consumed) == theirs.get()
+    assert ramp.size_after(consumed) == reference.get_current_global_batch_size()
+    assert ramp.size_after(consumed) == reference.get()
 
 
 @pytest.mark.parametrize(

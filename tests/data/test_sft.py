@@ -85,7 +85,7 @@ def test_only_the_assistants_words_are_targets(name: str):
 
 def test_a_system_message_begins_a_conversation():
     messages = chat(("System", "a"), ("user", "b"), ("assistant", "c"), ("system", ""), ("user", "d"))
-    assert [[m["role"] for m in found] for found in split_conversations(messages, "x")] == [
+    assert [[m["role"] for m in conversation] for conversation in split_conversations(messages, "x")] == [
         ["system", "user", "assistant"],
         ["system", "user"],
     ]

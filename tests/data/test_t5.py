@@ -36,7 +36,7 @@ def test_the_golden_sample(tmp_path: Path):
 
 def test_too_few_sentinels(tmp_path: Path):
     tokenizer = toy_tokenizer(tmp_path).model_copy(update={"vocab_extra_ids": 1})
-    with pytest.raises(MtError, match="has 1 sentinels, a sample has 4 hidden runs; a larger .*vocab_extra_ids"):
+    with pytest.raises(MtError, match="has 1 sentinels, a sample has 4 masked runs; a larger .*vocab_extra_ids"):
         train(tmp_path, tokenizer=tokenizer)[0]
 
 

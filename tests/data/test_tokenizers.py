@@ -28,9 +28,9 @@ def trained(tmp_path: Path) -> Path:
 
 def test_gpt2_ids_equal_transformers(gpt2: TokenizerConfig, texts: list[str]):
     ours = build_tokenizer(gpt2)
-    theirs = GPT2Tokenizer.from_pretrained(Path(gpt2.vocab_file or "").parent)
+    reference = GPT2Tokenizer.from_pretrained(Path(gpt2.vocab_file or "").parent)
     sample = [*texts, "naïve  café\t\n\n 12345 don't 🙂 日本語\u00a0\u200b"]
-    assert ours.encode_batch(sample) == theirs(sample)["input_ids"]
+    assert ours.encode_batch(sample) == reference(sample)["input_ids"]
     assert [ours.encode(text) for text in sample[-3:]] == ours.encode_batch(sample[-3:])
     assert (ours.vocab_size, ours.eod) == (50257, 50256)
     assert isinstance(ours, Tokenizer)
@@ -63,10 +63,10 @@ def test_bytes_round_trip(text: str):
 
 def test_hugging_face_ids_equal_transformers_without_added_tokens(trained: Path, texts: list[str]):
     ours = build_tokenizer(TokenizerConfig(type="HuggingFaceTokenizer", model=str(trained)))
-    theirs = AutoTokenizer.from_pretrained(trained)
+    reference = AutoTokenizer.from_pretrained(trained)
     sample = [*texts[:50], "two<|endoftext|>documents"]
-    assert ours.encode_batch(sample) == theirs(sample, add_special_tokens=False)["input_ids"]
-    assert (ours.vocab_size, ours.eod) == (len(theirs), theirs.eos_token_id) == (600, 599)
+    assert ours.encode_batch(sample) == reference(sample, add_special_tokens=False)["input_ids"]
+    assert (ours.vocab_size, ours.eod) == (len(reference), reference.eos_token_id) == (600, 599)
 
 
 def test_hugging_face_special_tokens_in_a_text_are_recognised(trained: Path):
@@ -118,9 +118,9 @@ def test_a_saved_tokenizer_is_loaded_as_it_was(trained: Path, tmp_path: Path, ki
 
 def test_transformers_reads_a_saved_gpt2(gpt2: TokenizerConfig, tmp_path: Path):
     build_tokenizer(gpt2).save(tmp_path / "saved")
-    theirs = AutoTokenizer.from_pretrained(tmp_path / "saved")
-    assert theirs("Hello world")["input_ids"] == [15496, 995]
-    assert (theirs.eos_token_id, len(theirs)) == (50256, 50257)
+    reference = AutoTokenizer.from_pretrained(tmp_path / "saved")
+    assert reference("Hello world")["input_ids"] == [15496, 995]
+    assert (reference.eos_token_id, len(reference)) == (50256, 50257)
 
 
 def test_saving_over_the_own_files_changes_nothing(trained: Path):

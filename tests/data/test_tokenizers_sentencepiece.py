@@ -163,10 +163,10 @@ def test_ids_equal_megatrons(plain: Path, padded: Path, texts: list[str]):
     from megatron.core.tokenizers.text.libraries.sentencepiece_tokenizer import SentencePieceTokenizer
 
     for model in (plain, padded):
-        theirs = SentencePieceTokenizer(str(model))
+        reference = SentencePieceTokenizer(str(model))
         ours = open_as(GPT, model)
-        assert [ours.encode(text) for text in texts[:100]] == [theirs.text_to_ids(text) for text in texts[:100]]
-        assert (ours.eod, ours.bos, getattr(ours, "pad", -1)) == (theirs.eos_id, theirs.bos_id, theirs.pad_id)
+        assert [ours.encode(text) for text in texts[:100]] == [reference.text_to_ids(text) for text in texts[:100]]
+        assert (ours.eod, ours.bos, getattr(ours, "pad", -1)) == (reference.eos_id, reference.bos_id, reference.pad_id)
 
 
 def test_special_ids_equal_megatrons(plain: Path):
@@ -175,13 +175,13 @@ def test_special_ids_equal_megatrons(plain: Path):
 
     ours = open_as(FULL, plain, 2)
     added = ["<CLS>", "<SEP>", "<EOD>", "<MASK>", "<PAD>", "<s>", "</s>", "<extra_id_0>", "<extra_id_1>"]
-    theirs = SentencePieceTokenizer(
+    reference = SentencePieceTokenizer(
         str(plain), special_tokens=added, legacy=True, trim_spm_separator_after_special_token=False
     )
-    assert [theirs.token_to_id(token) for token in added] == [ours.vocabulary()[token] for token in added]
+    assert [reference.token_to_id(token) for token in added] == [ours.vocabulary()[token] for token in added]
     for text in ("to be<MASK>or <s> not<extra_id_1><extra_id_0>", "<EOD>", "the end</s>", "a  b <CLS>  c"):
-        assert ours.encode(text) == theirs.text_to_ids(text)
-        assert ours.decode(ours.encode(text)).split() == theirs.ids_to_text(theirs.text_to_ids(text)).split()
+        assert ours.encode(text) == reference.text_to_ids(text)
+        assert ours.decode(ours.encode(text)).split() == reference.ids_to_text(reference.text_to_ids(text)).split()
 
 
 @pytest.mark.parametrize("type", TYPES)

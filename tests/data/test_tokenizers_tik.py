@@ -142,12 +142,17 @@ def test_ids_equal_megatrons(tik: Callable[..., Any], vocabulary: Path, texts: l
     from megatron.core.tokenizers.text.libraries.tiktoken_tokenizer import SPECIAL_TOKENS, TikTokenTokenizer
 
     ours = tik(10, tiktoken_pattern=pattern, tiktoken_special_tokens=tuple(SPECIAL_TOKENS))
-    theirs = TikTokenTokenizer(str(vocabulary), num_special_tokens=10, pattern=pattern, vocab_size=ours.vocab_size)
+    reference = TikTokenTokenizer(str(vocabulary), num_special_tokens=10, pattern=pattern, vocab_size=ours.vocab_size)
     wiki = shared("wikitext103_test.txt").read_text("utf-8")[:200_000].replace("<unk>", "unk").split("\n")
     sample = [*texts, *wiki, *(text for text in ODD if "<s>" not in text)]  # in which it would find special tokens
-    assert ours.encode_batch(sample) == [theirs.text_to_ids(text) for text in sample]
-    assert (ours.vocab_size, ours.eod, ours.bos) == (theirs.vocab_size, theirs.eod, theirs.bos_id)
-    assert (ours.pad, ours.mask, ours.cls, ours.sep) == (theirs.pad_id, theirs.mask_id, theirs.cls_id, theirs.sep_id)
+    assert ours.encode_batch(sample) == [reference.text_to_ids(text) for text in sample]
+    assert (ours.vocab_size, ours.eod, ours.bos) == (reference.vocab_size, reference.eod, reference.bos_id)
+    assert (ours.pad, ours.mask, ours.cls, ours.sep) == (
+        reference.pad_id,
+        reference.mask_id,
+        reference.cls_id,
+        reference.sep_id,
+    )
 
 
 def test_the_patterns_differ(tik: Callable[..., Any]):

@@ -41,13 +41,13 @@ def words(text: str, lower: bool) -> list[str]:
             cleaned += " "
         elif c not in "\0\ufffd" and category not in ("Cc", "Cf"):
             cleaned += f" {c} " if ideograph(ord(c)) else c
-    found: list[str] = []
+    words: list[str] = []
     for word in cleaned.split():
         if lower:
             word = "".join(c for c in unicodedata.normalize("NFD", word.lower()) if unicodedata.category(c) != "Mn")
         spaced = "".join(f" {c} " if punctuation(c) else c for c in word)
-        found += spaced.split()
-    return found
+        words += spaced.split()
+    return words
 
 
 def ideograph(code: int) -> bool:
@@ -62,15 +62,15 @@ def punctuation(c: str) -> bool:
 
 def pieces(word: str, vocabulary: dict[str, int]) -> list[str]:
     """Longest match first; `[UNK]` for a word that cannot be covered or has more than 200 characters."""
-    found, start = [], 0
+    covered, start = [], 0
     while start < len(word) and len(word) <= 200:
         ends = range(len(word), start, -1)
         piece = next((p for end in ends if (p := ("##" if start else "") + word[start:end]) in vocabulary), None)
         if piece is None:
             return ["[UNK]"]
-        found.append(piece)
+        covered.append(piece)
         start += len(piece) - (2 if start else 0)
-    return found if len(word) <= 200 else ["[UNK]"]
+    return covered if len(word) <= 200 else ["[UNK]"]
 
 
 def reference(text: str, tokenizer: BertWordPiece, lower: bool) -> list[int]:
@@ -187,10 +187,10 @@ def test_saved_and_pickled_it_stays_the_same(bert: Callable[..., BertWordPiece],
 
 
 def test_ids_equal_transformers_but_for_its_cls_and_sep(bert: Callable[..., BertWordPiece], vocab: Path):
-    theirs = BertTokenizer(vocab=str(vocab), do_lower_case=False)
+    reference = BertTokenizer(vocab=str(vocab), do_lower_case=False)
     text = shared("wikitext103_test.txt").read_text("utf-8")[400_000:450_000]
     words_within_its_limit = " ".join(word for word in text.split() if len(word) <= 100)
-    assert theirs(words_within_its_limit)["input_ids"][1:-1] == bert(CASE).encode(words_within_its_limit)
+    assert reference(words_within_its_limit)["input_ids"][1:-1] == bert(CASE).encode(words_within_its_limit)
 
 
 @pytest.mark.parametrize(

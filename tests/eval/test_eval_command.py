@@ -43,11 +43,11 @@ def passages(tmp_path):
 def test_perplexity_prints_a_table_and_writes_json(checkpoint, held_out, tmp_path):
     output = tmp_path / "r.json"
     result = run(app, "perplexity", "--load-dir", checkpoint, "--data", held_out, "--output", output, "--device", "cpu")
-    found = json.loads(output.read_text())
+    report = json.loads(output.read_text())
     assert result.stdout.startswith("perplexity\n")
-    assert f"bits per byte     {found['metrics']['bits_per_byte']:.4f}\n" in result.stdout
-    assert found["counts"] == {"documents": 1, "tokens": len(TEXT) + 1, "bytes": len(TEXT)}
-    assert found["settings"] == {
+    assert f"bits per byte     {report['metrics']['bits_per_byte']:.4f}\n" in result.stdout
+    assert report["counts"] == {"documents": 1, "tokens": len(TEXT) + 1, "bytes": len(TEXT)}
+    assert report["settings"] == {
         "seq_length": 64,
         "overlapping_eval": 64,
         "batch_size": 32,
@@ -55,9 +55,9 @@ def test_perplexity_prints_a_table_and_writes_json(checkpoint, held_out, tmp_pat
         "dtype": "fp32",
         "tokenizer": "BytesTokenizer",
     }
-    assert (found["model"], found["data"], found["task"]) == (str(checkpoint), str(held_out), "perplexity")
-    assert found["versions"].keys() == {"python", "torch", "mt-eval"}
-    assert found["seconds"] > 0
+    assert (report["model"], report["data"], report["task"]) == (str(checkpoint), str(held_out), "perplexity")
+    assert report["versions"].keys() == {"python", "torch", "mt-eval"}
+    assert report["seconds"] > 0
 
 
 def test_wikitext103_overlaps_by_32_unless_told_otherwise(checkpoint, held_out):
@@ -133,16 +133,16 @@ def test_spread_shows_a_dataclass_as_one_option_a_field():
         city: Annotated[str, Option(help="Where.")]
         floor: Annotated[int, Option(help="How high.")] = 3
 
-    told = []
+    calls = []
     application = Typer()
 
     @application.command()
     @spread
     def go(place: Place, options: TokenizerOptions, loud: bool = False) -> None:
-        told.append((place, options, loud))
+        calls.append((place, options, loud))
 
     run(application, "--city", "Oslo", "--loud")
-    assert told == [(Place("Oslo", 3), TokenizerOptions(), True)]
+    assert calls == [(Place("Oslo", 3), TokenizerOptions(), True)]
 
 
 def test_generate_prints_the_prompt_and_what_follows(checkpoint):

@@ -6,7 +6,7 @@ from torch import nn
 
 from mt_core.errors import MtError
 from mt_data.config import TokenizerConfig
-from mt_eval.tasks.lambada import Cloze, clozes, count_correct, hits, loose, read_passages, strict
+from mt_eval.tasks.lambada import Cloze, clozes, compute_hits, count_correct, loose, read_passages, strict
 
 
 class Bigram(nn.Module):
@@ -82,7 +82,7 @@ def test_two_passages_that_are_equal_both_count(tokenizer):
 
 
 def test_hits_are_told_for_each_target_token():
-    assert hits(Bigram("abd"), {(97, 98, 99): 2}, seq_length=64, batch_size=1) == {(97, 98, 99): (1, 0)}
+    assert compute_hits(Bigram("abd"), {(97, 98, 99): 2}, seq_length=64, batch_size=1) == {(97, 98, 99): (1, 0)}
 
 
 def test_one_word_is_refused_with_its_line(tokenizer):

@@ -30,16 +30,16 @@ class BatchSizes(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ConstantBatchSize:
-    """The same size throughout."""
+    """One size for the whole run."""
 
     size: int
 
     def size_after(self, consumed: int) -> int:
-        """The size."""
+        """The size, whatever was consumed."""
         return self.size
 
     def sizes(self) -> Sequence[int]:
-        """The one there is."""
+        """The only size."""
         return (self.size,)
 
 
@@ -50,9 +50,9 @@ class RampedBatchSize:
     start: int
     increment: int
     samples: int
-    """Of the ramp: from the first behind them on the batch is full."""
+    """Samples that the ramp lasts; every later step takes the full batch."""
     full: int
-    """The size at the end."""
+    """Size after the ramp."""
 
     def __post_init__(self) -> None:
         raise_if(self._problems())
@@ -60,23 +60,23 @@ class RampedBatchSize:
     def _problems(self) -> Iterator[Problem]:
         where = "batch.rampup"
         if min(self.start, self.increment, self.samples) < 1:
-            found = f"start {self.start}, increment {self.increment}, samples {self.samples}"
-            yield Problem(where, found, "all of them at least 1")
+            actual = f"start {self.start}, increment {self.increment}, samples {self.samples}"
+            yield Problem(where, actual, "all of them at least 1")
         elif self.start >= self.full:
             yield Problem(where, f"start {self.start} is not below the full batch", f"less than {self.full}")
         elif (self.full - self.start) % self.increment:
-            found = f"{self.full} − {self.start} is no multiple of the increment {self.increment}"
-            yield Problem(where, found, f"an increment that divides {self.full - self.start}")
+            actual = f"{self.full} − {self.start} is no multiple of the increment {self.increment}"
+            yield Problem(where, actual, f"an increment that divides {self.full - self.start}")
 
     def size_after(self, consumed: int) -> int:
-        """The size; floats as Megatron's, so that the steps fall on the same samples."""
+        """The size on the ramp; computed in floats as in Megatron, so that the steps fall on the same samples."""
         if consumed > self.samples:
             return self.full
         between = self.samples / ((self.full - self.start) // self.increment)
         return min(self.full, self.start + self.increment * int(consumed / between))
 
     def sizes(self) -> Sequence[int]:
-        """From the start to the full batch."""
+        """All sizes from the start to the full batch."""
         return range(self.start, self.full + 1, self.increment)
 
 
@@ -85,7 +85,7 @@ class SteppedBatchSize:
     """Newer Megatron's `--step-batch-size-schedule`: a size from each threshold on."""
 
     thresholds: tuple[int, ...]
-    """In samples; the first is 0, each greater than the one before."""
+    """Samples at which each size begins; the first is 0, and they increase."""
     batches: tuple[int, ...]
 
     def size_after(self, consumed: int) -> int:
@@ -93,12 +93,12 @@ class SteppedBatchSize:
         return next(b for t, b in zip(self.thresholds[::-1], self.batches[::-1], strict=True) if t <= consumed)
 
     def sizes(self) -> Sequence[int]:
-        """In the order of their thresholds."""
+        """The sizes in the order of their thresholds."""
         return self.batches
 
 
 def make_batch_sizes(batch: BatchConfig) -> BatchSizes:
-    """What a configuration says: a constant batch, a ramp, or given sizes."""
+    """Build the batch sizes of a configuration: constant, a ramp, or given steps."""
     if batch.rampup:
         start, increment, samples = batch.rampup
         return RampedBatchSize(start, increment, samples, batch.global_batch)
@@ -131,7 +131,7 @@ def check_sizes(sizes: BatchSizes, group: int) -> None:
 
 
 def count_samples(sizes: BatchSizes, steps: int) -> int:
-    """Samples that so many steps take."""
+    """Number of samples that the first `steps` steps take."""
     if isinstance(sizes, ConstantBatchSize):
         return steps * sizes.size
     consumed = 0

@@ -75,9 +75,10 @@ def single(total: int, consumed: int, rank: DataParallelRank) -> Iterator[range]
 
 
 def sequential(total: int, consumed: int, rank: DataParallelRank) -> Iterator[range]:
-    """As `single`, with the last group however small: each sample once, for evaluation.
+    """Sample numbers of each of this rank's micro-batches; each sample once, for evaluation.
 
-    Every rank yields as often as the others; of an incomplete group its part may be short or empty.
+    Unlike `single` it keeps an incomplete last group. Every rank yields equally often; its part of that group may be
+    short or empty.
     """
     check_position(total, consumed)
     return (
@@ -97,7 +98,7 @@ def cyclic(total: int, consumed: int, rank: DataParallelRank) -> Iterator[list[i
 
 
 def cyclic_unsharded(total: int, consumed: int, rank: DataParallelRank) -> Iterator[list[int]]:
-    """As `cyclic`, but the ranks take turns in one shuffled order of the whole dataset."""
+    """Sample numbers of each of this rank's micro-batches; the ranks take turns in one shuffle of the whole dataset."""
     whole = total // rank.micro_batch * rank.micro_batch
 
     def epoch_order(epoch: int, begun: int) -> list[int]:
@@ -143,7 +144,7 @@ SAMPLERS: Mapping[str, Sampler] = {
 
 
 def get_sampler(name: str) -> Sampler:
-    """The order of a name."""
+    """The sampler registered under a name."""
     if name not in SAMPLERS:
         raise MtError("order", f"unknown name {name!r}", did_you_mean(name, SAMPLERS))
     return SAMPLERS[name]

@@ -15,7 +15,7 @@ from mt_data.text_io.lines import check_inputs
 from mt_data.tokenizers import build_tokenizer
 
 CHARACTERS_PER_TOKEN = 8
-"""A text of so many characters for each token wanted is long enough without counting."""
+"""A text with this many characters for each token of `min_tokens` is long enough without counting."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,8 +98,8 @@ def _read_text(task: EvaluationSet, line: bytes, where: str) -> str:
 
 
 def _count_record(index: NgramIndex, key: str, record: Record, number: int) -> tuple[list[Record], str]:
-    found = Counter(index.matches(record[key]))
-    return ([dict(found)], "with matches") if found else ([], "without")
+    matches = Counter(index.matches(record[key]))
+    return ([dict(matches)], "with matches") if matches else ([], "without")
 
 
 def _common_ngrams(counted: Path, often: int) -> set[str]:
@@ -117,7 +117,7 @@ def _join_names(tasks: Sequence[EvaluationSet]) -> str:
 def _cut_record(
     index: NgramIndex, filter: NgramFilter, label: str, record: Record, number: int
 ) -> tuple[list[Record], str]:
-    kept, found = cut_passages(record[filter.key], index, filter.cut)
+    kept, matches = cut_passages(record[filter.key], index, filter.cut)
     if len(kept) > filter.cut.most:
         return [], "dropped whole"
     before = f"{old}-" if (old := record.get("split_id")) else ""
@@ -125,4 +125,4 @@ def _cut_record(
         {**record, filter.key: piece, "split_id": f"{before}{label}-{number + 1:010d}-{at:04d}"}
         for at, piece in enumerate(kept)
     ]
-    return records, "untouched" if not found else "cut" if kept else "nothing left"
+    return records, "untouched" if not matches else "cut" if kept else "nothing left"

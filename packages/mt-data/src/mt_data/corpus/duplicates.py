@@ -66,8 +66,7 @@ def find_duplicates(
     if counts.get("records"):
         prints = np.memmap(signatures, search.fingerprint, mode="r")
     step = CorpusStep("find-duplicates", output, tuple(inputs), {"search": repr(search)})
-    found = run_step(step, range(search.bands), BandSearch(tuple(inputs), prints, search))
-    return counts | found
+    return counts | run_step(step, range(search.bands), BandSearch(tuple(inputs), prints, search))
 
 
 def _check_inputs(inputs: Sequence[Path], search: DuplicateSearch) -> None:
@@ -140,10 +139,10 @@ class BandSearch:
         return compute_jaccard(self._shingles(a), self._shingles(b), self._search.denominator)
 
     def _record(self, document: int) -> Record:
-        place = self._prints[document]
-        with self._inputs[int(place["file"])].open("rb") as file:
-            file.seek(int(place["offset"]))
-            return json.loads(file.read(int(place["bytes"])))
+        location = self._prints[document]
+        with self._inputs[int(location["file"])].open("rb") as file:
+            file.seek(int(location["offset"]))
+            return json.loads(file.read(int(location["bytes"])))
 
     def _name(self, document: int) -> str:
         return self._record(document)[self._search.id_key]
@@ -166,8 +165,8 @@ def compute_jaccard(a: set[str], b: set[str], denominator: Denominator = "union"
 def compute_signature(text: str, *, seeds: int, seed: int) -> np.ndarray:
     """MinHash values of a text, uint32 [seeds]."""
     hashed = import_library("datasketch").MinHash(num_perm=seeds, seed=seed, scheme="affine32", hashfunc=int)
-    if len(found := hash_shingles(text)):
-        hashed.update_batch(found.tolist())
+    if len(shingles := hash_shingles(text)):
+        hashed.update_batch(shingles.tolist())
     return hashed.hashvalues.astype(np.uint32)
 
 

@@ -21,13 +21,13 @@ class NgramMatch:
     """An n-gram in a text."""
 
     start: int
-    """Its first character."""
+    """Position of the n-gram's first character in the text."""
     key: str
-    """Its words, lower-cased and joined by spaces."""
+    """Words of the n-gram, lower-cased and joined by spaces."""
 
     @property
     def end(self) -> int:
-        """Behind its last character, counted on the key, as Megatron does."""
+        """Position behind the n-gram's last character, counted on the key, as Megatron does."""
         return self.start + len(self.key)
 
 
@@ -51,15 +51,15 @@ class NgramIndex:
 
     def first_match(self, text: str) -> NgramMatch | None:
         """The first n-gram of a text, from left to right; a text with less words than the longest has none."""
-        found = list(WORD.finditer(text))
-        words = [match[0].lower() for match in found]
+        matches = list(WORD.finditer(text))
+        words = [match[0].lower() for match in matches]
         last = len(words) - self.sizes.longest
         for at in range(last + 1):
             if words[at] in self._first and (key := self._key(words, at, (self.sizes.longest, *self._shorter))):
-                return NgramMatch(found[at].start(), key)
+                return NgramMatch(matches[at].start(), key)
         for at in range(last + 1, len(words)) if last > 0 else ():
             if words[at] in self._first and (key := self._key(words, at, self._shorter)):
-                return NgramMatch(found[at].start(), key)
+                return NgramMatch(matches[at].start(), key)
         return None
 
     def _key(self, words: list[str], at: int, lengths: Iterable[int]) -> str | None:
@@ -89,16 +89,16 @@ class PassageCut:
 
 def cut_passages(text: str, index: NgramIndex, cut: PassageCut) -> tuple[list[str], list[str]]:
     """What is left of a text, and the n-grams that were cut out of it; an untouched text is one piece."""
-    kept, found = [], []
+    pieces, matches = [], []
     while match := index.first_match(text):
-        found.append(match.key)
+        matches.append(match.key)
         before, after = _split_around(text, match, cut.margin)
         if len(before) > cut.shortest:
-            kept.append(before)
+            pieces.append(before)
         text = after
         if len(text) <= cut.shortest:
-            return kept, found
-    return [*kept, text], found
+            return pieces, matches
+    return [*pieces, text], matches
 
 
 def _split_around(text: str, match: NgramMatch, margin: int) -> tuple[str, str]:

@@ -37,8 +37,8 @@ def list_dump_files(inputs: Sequence[Path]) -> list[Path]:
         raise MtError.from_problems(
             Problem(str(path), "no such file or folder", nearest_file(path)) for path in missing
         )
-    found = [file for path in inputs for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
-    files = [file for file in found if file.is_file()]
+    paths = [file for path in inputs for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
+    files = [file for file in paths if file.is_file()]
     if not files:
         raise MtError(" ".join(map(str, inputs)), "holds no files", "the folder that WikiExtractor wrote")
     return files
@@ -98,10 +98,10 @@ def _parse_articles(path: Path) -> Iterator[Record]:
 
 
 def _parse_attributes(text: str, where: str) -> Record:
-    found = {name: html.unescape(value) for name, value in ATTRIBUTE.findall(text)}
-    if "title" not in found:
+    attributes = {name: html.unescape(value) for name, value in ATTRIBUTE.findall(text)}
+    if "title" not in attributes:
         raise MtError(where, "has a <doc> without a title", "a file that WikiExtractor wrote")
-    return found
+    return attributes
 
 
 def _read_lines(path: Path) -> Iterator[tuple[int, str]]:

@@ -110,26 +110,28 @@ def build_splits(
     reader = IndexedReader(config.paths[0])
     titles = IndexedReader(config.titles) if config.titles else None
     if titles is not None and len(titles) != reader.document_count:
-        found = f"has {len(titles)} titles, {reader.prefix} has {reader.document_count} documents"
-        raise MtError(titles.prefix, found, "one title for each document, none of them empty")
+        actual = f"has {len(titles)} titles, {reader.prefix} has {reader.document_count} documents"
+        raise MtError(titles.prefix, actual, "one title for each document, none of them empty")
     datasets: list[Dataset | None] = []
-    for name, documents, wanted in zip(
+    for name, documents, num_samples in zip(
         SPLITS, legacy_ranges(config.split, reader.document_count), samples, strict=True
     ):
-        if wanted == 0 or (wanted is None and not documents):
+        if num_samples == 0 or (num_samples is None and not documents):
             datasets.append(None)
             continue
-        blocks = _build_blocks(reader, titles, documents, sentence_sampling(config, seed, wanted), cache)
-        if wanted and not len(blocks.mapping):
-            found = f"is empty: {len(documents)} documents, split {config.split!r}, give no block"
-            raise MtError(f"the {name} split of {reader.prefix}", found, f"more documents, or no {name} samples")
+        blocks = _build_blocks(reader, titles, documents, sentence_sampling(config, seed, num_samples), cache)
+        if num_samples and not len(blocks.mapping):
+            actual = f"is empty: {len(documents)} documents, split {config.split!r}, give no block"
+            raise MtError(f"the {name} split of {reader.prefix}", actual, f"more documents, or no {name} samples")
         datasets.append(ICTDataset(blocks, ids, config.seq_length, config.query_in_block_prob, seed))
     return Splits(*datasets)
 
 
-def sentence_sampling(config: ICTData, seed: int, wanted: NumSamples) -> SentenceSampling:
-    """How sentences become so many blocks."""
-    return SentenceSampling(config.seq_length - SPECIAL, 1 if config.one_sentence_documents else 2, 0.0, seed, wanted)
+def sentence_sampling(config: ICTData, seed: int, num_samples: NumSamples) -> SentenceSampling:
+    """How sentences become `num_samples` blocks."""
+    return SentenceSampling(
+        config.seq_length - SPECIAL, 1 if config.one_sentence_documents else 2, 0.0, seed, num_samples
+    )
 
 
 def get_title_lengths(titles: IndexedReader | None, documents: range) -> np.ndarray:

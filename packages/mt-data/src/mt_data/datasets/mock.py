@@ -61,7 +61,7 @@ def build_splits(
         make_sample_options(config),
     )
     datasets: list[Dataset | None] = []
-    for elements, wanted in zip(mock_splits(), samples, strict=True):
-        request = IndexRequest(elements, wanted, config.seq_length, seed)
-        datasets.append(None if wanted == 0 else build_gpt_dataset(sequences, request, cache, sample_options))
+    for elements, num_samples in zip(mock_splits(), samples, strict=True):
+        request = IndexRequest(elements, num_samples, config.seq_length, seed)
+        datasets.append(None if num_samples == 0 else build_gpt_dataset(sequences, request, cache, sample_options))
     return Splits(*datasets)

@@ -160,17 +160,17 @@ def _cut_range_pieces(number: int, file: InputFile, begin: int, end: int) -> Ite
 
 def _read_block_pieces(number: int, file: InputFile, offset: int, limit: int) -> Iterator[InputPiece]:
     """Blocks cut after their last newline; a line over the limit is counted and dropped as it streams by."""
-    at, line, held, too_long, paid = 0, 1, [b""], 0, 0
+    at, line, pending, too_long, paid = 0, 1, [b""], 0, 0
     for block, read in read_blocks(Path(file.path)):
         at += len(block)
         if b"\n" not in block:
-            held.append(block)
-            if too_long or sum(map(len, held)) > limit:
-                too_long += sum(map(len, held))
-                held = [b""]
+            pending.append(block)
+            if too_long or sum(map(len, pending)) > limit:
+                too_long += sum(map(len, pending))
+                pending = [b""]
             continue
         head, tail = block[: (cut := block.rindex(b"\n") + 1)], block[cut:]
-        data = b"".join([*held, head])
+        data = b"".join([*pending, head])
         if too_long:
             end = data.index(b"\n") + 1
             too_long, data = too_long + end - 1, data[end:]
@@ -179,8 +179,8 @@ def _read_block_pieces(number: int, file: InputFile, offset: int, limit: int) ->
             yield InputPiece(LineBlock(file, line, data, too_long), read - paid, after)
         paid = read
         line += data.count(b"\n") + bool(too_long)
-        held, too_long = [tail], 0
-    data = b"".join(held)
+        pending, too_long = [tail], 0
+    data = b"".join(pending)
     block = LineBlock(file, line, b"", too_long + len(data)) if too_long else LineBlock(file, line, data)
     yield InputPiece(block, file.size - paid, InputPosition(number + 1))
 

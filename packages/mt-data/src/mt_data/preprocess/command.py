@@ -87,12 +87,12 @@ def preprocess(
     from mt_data.text_io.inputs import find_inputs
 
     splitting = _splitting(lang, split_sentences, keep_newlines=keep_newlines)
-    found = [Path(file.path) for file in find_inputs(input, input_format)]
+    files = [Path(file.path) for file in find_inputs(input, input_format)]
     job = PreprocessJob(
         inputs=tuple(input),
         output_prefix=output_prefix,
         encoding=EncodingOptions(tokenizer or TokenizerConfig(), tuple(json_keys), append_eod, splitting),
-        workers=workers or default_workers(found),
+        workers=workers or default_workers(files),
         on_error=on_error,
         input_format=input_format,
         text_documents=text_documents,
@@ -105,12 +105,12 @@ def preprocess(
     print_report(job, run(job))
 
 
-def _splitting(language: str, wanted: bool, *, keep_newlines: bool) -> "SentenceSplitting | None":
+def _splitting(language: str, enabled: bool, *, keep_newlines: bool) -> "SentenceSplitting | None":
     from mt_data.preprocess.sentences import choose_splitter
 
-    if keep_newlines and not wanted:
+    if keep_newlines and not enabled:
         raise MtError("--keep-newlines", "has no meaning without --split-sentences", "give both, or neither")
-    return choose_splitter(language, keep_newlines=keep_newlines) if wanted else None
+    return choose_splitter(language, keep_newlines=keep_newlines) if enabled else None
 
 
 def default_workers(inputs: list[Path]) -> int:

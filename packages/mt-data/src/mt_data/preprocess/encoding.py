@@ -76,11 +76,12 @@ def _get_encode(encoding: EncodingOptions) -> EncodeBatch:
 
 def encode_piece(encoding: EncodingOptions, cut: CuttingOptions, piece: InputPiece) -> EncodedPiece:
     """Read, parse, split and tokenize a piece."""
-    found = read_documents(piece.source, cut)
+    documents = read_documents(piece.source, cut)
     keys = {
-        key: encode_values([values[at] for values in found.values], encoding) for at, key in enumerate(encoding.keys)
+        key: encode_values([values[at] for values in documents.values], encoding)
+        for at, key in enumerate(encoding.keys)
     }
-    return EncodedPiece(keys, found.problems, found.bytes, piece.disk_bytes, piece.after)
+    return EncodedPiece(keys, documents.problems, documents.bytes, piece.disk_bytes, piece.after)
 
 
 def encode_values(values: Sequence[TextValue], encoding: EncodingOptions) -> EncodedKey:

@@ -133,7 +133,7 @@ def _commit_files(parts: dict[str, OutputFiles]) -> dict[str, int]:
 def _publish_pairs(job: PreprocessJob, parts: dict[str, OutputFiles]) -> None:
     """Give the files their names. A run that was stopped in the middle of this finds the rest to be done.
 
-    An older pair of the same name is hidden first, so that the two never mix.
+    An older pair of the same name is removed first, so that the two never mix.
     """
     for key, part in parts.items():
         bin, idx, record = (Path(f"{job.prefix(key)}.{suffix}") for suffix in ("bin", "idx", "json"))

@@ -1,4 +1,4 @@
-"""The same map as `ordered_map`, over a Ray cluster: the one that RAY_ADDRESS names, or one started here."""
+"""A map like `ordered_map` over a Ray cluster: the one that RAY_ADDRESS names, or one started here."""
 
 import os
 from collections import deque

@@ -55,7 +55,7 @@ class MaskingTokenizer(Tokenizer, Protocol):
 
     @property
     def mask(self) -> int:
-        """Id that stands for a hidden token."""
+        """Id that replaces a masked token."""
         return get_special_id(self, "mask")
 
     @property

@@ -64,7 +64,7 @@ def is_equivalent(vocabulary: Mapping[str, int], merges: Sequence[tuple[str, str
         models.BPE(vocab=dict(vocabulary), merges=list(merges))
     )  # on the spelling of bytes, nothing around it
     encoded = bpe.encode_batch_fast(merged, add_special_tokens=False)
-    return all(found.ids == [number] for found, number in zip(encoded, ids, strict=True))
+    return all(encoding.ids == [number] for encoding, number in zip(encoded, ids, strict=True))
 
 
 def rank_bytes(vocabulary: Mapping[str, int]) -> dict[bytes, int]:

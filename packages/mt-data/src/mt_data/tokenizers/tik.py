@@ -124,11 +124,11 @@ def make_special_ids(config: TokenizerConfig, vocab_size: int) -> dict[str, int]
     """Id of each special token: those that are named, then as many `<SPECIAL_…>` as are left."""
     names, count = config.tiktoken_special_tokens, config.tiktoken_num_special_tokens
     if count >= vocab_size:
-        found = f"{count} leaves nothing of a vocabulary of {vocab_size}"
-        raise MtError("tiktoken_num_special_tokens", found, f"less than {vocab_size}, or a larger vocab_size")
+        actual = f"{count} leaves nothing of a vocabulary of {vocab_size}"
+        raise MtError("tiktoken_num_special_tokens", actual, f"less than {vocab_size}, or a larger vocab_size")
     if len(names) > count:
-        found = f"{count}, but {len(names)} tokens are named"
-        raise MtError("tiktoken_num_special_tokens", found, f"at least {len(names)}")
+        actual = f"{count}, but {len(names)} tokens are named"
+        raise MtError("tiktoken_num_special_tokens", actual, f"at least {len(names)}")
     if missing := [name for name in REQUIRED if name not in names]:
         raise MtError("tiktoken_special_tokens", f"lacks {' '.join(missing)}", f"{' '.join(REQUIRED)} and any others")
     ids = {name: number for number, name in enumerate(names)}
@@ -150,8 +150,8 @@ def read_ranks(path: Path, count: int) -> tuple[bytes, dict[bytes, int]]:
     if not isinstance(entries, list):
         raise MtError(str(path), "is not a list", FILE_FORM)
     if len(entries) < count:
-        found = f"has {len(entries):,} tokens, {count:,} are needed for vocab_size less the special tokens"
-        raise MtError(str(path), found, "a smaller --vocab-size or more --tiktoken-num-special-tokens")
+        actual = f"has {len(entries):,} tokens, {count:,} are needed for vocab_size less the special tokens"
+        raise MtError(str(path), actual, "a smaller --vocab-size or more --tiktoken-num-special-tokens")
     ranks: dict[bytes, int] = {}
     for rank, entry in enumerate(entries[:count]):
         token = _decode_token(entry, rank, str(path))

@@ -1,4 +1,4 @@
-"""Checking a `.bin`/`.idx` pair from end to end, in constant memory, and telling everything that is wrong at once."""
+"""Checking a `.bin`/`.idx` pair from end to end, in constant memory, and reporting everything that is wrong at once."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -141,8 +141,8 @@ def _first_problem(where: str, count: int, wrong: Callable[[int, int], np.ndarra
 
 def _id_range(index: UncheckedIndex) -> tuple[float, float] | None:
     """Smallest and largest id of the whole `.bin`."""
-    found = [(tokens.min(), tokens.max()) for _, tokens in _read_tokens(index)]
-    return (min(low for low, _ in found), max(high for _, high in found)) if found else None
+    extremes = [(tokens.min(), tokens.max()) for _, tokens in _read_tokens(index)]
+    return (min(low for low, _ in extremes), max(high for _, high in extremes)) if extremes else None
 
 
 def _id_problem(index: UncheckedIndex, wrong: Callable[[np.ndarray], np.ndarray], allowed: str) -> Problem:

@@ -38,16 +38,16 @@ def check(
         vocab_size = min(size, vocab_size or size)
     problems: list[Problem] = []
     for prefix in prefixes:
-        found = check_pair(prefix, vocab_size=vocab_size)
-        problems += found.problems
-        if not found.problems:
-            largest = "" if found.largest is None else f", ids up to {found.largest:,}"
-            print(f"ok: {prefix}: {found.documents:,} documents, {found.tokens:,} tokens{largest}")
+        result = check_pair(prefix, vocab_size=vocab_size)
+        problems += result.problems
+        if not result.problems:
+            largest = "" if result.largest is None else f", ids up to {result.largest:,}"
+            print(f"ok: {prefix}: {result.documents:,} documents, {result.tokens:,} tokens{largest}")
     raise_if(problems)
 
 
 def blend(
-    samples: Annotated[int, typer.Option(min=1, help="StreamSampling to plan_sources.")],
+    samples: Annotated[int, typer.Option(min=1, help="Samples to draw.")],
     seq_length: Annotated[int, typer.Option(min=1, help="Tokens in a sample.")],
     data_path: Annotated[list[str] | None, typer.Option(help="Prefixes, or weights and prefixes in turn.")] = None,
     data_args_path: Annotated[Path | None, typer.Option(help="A file that lists them instead.")] = None,

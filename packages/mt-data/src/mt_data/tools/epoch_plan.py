@@ -27,19 +27,19 @@ class Source:
 
     prefix: str
     tokens: int | None
-    """None where only tokenizing it would tell."""
+    """Number of tokens; None where only tokenizing would show it."""
     weight: float | None = None
     units: int | None = None
     """Samples of one epoch, where they are not cut from a stream of tokens."""
 
     def count_per_epoch(self, cut: StreamSampling) -> int:
-        """Samples of one epoch."""
+        """Number of samples of one epoch."""
         if self.units is not None:
             return self.units
         return max(0, (self.tokens or 0) - cut.extra) // cut.seq_length
 
     def count_epochs(self, samples: int, cut: StreamSampling) -> float:
-        """How often so many samples read it."""
+        """How often `samples` samples read the source."""
         return samples / self.units if self.units is not None else samples * cut.seq_length / (self.tokens or 1)
 
 
@@ -49,10 +49,10 @@ class SourcePlan:
 
     source: Source
     share: float
-    """Of all samples."""
+    """Part of all samples, 0 to 1."""
     samples: int
     epochs: float
-    """How often it is read."""
+    """How often the source is read."""
 
 
 def make_sources(paths: WeightedPaths, tokens: Sequence[int]) -> list[Source]:

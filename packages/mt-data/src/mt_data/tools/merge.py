@@ -177,9 +177,9 @@ def _expand_name(name: str) -> list[str]:
         return _list_pairs(Path(name))
     if has_magic(name) and not Path(f"{name}.idx").exists():
         stem = name.removesuffix(".idx").removesuffix(".bin")
-        if not (found := sorted(path[:-4] for path in glob(f"{stem}.idx"))):
+        if not (prefixes := sorted(path[:-4] for path in glob(f"{stem}.idx"))):
             raise MtError(name, "matches no .idx file", "quote it if the shell should leave it alone")
-        return found
+        return prefixes
     return [name.removesuffix(".idx").removesuffix(".bin")]
 
 
@@ -203,8 +203,8 @@ def _missing_shards(prefixes: Sequence[str]) -> Iterator[Problem]:
         for match in list(SHARD.finditer(Path(prefix).name))[-1:]:
             begin = prefix[: len(prefix) - len(Path(prefix).name) + match.start()]
             jobs[begin, Path(prefix).name[match.end() :], int(match[2])].add(int(match[1]))
-    for (begin, end, parts), found in jobs.items():
-        if missing := sorted(set(range(parts)) - found):
+    for (begin, end, parts), present in jobs.items():
+        if missing := sorted(set(range(parts)) - present):
             names = ", ".join(f"{part}/{parts}" for part in missing)
             hint = "run mt data preprocess --shard for each of them"
             yield Problem(f"{begin}_*-of-{parts}_{end}", f"parts {names} are missing", hint)

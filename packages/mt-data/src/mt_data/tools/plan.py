@@ -66,7 +66,7 @@ class DataPlan:
 
     @property
     def samples(self) -> int:
-        """Of training, over all steps."""
+        """Number of training samples, over all steps."""
         return count_samples(make_batch_sizes(self.config.batch), self.config.train.steps)
 
 
@@ -81,14 +81,14 @@ def plan_run(files: Sequence[Path], overrides: Sequence[str] = (), preset: str |
     raise_if(data_problems(config.data))
     train, batch = config.train, config.batch
     evaluated = train.eval_batches * batch.global_batch if train.eval_every else 0
-    wanted = (count_samples(make_batch_sizes(batch), train.steps), evaluated)
-    splits = [_plan_split(config, number, samples) for number, samples in enumerate(wanted) if samples]
+    num_samples = (count_samples(make_batch_sizes(batch), train.steps), evaluated)
+    splits = [_plan_split(config, number, samples) for number, samples in enumerate(num_samples) if samples]
     return DataPlan(config, splits)
 
 
 def _plan_split(config: DataPlanConfig[DataConfig], number: int, samples: int) -> SplitPlan:
-    found, cut = count_sources(config.data, number, config.runtime.seed)
-    return SplitPlan(SPLITS[number], samples, plan_sources(found, samples, cut))
+    sources, cut = count_sources(config.data, number, config.runtime.seed)
+    return SplitPlan(SPLITS[number], samples, plan_sources(sources, samples, cut))
 
 
 def count_sources(data: DataConfig, number: int, seed: int) -> tuple[list[Source], StreamSampling]:
@@ -170,11 +170,11 @@ SOURCE_COUNTERS: dict[tuple[type[DataConfig], ...], Callable[[Any, int, int], It
 
 def _split_paths(data: Corpora, number: int) -> Iterator[tuple[str, float | None, str]]:
     """Prefix, weight, and the split string if the split is a share of the corpus and not all of it."""
-    found = resolve_split_paths(data)
-    if (paths := found.splits[number]) is None:
+    split_paths = resolve_split_paths(data)
+    if (paths := split_paths.splits[number]) is None:
         raise MtError("data", f"names nothing for {SPLITS[number]}", "give it in data.paths or one of the other forms")
     for prefix, weight in zip(paths.prefixes, _weights(paths), strict=True):
-        yield prefix, weight, data.split if found.shared else ""
+        yield prefix, weight, data.split if split_paths.shared else ""
 
 
 def _weights(paths: WeightedPaths) -> tuple[float | None, ...]:

@@ -13,22 +13,22 @@ from mt_core.errors import MtError
 from mt_eval.options import ModelOptions, TokenizerOptions, spread
 
 UNFINISHED = "\ufffd"
-"""What bytes decode to while the rest of their character is still to come."""
+"""What the first bytes of a character decode to before the last one arrives."""
 
 
 @dataclass(frozen=True, slots=True)
 class CheckpointOptions:
-    """Whose model continues."""
+    """The checkpoint whose model continues the prompts."""
 
     load_dir: Annotated[Path | None, Option(help="Checkpoint: a run, a step or a Hugging Face directory.")] = None
     checkpoint: Annotated[Path | None, Argument(metavar="CKPT", help="Checkpoint, if not given as --load-dir.")] = None
 
     def path(self) -> Path:
-        """The directory, given in one of the two ways."""
+        """The directory, whichever of the two options names it."""
         given = [str(path) for path in (self.load_dir, self.checkpoint) if path]
         if len(given) != 1:
-            found = f"two checkpoints, {' and '.join(given)}" if given else "no checkpoint"
-            raise MtError("--load-dir", found, "give one: a run, a step or a Hugging Face directory")
+            actual = f"two checkpoints, {' and '.join(given)}" if given else "no checkpoint"
+            raise MtError("--load-dir", actual, "give one: a run, a step or a Hugging Face directory")
         return Path(given[0])
 
 
@@ -94,17 +94,17 @@ def generate(
 
 
 def pieces(tokens: Iterable[int], tokenizer: Tokenizer) -> Iterator[str]:
-    """Text as it becomes known; a character is held back until its last byte has come."""
+    """Pieces of text as tokens arrive; a character waits until its last byte has arrived."""
     ids: list[int] = []
-    told = 0
+    printed = 0
     for token in tokens:
         ids.append(token)
         text = tokenizer.decode(ids)
         if not text.endswith(UNFINISHED):
-            yield text[told:]
-            told = len(text)
-    if len(text := tokenizer.decode(ids)) > told:
-        yield text[told:]
+            yield text[printed:]
+            printed = len(text)
+    if len(text := tokenizer.decode(ids)) > printed:
+        yield text[printed:]
 
 
 def _print_growing(prompt: str, grown: Iterable[str]) -> None:

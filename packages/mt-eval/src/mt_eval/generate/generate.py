@@ -48,7 +48,7 @@ def stream(
     seed: int = 0,
     eod: int | None = None,
 ) -> Iterator[tuple[int, int]]:
-    """As `generate`, but yield (index of the prompt, new token) as soon as it is known."""
+    """Yield (index of the prompt, new token) as soon as each token is known; parameters are those of `generate`."""
     import torch
 
     check_prompts(prompts, max_new_tokens=max_new_tokens, max_seq_len=model.config.max_seq_len)
@@ -92,9 +92,9 @@ def check_prompts(prompts: Prompts, *, max_new_tokens: int, max_seq_len: int) ->
         if not prompt:
             problems.append(Problem(f"prompt {number}", "has no tokens", "at least one token"))
         elif len(prompt) + max_new_tokens > max_seq_len:
-            found = f"{len(prompt)} tokens and {max_new_tokens} new ones exceed the model's {max_seq_len} positions"
+            actual = f"{len(prompt)} tokens and {max_new_tokens} new ones exceed the model's {max_seq_len} positions"
             room = max_seq_len - len(prompt)
             shorter = f"a prompt of at most {max_seq_len - 1} tokens"
             allowed = f"--max-new-tokens {room} or less" if room > 0 else shorter
-            problems.append(Problem(f"prompt {number}", found, allowed))
+            problems.append(Problem(f"prompt {number}", actual, allowed))
     raise_if(problems)

@@ -3,6 +3,7 @@
 The samples are specified in docs/specs/data.md §4.7 and §4.9, splits and blends in docs/specs/data.md §4.2 and §4.12.
 """
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -150,32 +151,30 @@ def build_splits(
     cache_dir: Path,
     builder: bool = True,
 ) -> Splits:
-    """The three datasets. Of each the samples wanted: 0 for no dataset, None for one epoch of what there is.
+    """The three datasets; `samples` are 0 for no dataset, None for one epoch of what there is.
 
     A split that is wanted and empty is an `MtError`. Only the process with `builder` writes indexes; the others wait
     for its files. A dataset may be a little longer than asked for.
     """
     cache = IndexCache(cache_dir, builder)
-    found: list[GPTSampleOptions] = []
+    sample_options = functools.cache(lambda: make_sample_options(config))
 
-    def build_dataset(reader: IndexedReader, portion: SplitPart) -> Dataset:
-        if not found:
-            found.append(make_sample_options(config))
-        return build_gpt_dataset(reader, make_index_request(config, portion, seed), cache, found[0])
+    def build_dataset(reader: IndexedReader, part: SplitPart) -> Dataset:
+        return build_gpt_dataset(reader, make_index_request(config, part, seed), cache, sample_options())
 
     return blend_splits(
         config, DatasetReader(IndexedReader, len, build_dataset, "sequences"), samples=samples, cache=cache
     )
 
 
-def make_index_request(config: GPTData, portion: SplitPart, seed: int) -> IndexRequest:
-    """The indexes that a portion of a corpus needs."""
+def make_index_request(config: GPTData, part: SplitPart, seed: int) -> IndexRequest:
+    """The indexes that a part of a corpus needs."""
     return IndexRequest(
-        portion.elements,
-        portion.samples,
+        part.elements,
+        part.samples,
         config.seq_length,
         seed,
-        keep_partial=config.keep_partial_valid and portion.split == 1,
+        keep_partial=config.keep_partial_valid and part.split == 1,
         extra=int(config.extra_token),
     )
 

@@ -25,7 +25,7 @@ class IndexRequest:
     sequences: range
     """Sequence numbers of the split."""
     samples: int | None
-    """Samples wanted; None: those of one epoch."""
+    """Number of samples; None for one epoch."""
     seq_length: int
     """Tokens in a sample, L."""
     seed: int
