@@ -19,7 +19,6 @@ from mt_data.corpus.duplicates import (
     make_shingles,
 )
 from mt_data.corpus.groups import DocumentForest, group_duplicates, remove_duplicates
-from mt_data.corpus.libraries import import_library
 from mt_data.corpus.ngrams import NgramIndex, NgramSizes, PassageCut, cut_passages, list_ngrams
 from mt_data.corpus.records import add_ids
 from mt_data.corpus.step import CorpusStep, StepOutput, run_step
@@ -129,11 +128,6 @@ def test_a_bad_line_stops_a_step_or_is_counted(tmp_path: Path):
     assert counts == {"records": 3, "kept": 2, "bad lines": 1, "written": 2}
     with pytest.raises(MtError, match=r"inn.jsonl: no such file; did you mean .*in.jsonl\?"):
         clean([tmp_path / "inn.jsonl"], tmp_path / "out", CleaningRules())
-
-
-def test_a_library_that_is_not_installed():
-    with pytest.raises(MtError, match=r"no_such_library: is not installed; pip install 'mt-data\[corpus\]'"):
-        import_library("no_such_library")
 
 
 # URLs

@@ -11,9 +11,9 @@ import torch
 
 from mt_core.contracts import Dataset
 from mt_core.errors import MtError
+from mt_data.batching.loading import load_batches, read_ahead
 from mt_data.config import GPTData
 from mt_data.datasets.gpt.dataset import build_splits
-from mt_data.loading import load_batches, read_ahead
 
 Corpus = Callable[[str, Sequence[int]], str]
 

@@ -11,14 +11,14 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from mt_core.errors import MtError
-from mt_data.batch_sizes import (
+from mt_data.batching.batch_sizes import (
     BatchSizes,
     RampedBatchSize,
     SteppedBatchSize,
     check_sizes,
     parse_steps,
 )
-from mt_data.samplers import RANDPERM_LIMIT, SAMPLERS, DataParallelRank, randperm
+from mt_data.batching.samplers import RANDPERM_LIMIT, SAMPLERS, DataParallelRank, randperm
 
 
 def read(

@@ -35,7 +35,7 @@ def check(files: Files = None, overrides: Overrides = None, preset: Preset = Non
     """Check a configuration and say what it would train; every problem is listed at once."""
     from mt_cli.run_config import load_run_config
     from mt_core.config.run_config import sequence_lengths
-    from mt_data.batch_sizes import count_samples, make_batch_sizes
+    from mt_data.batching.batch_sizes import count_samples, make_batch_sizes
 
     config = load_run_config(files or [], overrides or [], preset)
     shapes = config.model.canonical_shapes().values()

@@ -3,12 +3,11 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from mt_core.errors import MtError, Problem
+from mt_core.errors import MtError, Problem, nearest_file
 from mt_core.plugins import components, did_you_mean
 from mt_data.config import BUILTIN_SECTIONS, Corpora, DataConfig, GPTData, ICTData, TokenizerConfig
 from mt_data.config.paths import missing_files, resolve_split_paths
 from mt_data.config.split import split_problem
-from mt_data.text_io.inputs import nearest_file
 
 TIKTOKEN = ("tiktoken_pattern", "tiktoken_num_special_tokens", "tiktoken_special_tokens")
 TOKENIZER_FIELDS = {

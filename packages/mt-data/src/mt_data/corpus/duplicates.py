@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 
 from mt_core.errors import MtError, Problem, raise_if
-from mt_data.corpus.libraries import import_library
+from mt_core.plugins import import_library
 from mt_data.corpus.records import LocatedLines, Record, read_lines, read_record, to_line
 from mt_data.corpus.step import CorpusStep, StepOutput, run_step
 from mt_data.text_io.lines import COMPRESSED, check_inputs
@@ -164,7 +164,8 @@ def compute_jaccard(a: set[str], b: set[str], denominator: Denominator = "union"
 
 def compute_signature(text: str, *, seeds: int, seed: int) -> np.ndarray:
     """MinHash values of a text, uint32 [seeds]."""
-    hashed = import_library("datasketch").MinHash(num_perm=seeds, seed=seed, scheme="affine32", hashfunc=int)
+    library = import_library("datasketch", where="mt data openwebtext find-duplicates", requires=["mt-data[corpus]"])
+    hashed = library.MinHash(num_perm=seeds, seed=seed, scheme="affine32", hashfunc=int)
     if len(shingles := hash_shingles(text)):
         hashed.update_batch(shingles.tolist())
     return hashed.hashvalues.astype(np.uint32)

@@ -9,10 +9,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mt_core.errors import MtError, Problem
+from mt_core.errors import MtError, Problem, nearest_file
 from mt_data.corpus.records import Record, read_record, to_line
 from mt_data.corpus.step import CorpusStep, StepOutput, run_step
-from mt_data.text_io.inputs import nearest_file
 from mt_data.text_io.lines import read_chunks
 
 DOC_TAG = re.compile(r"<doc (?P<attributes>.*)>$")

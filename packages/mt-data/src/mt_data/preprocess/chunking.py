@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mt_core.errors import MtError
+from mt_core.plugins import import_library
 from mt_data.text_io.inputs import InputFile
 from mt_data.text_io.lines import read_blocks
 
@@ -204,13 +205,11 @@ def read_row_pieces(number: int, file: InputFile, offset: int, keys: tuple[str, 
 
 def _open_parquet(path: str, keys: tuple[str, ...]) -> Any:
     """A `pyarrow.parquet.ParquetFile` with the keys; an `MtError` says what to install, or what is wrong with it."""
+    parquet_library = import_library("pyarrow.parquet", where=path, requires=["mt-data[parquet]"])
+    from pyarrow import ArrowException
+
     try:
-        from pyarrow import ArrowException
-        from pyarrow.parquet import ParquetFile
-    except ModuleNotFoundError as err:
-        raise MtError(path, "needs pyarrow, which is not installed", "pip install 'mt-data[parquet]'") from err
-    try:
-        parquet = ParquetFile(path)
+        parquet = parquet_library.ParquetFile(path)
     except (ArrowException, OSError) as err:
         raise MtError(path, f"is not a readable parquet file ({' '.join(str(err).split())})", "write it again") from err
     if missing := set(keys) - set(parquet.schema_arrow.names):

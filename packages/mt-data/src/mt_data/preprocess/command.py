@@ -1,4 +1,4 @@
-"""`mt data preprocess`. Only `mt` imports this; heavy imports stand where they are used."""
+"""`mt data preprocess`. Only `mt` imports this; heavy imports are made where they are used."""
 
 import os
 import sys

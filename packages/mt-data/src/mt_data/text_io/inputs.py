@@ -4,7 +4,6 @@ Names keep the order in which they are given. A directory stands for every reada
 its matches, both sorted by path, so that the order never depends on the file system.
 """
 
-import difflib
 import glob
 import os
 from collections.abc import Iterable, Iterator
@@ -12,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from mt_core.errors import MtError, Problem, raise_if
+from mt_core.errors import MtError, Problem, nearest_file, raise_if
 
 Format = Literal["jsonl", "parquet", "text"]
 InputFormat = Literal["auto", "jsonl", "parquet", "text"]
@@ -59,14 +58,6 @@ def guess_format(path: Path) -> Format | None:
     """What the name says: `.jsonl`, `.ndjson` and `.json` are JSON lines, `.txt` text; compression is seen through."""
     inner = Path(path.stem) if path.suffix in COMPRESSED else path
     return FORMATS.get(inner.suffix)
-
-
-def nearest_file(path: Path) -> str:
-    """A hint for a path that does not exist: the nearest name in its folder, or the part of it that is missing."""
-    if not path.parent.is_dir():
-        return f"its folder {path.parent} does not exist either"
-    near = difflib.get_close_matches(path.name, [sibling.name for sibling in path.parent.iterdir()], n=1)
-    return f"did you mean {path.with_name(near[0])}?" if near else f"nothing in {path.parent} has a name like it"
 
 
 def _expand_input(path: Path, format: InputFormat) -> list[Path]:

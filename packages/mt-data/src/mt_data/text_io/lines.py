@@ -11,8 +11,8 @@ from typing import IO
 
 import zstandard
 
-from mt_core.errors import MtError, Problem, raise_if
-from mt_data.text_io.inputs import COMPRESSED, nearest_file
+from mt_core.errors import MtError, Problem, nearest_file, raise_if
+from mt_data.text_io.inputs import COMPRESSED
 
 __all__ = ["COMPRESSED", "LineChunk", "check_inputs", "read_blocks", "read_chunks"]
 

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from mt_core.errors import MtError
+from mt_core.plugins import import_library
 from mt_data.config import TokenizerConfig
-from mt_data.tokenizers.base import MaskingTokenizer, count_threads, import_library
+from mt_data.tokenizers.base import MaskingTokenizer, count_threads
 from mt_data.tokenizers.gpt2_bpe import byte_spelling
 from mt_data.tokenizers.saved import write_bytes, write_saved
 
@@ -70,7 +71,7 @@ class TikTokenizer(MaskingTokenizer):
         self._special_ids = make_special_ids(config, self.vocab_size)
         self._content, ranks = read_ranks(path, self.vocab_size - len(self._special_ids))
         self._pattern = "|".join(PATTERNS[config.tiktoken_pattern])
-        library = import_library("tiktoken", type=self.type)
+        library = import_library("tiktoken", where=self.type, requires=["mt-data[tiktoken]"])
         self._encoding: Any = library.Encoding(
             f"mt {path.name}",  # a name that the library has no encoding of its own for, as pickling looks it up
             pat_str=self._pattern,

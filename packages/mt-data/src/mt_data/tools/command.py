@@ -1,4 +1,7 @@
-"""`mt data check`, `blend`, `plan` and `merge`. Only `mt` imports this; heavy imports are made where they are used."""
+"""`mt data inspect`, `check`, `blend`, `plan` and `merge`; only `mt` imports this.
+
+Heavy imports are made where they are used.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +23,30 @@ COLUMNS = ("source", "share", "tokens", "samples", "epochs")
 
 def _presets() -> list[str]:
     return list(components("preset"))
+
+
+@with_tokenizer_options
+def inspect(
+    prefix: Annotated[str, typer.Argument(help="Path of a .bin/.idx pair without the suffix.")],
+    document: Annotated[int | None, typer.Option(help="Show this document, counted from 0.")] = None,
+    tokenizer: TokenizerConfig | None = None,
+) -> None:
+    """Show what a .bin/.idx pair holds; with a tokenizer, the text of a document."""
+    from mt_data.indexed.reader import IndexedReader
+    from mt_data.tools.inspect import read_document, summarize_index
+
+    reader = IndexedReader(prefix)
+    print_rows(summarize_index(reader))
+    if document is None:
+        return
+    tokens = read_document(reader, document)
+    print(f"\ndocument {document}: {len(tokens):,} tokens")
+    if tokenizer:
+        from mt_data.tokenizers import build_tokenizer
+
+        print(build_tokenizer(tokenizer).decode(tokens))
+    else:
+        print(*tokens)
 
 
 @with_tokenizer_options
@@ -85,7 +112,7 @@ def plan(
     preset: Annotated[str | None, typer.Option(help="Start from this preset.", autocompletion=_presets)] = None,
 ) -> None:
     """Show what a run will read before step 1: samples, tokens and epochs of every source."""
-    from mt_data.batch_sizes import make_batch_sizes
+    from mt_data.batching.batch_sizes import make_batch_sizes
     from mt_data.tools.plan import plan_run
 
     planned = plan_run(files or (), overrides or (), preset)

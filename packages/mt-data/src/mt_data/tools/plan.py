@@ -15,7 +15,7 @@ from pydantic import ConfigDict
 from mt_core.config.loading import load
 from mt_core.config.sections import BatchConfig, RuntimeConfig, Section, TrainConfig
 from mt_core.errors import MtError, raise_if
-from mt_data.batch_sizes import count_samples, make_batch_sizes
+from mt_data.batching.batch_sizes import count_samples, make_batch_sizes
 from mt_data.config import (
     BERTData,
     Corpora,

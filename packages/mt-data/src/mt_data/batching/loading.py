@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from mt_core.contracts import Dataset
 from mt_core.errors import MtError
-from mt_data.samplers import DataParallelRank, get_sampler
+from mt_data.batching.samplers import DataParallelRank, get_sampler
 
 Batch = dict[str, torch.Tensor]
 Item = TypeVar("Item")
@@ -35,7 +35,7 @@ def load_batches(
     pin: bool | None = None,
     vocab_size: int | None = None,
 ) -> Iterator[Batch]:
-    """This rank's micro-batches from sample `consumed` on, in an order of `mt_data.samplers`.
+    """This rank's micro-batches from sample `consumed` on, in an order of `mt_data.batching.samplers`.
 
     Each array of a sample is stacked to a tensor [B, …] in CPU memory, pinned where there is a CUDA device unless
     `pin` says otherwise. Each of `workers` processes, or a thread if there are none, reads `prefetch` micro-batches
