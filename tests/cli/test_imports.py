@@ -124,8 +124,8 @@ TORCH_FREE = [
     *(f"mt_models.{name}" for name in ("config", "plugin", "presets")),
     *(f"mt_cli.{name}" for name in ("main", "run_config", "config", "plugins_command")),
     *(f"mt_core.cli.{name}" for name in ("plugin_group", "completion")),
-    *("mt_core.plugin", "mt_ckpt.plugin", "mt_ckpt.command", "mt_eval.plugin", "mt_eval.command", "mt_cli.plugin"),
-    *("mt_eval.tasks.command", "mt_eval.generate.command", "mt_cli.train.command"),
+    *("mt_core.plugin", "mt_ckpt.plugin", "mt_ckpt.command", "mt_eval.plugin", "mt_cli.plugin"),
+    *("mt_eval.tasks.command", "mt_eval.generation.command", "mt_cli.train.command"),
 ]
 
 

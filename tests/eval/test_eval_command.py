@@ -11,9 +11,9 @@ from typer.testing import CliRunner
 from mt_core.checkpoint.detection import open_checkpoint
 from mt_core.errors import MtError
 from mt_core.plugins import Component, component, hookimpl, manager
-from mt_eval.command import app
-from mt_eval.generate.command import generate, pieces
+from mt_eval.generation.command import decode_pieces, generate
 from mt_eval.options import TokenizerOptions, spread
+from mt_eval.tasks.command import app
 
 TEXT = "It was the best of times, it was the worst of times. " * 4
 
@@ -206,5 +206,5 @@ def test_generate_needs_a_prompt_that_fits(checkpoint):
 
 
 def test_a_character_is_held_back_until_its_last_byte(tokenizer):
-    assert list(pieces(iter("aé!".encode()), tokenizer)) == ["a", "é", "!"]
-    assert list(pieces(iter(b"a\xc3"), tokenizer)) == ["a", "\ufffd"]
+    assert list(decode_pieces(iter("aé!".encode()), tokenizer)) == ["a", "é", "!"]
+    assert list(decode_pieces(iter(b"a\xc3"), tokenizer)) == ["a", "\ufffd"]

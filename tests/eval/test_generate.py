@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from mt_core.errors import MtError
-from mt_eval.generate.generate import generate, stream
-from mt_eval.generate.sampling import SamplingOptions
+from mt_eval.generation.generate import generate, stream
+from mt_eval.generation.sampling import SamplingOptions
 
 GREEDY = SamplingOptions(top_k=1)
 PROMPTS = [[5, 6, 7], [200], [1, 2, 3, 4, 5, 6, 7, 8], [9, 9]]

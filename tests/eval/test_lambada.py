@@ -6,7 +6,7 @@ from torch import nn
 
 from mt_core.errors import MtError
 from mt_data.config import TokenizerConfig
-from mt_eval.tasks.lambada import Cloze, clozes, compute_hits, count_correct, loose, read_passages, strict
+from mt_eval.tasks.lambada import Cloze, compute_hits, count_correct, loose, make_clozes, read_passages, strict
 
 
 class Bigram(nn.Module):
@@ -25,7 +25,7 @@ class Bigram(nn.Module):
 
 
 def count(model, text, tokenizer, seq_length=64):
-    examples = {mode: clozes([("f:1", text)], mode, tokenizer) for mode in ("strict", "loose")}
+    examples = {mode: make_clozes([("f:1", text)], mode, tokenizer) for mode in ("strict", "loose")}
     return count_correct(model, examples, seq_length=seq_length, batch_size=2)
 
 
@@ -71,13 +71,13 @@ def test_long_passages_lose_their_beginning(tokenizer):
 
 def test_passages_of_different_lengths_share_a_batch(tokenizer):
     passages = [("f:1", "b c"), ("f:2", "some b c"), ("f:3", "b d"), ("f:4", "a very long b c")]
-    examples = {"strict": clozes(passages, "strict", tokenizer)}
+    examples = {"strict": make_clozes(passages, "strict", tokenizer)}
     for batch_size in (1, 2, 4):
         assert count_correct(Bigram("b c"), examples, seq_length=64, batch_size=batch_size) == {"strict": 3}
 
 
 def test_two_passages_that_are_equal_both_count(tokenizer):
-    examples = {"strict": clozes([("f:1", "b c"), ("f:2", "b c")], "strict", tokenizer)}
+    examples = {"strict": make_clozes([("f:1", "b c"), ("f:2", "b c")], "strict", tokenizer)}
     assert count_correct(Bigram("b c"), examples, seq_length=64, batch_size=4) == {"strict": 2}
 
 
@@ -87,7 +87,7 @@ def test_hits_are_told_for_each_target_token():
 
 def test_one_word_is_refused_with_its_line(tokenizer):
     with pytest.raises(MtError, match=r"f:1: passage 'alone ' has fewer than two words; a context and a last word"):
-        clozes([("f:1", "alone ")], "strict", tokenizer)
+        make_clozes([("f:1", "alone ")], "strict", tokenizer)
 
 
 def test_a_sequence_shorter_than_a_target_is_refused(tokenizer):

@@ -6,8 +6,8 @@ import pytest
 from mt_core.errors import MtError
 from mt_data.config import TokenizerConfig
 from mt_data.tokenizers import build_tokenizer
-from mt_eval.scoring import sum_loss
 from mt_eval.tasks import perplexity, wikitext103
+from mt_eval.tasks.scoring import sum_loss
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
 
@@ -18,7 +18,7 @@ def test_wikitext103_has_the_published_counts_with_gpt2s_vocabulary():
     gpt2 = build_tokenizer(TokenizerConfig(type="GPT2BPETokenizer", **files))
     tokens, words = wikitext103.prepare((DATA / "wikitext103_test.txt").read_bytes().decode(), gpt2)
     assert (len(tokens), words) == (270_329, 245_566)
-    assert wikitext103.metrics(0.0, tokens, words)["token_ratio"] == pytest.approx(1.1008, abs=5e-5)
+    assert wikitext103.compute_metrics(0.0, tokens, words)["token_ratio"] == pytest.approx(1.1008, abs=5e-5)
 
 
 def test_words_are_pieces_between_single_spaces(tokenizer):
@@ -29,7 +29,7 @@ def test_words_are_pieces_between_single_spaces(tokenizer):
 
 def test_adjusted_perplexity_spreads_the_loss_over_the_original_words(uniform):
     tokens = list(range(41))
-    metrics = wikitext103.metrics(sum_loss(uniform, tokens, seq_length=16, stride=4, batch_size=3), tokens, 21)
+    metrics = wikitext103.compute_metrics(sum_loss(uniform, tokens, seq_length=16, stride=4, batch_size=3), tokens, 21)
     assert metrics["token_perplexity"] == pytest.approx(257, rel=1e-12)
     assert metrics["token_ratio"] == 2
     assert metrics["adjusted_perplexity"] == pytest.approx(257**2, rel=1e-12)
@@ -37,7 +37,7 @@ def test_adjusted_perplexity_spreads_the_loss_over_the_original_words(uniform):
 
 def test_a_uniform_model_needs_the_same_bits_for_every_byte(uniform, tokenizer):
     tokens, size = perplexity.prepare(["held-out text"], tokenizer)
-    metrics = perplexity.metrics(sum_loss(uniform, tokens, seq_length=8, stride=8, batch_size=3), tokens, size)
+    metrics = perplexity.compute_metrics(sum_loss(uniform, tokens, seq_length=8, stride=8, batch_size=3), tokens, size)
     assert metrics["perplexity"] == pytest.approx(257, rel=1e-12)
     assert metrics["bits_per_byte"] == pytest.approx(math.log2(257), rel=1e-12)
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from mt_core.errors import MtError
-from mt_eval.generate.sampling import SamplingOptions, choose
+from mt_eval.generation.sampling import SamplingOptions, choose_tokens
 
 PROBS = [0.1, 0.4, 0.2, 0.3]  # in order of probability: ids 1, 3, 2, 0
 
@@ -11,7 +11,7 @@ def reachable(options, probs=PROBS, steps=1000):
     """Ids that any draw can reach, with their shares of the unit interval."""
     draws_B = (torch.arange(steps, dtype=torch.float64) + 0.5) / steps
     logits_BV = torch.tensor(probs, dtype=torch.float64).log().expand(steps, -1)
-    ids, counts = choose(logits_BV, options, draws_B).unique(return_counts=True)
+    ids, counts = choose_tokens(logits_BV, options, draws_B).unique(return_counts=True)
     return dict(zip(ids.tolist(), (counts / steps).tolist(), strict=True))
 
 
@@ -36,7 +36,7 @@ def test_top_k_larger_than_the_vocabulary_keeps_all():
 
 def test_top_k_of_one_is_the_arg_max_and_the_first_of_equals():
     logits_BV = torch.tensor([[0.0, 2.0, 2.0], [3.0, 1.0, 3.0]])
-    assert choose(logits_BV, SamplingOptions(top_k=1), torch.zeros(2)).tolist() == [1, 0]
+    assert choose_tokens(logits_BV, SamplingOptions(top_k=1), torch.zeros(2)).tolist() == [1, 0]
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_temperature_acts_before_top_p():
 @pytest.mark.parametrize("draw", [0.0, 1 - 2**-53, 1.0])
 def test_extreme_draws_reach_only_possible_tokens(draw):
     logits_BV = torch.tensor([[-torch.inf, 1.0, -torch.inf]])
-    assert choose(logits_BV, SamplingOptions(), torch.tensor([draw], dtype=torch.float64)).tolist() == [1]
+    assert choose_tokens(logits_BV, SamplingOptions(), torch.tensor([draw], dtype=torch.float64)).tolist() == [1]
 
 
 @pytest.mark.parametrize(

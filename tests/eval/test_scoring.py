@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mt_core.errors import MtError
-from mt_eval.scoring import check_stride, perplexity, sum_loss, windows
+from mt_eval.tasks.scoring import check_stride, compute_perplexity, make_windows, sum_loss
 
 SIZES = st.integers(1, 40).flatmap(
     lambda seq_length: st.tuples(st.integers(0, 200), st.just(seq_length), st.integers(1, seq_length))
@@ -16,13 +16,13 @@ SIZES = st.integers(1, 40).flatmap(
 @given(SIZES)
 def test_every_target_is_scored_exactly_once(sizes):
     total, seq_length, stride = sizes
-    scored = [t for w in windows(total, seq_length, stride) for t in range(w.scored_from, w.stop + 1)]
+    scored = [t for w in make_windows(total, seq_length, stride) for t in range(w.scored_from, w.stop + 1)]
     assert scored == list(range(1, total))
 
 
 @given(SIZES)
 def test_a_window_fits_the_model_and_scores_something(sizes):
-    for window in windows(*sizes):
+    for window in make_windows(*sizes):
         assert 0 < window.stop - window.start <= sizes[1]
         assert window.start < window.scored_from <= window.stop
 
@@ -30,22 +30,22 @@ def test_a_window_fits_the_model_and_scores_something(sizes):
 @given(SIZES)
 def test_windows_after_the_first_score_at_most_the_last_stride_targets(sizes):
     total, seq_length, stride = sizes
-    for number, window in enumerate(windows(total, seq_length, stride)):
+    for number, window in enumerate(make_windows(total, seq_length, stride)):
         assert window.start == number * stride
         if number:
             assert window.scored_from == window.start + seq_length - stride + 1
 
 
 def test_stride_equal_to_the_length_gives_disjoint_windows():
-    assert [(w.start, w.stop) for w in windows(11, 4, 4)] == [(0, 4), (4, 8), (8, 10)]
+    assert [(w.start, w.stop) for w in make_windows(11, 4, 4)] == [(0, 4), (4, 8), (8, 10)]
 
 
 def test_a_text_shorter_than_a_window_is_one_window():
-    assert [(w.start, w.stop, w.scored_from) for w in windows(5, 64, 32)] == [(0, 4, 1)]
+    assert [(w.start, w.stop, w.scored_from) for w in make_windows(5, 64, 32)] == [(0, 4, 1)]
 
 
 def test_the_wikitext_windows_that_score_nothing_are_left_out():
-    assert len(list(windows(270_329, 1024, 32))) == 8448 - 31
+    assert len(list(make_windows(270_329, 1024, 32))) == 8448 - 31
 
 
 def test_one_window_is_the_models_own_loss(model):
@@ -72,8 +72,8 @@ def test_batch_size_changes_nothing(model):
 
 
 def test_perplexity_stays_finite():
-    assert perplexity(2.0) == math.exp(2)
-    assert perplexity(1e9) == math.exp(20)
+    assert compute_perplexity(2.0) == math.exp(2)
+    assert compute_perplexity(1e9) == math.exp(20)
 
 
 def test_a_stride_longer_than_the_window_is_refused():

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from mt_models.models.gpt import GPT
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
-DEVICES = ("auto", "cpu", "cuda")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,17 +33,6 @@ class Checkpoint:
         return cls(path, open_checkpoint(path, loader))
 
 
-def pick_device(name: str = "auto") -> "torch.device":
-    """The device of that name; `auto` is a CUDA device if there is one, else the CPU."""
-    import torch
-
-    if name not in DEVICES:
-        raise MtError("--device", f"unknown device {name!r}", f"allowed: {', '.join(DEVICES)}")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise MtError("--device", "cuda, but this machine has no CUDA device", "--device cpu or --device auto")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
-
-
 def pick_dtype(name: str = "fp32") -> "torch.dtype":
     """The type of parameters and activations."""
     import torch
@@ -58,6 +46,7 @@ def load_model(checkpoint: Checkpoint, *, device: str = "auto", dtype: str = "fp
     """The model with its weights, in eval mode, converted to `dtype` on `device`."""
     import torch
 
+    from mt_core.distributed.process_group import pick_device
     from mt_models.canonical import load_stream
     from mt_models.config import BertConfig, T5Config
 
@@ -68,7 +57,7 @@ def load_model(checkpoint: Checkpoint, *, device: str = "auto", dtype: str = "fp
     default_dtype = torch.get_default_dtype()
     try:
         torch.set_default_dtype(pick_dtype(dtype))
-        with pick_device(device):
+        with pick_device(device, where="--device"):
             model: GPT = config.build()  # pyright: ignore[reportAssignmentType]
     finally:
         torch.set_default_dtype(default_dtype)

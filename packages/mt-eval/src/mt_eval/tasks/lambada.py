@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from mt_core.contracts import Tokenizer
 from mt_core.errors import MtError
 from mt_core.progress import progress
-from mt_eval.documents import json_lines
+from mt_eval.documents import read_json_lines
 
 if TYPE_CHECKING:
     from mt_models.models.gpt import GPT
@@ -53,13 +53,13 @@ MODES = {"strict": strict, "loose": loose}
 
 def read_passages(path: Path) -> list[tuple[str, str]]:
     """`file:line` and text of every passage of a JSONL file."""
-    passages = list(json_lines(path))
+    passages = list(read_json_lines(path))
     if not passages:
         raise MtError(str(path), "holds no passages", 'lines of {"text": "…"}')
     return passages
 
 
-def clozes(passages: Iterable[tuple[str, str]], mode: str, tokenizer: Tokenizer) -> list[Cloze]:
+def make_clozes(passages: Iterable[tuple[str, str]], mode: str, tokenizer: Tokenizer) -> list[Cloze]:
     """One cloze a passage `(where, text)`; a passage that leaves nothing to predict from is an error."""
     result = []
     for where, text in passages:
@@ -69,7 +69,7 @@ def clozes(passages: Iterable[tuple[str, str]], mode: str, tokenizer: Tokenizer)
     return result
 
 
-def longest(examples: Mapping[str, Sequence[Cloze]]) -> int:
+def get_max_tokens(examples: Mapping[str, Sequence[Cloze]]) -> int:
     """Tokens in the longest cloze of any mode."""
     return max(len(cloze.tokens) for mode in examples.values() for cloze in mode)
 

@@ -67,8 +67,8 @@ def generate(
     tokenizer: TokenizerOptions,
 ) -> None:
     """Continue prompts. A single one is printed as it grows, several when all of them are done."""
-    from mt_eval.generate.generate import check_prompts, stream
-    from mt_eval.generate.sampling import SamplingOptions
+    from mt_eval.generation.generate import check_prompts, stream
+    from mt_eval.generation.sampling import SamplingOptions
     from mt_eval.load import Checkpoint, load_model, load_tokenizer
 
     options = SamplingOptions(draw.temperature, draw.top_k, draw.top_p)
@@ -88,12 +88,12 @@ def generate(
         eod=vocabulary.eod,
     )
     if len(texts) == 1:
-        _print_growing(texts[0], pieces((token for _, token in steps), vocabulary))
+        _print_growing(texts[0], decode_pieces((token for _, token in steps), vocabulary))
     else:
         _print_all(texts, steps, vocabulary)
 
 
-def pieces(tokens: Iterable[int], tokenizer: Tokenizer) -> Iterator[str]:
+def decode_pieces(tokens: Iterable[int], tokenizer: Tokenizer) -> Iterator[str]:
     """Pieces of text as tokens arrive; a character waits until its last byte has arrived."""
     ids: list[int] = []
     printed = 0

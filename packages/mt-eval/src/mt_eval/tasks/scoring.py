@@ -34,7 +34,7 @@ class Window:
     scored_from: int
 
 
-def windows(total: int, seq_length: int, stride: int) -> Iterator[Window]:
+def make_windows(total: int, seq_length: int, stride: int) -> Iterator[Window]:
     """Windows over `total` tokens: the first scores all its targets, each later one its last `stride`.
 
     Windows that would score nothing are left out. Needs 1 ≤ stride ≤ seq_length.
@@ -45,7 +45,7 @@ def windows(total: int, seq_length: int, stride: int) -> Iterator[Window]:
         yield Window(start, min(start + seq_length, last), start + seq_length - stride + 1 if start else 1)
 
 
-def perplexity(mean_loss: float) -> float:
+def compute_perplexity(mean_loss: float) -> float:
     """exp of a mean loss in nats, finite for any loss."""
     return math.exp(min(LOSS_CAP, mean_loss))
 
@@ -65,7 +65,7 @@ def sum_loss(model: "GPT", tokens: Sequence[int], *, seq_length: int, stride: in
         raise MtError("--data", f"{len(tokens)} tokens", "a text of at least two tokens")
     device = next(model.parameters()).device
     sequence = torch.as_tensor(tokens, dtype=torch.int64)
-    spans = list(windows(len(tokens), seq_length, stride))
+    spans = list(make_windows(len(tokens), seq_length, stride))
     total = torch.zeros((), dtype=torch.float64, device=device)
     with torch.inference_mode(), progress("scoring", len(spans), "windows") as advance:
         for first in range(0, len(spans), batch_size):

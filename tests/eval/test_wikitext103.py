@@ -1,6 +1,6 @@
 import pytest
 
-from mt_eval.detokenize import WIKITEXT, wikitext
+from mt_eval.tasks.wikitext103 import DETOKENIZATION, detokenize
 
 RULES = {
     "plural possessives": ("the actors ' roles", "the actors' roles"),
@@ -20,10 +20,10 @@ RULES = {
 
 
 def test_there_is_a_golden_string_for_each_rule():
-    assert list(RULES) == [name for name, _ in WIKITEXT]
+    assert list(RULES) == [name for name, _ in DETOKENIZATION]
 
 
-@pytest.mark.parametrize(("name", "rule"), WIKITEXT)
+@pytest.mark.parametrize(("name", "rule"), DETOKENIZATION)
 def test_a_rule_alone_gives_its_golden_string(name, rule):
     before, after = RULES[name]
     assert rule(before) == after
@@ -32,18 +32,18 @@ def test_a_rule_alone_gives_its_golden_string(name, rule):
 @pytest.mark.parametrize("name", RULES)
 def test_the_whole_table_keeps_the_golden_string_of_each_rule(name):
     before, after = RULES[name]
-    assert wikitext(before) == after
+    assert detokenize(before) == after
 
 
 def test_punctuation_without_a_space_after_it_stays():
-    assert wikitext("the end .") == "the end ."
+    assert detokenize("the end .") == "the end ."
 
 
 def test_quotes_pair_with_the_nearest_and_across_lines():
-    assert wikitext('" a " b " c\n "') == '"a" b "c"'
+    assert detokenize('" a " b " c\n "') == '"a" b "c"'
 
 
 def test_later_rules_see_what_earlier_ones_left():
-    assert wikitext(' = = Life = = \n He left ( at 5 @.@ 5 ) , " at once " . \n') == (
+    assert detokenize(' = = Life = = \n He left ( at 5 @.@ 5 ) , " at once " . \n') == (
         ' == Life ==\nHe left (at 5.5), "at once".\n'
     )

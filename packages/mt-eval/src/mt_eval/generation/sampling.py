@@ -46,7 +46,7 @@ class SamplingOptions:
         return self.top_k == 1
 
 
-def choose(logits_BV: "Tensor", options: SamplingOptions, draws_B: "Tensor") -> "Tensor":
+def choose_tokens(logits_BV: "Tensor", options: SamplingOptions, draws_B: "Tensor") -> "Tensor":
     """Token ids [B] for draws in [0, 1), fp64. Equal logits are ordered by id, the lower first."""
     import torch
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from mt_core.errors import Problem, raise_if
-from mt_eval.generate.sampling import SamplingOptions, choose
+from mt_eval.generation.sampling import SamplingOptions, choose_tokens
 
 if TYPE_CHECKING:
     from mt_models.models.gpt import GPT
@@ -68,7 +68,7 @@ def stream(
             inside = [position < length for length in lengths]
             draws_B = [0.0 if given else draw.random() for given, draw in zip(inside, draws, strict=True)]
             draws_B = torch.tensor(draws_B, dtype=torch.float64, device=device)
-            chosen = choose(logits_BV, options, draws_B).tolist()
+            chosen = choose_tokens(logits_BV, options, draws_B).tolist()
         for row, given in enumerate(inside):
             if given:
                 chosen[row] = prompts[row][position]
