@@ -8,7 +8,7 @@ import pytest
 from mt_core.contracts import Dataset
 from mt_core.errors import MtError
 from mt_core.plugins import component
-from mt_data.blending.blend import sized_blend
+from mt_data.blending.blend import blend_by_weights
 from mt_data.config import BERTData
 from word_pieces import toy_corpus, toy_tokenizer
 
@@ -64,7 +64,7 @@ def test_a_sample_does_not_depend_on_those_read_before(tmp_path: Path):
 def test_a_blend_of_corpora(tmp_path: Path):
     paths = ("1", toy_corpus(tmp_path), "3", toy_corpus(tmp_path, [[[5, 6], [8, 9]], [[11, 13], [14]]], "other"))
     dataset = train(tmp_path, 8, paths=paths)
-    assert [int(dataset[i]["dataset_id"]) for i in range(8)] == sized_blend([1, 3], 8)[0].tolist()
+    assert [int(dataset[i]["dataset_id"]) for i in range(8)] == blend_by_weights([1, 3], 8)[0].tolist()
 
 
 def test_shares_of_the_split_are_documents(tmp_path: Path):

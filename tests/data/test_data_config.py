@@ -13,7 +13,7 @@ from mt_core.errors import MtError
 from mt_data.config import GPTData, TokenizerConfig
 from mt_data.config.paths import WeightedPaths, parse_paths
 from mt_data.config.rules import data_problems
-from mt_data.config.split import split_ranges
+from mt_data.config.split import compute_split_ranges
 
 Corpus = Callable[[str, Sequence[int]], str]
 
@@ -29,7 +29,7 @@ Corpus = Callable[[str, Sequence[int]], str]
     ],
 )
 def test_splits_are_megatrons(split: str, count: int, bounds: list[tuple[int, int]]):
-    assert [(r.start, r.stop) for r in split_ranges(split, count)] == bounds
+    assert [(r.start, r.stop) for r in compute_split_ranges(split, count)] == bounds
 
 
 @given(
@@ -37,7 +37,7 @@ def test_splits_are_megatrons(split: str, count: int, bounds: list[tuple[int, in
     count=st.integers(0, 10**9),
 )
 def test_ranges_cover_every_sequence_once_and_equal_numpys(shares: list[float], count: int):
-    ranges = split_ranges(",".join(map(str, shares)), count)
+    ranges = compute_split_ranges(",".join(map(str, shares)), count)
     assert ranges[0].start == 0
     assert [r.stop for r in ranges[:-1]] == [r.start for r in ranges[1:]]
     assert ranges[-1].stop == count
@@ -52,7 +52,7 @@ def test_ranges_cover_every_sequence_once_and_equal_numpys(shares: list[float], 
 @pytest.mark.parametrize("split", ["", "a,b", "1,2,3,4", "0,0,0", "-1,2", "nan", "inf,1"])
 def test_a_bad_split(split: str):
     with pytest.raises(MtError, match=r"data\.split: .*; up to three shares"):
-        split_ranges(split, 10)
+        compute_split_ranges(split, 10)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mt_core.errors import MtError
-from mt_data.blending.blend import exhaustive_blend, sized_blend
+from mt_data.blending.blend import blend_by_weights, blend_exhaustively
 from mt_data.blending.build import Splits
 from mt_data.config import GPTData, TokenizerConfig
 from mt_data.datasets.gpt.dataset import build_gpt_dataset, build_splits
@@ -118,7 +118,7 @@ def test_a_weighted_blend_is_megatrons(corpus: Corpus, tmp_path: Path):
 
 def test_paths_without_weights_are_mixed_by_their_size(corpus: Corpus, tmp_path: Path):
     a, b = corpus("a", (41,)), corpus("b", (0, 21))
-    for wanted, order in ((None, exhaustive_blend([10, 5])), (6, sized_blend([10, 5], 6))):
+    for wanted, order in ((None, blend_exhaustively([10, 5])), (6, blend_by_weights([10, 5], 6))):
         train = splits(tmp_path, (wanted, 0, 0), paths=(a, b), split="1").train
         assert [int(tokens[0] >= 200) for tokens in items(train)] == order[0].tolist()
 

@@ -9,7 +9,7 @@ from mt_core.errors import MtError
 from mt_core.plugins import component
 from mt_data.blending.build import Splits
 from mt_data.config import ICTData
-from mt_data.config.split import legacy_ranges
+from mt_data.config.split import compute_legacy_ranges
 from mt_data.datasets.ict import ICTDataset
 from mt_data.datasets.masking.build import flatten
 from mt_data.datasets.masking.sentence_mapping import Sentences, SentenceSampling, build_block_mapping
@@ -51,7 +51,7 @@ def test_the_golden_blocks():
     [("969,30,1", 7, [0, 7, 7, 7]), ("1,1,1", 5, [0, 1, 3, 5]), ("90/10", 5, [0, 5, 5, 5])],
 )
 def test_the_legacy_splits(split: str, count: int, bounds: list[int]):
-    ranges = legacy_ranges(split, count)
+    ranges = compute_legacy_ranges(split, count)
     assert [ranges[0].start, *(part.stop for part in ranges)] == bounds
 
 

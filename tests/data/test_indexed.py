@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mt_core.errors import MtError
-from mt_data.indexed.format import token_dtype
+from mt_data.indexed.format import choose_token_dtype
 from mt_data.indexed.reader import IndexedReader
 from mt_data.indexed.writer import IndexedWriter
 
@@ -21,7 +21,7 @@ GOLDEN_IDX = bytes.fromhex(
 @pytest.fixture
 def prefix(tmp_path: Path) -> Path:
     """Documents: [1, 2, 3]; nothing; two sequences, [258] and [50256]."""
-    with IndexedWriter(tmp_path / "golden", token_dtype(50257)) as writer:
+    with IndexedWriter(tmp_path / "golden", choose_token_dtype(50257)) as writer:
         writer.add_documents(np.array([1, 2, 3]), np.array([3, 0]))
         writer.add_document(np.array([258, 50256]), np.array([1, 1]))
     return tmp_path / "golden"
@@ -58,7 +58,7 @@ def test_a_multimodal_index_reads_as_text(tmp_path: Path):
     ("vocab_size", "dtype"), [(65499, "uint16"), (65500, "int32"), (65536, "int32"), (None, "int32")]
 )
 def test_the_dtype_depends_on_the_vocabulary(vocab_size: int | None, dtype: str):
-    assert token_dtype(vocab_size).name == dtype
+    assert choose_token_dtype(vocab_size).name == dtype
 
 
 def test_an_id_too_large_for_the_dtype_is_refused_and_nothing_is_left(tmp_path: Path):

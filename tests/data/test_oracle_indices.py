@@ -5,7 +5,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mt_data.blending.blend import exhaustive_blend, sized_blend
+from mt_data.blending.blend import blend_by_weights, blend_exhaustively
 from mt_data.blending.interleave import SHORTEST_CHUNK
 from mt_data.datasets.gpt.indices import IndexRequest, build_indices
 from mt_data.datasets.masking.sentence_mapping import (
@@ -48,7 +48,7 @@ def reference_blend(given: list[float], size: int) -> tuple[np.ndarray, np.ndarr
 @often
 @given(weights=weights, size=st.integers(1, 20 * SHORTEST_CHUNK))
 def test_sized_blends(weights: list[float], size: int):
-    for ours, reference in zip(sized_blend(weights, size), reference_blend(weights, size), strict=True):
+    for ours, reference in zip(blend_by_weights(weights, size), reference_blend(weights, size), strict=True):
         assert np.array_equal(ours, reference)
         assert ours.dtype == reference.dtype
 
@@ -56,7 +56,7 @@ def test_sized_blends(weights: list[float], size: int):
 @pytest.mark.parametrize("spread", [0, 1, 3, 6])
 def test_large_blends(spread: int):
     weights = (10 ** -np.random.default_rng(spread).uniform(0, spread, 100)).tolist()
-    for ours, reference in zip(sized_blend(weights, 300_000), reference_blend(weights, 300_000), strict=True):
+    for ours, reference in zip(blend_by_weights(weights, 300_000), reference_blend(weights, 300_000), strict=True):
         assert np.array_equal(ours, reference)
 
 
@@ -65,7 +65,7 @@ def test_large_blends(spread: int):
 def test_exhaustive_blends(sizes: list[int]):
     dataset, sample = np.zeros(sum(sizes), np.int16), np.zeros(sum(sizes), np.int64)
     helpers.build_exhaustive_blending_indices(dataset, sample, np.array(sizes, np.int64), len(sizes))
-    ours = exhaustive_blend(sizes)
+    ours = blend_exhaustively(sizes)
     assert np.array_equal(ours[0], dataset)
     assert np.array_equal(ours[1], sample)
 

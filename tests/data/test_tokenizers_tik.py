@@ -42,10 +42,10 @@ def entry(rank: int, token: bytes) -> dict[str, Any]:
 @pytest.fixture(scope="session")
 def tokens(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
     """The bytes, then 700 tokens, most of them merged from Shakespeare; `</s>` is among them."""
-    from mt_data.tokenizers.gpt2_bpe import byte_letters
+    from mt_data.tokenizers.gpt2_bpe import get_byte_letters
 
     trained = train_tokenizer([shared("tinyshakespeare.txt")], tmp_path_factory.mktemp("bpe") / "t", vocab_size=950)
-    byte = {letter: number for number, letter in enumerate(byte_letters())}
+    byte = {letter: number for number, letter in enumerate(get_byte_letters())}
     spelled = sorted(trained.vocabulary().items(), key=lambda pair: pair[1])[256:-1]
     return (
         [bytes([i]) for i in range(256)]

@@ -54,7 +54,7 @@ def raise_if(problems: Iterable[Problem]) -> None:
         raise MtError.from_problems(problems)
 
 
-def nearest_file(path: Path) -> str:
+def suggest_file(path: Path) -> str:
     """A hint for a path that does not exist: the nearest name in its folder, or the part of it that is missing."""
     if not path.parent.is_dir():
         return f"its folder {path.parent} does not exist either"

@@ -14,11 +14,11 @@ import numpy as np
 
 from mt_core.contracts import Dataset
 from mt_core.errors import MtError, raise_if
-from mt_data.blending.blend import BlendedDataset, exhaustive_blend, sized_blend
+from mt_data.blending.blend import BlendedDataset, blend_by_weights, blend_exhaustively
 from mt_data.config.paths import WeightedPaths, resolve_split_paths
 from mt_data.config.rules import data_problems
-from mt_data.config.split import SPLITS, split_ranges
-from mt_data.indexed.cache import IndexCache, content_key
+from mt_data.config.split import SPLITS, compute_split_ranges
+from mt_data.indexed.cache import IndexCache, hash_content
 
 if TYPE_CHECKING:
     from mt_data.config import Corpora
@@ -77,7 +77,7 @@ def blend_splits(config: "Corpora", reader: DatasetReader, *, samples: SplitSize
     datasets: list[Dataset | None] = []
     for split, num_samples in enumerate(samples):
         blend = _SplitBlend(config, reader, cache, corpora, split, split_paths.splits[split], shared=split_paths.shared)
-        datasets.append(blend.dataset(num_samples))
+        datasets.append(blend.build_dataset(num_samples))
     return Splits(*datasets)
 
 
@@ -93,37 +93,39 @@ class _SplitBlend:
     paths: WeightedPaths | None
     shared: bool
 
-    def dataset(self, num_samples: NumSamples) -> Dataset | None:
+    def build_dataset(self, num_samples: NumSamples) -> Dataset | None:
         """The dataset of the split, or None if no samples are wanted."""
         name = SPLITS[self.split]
         if num_samples == 0 or (num_samples is None and self.paths is None):
             return None
         if self.paths is None:
             raise MtError(f"data.{name}_paths", f"names no data, {num_samples} {name} samples are wanted", "prefixes")
-        elements = [self._elements(prefix) for prefix in self.paths.prefixes]
+        elements = [self._get_elements(prefix) for prefix in self.paths.prefixes]
         if num_samples is None and not any(elements):
             return None
         for prefix, numbers in zip(self.paths.prefixes, elements, strict=True):
             if not numbers:
-                raise self._empty(prefix)
+                raise self._describe_empty(prefix)
         single = len(elements) == 1 and (not self.shared or not self.paths.weights)
         if single:
-            return self._part(0, num_samples)
+            return self._build_part(0, num_samples)
         return (
-            self._weighted(self.paths, num_samples) if self.paths.weights else self._unweighted(self.paths, num_samples)
+            self._blend_weighted(self.paths, num_samples)
+            if self.paths.weights
+            else self._blend_unweighted(self.paths, num_samples)
         )
 
-    def _corpus(self, prefix: str) -> Any:
+    def _open_corpus(self, prefix: str) -> Any:
         if prefix not in self.corpora:
             self.corpora[prefix] = self.reader.open(prefix)
         return self.corpora[prefix]
 
-    def _elements(self, prefix: str) -> range:
-        count = self.reader.count(self._corpus(prefix))
-        return split_ranges(self.config.split, count)[self.split] if self.shared else range(count)
+    def _get_elements(self, prefix: str) -> range:
+        count = self.reader.count(self._open_corpus(prefix))
+        return compute_split_ranges(self.config.split, count)[self.split] if self.shared else range(count)
 
-    def _empty(self, prefix: str) -> MtError:
-        name, count = SPLITS[self.split], self.reader.count(self._corpus(prefix))
+    def _describe_empty(self, prefix: str) -> MtError:
+        name, count = SPLITS[self.split], self.reader.count(self._open_corpus(prefix))
         share = f", split {self.config.split!r}" if self.shared else ""
         actual = f"is empty: {count} {self.reader.elements}{share}"
         return MtError(
@@ -132,12 +134,14 @@ class _SplitBlend:
             f"a larger share for {name}, more documents, or no {name} samples",
         )
 
-    def _part(self, number: int, num_samples: NumSamples) -> Dataset:
+    def _build_part(self, number: int, num_samples: NumSamples) -> Dataset:
         assert self.paths is not None
         prefix = self.paths.prefixes[number]
-        return self.reader.build(self._corpus(prefix), SplitPart(self.split, self._elements(prefix), num_samples))
+        return self.reader.build(
+            self._open_corpus(prefix), SplitPart(self.split, self._get_elements(prefix), num_samples)
+        )
 
-    def _weighted(self, paths: WeightedPaths, num_samples: NumSamples) -> Dataset:
+    def _blend_weighted(self, paths: WeightedPaths, num_samples: NumSamples) -> Dataset:
         """Blend by weights: each dataset has its share of the samples, rounded up, so there may be more of them."""
         if num_samples is None:
             raise MtError(
@@ -145,12 +149,12 @@ class _SplitBlend:
             )
         weights = np.asarray(paths.weights, np.float64)
         targets = [math.ceil(num_samples * share) for share in weights / np.sum(weights)]
-        datasets = [self._part(n, math.ceil(target * SURPLUS)) for n, target in enumerate(targets)]
+        datasets = [self._build_part(n, math.ceil(target * SURPLUS)) for n, target in enumerate(targets)]
         return self._blend(datasets, weights.tolist(), sum(targets))
 
-    def _unweighted(self, paths: WeightedPaths, num_samples: NumSamples) -> Dataset:
+    def _blend_unweighted(self, paths: WeightedPaths, num_samples: NumSamples) -> Dataset:
         """Blend corpora without weights: each gives one epoch, in proportion to its size."""
-        datasets = [self._part(n, None) for n in range(len(paths.prefixes))]
+        datasets = [self._build_part(n, None) for n in range(len(paths.prefixes))]
         lengths = [len(dataset) for dataset in datasets]
         total = sum(lengths)
         if num_samples is not None and num_samples > total:
@@ -163,11 +167,11 @@ class _SplitBlend:
 
     def _blend(self, datasets: list[Dataset], weights: list[Any], size: int | None) -> BlendedDataset:
         def build() -> dict[str, np.ndarray]:
-            dataset, sample = exhaustive_blend(weights) if size is None else sized_blend(weights, size)
+            dataset, sample = blend_exhaustively(weights) if size is None else blend_by_weights(weights, size)
             return {"dataset": dataset, "dataset_sample": sample}
 
         assert self.paths is not None
-        key = content_key("blend", tuple(map(float, weights)), size)
+        key = hash_content("blend", tuple(map(float, weights)), size)
         dataset, sample = self.cache.get_arrays(key, ("dataset", "dataset_sample"), build)
         used = np.bincount(dataset, minlength=len(datasets)).tolist()
         for prefix, source, count in zip(self.paths.prefixes, datasets, used, strict=True):

@@ -45,7 +45,7 @@ class SplitPaths:
         """Files that are missing; each path has one under every suffix."""
         for paths in filter(None, dict.fromkeys(self.splits)):
             for prefix in paths.prefixes:
-                yield from missing_files(prefix, paths.where, suffixes)
+                yield from find_missing_files(prefix, paths.where, suffixes)
 
 
 def resolve_split_paths(config: "Corpora") -> SplitPaths:
@@ -90,7 +90,7 @@ def parse_paths(paths: Sequence[str], where: str = "data.paths") -> WeightedPath
     return WeightedPaths(tuple(paths[1::2]), tuple(numbers), where)
 
 
-def missing_files(prefix: str, where: str, suffixes: tuple[str, ...] = (".bin", ".idx")) -> Iterator[Problem]:
+def find_missing_files(prefix: str, where: str, suffixes: tuple[str, ...] = (".bin", ".idx")) -> Iterator[Problem]:
     """A problem if the .bin or the .idx of a prefix is not there, with the nearest prefix that has both."""
     missing = [prefix + suffix for suffix in suffixes if not Path(prefix + suffix).is_file()]
     if not missing:

@@ -21,7 +21,7 @@ BUILTIN_KINDS: dict[str, type[DataConfig]] = {
 """Sections of the kinds that mt-data builds itself, known without importing what builds them."""
 
 
-def data_kinds() -> dict[str, type[DataConfig]]:
+def list_data_kinds() -> dict[str, type[DataConfig]]:
     """Kind and section, mt-data's own first. One that cannot be used is left out until somebody asks for it."""
     others = {name: dataset for name, dataset in components("dataset").items() if name not in BUILTIN_KINDS}
     return BUILTIN_KINDS | {
@@ -31,7 +31,7 @@ def data_kinds() -> dict[str, type[DataConfig]]:
 
 def data_union() -> Any:
     """The type of the data section: told apart by `kind`, which is "gpt" if it is not given."""
-    sections = tuple(data_kinds().values())
+    sections = tuple(list_data_kinds().values())
     return Annotated[Union[sections], Field(discriminator="kind"), BeforeValidator(_check_kind)]  # noqa: UP007
 
 

@@ -98,20 +98,22 @@ class BandSearch:
 
     def __init__(self, inputs: tuple[Path, ...], prints: np.ndarray, search: DuplicateSearch) -> None:
         self._inputs, self._prints, self._search = inputs, prints, search
-        self._shingles = lru_cache(CACHED_TEXTS)(lambda document: make_shingles(self._record(document)[search.key]))
+        self._shingles = lru_cache(CACHED_TEXTS)(
+            lambda document: make_shingles(self._read_record(document)[search.key])
+        )
 
     def __call__(self, band: int) -> StepOutput:
         """Lines of one band."""
         produced, out = StepOutput(), []
-        for bucket in self._buckets(band):
+        for bucket in self._find_buckets(band):
             for main, others in self._compare(bucket):
-                names = [{self._name(other): round(likeness, 6)} for other, likeness in others]
-                out.append({self._name(main): names})
+                names = [{self._read_name(other): round(likeness, 6)} for other, likeness in others]
+                out.append({self._read_name(main): names})
                 produced.counts["pairs"] += len(others)
         produced.data = b"".join(map(to_line, out))
         return produced
 
-    def _buckets(self, band: int) -> Iterator[list[int]]:
+    def _find_buckets(self, band: int) -> Iterator[list[int]]:
         """Documents whose values of a band are equal, in the order of their first."""
         rows = self._search.seeds // self._search.bands
         values = self._prints["values"]
@@ -127,7 +129,7 @@ class BandSearch:
         rounds = self._search.rounds if self._search.rounds >= 0 else len(bucket)
         for _ in range(rounds):
             main, *rest = bucket
-            alike = [(other, self._likeness(main, other)) for other in rest]
+            alike = [(other, self._compute_likeness(main, other)) for other in rest]
             alike = [(other, likeness) for other, likeness in alike if likeness > self._search.threshold]
             if alike:
                 yield main, alike
@@ -135,17 +137,17 @@ class BandSearch:
             if len(bucket) < 2:
                 return
 
-    def _likeness(self, a: int, b: int) -> float:
+    def _compute_likeness(self, a: int, b: int) -> float:
         return compute_jaccard(self._shingles(a), self._shingles(b), self._search.denominator)
 
-    def _record(self, document: int) -> Record:
+    def _read_record(self, document: int) -> Record:
         location = self._prints[document]
         with self._inputs[int(location["file"])].open("rb") as file:
             file.seek(int(location["offset"]))
             return json.loads(file.read(int(location["bytes"])))
 
-    def _name(self, document: int) -> str:
-        return self._record(document)[self._search.id_key]
+    def _read_name(self, document: int) -> str:
+        return self._read_record(document)[self._search.id_key]
 
 
 def make_shingles(text: str) -> set[str]:

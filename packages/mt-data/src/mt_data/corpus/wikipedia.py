@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mt_core.errors import MtError, Problem, nearest_file
+from mt_core.errors import MtError, Problem, suggest_file
 from mt_data.corpus.records import Record, read_record, to_line
 from mt_data.corpus.step import CorpusStep, StepOutput, run_step
 from mt_data.text_io.lines import read_chunks
@@ -34,7 +34,7 @@ def list_dump_files(inputs: Sequence[Path]) -> list[Path]:
     """The files themselves and all files below the folders, sorted by path."""
     if missing := [path for path in inputs if not path.exists()]:
         raise MtError.from_problems(
-            Problem(str(path), "no such file or folder", nearest_file(path)) for path in missing
+            Problem(str(path), "no such file or folder", suggest_file(path)) for path in missing
         )
     paths = [file for path in inputs for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
     files = [file for file in paths if file.is_file()]

@@ -10,7 +10,13 @@ import numpy as np
 from mt_core.contracts import Dataset
 from mt_data.blending.build import NumSamples, Splits, SplitSizes
 from mt_data.config import BERTData
-from mt_data.datasets.masking.build import SentenceSamples, build_masked_splits, flatten, masking_config, pad_to_length
+from mt_data.datasets.masking.build import (
+    SentenceSamples,
+    build_masked_splits,
+    flatten,
+    make_masking_config,
+    pad_to_length,
+)
 from mt_data.datasets.masking.mask import MaskingConfig, WordPieceGroups, mask_tokens
 from mt_data.datasets.masking.sentence_mapping import SentenceSampling
 from mt_data.indexed.cache import IndexCache
@@ -67,7 +73,7 @@ class BERTDataset:
         (1 where there is text) and `loss_mask` (1 where a token is masked); `is_random` and `truncated` 0 or 1."""
         ids, random = self.ids, self.samples.random_state(index)
         sentences, target = self.samples.read_sentences(index)
-        first, second, exchanged = self._parts(sentences, random)
+        first, second, exchanged = self._split_parts(sentences, random)
         truncated = _truncate(first, second, target, random)
         tokens = [ids.cls, *first, ids.sep, *(second and [*second, ids.sep])]
         types = [0] * (len(first) + 2) + [1] * (len(tokens) - len(first) - 2)
@@ -93,7 +99,9 @@ class BERTDataset:
             "truncated": np.int64(truncated),
         }
 
-    def _parts(self, sentences: list[list[int]], random: np.random.RandomState) -> tuple[list[int], list[int], bool]:
+    def _split_parts(
+        self, sentences: list[list[int]], random: np.random.RandomState
+    ) -> tuple[list[int], list[int], bool]:
         """The two parts and whether the second stands first."""
         pivot = len(sentences)
         if self.two_parts:
@@ -126,19 +134,23 @@ def build_splits(
 
     def build_dataset(sentence_samples: SentenceSamples) -> Dataset:
         return BERTDataset(
-            sentence_samples, *read_tokenizer(), masking_config(config), config.seq_length, config.classification_head
+            sentence_samples,
+            *read_tokenizer(),
+            make_masking_config(config),
+            config.seq_length,
+            config.classification_head,
         )
 
     return build_masked_splits(
         config,
         build_dataset,
-        partial(sentence_sampling, config, seed),
+        partial(make_sentence_sampling, config, seed),
         samples=samples,
         cache=IndexCache(cache_dir, builder),
     )
 
 
-def sentence_sampling(config: BERTData, seed: int, num_samples: NumSamples) -> SentenceSampling:
+def make_sentence_sampling(config: BERTData, seed: int, num_samples: NumSamples) -> SentenceSampling:
     """How sentences become `num_samples` samples."""
     sentences = 2 if config.classification_head else 1
     return SentenceSampling(config.seq_length - SPECIAL, sentences, config.short_seq_prob, seed, num_samples)

@@ -58,10 +58,10 @@ class FIMTransform:
         while self.split in tokens:
             end = tokens.index(self.split)
             fragment, tokens = tokens[:end], tokens[end + 1 :]
-            result += [*self._fragment(fragment, random), self.split]
-        return [*result, *self._fragment(tokens, random)]
+            result += [*self._rearrange_fragment(fragment, random), self.split]
+        return [*result, *self._rearrange_fragment(tokens, random)]
 
-    def _fragment(self, tokens: list[int], random: np.random.RandomState) -> list[int]:
+    def _rearrange_fragment(self, tokens: list[int], random: np.random.RandomState) -> list[int]:
         return self.rearrange(tokens, self.config.fragment_rate, random) if tokens else []
 
     def rearrange(self, tokens: list[int], rate: float, random: np.random.RandomState) -> list[int]:

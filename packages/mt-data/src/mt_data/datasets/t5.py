@@ -11,7 +11,13 @@ from mt_core.contracts import Dataset
 from mt_core.errors import MtError
 from mt_data.blending.build import NumSamples, Splits, SplitSizes
 from mt_data.config import T5Data
-from mt_data.datasets.masking.build import SentenceSamples, build_masked_splits, flatten, masking_config, pad_to_length
+from mt_data.datasets.masking.build import (
+    SentenceSamples,
+    build_masked_splits,
+    flatten,
+    make_masking_config,
+    pad_to_length,
+)
 from mt_data.datasets.masking.mask import MaskedTokens, MaskingConfig, WordPieceGroups, mask_tokens
 from mt_data.datasets.masking.sentence_mapping import SentenceSampling
 from mt_data.indexed.cache import IndexCache
@@ -75,9 +81,9 @@ class T5Dataset:
             replace=ids.choose_replacement,
             lengths_random=self.samples.random_state(index),
         )
-        encoder, runs = self._texts(masked)
+        encoder, runs = self._make_texts(masked)
         decoder, labels = [ids.bos, *runs], [*runs, ids.eos]
-        self._check(len(encoder), len(decoder))
+        self._check_lengths(len(encoder), len(decoder))
         text_enc = pad_to_length(encoder, self.encoder_length, ids.pad)
         text_dec = pad_to_length(decoder, self.decoder_length, ids.pad)
         labels_padded = pad_to_length(labels, self.decoder_length, -1)
@@ -91,7 +97,7 @@ class T5Dataset:
             "dec_mask": (text_dec != ids.pad).astype(np.int64),
         }
 
-    def _texts(self, masked: MaskedTokens) -> tuple[list[int], list[int]]:
+    def _make_texts(self, masked: MaskedTokens) -> tuple[list[int], list[int]]:
         """The tokens with a sentinel in place of each masked run, and the runs, each behind its sentinel."""
         if len(masked.spans) > len(self.ids.sentinels):
             raise MtError(
@@ -106,7 +112,7 @@ class T5Dataset:
             position = span[-1] + 1
         return [*encoder, *masked.tokens[position:]], runs
 
-    def _check(self, encoder: int, decoder: int) -> None:
+    def _check_lengths(self, encoder: int, decoder: int) -> None:
         for name, needed, length in (
             ("seq_length", encoder, self.encoder_length),
             ("decoder_seq_length", decoder, self.decoder_length),
@@ -128,19 +134,23 @@ def build_splits(
 
     def build_dataset(sentence_samples: SentenceSamples) -> Dataset:
         return T5Dataset(
-            sentence_samples, *read_tokenizer(), masking_config(config), config.seq_length, config.decoder_seq_length
+            sentence_samples,
+            *read_tokenizer(),
+            make_masking_config(config),
+            config.seq_length,
+            config.decoder_seq_length,
         )
 
     return build_masked_splits(
         config,
         build_dataset,
-        partial(sentence_sampling, config, seed),
+        partial(make_sentence_sampling, config, seed),
         samples=samples,
         cache=IndexCache(cache_dir, builder),
     )
 
 
-def sentence_sampling(config: T5Data, seed: int, num_samples: NumSamples) -> SentenceSampling:
+def make_sentence_sampling(config: T5Data, seed: int, num_samples: NumSamples) -> SentenceSampling:
     """How sentences become `num_samples` samples."""
     return SentenceSampling(config.seq_length - SPECIAL, 1, config.short_seq_prob, seed, num_samples)
 

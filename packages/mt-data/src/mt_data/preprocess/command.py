@@ -86,13 +86,13 @@ def preprocess(
     from mt_data.preprocess.run import preprocess as run
     from mt_data.text_io.inputs import find_inputs
 
-    splitting = _splitting(lang, split_sentences, keep_newlines=keep_newlines)
+    splitting = _choose_splitting(lang, split_sentences, keep_newlines=keep_newlines)
     files = [Path(file.path) for file in find_inputs(input, input_format)]
     job = PreprocessJob(
         inputs=tuple(input),
         output_prefix=output_prefix,
         encoding=EncodingOptions(tokenizer or TokenizerConfig(), tuple(json_keys), append_eod, splitting),
-        workers=workers or default_workers(files),
+        workers=workers or choose_worker_count(files),
         on_error=on_error,
         input_format=input_format,
         text_documents=text_documents,
@@ -105,7 +105,7 @@ def preprocess(
     print_report(job, run(job))
 
 
-def _splitting(language: str, enabled: bool, *, keep_newlines: bool) -> "SentenceSplitting | None":
+def _choose_splitting(language: str, enabled: bool, *, keep_newlines: bool) -> "SentenceSplitting | None":
     from mt_data.preprocess.sentences import choose_splitter
 
     if keep_newlines and not enabled:
@@ -113,7 +113,7 @@ def _splitting(language: str, enabled: bool, *, keep_newlines: bool) -> "Sentenc
     return choose_splitter(language, keep_newlines=keep_newlines) if enabled else None
 
 
-def default_workers(inputs: list[Path]) -> int:
+def choose_worker_count(inputs: list[Path]) -> int:
     """A process for every few megabytes, as starting one takes as long as tokenizing that; no more than cores."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     size = sum(path.stat().st_size for path in inputs if path.is_file())

@@ -11,7 +11,7 @@ import numpy as np
 from mt_core.contracts import Tokenizer
 from mt_core.errors import MtError, Problem
 from mt_data.config import TokenizerConfig
-from mt_data.indexed.format import token_dtype
+from mt_data.indexed.format import choose_token_dtype
 from mt_data.preprocess.chunking import CuttingOptions, InputPiece, InputPosition
 from mt_data.preprocess.reading import read_documents
 from mt_data.preprocess.sentences import SentenceSplitting, split_sentences
@@ -115,7 +115,7 @@ def _find_last_sentences(lengths: np.ndarray, sequences: np.ndarray) -> np.ndarr
 def _concatenate(batch: Sequence[Sequence[int]], tokens: int, ends: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
     """All `tokens` ids of a batch in one array, with the end of document at `ends`."""
     ids = np.fromiter(chain.from_iterable(batch), np.int64, count=tokens)
-    small = token_dtype(tokenizer.vocab_size)
+    small = choose_token_dtype(tokenizer.vocab_size)
     if tokens and not (ids.min() >= 0 and ids.max() <= np.iinfo(small).max):
         wrong = ids.min() if ids.min() < 0 else ids.max()
         raise MtError(

@@ -17,10 +17,10 @@ from typing import Any
 
 from mt_core.errors import MtError, raise_if
 from mt_core.files import atomic_file, disk_errors, sync_directory
-from mt_data.indexed.format import token_dtype
+from mt_data.indexed.format import choose_token_dtype
 from mt_data.preprocess.chunking import InputPosition, count_input_bytes, cut_pieces
 from mt_data.preprocess.encoding import EncodedPiece, encode_piece, get_tokenizer
-from mt_data.preprocess.job import Engine, PreprocessJob, make_job_key, option_conflicts
+from mt_data.preprocess.job import Engine, PreprocessJob, find_option_conflicts, make_job_key
 from mt_data.preprocess.journal import Journal, JournalMark
 from mt_data.preprocess.output import OutputFiles
 from mt_data.preprocess.report import PreprocessReport, show_progress
@@ -33,9 +33,11 @@ ENGINES: dict[Engine, Callable[..., Generator[Any, None, None]]] = {"local": ord
 
 def preprocess(job: PreprocessJob) -> PreprocessReport:
     """Run a job, or the rest of it. The pairs of all keys appear together at the end, each whole or not at all."""
-    raise_if(option_conflicts(job))
+    raise_if(find_option_conflicts(job))
     files = find_inputs(job.inputs, job.input_format)
-    dtype = token_dtype(get_tokenizer(job.encoding).vocab_size)  # built here first: a mistake shows before any work
+    dtype = choose_token_dtype(
+        get_tokenizer(job.encoding).vocab_size
+    )  # built here first: a mistake shows before any work
     start = time.monotonic()
     with _keep_or_remove(Journal(job.shard_prefix)) as journal:
         parts = {

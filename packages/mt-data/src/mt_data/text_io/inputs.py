@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from mt_core.errors import MtError, Problem, nearest_file, raise_if
+from mt_core.errors import MtError, Problem, raise_if, suggest_file
 
 Format = Literal["jsonl", "parquet", "text"]
 InputFormat = Literal["auto", "jsonl", "parquet", "text"]
@@ -73,7 +73,7 @@ def _expand_input(path: Path, format: InputFormat) -> list[Path]:
             raise MtError(str(path), "matches no file", "quote it if the shell should leave it alone")
         return files
     if not path.is_file():
-        raise MtError(str(path), "no such file", nearest_file(path))
+        raise MtError(str(path), "no such file", suggest_file(path))
     return [path]
 
 

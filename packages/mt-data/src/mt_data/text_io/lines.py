@@ -11,7 +11,7 @@ from typing import IO
 
 import zstandard
 
-from mt_core.errors import MtError, Problem, nearest_file, raise_if
+from mt_core.errors import MtError, Problem, raise_if, suggest_file
 from mt_data.text_io.inputs import COMPRESSED
 
 __all__ = ["COMPRESSED", "LineChunk", "check_inputs", "read_blocks", "read_chunks"]
@@ -35,7 +35,7 @@ class LineChunk:
 
 def check_inputs(paths: Iterable[Path]) -> None:
     """One `MtError` for all files that do not exist."""
-    raise_if(Problem(str(path), "no such file", nearest_file(path)) for path in paths if not path.is_file())
+    raise_if(Problem(str(path), "no such file", suggest_file(path)) for path in paths if not path.is_file())
 
 
 def read_chunks(path: Path) -> Iterator[LineChunk]:

@@ -14,7 +14,7 @@ from tokenizers import models
 
 from mt_core.contracts import Tokenizer
 from mt_data.config import TokenizerConfig
-from mt_data.tokenizers.gpt2_bpe import END_OF_TEXT, GPT2BPETokenizer, byte_letters, read_merges, read_vocabulary
+from mt_data.tokenizers.gpt2_bpe import END_OF_TEXT, GPT2BPETokenizer, get_byte_letters, read_merges, read_vocabulary
 
 PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
 LONG_SPACE = 1 << 16
@@ -52,7 +52,7 @@ def _encode(text: str, ordinary: Callable[[str], list[int]], tokenizer: Tokenize
 def is_equivalent(vocabulary: Mapping[str, int], merges: Sequence[tuple[str, str]]) -> bool:
     """Whether tiktoken gives the same ids for every text; the argument is at the top of this file."""
     merged = [left + right for left, right in merges]
-    if len(set(merged)) < len(merged) or {*merged, *byte_letters(), END_OF_TEXT} != vocabulary.keys():
+    if len(set(merged)) < len(merged) or {*merged, *get_byte_letters(), END_OF_TEXT} != vocabulary.keys():
         return False
     ids = [vocabulary[token] for token in merged]
     parts_first = all(
@@ -69,7 +69,7 @@ def is_equivalent(vocabulary: Mapping[str, int], merges: Sequence[tuple[str, str
 
 def rank_bytes(vocabulary: Mapping[str, int]) -> dict[bytes, int]:
     """Bytes of every token but the end of document, and its id."""
-    alphabet = {letter: byte for byte, letter in enumerate(byte_letters())}
+    alphabet = {letter: byte for byte, letter in enumerate(get_byte_letters())}
     return {
         bytes(alphabet[character] for character in token): number
         for token, number in vocabulary.items()

@@ -19,7 +19,7 @@ from mt_core.errors import MtError
 from mt_core.plugins import import_library
 from mt_data.config import TokenizerConfig
 from mt_data.tokenizers.base import MaskingTokenizer, count_threads
-from mt_data.tokenizers.gpt2_bpe import byte_spelling
+from mt_data.tokenizers.gpt2_bpe import spell_bytes
 from mt_data.tokenizers.saved import write_bytes, write_saved
 
 REQUIRED = ("<unk>", "<s>", "</s>")
@@ -100,7 +100,7 @@ class TikTokenizer(MaskingTokenizer):
         """Token to id, in GPT-2's spelling of bytes; bytes that spell a special token's name end in a space."""
         vocabulary = dict(self._special_ids)
         for number in range(len(vocabulary), self.vocab_size):
-            spelling = byte_spelling(self._encoding.decode_single_token_bytes(number))
+            spelling = spell_bytes(self._encoding.decode_single_token_bytes(number))
             vocabulary[f"{spelling} " if spelling in self._special_ids else spelling] = number
         return vocabulary
 

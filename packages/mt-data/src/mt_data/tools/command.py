@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 COLUMNS = ("source", "share", "tokens", "samples", "epochs")
 
 
-def _presets() -> list[str]:
+def _list_presets() -> list[str]:
     return list(components("preset"))
 
 
@@ -94,14 +94,14 @@ def blend(
     cut = StreamSampling(seq_length)
     readers = [IndexedReader(prefix) for prefix in paths.prefixes]
     tokens = [count_split_tokens(reader, split, 0) for reader in readers]
-    drawn = plan_sources(make_sources(paths, tokens), samples, cut)
-    print_table(COLUMNS, [_format_row(row) for row in drawn])
+    plans = plan_sources(make_sources(paths, tokens), samples, cut)
+    print_table(COLUMNS, [_format_row(plan) for plan in plans])
     if output:
         from mt_core.files import atomic_file
 
         with atomic_file(output, "w") as file:
             file.writelines(
-                f"{row.source.weight or row.source.count_per_epoch(cut)} {row.source.prefix}\n" for row in drawn
+                f"{plan.source.weight or plan.source.count_per_epoch(cut)} {plan.source.prefix}\n" for plan in plans
             )
         print(f"\nwrote {output}")
 
@@ -109,23 +109,23 @@ def blend(
 def plan(
     files: Annotated[list[Path] | None, typer.Argument(help="TOML files; later ones override earlier ones.")] = None,
     overrides: Annotated[list[str] | None, typer.Option("--set", help="Override one: section.field=value.")] = None,
-    preset: Annotated[str | None, typer.Option(help="Start from this preset.", autocompletion=_presets)] = None,
+    preset: Annotated[str | None, typer.Option(help="Start from this preset.", autocompletion=_list_presets)] = None,
 ) -> None:
     """Show what a run will read before step 1: samples, tokens and epochs of every source."""
     from mt_data.batching.batch_sizes import make_batch_sizes
     from mt_data.tools.plan import plan_run
 
-    planned = plan_run(files or (), overrides or (), preset)
-    rows = [(split.name, *_format_row(drawn)) for split in planned.splits for drawn in split.drawn]
+    run_plan = plan_run(files or (), overrides or (), preset)
+    rows = [(split.name, *_format_row(source)) for split in run_plan.splits for source in split.sources]
     print_table(("split", *COLUMNS), rows, left=2)
-    length, sizes = planned.config.data.seq_length, make_batch_sizes(planned.config.batch).sizes()
+    length, sizes = run_plan.config.data.seq_length, make_batch_sizes(run_plan.config.batch).sizes()
     print()
     print_rows(
         {
             "step": f"{_format_span(sizes)} samples × {length:,} tokens = "
             f"{_format_span([n * length for n in sizes])} tokens",
-            "run": f"{planned.config.train.steps:,} steps, {planned.samples:,} samples, "
-            f"{planned.samples * length:,} tokens",
+            "run": f"{run_plan.config.train.steps:,} steps, {run_plan.samples:,} samples, "
+            f"{run_plan.samples * length:,} tokens",
         }
     )
 
@@ -135,10 +135,10 @@ def _format_span(sizes: Sequence[int]) -> str:
     return f"{sizes[0]:,}" if len(sizes) == 1 else f"{min(sizes):,} to {max(sizes):,}"
 
 
-def _format_row(drawn: "SourcePlan") -> tuple[str, ...]:
-    source = drawn.source
+def _format_row(plan: "SourcePlan") -> tuple[str, ...]:
+    source = plan.source
     tokens = "unknown" if source.tokens is None else f"{source.tokens:,}"
-    return source.prefix, f"{drawn.share:.2%}", tokens, f"{drawn.samples:,}", f"{drawn.epochs:.3f}"
+    return source.prefix, f"{plan.share:.2%}", tokens, f"{plan.samples:,}", f"{plan.epochs:.3f}"
 
 
 def _read_words(path: Path | None) -> list[str]:

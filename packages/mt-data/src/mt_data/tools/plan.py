@@ -29,7 +29,7 @@ from mt_data.config import (
 )
 from mt_data.config.paths import WeightedPaths, resolve_split_paths
 from mt_data.config.rules import data_problems
-from mt_data.config.split import SPLITS, legacy_ranges, split_ranges
+from mt_data.config.split import SPLITS, compute_legacy_ranges, compute_split_ranges
 from mt_data.config.union import data_union
 from mt_data.datasets.masking.sentence_mapping import Sentences, build_block_mapping, build_sentence_mapping
 from mt_data.indexed.reader import IndexedReader
@@ -54,7 +54,7 @@ class SplitPlan:
 
     name: str
     samples: int
-    drawn: list[SourcePlan]
+    sources: list[SourcePlan]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +110,8 @@ def _count_streams(data: Corpora, number: int, seed: int) -> Iterator[Source]:
 
 
 def _count_sentences(data: BERTData | T5Data, number: int, seed: int) -> Iterator[Source]:
-    from mt_data.datasets.bert import sentence_sampling as bert
-    from mt_data.datasets.t5 import sentence_sampling as t5
+    from mt_data.datasets.bert import make_sentence_sampling as bert
+    from mt_data.datasets.t5 import make_sentence_sampling as t5
 
     sampling = bert(data, seed, None) if isinstance(data, BERTData) else t5(data, seed, None)
     for prefix, weight, split in _split_paths(data, number):
@@ -119,22 +119,22 @@ def _count_sentences(data: BERTData | T5Data, number: int, seed: int) -> Iterato
         documents = range(reader.document_count)
         if split:
             what = f"{len(documents)} documents, split {split!r}"
-            documents = select_split(prefix, split_ranges(split, len(documents)), number, what)
+            documents = select_split(prefix, compute_split_ranges(split, len(documents)), number, what)
         sentences = _select_sentences(reader, documents)
         yield Source(prefix, _count_tokens(sentences), weight, len(build_sentence_mapping(sentences, sampling)))
 
 
 def _count_blocks(data: ICTData, number: int, seed: int) -> Iterator[Source]:
-    from mt_data.datasets.ict import get_title_lengths, sentence_sampling
+    from mt_data.datasets.ict import get_title_lengths, make_sentence_sampling
 
     reader, titles = IndexedReader(data.paths[0]), IndexedReader(data.titles) if data.titles else None
     what = f"{reader.document_count} documents, split {data.split!r}"
-    documents = select_split(reader.prefix, legacy_ranges(data.split, reader.document_count), number, what)
+    documents = select_split(reader.prefix, compute_legacy_ranges(data.split, reader.document_count), number, what)
     sentences, lengths = _select_sentences(reader, documents), get_title_lengths(titles, documents)
     yield Source(
         reader.prefix,
         _count_tokens(sentences),
-        units=len(build_block_mapping(sentences, lengths, sentence_sampling(data, seed, None))),
+        units=len(build_block_mapping(sentences, lengths, make_sentence_sampling(data, seed, None))),
     )
 
 
@@ -146,16 +146,16 @@ def _count_lines(data: SFTData, number: int, seed: int) -> Iterator[Source]:
         lines = range(len(ConversationFile(path)))
         if split:
             what = f"{len(lines)} lines, split {split!r}"
-            lines = select_split(path, split_ranges(split, len(lines)), number, what)
+            lines = select_split(path, compute_split_ranges(split, len(lines)), number, what)
         yield Source(path, None, weight, len(lines))
 
 
 def _count_mock(data: MockData, number: int, seed: int) -> Iterator[Source]:
-    from mt_data.datasets.mock import mock_lengths, mock_splits
+    from mt_data.datasets.mock import draw_mock_lengths, split_mock_corpus
 
     del data, seed
-    part = mock_splits()[number]
-    yield Source("mock", int(mock_lengths()[part.start : part.stop].sum(dtype=np.int64)))
+    part = split_mock_corpus()[number]
+    yield Source("mock", int(draw_mock_lengths()[part.start : part.stop].sum(dtype=np.int64)))
 
 
 SOURCE_COUNTERS: dict[tuple[type[DataConfig], ...], Callable[[Any, int, int], Iterator[Source]]] = {
@@ -173,11 +173,11 @@ def _split_paths(data: Corpora, number: int) -> Iterator[tuple[str, float | None
     split_paths = resolve_split_paths(data)
     if (paths := split_paths.splits[number]) is None:
         raise MtError("data", f"names nothing for {SPLITS[number]}", "give it in data.paths or one of the other forms")
-    for prefix, weight in zip(paths.prefixes, _weights(paths), strict=True):
+    for prefix, weight in zip(paths.prefixes, _list_weights(paths), strict=True):
         yield prefix, weight, data.split if split_paths.shared else ""
 
 
-def _weights(paths: WeightedPaths) -> tuple[float | None, ...]:
+def _list_weights(paths: WeightedPaths) -> tuple[float | None, ...]:
     return paths.weights or (None,) * len(paths.prefixes)
 
 

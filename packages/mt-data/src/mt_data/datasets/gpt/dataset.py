@@ -16,7 +16,7 @@ from mt_data.blending.build import DatasetReader, SplitPart, Splits, SplitSizes,
 from mt_data.config import GPTData, TokenStream
 from mt_data.datasets.gpt.indices import IndexRequest, SampleIndices, build_indices
 from mt_data.datasets.packing import make_position_ids, make_segment_ids
-from mt_data.indexed.cache import IndexCache, content_key
+from mt_data.indexed.cache import IndexCache, hash_content
 from mt_data.indexed.reader import IndexedReader
 from mt_data.tokenizers.base import get_pad_id
 
@@ -78,8 +78,8 @@ class GPTDataset:
         """
         pieces = self.read_pieces(index)
         text = np.full(self._seq_length + self._extra, self._options.pad, np.int64)
-        drawn = np.concatenate(pieces)
-        text[: len(drawn)] = drawn
+        stream = np.concatenate(pieces)
+        text[: len(stream)] = stream
         return self.make_sample(text, [len(piece) for piece in pieces])
 
     def make_sample(self, text: np.ndarray, lengths: list[int]) -> Mapping[str, np.ndarray | np.generic]:
@@ -92,7 +92,7 @@ class GPTDataset:
         loss_mask = np.ones(self._seq_length, np.float32)
         if options.eod_mask_loss:
             loss_mask[tokens == options.eod] = 0.0
-        extras = self._extras(tokens, lengths)
+        extras = self._make_extras(tokens, lengths)
         if options.pad >= 0 or not self._extra or sum(lengths) < len(text):
             loss_mask[labels == options.pad] = 0.0
             labels = np.where(labels == options.pad, 0, labels)
@@ -109,7 +109,7 @@ class GPTDataset:
         between = [get(sequence) for sequence in document[first + 1 : last].tolist()]
         return [get(int(document[first]), start), *between, get(int(document[last]), 0, stop + extra)]
 
-    def _extras(self, tokens: np.ndarray, lengths: list[int]) -> dict[str, np.ndarray | np.generic]:
+    def _make_extras(self, tokens: np.ndarray, lengths: list[int]) -> dict[str, np.ndarray | np.generic]:
         options, extras = self._options, {}
         if options.reset_position_ids or options.reset_attention_mask:
             segment = np.zeros(len(tokens), np.int64)
@@ -139,7 +139,7 @@ def build_gpt_dataset(
         return {name: getattr(built, name) for name in INDEX_NAMES}
 
     used = sequences.lengths[request.sequences.start : request.sequences.stop]
-    arrays = cache.get_arrays(content_key("gpt", INDEX_VERSION, repr(request), used), INDEX_NAMES, build_arrays)
+    arrays = cache.get_arrays(hash_content("gpt", INDEX_VERSION, repr(request), used), INDEX_NAMES, build_arrays)
     return GPTDataset(sequences, SampleIndices(*arrays), request, options)
 
 

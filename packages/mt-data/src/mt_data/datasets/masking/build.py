@@ -13,7 +13,7 @@ from mt_data.config import MaskedData
 from mt_data.config.split import SPLITS
 from mt_data.datasets.masking.mask import MaskingConfig
 from mt_data.datasets.masking.sentence_mapping import Sentences, SentenceSampling, build_sentence_mapping
-from mt_data.indexed.cache import IndexCache, content_key
+from mt_data.indexed.cache import IndexCache, hash_content
 from mt_data.indexed.reader import IndexedReader
 
 MAPPING_VERSION = 1
@@ -55,7 +55,7 @@ def build_masked_splits(
     def build(reader: IndexedReader, part: SplitPart) -> Dataset:
         sampling = make_sampling(part.samples)
         bounds = np.asarray(reader.documents[part.elements.start : part.elements.stop + 1])
-        key = content_key("sentences", MAPPING_VERSION, repr(sampling), reader.lengths, bounds)
+        key = hash_content("sentences", MAPPING_VERSION, repr(sampling), reader.lengths, bounds)
         sentences = Sentences(np.asarray(reader.lengths), bounds)
         (mapping,) = cache.get_arrays(
             key, ("mapping",), lambda: {"mapping": build_sentence_mapping(sentences, sampling)}
@@ -72,7 +72,7 @@ def build_masked_splits(
     return blend_splits(config, parts, samples=samples, cache=cache)
 
 
-def masking_config(config: MaskedData) -> MaskingConfig:
+def make_masking_config(config: MaskedData) -> MaskingConfig:
     """How a section masks words."""
     return MaskingConfig(
         mask_prob=config.mask_prob,
