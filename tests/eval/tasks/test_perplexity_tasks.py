@@ -9,7 +9,7 @@ from mt_data.tokenizers import build_tokenizer
 from mt_eval.tasks import perplexity, wikitext103
 from mt_eval.tasks.scoring import sum_loss
 
-DATA = Path(__file__).parents[2].parent / "shared" / "data"
+DATA = Path(__file__).parents[3].parent / "shared" / "data"
 
 
 @pytest.mark.skipif(not (DATA / "wikitext103_test.txt").exists(), reason=f"no {DATA}/wikitext103_test.txt")
