@@ -50,8 +50,8 @@ def diff(first: Path, second: Path) -> None:
     """Print every value that differs between two configurations, defaults and presets included."""
     from mt_cli.run_config import differences, load_run_config
 
-    one, two = (load_run_config([path], rules=False).model_dump(mode="json") for path in (first, second))
-    for key, was, now in differences(one, two):
+    old, new = (load_run_config([path], rules=False).model_dump(mode="json") for path in (first, second))
+    for key, was, now in differences(old, new):
         print(f"{key}: {json.dumps(was)} -> {json.dumps(now)}")
 
 

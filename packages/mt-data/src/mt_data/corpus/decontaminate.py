@@ -80,8 +80,8 @@ def read_ngrams(tasks: Sequence[EvaluationSet], sizes: NgramSizes) -> dict[str, 
     keys: dict[str, tuple[str, ...]] = {}
     for task in tasks:
         for lines in read_lines([task.path]):
-            for at, line in enumerate(lines.chunk.lines):
-                for key in list_ngrams(_read_text(task, line, f"{task.path}:{lines.chunk.first + at}"), sizes):
+            for number, line in enumerate(lines.chunk.lines):
+                for key in list_ngrams(_read_text(task, line, f"{task.path}:{lines.chunk.first + number}"), sizes):
                     keys[key] = tuple(dict.fromkeys((*keys.get(key, ()), task.name)))
     if not keys:
         names = ", ".join(str(task.path) for task in tasks)
@@ -122,7 +122,7 @@ def _cut_record(
         return [], "dropped whole"
     before = f"{old}-" if (old := record.get("split_id")) else ""
     records = [
-        {**record, filter.key: piece, "split_id": f"{before}{label}-{number + 1:010d}-{at:04d}"}
-        for at, piece in enumerate(kept)
+        {**record, filter.key: piece, "split_id": f"{before}{label}-{number + 1:010d}-{piece_number:04d}"}
+        for piece_number, piece in enumerate(kept)
     ]
     return records, "untouched" if not matches else "cut" if kept else "nothing left"

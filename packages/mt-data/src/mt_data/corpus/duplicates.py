@@ -83,12 +83,12 @@ def _check_inputs(inputs: Sequence[Path], search: DuplicateSearch) -> None:
 def compute_signatures(search: DuplicateSearch, lines: LocatedLines) -> StepOutput:
     """Signatures of some lines, as they lie in the file."""
     prints, offset = np.zeros(len(lines.chunk.lines), search.fingerprint), lines.offset
-    for at, line in enumerate(lines.chunk.lines):
-        where = f"{lines.chunk.path}:{lines.chunk.first + at}"
+    for row, line in enumerate(lines.chunk.lines):
+        where = f"{lines.chunk.path}:{lines.chunk.first + row}"
         record = read_record(line, (search.key, search.id_key), where)
         assert record is not None
         values = compute_signature(record[search.key], seeds=search.seeds, seed=search.seed)
-        prints[at] = (lines.file, offset, len(line), values)
+        prints[row] = (lines.file, offset, len(line), values)
         offset += len(line) + 1
     return StepOutput(prints.tobytes(), Counter(records=len(prints)))
 
@@ -152,7 +152,7 @@ class BandSearch:
 
 def make_shingles(text: str) -> set[str]:
     """All runs of five characters but, as in Megatron, the last."""
-    return {text[at : at + SHINGLE] for at in range(len(text) - SHINGLE)}
+    return {text[start : start + SHINGLE] for start in range(len(text) - SHINGLE)}
 
 
 def compute_jaccard(a: set[str], b: set[str], denominator: Denominator = "union") -> float:
@@ -177,7 +177,7 @@ def hash_shingles(text: str) -> np.ndarray:
     """A number of 32 bits for each distinct shingle of a text, all computed at once."""
     codes = np.frombuffer(text.encode("utf-32-le"), "<u4")
     count = max(0, len(codes) - SHINGLE)
-    return np.unique(hash_rows([codes[at : at + count] for at in range(SHINGLE)], count) >> np.uint64(32))
+    return np.unique(hash_rows([codes[offset : offset + count] for offset in range(SHINGLE)], count) >> np.uint64(32))
 
 
 def hash_rows(columns: Sequence[np.ndarray], count: int) -> np.ndarray:

@@ -36,8 +36,8 @@ def list_ngrams(text: str, sizes: NgramSizes) -> Iterator[str]:
     words = [word.lower() for word in WORD.findall(text)]
     if len(words) < sizes.shortest:
         return
-    for at in range(max(1, len(words) - sizes.longest + 1)):
-        yield " ".join(words[at : at + sizes.longest])
+    for start in range(max(1, len(words) - sizes.longest + 1)):
+        yield " ".join(words[start : start + sizes.longest])
 
 
 class NgramIndex:
@@ -54,17 +54,17 @@ class NgramIndex:
         matches = list(WORD.finditer(text))
         words = [match[0].lower() for match in matches]
         last = len(words) - self.sizes.longest
-        for at in range(last + 1):
-            if words[at] in self._first and (key := self._key(words, at, (self.sizes.longest, *self._shorter))):
-                return NgramMatch(matches[at].start(), key)
-        for at in range(last + 1, len(words)) if last > 0 else ():
-            if words[at] in self._first and (key := self._key(words, at, self._shorter)):
-                return NgramMatch(matches[at].start(), key)
+        for start in range(last + 1):
+            if words[start] in self._first and (key := self._key(words, start, (self.sizes.longest, *self._shorter))):
+                return NgramMatch(matches[start].start(), key)
+        for start in range(last + 1, len(words)) if last > 0 else ():
+            if words[start] in self._first and (key := self._key(words, start, self._shorter)):
+                return NgramMatch(matches[start].start(), key)
         return None
 
-    def _key(self, words: list[str], at: int, lengths: Iterable[int]) -> str | None:
+    def _key(self, words: list[str], start: int, lengths: Iterable[int]) -> str | None:
         for length in lengths:
-            if at + length <= len(words) and (key := " ".join(words[at : at + length])) in self.keys:
+            if start + length <= len(words) and (key := " ".join(words[start : start + length])) in self.keys:
                 return key
         return None
 

@@ -78,8 +78,8 @@ def encode_piece(encoding: EncodingOptions, cut: CuttingOptions, piece: InputPie
     """Read, parse, split and tokenize a piece."""
     documents = read_documents(piece.source, cut)
     keys = {
-        key: encode_values([values[at] for values in documents.values], encoding)
-        for at, key in enumerate(encoding.keys)
+        key: encode_values([values[column] for values in documents.values], encoding)
+        for column, key in enumerate(encoding.keys)
     }
     return EncodedPiece(keys, documents.problems, documents.bytes, piece.disk_bytes, piece.after)
 

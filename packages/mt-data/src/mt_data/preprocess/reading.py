@@ -42,13 +42,13 @@ def read_documents(source: ByteRange | LineBlock | ParquetRows | TextFiles, cut:
 
 def _parse_range(source: ByteRange, cut: CuttingOptions) -> ParsedDocuments:
     documents, before = ParsedDocuments(), None
-    for at, (line, size) in enumerate(_read_lines(source, cut.max_line_bytes), start=1):
+    for number, (line, size) in enumerate(_read_lines(source, cut.max_line_bytes), start=1):
         try:
             _add_line(line, size, source.file, cut, documents)
         except BadLine as err:
             if before is None:
                 before = _count_lines_before(source)
-            documents.problems.append(Problem(f"{source.file.path}:{before + at}", str(err), LINE_FORM))
+            documents.problems.append(Problem(f"{source.file.path}:{before + number}", str(err), LINE_FORM))
     return documents
 
 
@@ -79,18 +79,18 @@ def _add_line(line: bytes | None, size: int, file: InputFile, cut: CuttingOption
 def _read_lines(source: ByteRange, limit: int) -> Iterator[tuple[bytes | None, int]]:
     """Lines that begin in the range, and their sizes; of one over the limit only the size, in bounded memory."""
     with Path(source.file.path).open("rb") as file:
-        at = source.begin
-        if at:  # the line that reaches into the range belongs to the one before
-            file.seek(at - 1)
-            at = at - 1 + _skip_line(file, source.end - at + 1)
-        while at < source.end and (line := file.readline(limit + 2)):
+        position = source.begin
+        if position:  # the line that reaches into the range belongs to the one before
+            file.seek(position - 1)
+            position = position - 1 + _skip_line(file, source.end - position + 1)
+        while position < source.end and (line := file.readline(limit + 2)):
             size = len(line)
             if not line.endswith(b"\n") and size > limit:
                 size += _skip_line(file, None)
                 yield None, size
             else:
                 yield line.removesuffix(b"\n"), size
-            at += size
+            position += size
 
 
 def _skip_line(file: IO[bytes], most: int | None) -> int:

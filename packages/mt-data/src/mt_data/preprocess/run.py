@@ -41,8 +41,8 @@ def preprocess(job: PreprocessJob) -> PreprocessReport:
     start = time.monotonic()
     with _keep_or_remove(Journal(job.shard_prefix)) as journal:
         parts = {
-            key: OutputFiles(journal.folder, f"{at}", dtype, partitions=job.partitions)
-            for at, key in enumerate(job.encoding.keys)
+            key: OutputFiles(journal.folder, f"{number}", dtype, partitions=job.partitions)
+            for number, key in enumerate(job.encoding.keys)
         }
         mark = _resume(job, journal, make_job_key(job, files), parts)
         report = PreprocessReport.from_json(mark.report) if mark.report else PreprocessReport()

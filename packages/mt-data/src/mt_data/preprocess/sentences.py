@@ -70,8 +70,8 @@ def split_sentences(text: str, splitting: SentenceSplitting) -> list[str]:
     """The sentences of a text, in order, as the library finds them."""
     spans = _punkt_spans if splitting.splitter == "nltk punkt" else _sentencex_spans
     sentences = []
-    for at in range(0, len(text), SLICE_CHARACTERS):
-        part = text[at : at + SLICE_CHARACTERS]
+    for start in range(0, len(text), SLICE_CHARACTERS):
+        part = text[start : start + SLICE_CHARACTERS]
         bounds = spans(part, splitting.language)
         if splitting.keep_newlines:  # up to where the next one begins
             ends = [begin for begin, _ in bounds[1:]] + [len(part)]

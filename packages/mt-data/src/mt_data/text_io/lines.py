@@ -47,8 +47,8 @@ def read_chunks(path: Path) -> Iterator[LineChunk]:
             continue
         *lines, rest = b"".join(pieces).split(b"\n")
         pieces = [rest]
-        for at in range(0, len(lines), CHUNK_LINES):
-            yield LineChunk(str(path), number + at, lines[at : at + CHUNK_LINES])
+        for first in range(0, len(lines), CHUNK_LINES):
+            yield LineChunk(str(path), number + first, lines[first : first + CHUNK_LINES])
         number += len(lines)
     if rest := b"".join(pieces):  # a last line without a newline
         yield LineChunk(str(path), number, [rest])

@@ -56,7 +56,9 @@ def is_equivalent(vocabulary: Mapping[str, int], merges: Sequence[tuple[str, str
         return False
     ids = [vocabulary[token] for token in merged]
     parts_first = all(
-        len(part) == 1 or vocabulary.get(part, at) < at for pair, at in zip(merges, ids, strict=True) for part in pair
+        len(part) == 1 or vocabulary.get(part, number) < number
+        for pair, number in zip(merges, ids, strict=True)
+        for part in pair
     )
     if ids != sorted(ids) or not parts_first:
         return False

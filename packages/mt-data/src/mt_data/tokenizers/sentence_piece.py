@@ -97,8 +97,8 @@ class SentencePieceTokenizer(MaskingTokenizer):
         self.type = config.type
         self.processor = read_model(config)
         self._vocabulary = read_pieces(self.processor)
-        own = {role: self.processor.id_to_piece(number) for role, number in read_roles(self.processor).items()}
-        named = dict(ADDED_TOKENS) | {role: own.get(role, spare) for role, spare in FALLBACK_TOKENS}
+        model_pieces = {role: self.processor.id_to_piece(number) for role, number in read_roles(self.processor).items()}
+        named = dict(ADDED_TOKENS) | {role: model_pieces.get(role, spare) for role, spare in FALLBACK_TOKENS}
         extra = [f"<extra_id_{i}>" for i in range(config.vocab_extra_ids)]
         for token in (*named.values(), *extra):
             self._vocabulary.setdefault(token, len(self._vocabulary))

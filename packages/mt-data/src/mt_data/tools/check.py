@@ -155,8 +155,8 @@ def _describe_id_problem(index: UncheckedIndex, wrong: Callable[[np.ndarray], np
     for start, tokens in _read_tokens(index):
         hits = np.flatnonzero(wrong(tokens))
         if len(hits) and not first:
-            at = (start + int(hits[0])) * index.header.dtype.itemsize
-            sequence = int(np.searchsorted(index.pointers, at, side="right")) - 1
+            offset = (start + int(hits[0])) * index.header.dtype.itemsize
+            sequence = int(np.searchsorted(index.pointers, offset, side="right")) - 1
             first = f"token id {tokens[hits[0]]} in sequence {sequence}"
         broken += len(hits)
     more = f", and {broken - 1} more out of range" if broken > 1 else ""

@@ -134,14 +134,14 @@ def _describe_index(readers: Sequence[IndexedReader], multimodal: bool) -> Index
 
 def _read_lengths(readers: Sequence[IndexedReader]) -> Iterator[np.ndarray]:
     for reader in readers:
-        for at in range(0, len(reader), BLOCK_ENTRIES):
-            yield reader.lengths[at : at + BLOCK_ENTRIES]
+        for start in range(0, len(reader), BLOCK_ENTRIES):
+            yield reader.lengths[start : start + BLOCK_ENTRIES]
 
 
 def _read_sequence_counts(readers: Sequence[IndexedReader]) -> Iterator[np.ndarray]:
     for reader in readers:
-        for at in range(0, reader.document_count, BLOCK_ENTRIES):
-            yield np.diff(reader.documents[at : at + BLOCK_ENTRIES + 1])
+        for start in range(0, reader.document_count, BLOCK_ENTRIES):
+            yield np.diff(reader.documents[start : start + BLOCK_ENTRIES + 1])
 
 
 def _has_modes(reader: IndexedReader) -> bool:

@@ -44,7 +44,10 @@ class ConversationFile:
         """Byte offsets of the lines that are not empty, and the end, int64 [lines + 1]."""
         size = Path(self.path).stat().st_size
         data = np.memmap(self.path, np.uint8, "r") if size else np.zeros(0, np.uint8)
-        blocks = [np.flatnonzero(data[at : at + SCAN_BYTES] == NEWLINE) + at for at in range(0, size, SCAN_BYTES)]
+        blocks = [
+            np.flatnonzero(data[offset : offset + SCAN_BYTES] == NEWLINE) + offset
+            for offset in range(0, size, SCAN_BYTES)
+        ]
         bounds = np.concatenate(([0], *(block + 1 for block in blocks), [size])).astype(np.int64)
         written = np.diff(bounds) - 1
         written[-1] += 1  # what follows the last line's end has none
