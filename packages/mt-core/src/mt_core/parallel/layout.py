@@ -9,6 +9,7 @@ from math import gcd, lcm, log2
 from typing import Any
 
 from mt_core.config.sections import CPCommType
+from mt_core.contracts import TransformerModelConfig
 from mt_core.distributed.topology import ParallelDims
 from mt_core.errors import Problem
 
@@ -171,9 +172,9 @@ def _expert(config: Any, layout: Layout) -> Iterator[Problem]:
             yield Problem("parallel.expert", f"{expert} does not divide {name} = {number}", f"allowed: {fits}")
 
 
-def experts_of(model: Any) -> int:
+def experts_of(model: TransformerModelConfig) -> int:
     """Experts of each layer, 0 if it has none."""
-    return model.mlp.experts if model.mlp.kind == "moe" else 0
+    return getattr(model.mlp, "experts", 0)
 
 
 def _batch(config: Any, layout: Layout) -> Iterator[Problem]:

@@ -6,6 +6,7 @@ from itertools import product
 from math import gcd
 from typing import Any
 
+from mt_core.contracts import TransformerModelConfig
 from mt_core.parallel.layout import Layout, Recompute, axis_problems, cuts, experts_of
 from mt_core.planning.gpu_profile import Profile
 from mt_core.planning.memory import GIB, memory, total
@@ -60,7 +61,7 @@ def _fastest(config: Any, layout: Layout, profile: Profile, others: list[Layout]
     return min(plans, key=lambda advice: advice.plan.step.seconds, default=None)
 
 
-def _others(layout: Layout, ranks: int, model: Any) -> Iterator[Layout]:
+def _others(layout: Layout, ranks: int, model: TransformerModelConfig) -> Iterator[Layout]:
     """Everything that saves memory, alone and together."""
     tensors, contexts = ([size * 2**n for n in range(4)] for size in (layout.dims.tensor, layout.dims.context))
     cut = [c for c in cuts(layout, ranks) if c.dims.tensor in tensors and c.dims.context in contexts]
