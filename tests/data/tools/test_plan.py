@@ -135,8 +135,8 @@ def test_the_plan_of_a_run_needs_no_model(run_toml: Path):
 def test_a_plan_of_options_alone(corpus: Corpus):
     a = corpus("a", (40, 31, 50))
     planned = plan_run((), [f'data.train_paths=["{a}"]', "data.seq_length=4", "train.steps=60"])
-    assert [(split.name, split.drawn[0].samples) for split in planned.splits] == [("train", 60)]
-    assert planned.splits[0].drawn[0].epochs == pytest.approx(240 / 121, rel=1e-12)
+    assert [(split.name, split.sources[0].samples) for split in planned.splits] == [("train", 60)]
+    assert planned.splits[0].sources[0].epochs == pytest.approx(240 / 121, rel=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def planned(
     return [
         (split.name, row.source.prefix, row.source.tokens, row.samples, row.epochs)
         for split in plan_run((), [*sets, "train.eval_batches=1"]).splits
-        for row in split.drawn
+        for row in split.sources
     ]
 
 
