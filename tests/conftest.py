@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from preloaded import processes
 
@@ -21,6 +22,8 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # commands that tests start fin
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell sets it in the background, and children inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 processes.install(processes.fork_from_server)
+settings.register_profile("loaded machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("loaded machine")
 
 
 @pytest.fixture

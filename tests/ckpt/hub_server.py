@@ -44,8 +44,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path = self.path.split("?")[0]
-        if found := re.fullmatch(r"/api/models/([\w-]+/[\w-]+)(?:/revision/([\w-]+)|/tree/[\w-]+)?", path):
-            self._about(found[1], found[2], tree="/tree/" in path)
+        if match := re.fullmatch(r"/api/models/([\w-]+/[\w-]+)(?:/revision/([\w-]+)|/tree/[\w-]+)?", path):
+            self._about(match[1], match[2], tree="/tree/" in path)
         else:
             self._file(body=True)
 
@@ -75,11 +75,11 @@ class Handler(BaseHTTPRequestHandler):
         return self._json({"id": name, "sha": COMMIT, "siblings": [{"rfilename": path} for path in files]})
 
     def _file(self, *, body: bool) -> None:
-        found = re.fullmatch(r"/([\w-]+/[\w-]+)/resolve/[\w-]+/(.+)", self.path.split("?")[0])
-        data = self.hub.repositories.get(found[1], {}).get(found[2]) if found else None
+        match = re.fullmatch(r"/([\w-]+/[\w-]+)/resolve/[\w-]+/(.+)", self.path.split("?")[0])
+        data = self.hub.repositories.get(match[1], {}).get(match[2]) if match else None
         if data is None:
             return self._json({}, 404, {"X-Error-Code": "EntryNotFound"})
-        assert found
+        assert match
         wanted = self.headers.get("Range") if body else None
         start = int(re.findall(r"\d+", wanted)[0]) if wanted else 0
         self.send_response(206 if wanted else 200)
@@ -91,7 +91,7 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
         self.end_headers()
         if body:
-            self._send(found[2], data[start:], wanted)
+            self._send(match[2], data[start:], wanted)
 
     def _send(self, name: str, data: bytes, wanted: str | None) -> None:
         self.hub.ranges.append((name, wanted))

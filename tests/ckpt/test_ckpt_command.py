@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from mt_ckpt.command import app
-from mt_ckpt.tools.inspect import inspect_checkpoint, size_text
+from mt_ckpt.tools.inspect import format_size, inspect_checkpoint
 from mt_core.errors import MtError
 from mt_core.plugins import components
 
@@ -88,7 +88,7 @@ def test_layers_that_are_not_alike_are_told_apart(save_model):
 
 @pytest.mark.parametrize(("size", "text"), [(999, "999 B"), (1500, "1.5 kB"), (269e6, "269 MB"), (1.4e13, "14 TB")])
 def test_sizes_are_readable(size, text):
-    assert size_text(size) == text
+    assert format_size(size) == text
 
 
 def test_every_component_loads():

@@ -63,8 +63,8 @@ def test_missing_unexpected_and_misshapen_tensors_of_a_file_are_told_at_once(sav
         tensors["lm_head.weight"] = torch.zeros(60, 32)
 
     edit(path, damage)
-    found = problems("hf", path, "native", tmp_path / "result")
-    assert len(found) == 5
+    reported = problems("hf", path, "native", tmp_path / "result")
+    assert len(reported) == 5
     for part in (
         "norm.weight: tensor is missing",
         "layers.1.mlp.up.weight: tensor is missing",
@@ -72,7 +72,7 @@ def test_missing_unexpected_and_misshapen_tensors_of_a_file_are_told_at_once(sav
         "layers.7.mlp.up.weight: unexpected tensor",
         "head.weight: tensor has shape (60, 32)",
     ):
-        assert any(part in problem and problem.startswith(str(path)) for problem in found), part
+        assert any(part in problem and problem.startswith(str(path)) for problem in reported), part
     assert is_clean(tmp_path)
 
 
@@ -87,15 +87,15 @@ def test_a_tensor_in_two_shards_is_refused(save_model, tmp_path):
 
 def test_what_a_third_partys_loader_gets_wrong_is_told_at_once(native, tmp_path, add_component):
     add_component("ckpt-loader", "odd", "ckpt.faulty_plugins:WrongTensors")
-    found = problems("odd", native, "native", tmp_path / "result")
-    assert len(found) == 4
+    reported = problems("odd", native, "native", tmp_path / "result")
+    assert len(reported) == 4
     for part in (
         "layers.1.mlp.up.weight: tensor is missing",
         "layers.0.attn.q.weight: tensor has shape (31, 32)",
         "embed.weight: duplicate tensor (2 copies)",
         "layers.0.attn.sink: unexpected tensor",
     ):
-        assert any(part in problem for problem in found), part
+        assert any(part in problem for problem in reported), part
     assert is_clean(tmp_path)
 
 

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from ckpt.conftest import bits, hugging_face_model
 from mt_ckpt.conversion.convert import convert
 from mt_ckpt.conversion.verify import our_logits, transformers_logits
-from mt_ckpt.huggingface.saver import carrier, save
+from mt_ckpt.huggingface.saver import choose_family, save
 from mt_core.checkpoint.detection import open_checkpoint
 from mt_core.errors import MtError
 from mt_models.canonical import canonical_state
@@ -18,7 +18,7 @@ from mt_models.config import BertConfig, T5Config
 WEIGHTS = "model.safetensors"
 TOKENS_BT = torch.randint(61, (2, 40), generator=torch.Generator().manual_seed(1))
 CLOSE = 5e-6
-"""Of the largest number; fp32 sums in another order."""
+"""Allowed difference as a part of the largest number; fp32 sums in another order."""
 
 ALL, MASKED, NEXT, BASE = (
     "AutoModelForPreTraining",
@@ -104,9 +104,9 @@ def test_a_head_that_the_class_has_and_the_file_lacks_is_missing(save_model, tmp
     path = save_model("bert", auto_class=MASKED)
     tensors = {name: t for name, t in load_file(path / WEIGHTS).items() if not name.startswith("cls.")}
     save_file(tensors, path / WEIGHTS, {"format": "pt"})
-    found = problems("hf", path, "native", tmp_path / "result")
-    assert len(found) == 5
-    assert any("lm_head.dense.weight: tensor is missing" in problem for problem in found)
+    reported = problems("hf", path, "native", tmp_path / "result")
+    assert len(reported) == 5
+    assert any("lm_head.dense.weight: tensor is missing" in problem for problem in reported)
 
 
 def test_a_decoding_bert_is_refused(save_model, tmp_path):
@@ -125,14 +125,14 @@ def test_a_decoding_bert_is_refused(save_model, tmp_path):
 )
 def test_a_bert_that_no_family_carries_is_refused(config, message):
     with pytest.raises(MtError) as error:
-        carrier(config)
+        choose_family(config)
     assert all(message in str(problem) for problem in error.value.problems if "megatron-bert" in str(problem))
     assert len(error.value.problems) == 2
 
 
 def test_a_bert_is_no_llama():
     with pytest.raises(MtError, match="saver hf: cannot write a 'bert' model; gpt; or --saver native"):
-        carrier(bert(), "llama")
+        choose_family(bert(), "llama")
 
 
 SEQ2SEQ = "AutoModelForSeq2SeqLM"
@@ -236,7 +236,7 @@ def test_what_a_t5_asks_for_that_we_lack_is_refused(changes, message, save_model
 )
 def test_a_t5_that_the_family_does_not_carry_is_refused(config, message):
     with pytest.raises(MtError, match=f"saver hf: t5: cannot carry {message}"):
-        carrier(config)
+        choose_family(config)
 
 
 def test_the_source_model_and_the_saved_one_agree(save_model):
@@ -253,5 +253,5 @@ def test_a_t5_without_norms_at_the_end_is_refused():
         sizes | parts | {"attention": attention, "position": {"kind": "relative"}, "final_norm": False}
     )
     with pytest.raises(MtError, match="final_norm = False"):
-        carrier(config)
-    carrier(config.model_copy(update={"final_norm": True}))
+        choose_family(config)
+    choose_family(config.model_copy(update={"final_norm": True}))

@@ -13,7 +13,7 @@ from mt_ckpt.conversion.convert import convert
 from mt_ckpt.conversion.verify import our_logits, transformers_logits
 from mt_ckpt.huggingface.config import read_config
 from mt_ckpt.huggingface.families import FAMILIES
-from mt_ckpt.huggingface.saver import carrier, save
+from mt_ckpt.huggingface.saver import choose_family, save
 from mt_core.checkpoint.detection import open_checkpoint
 from mt_core.errors import MtError
 from mt_models.canonical import canonical_state
@@ -22,7 +22,7 @@ from mt_models.config import GPTConfig
 WEIGHTS = "model.safetensors"
 TOKENS_BT = torch.randint(61, (2, 40), generator=torch.Generator().manual_seed(1))
 CLOSE = 5e-6
-"""Of the largest logit; fp32 sums in another order."""
+"""Allowed difference as a part of the largest logit; fp32 sums in another order."""
 
 
 def rope(kind, **settings):
@@ -178,8 +178,8 @@ def test_each_expert_is_accounted_for(save_model, tmp_path):
         tensors[f"{experts}.0.w3.weight"] = torch.zeros(47, 32)
 
     edit(path, damage)
-    found = problems("mixtral_hf", path, "native", tmp_path / "result")
-    assert [problem.removeprefix(f"{path}: layers.1.mlp.experts.") for problem in found] == [
+    reported = problems("mixtral_hf", path, "native", tmp_path / "result")
+    assert [problem.removeprefix(f"{path}: layers.1.mlp.experts.") for problem in reported] == [
         "3.gate.weight: tensor is missing; shape (48, 32)",
         "0.up.weight: tensor has shape (47, 32); the model needs (48, 32)",
         "5.down.weight: unexpected tensor of shape (32, 48); the model has no tensor of this name",
@@ -216,5 +216,5 @@ def test_a_fused_tensor_of_phi3_of_the_wrong_width_is_refused(save_model, tmp_pa
 
 def test_a_model_of_several_families_takes_the_first_or_the_one_asked_for():
     config = ours(attention={"window": 6})
-    assert carrier(config).model_type == "mistral"
-    assert carrier(config, "phi3").model_type == "phi3"
+    assert choose_family(config).model_type == "mistral"
+    assert choose_family(config, "phi3").model_type == "phi3"

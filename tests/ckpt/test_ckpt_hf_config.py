@@ -9,9 +9,9 @@ import pytest
 from transformers import AutoConfig, BertConfig, T5Config
 
 import mt_models
-from mt_ckpt.huggingface.config import cannot_carry, read_config, write_config
+from mt_ckpt.huggingface.config import find_lost_settings, read_config, write_config
 from mt_ckpt.huggingface.families import FAMILIES
-from mt_ckpt.huggingface.saver import carrier
+from mt_ckpt.huggingface.saver import choose_family
 from mt_core.errors import MtError
 from mt_models.config import GPTConfig
 
@@ -439,7 +439,7 @@ GPT2_PARTS = {
     ],
 )
 def test_the_family_that_carries_a_config_gives_it_back(config, family):
-    assert carrier(config).model_type == family
+    assert choose_family(config).model_type == family
     assert read(write_config(FAMILIES[family], config)) == config
 
 
@@ -448,7 +448,7 @@ def test_what_stands_in_the_way_of_the_closest_families_is_named():
         norm={"kind": "layer", "eps": 1e-6}, mlp={"kind": "dense", "ffn_hidden_size": 48, "activation": "relu"}
     )
     with pytest.raises(MtError) as error:
-        carrier(config)
+        choose_family(config)
     problems = [str(problem) for problem in error.value.problems]
     assert len(problems) == 3
     assert problems[0] == (
@@ -480,24 +480,24 @@ def test_an_unknown_family_is_refused():
 
 def cannot(config, family):
     with pytest.raises(MtError) as error:
-        carrier(config, family)
+        choose_family(config, family)
     return [str(problem) for problem in error.value.problems]
 
 
 @pytest.mark.parametrize("scale", [2.0, 0.3])
 def test_a_scale_that_is_no_root_of_a_whole_number_is_told(scale):
     config = gpt(attention={"heads": 4, "num_kv_heads": 2, "head_size": 8, "scale": scale})
-    assert f"attention.scale = {scale}" in cannot_carry(FAMILIES["gemma2"], config)
+    assert f"attention.scale = {scale}" in find_lost_settings(FAMILIES["gemma2"], config)
 
 
 def test_the_same_said_in_another_way_is_carried():
     part = {"heads": 4, "num_kv_heads": 2, "head_size": 8, "scale": 8**-0.5, "window": 6, "window_layers": [True, True]}
-    assert carrier(gpt(attention=part)).model_type == "mistral"
+    assert choose_family(gpt(attention=part)).model_type == "mistral"
 
 
 def test_biases_on_some_attention_projections_only_are_no_llama():
     config = gpt(attention={"heads": 4, "num_kv_heads": 2, "head_size": 8, "qkv_bias": True})
-    assert cannot_carry(FAMILIES["llama"], config) == ["attention.qkv_bias = True"]
+    assert find_lost_settings(FAMILIES["llama"], config) == ["attention.qkv_bias = True"]
 
 
 @pytest.mark.parametrize(("family", "config"), [("llama", gpt()), ("mistral", gpt()), ("gpt2", gpt(**GPT2_PARTS))])

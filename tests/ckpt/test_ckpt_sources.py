@@ -27,15 +27,15 @@ def edit_index(path, change):
 
 def test_one_file_is_read(save_model):
     path = save_model("llama")
-    found = dict(SafetensorsDir(path).tensors())
+    tensors = dict(SafetensorsDir(path).tensors())
     expected = load_file(path / SINGLE)
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert tensors.keys() == expected.keys()
+    assert all(torch.equal(tensors[name], expected[name]) for name in expected)
 
 
 def test_shards_are_read(shards):
-    found = dict(SafetensorsDir(shards).tensors())
-    assert found.keys() == json.loads((shards / INDEX).read_text())["weight_map"].keys()
+    tensors = dict(SafetensorsDir(shards).tensors())
+    assert tensors.keys() == json.loads((shards / INDEX).read_text())["weight_map"].keys()
 
 
 def test_headers_give_shapes_without_data(save_model):

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, GenerationConfig
 
 from mt_ckpt.conversion.convert import convert
-from mt_ckpt.tensor_streams.tokenizer_files import NAMES, in_directory, special_ids
+from mt_ckpt.tensor_streams.tokenizer_files import NAMES, find_tokenizer_files, special_ids
 from mt_core.errors import MtError
 
 
@@ -34,7 +34,7 @@ def round_trip(path, tmp_path):
 def write(directory: Path, **files: object) -> list[Path]:
     for name, content in files.items():
         (directory / f"{name}.json").write_text(json.dumps(content))
-    return in_directory(directory)
+    return find_tokenizer_files(directory)
 
 
 def test_known_files_travel_unchanged(with_tokenizer, tmp_path):
@@ -67,7 +67,7 @@ def test_without_a_tokenizer_no_special_ids_are_made_up(save_model, tmp_path):
 def test_every_known_name_is_found(tmp_path):
     for name in NAMES:
         (tmp_path / name).write_text("{}")
-    assert [path.name for path in in_directory(tmp_path)] == list(NAMES)
+    assert [path.name for path in find_tokenizer_files(tmp_path)] == list(NAMES)
 
 
 def test_generation_config_speaks_first(tmp_path):
@@ -87,4 +87,4 @@ def test_an_end_token_that_the_vocabulary_lacks_is_no_id(tmp_path):
 def test_a_damaged_file_is_named(tmp_path):
     (tmp_path / "tokenizer_config.json").write_text("{")
     with pytest.raises(MtError, match=r"tokenizer_config\.json: not JSON"):
-        special_ids(in_directory(tmp_path))
+        special_ids(find_tokenizer_files(tmp_path))

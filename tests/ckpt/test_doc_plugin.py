@@ -10,8 +10,8 @@ import torch
 
 from docs.pages import DOCS, read
 from mt_ckpt.conversion.convert import convert
-from mt_ckpt.plugin_options import options_of
 from mt_core.checkpoint.detection import open_checkpoint
+from mt_core.plugin_options import read_options
 
 
 def file_of_the_page(name):
@@ -22,7 +22,7 @@ def file_of_the_page(name):
 def test_the_saver_of_the_page_has_the_options_that_its_comments_say():
     source, scope = file_of_the_page("mt_rows.py"), {}
     exec(source, scope)
-    options = options_of(scope["save"]).values()
+    options = read_options(scope["save"]).values()
     assert [option.usage for option in options] == re.findall("  # ([^,\n]+)", source)
     assert [option.name for option in options if option.description.endswith("[required]")] == ["width"]
 

@@ -23,8 +23,8 @@ def model(save_model):
 def hub(model):
     files = {file.name: file.read_bytes() for file in model.iterdir()}
     others = {"pytorch_model.bin": b"pickle", "original/params.json": b"{}"}
-    with serving({"org/llama": files | others, "org/pickled": {"config.json": files["config.json"]}}) as found:
-        yield found
+    with serving({"org/llama": files | others, "org/pickled": {"config.json": files["config.json"]}}) as hub:
+        yield hub
 
 
 @pytest.fixture
@@ -108,10 +108,10 @@ def test_a_part_that_does_not_fit_is_fetched_again(mt, hub, large, tmp_path):
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == large["model.safetensors"]
 
 
-def wait_for(found, seconds=60):
+def wait_for(condition, seconds=60):
     """The first result that is not empty."""
     end = time.monotonic() + seconds
-    while not (result := found()):
+    while not (result := condition()):
         assert time.monotonic() < end, "it never came"
         time.sleep(0.05)
     return result

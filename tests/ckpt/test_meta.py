@@ -48,11 +48,11 @@ def metas_names(state, heads=8, groups=4, embedding_dim=1):
         "rope.freqs": (torch.ones(4), None),
     }
     for name, tensor in state.items():
-        if found := re.fullmatch(r"model\.layers\.(\d+)\.(.+)\.weight", name):
-            theirs, dim = NAMES[found[2]]
+        if match := re.fullmatch(r"model\.layers\.(\d+)\.(.+)\.weight", name):
+            theirs, dim = NAMES[match[2]]
             counts = {"attention.wq": heads, "attention.wk": groups}
             value = interleaved(tensor, counts[theirs]) if theirs in counts else tensor
-            whole[f"layers.{found[1]}.{theirs}.weight"] = (value, dim)
+            whole[f"layers.{match[1]}.{theirs}.weight"] = (value, dim)
     return whole
 
 

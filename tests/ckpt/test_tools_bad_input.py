@@ -103,10 +103,10 @@ def test_missing_truncated_extra_and_disagreeing_shards_are_one_report(damaged, 
     last = max(index["weight_map"].values())
     index["weight_map"]["model.layers.0.other"] = last
     (path / "model.safetensors.index.json").write_text(json.dumps(index))
-    told = convert_command(path, tmp_path).splitlines()
-    assert [line.split("/")[-1].split(";")[0] for line in told] == [
+    report = convert_command(path, tmp_path).splitlines()
+    assert [line.split("/")[-1].split(";")[0] for line in report] == [
         f"{missing}: missing",
-        next(line.split("/")[-1].split(";")[0] for line in told if truncated in line),
+        next(line.split("/")[-1].split(";")[0] for line in report if truncated in line),
         f"{last}: has no tensor model.layers.0.other",
         "model-00099-of-00002.safetensors: model.safetensors.index.json does not name it",
     ]
@@ -117,13 +117,13 @@ def test_an_unknown_rope_scaling_and_activation_are_one_report(save_model, tmp_p
     config = json.loads((path / "config.json").read_text())
     config |= {"rope_parameters": {"rope_type": "spiral", "factor": 2.0}, "hidden_act": "mish"}
     (path / "config.json").write_text(json.dumps(config))
-    told = convert_command(path, tmp_path)
-    assert "'spiral'" in told
-    assert "'mish'" in told
+    report = convert_command(path, tmp_path)
+    assert "'spiral'" in report
+    assert "'mish'" in report
 
 
 def test_heads_and_groups_that_do_not_fit_the_target_are_one_report(save_model, tmp_path):
     options = ("--target-tensor-parallel-size", 3)
-    told = convert_command(save_model("llama"), tmp_path, "core", *options)
-    assert "attention.heads = 4 does not divide by 3 tensor ranks" in told
-    assert "attention.num_kv_heads = 2 and 3 tensor ranks; one must divide the other" in told
+    report = convert_command(save_model("llama"), tmp_path, "core", *options)
+    assert "attention.heads = 4 does not divide by 3 tensor ranks" in report
+    assert "attention.num_kv_heads = 2 and 3 tensor ranks; one must divide the other" in report

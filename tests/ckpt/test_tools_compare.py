@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from mt_ckpt.command import app
 from mt_ckpt.conversion.convert import convert
 from mt_ckpt.tools.differences import Tolerance, compare_tensors
-from mt_ckpt.tools.together import together
+from mt_ckpt.tools.together import align_streams
 from mt_core.errors import MtError
 
 
@@ -30,7 +30,7 @@ def edit(path, change):
 
 @pytest.fixture
 def hugging_face(native, tmp_path):
-    """The same model as `native`."""
+    """The model of `native`."""
     return tmp_path / "llama-source"
 
 
@@ -132,9 +132,9 @@ def test_empty_tensors_are_the_same():
 
 def test_streams_in_any_order_come_together():
     one, two = torch.zeros(1), torch.ones(1)
-    found = {name: pair for name, pair in together([[("a", one), ("b", two)], [("b", two), ("c", one)]])}
-    assert list(found) == ["b", "a", "c"]
-    assert (found["a"][1], found["c"][0]) == (None, None)
+    pairs = {name: pair for name, pair in align_streams([[("a", one), ("b", two)], [("b", two), ("c", one)]])}
+    assert list(pairs) == ["b", "a", "c"]
+    assert (pairs["a"][1], pairs["c"][0]) == (None, None)
 
 
 def test_verify_tells_equal_models_from_different_ones(native, hugging_face):

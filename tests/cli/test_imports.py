@@ -114,7 +114,10 @@ def test_what_a_package_imports_of_ours_is_installed_with_it(package):
 
 
 TORCH_FREE = [
-    *(f"mt_core.{name}" for name in ("errors", "plugins", "contracts", "files", "progress", "training.lr_schedule")),
+    *(
+        f"mt_core.{name}"
+        for name in ("errors", "plugins", "plugin_options", "contracts", "files", "progress", "training.lr_schedule")
+    ),
     *(module.name for module in pkgutil.walk_packages(mt_core.config.__path__, "mt_core.config.")),
     *(
         module.name
@@ -123,8 +126,8 @@ TORCH_FREE = [
     ),
     *(f"mt_models.{name}" for name in ("config", "plugin", "presets")),
     *(f"mt_cli.{name}" for name in ("main", "run_config", "config", "plugins_command")),
-    *(f"mt_core.cli.{name}" for name in ("plugin_group", "completion")),
-    *("mt_core.plugin", "mt_ckpt.plugin", "mt_ckpt.command", "mt_eval.plugin", "mt_cli.plugin"),
+    *(f"mt_core.cli.{name}" for name in ("plugin_group", "completion", "options")),
+    *("mt_core.plugin", "mt_ckpt.plugin", "mt_ckpt.command", "mt_ckpt.formats", "mt_eval.plugin", "mt_cli.plugin"),
     *("mt_eval.tasks.command", "mt_eval.generation.command", "mt_cli.train.command"),
 ]
 

@@ -11,7 +11,7 @@ from mt_cli.verify.check import check
 from mt_cli.verify.layouts import cases, with_parallel
 from mt_cli.verify.shrink import shrink
 from mt_core.errors import MtError
-from mt_core.parallel.layout import layout_of
+from mt_core.parallel.layout import build_layout
 from tiny import metrics
 from word_pieces import toy_corpus, toy_tokenizer
 
@@ -137,7 +137,7 @@ def test_commands_that_know_only_gpt_say_so(words, message, mt):
 def test_a_layout_of_a_preset_computes_what_one_rank_does(preset):
     config = load_run_config([], ["batch.micro_batch=1"], preset, rules=False)
     chosen = cases(config, ["tensor=2"], None)
-    small = shrink(config, [layout_of(with_parallel(config, case.parallel)) for case in chosen])
+    small = shrink(config, [build_layout(with_parallel(config, case.parallel)) for case in chosen])
     assert small.model.parameter_count < 100_000
     precision = small.precision.model_copy(update={"dtype": "fp64"})
     small = small.model_copy(update={"precision": precision})

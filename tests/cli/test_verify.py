@@ -11,7 +11,7 @@ from mt_cli.verify.layouts import cases, with_parallel
 from mt_cli.verify.record import record
 from mt_cli.verify.shrink import recompute_layers, shrink
 from mt_core.errors import MtError
-from mt_core.parallel.layout import layout_of, problems
+from mt_core.parallel.layout import build_layout, problems
 from mt_core.verification.compare import compare_records
 
 SETS = ("batch.micro_batch=4", "batch.global_batch=1024")
@@ -23,7 +23,7 @@ def make_config(preset="llama3-8b", *overrides):
 
 def shrink_for(config, *layouts):
     chosen = cases(config, layouts, None)
-    return shrink(config, [layout_of(with_parallel(config, case.parallel)) for case in chosen]), chosen
+    return shrink(config, [build_layout(with_parallel(config, case.parallel)) for case in chosen]), chosen
 
 
 class TestCases:

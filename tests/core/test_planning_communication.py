@@ -3,9 +3,9 @@
 import pytest
 
 from core.planning_configs import h200, run
-from mt_core.parallel.layout import layout_of
+from mt_core.parallel.layout import build_layout
 from mt_core.planning.communication import Transfer, transfers
-from mt_core.planning.parameters import parameters_of
+from mt_core.planning.parameters import count_parameters
 
 SEQUENCE = 8192 * 4096 * 2
 """Bytes of a micro-batch's features in bf16."""
@@ -15,7 +15,7 @@ PARAMETERS = 8_030_261_248
 def sent(ranks: int, *overrides: str) -> list[tuple[str, str, str, float, float, str]]:
     """Axis, collective and phase; calls and bytes of one; what it runs beside."""
     config = run("batch.global_batch=16", *overrides)
-    rows = transfers(config, layout_of(config, ranks))
+    rows = transfers(config, build_layout(config, ranks))
     return [(t.axis, t.collective, t.phase, t.calls, t.size, t.hidden) for t in rows]
 
 
@@ -43,7 +43,7 @@ def test_ranks_beyond_a_node_use_the_network():
     apart = Transfer("data", 2, "send", "", "reduce", calls=1, size=1e9, span=9)
     assert apart.seconds(profile) == pytest.approx(1 / profile.network_gb_s + 1e-6 * profile.latency_us)
     config = run("batch.global_batch=16", "parallel.tensor=8", "parallel.sequence=true")
-    spans = {t.axis: t.span for t in transfers(config, layout_of(config, 16))}
+    spans = {t.axis: t.span for t in transfers(config, build_layout(config, 16))}
     assert spans == {"tensor": 8, "data": 16}
 
 
@@ -76,7 +76,7 @@ def test_hybrid_sharding_sums_parts_among_copies():
 
 def test_fsdp_gathers_weights_twice_in_every_micro_batch():
     rows = sent(4, "parallel.sharding=fsdp")
-    layers = parameters_of(run().model).block * 32
+    layers = count_parameters(run().model).block * 32
     assert [(c, phase, calls, round(calls * size)) for _, c, phase, calls, size, _ in rows] == [
         ("all-gather", "forward", 33, 2 * PARAMETERS),
         ("all-gather", "backward", 33, 2 * layers),
@@ -115,7 +115,7 @@ def test_recompute_communicates_again(sequence):
 def of_experts(ranks: int, *overrides: str) -> list[tuple[str, str, float, float]]:
     """Axis, collective, calls and bytes of one of mixtral-8x7b, 8,192 tokens a micro-batch."""
     config = run("batch.global_batch=16", "data.seq_length=8192", *overrides, preset="mixtral-8x7b")
-    return [(t.axis, t.collective, t.calls, t.size) for t in transfers(config, layout_of(config, ranks))]
+    return [(t.axis, t.collective, t.calls, t.size) for t in transfers(config, build_layout(config, ranks))]
 
 
 def test_tokens_travel_to_their_two_experts_and_back():
@@ -153,7 +153,7 @@ def test_fsdp_gathers_experts_among_the_ranks_that_hold_them():
 
 def test_ranks_with_the_same_experts_lie_apart():
     config = run("batch.global_batch=16", "parallel.expert=8", preset="mixtral-8x7b")
-    over_data = [t for t in transfers(config, layout_of(config, 16)) if t.axis == "data"]
+    over_data = [t for t in transfers(config, build_layout(config, 16)) if t.axis == "data"]
     assert [(t.ranks, t.span) for t in over_data] == [(16, 16), (2, 16)]
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from core.planning_configs import run
 from mt_core.errors import MtError
-from mt_core.parallel.layout import describe, layout_of, nearest, nearest_problem, problems
+from mt_core.parallel.layout import build_layout, describe, nearest, nearest_problem, problems
 from mt_core.planning.gpu_profile import read_profile
 from mt_core.planning.plan import plan
 
@@ -17,7 +17,7 @@ def told(ranks: int | None, *overrides: str, preset: str = "llama3-8b") -> list[
 
 
 def test_the_data_axis_is_what_the_others_leave():
-    assert layout_of(run(LLAMA, "parallel.tensor=2", "parallel.context=2"), 16).dims.data == 4
+    assert build_layout(run(LLAMA, "parallel.tensor=2", "parallel.context=2"), 16).dims.data == 4
 
 
 def test_a_possible_layout_has_no_problems():

@@ -7,12 +7,11 @@ import pytest
 import torch
 
 from core.planning_configs import LLAMA8B_8L, h200, run
-from mt_core.distributed.topology import ParallelDims
-from mt_core.parallel.layout import Layout, layout_of
+from mt_core.parallel.layout import build_layout
 from mt_core.parallel.tensor.plan import cut_dim
-from mt_core.planning.activations import layer_kept
+from mt_core.planning.layer_costs import RankShape, get_layer_costs
 from mt_core.planning.memory import GIB, by_category, memory, total
-from mt_core.planning.parameters import parameters_of
+from mt_core.planning.parameters import count_parameters
 from mt_core.planning.precision import state_bytes
 from mt_models.config import GPTConfig
 
@@ -22,8 +21,8 @@ STATE = ("weights", "gradients", "master weights", "moments")
 def state(ranks: int, *overrides: str) -> float:
     """Bytes of weights and the optimizer for each parameter on a rank."""
     config = run(f"batch.global_batch={ranks}", *overrides)
-    sums = by_category(memory(config, layout_of(config, ranks), h200()))
-    return sum(sums.get(name, 0) for name in STATE) / parameters_of(config.model, config.parallel.tensor).total
+    sums = by_category(memory(config, build_layout(config, ranks), h200()))
+    return sum(sums.get(name, 0) for name in STATE) / count_parameters(config.model, config.parallel.tensor).total
 
 
 @pytest.mark.parametrize(
@@ -44,8 +43,8 @@ def test_gradients_in_bf16_are_widened_by_the_optimizer():
 
 def test_fsdp_shares_all_but_what_is_gathered():
     config = run("batch.global_batch=4", "parallel.sharding=fsdp")
-    items = memory(config, layout_of(config, 4), h200())
-    count, block = parameters_of(config.model), 218_112_000
+    items = memory(config, build_layout(config, 4), h200())
+    count, block = count_parameters(config.model), 218_112_000
     assert count.block == block
     assert count.ends == 2 * 128_256 * 4096 + 4096
     sums = by_category(items)
@@ -77,7 +76,7 @@ def test_parameters_of_a_rank_are_those_that_the_plan_cuts(tensor, biased):
         (rule,) = (rule for pattern, rule in built.plan(tensor).items() if fnmatchcase(module, pattern))
         cut = cut_dim(rule, leaf) is not None
         shares[name] = parameter.numel() // (tensor if cut else 1)
-    assert parameters_of(model, tensor).total == sum(shares.values())
+    assert count_parameters(model, tensor).total == sum(shares.values())
 
 
 MIXTRAL = {"preset": "mixtral-8x7b"}
@@ -89,15 +88,15 @@ EXPERTS = 32 * 8 * 3 * 4096 * 14336
 @pytest.mark.parametrize("tensor", [1, 2])
 def test_experts_are_divided_over_the_expert_axis_alone(tensor, expert):
     model = run(**MIXTRAL).model
-    whole, part = parameters_of(model, tensor), parameters_of(model, tensor, expert)
+    whole, part = count_parameters(model, tensor), count_parameters(model, tensor, expert)
     assert (whole.experts, part.experts) == (EXPERTS, EXPERTS // expert)
     assert part.total - part.experts == whole.total - whole.experts
 
 
 def test_each_expert_is_shared_among_the_ranks_that_hold_it():
     config = run("batch.global_batch=16", "parallel.expert=4", "parallel.sharding=zero1", **MIXTRAL)
-    sums = by_category(memory(config, layout_of(config, 16), h200()))
-    dense = parameters_of(config.model).total - EXPERTS
+    sums = by_category(memory(config, build_layout(config, 16), h200()))
+    dense = count_parameters(config.model).total - EXPERTS
     assert sums["weights"] == 2 * (dense + EXPERTS / 4)
     assert sums["gradients"] == 4 * (dense + EXPERTS / 4)
     assert sums["moments"] == 8 * (dense + EXPERTS) / 16
@@ -106,8 +105,8 @@ def test_each_expert_is_shared_among_the_ranks_that_hold_it():
 def saved_bytes(config: GPTConfig, tokens: int, batch: int) -> int:
     """What autograd keeps of a block's forward pass: storages that are neither parameters nor the angles."""
     block = config.build().layers["0"]
-    rotation = rotation_of(config, tokens)
-    own = {p.untyped_storage().data_ptr() for p in block.parameters()} | {
+    rotation = make_block_rotation(config, tokens)
+    not_saved = {p.untyped_storage().data_ptr() for p in block.parameters()} | {
         t.untyped_storage().data_ptr() for t in rotation or ()
     }
     for parameter in block.parameters():
@@ -116,7 +115,7 @@ def saved_bytes(config: GPTConfig, tokens: int, batch: int) -> int:
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
+        if storage.data_ptr() not in not_saved:
             kept[storage.data_ptr()] = storage
         return tensor
 
@@ -127,7 +126,7 @@ def saved_bytes(config: GPTConfig, tokens: int, batch: int) -> int:
     return sum(storage.nbytes() for storage in kept.values())
 
 
-def rotation_of(config: GPTConfig, tokens: int):
+def make_block_rotation(config: GPTConfig, tokens: int):
     from mt_models.layers.rope import make_rotation
 
     if config.position.kind != "rope":
@@ -153,9 +152,8 @@ def test_activations_are_what_a_real_block_saves(position, groups, core, mlp):
         norm={"kind": "layer"},
         position={"kind": position},
     )
-    config = SimpleNamespace(model=model, data=SimpleNamespace(seq_length=64), precision=SimpleNamespace(dtype="fp32"))
-    kept = layer_kept(config, Layout(ParallelDims(), micro_batch=2))
-    assert sum(part.size for part in kept) == saved_bytes(model, tokens=64, batch=2)
+    costs = model.layer_costs(RankShape(tokens=2 * 64, seq_length=64, element_size=4))
+    assert sum(tensor.size for tensor in costs.saved) == saved_bytes(model, tokens=64, batch=2)
 
 
 @pytest.mark.parametrize("normalized", [True, False])
@@ -170,16 +168,15 @@ def test_activations_of_experts_are_what_a_real_block_saves(normalized):
         norm={"kind": "layer"},
         position={"kind": "rope"},
     )
-    config = SimpleNamespace(model=model, data=SimpleNamespace(seq_length=64), precision=SimpleNamespace(dtype="fp32"))
-    kept = layer_kept(config, Layout(ParallelDims(), micro_batch=2))
-    assert sum(part.size for part in kept) == saved_bytes(model, tokens=64, batch=2)
+    costs = model.layer_costs(RankShape(tokens=2 * 64, seq_length=64, element_size=4))
+    assert sum(tensor.size for tensor in costs.saved) == saved_bytes(model, tokens=64, batch=2)
 
 
 def test_rows_of_experts_are_cut_by_sequence_parallelism_and_by_no_other_axis():
     def rows(*overrides: str) -> float:
         config = run("batch.global_batch=16", *overrides, **MIXTRAL)
-        kept = {part.name: part.size for part in layer_kept(config, layout_of(config, 8))}
-        return kept["rows into and out of experts"] + kept["gate and up"]
+        saved = {tensor.name: tensor.size for tensor in get_layer_costs(config, build_layout(config, 8)).saved}
+        return saved["rows into and out of experts"] + saved["gate and up"]
 
     one = 2 * 8192 * 2 * (4096 + 14336) * 2  # two experts a token, in bf16
     assert rows("data.seq_length=8192") == one
@@ -190,7 +187,7 @@ def test_rows_of_experts_are_cut_by_sequence_parallelism_and_by_no_other_axis():
 
 def activations(ranks: int, *overrides: str) -> dict[str, float]:
     config = run(f"batch.global_batch={ranks}", *overrides)
-    return by_category(memory(config, layout_of(config, ranks), h200()))
+    return by_category(memory(config, build_layout(config, ranks), h200()))
 
 
 def test_tensor_and_sequence_cut_activations():
@@ -252,5 +249,5 @@ MEASURED = [
 def test_totals_agree_with_measured_peaks(measured, preset, overrides):
     """Within 2%; what torch does not allocate itself is left out."""
     config = run(*overrides, preset=preset)
-    items = [item for item in memory(config, layout_of(config, 1), h200()) if item.category != "reserved"]
+    items = [item for item in memory(config, build_layout(config, 1), h200()) if item.category != "reserved"]
     assert total(items) / GIB == pytest.approx(measured, rel=0.02)

@@ -6,7 +6,7 @@ import pytest
 
 from core.planning_configs import LLAMA8B_8L, h200, run
 from mt_core.errors import MtError
-from mt_core.parallel.layout import layout_of
+from mt_core.parallel.layout import build_layout
 from mt_core.planning.compute import compute
 from mt_core.planning.gpu_profile import profile_names, read_profile
 from mt_core.planning.step_time import StepTime, step_time
@@ -16,7 +16,7 @@ COMPILED = "runtime.compile=true"
 
 def step(ranks: int, *overrides: str, preset: str = "llama3-8b") -> StepTime:
     config = run("batch.global_batch=16", *overrides, preset=preset)
-    return step_time(config, layout_of(config, ranks), h200())
+    return step_time(config, build_layout(config, ranks), h200())
 
 
 LAYOUTS = {
@@ -31,19 +31,19 @@ LAYOUTS = {
 }
 
 
-def of_layout(layout: str) -> StepTime:
+def predict_layout(layout: str) -> StepTime:
     return step(*LAYOUTS[layout], preset="mixtral-8x7b" if layout == "experts" else "llama3-8b")
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_parts_add_up_to_the_step(layout):
-    predicted = of_layout(layout)
+    predicted = predict_layout(layout)
     assert sum(predicted.parts.values()) == pytest.approx(predicted.seconds, rel=1e-12)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_on_a_timeline_arithmetic_and_waiting_take_turns(layout):
-    predicted = of_layout(layout)
+    predicted = predict_layout(layout)
     spans = sorted((s for s in predicted.spans if not s.hidden), key=lambda span: span.start)
     assert all(before.end <= after.start + 1e-12 for before, after in pairwise(spans))
     assert max(span.end for span in predicted.spans) == pytest.approx(predicted.seconds)
@@ -53,7 +53,7 @@ def test_on_a_timeline_arithmetic_and_waiting_take_turns(layout):
 def test_tensor_ranks_repeat_the_work_of_experts_unless_they_share_the_sequence():
     def products(*overrides: str) -> float:
         config = run("batch.global_batch=16", *overrides, preset="mixtral-8x7b")
-        return compute(config, layout_of(config, 8), h200()).products
+        return compute(config, build_layout(config, 8), h200()).products
 
     model = run(preset="mixtral-8x7b").model
     experts = 32 * 2 * 3 * 4096 * 14336 * 6 / model.flops_per_token(0)  # share of the FLOPs of a token
@@ -66,12 +66,12 @@ def test_tensor_ranks_repeat_the_work_of_experts_unless_they_share_the_sequence(
 def test_work_is_shared_and_not_changed_by_the_axes():
     config = run()
     whole, tensor, context = (
-        compute(run(*extra), layout_of(run(*extra), n), h200())
+        compute(run(*extra), build_layout(run(*extra), n), h200())
         for n, extra in ((1, ()), (4, ("parallel.tensor=4",)), (4, ("parallel.context=4",)))
     )
     assert whole.products == pytest.approx(4 * tensor.products) == pytest.approx(4 * context.products)
     flops = config.model.flops_per_token(8192) * 8192 / 1e12
-    rates = h200().rates_of("bf16")
+    rates = h200().get_rates("bf16")
     counted = 3 * whole.products * rates.gemm + whole.attention_forward * rates.attention_forward
     assert counted + whole.attention_backward * rates.attention_backward == pytest.approx(flops)
 
@@ -122,7 +122,7 @@ def test_predictions_are_near_what_megatron_core_measures(name):
     """The prediction is what the kernels' rates allow: at most 25% above, never below, what is reached."""
     measured, ranks, overrides = MEGATRON[name]
     config = run("batch.global_batch=16", COMPILED, *overrides)
-    predicted = step_time(config, layout_of(config, ranks), h200())
+    predicted = step_time(config, build_layout(config, ranks), h200())
     tokens = config.batch.global_batch * config.data.seq_length / predicted.seconds / ranks
     assert 1.0 <= tokens / measured < 1.25
 
@@ -165,7 +165,7 @@ attention_backward = 20.0
 def test_a_profile_may_be_the_user_s_own(tmp_path):
     (tmp_path / "slow.toml").write_text(PROFILE)
     config = run("batch.global_batch=16")
-    slow = step_time(config, layout_of(config, 1), read_profile(str(tmp_path / "slow.toml")))
+    slow = step_time(config, build_layout(config, 1), read_profile(str(tmp_path / "slow.toml")))
     assert slow.parts["matrix products"] == pytest.approx(step(1).parts["matrix products"] * 665 / 50)
 
 
@@ -173,10 +173,10 @@ def test_a_profile_without_the_dtype_is_refused(tmp_path):
     (tmp_path / "slow.toml").write_text(PROFILE)
     config = run("precision.dtype=fp32")
     with pytest.raises(MtError, match="precision.dtype: profile 'slow' has no rates for fp32; allowed: bf16"):
-        step_time(config, layout_of(config, 1), read_profile(str(tmp_path / "slow.toml")))
+        step_time(config, build_layout(config, 1), read_profile(str(tmp_path / "slow.toml")))
 
 
-def test_a_wrong_profile_is_told_field_by_field(tmp_path):
+def test_a_wrong_profile_is_refused_field_by_field(tmp_path):
     (tmp_path / "wrong.toml").write_text(PROFILE.replace("copy_tb_s = 0.5", "copy_tb = 0.5"))
     with pytest.raises(MtError) as caught:
         read_profile(str(tmp_path / "wrong.toml"))

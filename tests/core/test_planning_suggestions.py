@@ -4,7 +4,7 @@ import pytest
 
 from core.planning_configs import h200, run
 from mt_core.errors import raise_if
-from mt_core.parallel.layout import layout_of, problems
+from mt_core.parallel.layout import build_layout, problems
 from mt_core.planning.plan import plan
 from mt_core.planning.suggestions import Advice, ranks_that_fit, what_fits
 
@@ -12,7 +12,7 @@ from mt_core.planning.suggestions import Advice, ranks_that_fit, what_fits
 def advice(ranks: int, *overrides: str, gib: float = 139.8, preset: str = "llama3-8b") -> list[Advice]:
     config = run("batch.global_batch=16", *overrides, preset=preset)
     profile = h200().model_copy(update={"memory_gib": gib})
-    return what_fits(config, layout_of(config, ranks), profile, ranks=ranks)
+    return what_fits(config, build_layout(config, ranks), profile, ranks=ranks)
 
 
 def words(found: Advice) -> list[str]:
@@ -81,7 +81,7 @@ def test_several_changes_are_tried_together():
 
 def test_more_gpus_are_asked_for_when_nothing_else_helps():
     config = run("batch.global_batch=64", preset="gpt3-175b")
-    layout = layout_of(config, 8)
+    layout = build_layout(config, 8)
     assert what_fits(config, layout, h200(), ranks=8) == []
     found = ranks_that_fit(config, layout, h200())
     assert found is not None
@@ -92,4 +92,4 @@ def test_more_gpus_are_asked_for_when_nothing_else_helps():
 
 def test_nothing_is_offered_that_cannot_exist():
     config = run("batch.global_batch=1", preset="gpt3-175b")
-    assert ranks_that_fit(config, layout_of(config, 1), h200().model_copy(update={"memory_gib": 4.0})) is None
+    assert ranks_that_fit(config, build_layout(config, 1), h200().model_copy(update={"memory_gib": 4.0})) is None

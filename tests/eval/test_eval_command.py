@@ -1,18 +1,15 @@
 import json
 import subprocess
 import sys
-from dataclasses import dataclass
-from typing import Annotated
 
 import pytest
-from typer import Option, Typer
+from typer import Typer
 from typer.testing import CliRunner
 
 from mt_core.checkpoint.detection import open_checkpoint
 from mt_core.errors import MtError
 from mt_core.plugins import Component, component, hookimpl, manager
 from mt_eval.generation.command import decode_pieces, generate
-from mt_eval.options import TokenizerOptions, spread
 from mt_eval.tasks.command import app
 
 TEXT = "It was the best of times, it was the worst of times. " * 4
@@ -125,24 +122,6 @@ def test_help_imports_neither_torch_nor_numpy(arguments):
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert result.stdout.endswith("[]\n")
-
-
-def test_spread_shows_a_dataclass_as_one_option_a_field():
-    @dataclass(frozen=True)
-    class Place:
-        city: Annotated[str, Option(help="Where.")]
-        floor: Annotated[int, Option(help="How high.")] = 3
-
-    calls = []
-    application = Typer()
-
-    @application.command()
-    @spread
-    def go(place: Place, options: TokenizerOptions, loud: bool = False) -> None:
-        calls.append((place, options, loud))
-
-    run(application, "--city", "Oslo", "--loud")
-    assert calls == [(Place("Oslo", 3), TokenizerOptions(), True)]
 
 
 def test_generate_prints_the_prompt_and_what_follows(checkpoint):

@@ -24,7 +24,7 @@ def tokens_BT() -> torch.Tensor:
 
 @pytest.fixture
 def make_model() -> Callable[..., GPT]:
-    """Build and initialise a model, in fp64 unless told otherwise."""
+    """Build and initialise a model, in fp64 by default."""
 
     def make(config: GPTConfig, *, dtype: torch.dtype = torch.float64, seed: int = 1) -> GPT:
         model = config.build().to(dtype)

@@ -131,5 +131,5 @@ def test_a_named_core_that_cannot_cap_is_an_error():
 def test_the_pattern_of_windows_is_repeated_over_the_layers():
     part = attention(window=3, window_layers=[True, False, False])
     config = tiny(layers=5, attention=part)
-    assert [config.attention.window_of(n) for n in range(5)] == [3, None, None, 3, None]
+    assert [config.attention.get_window(n) for n in range(5)] == [3, None, None, 3, None]
     assert [block.attn.core is sdpa for block in config.build().layers.values()] == [False, True, True, False, True]

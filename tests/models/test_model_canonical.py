@@ -1,4 +1,4 @@
-"""Parameters to canonical tensors and back, bit for bit, and what a bad stream is told."""
+"""Parameters to canonical tensors and back, bit for bit, and how a bad stream is refused."""
 
 import pytest
 import torch

@@ -96,11 +96,11 @@ def test_bert_s_features_and_the_logits_of_both_heads(norm_place, text):
     theirs = randomised(theirs)
     ours = loaded(bert(norm_place=norm_place), theirs, BERT_NAMES)
     expected = theirs(**text, output_hidden_states=True)
-    found = ours.hidden(text["input_ids"], text["token_type_ids"], text["attention_mask"])
+    features = ours.hidden(text["input_ids"], text["token_type_ids"], text["attention_mask"])
     words = text["attention_mask"].bool()
-    torch.testing.assert_close(found, theirs.bert(**text).last_hidden_state, **CLOSE)
-    torch.testing.assert_close(ours.logits(found)[words], expected.prediction_logits[words], rtol=0, atol=3e-5)
-    torch.testing.assert_close(ours.nsp_logits(found), expected.seq_relationship_logits, **CLOSE)
+    torch.testing.assert_close(features, theirs.bert(**text).last_hidden_state, **CLOSE)
+    torch.testing.assert_close(ours.logits(features)[words], expected.prediction_logits[words], rtol=0, atol=3e-5)
+    torch.testing.assert_close(ours.nsp_logits(features), expected.seq_relationship_logits, **CLOSE)
 
 
 @torch.no_grad()
@@ -108,8 +108,8 @@ def test_an_encoder_without_heads_gives_the_features_of_every_token(text):
     theirs = randomised(transformers.BertModel(transformers.BertConfig(**SIZES), add_pooling_layer=False))
     config = bert(norm_place="after", lm_head=False, pooler=False, binary_head=False)
     ours = loaded(config, theirs, BERT_NAMES)
-    found = ours(text["input_ids"], text["token_type_ids"], text["attention_mask"])
-    torch.testing.assert_close(found, theirs(**text).last_hidden_state, **CLOSE)
+    features = ours(text["input_ids"], text["token_type_ids"], text["attention_mask"])
+    torch.testing.assert_close(features, theirs(**text).last_hidden_state, **CLOSE)
 
 
 @pytest.mark.parametrize("original", [False, True], ids=["v1.1", "original"])

@@ -14,15 +14,15 @@ from mt_core.errors import MtError
 from mt_models.canonical import canonical_state
 from mt_models.config import GQA
 from mt_models.layers.attention_cores import ScoreMods, eager, sdpa
-from mt_models.rules import fused_names
+from mt_models.rules import group_fused
 
 
 @pytest.mark.parametrize("config", [*COMBINATIONS.values(), *MODELS.values()], ids=[*COMBINATIONS, *MODELS])
 def test_rules_know_without_torch_which_tensors_are_one_parameter(config):
     with torch.device("meta"):
         model = config.build()
-    fused = {tuple(model.canonical_regions(name)) for name, _ in model.named_parameters()}
-    assert {tuple(names) for names in fused_names(config.canonical_shapes())} == fused
+    fused = {name: [*model.canonical_regions(name)] for name, _ in model.named_parameters()}
+    assert group_fused(config.canonical_tensors()) == fused
 
 
 @pytest.mark.parametrize("config", MODELS.values(), ids=MODELS)
@@ -45,15 +45,15 @@ def test_the_ranks_parts_make_up_every_tensor(config):
     with torch.device("meta"):
         model = config.build(4)
     whole = {name: torch.randn(shape) for name, shape in config.canonical_shapes().items()}
-    found = {name: torch.full_like(tensor, math.nan) for name, tensor in whole.items()}
+    assembled = {name: torch.full_like(tensor, math.nan) for name, tensor in whole.items()}
     for name, _ in model.named_parameters():
         for rank in range(4):
             part = model.from_canonical(name, whole.__getitem__, rank, 4)
             boxes = model.canonical_regions(name, rank, 4)
             for canonical, tensor in model.to_canonical(name, part, rank, 4):
-                found[canonical][boxes[canonical] or ...] = tensor
+                assembled[canonical][boxes[canonical] or ...] = tensor
     for name, tensor in whole.items():
-        assert torch.equal(found[name], tensor), name
+        assert torch.equal(assembled[name], tensor), name
 
 
 @pytest.mark.parametrize("config", MODELS.values(), ids=MODELS)
@@ -142,8 +142,8 @@ def test_sdpa_and_eager_agree_on_bias_and_direction(masked, biased, bidirectiona
     more = {"padding_mask_BS" if bidirectional else "segment_ids_BS": text_BS} if masked else {}
     more |= {"bias_HTS": torch.randn(4, 9, 9, generator=source, dtype=torch.float64)} if biased else {}
     scores = ScoreMods(scale=0.7, bidirectional=bidirectional, biased=biased)
-    found = [core.with_scores(scores)(*inputs, **more) for core in (eager, sdpa)]
-    torch.testing.assert_close(*found, rtol=1e-12, atol=1e-12)
+    results = [core.with_scores(scores)(*inputs, **more) for core in (eager, sdpa)]
+    torch.testing.assert_close(*results, rtol=1e-12, atol=1e-12)
 
 
 def test_a_core_that_is_only_causal_is_refused_by_name():
@@ -192,4 +192,4 @@ def test_flops_of_a_shorter_decoder_are_fewer_but_for_what_it_does_with_the_enco
 
 def test_groups_are_copied_where_there_are_more_ranks():
     part = GQA(heads=8, num_kv_heads=2, head_size=4)
-    assert (part.queries_per_group, part.group_copies(1), part.group_copies(8)) == (4, 1, 4)
+    assert (part.queries_per_group, part.count_kv_replicas(1), part.count_kv_replicas(8)) == (4, 1, 4)

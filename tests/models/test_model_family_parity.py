@@ -38,7 +38,7 @@ SANDWICH = {
 }
 
 
-def state_of(theirs, names, *, tied=False):
+def to_canonical_names(theirs, names, *, tied=False):
     state = {renamed(name, names): tensor for name, tensor in theirs.state_dict().items()}
     for name in [name for name in state if name.endswith("experts.gate_up_proj")]:
         stem = name.removesuffix("gate_up_proj")
@@ -56,7 +56,9 @@ def compare(theirs, state, **parts):
 @torch.no_grad()
 def test_norms_of_query_and_key_heads_as_in_qwen3():
     theirs = randomised(transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**THEIR_SIZES)))
-    compare(theirs, state_of(theirs, HEAD_NORMS | LLAMA_NAMES), attention=attention(2, head_size=10, qk_norm=True))
+    compare(
+        theirs, to_canonical_names(theirs, HEAD_NORMS | LLAMA_NAMES), attention=attention(2, head_size=10, qk_norm=True)
+    )
 
 
 @pytest.mark.parametrize("core", ["eager", "sdpa"])
@@ -64,7 +66,7 @@ def test_norms_of_query_and_key_heads_as_in_qwen3():
 def test_a_sliding_window_as_in_mistral(core):
     config = transformers.MistralConfig(**THEIR_SIZES, sliding_window=7)
     theirs = randomised(transformers.MistralForCausalLM(config))
-    compare(theirs, state_of(theirs, LLAMA_NAMES), attention=attention(2, head_size=10, window=7, core=core))
+    compare(theirs, to_canonical_names(theirs, LLAMA_NAMES), attention=attention(2, head_size=10, window=7, core=core))
 
 
 @torch.no_grad()
@@ -72,7 +74,7 @@ def test_a_window_in_some_layers_as_in_qwen2():
     config = transformers.Qwen2Config(**THEIR_SIZES, use_sliding_window=True, sliding_window=7, max_window_layers=1)
     theirs = randomised(transformers.Qwen2ForCausalLM(config))
     parts = attention(2, head_size=10, window=7, window_layers=[False, True, True], qkv_bias=True)
-    compare(theirs, state_of(theirs, LLAMA_NAMES), attention=parts)
+    compare(theirs, to_canonical_names(theirs, LLAMA_NAMES), attention=parts)
 
 
 @pytest.mark.parametrize("cap", [0.5, 30.0])
@@ -89,7 +91,7 @@ def test_soft_caps_sandwich_norms_and_scaled_embeddings_as_in_gemma2(cap):
     theirs = randomised(transformers.Gemma2ForCausalLM(config))
     compare(
         theirs,
-        state_of(theirs, LLAMA_NAMES | SANDWICH, tied=True),
+        to_canonical_names(theirs, LLAMA_NAMES | SANDWICH, tied=True),
         attention=attention(
             2, head_size=10, window=7, window_layers=[True, False], softcap=cap, scale=24**-0.5, core="auto"
         ),
@@ -111,7 +113,7 @@ def test_a_mixture_of_experts_as_in_qwen3_moe(normalised):
     )
     compare(
         theirs,
-        state_of(theirs, HEAD_NORMS | LLAMA_NAMES | {"mlp.gate.": "mlp.router."}),
+        to_canonical_names(theirs, HEAD_NORMS | LLAMA_NAMES | {"mlp.gate.": "mlp.router."}),
         attention=attention(2, head_size=10, qk_norm=True),
         mlp={"kind": "moe", "ffn_hidden_size": 48, "experts": 5, "top_k": 2, "normalized": normalised},
     )
@@ -123,7 +125,7 @@ def test_a_mixture_of_experts_as_in_mixtral():
     theirs = randomised(transformers.MixtralForCausalLM(transformers.MixtralConfig(**sizes)))
     compare(
         theirs,
-        state_of(theirs, LLAMA_NAMES | {"mlp.gate.": "mlp.router."}),
+        to_canonical_names(theirs, LLAMA_NAMES | {"mlp.gate.": "mlp.router."}),
         attention=attention(2, head_size=10),
         mlp={"kind": "moe", "ffn_hidden_size": 48, "experts": 5, "top_k": 2},
     )

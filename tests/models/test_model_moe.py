@@ -10,9 +10,9 @@ from mt_models.layers.mlp import make_mlp
 from mt_models.layers.moe import (
     AuxLosses,
     attach_aux_losses,
-    grouped,
     load_balancing_loss,
-    looped,
+    multiply_grouped,
+    multiply_looped,
     runs_grouped,
     topk_routing,
 )
@@ -130,7 +130,7 @@ def check_the_grouped_product(device):
     """In bf16, against the loop over experts."""
     counts_E = torch.tensor([3, 0, 40, 21], device=device)
     results = []
-    for multiply in (looped, grouped):
+    for multiply in (multiply_looped, multiply_grouped):
         x, w = (t.bfloat16().to(device).requires_grad_() for t in (normal(64, 32, seed=1), normal(4, 48, 32, seed=2)))
         y = multiply(x, w, counts_E)
         y.float().sin().sum().backward()

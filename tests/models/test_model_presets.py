@@ -26,7 +26,7 @@ PUBLISHED = {
 KINDS = {"gpt": GPTConfig, "bert": BertConfig, "t5": T5Config}
 
 
-def model_of(name):
+def load_preset(name):
     values = preset(name)["model"]
     return KINDS[values["kind"]].model_validate(values)
 
@@ -41,7 +41,7 @@ def test_the_presets_of_mt_models_are_listed():
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_parameter_count_is_the_published_one(name):
-    config = model_of(name)
+    config = load_preset(name)
     assert sum(math.prod(shape) for shape in config.canonical_shapes().values()) == PUBLISHED[name]
     assert config.parameter_count == PUBLISHED[name]
 
@@ -56,7 +56,7 @@ def test_training_sequences_fit_the_positions(name):
 def test_the_module_has_the_parameters_of_the_preset_and_padding(name):
     import torch
 
-    config = model_of(name)
+    config = load_preset(name)
     with torch.device("meta"):
         model = config.build()
     rows = [math.prod(s[1:]) for n, s in config.canonical_shapes().items() if n.startswith(("embed.", "head."))]

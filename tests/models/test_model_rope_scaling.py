@@ -6,7 +6,7 @@ from pydantic import ValidationError
 
 from models.parts import tiny
 from mt_models import config
-from mt_models.layers.rope import length_factor, make_rotation, scaled
+from mt_models.layers.rope import get_attention_factor, make_rotation, scale_frequencies
 
 utils = pytest.importorskip("transformers.modeling_rope_utils", reason="transformers is not installed")
 
@@ -48,8 +48,8 @@ def test_frequencies_and_the_growth_of_heads_are_those_of_transformers(ours, the
     llama = LlamaConfig(head_dim=128, max_position_embeddings=131072, rope_parameters={"rope_theta": theta, **theirs})
     expected_L, factor = utils.ROPE_INIT_FUNCTIONS[theirs["rope_type"]](llama, torch.device("cpu"))
     plain_L = 1.0 / theta ** (torch.arange(0, 128, 2).float() / 128)
-    torch.testing.assert_close(scaled(plain_L, ours, theta), expected_L, rtol=1e-6, atol=0)
-    assert length_factor(ours) == pytest.approx(factor, rel=1e-12)
+    torch.testing.assert_close(scale_frequencies(plain_L, ours, theta), expected_L, rtol=1e-6, atol=0)
+    assert get_attention_factor(ours) == pytest.approx(factor, rel=1e-12)
 
 
 def test_linear_scaling_turns_a_position_as_its_share_was_turned():

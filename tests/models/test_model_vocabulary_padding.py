@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mt_core.contracts import TensorCut
+from mt_core.parallel.cuts import TensorCut
 
 
 def padded_rows(vocab: int, divisor: int, tensor: int) -> int:

@@ -106,7 +106,7 @@ def fuse(config: GPTConfig, parts: Sequence[Tensor]) -> Tensor:
 def split(config: GPTConfig, fused: Tensor, parts: int) -> Sequence[Tensor]:
     """The reverse."""
     if parts == 3:
-        return [part.flatten(0, 2) for part in fused.split([config.queries_per_group, 1, 1], 1)]
+        return [part.flatten(0, 2) for part in fused.split([config.attention.queries_per_group, 1, 1], 1)]
     return fused.unbind() if parts == 2 else [fused]
 
 

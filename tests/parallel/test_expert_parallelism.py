@@ -21,7 +21,7 @@ from mt_core.parallel.tensor.plan import Placement, apply_plan
 from mt_core.verification.compare import compare_records, tensor_differences
 from mt_core.verification.measure import Record, measure
 from mt_core.verification.ranks import run_ranks
-from mt_models.layers.moe import grouped, looped
+from mt_models.layers.moe import multiply_grouped, multiply_looped
 from parallel.test_layout_fuzzer import layouts
 from parallel.test_parity_matrix import RTOL, VARIANTS, disagreements
 
@@ -106,7 +106,7 @@ def dispatched(axis: Axis, rows: list[list[int]]) -> tuple[Tensor, Tensor, Tenso
     counts = rows[axis.rank]
     x_MD = drawn_rows(counts, axis.rank).requires_grad_()
     mine_EDD = weights().chunk(axis.size)[axis.rank].clone().requires_grad_()
-    y_MD = ExpertDispatch(axis)(x_MD, torch.tensor(counts), lambda x, n: looped(x, mine_EDD, n).sin())
+    y_MD = ExpertDispatch(axis)(x_MD, torch.tensor(counts), lambda x, n: multiply_looped(x, mine_EDD, n).sin())
     y_MD.square().sum().backward()
     return y_MD.detach(), x_MD.grad, mine_EDD.grad
 
@@ -117,7 +117,7 @@ def test_rows_reach_their_experts_and_come_back_in_their_order(rows):
     w_EDD = weights().requires_grad_()
     for rank, (y_MD, g_MD, _) in enumerate(found):
         x_MD = drawn_rows(rows[rank], rank).requires_grad_()
-        expected_MD = dispatch(x_MD, torch.tensor(rows[rank]), lambda x, n: looped(x, w_EDD, n).sin())
+        expected_MD = dispatch(x_MD, torch.tensor(rows[rank]), lambda x, n: multiply_looped(x, w_EDD, n).sin())
         expected_MD.square().sum().backward()
         torch.testing.assert_close(y_MD, expected_MD, rtol=1e-12, atol=1e-12)
         torch.testing.assert_close(g_MD, x_MD.grad, rtol=1e-12, atol=1e-12)
@@ -152,7 +152,7 @@ def test_without_an_expert_axis_the_dispatcher_stays():
 def test_tensor_ranks_have_whole_experts_whose_gradients_are_parts_under_sequence_parallelism(sequence):
     model, tensor = built(), Axis("tensor", 1, 2)
     placements = apply_plan(model, model.plan(2), tensor, sequence=sequence, expert=EXPERT_2)
-    expected = Placement(0, EXPERT_2, copies=tensor, partial=sequence)
+    expected = Placement(0, EXPERT_2, replicas=tensor, partial=sequence)
     assert placements["layers.0.mlp.experts.down.weight"] == expected
 
 
@@ -201,7 +201,7 @@ def in_bf16(axis: Axis, device: str) -> list[tuple[Tensor, ...]]:
     x_MD = torch.randn(int(counts_E.sum()), 32, generator=generator)
     into_EFD, out_EDF = torch.randn(4, 48, 32, generator=generator), torch.randn(4, 32, 48, generator=generator)
     found = []
-    for multiply in (looped, grouped):
+    for multiply in (multiply_looped, multiply_grouped):
         x, into, out = (
             t.bfloat16().to(device).requires_grad_()
             for t in (x_MD, *(w.chunk(axis.size)[axis.rank] for w in (into_EFD, out_EDF)))

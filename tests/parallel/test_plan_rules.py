@@ -92,15 +92,15 @@ def test_a_replicated_module_is_never_partial():
     model.add_module("gate", torch.nn.LayerNorm(4))
     for rule, partial in ((Replicate(), False), (Sequence(), True)):
         placements = apply_plan(model, {"gate": rule}, TENSOR_2, sequence=True)
-        assert placements["gate.weight"] == Placement(copies=TENSOR_2, partial=partial)
+        assert placements["gate.weight"] == Placement(replicas=TENSOR_2, partial=partial)
 
 
 @pytest.mark.parametrize("sequence", [False, True])
 def test_weights_used_on_a_ranks_heads_are_always_partial(sequence):
     model = built("qk-norm")
     placements = apply_plan(model, model.plan(2), TENSOR_2, sequence=sequence)
-    assert placements["layers.0.attn.q_norm.weight"] == Placement(copies=TENSOR_2, partial=True)
-    assert placements["layers.1.attn.k_norm.weight"] == Placement(copies=TENSOR_2, partial=True)
+    assert placements["layers.0.attn.q_norm.weight"] == Placement(replicas=TENSOR_2, partial=True)
+    assert placements["layers.1.attn.k_norm.weight"] == Placement(replicas=TENSOR_2, partial=True)
     assert placements["norm.weight"].partial == sequence
 
 
@@ -215,15 +215,15 @@ def test_a_bias_is_cut_with_the_outputs_and_whole_with_the_inputs(rule, leaf, di
     assert cut_dim(rule, leaf) == dim
 
 
-def copies(axis: Axis) -> tuple[int, int, int]:
+def locate_replicas(axis: Axis) -> tuple[int, int, int]:
     model = built("repeated-groups", 4)
     place = apply_plan(model, model.plan(4), axis)["layers.0.attn.qkv.weight"]
-    return place.copies.rank, place.copies.size, place.copied_from
+    return place.replicas.rank, place.replicas.size, place.replicated_from
 
 
 def test_more_ranks_than_groups_share_each_group_s_key_and_value():
     queries = 8 // 4 * 4 * 32  # queries of a rank × head size × model size come before key and value
-    assert run_ranks(4, copies) == [(0, 2, queries), (1, 2, queries), (0, 2, queries), (1, 2, queries)]
+    assert run_ranks(4, locate_replicas) == [(0, 2, queries), (1, 2, queries), (0, 2, queries), (1, 2, queries)]
 
 
 @pytest.mark.parametrize("tensor", [2, 4])

@@ -18,8 +18,8 @@ from mt_core.distributed.mesh import Axis
 from mt_core.distributed.topology import ParallelDims
 from mt_core.parallel.context.ring import visible_part
 from mt_core.parallel.context.zigzag import local_positions
-from mt_core.parallel.layout import layout_of
-from mt_core.planning.activations import activations_of
+from mt_core.parallel.layout import build_layout
+from mt_core.planning.activations import count_activations
 from mt_core.planning.precision import state_bytes
 from mt_core.planning.svg import COLOURS
 
@@ -255,17 +255,17 @@ def draw_recompute() -> str:
     for panel, core in enumerate(("sdpa", "eager")):
         y = TOP + 8 + panel * (len(settings) * 30 + 46)
         body.append(text(24, y + 4, f'attention core "{core}"'))
-        settled = {name: activations_of(*configure_llama(core, setting)) for name, setting in settings.items()}
-        scale = (WIDTH - LEFT - 130) / max(each.kept + each.backward for each in settled.values())
+        settled = {name: count_activations(*configure_llama(core, setting)) for name, setting in settings.items()}
+        scale = (WIDTH - LEFT - 130) / max(each.saved + each.backward for each in settled.values())
         for row, (name, each) in enumerate(settled.items()):
             top = y + 16 + row * 30
             body.append(text(LEFT - 10, top + 16, name, anchor="end"))
-            body.append(box(LEFT, top, each.kept * scale, 22, colour=COLOURS["activations"], tooltip="kept"))
-            recomputed = LEFT + each.kept * scale
+            body.append(box(LEFT, top, each.saved * scale, 22, colour=COLOURS["activations"], tooltip="kept"))
+            recomputed = LEFT + each.saved * scale
             body.append(
                 box(recomputed, top, each.backward * scale, 22, colour=COLOURS["recompute"], tooltip="recomputed")
             )
-            words = f"{each.kept / GIB:.1f} + {each.backward / GIB:.1f} GiB"
+            words = f"{each.saved / GIB:.1f} + {each.backward / GIB:.1f} GiB"
             body.append(text(recomputed + each.backward * scale + 8, top + 16, words))
     bottom = TOP + 8 + 2 * (len(settings) * 30 + 46)
     entries = [
@@ -282,7 +282,7 @@ def configure_llama(core: str, setting: dict[str, Any]) -> tuple[Any, Any]:
 
     overrides = [f'model.attention.core="{core}"', *(f"recompute.{key}={value}" for key, value in setting.items())]
     config = load_run_config([], overrides, "llama3-8b", rules=False)
-    return config, layout_of(config, 1)
+    return config, build_layout(config, 1)
 
 
 def draw_precision() -> str:

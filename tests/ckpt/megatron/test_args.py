@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ckpt.megatron.test_errors import FILE, core, edit, found  # noqa: F401 (core is a fixture)
-from ckpt.megatron.test_round_trip import config_of, native, sizes, tensors_of, there_and_back  # noqa: F401 (a fixture)
+from ckpt.megatron.test_round_trip import build_config, convert_there_and_back, native, read_tensors, sizes  # noqa: F401 (a fixture)
 from mt_ckpt.conversion.convert import convert
 from mt_ckpt.megatron.args.gpt import write_args
 from mt_ckpt.megatron.args.reading import read_args
@@ -47,7 +47,7 @@ CARRIED = {
 @pytest.mark.parametrize("case", CARRIED)
 def test_settings_become_args_and_come_back(case):
     changes, expected = CARRIED[case]
-    config = config_of(**changes)
+    config = build_config(**changes)
     args = write_args(config, Layout(1, 1, 1, engine=True), dtype=torch.bfloat16, form="torch")
     assert {name: vars(args)[name] for name in expected} == expected
     assert read_args(args, "here") == config
@@ -56,16 +56,16 @@ def test_settings_become_args_and_come_back(case):
 def test_a_number_says_which_layers_have_no_window():
     """Megatron's own function for it is the witness."""
     utils = pytest.importorskip("megatron.core.transformer.utils")
-    args = write_args(config_of(), Layout(1, 1, 1, engine=True), dtype=None, form="torch")
+    args = write_args(build_config(), Layout(1, 1, 1, engine=True), dtype=None, form="torch")
     for frequency in (2, 3, [1, 0, 0, 1]):
         args.window_size, args.window_attn_skip_freq = (3, 0), frequency
         part = read_args(args, "here").attention
         theirs = [utils.is_layer_window_attention((3, 0), frequency, n + 1) for n in range(4)]
-        assert [part.window_of(n) for n in range(4)] == [4 if one else None for one in theirs]
+        assert [part.get_window(n) for n in range(4)] == [4 if one else None for one in theirs]
 
 
 def test_what_args_cannot_say_is_told_together(tmp_path):
-    config = config_of(
+    config = build_config(
         attention=HEADS | {"scale": 0.5, "softcap": 50.0},
         position={"kind": "rope", "scaling": {"kind": "yarn", "factor": 4.0, "original_positions": 12}},
         post_norms=True,
@@ -90,13 +90,13 @@ def test_what_args_cannot_say_is_told_together(tmp_path):
     ids=["other length", "other band", "no whole factor"],
 )
 def test_scaling_that_megatron_has_otherwise_is_refused(scaling, tmp_path):
-    config = config_of(position={"kind": "rope", "scaling": scaling})
+    config = build_config(position={"kind": "rope", "scaling": scaling})
     with pytest.raises(MtError, match=f"cannot carry position.scaling.kind = '{scaling['kind']}'"):
         save(tmp_path / "core", config, ())
 
 
 def test_args_of_other_settings_are_told_together():
-    args = write_args(config_of(), Layout(1, 1, 1, engine=True), dtype=None, form="torch")
+    args = write_args(build_config(), Layout(1, 1, 1, engine=True), dtype=None, form="torch")
     changed = {"window_size": (4, 4), "softmax_type": "learnable", "apply_layernorm_1p": True, "rotary_percent": 0.5}
     with pytest.raises(MtError) as raised:
         read_args(Namespace(**{**vars(args), **changed, "normalization": "LayerNorm"}), "here")
@@ -137,8 +137,8 @@ def test_virtual_chunks_of_uneven_stages_follow_the_spec():
 @pytest.mark.parametrize("layout", [(1, 3, 1), (2, 2, 3), (1, 4, 2)], ids=str)
 def test_uneven_and_virtual_stages_come_back(layout, native, tmp_path):  # noqa: F811
     source = native(layers=8 if layout[1] == 4 else 7 if layout[1] == 3 else 12)
-    core, back = there_and_back(source, tmp_path, **sizes(*layout))  # noqa: F811
-    assert tensors_of(back) == tensors_of(source)
+    core, back = convert_there_and_back(source, tmp_path, **sizes(*layout))  # noqa: F811
+    assert read_tensors(back) == read_tensors(source)
     args = MegatronCoreLoader(core).source.args
     ends = args.decoder_first_pipeline_num_layers, args.decoder_last_pipeline_num_layers
     assert ends == ((2, 2) if layout[1] == 3 else (None, None))
@@ -147,17 +147,17 @@ def test_uneven_and_virtual_stages_come_back(layout, native, tmp_path):  # noqa:
 @pytest.mark.parametrize("form", ["torch", "torch_dist"])
 def test_an_iteration_can_be_named(form, native, tmp_path):  # noqa: F811
     options = {"target_iteration": 70, "target_ckpt_format": form}
-    core, back = there_and_back(native(), tmp_path, **options)  # noqa: F811
+    core, back = convert_there_and_back(native(), tmp_path, **options)  # noqa: F811
     assert (core / "latest_checkpointed_iteration.txt").read_text() == "70"
     inside = core / "iter_0000070" / ("common.pt" if form == "torch_dist" else "mp_rank_00/model_optim_rng.pt")
     assert safe_unpickle.read(inside)["iteration"] == 70
-    assert tensors_of(back) == tensors_of(core / "iter_0000070")
+    assert read_tensors(back) == read_tensors(core / "iter_0000070")
 
 
 @pytest.mark.parametrize("form", ["torch", "torch_dist"])
 def test_args_that_files_lack_come_from_the_user(form, core, tmp_path):  # noqa: F811
     directory = core(form=form)
-    right, files = tensors_of(directory), list(directory.glob("*/" + FILE)) + list(directory.glob("common.pt"))
+    right, files = read_tensors(directory), list(directory.glob("*/" + FILE)) + list(directory.glob("common.pt"))
     args = vars(safe_unpickle.read(files[0])["args"]) | {"params_dtype": None}
     for file in files:
         edit(file, lambda state: state.pop("args"))
@@ -165,7 +165,7 @@ def test_args_that_files_lack_come_from_the_user(form, core, tmp_path):  # noqa:
         MegatronCoreLoader(directory)
     (tmp_path / "args.json").write_text(json.dumps(args))
     convert("core", directory, "native", tmp_path / "native-2", options={"megatron_args": tmp_path / "args.json"})
-    assert tensors_of(tmp_path / "native-2") == right
+    assert read_tensors(tmp_path / "native-2") == right
 
 
 def test_given_args_go_before_those_of_the_files(core, tmp_path):  # noqa: F811
@@ -212,4 +212,4 @@ def test_states_of_kernels_are_passed_over(core):  # noqa: F811
     directory = core()
     more = {"decoder.layers.0.self_attention.core_attention._extra_state": torch.ones(3, dtype=torch.uint8)}
     edit(directory / "mp_rank_00_000" / FILE, lambda state: state["model"].update(more))
-    assert len(dict(MegatronCoreLoader(directory).tensors())) == len(config_of().canonical_shapes())
+    assert len(dict(MegatronCoreLoader(directory).tensors())) == len(build_config().canonical_shapes())

@@ -7,7 +7,7 @@ import torch
 
 from ckpt.conftest import bits
 from ckpt.megatron.legacy.legacy_checkpoints import random_weights
-from ckpt.megatron.test_round_trip import sizes, tensors_of
+from ckpt.megatron.test_round_trip import read_tensors, sizes
 from ckpt.test_ckpt_command import mt_ckpt
 from mt_ckpt.conversion.convert import convert
 from mt_ckpt.megatron.args.t5 import NORM_NOTES
@@ -75,7 +75,7 @@ def test_the_same_bits_and_settings_come_back(model, options, native, tmp_path):
     kind = MODELS[model].kind.upper()
     convert("native", source, "core", tmp_path / "core", model_type=kind, options=options)
     convert("core", tmp_path / "core", "native", tmp_path / "back", model_type=kind)
-    assert tensors_of(tmp_path / "core") == tensors_of(tmp_path / "back") == tensors_of(source)
+    assert read_tensors(tmp_path / "core") == read_tensors(tmp_path / "back") == read_tensors(source)
     assert open_checkpoint(tmp_path / "back").config() == MODELS[model]
 
 
@@ -89,7 +89,7 @@ def test_the_command_converts_them(model, saver, native, tmp_path):
     assert f"wrote {tmp_path / 'new'}: {len(MODELS[model].canonical_shapes())} tensors" in there.stdout
     options = ["--saver", "native", "--save-dir", tmp_path / "back", "--model-type", model.upper()]
     mt_ckpt("convert", "--load-dir", tmp_path / "new", *options)
-    assert tensors_of(tmp_path / "back") == tensors_of(tmp_path / "native")
+    assert read_tensors(tmp_path / "back") == read_tensors(tmp_path / "native")
     with pytest.raises(MtError, match=f"--model-type GPT: .* holds a '{model}' model; use {model}"):
         mt_ckpt("convert", "--load-dir", tmp_path / "new", *options[:-1], "GPT")
 
@@ -106,8 +106,8 @@ def test_t5_of_hugging_face_is_refused_with_the_reason(save_model, tmp_path):
     source = save_model("t5", auto_class="AutoModelForSeq2SeqLM")
     with pytest.raises(MtError) as error:
         convert("hf", source, "core", tmp_path / "new")
-    found = [str(problem).partition("; ")[0] for problem in error.value.problems]
-    assert found == [
+    problems = [str(problem).partition("; ")[0] for problem in error.value.problems]
+    assert problems == [
         "saver core: cannot carry attention.scale = 1.0, as T5 of Hugging Face has it",
         "saver core: cannot carry mlp.activation = 'gelu_tanh'",
     ]
@@ -149,8 +149,8 @@ def test_berts_stages_have_the_names_of_the_specification(tmp_path):
 def test_t5s_cross_attention_is_laid_out_by_head_and_its_copies_are_written(tmp_path):
     weights = random_weights(T5)
     save(tmp_path / "core", T5, weights.items(), **sizes(2))
-    found = safe_unpickle.read(tmp_path / "core/release/mp_rank_01/model_optim_rng.pt")
-    args, state = found["args"], found["model"]
+    state = safe_unpickle.read(tmp_path / "core/release/mp_rank_01/model_optim_rng.pt")
+    args, state = state["args"], state["model"]
     assert (args.num_layers, args.encoder_num_layers, args.decoder_num_layers) == (4, 4, 3)
     k, v = (weights[f"decoder.layers.2.cross.{part}.weight"].unflatten(0, (4, 6)) for part in "kv")
     right = torch.cat([k[2], v[2], k[3], v[3]])  # of the second rank's two heads
@@ -168,7 +168,7 @@ def test_a_t5_that_newer_releases_would_compute_otherwise_is_noted(tmp_path, cap
 
 
 @pytest.mark.parametrize("form", ["torch", "torch_dist"])
-def test_a_copy_that_differs_is_told(form, tmp_path):
+def test_a_copy_that_differs_is_reported(form, tmp_path):
     save(tmp_path / "core", T5, random_weights(T5).items(), target_ckpt_format=form)
     directory = tmp_path / "core" / "release"
     if form == "torch":
@@ -180,11 +180,11 @@ def test_a_copy_that_differs_is_told(form, tmp_path):
         from mt_ckpt.megatron.dist_format.metadata import read_metadata
 
         (chunk,) = read_metadata(directory)["position_embeddings.weight"].chunks
-        held = chunk.file.read_bytes()
-        record = bytearray(held[chunk.start : chunk.start + chunk.length])
+        content = chunk.file.read_bytes()
+        record = bytearray(content[chunk.start : chunk.start + chunk.length])
         raw = chunk.read().numpy().tobytes()
         record[record.index(raw) + 3] ^= 1
-        chunk.file.write_bytes(held[: chunk.start] + bytes(record) + held[chunk.start + chunk.length :])
+        chunk.file.write_bytes(content[: chunk.start] + bytes(record) + content[chunk.start + chunk.length :])
     message = "position_embeddings.weight: differs from embedding.position_embeddings.weight, whose copy it is"
     with pytest.raises(MtError, match=message):
         dict(MegatronCoreLoader(tmp_path / "core").tensors())

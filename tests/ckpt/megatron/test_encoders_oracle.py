@@ -133,8 +133,8 @@ def their_t5(axis: Axis, config: Any, stages: tuple[int, int] = (1, 1), **piece:
     )
 
 
-def their_logits(model: Any, config: Any) -> list[Tensor]:
-    """Of the language-model head, this rank's share, and of BERT's binary head."""
+def compute_their_logits(model: Any, config: Any) -> list[Tensor]:
+    """Logits of the language-model head, this rank's share, and of BERT's binary head."""
     if config.kind == "bert":
         types = TYPES_BT if config.token_types else None
         logits, binary = model(TOKENS_BT, torch.ones_like(TOKENS_BT), tokentype_ids=types)
@@ -169,7 +169,7 @@ def exchange(axis: Axis, room: Path) -> dict[str, Any]:
         loaded = dist_checkpointing.load(model.sharded_state_dict(), str(room / case / "ours" / "release"))
         model.load_state_dict({name: value for name, value in loaded.items() if name in model.state_dict()})
         shapes = {name: getattr(value, "shape", None) for name, value in model.state_dict().items()}
-        logits = [share.tolist() for share in their_logits(model.eval(), config)]
+        logits = [share.tolist() for share in compute_their_logits(model.eval(), config)]
         answers[case] = logits, {name: shape and tuple(shape) for name, shape in shapes.items()}
         if case in SAVED:
             args = model_args(config, Layout(axis.size, 1, 1, engine=False), dtype=torch.float32, form="torch_dist")

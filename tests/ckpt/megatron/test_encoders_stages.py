@@ -19,7 +19,7 @@ import torch.distributed as dist
 from ckpt.megatron.legacy.legacy_checkpoints import random_weights
 from ckpt.megatron.test_encoders import BARE_T5, BERT, RELATIVE_T5, T5
 from ckpt.megatron.test_encoders_oracle import their_t5
-from ckpt.megatron.test_round_trip import sizes, tensors_of
+from ckpt.megatron.test_round_trip import read_tensors, sizes
 from mt_ckpt.conversion.convert import convert
 from mt_ckpt.megatron.legacy.loader import MegatronLegacyLoader
 from mt_ckpt.megatron.loader import MegatronCoreLoader
@@ -51,7 +51,7 @@ def test_the_same_bits_come_back_from_every_cut(form, config, options, tmp_path)
     convert("native", tmp_path / "native", form, tmp_path / "new", model_type="T5", options=options)
     loader = SAVERS[form](tmp_path / "new")
     assert loader.config() == config
-    assert tensors_of(tmp_path / "new") == tensors_of(tmp_path / "native")
+    assert read_tensors(tmp_path / "new") == read_tensors(tmp_path / "native")
 
 
 @pytest.mark.parametrize(
@@ -231,8 +231,8 @@ def exchange(_: Axis, room: Path) -> None:
             file = Path(f"mp_rank_{t:02d}_{stage:03d}") / "model_optim_rng.pt"
             ours = safe_unpickle.read(room / case / "ours/release" / file)
             model.load_state_dict(ours["model"], strict=True)
-            told = {name: value for name, value in vars(ours["args"]).items() if not name.startswith("encoder_")}
-            args = Namespace(**told | {"pipeline_model_parallel_size": encoder + decoder})
+            values = {name: value for name, value in vars(ours["args"]).items() if not name.startswith("encoder_")}
+            args = Namespace(**values | {"pipeline_model_parallel_size": encoder + decoder})
             args.encoder_num_layers = config.layers
             (room / case / "theirs" / file).parent.mkdir(parents=True)
             state = trained(model.state_dict(), stage, encoder)
@@ -259,6 +259,6 @@ def test_megatrons_pieces_take_ours_and_we_read_theirs(case):
     config = ORACLE[case][0]
     loader, right = MegatronCoreLoader(room() / case / "theirs"), random_weights(config)
     assert loader.config() == config
-    found = dict(loader.tensors())
-    assert found.keys() == right.keys()
-    assert all(torch.equal(found[name], right[name]) for name in right)
+    tensors = dict(loader.tensors())
+    assert tensors.keys() == right.keys()
+    assert all(torch.equal(tensors[name], right[name]) for name in right)

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 
-from ckpt.megatron.test_round_trip import config_of, native, sizes  # noqa: F401 (native is a fixture)
+from ckpt.megatron.test_round_trip import build_config, native, sizes  # noqa: F401 (native is a fixture)
 from ckpt.test_ckpt_command import mt_ckpt
 from mt_ckpt.conversion.convert import convert
 from mt_ckpt.megatron.loader import MegatronCoreLoader
@@ -228,18 +228,18 @@ def test_a_directory_of_chunks_without_args_is_refused(core):
 )
 def test_what_cannot_be_written_is_refused(options, message, tmp_path):
     with pytest.raises(MtError, match=re.escape(message)):
-        save(tmp_path / "core", config_of(), (), **options)
+        save(tmp_path / "core", build_config(), (), **options)
     assert not (tmp_path / "core").exists()
 
 
 def test_groups_that_do_not_fit_the_ranks_are_told(tmp_path):
     changes = {"attention": {"heads": 6, "num_kv_heads": 3, "head_size": 2}}
     with pytest.raises(MtError, match="attention.num_kv_heads = 3 and 2 tensor ranks; one must divide the other"):
-        save(tmp_path / "core", config_of(**changes), (), **sizes(2))
+        save(tmp_path / "core", build_config(**changes), (), **sizes(2))
 
 
 def test_a_model_without_arguments_in_megatron_is_refused(tmp_path):
-    config = config_of(mlp={"kind": "gated", "ffn_hidden_size": 20, "activation": "gelu", "bias": True})
+    config = build_config(mlp={"kind": "gated", "ffn_hidden_size": 20, "activation": "gelu", "bias": True})
     with pytest.raises(MtError) as raised:
         save(tmp_path / "core", config, ())
     assert found(raised) == ["cannot carry mlp.activation = 'gelu'", "cannot carry mlp.bias = True"]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ckpt.megatron.test_errors import edit, found
-from ckpt.megatron.test_round_trip import config_of, native, sizes, tensors_of, there_and_back  # noqa: F401 (a fixture)
+from ckpt.megatron.test_round_trip import build_config, convert_there_and_back, native, read_tensors, sizes  # noqa: F401 (a fixture)
 from ckpt.test_ckpt_command import mt_ckpt
 from mt_ckpt.conversion.convert import convert
 from mt_ckpt.megatron.loader import MegatronCoreLoader
@@ -48,8 +48,8 @@ def core(native, tmp_path):  # noqa: F811
 )
 def test_experts_come_back_to_the_same_bits(options, native, tmp_path):  # noqa: F811
     source = native(mlp=MOE, attention={"heads": 4, "num_kv_heads": 2, "head_size": 6, "qk_norm": True})
-    _, back = there_and_back(source, tmp_path, **options)
-    assert tensors_of(back) == tensors_of(source)
+    _, back = convert_there_and_back(source, tmp_path, **options)
+    assert read_tensors(back) == read_tensors(source)
     assert open_checkpoint(back).config() == open_checkpoint(source).config()
 
 
@@ -96,7 +96,7 @@ def test_the_experts_of_grouped_gemm_are_read(core):
 
     for path in directory.iterdir():
         edit(path / FILE, fuse)
-    assert tensors_of(directory) == tensors_of(source)
+    assert read_tensors(directory) == read_tensors(source)
 
 
 def test_a_layer_s_own_keys_are_read(core):
@@ -156,13 +156,13 @@ def test_experts_that_ranks_cannot_share_are_told(core, tmp_path):
     with pytest.raises(MtError, match="args ask for 3 experts on 2 expert ranks; as many on each"):
         dict(MegatronCoreLoader(directory).tensors())
     with pytest.raises(MtError, match="mlp.experts = 4 does not divide by 3 expert ranks; a divisor of 4"):
-        save(tmp_path / "odd", config_of(mlp=MOE), (), **expert(3))
+        save(tmp_path / "odd", build_config(mlp=MOE), (), **expert(3))
 
 
 def test_only_the_engine_has_grouped_names(tmp_path):
     options = {"moe_grouped_gemm": True, "saver_transformer_impl": "local"}
     with pytest.raises(MtError, match="--moe-grouped-gemm: Megatron's own grouped experts are gone"):
-        save(tmp_path / "odd", config_of(mlp=MOE), (), **options)
+        save(tmp_path / "odd", build_config(mlp=MOE), (), **options)
 
 
 def test_the_command_cuts_experts_and_verifies(native, tmp_path):  # noqa: F811

@@ -103,8 +103,8 @@ def test_torch_has_the_files_keys_and_shapes_of_the_specification(implementation
             of_engine = ("core_attention._extra_state", "layernorm._extra_state")
             right = {_local(name): shape for name, shape in right.items() if not name.endswith(of_engine)}
             right = {name: ["None"] if "_extra_state" in name else shape for name, shape in right.items()}
-        held = {name: ["None"] if v is None else [str(n) for n in v.shape] for name, v in state["model"].items()}
-        assert held == right
+        shapes = {name: ["None"] if v is None else [str(n) for n in v.shape] for name, v in state["model"].items()}
+        assert shapes == right
 
 
 def _local(name):

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from ckpt.megatron.test_round_trip import config_of
+from ckpt.megatron.test_round_trip import build_config
 from mt_ckpt.conversion.verify import our_logits
 from mt_ckpt.megatron.args.gpt import write_args
 from mt_ckpt.megatron.layout import Layout
@@ -50,7 +50,7 @@ def weights(config: Any) -> dict[str, torch.Tensor]:
 
 def config_for(case: str) -> Any:
     model, changes = CASES[case]
-    return config_of(model, **changes)
+    return build_config(model, **changes)
 
 
 def without_cuda() -> None:

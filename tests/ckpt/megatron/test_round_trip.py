@@ -39,7 +39,7 @@ MODELS = {
 LAYOUTS = {"tensor": 2, "pipeline": 2}
 
 
-def config_of(model="llama", **changes):
+def build_config(model="llama", **changes):
     return GPTConfig.model_validate(LLAMA | MODELS[model] | changes)
 
 
@@ -48,7 +48,7 @@ def native(tmp_path):
     """`native("gpt2")` → a native checkpoint of random weights."""
 
     def make(model="llama", dtype=torch.float32, **changes):
-        config, random = config_of(model, **changes), torch.Generator().manual_seed(0)
+        config, random = build_config(model, **changes), torch.Generator().manual_seed(0)
         tensors = {n: torch.randn(s, generator=random).to(dtype) for n, s in config.canonical_shapes().items()}
         write_model(tmp_path / "native", config.model_dump(mode="json"), tensors.items())
         return tmp_path / "native"
@@ -64,13 +64,13 @@ def sizes(tensor=1, pipeline=1, virtual=1):
     }
 
 
-def tensors_of(path):
+def read_tensors(path):
     return {
         n: (t.dtype, t.shape, t.contiguous().view(torch.uint8).tolist()) for n, t in open_checkpoint(path).tensors()
     }
 
 
-def there_and_back(source, tmp_path, **options):
+def convert_there_and_back(source, tmp_path, **options):
     convert("native", source, "core", tmp_path / "core", options=options)
     convert("core", tmp_path / "core", "native", tmp_path / "back")
     return tmp_path / "core", tmp_path / "back"
@@ -80,16 +80,16 @@ def there_and_back(source, tmp_path, **options):
 @pytest.mark.parametrize("model", MODELS)
 def test_every_layout_gives_the_same_bits_back(model, layout, native, tmp_path):
     source = native(model)
-    core, back = there_and_back(source, tmp_path, **sizes(*layout))
-    assert tensors_of(core) == tensors_of(back) == tensors_of(source)
+    core, back = convert_there_and_back(source, tmp_path, **sizes(*layout))
+    assert read_tensors(core) == read_tensors(back) == read_tensors(source)
     assert open_checkpoint(back).config() == open_checkpoint(source).config()
 
 
 @pytest.mark.parametrize("implementation", ["local", "transformer_engine"])
 def test_bf16_and_names_of_either_implementation_survive(implementation, native, tmp_path):
     source = native("gpt2", torch.bfloat16)
-    core, back = there_and_back(source, tmp_path, saver_transformer_impl=implementation, **sizes(2, 2))
-    assert tensors_of(back) == tensors_of(source)
+    core, back = convert_there_and_back(source, tmp_path, saver_transformer_impl=implementation, **sizes(2, 2))
+    assert read_tensors(back) == read_tensors(source)
     state = safe_unpickle.read(core / "release" / "mp_rank_00_000" / "model_optim_rng.pt")
     assert state["args"].params_dtype == torch.bfloat16
     assert ("decoder.layers.0.input_layernorm.weight" in state["model"]) == (implementation == "local")
@@ -99,5 +99,5 @@ def test_bf16_and_names_of_either_implementation_survive(implementation, native,
 @pytest.mark.parametrize("model", MODELS)
 def test_torch_dist_gives_the_same_bits_back(model, tensor, native, tmp_path):
     source = native(model)
-    core, back = there_and_back(source, tmp_path, target_ckpt_format="torch_dist", **sizes(tensor))
-    assert tensors_of(core) == tensors_of(back) == tensors_of(source)
+    core, back = convert_there_and_back(source, tmp_path, target_ckpt_format="torch_dist", **sizes(tensor))
+    assert read_tensors(core) == read_tensors(back) == read_tensors(source)

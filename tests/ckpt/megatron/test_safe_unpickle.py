@@ -84,11 +84,11 @@ def test_what_megatron_saves_is_read(tmp_path):
         "model": {"w": torch.arange(6.0).view(2, 3), "_extra_state": None},
     }
     torch.save(value, tmp_path / "file.pt")
-    found = safe_unpickle.read(tmp_path / "file.pt")
-    assert str(found["args"].save) == "a/b"
-    assert (found["args"].dtype, found["of_hf"].x) == (torch.bfloat16, 1)
-    assert torch.equal(found["model"]["w"], value["model"]["w"])
-    assert (found["rng_state"][0]["np_rng_state"][1] == value["rng_state"][0]["np_rng_state"][1]).all()
+    content = safe_unpickle.read(tmp_path / "file.pt")
+    assert str(content["args"].save) == "a/b"
+    assert (content["args"].dtype, content["of_hf"].x) == (torch.bfloat16, 1)
+    assert torch.equal(content["model"]["w"], value["model"]["w"])
+    assert (content["rng_state"][0]["np_rng_state"][1] == value["rng_state"][0]["np_rng_state"][1]).all()
 
 
 def test_classes_of_megatron_become_inert(tmp_path):
@@ -106,9 +106,9 @@ def test_classes_of_megatron_become_inert(tmp_path):
 
 def test_tensors_are_memory_mapped(tmp_path):
     torch.save({"w": torch.ones(1000, 1000)}, tmp_path / "file.pt")
-    found = safe_unpickle.read(tmp_path / "file.pt")["w"]
+    tensor = safe_unpickle.read(tmp_path / "file.pt")["w"]
     assert str(tmp_path / "file.pt") in Path("/proc/self/maps").read_text()
-    assert float(found.sum()) == 1e6
+    assert float(tensor.sum()) == 1e6
 
 
 @pytest.mark.parametrize("kept", [0, 10, 500])

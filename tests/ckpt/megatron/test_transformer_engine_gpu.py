@@ -28,10 +28,10 @@ from ckpt.megatron.transformer_engine_models import (
     Case,
     Run,
     build,
+    build_run,
+    compute_their_logits,
     rank_directory,
-    run_of,
     start,
-    their_logits,
     train_steps,
 )
 from mt_ckpt.conversion.verify import TOLERANCE
@@ -60,21 +60,21 @@ STORED = ("fully_reshardable", "dp_reshardable", "torch")
 STEP = 7
 
 
-def options_of(case: Case) -> dict[str, Any]:
-    """Of our saver."""
+def get_saver_options(case: Case) -> dict[str, Any]:
+    """Options of our saver."""
     return {"moe_grouped_gemm": True} if case.grouped else {}
 
 
-def layout_of(case: Case) -> Layout:
+def get_layout(case: Case) -> Layout:
     return Layout(1, 1, 1, engine=True, grouped=case.grouped)
 
 
-def common_of(case: Case, form: str, dtype: torch.dtype, **args: Any) -> dict[str, Any]:
+def build_common(case: Case, form: str, dtype: torch.dtype, **args: Any) -> dict[str, Any]:
     """What their training saves beside tensors."""
-    found = model_args(case.config, layout_of(case), dtype=dtype, form=form)
-    vars(found).update(args)
+    model_arguments = model_args(case.config, get_layout(case), dtype=dtype, form=form)
+    vars(model_arguments).update(args)
     counts = {"iteration": STEP, "num_floating_point_operations_so_far": 0}
-    return {"args": found, "checkpoint_version": VERSION, **counts}
+    return {"args": model_arguments, "checkpoint_version": VERSION, **counts}
 
 
 def read_model(root: Path) -> dict[str, Any]:
@@ -118,8 +118,8 @@ def compute(room: Path, case: Case, form: str) -> tuple[list[Tensor], list[str],
     """Load ours and save it; logits, names of parameters, and shapes and dtypes of the state."""
     model = build(case).eval()
     load_model(model, room / f"ours {form}", form)
-    logits = their_logits(model, case.config.kind)
-    save_model(room / f"theirs {form}", form, model, common_of(case, form, torch.float32))
+    logits = compute_their_logits(model, case.config.kind)
+    save_model(room / f"theirs {form}", form, model, build_common(case, form, torch.float32))
     return logits, [name for name, _ in model.named_parameters()], count_shapes(model.state_dict())
 
 
@@ -134,13 +134,13 @@ def train_in_fp8(room: Path) -> dict[str, Any]:
     load_model(model, room / "ours torch", "torch")
     train_steps(model, 2)
     for form in FORMS:
-        save_model(room / f"theirs {form}", form, model, common_of(case, form, torch.bfloat16))
+        save_model(room / f"theirs {form}", form, model, build_common(case, form, torch.bfloat16))
     return {name: value if value is None else value.cpu() for name, value in model.state_dict().items()}
 
 
 def train(room: Path, case: Case) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
     """Two steps from random weights, after which the run is stored every way: what it then holds, and after a third."""
-    run = run_of(case)
+    run = build_run(case)
     run.step(1)
     run.step(2)
     for stored in STORED:
@@ -154,7 +154,7 @@ def store(root: Path, stored: str, run: Run, case: Case) -> None:
     form = "torch" if stored == "torch" else "torch_dist"
     settings = to_args({"precision": {"dtype": "bf16"}, **RUN})
     more = {"transformer_impl": "transformer_engine", "use_distributed_optimizer": True, "consumed_train_samples": 28}
-    common = common_of(case, form, torch.bfloat16, **settings, **more, padded_vocab_size=case.config.vocab_rows(1))
+    common = build_common(case, form, torch.bfloat16, **settings, **more, padded_vocab_size=case.config.vocab_rows(1))
     common["opt_param_scheduler"] = build_scheduler(settings, 28)
     if form == "torch":
         state = {"model": run.model.state_dict(), "optimizer": run.optimizer.state_dict()}
@@ -172,18 +172,18 @@ def resume(room: Path, case: Case, stored: str, form: str) -> dict[str, Tensor]:
     from megatron.core import dist_checkpointing
 
     convert_format(room / stored, room / f"{stored} to {form}", Target(form), verify=True)
-    run, directory = run_of(case), room / f"{stored} to {form}" / iteration_name(STEP)
-    found: Any
+    run, directory = build_run(case), room / f"{stored} to {form}" / iteration_name(STEP)
+    loaded: Any
     if form == "torch":
-        found = torch.load(directory / "mp_rank_00" / RANK_FILE, weights_only=False)
-        run.optimizer.load_state_dict(found["optimizer"])
+        loaded = torch.load(directory / "mp_rank_00" / RANK_FILE, weights_only=False)
+        run.optimizer.load_state_dict(loaded["optimizer"])
         run.optimizer.load_parameter_state(str(directory / "mp_rank_00" / "distrib_optim.pt"))
     else:
         shapes = run.model.sharded_state_dict(metadata=METADATA)
         optimizer = run.optimizer.sharded_state_dict(shapes, is_loading=True, metadata=METADATA)
-        found = dist_checkpointing.load({"model": shapes, "optimizer": optimizer}, str(directory))
-        run.optimizer.load_state_dict(found["optimizer"])
-    run.model.load_state_dict(found["model"], strict=True)
+        loaded = dist_checkpointing.load({"model": shapes, "optimizer": optimizer}, str(directory))
+        run.optimizer.load_state_dict(loaded["optimizer"])
+    run.model.load_state_dict(loaded["model"], strict=True)
     run.step(3)
     return run.weights()
 
@@ -216,9 +216,9 @@ class Gpu:
     answers: dict[Any, Any]
 
     def __getitem__(self, what: Any) -> Any:
-        found = self.answers[what]
-        assert not isinstance(found, str), found
-        return found
+        answer = self.answers[what]
+        assert not isinstance(answer, str), answer
+        return answer
 
 
 @pytest.fixture(scope="module")
@@ -227,16 +227,16 @@ def gpu(tmp_path_factory) -> Gpu:
     for name, case in CASES.items():
         for form in FORMS:
             weights = random_weights(case.config).items()
-            save(room / name / f"ours {form}", case.config, weights, target_ckpt_format=form, **options_of(case))
+            save(room / name / f"ours {form}", case.config, weights, target_ckpt_format=form, **get_saver_options(case))
     case = CASES["llama"]
     weights = random_weights(case.config, torch.bfloat16).items()
-    save(room / "fp8" / "ours torch", case.config, weights, **options_of(case))
+    save(room / "fp8" / "ours torch", case.config, weights, **get_saver_options(case))
     return Gpu(room, run_ranks(1, exchange, room, timeout_s=280.0)[0])
 
 
-def by_their_names(case: Case, tensors: Iterable[tuple[str, Tensor]], path: Path) -> dict[str, Tensor]:
+def rename_to_theirs(case: Case, tensors: Iterable[tuple[str, Tensor]], path: Path) -> dict[str, Tensor]:
     """Canonical tensors as our saver puts them together."""
-    save(path, case.config, tensors, **options_of(case))
+    save(path, case.config, tensors, **get_saver_options(case))
     return read_model(path)
 
 
@@ -261,14 +261,14 @@ def test_we_load_what_it_saves(name, form, gpu):
     _ = gpu[name, form]
     loader = MegatronCoreLoader(gpu.room / name / f"theirs {form}")
     assert loader.config() == CASES[name].config
-    found, right = dict(loader.tensors()), random_weights(CASES[name].config)
-    assert found.keys() == right.keys()
-    assert all(torch.equal(tensor, right[one]) for one, tensor in found.items())
+    tensors, right = dict(loader.tensors()), random_weights(CASES[name].config)
+    assert tensors.keys() == right.keys()
+    assert all(torch.equal(tensor, right[one]) for one, tensor in tensors.items())
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_vectors_count_parameters_in_its_order(name, gpu):
-    case, layout = CASES[name], layout_of(CASES[name])
+    case, layout = CASES[name], get_layout(CASES[name])
     firsts = {second: one for one in gpu[name, "torch"][2] for second in second_names(case.config, one)}
     ours = named_parameters(case.config, layout)[0, 0]
     theirs = [firsts.get(one, one) for one in gpu[name, "torch"][1]]
@@ -277,15 +277,15 @@ def test_vectors_count_parameters_in_its_order(name, gpu):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_weights_trained_in_fp8_are_read_without_the_states_beside_them(form, gpu, tmp_path):
-    held, loader = gpu["fp8"], MegatronCoreLoader(gpu.room / "fp8" / f"theirs {form}")
-    found = by_their_names(CASES["llama"], loader.tensors(), tmp_path / "again")
+    expected, loader = gpu["fp8"], MegatronCoreLoader(gpu.room / "fp8" / f"theirs {form}")
+    tensors = rename_to_theirs(CASES["llama"], loader.tensors(), tmp_path / "again")
     start = read_model(gpu.room / "fp8" / "ours torch")
-    for name, right in held.items():
+    for name, right in expected.items():
         if name.endswith("_extra_state"):
             assert "decoder.layers" not in name or len(right) > 1000
         else:
             assert right.dtype == torch.bfloat16
-            assert torch.equal(found[name], right)
+            assert torch.equal(tensors[name], right)
             assert not torch.equal(start[name], right)
 
 
@@ -297,8 +297,8 @@ def test_masters_and_moments_are_those_that_it_holds(name, stored, gpu, tmp_path
     state = read(gpu.room / f"runs of {name}" / stored / iteration_name(STEP))
     assert (state.iteration, state.optimizer_steps, state.samples) == (STEP, 2, 28)
     for kind, key in zip(KINDS, KEYS, strict=True):
-        found = by_their_names(CASES[name], state.optimizer[kind](), tmp_path / kind)
-        assert all(torch.equal(found[one], held[key]) for one, held in states.items()), kind
+        tensors = rename_to_theirs(CASES[name], state.optimizer[kind](), tmp_path / kind)
+        assert all(torch.equal(tensors[one], optimizer_state[key]) for one, optimizer_state in states.items()), kind
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -306,6 +306,6 @@ def test_masters_and_moments_are_those_that_it_holds(name, stored, gpu, tmp_path
 @pytest.mark.parametrize("name", TRAINED)
 def test_it_goes_on_from_ours_as_if_it_had_stayed(name, stored, form, gpu):
     _, right = gpu[name]
-    found = gpu[name, stored, form]
-    assert found.keys() == right.keys()
-    assert all(torch.equal(weight, right[one]) for one, weight in found.items())
+    weights = gpu[name, stored, form]
+    assert weights.keys() == right.keys()
+    assert all(torch.equal(weight, right[one]) for one, weight in weights.items())

@@ -178,17 +178,17 @@ def _t5(case: Case, **changes: Any) -> Any:
 
 
 @torch.no_grad()
-def their_logits(model: Any, kind: str) -> list[Tensor]:
-    """Of the language-model head, and of BERT's binary head."""
+def compute_their_logits(model: Any, kind: str) -> list[Tensor]:
+    """Logits of the language-model head, and of BERT's binary head."""
     tokens_BT, read_BS, types_BT = TOKENS_BT.cuda(), READ_BS.cuda(), TYPES_BT.cuda()
     if kind == "bert":
-        found = model(tokens_BT, torch.ones_like(tokens_BT), tokentype_ids=types_BT)
+        outputs = model(tokens_BT, torch.ones_like(tokens_BT), tokentype_ids=types_BT)
     elif kind == "t5":
         seen = torch.zeros(len(read_BS), 1, 1, read_BS.shape[1], dtype=torch.bool, device="cuda")
-        found = [model(read_BS, tokens_BT, seen, None, (seen, seen))]
+        outputs = [model(read_BS, tokens_BT, seen, None, (seen, seen))]
     else:
-        found = [model(tokens_BT, torch.arange(tokens_BT.shape[1]).cuda().expand_as(tokens_BT), None)]
-    return [logits.cpu() for logits in found]
+        outputs = [model(tokens_BT, torch.arange(tokens_BT.shape[1]).cuda().expand_as(tokens_BT), None)]
+    return [logits.cpu() for logits in outputs]
 
 
 def train_steps(model: Any, steps: int) -> None:
@@ -223,15 +223,15 @@ class Run:
     def states(self, keys: tuple[str, ...]) -> dict[str, dict[str, Tensor]]:
         """Their name of each parameter → what the optimizer holds of it in memory."""
         (one,) = self.optimizer.chained_optimizers
-        found: dict[str, dict[str, Tensor]] = {}
+        states: dict[str, dict[str, Tensor]] = {}
         for name, parameter in self.model.named_parameters():
-            held = one._get_main_param_and_optimizer_states(parameter)
-            found[name] = {key: held[key].detach().reshape(parameter.shape).to("cpu", copy=True) for key in keys}
-        return found
+            state = one._get_main_param_and_optimizer_states(parameter)
+            states[name] = {key: state[key].detach().reshape(parameter.shape).to("cpu", copy=True) for key in keys}
+        return states
 
 
-def run_of(case: Case) -> Run:
-    """Of random weights, before its first step."""
+def build_run(case: Case) -> Run:
+    """A run of random weights, before its first step."""
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
     from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 
@@ -243,6 +243,6 @@ def run_of(case: Case) -> Run:
 
 
 def rank_directory(root: Path) -> Path:
-    """Of the only rank of a checkpoint's only iteration."""
-    (found,) = root.glob("*/mp_rank_00")
-    return found
+    """The directory of the only rank of a checkpoint's only iteration."""
+    (directory,) = root.glob("*/mp_rank_00")
+    return directory

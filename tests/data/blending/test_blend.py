@@ -10,7 +10,7 @@ from mt_data.blending.blend import blend_by_weights, blend_exhaustively
 from mt_data.blending.interleave import SHORTEST_CHUNK
 
 
-def test_sized_blend_follows_the_largest_deficit():
+def test_a_weighted_blend_follows_the_largest_deficit():
     dataset, sample = blend_by_weights([0.5, 0.3, 0.2], 12)
     assert dataset.tolist() == [0, 1, 2, 0, 1, 0, 2, 0, 1, 0, 0, 1]
     assert sample.tolist() == [0, 0, 0, 1, 1, 2, 1, 3, 2, 4, 5, 3]

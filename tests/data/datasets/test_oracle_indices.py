@@ -47,7 +47,7 @@ def reference_blend(given: list[float], size: int) -> tuple[np.ndarray, np.ndarr
 
 @often
 @given(weights=weights, size=st.integers(1, 20 * SHORTEST_CHUNK))
-def test_sized_blends(weights: list[float], size: int):
+def test_weighted_blends(weights: list[float], size: int):
     for ours, reference in zip(blend_by_weights(weights, size), reference_blend(weights, size), strict=True):
         assert np.array_equal(ours, reference)
         assert ours.dtype == reference.dtype

@@ -18,17 +18,17 @@ LOADERS: Rows = (
     ("native", "native.loader:Native", "NativeDeclaration", "mt's own format"),
     ("hf", "huggingface.loader:HuggingFace", "HuggingFaceDeclaration", HUGGING_FACE),
     ("llama_mistral", "meta.llama_mistral:llama_mistral", "MetaDeclaration", META_OR_HUGGING_FACE),
-    ("mixtral_hf", "huggingface.mixtral_hf:mixtral_hf", "", "Hugging Face: Mixtral only, by Megatron's name"),
+    ("mixtral_hf", "huggingface.mixtral_hf:mixtral_hf", "NoOptions", "Hugging Face: Mixtral only, by Megatron's name"),
     ("core", "megatron.loader:MegatronCoreLoader", "MegatronCoreDeclaration", MEGATRON_CORE),
     ("legacy", "megatron.legacy.loader:MegatronLegacyLoader", "MegatronLegacyDeclaration", MEGATRON_LEGACY),
-    ("hub", "hub.transfer:load", "", "A repository on the Hugging Face hub"),
+    ("hub", "hub.transfer:load", "NoOptions", "A repository on the Hugging Face hub"),
 )
 """Name, module and attribute below mt_ckpt, its declaration in mt_ckpt.formats, and what it reads."""
 SAVERS: Rows = (
-    ("native", "native.saver:save", "", "mt's own format"),
-    ("hf", "huggingface.saver:save", "", HUGGING_FACE),
-    ("core", "megatron.saver:save", "", MEGATRON_CORE),
-    ("legacy", "megatron.legacy.saver:save", "", MEGATRON_LEGACY),
+    ("native", "native.saver:save", "NoOptions", "mt's own format"),
+    ("hf", "huggingface.saver:save", "HuggingFaceSaverDeclaration", HUGGING_FACE),
+    ("core", "megatron.saver:save", "MegatronCoreSaverDeclaration", MEGATRON_CORE),
+    ("legacy", "megatron.legacy.saver:save", "MegatronLegacySaverDeclaration", MEGATRON_LEGACY),
 )
 
 
@@ -40,8 +40,7 @@ def mt_components() -> Iterable[Component]:
     kinds: tuple[tuple[Kind, Rows], ...] = (("ckpt-loader", LOADERS), ("ckpt-saver", SAVERS))
     for kind, rows in kinds:
         for name, target, declaration, summary in rows:
-            declared = f"mt_ckpt.formats:{declaration}" if declaration else ""
-            yield Component(kind, name, f"mt_ckpt.{target}", summary, REQUIRES, declared)
+            yield Component(kind, name, f"mt_ckpt.{target}", summary, REQUIRES, f"mt_ckpt.formats:{declaration}")
 
 
 @hookimpl
@@ -49,10 +48,10 @@ def mt_config_rules(config: Any) -> list[Problem]:
     """A run that shall end in Hugging Face format needs a model that it can carry."""
     if config.checkpoint.save_format != "hf":
         return []
-    from mt_ckpt.huggingface.saver import carrier
+    from mt_ckpt.huggingface.saver import choose_family
 
     try:
-        carrier(config.model)
+        choose_family(config.model)
     except MtError as err:
         return list(err.problems)
     return []

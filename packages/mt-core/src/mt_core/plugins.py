@@ -165,10 +165,19 @@ def components(kind: Kind) -> dict[str, Component]:
 
 def component(kind: Kind, name: str) -> Any:
     """The implementation behind a name, imported now; an unknown name suggests the nearest."""
+    return _find_component(kind, name).load()
+
+
+def load_declaration(kind: Kind, name: str) -> Any:
+    """What declares the options of a loader or saver, without its implementation if that can be."""
+    return _find_component(kind, name).load_declaration()
+
+
+def _find_component(kind: Kind, name: str) -> Component:
     known = components(kind)
     if name not in known:
         raise unknown_name(kind, name)
-    return known[name].load()
+    return known[name]
 
 
 def unknown_name(kind: Kind, name: str) -> MtError:

@@ -5,8 +5,9 @@ from typing import Annotated
 
 import typer
 
+from mt_core.cli.options import MultiValueCommand
 from mt_data.corpus.command import openwebtext, wikipedia
-from mt_data.options import MultiValueCommand, print_rows
+from mt_data.options import print_rows
 from mt_data.preprocess.command import preprocess
 from mt_data.tools.command import blend, check, inspect, merge, plan
 

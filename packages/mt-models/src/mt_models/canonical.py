@@ -7,28 +7,30 @@ is rounded: a round trip is bit-exact.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mt_core.contracts import TensorCut
+from mt_core.contracts import CanonicalModel, as_module
 from mt_core.errors import Problem, raise_if
+from mt_core.parallel.cuts import TensorCut
 from mt_models.fusion import Fusion, get_fusion
 
 TensorRegion = tuple[slice, ...]
 """The part of a canonical tensor that one rank holds; dims that are not named are whole."""
 
 
-def canonical_regions(model: Any, name: str, rank: int = 0, size: int = 1) -> dict[str, TensorRegion]:
+def canonical_regions(model: CanonicalModel, name: str, rank: int = 0, size: int = 1) -> dict[str, TensorRegion]:
     """Canonical names that parameter `name` holds on rank `rank` of `size` of the axis that cuts it, and their regions.
 
     Experts are cut over the expert axis, everything else over the tensor axis.
     """
     shapes, cuts = model.config.canonical_shapes(), model.config.canonical_cuts()
-    return {part: _region(shapes[part], cuts.get(part), rank, size) for part in _parts(get_fusion(model, name), name)}
+    parts = _parts(get_fusion(as_module(model), name), name)
+    return {part: _region(shapes[part], cuts.get(part), rank, size) for part in parts}
 
 
 def _parts(fusion: Fusion, name: str) -> list[str]:
@@ -43,28 +45,30 @@ def _region(shape: tuple[int, ...], cut: TensorCut | None, rank: int, size: int)
     return () if cut is None else (*[slice(None)] * cut.dim, cut.local_slice(shape[cut.dim], rank, size))
 
 
-def to_canonical(model: Any, name: str, tensor: Tensor, rank: int = 0, size: int = 1) -> Iterator[tuple[str, Tensor]]:
+def to_canonical(
+    model: CanonicalModel, name: str, tensor: Tensor, rank: int = 0, size: int = 1
+) -> Iterator[tuple[str, Tensor]]:
     """Canonical names and the contents of their regions, of a tensor shaped like parameter `name`.
 
     Memory may be shared. Padding is left out.
     """
     regions = canonical_regions(model, name, rank, size)
-    for (part, region), content in zip(regions.items(), get_fusion(model, name).split(tensor), strict=True):
+    for (part, region), content in zip(regions.items(), get_fusion(as_module(model), name).split(tensor), strict=True):
         rows = region[0] if region else slice(None)
         yield part, content if rows.stop is None else content[: rows.stop - rows.start]
 
 
-def from_canonical(model: Any, name: str, get: Callable[[str], Any], rank: int = 0, size: int = 1) -> Tensor:
+def from_canonical(model: CanonicalModel, name: str, get: Callable[[str], Any], rank: int = 0, size: int = 1) -> Tensor:
     """A tensor shaped like parameter `name` from whole canonical tensors, of which only the regions are read.
 
     Padding rows are zero.
     """
     regions, cuts = canonical_regions(model, name, rank, size), model.config.canonical_cuts()
     contents = (_pad(get(part)[region or ...], part, model, cuts.get(part), size) for part, region in regions.items())
-    return get_fusion(model, name).fuse([*contents])
+    return get_fusion(as_module(model), name).fuse([*contents])
 
 
-def _pad(content: Tensor, name: str, model: Any, cut: TensorCut | None, size: int) -> Tensor:
+def _pad(content: Tensor, name: str, model: CanonicalModel, cut: TensorCut | None, size: int) -> Tensor:
     """Zero rows at the end of a region whose cut pads."""
     if cut is None or cut.divisor is None:
         return content
@@ -74,7 +78,7 @@ def _pad(content: Tensor, name: str, model: Any, cut: TensorCut | None, size: in
 
 
 @torch.no_grad()
-def load_canonical(model: Any, get: Callable[[str], Tensor]) -> None:
+def load_canonical(model: CanonicalModel, get: Callable[[str], Tensor]) -> None:
     """Fill every parameter of a whole model from the canonical tensors that `get` returns; each is asked for once."""
     for name, parameter in model.named_parameters():
         tensor = model.from_canonical(name, get)
@@ -82,21 +86,21 @@ def load_canonical(model: Any, get: Callable[[str], Tensor]) -> None:
         parameter.copy_(tensor)
 
 
-def canonical_state(model: Any) -> dict[str, Tensor]:
+def canonical_state(model: CanonicalModel) -> dict[str, Tensor]:
     """Every canonical tensor of a model, detached; they may share the parameters' memory."""
     parameters = ((name, parameter.detach()) for name, parameter in model.named_parameters())
     return dict(pair for name, tensor in parameters for pair in model.to_canonical(name, tensor))
 
 
 @torch.no_grad()
-def load_stream(model: Any, tensors: Iterable[tuple[str, Tensor]]) -> None:
+def load_stream(model: CanonicalModel, tensors: Iterable[tuple[str, Tensor]]) -> None:
     """Fill every parameter from a stream in any order; a fused one is copied when its last part has arrived.
 
     `MtError` names everything missing, unexpected, repeated or misshapen at once; the model is then partly filled.
     """
     expected = model.config.canonical_shapes()
     parameters = dict(model.named_parameters())
-    parts = {name: _parts(get_fusion(model, name), name) for name in parameters}
+    parts = {name: _parts(get_fusion(as_module(model), name), name) for name in parameters}
     owners = {part: name for name in parameters for part in parts[name]}
     waiting: dict[str, dict[str, Tensor]] = {name: {} for name in parameters}
     arrived: list[tuple[str, tuple[int, ...]]] = []
@@ -112,7 +116,7 @@ def load_stream(model: Any, tensors: Iterable[tuple[str, Tensor]]) -> None:
 
 
 def stream_problems(
-    expected: dict[str, tuple[int, ...]], arrived: Sequence[tuple[str, tuple[int, ...]]]
+    expected: Mapping[str, tuple[int, ...]], arrived: Sequence[tuple[str, tuple[int, ...]]]
 ) -> Iterator[Problem]:
     """What is wrong with a stream of names and shapes, against those a model needs."""
     counts = Counter(name for name, _ in arrived)

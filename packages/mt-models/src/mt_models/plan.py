@@ -40,7 +40,7 @@ def _bert(config: BertConfig, tensor: int) -> Plan:
 
 def _t5(config: T5Config, tensor: int) -> Plan:
     rules: dict[str, Rule] = {"embed": Vocab(), "loss": Vocab()}
-    cross = attention.cross_plan(config.attention, config.attention.group_copies(tensor))
+    cross = attention.cross_plan(config.attention, config.attention.count_kv_replicas(tensor))
     for stack, more in (("encoder", {}), ("decoder", {"cross": cross})):
         rules |= _blocks(f"{stack}.layers", _parts(config, tensor) | more, config.block_norms(stack))
         rules |= {f"{stack}.norm": Sequence()} if config.final_norm else {}
@@ -55,8 +55,8 @@ def _t5(config: T5Config, tensor: int) -> Plan:
 
 def _parts(config: TransformerConfig, tensor: int) -> dict[str, Plan]:
     """The rules of the parts of a block."""
-    copies = config.attention.group_copies(tensor)
-    return {"attn": attention.plan(config.attention, copies), "mlp": mlp.plan(config.mlp)}
+    kv_replicas = config.attention.count_kv_replicas(tensor)
+    return {"attn": attention.plan(config.attention, kv_replicas), "mlp": mlp.plan(config.mlp)}
 
 
 def _blocks(prefix: str, parts: Mapping[str, Plan], norms: Iterable[str]) -> dict[str, Rule]:

@@ -1,14 +1,21 @@
 """Rules between a model's settings, the components installed and other sections. Torch-free."""
 
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterator
+from typing import TypeAlias
 
+from mt_core.config.run_config import RunConfig
+from mt_core.config.sections import ParallelConfig
 from mt_core.config.trainable import fused_problems
+from mt_core.contracts import DataSection
 from mt_core.errors import Problem
 from mt_core.plugins import components, did_you_mean
+from mt_models.config import GQA, BertConfig, TransformerConfig
+from mt_models.config.tensors import Tensors
+
+ModelRun: TypeAlias = "RunConfig[TransformerConfig, DataSection]"
 
 
-def problems(config: Any) -> Iterator[Problem]:
+def problems(config: ModelRun) -> Iterator[Problem]:
     """Everything that a `RunConfig` with a model of mt-models asks for and cannot have."""
     yield from _core(config.model.attention)
     if not hasattr(config, "parallel"):
@@ -18,74 +25,63 @@ def problems(config: Any) -> Iterator[Problem]:
         yield from _balance(config)
     else:
         yield from _causal(config)
-    if config.model.kind == "bert":
-        yield from _heads(config)
-    yield from fused_problems(config.optim.trainable, fused_names(config.model.canonical_shapes()))
+    if isinstance(config.model, BertConfig):
+        yield from _heads(config.model, config.parallel)
+    yield from fused_problems(config.optim.trainable, group_fused(config.model.canonical_tensors()).values())
 
 
-def fused_names(names: Iterable[str]) -> list[list[str]]:
-    """The canonical names that are one parameter in memory, as `mt_models.canonical.fusion` has them.
-
-    Queries, keys and values are; in cross-attention, keys and values; and the gate and up projections of an MLP.
-    """
-    groups: dict[tuple[str, ...], list[str]] = {}
-    for name in names:
-        parent, module, leaf = name.rsplit(".", 2) if name.count(".") > 1 else ("", *name.split("."))
-        if module in ("q", "k", "v"):
-            key = (parent, "q" if module == "q" and parent.endswith("cross") else "kv", leaf)
-        elif module in ("gate", "up"):
-            key = (parent, "gate_up", leaf)
-        else:
-            key = (name,)
-        groups.setdefault(key, []).append(name)
-    return [*groups.values()]
+def group_fused(tensors: Tensors) -> dict[str, list[str]]:
+    """The canonical names in each parameter of a module, by the parameter's name."""
+    groups: dict[str, list[str]] = {}
+    for name, tensor in tensors.items():
+        groups.setdefault(tensor.get_parameter(name), []).append(name)
+    return groups
 
 
-def _causal(config: Any) -> Iterator[Problem]:
+def _causal(config: ModelRun) -> Iterator[Problem]:
     """Context parallelism shares sequences so that causal attention is even, and passes on no padding or bias."""
     if config.parallel.context > 1:
-        found = f"{config.parallel.context}, but not all attention of model.kind = {config.model.kind!r} is causal"
-        yield Problem("parallel.context", found, "allowed: 1")
+        actual = f"{config.parallel.context}, but not all attention of model.kind = {config.model.kind!r} is causal"
+        yield Problem("parallel.context", actual, "allowed: 1")
 
 
-def _heads(config: Any) -> Iterator[Problem]:
+def _heads(model: BertConfig, parallel: ParallelConfig) -> Iterator[Problem]:
     """Training needs a loss for every weight; the pooler reads the first token, which ranks of a sequence lack."""
-    model = config.model
     if not model.lm_head:
         yield Problem("model.lm_head", "false: without it there is nothing to train on", "allowed: true")
     if model.pooler and not model.binary_head:
-        found = "true, but without model.binary_head no loss reaches it"
-        yield Problem("model.pooler", found, "allowed: false, or model.binary_head = true")
-    if model.pooler and config.parallel.sequence:
-        found = "true, but model.pooler needs every sequence's first token on every rank"
-        yield Problem("parallel.sequence", found, "allowed: false, or model.pooler = model.binary_head = false")
+        actual = "true, but without model.binary_head no loss reaches it"
+        yield Problem("model.pooler", actual, "allowed: false, or model.binary_head = true")
+    if model.pooler and parallel.sequence:
+        actual = "true, but model.pooler needs every sequence's first token on every rank"
+        yield Problem("parallel.sequence", actual, "allowed: false, or model.pooler = model.binary_head = false")
 
 
-def _core(attention: Any) -> Iterator[Problem]:
+def _core(attention: GQA) -> Iterator[Problem]:
     """The core is an installed one; of sdpa it is known without torch that it cannot cap."""
     core, known = attention.core, ["auto", *components("attention")]
     if core not in known:
         yield Problem("model.attention.core", f"unknown attention core {core!r}", did_you_mean(core, known))
     if core == "sdpa" and attention.softcap is not None:
-        found = "'sdpa' cannot apply model.attention.softcap"
-        yield Problem("model.attention.core", found, "allowed: auto, eager")
+        actual = "'sdpa' cannot apply model.attention.softcap"
+        yield Problem("model.attention.core", actual, "allowed: auto, eager")
 
 
-def _exchange(config: Any) -> Iterator[Problem]:
+def _exchange(config: ModelRun) -> Iterator[Problem]:
     """A ring merges parts of attention itself, the other exchanges call the attention core."""
     special = config.model.attention.special_scores
     if special and config.parallel.context > 1 and config.parallel.cp_comm_type == "ring":
-        found = f"'ring' cannot apply model.attention.{', '.join(special)}"
-        yield Problem("parallel.cp_comm_type", found, "allowed: all_gather, all_to_all")
+        actual = f"'ring' cannot apply model.attention.{', '.join(special)}"
+        yield Problem("parallel.cp_comm_type", actual, "allowed: all_gather, all_to_all")
 
 
-def _balance(config: Any) -> Iterator[Problem]:
+def _balance(config: ModelRun) -> Iterator[Problem]:
     """The balance loss is one of whole sequences, and a rank that shares them sees only a part."""
     mlp, parallel = config.model.mlp, config.parallel
     if mlp.kind == "moe" and mlp.aux_loss_coeff and (parallel.context > 1 or parallel.sequence):
-        found = (
+        actual = (
             f"{mlp.aux_loss_coeff} needs whole sequences, which ranks share with parallel.context and parallel.sequence"
         )
         yield Problem(
-            "model.mlp.aux_loss_coeff", found, "allowed: 0, or parallel.context = 1 and parallel.sequence = false"
+            "model.mlp.aux_loss_coeff", actual, "allowed: 0, or parallel.context = 1 and parallel.sequence = false"
         )

@@ -185,20 +185,20 @@ def _layer(
     config: Any, weights: dict[str, Tensor], prefix: str, leaf: str, version: float | None, t: int, tensor: int
 ) -> list[tuple[str, Tensor]]:
     """A layer's tensors of one kind on tensor rank `t`."""
-    held = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
+    tensors = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
     parts = []
     for name in ("attn_norm.", "mlp_norm."):
-        if name + leaf in held:
-            parts.append((name, held[name + leaf]))
-    if f"attn.q.{leaf}" in held:
-        q, k, v = (held[f"attn.{letter}.{leaf}"].chunk(tensor)[t] for letter in "qkv")
+        if name + leaf in tensors:
+            parts.append((name, tensors[name + leaf]))
+    if f"attn.q.{leaf}" in tensors:
+        q, k, v = (tensors[f"attn.{letter}.{leaf}"].chunk(tensor)[t] for letter in "qkv")
         parts.append(("qkv.", torch.stack(_interleaved(config, q, k, v, version))))
     for name, ours in (("out.", f"attn.out.{leaf}"), ("down.", f"mlp.down.{leaf}")):
-        if ours in held:
-            parts.append((name, held[ours].chunk(tensor, 1)[t].clone() if leaf == "weight" else held[ours]))
-    if f"mlp.up.{leaf}" in held:
-        gates = [f"mlp.gate.{leaf}"] if f"mlp.gate.{leaf}" in held else []
-        parts.append(("up.", torch.cat([held[name].chunk(tensor)[t] for name in (*gates, f"mlp.up.{leaf}")])))
+        if ours in tensors:
+            parts.append((name, tensors[ours].chunk(tensor, 1)[t].clone() if leaf == "weight" else tensors[ours]))
+    if f"mlp.up.{leaf}" in tensors:
+        gates = [f"mlp.gate.{leaf}"] if f"mlp.gate.{leaf}" in tensors else []
+        parts.append(("up.", torch.cat([tensors[name].chunk(tensor)[t] for name in (*gates, f"mlp.up.{leaf}")])))
     return parts
 
 

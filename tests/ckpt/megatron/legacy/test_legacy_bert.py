@@ -7,7 +7,7 @@ from transformers import MegatronBertConfig, MegatronBertForPreTraining
 from ckpt.megatron.legacy.legacy_checkpoints import arguments, random_weights, write_legacy
 from ckpt.megatron.legacy.test_legacy_loader import same
 from ckpt.megatron.legacy.test_legacy_saver import contents, flat
-from ckpt.megatron.test_round_trip import sizes, tensors_of
+from ckpt.megatron.test_round_trip import read_tensors, sizes
 from mt_ckpt.conversion.convert import convert
 from mt_ckpt.megatron.legacy.loader import MegatronLegacyLoader
 from mt_ckpt.megatron.legacy.saver import save
@@ -54,7 +54,7 @@ def test_the_saver_writes_what_the_specification_gives_and_the_same_bits_come_ba
     write_model(tmp_path / "native", config.model_dump(mode="json"), weights.items())
     convert("native", tmp_path / "native", "legacy", tmp_path / "old", options=sizes(*layout), verify=True)
     convert("legacy", tmp_path / "old", "native", tmp_path / "back", verify=True)
-    assert tensors_of(tmp_path / "back") == tensors_of(tmp_path / "native")
+    assert read_tensors(tmp_path / "back") == read_tensors(tmp_path / "native")
     assert open_checkpoint(tmp_path / "back").config() == config
     expected = write_legacy(tmp_path / "expected", config, weights, ranks=layout, rows=config.vocab_size)
     for path in sorted((expected / "release").glob("*/*")):

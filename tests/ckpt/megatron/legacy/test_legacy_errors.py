@@ -182,6 +182,6 @@ def test_the_command_exits_with_2_and_leaves_nothing(old, tmp_path, capsys, monk
     monkeypatch.setattr("sys.argv", ["mt", "ckpt", "convert", *options])
     with pytest.raises(SystemExit, match="2"):
         main()
-    assert "mt: " in (told := capsys.readouterr().err)
-    assert "checkpoint_version is 9" in told
+    assert "mt: " in (message := capsys.readouterr().err)
+    assert "checkpoint_version is 9" in message
     assert not (tmp_path / "native").exists()

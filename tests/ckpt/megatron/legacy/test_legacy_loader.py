@@ -25,9 +25,9 @@ GPT2 = gpt2(layers=4, vocab_size=61, vocab_divisor=8)
 LLAMA = llama(layers=4, vocab_size=61, vocab_divisor=8)
 
 
-def same(found, expected):
-    found = dict(found)
-    return found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
+def same(tensors, expected):
+    tensors = dict(tensors)
+    return tensors.keys() == expected.keys() and all(torch.equal(tensors[name], expected[name]) for name in expected)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_the_logits_are_those_of_gpt2_in_transformers(version, tmp_path):
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "before torch 1.6"])
 def test_files_without_args_need_the_number_of_heads_alone(zipped, tmp_path, capsys):
-    """As NVIDIA's NGC has them: the sizes follow from shapes, GELU is the tanh approximation."""
+    """Files of NVIDIA's NGC: the sizes follow from shapes, GELU is the tanh approximation."""
     weights = random_weights(GPT2, torch.float16)
     root = write_legacy(tmp_path, GPT2, weights, version=None, style="2019", args=None, zipped=zipped)
     with pytest.raises(

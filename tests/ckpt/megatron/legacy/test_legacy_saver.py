@@ -11,7 +11,7 @@ import torch
 
 from ckpt.megatron.legacy.legacy_checkpoints import random_weights, write_legacy
 from ckpt.megatron.legacy.test_legacy_loader import GPT2, LLAMA, same
-from ckpt.megatron.test_round_trip import sizes, tensors_of
+from ckpt.megatron.test_round_trip import read_tensors, sizes
 from mt_ckpt.conversion.convert import convert
 from mt_ckpt.megatron.legacy.saver import save
 from mt_core.checkpoint.detection import detect_loader, open_checkpoint
@@ -37,7 +37,7 @@ def test_every_layout_gives_the_same_bits_back(config, layout, tmp_path):
     convert("native", source, "legacy", tmp_path / "old", options=sizes(*layout))
     convert("legacy", tmp_path / "old", "native", tmp_path / "back")
     convert("native", tmp_path / "back", "legacy", tmp_path / "again", options=sizes(*layout))
-    assert tensors_of(tmp_path / "old") == tensors_of(tmp_path / "back") == tensors_of(source)
+    assert read_tensors(tmp_path / "old") == read_tensors(tmp_path / "back") == read_tensors(source)
     assert open_checkpoint(tmp_path / "back").config() == config
     files = sorted(path.relative_to(tmp_path / "old") for path in (tmp_path / "old").rglob("*") if path.is_file())
     assert len(files) == layout[0] * layout[1] + 1
@@ -45,7 +45,7 @@ def test_every_layout_gives_the_same_bits_back(config, layout, tmp_path):
 
 
 def test_the_files_are_those_that_the_specification_gives(tmp_path):
-    """The same contents as of the tests' own writer, which knows the specification alone; padding repeats a row."""
+    """Contents equal those of the tests' own writer, which knows the specification alone; padding repeats a row."""
     config, ranks = GPT2.model_copy(update={"vocab_size": 64}), (2, 2, 2)
     expected = write_legacy(tmp_path / "expected", config, random_weights(config), ranks=ranks)
     convert("native", native(config, tmp_path / "native"), "legacy", tmp_path / "old", options=sizes(*ranks))

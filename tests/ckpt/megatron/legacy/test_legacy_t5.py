@@ -14,7 +14,7 @@ from ckpt.megatron.legacy.legacy_checkpoints import STYLES, _layer, arguments, r
 from ckpt.megatron.legacy.test_legacy_loader import same
 from ckpt.megatron.legacy.test_legacy_saver import contents, flat
 from ckpt.megatron.test_encoders import T5 as CONFIG
-from ckpt.megatron.test_round_trip import sizes, tensors_of
+from ckpt.megatron.test_round_trip import read_tensors, sizes
 from mt_ckpt.conversion.convert import convert
 from mt_ckpt.megatron.legacy.loader import MegatronLegacyLoader
 from mt_ckpt.megatron.legacy.saver import save
@@ -30,21 +30,21 @@ DECODER = STYLES["2023"] | {"mlp_norm.": "post_inter_attention_norm.", "cross_no
 
 def stack(weights: dict[str, Tensor], which: str, version: float | None, t: int, tensor: int) -> dict[str, Tensor]:
     """A stack's flat names on tensor rank `t`."""
-    style, found = DECODER if which == "decoder" else STYLES["2023"], {}
+    style, tensors = DECODER if which == "decoder" else STYLES["2023"], {}
     for n in range(T5.stack_layers(which)):
         ours, theirs = f"{which}.layers.{n}.", f"layers.{n}."
         for leaf in ("weight", "bias"):
             for name, part in _layer(T5, weights, ours, leaf, version, t, tensor):
-                found[f"{theirs}{style[name]}{leaf}"] = part
+                tensors[f"{theirs}{style[name]}{leaf}"] = part
             if which == "decoder":
                 cross = {part: weights[f"{ours}cross.{part}.{leaf}"] for part in ("q", "k", "v", "out")}
-                found[f"{theirs}{style['cross_norm.']}{leaf}"] = weights[f"{ours}cross_norm.{leaf}"]
-                found[f"{theirs}inter_attention.query.{leaf}"] = cross["q"].chunk(tensor)[t].clone()
+                tensors[f"{theirs}{style['cross_norm.']}{leaf}"] = weights[f"{ours}cross_norm.{leaf}"]
+                tensors[f"{theirs}inter_attention.query.{leaf}"] = cross["q"].chunk(tensor)[t].clone()
                 rows = keys_and_values(*(cross[part].chunk(tensor)[t] for part in "kv"), version)
-                found[f"{theirs}inter_attention.key_value.{leaf}"] = torch.stack(rows)
+                tensors[f"{theirs}inter_attention.key_value.{leaf}"] = torch.stack(rows)
                 out = cross["out"].chunk(tensor, 1)[t].clone() if leaf == "weight" else cross["out"]
-                found[f"{theirs}inter_attention.dense.{leaf}"] = out
-    return found | {f"final_norm.{leaf}": weights[f"{which}.norm.{leaf}"] for leaf in ("weight", "bias")}
+                tensors[f"{theirs}inter_attention.dense.{leaf}"] = out
+    return tensors | {f"final_norm.{leaf}": weights[f"{which}.norm.{leaf}"] for leaf in ("weight", "bias")}
 
 
 def keys_and_values(k: Tensor, v: Tensor, version: float | None) -> list[Tensor]:
@@ -93,7 +93,7 @@ def test_the_saver_writes_what_the_specification_gives_and_the_same_bits_come_ba
     write_model(tmp_path / "native", T5.model_dump(mode="json"), weights.items())
     convert("native", tmp_path / "native", "legacy", tmp_path / "old", model_type="T5", options=sizes(tensor))
     convert("legacy", tmp_path / "old", "native", tmp_path / "back", model_type="T5", verify=True)
-    assert tensors_of(tmp_path / "back") == tensors_of(tmp_path / "native")
+    assert read_tensors(tmp_path / "back") == read_tensors(tmp_path / "native")
     assert open_checkpoint(tmp_path / "back").config() == T5
     expected = write_t5(tmp_path / "expected", weights, tensor=tensor)
     for path in sorted((expected / "release").glob("*/*")):

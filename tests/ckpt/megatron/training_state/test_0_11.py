@@ -22,19 +22,23 @@ def saved(request, tmp_path_factory):
 
 def whole(stored: Stored) -> torch.Tensor:
     assert stored.size is not None
-    found = torch.full(stored.size, float("nan"))
+    tensor = torch.full(stored.size, float("nan"))
     for chunk in stored.chunks:
-        found[tuple(slice(at, at + n) for at, n in zip(chunk.offsets, chunk.sizes, strict=True))] = chunk.read().float()
-    return found
+        tensor[tuple(slice(at, at + n) for at, n in zip(chunk.offsets, chunk.sizes, strict=True))] = (
+            chunk.read().float()
+        )
+    return tensor
 
 
 @pytest.mark.parametrize("form", ["sharded", "torch"])
 def test_its_optimizer_is_rewritten_for_todays_megatron_with_every_value(saved, form, tmp_path):
-    held = torch.load(saved / "held.pt")
+    expected = torch.load(saved / "held.pt")
     convert_format(saved / form, tmp_path / "new", Target("torch_dist"), verify=True)
-    found = read_metadata(tmp_path / "new" / "iter_0000002")
+    stored = read_metadata(tmp_path / "new" / "iter_0000002")
     for kind in ("model", "param", "exp_avg", "exp_avg_sq"):
         prefix = "" if kind == "model" else f"optimizer.state.{kind}."
-        wrong = [key for key, right in held[kind].items() if not torch.equal(whole(found[prefix + key]), right.float())]
+        wrong = [
+            key for key, right in expected[kind].items() if not torch.equal(whole(stored[prefix + key]), right.float())
+        ]
         assert not wrong, kind
-        assert held[kind]
+        assert expected[kind]

@@ -11,7 +11,7 @@ import torch
 from typer.testing import CliRunner
 
 from ckpt.megatron.test_encoders import MODELS as ENCODERS
-from ckpt.megatron.test_round_trip import config_of
+from ckpt.megatron.test_round_trip import build_config
 from cli.test_train_encoders import run_file
 from models.encoders import bert, t5
 from mt_ckpt.command import app
@@ -47,7 +47,7 @@ RUN = {
 EXPERTS: dict[str, Any] = {
     "mlp": {"kind": "moe", "ffn_hidden_size": 8, "experts": 4, "top_k": 2, "normalized": True, "aux_loss_coeff": 0.0}
 }
-MODELS: dict[str, Any] = ENCODERS | {"experts": config_of(**EXPERTS)}
+MODELS: dict[str, Any] = ENCODERS | {"experts": build_config(**EXPERTS)}
 START = {"value": 1.0, "good_steps": 0, "overflows_left": 0}
 CUT: dict[str, Any] = {"tensor": 2, "pipeline": 2}
 TARGETS = {
@@ -68,12 +68,12 @@ TARGETS = {
 }
 
 
-def state_of_a_run(path: Path, model: Any = "llama", dtype: str = "bf16", *, seed: int = 0, **changes: Any) -> Path:
+def write_run(path: Path, model: Any = "llama", dtype: str = "bf16", *, seed: int = 0, **changes: Any) -> Path:
     """Step 7 of a run at `path`, with random moments; bf16 weights are rounded from their masters.
 
     `model` is a configuration or the name of one.
     """
-    config = MODELS.get(model) or config_of(model, **changes) if isinstance(model, str) else model
+    config = MODELS.get(model) or build_config(model, **changes) if isinstance(model, str) else model
     random = torch.Generator().manual_seed(seed)
     shapes = config.canonical_shapes()
     kinds = {kind: {n: torch.randn(s, generator=random) for n, s in shapes.items()} for kind in KINDS}
@@ -94,17 +94,17 @@ def state_of_a_run(path: Path, model: Any = "llama", dtype: str = "bf16", *, see
 @pytest.fixture
 def native(tmp_path):
     """`native("gpt2")` → a native run."""
-    return partial(state_of_a_run, tmp_path / "run")
+    return partial(write_run, tmp_path / "run")
 
 
 def contents(path: Path) -> dict[str, Any]:
     """Every tensor of a native checkpoint, as bytes, and its counts."""
     state = read_native(path)
     kinds = {"model": state.weights, **state.optimizer}
-    found: dict[str, Any] = {
+    tensors: dict[str, Any] = {
         f"{kind} {n}": (t.dtype, t.contiguous().view(torch.uint8).tolist()) for kind, s in kinds.items() for n, t in s()
     }
-    return found | {
+    return tensors | {
         n: getattr(state, n)
         for n in ("iteration", "samples", "tokens", "optimizer_steps", "groups", "scheduler", "grad_scaler")
     }
@@ -138,7 +138,7 @@ def test_there_and_back_every_bit_and_count_is_the_same(model, dtype, target, na
     assert contents(tmp_path / "back") == contents(source)
 
 
-def toml_of(room: Path, model: str) -> Path:
+def write_toml(room: Path, model: str) -> Path:
     """The run of a model, on data of its kind."""
     if model in ENCODING:
         return run_file(room, ENCODING[model])
@@ -166,7 +166,7 @@ def trained(tmp_path_factory):
     @cache
     def make(model: str) -> Path:
         room = tmp_path_factory.mktemp("trained")
-        assert run(load_run_config([toml_of(room, model)], SIX_STEPS)) == 0
+        assert run(load_run_config([write_toml(room, model)], SIX_STEPS)) == 0
         (room / "half").mkdir()
         shutil.copytree(step_directory(room / "run", 3), step_directory(room / "half", 3))
         return room
@@ -227,7 +227,7 @@ def test_what_megatron_says_and_mt_cannot_is_named(native, tmp_path):
     args = {"optimizer": "muon", "mt_trained_tokens": None, "rampup_batch_size": [1, 1, 8]}
     change(tmp_path / "there", args, opt_param_scheduler=rates, rerun_state_machine={"state": 1})
     done = convert_format(tmp_path / "there", tmp_path / "back", Target("native"))
-    for told in (
+    for line in (
         "the optimizer muon: mt goes on with AdamW",
         "the state of the machinery that repeats failed steps (rerun_state_machine)",
         "the growing batch: set batch.rampup",
@@ -236,7 +236,7 @@ def test_what_megatron_says_and_mt_cannot_is_named(native, tmp_path):
         "the growing weight decay: set optim.weight_decay",
         "the number of trained tokens, which Megatron does not count: taken as 224",
     ):
-        assert told in done.lost
+        assert line in done.lost
 
 
 WRONG = {
@@ -266,7 +266,7 @@ def test_a_master_that_does_not_round_to_its_weight_is_named(native, tmp_path):
     file.with_suffix(".new").replace(file)
     with pytest.raises(MtError, match=r"norm\.weight: its fp32 master does not round to the weight") as err:
         convert_format(tmp_path / "there", tmp_path / "back", Target("native"))
-    assert len(err.value.problems) == len(config_of().canonical_shapes())
+    assert len(err.value.problems) == len(build_config().canonical_shapes())
     assert not (tmp_path / "back").exists()
 
 
@@ -286,9 +286,9 @@ def test_weights_alone_are_no_training_state(native, tmp_path):
 def test_a_checkpoint_without_an_optimizer_is_refused(target, native, tmp_path):
     convert_format(native(), tmp_path / "there", Target(target))
     for file in (tmp_path / "there" / "iter_0000007").rglob("*.pt"):
-        held = safe_unpickle.read(file)
-        held.pop("optimizer", None)
-        torch.save(held, file.with_suffix(".new"))
+        state = safe_unpickle.read(file)
+        state.pop("optimizer", None)
+        torch.save(state, file.with_suffix(".new"))
         file.with_suffix(".new").replace(file)
     with pytest.raises(MtError, match=r"holds no optimizer \(--no-save-optim\?\); use mt ckpt convert for the weights"):
         convert_format(tmp_path / "there", tmp_path / "back", Target("native"))
@@ -299,5 +299,5 @@ def test_small_parameters_depend_on_the_buckets_of_the_run_that_loads_them(nativ
     assert hint in convert_format(native(), tmp_path / "small", Target("torch")).hints
     sizes = {"hidden_size": 64, "mlp": {"kind": "gated", "ffn_hidden_size": 64}}
     attention = {"heads": 4, "num_kv_heads": 2, "head_size": 16}
-    aligned = state_of_a_run(tmp_path / "aligned", **sizes, attention=attention)
+    aligned = write_run(tmp_path / "aligned", **sizes, attention=attention)
     assert hint not in convert_format(aligned, tmp_path / "large", Target("torch")).hints

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from ckpt.megatron.test_encoders import BERT, T5
-from ckpt.megatron.test_round_trip import config_of
-from ckpt.megatron.training_state.test_convert_format import EXPERTS, state_of_a_run
+from ckpt.megatron.test_round_trip import build_config
+from ckpt.megatron.training_state.test_convert_format import EXPERTS, write_run
 from mt_ckpt.megatron.args.t5 import NORM_NOTES
 from mt_ckpt.megatron.dist_format.metadata import Stored
 from mt_ckpt.megatron.layout import Layout
@@ -31,7 +31,7 @@ from mt_core.errors import MtError
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
-    return state_of_a_run(tmp_path_factory.mktemp("errors") / "run")
+    return write_run(tmp_path_factory.mktemp("errors") / "run")
 
 
 def refused(source: Path, target: Path, message: str, to: str = "native") -> None:
@@ -40,28 +40,28 @@ def refused(source: Path, target: Path, message: str, to: str = "native") -> Non
     assert not target.exists()
 
 
-def edited(file: Path, edit: Any) -> None:
+def edit_file(file: Path, edit: Any) -> None:
     """A file of torch.save with its contents passed through `edit`."""
-    held = safe_unpickle.read(file)
-    held = edit(held) or held
-    torch.save(held, file.with_suffix(".new"))
+    state = safe_unpickle.read(file)
+    state = edit(state) or state
+    torch.save(state, file.with_suffix(".new"))
     file.with_suffix(".new").replace(file)
 
 
-def only_group(held: Any) -> None:
-    held["optimizer"]["optimizer"]["param_groups"][1]["wd_mult"] = 0.5
+def only_group(state: Any) -> None:
+    state["optimizer"]["optimizer"]["param_groups"][1]["wd_mult"] = 0.5
 
 
-def short_group(held: Any) -> None:
-    held["optimizer"]["optimizer"]["param_groups"][0]["params"].pop()
+def short_group(state: Any) -> None:
+    state["optimizer"]["optimizer"]["param_groups"][0]["params"].pop()
 
 
-def short_moment(held: Any) -> None:
-    held["optimizer"]["optimizer"]["state"][0]["exp_avg"] = torch.zeros(3)
+def short_moment(state: Any) -> None:
+    state["optimizer"]["optimizer"]["state"][0]["exp_avg"] = torch.zeros(3)
 
 
-def two_optimizers(held: Any) -> None:
-    held["optimizer"] = [held["optimizer"], held["optimizer"]]
+def two_optimizers(state: Any) -> None:
+    state["optimizer"] = [state["optimizer"], state["optimizer"]]
 
 
 STATE, VECTORS = "model_optim_rng.pt", "distrib_optim.pt"
@@ -73,22 +73,27 @@ BROKEN = {
     "scheduler": (
         "plain",
         STATE,
-        lambda held: held.pop("opt_param_scheduler") and None,
+        lambda state: state.pop("opt_param_scheduler") and None,
         "no state of the learning rate",
     ),
     "old vectors": (
         "distributed",
         VECTORS,
-        lambda held: held.pop("buckets_coalesced") and None,
+        lambda state: state.pop("buckets_coalesced") and None,
         "before February 2024",
     ),
     "two vectors": (
         "distributed",
         VECTORS,
-        lambda held: [held, held],
+        lambda state: [state, state],
         "vectors of 2 optimizers where args say 1 expert ranks; those of 1",
     ),
-    "dtypes": ("distributed", VECTORS, lambda held: held | {1: held[0]}, "2 kinds of parameters in 1 chunks; only one"),
+    "dtypes": (
+        "distributed",
+        VECTORS,
+        lambda state: state | {1: state[0]},
+        "2 kinds of parameters in 1 chunks; only one",
+    ),
 }
 
 
@@ -96,7 +101,7 @@ BROKEN = {
 def test_rank_files_that_are_not_as_megatron_writes_them(case, run, tmp_path):
     optimizer, file, edit, message = BROKEN[case]
     convert_format(run, tmp_path / "there", Target("torch", optimizer=optimizer))
-    edited(tmp_path / "there" / "iter_0000007" / "mp_rank_00" / file, edit)
+    edit_file(tmp_path / "there" / "iter_0000007" / "mp_rank_00" / file, edit)
     refused(tmp_path / "there", tmp_path / "back", message)
 
 
@@ -134,7 +139,7 @@ def test_fp64_has_no_place(run, tmp_path):
 def experts(tmp_path_factory) -> Path:
     """`torch` files of two expert ranks."""
     room = tmp_path_factory.mktemp("experts")
-    convert_format(state_of_a_run(room / "run", **EXPERTS), room / "there", Target("torch", expert=2))
+    convert_format(write_run(room / "run", **EXPERTS), room / "there", Target("torch", expert=2))
     return room / "there"
 
 
@@ -142,28 +147,28 @@ def test_vectors_that_all_expert_ranks_share_are_in_the_first_ones_file(experts,
     shutil.copytree(experts, tmp_path / "there")
     files = [tmp_path / "there" / "iter_0000007" / f"mp_rank_00_00{rank}" / VECTORS for rank in range(2)]
     assert [[part is None for part in safe_unpickle.read(file)] for file in files] == [[False, False], [True, False]]
-    edited(files[0], lambda held: [None, held[1]])
+    edit_file(files[0], lambda vectors: [None, vectors[1]])
     refused(tmp_path / "there", tmp_path / "back", "embed.*stored by 0 ranks; all 2 should have it")
 
 
-def test_experts_with_settings_of_their_own_are_told_of(experts, tmp_path):
-    def other(held: Any) -> None:
-        held["optimizer"][1]["optimizer"]["param_groups"][0]["lr_mult"] = 2.0
+def test_experts_with_settings_of_their_own_are_reported(experts, tmp_path):
+    def other(state: Any) -> None:
+        state["optimizer"][1]["optimizer"]["param_groups"][0]["lr_mult"] = 2.0
 
     shutil.copytree(experts, tmp_path / "there")
-    edited(tmp_path / "there" / "iter_0000007" / "mp_rank_00_000" / STATE, other)
-    told = "settings of the experts' parameter group, which differ from those of the others"
-    assert told in convert_format(tmp_path / "there", tmp_path / "back", Target("native")).lost
-    assert told not in convert_format(experts, tmp_path / "same", Target("native")).lost
+    edit_file(tmp_path / "there" / "iter_0000007" / "mp_rank_00_000" / STATE, other)
+    message = "settings of the experts' parameter group, which differ from those of the others"
+    assert message in convert_format(tmp_path / "there", tmp_path / "back", Target("native")).lost
+    assert message not in convert_format(experts, tmp_path / "same", Target("native")).lost
 
 
 def test_a_torch_dist_optimizer_that_lacks_a_moment(run, tmp_path):
     convert_format(run, tmp_path / "there", Target("torch_dist"))
     file = tmp_path / "there" / "iter_0000007" / ".metadata"
-    held = pickle.loads(file.read_bytes())
-    held.state_dict_metadata = {k: v for k, v in held.state_dict_metadata.items() if ".exp_avg." not in k}
-    held.storage_data = {at: v for at, v in held.storage_data.items() if at.fqn in held.state_dict_metadata}
-    file.write_bytes(pickle.dumps(held))
+    metadata = pickle.loads(file.read_bytes())
+    metadata.state_dict_metadata = {k: v for k, v in metadata.state_dict_metadata.items() if ".exp_avg." not in k}
+    metadata.storage_data = {at: v for at, v in metadata.storage_data.items() if at.fqn in metadata.state_dict_metadata}
+    file.write_bytes(pickle.dumps(metadata))
     refused(
         tmp_path / "there", tmp_path / "back", "holds no exp_avg, but optimizer.{state}; layouts that can be read: "
     )
@@ -176,14 +181,14 @@ def test_flat_pieces_of_another_shape():
 
 
 def test_a_bucket_with_a_hole():
-    slots = {name: {0: (Stored((10**6,)), 0)} for name in parameters(config_of())}
+    slots = {name: {0: (Stored((10**6,)), 0)} for name in parameters(build_config())}
     with pytest.raises(MtError, match="lacks elements 0 to"):
-        list(tensors(slots, config_of(), Layout(1, 1, 1, engine=True), 64))
+        list(tensors(slots, build_config(), Layout(1, 1, 1, engine=True), 64))
 
 
 def test_a_result_that_is_not_read_back_as_it_was(run, tmp_path):
     convert_format(run, tmp_path / "there", Target("torch_dist"))
-    other = read_native(state_of_a_run(tmp_path / "other", seed=1))
+    other = read_native(write_run(tmp_path / "other", seed=1))
     with pytest.raises(MtError, match="model embed.weight: is not read back as it was; the result was removed"):
         verify_result(tmp_path / "there", "torch_dist", other)
 
@@ -198,7 +203,7 @@ CANNOT = {
     "head": (BERT.model_copy(update={"head_activation": "relu"}), {}, "cannot carry head_activation = 'relu'"),
     "no experts": (BERT, {"grouped": True}, "--moe-grouped-gemm: the model has no experts; leave it out"),
     "grouped": (
-        config_of(**EXPERTS),
+        build_config(**EXPERTS),
         {"grouped": True, "implementation": "local"},
         "--moe-grouped-gemm: Megatron's own grouped experts are gone",
     ),
@@ -209,12 +214,12 @@ CANNOT = {
 def test_what_megatrons_models_cannot_be(case, tmp_path):
     model, target, message = CANNOT[case]
     with pytest.raises(MtError, match=message):
-        convert_format(state_of_a_run(tmp_path / "run", model), tmp_path / "there", Target("torch", **target))
+        convert_format(write_run(tmp_path / "run", model), tmp_path / "there", Target("torch", **target))
     assert not (tmp_path / "there").exists()
 
 
 def test_the_norm_that_newer_releases_lack_is_named(tmp_path):
-    run = state_of_a_run(tmp_path / "run", T5)
+    run = write_run(tmp_path / "run", T5)
     assert NORM_NOTES[True] in convert_format(run, tmp_path / "there", Target("torch_dist")).hints
 
 

@@ -20,7 +20,7 @@ from torch.distributed.checkpoint.metadata import (
 )
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
-from ckpt.megatron.training_state.test_convert_format import contents, state_of_a_run
+from ckpt.megatron.training_state.test_convert_format import contents, write_run
 from mt_ckpt.megatron.dist_format.metadata import read_metadata
 from mt_ckpt.megatron.torch_format import safe_unpickle
 from mt_ckpt.megatron.training_state.convert import Target, convert_format
@@ -36,16 +36,16 @@ BUCKET = 700
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
-    return state_of_a_run(tmp_path_factory.mktemp("layouts") / "run", "llama")
+    return write_run(tmp_path_factory.mktemp("layouts") / "run", "llama")
 
 
-def assembled(directory: Path) -> dict[str, torch.Tensor]:
+def read_dist_tensors(directory: Path) -> dict[str, torch.Tensor]:
     """Key → tensor of a torch_dist directory."""
-    found = {}
+    tensors = {}
     for key, one in read_metadata(directory).items():
         if one.size is not None:
-            found[key] = torch.cat([chunk.read() for chunk in sorted(one.chunks, key=lambda chunk: chunk.offsets)])
-    return found
+            tensors[key] = torch.cat([chunk.read() for chunk in sorted(one.chunks, key=lambda chunk: chunk.offsets)])
+    return tensors
 
 
 def write_records(directory: Path, tensors: dict[str, tuple[list[int], list[Any]]], originals: Any = None) -> None:
@@ -95,7 +95,7 @@ def test_the_default_optimizer_of_0_11_becomes_what_main_accepts(run, tmp_path):
     convert_format(run, tmp_path / "old", Target("torch_dist", optimizer="plain"))
     directory = tmp_path / "old" / ITERATION
     tensors, originals = {}, {}
-    for key, whole in assembled(directory).items():
+    for key, whole in read_dist_tensors(directory).items():
         if not key.startswith("optimizer."):
             tensors[key] = ([*whole.shape], [([0] * whole.dim(), whole)])
             continue
@@ -111,7 +111,7 @@ def test_the_default_optimizer_of_0_11_becomes_what_main_accepts(run, tmp_path):
 
     convert_format(tmp_path / "old", tmp_path / "new", Target("torch_dist"), verify=True)
     written, common = (
-        assembled(tmp_path / "new" / ITERATION),
+        read_dist_tensors(tmp_path / "new" / ITERATION),
         safe_unpickle.read(tmp_path / "new" / ITERATION / "common.pt"),
     )
     assert common["content_metadata"]["distrib_optim_sharding_type"] == "fully_reshardable"
@@ -124,25 +124,25 @@ def test_the_default_optimizer_of_0_11_becomes_what_main_accepts(run, tmp_path):
     assert contents(tmp_path / "back") == contents(run)
 
 
-def buckets_of(directory: Path, rank: int) -> list[dict[str, torch.Tensor]]:
+def read_buckets(directory: Path, rank: int) -> list[dict[str, torch.Tensor]]:
     """The vectors of our one bucket, laid out again in several, without their ends' padding."""
     folder = directory / f"mp_rank_{rank:02d}"
     model = safe_unpickle.read(folder / "model_optim_rng.pt")["model"]
     numels = {name: t.numel() for name, t in model.items() if isinstance(t, torch.Tensor) and t.numel()}
     (vectors,) = safe_unpickle.read(folder / "distrib_optim.pt")[0].values()
-    found: list[dict[str, list[torch.Tensor]]] = [{key: [] for key in KEYS}]
+    buckets: list[dict[str, list[torch.Tensor]]] = [{key: [] for key in KEYS}]
     start = length = 0
     for numel in reversed(numels.values()):
         start += -start % 64
         if length >= BUCKET:
-            found.append({key: [] for key in KEYS})
+            buckets.append({key: [] for key in KEYS})
             length = 0
         for key in KEYS:
-            found[-1][key] += [torch.full((-length % 64,), 9.0), vectors[key][start : start + numel]]
+            buckets[-1][key] += [torch.full((-length % 64,), 9.0), vectors[key][start : start + numel]]
         length += -length % 64 + numel
         start += numel
-    assert len(found) > 2
-    return [{key: torch.cat(parts) for key, parts in bucket.items()} for bucket in found]
+    assert len(buckets) > 2
+    return [{key: torch.cat(parts) for key, parts in bucket.items()} for bucket in buckets]
 
 
 SEVERAL = {"overlap_grad_reduce": True, "ddp_bucket_size": BUCKET, "data_parallel_size": 4}
@@ -153,7 +153,7 @@ def several(run, tmp_path) -> Path:
     """`torch` files of two tensor ranks, whose vectors have several buckets."""
     convert_format(run, tmp_path / "several", Target("torch", tensor=2))
     for rank in range(2):
-        buckets = buckets_of(tmp_path / "several" / ITERATION, rank)
+        buckets = read_buckets(tmp_path / "several" / ITERATION, rank)
         folder = tmp_path / "several" / ITERATION / f"mp_rank_{rank:02d}"
         vectors: dict[str, Any] = {key: torch.cat([bucket[key] for bucket in buckets]) for key in KEYS}
         vectors["numel_unpadded"] = len(vectors["param"])
@@ -182,11 +182,11 @@ def bucket_space(run: Path, path: Path) -> Path:
     """main's default: each bucket of each model-parallel rank is a vector of its own."""
     convert_format(run, path, Target("torch_dist", tensor=2))
     directory = path / ITERATION
-    whole = {key: value for key, value in assembled(directory).items() if not key.startswith("optimizer.")}
+    whole = {key: value for key, value in read_dist_tensors(directory).items() if not key.startswith("optimizer.")}
     tensors = {key: ([*value.shape], [([0] * value.dim(), value)]) for key, value in whole.items()}
     convert_format(run, path / "one", Target("torch", tensor=2))
     for rank in range(2):
-        for number, bucket in enumerate(buckets_of(path / "one" / ITERATION, rank)):
+        for number, bucket in enumerate(read_buckets(path / "one" / ITERATION, rank)):
             prefix = f"optimizer.distributed.dp_group_idx_{rank}.gbuf_idx_0.dtype_(torch.bfloat16, torch.float32)"
             for key, vector in bucket.items():
                 halves = [([0], vector[:99]), ([99], vector[99:])]

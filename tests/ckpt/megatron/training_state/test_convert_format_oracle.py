@@ -21,8 +21,8 @@ from torch.overrides import TorchFunctionMode
 from ckpt.megatron.test_encoders import MODELS as ENCODERS
 from ckpt.megatron.test_encoders_oracle import their_bert, their_t5
 from ckpt.megatron.test_oracle import with_experts, without_cuda
-from ckpt.megatron.test_round_trip import config_of
-from ckpt.megatron.training_state.test_convert_format import state_of_a_run
+from ckpt.megatron.test_round_trip import build_config
+from ckpt.megatron.training_state.test_convert_format import write_run
 from mt_ckpt.megatron.layout import Layout
 from mt_ckpt.megatron.optimizer.param_order import named_parameters
 from mt_ckpt.megatron.torch_format import safe_unpickle
@@ -74,11 +74,11 @@ def without_steps() -> None:
     from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
     take = DistributedOptimizer._set_main_param_and_optimizer_states
-    given = lambda self, parameter, held: take(self, parameter, {**held, "step": torch.tensor(7.0)})  # noqa: E731
+    given = lambda self, parameter, tensors: take(self, parameter, {**tensors, "step": torch.tensor(7.0)})  # noqa: E731
     DistributedOptimizer._set_main_param_and_optimizer_states = given
 
 
-def optimizer_of(model: Any, *, distributed: bool = True) -> Any:
+def build_optimizer(model: Any, *, distributed: bool = True) -> Any:
     """Their optimizer of their model, which becomes bf16, after a step."""
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
     from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
@@ -104,9 +104,9 @@ def take_vectors(optimizer: Any, file: Path) -> None:
 
 
 def answer(axis: Axis, room: Path) -> dict[str, Any]:
-    found = load(axis, room)
+    answers = load(axis, room)
     with OnCpu():
-        return found | {"orders": {case: exchange(axis, case, room / f"{case} {axis.size}") for case in CASES}}
+        return answers | {"orders": {case: exchange(axis, case, room / f"{case} {axis.size}") for case in CASES}}
 
 
 def load(axis: Axis, room: Path) -> dict[str, Any]:
@@ -120,8 +120,8 @@ def load(axis: Axis, room: Path) -> dict[str, Any]:
     on_cpu()
     without_steps()
     with OnCpu():
-        model = megatron_model(axis, SimpleNamespace(model=config_of("llama", **MODEL)))
-        optimizer = optimizer_of(model)
+        model = megatron_model(axis, SimpleNamespace(model=build_config("llama", **MODEL)))
+        optimizer = build_optimizer(model)
         shapes = model.sharded_state_dict(metadata=METADATA)
         asked = {**shapes, "optimizer": optimizer.sharded_state_dict(shapes, is_loading=True, metadata=METADATA)}
         loaded = dist_checkpointing.load(asked, str(room / "torch_dist" / "iter_0000007"))["optimizer"]
@@ -147,7 +147,7 @@ CASES: dict[str, Any] = {
     "bert": ENCODERS["bert"].model_copy(update={"layers": 2, "vocab_size": 64}),
     "t5": ENCODERS["bare t5"].model_copy(update={"layers": 1, "decoder_layers": 2, "vocab_size": 64}),
     "relative t5": ENCODERS["relative t5"].model_copy(update={"layers": 1, "decoder_layers": 1, "vocab_size": 64}),
-    "experts": config_of("llama", **MODEL, **EXPERTS),
+    "experts": build_config("llama", **MODEL, **EXPERTS),
 }
 MOVED = {1: ("experts",), 2: ("bert", "t5")}
 """What is moved on so many ranks."""
@@ -159,7 +159,7 @@ FORMS = {
 }
 
 
-def sizes_of(case: str, ranks: int) -> dict[str, int]:
+def get_sizes(case: str, ranks: int) -> dict[str, int]:
     return {"expert": ranks} if case == "experts" else {"tensor": ranks}
 
 
@@ -167,7 +167,7 @@ def their_model(axis: Axis, case: str) -> Any:
     """Their model of a case, on all ranks."""
     from megatron.core import parallel_state
 
-    config, sizes = CASES[case], sizes_of(case, axis.size)
+    config, sizes = CASES[case], get_sizes(case, axis.size)
     parallel_state.destroy_model_parallel()
     given = {f"{name}_model_parallel_size": size for name, size in sizes.items()}
     parallel_state.initialize_model_parallel(**given)
@@ -186,9 +186,9 @@ def exchange(axis: Axis, case: str, room: Path) -> list[str]:
     model = their_model(axis, case)
     names = [name for name, _ in model.named_parameters()]
     if case in MOVED[axis.size]:
-        move(axis, model, optimizer_of(model), room, "")
+        move(axis, model, build_optimizer(model), room, "")
         model = their_model(axis, case)
-        move(axis, model, optimizer_of(model, distributed=False), room, ", plain")
+        move(axis, model, build_optimizer(model, distributed=False), room, ", plain")
     return names
 
 
@@ -203,11 +203,11 @@ def move(axis: Axis, model: Any, optimizer: Any, room: Path, how: str) -> None:
         for path in ours["torch"].iterdir()
         if path.name in (f"mp_rank_{axis.rank:02d}", f"mp_rank_00_{axis.rank:03d}")
     ]
-    held = safe_unpickle.read(own / "model_optim_rng.pt")
-    common = {name: held[name] for name in ("args", "iteration", "checkpoint_version", "opt_param_scheduler")}
+    state = safe_unpickle.read(own / "model_optim_rng.pt")
+    common = {name: state[name] for name in ("args", "iteration", "checkpoint_version", "opt_param_scheduler")}
 
-    model.load_state_dict(held["model"])
-    optimizer.load_state_dict(held["optimizer"])
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
     if not how:
         take_vectors(optimizer, own / "distrib_optim.pt")
     save_dist(model, optimizer, room / f"theirs, torch_dist{how}", common, metadata)
@@ -246,14 +246,14 @@ def moved() -> list[tuple[str, int, str]]:
 def room() -> Path:
     """Our files of the same run in both formats."""
     path = Path(mkdtemp())
-    run = state_of_a_run(path / "run", config_of("llama", **MODEL))
+    run = write_run(path / "run", build_config("llama", **MODEL))
     convert_format(run, path / "torch_dist", Target("torch_dist", implementation="local"))
     for size in (1, 2):
         convert_format(run, path / f"torch {size}", Target("torch", tensor=size, implementation="local"))
         for case in MOVED[size]:
-            run_of_case = state_of_a_run(path / f"{case} {size}" / "run", CASES[case])
+            run_of_case = write_run(path / f"{case} {size}" / "run", CASES[case])
             for form, target in FORMS.items():
-                cut = replace(target, **sizes_of(case, size))
+                cut = replace(target, **get_sizes(case, size))
                 convert_format(run_of_case, path / f"{case} {size}" / form, cut)
     return path
 
@@ -265,15 +265,15 @@ def on_ranks(size: int) -> list[Any]:
 
 def expected(size: int, rank: int) -> dict[str, dict[str, Any]]:
     """Their name of each parameter → what a rank's optimizer should hold of it."""
-    state, config = read_native(room() / "run"), config_of("llama", **MODEL)
+    state, config = read_native(room() / "run"), build_config("llama", **MODEL)
     kinds = {key: dict(state.optimizer[kind]()) for key, kind in zip(KEYS, KINDS, strict=True)}
-    found: dict[str, dict[str, Any]] = {}
+    tensors: dict[str, dict[str, Any]] = {}
     for name in on_ranks(size)[rank]["names"]:
         parts, cut = table(config)[name]
         wholes = {key: fuse(config, [values[part] for part in parts]) for key, values in kinds.items()}
         shares = {key: one if cut is None else one.chunk(size, cut)[rank] for key, one in wholes.items()}
-        found[name] = {key: one.flatten().tolist() for key, one in shares.items()}
-    return found
+        tensors[name] = {key: one.flatten().tolist() for key, one in shares.items()}
+    return tensors
 
 
 @pytest.mark.parametrize("size", [1, 2])
@@ -303,7 +303,7 @@ def test_it_goes_on_at_our_step(size):
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("size", [1, 2])
 def test_its_parameters_have_our_order(case, size):
-    layout = Layout(engine=False, pipeline=1, virtual=1, **{"tensor": 1, "expert": 1} | sizes_of(case, size))
+    layout = Layout(engine=False, pipeline=1, virtual=1, **{"tensor": 1, "expert": 1} | get_sizes(case, size))
     ours = [name for name in named_parameters(CASES[case], layout)[0, 0]]
     for answer in on_ranks(size):
         assert [name.removeprefix("lm_head.") if name.startswith("lm_head.output") else name

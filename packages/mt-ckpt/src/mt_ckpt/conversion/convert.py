@@ -10,15 +10,14 @@ import torch
 from torch import Tensor
 
 from mt_ckpt.conversion.verify import Comparison, verify_conversion
-from mt_ckpt.given_options import problems, values
-from mt_ckpt.plugin_options import options_of
-from mt_ckpt.tensor_streams.accounting import accounted
-from mt_ckpt.tensor_streams.dtypes import cast, dtype_named
+from mt_ckpt.tensor_streams.accounting import check_stream
+from mt_ckpt.tensor_streams.dtypes import cast, parse_dtype
 from mt_ckpt.tensor_streams.tokenizer_files import size_problems
 from mt_core.checkpoint.page_cache import trim
 from mt_core.contracts import CheckpointLoader
 from mt_core.errors import MtError, raise_if
 from mt_core.files import atomic_path
+from mt_core.plugin_options import convert_values, find_problems, read_options
 from mt_core.plugins import component
 from mt_core.progress import progress
 
@@ -64,22 +63,22 @@ def convert(
     `MtError` if the tensors are not exactly the model's, if `model_type` is given and is not the source's, or if the
     verification finds a difference; nothing is left under `save_dir` then.
     """
-    target = dtype_named(dtype) if dtype else None
+    target = parse_dtype(dtype) if dtype else None
     save, load = component("ckpt-saver", saver), component("ckpt-loader", loader)
-    sides = {f"loader {loader}": options_of(load), f"saver {saver}": options_of(save)}
-    raise_if(problems(options, sides))
-    of_loader, of_saver = (values(options, side) for side in sides.values())
-    source = load(load_dir, **of_loader)
+    declared = {f"loader {loader}": read_options(load), f"saver {saver}": read_options(save)}
+    raise_if(find_problems(options, declared))
+    loader_options, saver_options = (convert_values(options, plugin_options) for plugin_options in declared.values())
+    source = load(load_dir, **loader_options)
     config, count = source.config(), _Count()
     if model_type and model_type.lower() != config.kind:
         raise MtError(f"--model-type {model_type}", f"{load_dir} holds a {config.kind!r} model", f"use {config.kind}")
     files = list(source.tokenizer_files())
     raise_if(size_problems(files, config.vocab_size))
     with atomic_path(save_dir) as staging:
-        save(staging, config, _stream(source, load_dir, target, count), files, **of_saver)
+        save(staging, config, _stream(source, load_dir, target, count), files, **saver_options)
         if count.tensors < (expected := len(config.canonical_shapes())):
-            found = f"took only {count.tensors} of {expected} tensors"
-            raise MtError(f"saver {saver}", found, "it must write every tensor: report this to its author")
+            shortfall = f"took only {count.tensors} of {expected} tensors"
+            raise MtError(f"saver {saver}", shortfall, "it must write every tensor: report this to its author")
         proof = verify_conversion(source, load_dir, staging, target) if verify else ()
     names = tuple(file.name for file in files)
     return Converted(save_dir, count.tensors, count.parameters, count.bytes, names, proof)
@@ -91,7 +90,7 @@ def _stream(
     """The source's tensors, accounted for, cast and counted."""
     expected, trimmed = source.config().canonical_shapes(), 0
     with progress("converting", len(expected), "tensors") as advance:
-        for name, tensor in accounted(str(where), expected, source.tensors()):
+        for name, tensor in check_stream(str(where), expected, source.tensors()):
             tensor = cast(f"{where}: {name}", tensor, dtype) if dtype else tensor
             count.tensors += 1
             count.parameters += tensor.numel()

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from torch import Tensor
 from mt_ckpt.huggingface.loader import HuggingFace
 from mt_ckpt.tensor_streams.dtypes import cast
 from mt_core.checkpoint.detection import open_checkpoint
-from mt_core.contracts import CheckpointLoader, ModelConfig
+from mt_core.contracts import CheckpointLoader, ModelConfig, as_module
 from mt_core.errors import MtError, Problem, raise_if
 from mt_models.canonical import load_stream
 
@@ -91,7 +91,7 @@ def compare(left: str, right: str, left_BTV: Tensor, right_BTV: Tensor) -> Compa
 
 
 def fixed_tokens(config: ModelConfig) -> Tensor:
-    """The same tokens [B, T] each time, spread over the vocabulary."""
+    """Fixed tokens [B, T], spread over the vocabulary: equal for equal configurations."""
     length = min(LENGTH, config.max_seq_len)
     generator = torch.Generator().manual_seed(0)
     return torch.randint(config.vocab_size, (SEQUENCES, length), generator=generator)
@@ -102,9 +102,10 @@ def our_logits(
     loader: CheckpointLoader, tokens_BT: Tensor, change: Callable[[str, Tensor], Tensor] = lambda name, tensor: tensor
 ) -> Tensor:
     """Logits [B, T, V] of mt's model, with each canonical tensor passed through `change`, then in fp32."""
-    model: Any = loader.config().build().to(torch.float32)
+    model = loader.config().build()
+    as_module(model).to(torch.float32)
     load_stream(model, ((name, change(name, tensor).to(torch.float32)) for name, tensor in loader.tensors()))
-    return model.eval()(tokens_BT)
+    return as_module(model).eval()(tokens_BT)
 
 
 @torch.inference_mode()

@@ -41,30 +41,30 @@ def hub_errors(repository: Repository) -> Iterator[None]:
     except errors.HFValidationError as err:
         raise MtError(str(repository), f"is no name of a repository ({err})", "give org/name") from err
     except errors.GatedRepoError as err:
-        raise _problem(repository, "access to it must be granted", "ask for it on the hub's page") from err
+        raise _hub_error(repository, "access to it must be granted", "ask for it on the hub's page") from err
     except errors.RevisionNotFoundError as err:
-        raise _problem(repository, "no such revision", "give a branch, a tag or a commit of it") from err
+        raise _hub_error(repository, "no such revision", "give a branch, a tag or a commit of it") from err
     except errors.RepositoryNotFoundError as err:
-        found = "no such repository, or a private one"
-        raise _problem(repository, found, "check the name, or log in: hf auth login") from err
+        problem = "no such repository, or a private one"
+        raise _hub_error(repository, problem, "check the name, or log in: hf auth login") from err
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as err:
         if isinstance(err.__cause__, errors.HfHubHTTPError):
             raise _refused(repository, err.__cause__) from err
-        found = "the hub cannot be reached, and the cache does not hold all of it"
-        raise _problem(repository, found, "check the network and HF_HUB_OFFLINE, then run this again") from err
+        problem = "the hub cannot be reached, and the cache does not hold all of it"
+        raise _hub_error(repository, problem, "check the network and HF_HUB_OFFLINE, then run this again") from err
     except errors.HfHubHTTPError as err:
         raise _refused(repository, err) from err
     except errors.HTTPError as err:  # pyright: ignore[reportPrivateImportUsage] (httpx's, or httpx2's since release 2)
-        found = f"the connection failed ({err})"
-        raise _problem(repository, found, "run this again: files that have arrived are not sent again") from err
+        problem = f"the connection failed ({err})"
+        raise _hub_error(repository, problem, "run this again: files that have arrived are not sent again") from err
 
 
 def _refused(repository: Repository, err: Any) -> MtError:
     status = err.response.status_code if err.response is not None else None
     if status in (401, 403):
-        return _problem(repository, "not allowed", "log in with a token that may do this: hf auth login")
-    return _problem(repository, f"the hub answered {status}", "run this again later")
+        return _hub_error(repository, "not allowed", "log in with a token that may do this: hf auth login")
+    return _hub_error(repository, f"the hub answered {status}", "run this again later")
 
 
-def _problem(repository: Repository, found: str, allowed: str) -> MtError:
-    return MtError(str(repository), " ".join(found.split()), allowed)
+def _hub_error(repository: Repository, problem: str, allowed: str) -> MtError:
+    return MtError(str(repository), " ".join(problem.split()), allowed)

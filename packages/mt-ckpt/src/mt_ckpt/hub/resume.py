@@ -35,37 +35,37 @@ def finish_parts(repository: Repository, wanted: Iterable[str], unwanted: Iterab
         url = hf_hub_url(repository.name, name, revision=repository.revision)
         about = get_hf_file_metadata(url)
         if about.etag in parts and about.size:
-            with _alone(cache / ".locks" / folder / f"{about.etag}.lock") as alone:
-                if alone:
+            with _lock_download(cache / ".locks" / folder / f"{about.etag}.lock") as acquired:
+                if acquired:
                     _finish(url, parts[about.etag], about.etag, about.size)
 
 
 def _parts(blobs: Path) -> dict[str, list[Path]]:
     """SHA-256 of a file to the parts of it that have arrived, the longest first."""
-    found: dict[str, list[Path]] = {}
+    parts: dict[str, list[Path]] = {}
     for file in sorted(blobs.glob("*.incomplete"), key=lambda file: -file.stat().st_size):
-        if whole := PART.fullmatch(file.name):
-            found.setdefault(whole[1], []).append(file)
-    return found
+        if match := PART.fullmatch(file.name):
+            parts.setdefault(match[1], []).append(file)
+    return parts
 
 
 @contextmanager
-def _alone(lock: Path) -> Iterator[bool]:
-    """Whether no other process fetches this file; none begins to while the block runs."""
+def _lock_download(lock: Path) -> Iterator[bool]:
+    """Lock a file against other processes; yields whether the lock was free."""
     from filelock import Timeout
     from huggingface_hub.utils import WeakFileLock
 
     lock.parent.mkdir(parents=True, exist_ok=True)
-    held = WeakFileLock(lock, timeout=0.5)
+    file_lock = WeakFileLock(lock, timeout=0.5)
     try:
-        held.__enter__()
+        file_lock.__enter__()
     except Timeout:
         yield False
         return
     try:
         yield True
     finally:
-        held.__exit__(None, None, None)
+        file_lock.__exit__(None, None, None)
 
 
 def _finish(url: str, parts: list[Path], etag: str, size: int) -> None:

@@ -22,23 +22,24 @@ def read_config(
 ) -> Config:
     """Our configuration for a config.json, or one `MtError` naming everything in it that we do not implement.
 
-    `names` are those of the stored tensors, which tell what heads a BERT has.
+    `names` are those of the stored tensors, from which a BERT's heads are known.
     """
     family = families.get(str(raw.get("model_type")))
     if family is None:
         raise MtError(where, f"model_type is {raw.get('model_type')!r}", f"this loader reads {', '.join(families)}")
     flat = dict(raw) | rope.theta(raw)
     missing = [*_missing(family, flat)]
-    found = [*missing, *_unsupported(family, flat)]
+    complaints = [*missing, *_unsupported(family, flat)]
     if not missing:
-        found += _window_complaints(family, flat) or _invalid_values(family, flat)
-    raise_if(Problem(where, *complaint) for complaint in found)
-    told = {path: value(flat, frozenset(names)) for path, value in family.told.items()}
-    return family.config.model_validate(_nested(_without_idle_window(our_values(family, flat) | told)))
+        complaints += _window_complaints(family, flat) or _invalid_values(family, flat)
+    raise_if(Problem(where, *complaint) for complaint in complaints)
+    from_names = {path: value(flat, frozenset(names)) for path, value in family.from_tensor_names.items()}
+    return family.config.model_validate(_nested(_without_idle_window(our_values(family, flat) | from_names)))
 
 
 def write_config(family: Family, config: Config) -> dict[str, Any]:
-    """config.json for a model that the family can carry (`cannot_carry` says nothing); for old and new transformers."""
+    """config.json for a model that the family can carry (`find_lost_settings` is empty); old and new releases of
+    transformers read it."""
     ours = _flat(config.model_dump())
     raw: dict[str, Any] = {"architectures": [family.architecture], "model_type": family.model_type}
     for path, key in family.keys.items():
@@ -51,14 +52,16 @@ def write_config(family: Family, config: Config) -> dict[str, Any]:
     return {**raw, **dict(family.also_written(config)), **family.required}
 
 
-def cannot_carry(family: Family, config: Config) -> list[str]:
+def find_lost_settings(family: Family, config: Config) -> list[str]:
     """Our settings that would change if a model became one of the family; empty when it carries the model exactly."""
     read_back = our_values(family, write_config(family, config))
     ours = {path: value for path, value in _flat(config.model_dump()).items() if path not in NOT_SEMANTIC}
     ours |= _said_otherwise(config) if isinstance(config, GPTConfig) else {}
     chosen = _flat(config.model_dump(exclude_defaults=True))  # what the family does not know is fine at its default
     known = {
-        path: value for path, value in ours.items() if path not in family.told and (path in read_back or path in chosen)
+        path: value
+        for path, value in ours.items()
+        if path not in family.from_tensor_names and (path in read_back or path in chosen)
     }
     changed = [f"{path} = {value!r}" for path, value in known.items() if read_back.get(path) != value]
     return [*changed, *family.limits(config)]
@@ -68,7 +71,7 @@ def _said_otherwise(config: GPTConfig) -> dict[str, Any]:
     """Settings that can say the same in two ways, in the way in which `our_values` says it."""
     part, same = config.attention, {}
     if part.window:
-        same["attention.window_layers"] = windows.pattern(windows.flags_of(config))
+        same["attention.window_layers"] = windows.pattern(windows.get_window_flags(config))
     if part.scale == part.head_size**-0.5:
         same["attention.scale"] = None
     return same
@@ -107,7 +110,7 @@ def _window_complaints(family: Family, raw: Mapping[str, Any]) -> list[Complaint
 
 
 def _invalid_values(family: Family, raw: Mapping[str, Any]) -> list[Complaint]:
-    """What pydantic finds wrong with our values for a config.json; what is told elsewhere is left out."""
+    """What pydantic finds wrong with our values for a config.json; what `rope.complaints` reports is left out."""
     values = {path: value for path, value in our_values(family, raw).items() if value is not REQUIRED}
     if rope.scaling(raw) and [*rope.complaints(raw)]:
         del values["position.scaling"]
@@ -128,11 +131,11 @@ def _without_idle_window(values: dict[str, Any]) -> dict[str, Any]:
 def _invalid(family: Family, error: Mapping[str, Any]) -> tuple[str, str]:
     """A pydantic error under the name that the key has in config.json."""
     loc = [str(part) for part in error["loc"]]
-    found = "inconsistent values" if isinstance(error["input"], Mapping) else f"{loc[-1]} is {error['input']!r}"
+    problem = "inconsistent values" if isinstance(error["input"], Mapping) else f"{loc[-1]} is {error['input']!r}"
     for path, key in family.keys.items():
         if loc[:1] == path.split(".")[:1] and loc[-1:] == path.split(".")[-1:]:
-            found = f"{key.name} is {error['input']!r}"
-    return found, error["msg"].removeprefix("Value error, ")
+            problem = f"{key.name} is {error['input']!r}"
+    return problem, error["msg"].removeprefix("Value error, ")
 
 
 def _nested(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from mt_ckpt.huggingface.config import read_config
 from mt_ckpt.huggingface.families import FAMILIES, fused
 from mt_ckpt.huggingface.families.family import Config, Family
 from mt_ckpt.tensor_streams import tokenizer_files
-from mt_ckpt.tensor_streams.accounting import HEAD, set_problems, without_tied_head
-from mt_ckpt.tensor_streams.experts import one_by_one, stacked
+from mt_ckpt.tensor_streams.accounting import HEAD, drop_tied_head, set_problems
+from mt_ckpt.tensor_streams.experts import stack_experts, unstack_shapes
 from mt_ckpt.tensor_streams.sources import SafetensorsDir, read_json
 from mt_core.checkpoint.page_cache import drop_pages
 from mt_core.errors import Problem, raise_if
@@ -53,12 +53,12 @@ class HuggingFace:
         where, mlp = str(self.path), self._config.mlp
         tensors = self._renamed(self.source.tensors())
         if mlp.kind == "moe":
-            tensors = stacked(where, tensors, mlp.experts, used=drop_pages)
-        yield from without_tied_head(where, tensors) if self._tied else tensors
+            tensors = stack_experts(where, tensors, mlp.experts, used=drop_pages)
+        yield from drop_tied_head(where, tensors) if self._tied else tensors
 
     def tokenizer_files(self) -> list[Path]:
         """Files of the tokenizer in the directory."""
-        return tokenizer_files.in_directory(self.path)
+        return tokenizer_files.find_tokenizer_files(self.path)
 
     def _unpacked(self, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
         """Single projections under the full names of the family's table."""
@@ -79,7 +79,7 @@ class HuggingFace:
 
     def _check(self) -> None:
         """Account for every tensor by the files' headers."""
-        where, expected = str(self.path), one_by_one(self._config.canonical_shapes())
+        where, expected = str(self.path), unstack_shapes(self._config.canonical_shapes())
         unpacked = dict(self._unpacked(self.source.headers()))
         unknown = [
             Problem(
@@ -89,7 +89,7 @@ class HuggingFace:
             )
             for name in self._family.names.unknown(unpacked)
         ]
-        found = [(name, tuple(tensor.shape)) for name, tensor in self._renamed(self.source.headers())]
-        if self._tied and HEAD in dict(found):
+        shapes = [(name, tuple(tensor.shape)) for name, tensor in self._renamed(self.source.headers())]
+        if self._tied and HEAD in dict(shapes):
             expected = expected | {HEAD: expected["embed.weight"]}
-        raise_if([*unknown, *set_problems(where, expected, found)])
+        raise_if([*unknown, *set_problems(where, expected, shapes)])

@@ -4,16 +4,16 @@ import json
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import PositiveInt
 from torch import Tensor
 
-from mt_ckpt.huggingface.config import cannot_carry, write_config
+from mt_ckpt.formats import SHARD_BYTES, FamilyName, ShardBytes
+from mt_ckpt.huggingface.config import find_lost_settings, write_config
 from mt_ckpt.huggingface.families import FAMILIES, fused
 from mt_ckpt.huggingface.families.family import Config, Family
-from mt_ckpt.tensor_streams.experts import unstacked
-from mt_ckpt.tensor_streams.shards import SHARD_BYTES, write_shards
+from mt_ckpt.tensor_streams.experts import unstack_experts
+from mt_ckpt.tensor_streams.shards import write_shards
 from mt_ckpt.tensor_streams.tokenizer_files import special_ids
 from mt_core.errors import MtError, Problem
 from mt_core.files import atomic_directory
@@ -31,13 +31,11 @@ def save(
     tensors: Iterable[tuple[str, Tensor]],
     tokenizer_files: Sequence[Path] = (),
     *,
-    target_model_type: Annotated[
-        str | None, "Family to write, such as phi3; else the first that carries the model."
-    ] = None,
-    shard_bytes: Annotated[PositiveInt, "Most bytes of tensors in a file."] = SHARD_BYTES,
+    target_model_type: FamilyName = None,
+    shard_bytes: ShardBytes = SHARD_BYTES,
 ) -> None:
     """Write safetensors, config.json and the tokenizer's files, whole or not at all; bits and dtypes are unchanged."""
-    family = carrier(config, target_model_type)
+    family = choose_family(config, target_model_type)
     ids, described = special_ids(tokenizer_files), write_config(family, config)
     prefix = family.prefix if described["architectures"] == [family.base] else ""
     renamed = ((name.removeprefix(prefix), tensor) for name, tensor in _renamed(family, tensors))
@@ -52,18 +50,18 @@ def save(
             _write_json(temporary / GENERATION, ids)
 
 
-def carrier(config: Config, model_type: str | None = None) -> Family:
+def choose_family(config: Config, model_type: str | None = None) -> Family:
     """The family asked for, or the first that carries the configuration exactly; `MtError` says what stands in the way
     of it, or of those that come closest."""
     if model_type is not None and model_type not in FAMILIES:
-        found = f"unknown family {model_type!r}"
-        raise MtError("--target-model-type", found, did_you_mean(model_type, list(FAMILIES)))
+        problem = f"unknown family {model_type!r}"
+        raise MtError("--target-model-type", problem, did_you_mean(model_type, list(FAMILIES)))
     candidates = [FAMILIES[model_type]] if model_type else [*FAMILIES.values()]
     lost: dict[str, list[str]] = {}
     for family in candidates:
         if not isinstance(config, family.config):
             continue
-        lost[family.model_type] = cannot_carry(family, config)
+        lost[family.model_type] = find_lost_settings(family, config)
         if not lost[family.model_type]:
             return family
     if not lost:
@@ -76,7 +74,7 @@ def carrier(config: Config, model_type: str | None = None) -> Family:
 
 
 def _renamed(family: Family, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-    for ours, tensor in unstacked(tensors):
+    for ours, tensor in unstack_experts(tensors):
         theirs = family.names.theirs(ours)
         assert theirs, f"{ours} is not a tensor of this model"
         yield theirs, tensor

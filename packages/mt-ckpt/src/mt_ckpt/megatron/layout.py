@@ -3,18 +3,12 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 from mt_ckpt.megatron.parameters.pipeline import fitting_stages, stage_layers
 from mt_ckpt.megatron.parameters.t5_pipeline import OPTION, split_errors
 from mt_core.errors import MtError, Problem
 from mt_models.config import TransformerConfig
 
-TensorRanks = Annotated[int, "Tensor ranks to cut for."]
-Stages = Annotated[int, "Pipeline stages to cut for."]
-Chunks = Annotated[int, "Chunks of each pipeline stage."]
-EncoderStages = Annotated[int | None, "How many of the stages hold a T5's encoder."]
-"""Options of savers."""
 TRACKER, RANK_FILE, RELEASE = "latest_checkpointed_iteration.txt", "model_optim_rng.pt", "release"
 
 
@@ -48,10 +42,10 @@ def iteration_directory(path: Path) -> Path:
     text = tracker.read_text(encoding="utf-8", errors="replace").strip()
     if text != RELEASE and not text.isdecimal():
         raise MtError(str(tracker), f"says {text[:40]!r}", f"an iteration or {RELEASE!r}")
-    found = path / iteration_name(None if text == RELEASE else int(text))
-    if not found.is_dir():
-        raise MtError(str(found), "missing", f"{TRACKER} names it: copy it, or correct the tracker")
-    return found
+    directory = path / iteration_name(None if text == RELEASE else int(text))
+    if not directory.is_dir():
+        raise MtError(str(directory), "missing", f"{TRACKER} names it: copy it, or correct the tracker")
+    return directory
 
 
 def iteration_name(iteration: int | None) -> str:
@@ -90,8 +84,8 @@ def layout_errors(
     else:
         yield from _stage_errors(config, layout, where, uneven=uneven)
     if virtual > 1 and config.kind == "t5":
-        found = f"{virtual} virtual stages of a T5"
-        yield Problem(where, found, "Megatron interleaves no encoder and decoder: 1")
+        problem = f"{virtual} virtual stages of a T5"
+        yield Problem(where, problem, "Megatron interleaves no encoder and decoder: 1")
     elif virtual > 1 and pipeline == 1:
         yield Problem(where, "virtual stages without pipeline stages", "--target-pipeline-parallel-size of 2 or more")
 
@@ -101,9 +95,9 @@ def _stage_errors(config: TransformerConfig, layout: Layout, where: str, *, unev
     if layout.encoder:
         yield Problem(where, f"{OPTION} for a model that is no T5", "leave it out")
     if layers % (pipeline * virtual) and not (uneven and stage_layers(layers, pipeline, virtual)):
-        found = f"{layers} layers do not divide by {pipeline} stages of {virtual} chunks"
+        problem = f"{layers} layers do not divide by {pipeline} stages of {virtual} chunks"
         fitting = ", ".join(map(str, fitting_stages(layers, virtual)))
-        yield Problem(where, found, f"stages that fit: {fitting or 'none'}" if uneven else "the same number in each")
+        yield Problem(where, problem, f"stages that fit: {fitting or 'none'}" if uneven else "the same number in each")
 
 
 def _tensor_errors(config: TransformerConfig, tensor: int, where: str) -> Iterator[Problem]:
@@ -112,8 +106,8 @@ def _tensor_errors(config: TransformerConfig, tensor: int, where: str) -> Iterat
         if size % tensor:
             yield Problem(where, f"{name} = {size} does not divide by {tensor} tensor ranks", f"a divisor of {size}")
     if part.num_kv_heads % tensor and tensor % part.num_kv_heads:
-        found = f"attention.num_kv_heads = {part.num_kv_heads} and {tensor} tensor ranks"
-        yield Problem(where, found, "one must divide the other")
+        problem = f"attention.num_kv_heads = {part.num_kv_heads} and {tensor} tensor ranks"
+        yield Problem(where, problem, "one must divide the other")
 
 
 def _expert_errors(config: TransformerConfig, expert: int, where: str) -> Iterator[Problem]:
@@ -121,13 +115,13 @@ def _expert_errors(config: TransformerConfig, expert: int, where: str) -> Iterat
         allowed = "leave --target-expert-parallel-size out"
         yield Problem(where, f"{expert} expert ranks for a model without experts", allowed)
     elif config.mlp.kind == "moe" and config.mlp.experts % expert:
-        found = f"mlp.experts = {config.mlp.experts} does not divide by {expert} expert ranks"
-        yield Problem(where, found, f"a divisor of {config.mlp.experts}")
+        problem = f"mlp.experts = {config.mlp.experts} does not divide by {expert} expert ranks"
+        yield Problem(where, problem, f"a divisor of {config.mlp.experts}")
 
 
 def _grouped_errors(config: TransformerConfig, layout: Layout) -> Iterator[Problem]:
     if layout.grouped and config.mlp.kind != "moe":
         yield Problem("--moe-grouped-gemm", "the model has no experts", "leave it out")
     elif layout.grouped and not layout.engine:
-        found = "Megatron's own grouped experts are gone from its newest releases"
-        yield Problem("--moe-grouped-gemm", found, "--saver-transformer-impl transformer_engine")
+        problem = "Megatron's own grouped experts are gone from its newest releases"
+        yield Problem("--moe-grouped-gemm", problem, "--saver-transformer-impl transformer_engine")

@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
 
 from torch import Tensor
 
+from mt_ckpt.formats import ArgsFile, VocabRows
 from mt_ckpt.megatron.args.model_types import read_model
 from mt_ckpt.megatron.dist_format.reader import DistFiles
 from mt_ckpt.megatron.layout import iteration_directory
@@ -22,8 +22,8 @@ class MegatronCoreLoader:
         self,
         path: Path,
         *,
-        true_vocab_size: Annotated[int | None, "Rows of the embedding that are no padding."] = None,
-        megatron_args: Annotated[Path | None, "JSON file of Megatron's arguments that the files lack."] = None,
+        true_vocab_size: VocabRows = None,
+        megatron_args: ArgsFile = None,
     ) -> None:
         self.path = path
         directory = iteration_directory(path)
@@ -42,4 +42,4 @@ class MegatronCoreLoader:
 
     def tokenizer_files(self) -> list[Path]:
         """Files of the tokenizer beside the tracker, where our saver puts them."""
-        return tokenizer_files.in_directory(self.path)
+        return tokenizer_files.find_tokenizer_files(self.path)

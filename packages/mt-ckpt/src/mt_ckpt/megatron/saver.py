@@ -8,20 +8,26 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
 
 from torch import Tensor
 
+from mt_ckpt.formats import (
+    Chunks,
+    EncoderStages,
+    ExpertRanks,
+    FileFormat,
+    GroupedExperts,
+    Iteration,
+    LayerNames,
+    Stages,
+    TensorRanks,
+)
 from mt_ckpt.megatron.args.model_types import model_problems
 from mt_ckpt.megatron.args.t5 import NORM_NOTES
 from mt_ckpt.megatron.layout import (
     RELEASE,
     TRACKER,
-    Chunks,
-    EncoderStages,
     Layout,
-    Stages,
-    TensorRanks,
     iteration_name,
     layout_errors,
 )
@@ -45,13 +51,11 @@ def save(
     target_pipeline_parallel_size: Stages = 1,
     target_encoder_pipeline_parallel_size: EncoderStages = None,
     target_virtual_pipeline_parallel_size: Chunks = 1,
-    target_expert_parallel_size: Annotated[int, "Ranks that share experts."] = 1,
-    target_ckpt_format: Annotated[Literal["torch", "torch_dist"], "A file for each rank, or chunks for any."] = "torch",
-    target_iteration: Annotated[int | None, "Iteration to mark it as; else a release."] = None,
-    saver_transformer_impl: Annotated[
-        Literal["transformer_engine", "local"], "Whose names the files bear."
-    ] = "transformer_engine",
-    moe_grouped_gemm: Annotated[bool, "Experts under TEGroupedMLP's names."] = False,
+    target_expert_parallel_size: ExpertRanks = 1,
+    target_ckpt_format: FileFormat = "torch",
+    target_iteration: Iteration = None,
+    saver_transformer_impl: LayerNames = "transformer_engine",
+    moe_grouped_gemm: GroupedExperts = False,
 ) -> None:
     """Write a checkpoint, whole or not at all; bits and dtypes are unchanged.
 

@@ -43,10 +43,10 @@ def shard_files(path: Path) -> list[Path]:
 def _opened(file: Path) -> Shard:
     """A file's tensors, memory-mapped."""
     if file.suffix == ".pth":
-        found: Any = safe_unpickle.read(file)
-        if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+        contents: Any = safe_unpickle.read(file)
+        if not isinstance(contents, dict) or not all(isinstance(value, Tensor) for value in contents.values()):
             raise MtError(str(file), "does not hold tensors by name", "give Meta's own files")
-        return found
+        return contents
     try:
         with safe_open(file, "pt") as opened:
             return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (it is no mapping)
@@ -59,9 +59,9 @@ def _unlike(shards: Sequence[Shard], where: str) -> Iterator[Problem]:
     first = {name: tensor.shape for name, tensor in shards[0].items()}
     for number, shard in enumerate(shards):
         for name in sorted(first.keys() ^ shard.keys()):
-            found = f"file {number} {'lacks' if name in first else 'alone has'} {name}"
-            yield Problem(where, found, "copy the files of one model")
+            difference = f"file {number} {'lacks' if name in first else 'alone has'} {name}"
+            yield Problem(where, difference, "copy the files of one model")
         for name in first.keys() & shard.keys():
             if shard[name].shape != first[name]:
-                found = f"{name} has shape {tuple(first[name])} in file 0, {tuple(shard[name].shape)} in {number}"
-                yield Problem(where, found, "copy the files of one model")
+                difference = f"{name} has shape {tuple(first[name])} in file 0, {tuple(shard[name].shape)} in {number}"
+                yield Problem(where, difference, "copy the files of one model")

@@ -9,11 +9,11 @@ from mt_core.errors import MtError
 
 
 def llama_mistral(path: Path) -> HuggingFace | Meta:
-    """The loader for the format that the directory's files tell; both at once are refused."""
+    """The loader for the format of the directory's files; both at once are refused."""
     formats = [name for name in ("config.json", PARAMS) if (path / name).is_file()]
     if len(formats) == 2:
-        found = f"holds both {formats[0]} (Hugging Face's format) and {PARAMS} (Meta's)"
-        raise MtError(str(path), found, "take --loader hf for the first, or move one of them away")
+        problem = f"holds both {formats[0]} (Hugging Face's format) and {PARAMS} (Meta's)"
+        raise MtError(str(path), problem, "take --loader hf for the first, or move one of them away")
     if formats == [PARAMS]:
         return Meta(path)
     return HuggingFace(path, {family.model_type: family for family in (LLAMA, MISTRAL)})

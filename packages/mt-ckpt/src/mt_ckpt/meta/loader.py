@@ -92,7 +92,7 @@ class Meta:
 
     def tokenizer_files(self) -> list[Path]:
         """Files of the tokenizer in the directory."""
-        return tokenizer_files.in_directory(self.path)
+        return tokenizer_files.find_tokenizer_files(self.path)
 
     def _rotated(self, name: str) -> int | None:
         """How many heads a query or key projection has."""
@@ -120,13 +120,13 @@ class Meta:
             Problem(f"{where}: {name}", "unexpected tensor", "a Llama or Mistral model has no such tensor")
             for name in NAMES.unknown(self.shards[0])
         ]
-        found = [(ours, self._whole_shape(name)) for name in self.shards[0] if (ours := NAMES.ours(name))]
-        wrong = [*unknown, *set_problems(where, expected, found)]
-        held = len(self.shards)
-        query = next((shape for name, shape in found if name.endswith("attn.q.weight")), ())
+        shapes = [(ours, self._whole_shape(name)) for name in self.shards[0] if (ours := NAMES.ours(name))]
+        wrong = [*unknown, *set_problems(where, expected, shapes)]
+        count = len(self.shards)
+        query = next((shape for name, shape in shapes if name.endswith("attn.q.weight")), ())
         rows = self._config.attention.heads * self._config.attention.head_size
-        if wrong and query and query[0] != rows and rows % (query[0] // held) == 0:
-            has = f"holds {held} files, its parts are those of {rows * held // query[0]}"
+        if wrong and query and query[0] != rows and rows % (query[0] // count) == 0:
+            has = f"holds {count} files, its parts are those of {rows * count // query[0]}"
             raise MtError.from_problems([Problem(where, has, "copy all of them, and no others"), *unknown])
         raise_if(wrong)
 

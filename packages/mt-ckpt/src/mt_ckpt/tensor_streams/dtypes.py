@@ -8,7 +8,7 @@ from mt_core.errors import MtError
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def dtype_named(name: str) -> torch.dtype:
+def parse_dtype(name: str) -> torch.dtype:
     """The dtype for fp32, bf16 or fp16."""
     if name not in DTYPES:
         raise MtError("--dtype", f"unknown name {name!r}", f"allowed: {', '.join(DTYPES)}")

@@ -13,16 +13,18 @@ ONE = re.compile(r"(.*\.experts)\.(\d+)\.(.*)")
 Shape = tuple[int, ...]
 
 
-def one_by_one(shapes: Mapping[str, Shape]) -> dict[str, Shape]:
+def unstack_shapes(shapes: Mapping[str, Shape]) -> dict[str, Shape]:
     """The shapes of a model with a tensor for each expert: `experts.3.up.weight` for `experts.up.weight`[3]."""
-    found: dict[str, Shape] = {}
+    shapes_by_expert: dict[str, Shape] = {}
     for name, shape in shapes.items():
         stem, experts, leaf = name.partition(".experts.")
-        found |= {f"{stem}{experts}{e}.{leaf}": shape[1:] for e in range(shape[0])} if experts else {name: shape}
-    return found
+        shapes_by_expert |= (
+            {f"{stem}{experts}{e}.{leaf}": shape[1:] for e in range(shape[0])} if experts else {name: shape}
+        )
+    return shapes_by_expert
 
 
-def unstacked(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+def unstack_experts(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
     """A stream with each stack taken apart; the parts share its memory."""
     for name, tensor in tensors:
         stem, experts, leaf = name.partition(".experts.")
@@ -32,11 +34,13 @@ def unstacked(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tens
             yield name, tensor
 
 
-def stacked(
+def stack_experts(
     where: str, tensors: Iterable[tuple[str, Tensor]], count: int, *, used: Callable[[Tensor], object]
 ) -> Iterator[tuple[str, Tensor]]:
-    """The reverse, for `count` experts. Memory-mapped parts take no memory before their stack is complete; `used` gets
-    each once it has been copied."""
+    """A stream with each layer's `count` experts stacked to one tensor [E, …].
+
+    Memory-mapped parts take no memory before their stack is complete; `used` gets each once it has been copied.
+    """
     waiting: dict[str, dict[int, Tensor]] = {}
     for name, tensor in tensors:
         if not (one := ONE.fullmatch(name)):

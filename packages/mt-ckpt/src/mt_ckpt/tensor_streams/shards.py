@@ -10,19 +10,16 @@ from mt_ckpt.tensor_streams.sources import INDEX, SINGLE
 from mt_core.checkpoint.safetensors_io import DTYPES
 from mt_core.checkpoint.streaming import write_stream
 
-SHARD_BYTES = 5 * 10**9
-"""Largest file."""
 
-
-def write_shards(directory: Path, tensors: Iterable[tuple[str, Tensor]], shard_bytes: int = SHARD_BYTES) -> str:
+def write_shards(directory: Path, tensors: Iterable[tuple[str, Tensor]], shard_bytes: int) -> str:
     """Write a stream of tensors; returns the dtype that holds most of the bytes, such as "bfloat16"."""
     headers = write_stream(tensors, lambda number: _part(directory, number), limit=shard_bytes)
-    bytes_of: dict[str, int] = {}
+    dtype_bytes: dict[str, int] = {}
     for entry in (entry for header in headers for entry in header.values()):
         start, end = entry["data_offsets"]
-        bytes_of[entry["dtype"]] = bytes_of.get(entry["dtype"], 0) + end - start
-    _name_shards(directory, [list(header) for header in headers], sum(bytes_of.values()))
-    return str(DTYPES[max(bytes_of, key=lambda dtype: bytes_of[dtype])]).removeprefix("torch.")
+        dtype_bytes[entry["dtype"]] = dtype_bytes.get(entry["dtype"], 0) + end - start
+    _name_shards(directory, [list(header) for header in headers], sum(dtype_bytes.values()))
+    return str(DTYPES[max(dtype_bytes, key=lambda dtype: dtype_bytes[dtype])]).removeprefix("torch.")
 
 
 def _part(directory: Path, number: int) -> Path:

@@ -28,7 +28,7 @@ class Entry:
     name: str
     shape: tuple[int, ...]
     dtype: str
-    """As safetensors spells it: F32, BF16, …"""
+    """Name of the number format in safetensors: F32, BF16, …"""
 
 
 class SafetensorsDir:
@@ -89,14 +89,14 @@ class SafetensorsDir:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file; a missing or malformed file is an `MtError`."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as err:
         raise MtError(str(path), "missing", "copy it from where the checkpoint came from") from err
     except ValueError as err:
         raise MtError(str(path), f"not JSON ({err})", "copy it again") from err
-    if not isinstance(found, dict):
+    if not isinstance(value, dict):
         raise MtError(str(path), "not a JSON object", "copy it again")
-    return found
+    return value
 
 
 def _entries(file: Path) -> list[Entry]:
@@ -125,6 +125,6 @@ def _layout(path: Path) -> tuple[list[Path], dict[str, str]]:
 def _no_weights(path: Path) -> MtError:
     pickled = sorted(file.name for pattern in PICKLED for file in path.glob(pattern))
     if pickled:
-        found = f"only pickled weights ({', '.join(pickled)}), which can run code when read and are not opened"
-        return MtError(str(path), found, "save it as safetensors: model.save_pretrained(directory) in transformers")
+        problem = f"only pickled weights ({', '.join(pickled)}), which can run code when read and are not opened"
+        return MtError(str(path), problem, "save it as safetensors: model.save_pretrained(directory) in transformers")
     return MtError(str(path), f"holds neither {SINGLE} nor {INDEX}", "give a directory in Hugging Face format")

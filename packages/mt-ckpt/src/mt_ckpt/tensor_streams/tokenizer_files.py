@@ -21,7 +21,7 @@ NAMES = (
 )
 
 
-def in_directory(path: Path) -> list[Path]:
+def find_tokenizer_files(path: Path) -> list[Path]:
     """Those of the known files that a directory holds."""
     return [path / name for name in NAMES if (path / name).is_file()]
 
@@ -49,8 +49,8 @@ def size_problems(files: Iterable[Path], vocab_size: int) -> Iterator[Problem]:
             and (ids := _ids(file))
             and max(ids) >= vocab_size
         ):
-            found = f"has ids up to {max(ids)}, the model embeds {vocab_size}"
-            yield Problem(str(file), found, "use the checkpoint's own tokenizer, or resize its embedding first")
+            problem = f"has ids up to {max(ids)}, the model embeds {vocab_size}"
+            yield Problem(str(file), problem, "use the checkpoint's own tokenizer, or resize its embedding first")
 
 
 def _ids(file: Path) -> list[int]:

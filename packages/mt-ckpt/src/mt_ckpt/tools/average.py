@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mt_ckpt.tensor_streams.accounting import accounted, set_problems
+from mt_ckpt.tensor_streams.accounting import check_stream, set_problems
 from mt_ckpt.tools.configurations import changed_settings
-from mt_ckpt.tools.together import together
+from mt_ckpt.tools.together import align_streams
 from mt_core.checkpoint.detection import open_checkpoint
 from mt_core.contracts import CheckpointLoader
 from mt_core.errors import MtError, Problem, raise_if
@@ -25,7 +25,7 @@ def average(
 
     `weights` are divided by their sum. Checkpoints of another configuration are refused, all differences named.
     """
-    shares = fractions(weights or [1.0] * len(paths), len(paths))
+    shares = normalize_weights(weights or [1.0] * len(paths), len(paths))
     save, loaders = component("ckpt-saver", saver), [open_checkpoint(path) for path in paths]
     raise_if(_unlike(paths, loaders))
     config, written = loaders[0].config(), []
@@ -33,7 +33,7 @@ def average(
     with progress("averaging", len(shapes), "tensors") as advance:
 
         def stream() -> Iterator[tuple[str, Tensor]]:
-            for name, tensor in accounted(str(paths[0]), shapes, _means(paths, loaders, shares)):
+            for name, tensor in check_stream(str(paths[0]), shapes, _means(paths, loaders, shares)):
                 yield name, tensor
                 written.append(name)
                 advance(1)
@@ -43,7 +43,7 @@ def average(
     return len(written)
 
 
-def fractions(weights: Sequence[float], count: int) -> list[float]:
+def normalize_weights(weights: Sequence[float], count: int) -> list[float]:
     """Weights divided by their sum."""
     if count < 2:
         raise MtError("average", "one checkpoint", "give two or more")
@@ -73,7 +73,7 @@ def _means(
     paths: Sequence[Path], loaders: Sequence[CheckpointLoader], shares: Sequence[float]
 ) -> Iterator[tuple[str, Tensor]]:
     problems: list[Problem] = []
-    for name, tensors in together([loader.tensors() for loader in loaders]):
+    for name, tensors in align_streams([loader.tensors() for loader in loaders]):
         whole = [tensor for tensor in tensors if tensor is not None]
         if len(whole) == len(tensors) and len({tensor.shape for tensor in whole}) == 1:
             yield name, mean(whole, shares)

@@ -58,12 +58,12 @@ def diff(
     from mt_ckpt.tools.differences import Tolerance, differences
     from mt_ckpt.tools.differences_report import as_json, as_lines
 
-    found = differences(a, b, loaders=(loader, loader_b), tolerance=Tolerance(rtol, atol))
+    result = differences(a, b, loaders=(loader, loader_b), tolerance=Tolerance(rtol, atol))
     if json:
-        _print_json(as_json(found))
+        _print_json(as_json(result))
     else:
-        print("\n".join(as_lines(found)))
-    raise typer.Exit(0 if found.same else DIFFERENT)
+        print("\n".join(as_lines(result)))
+    raise typer.Exit(0 if result.same else DIFFERENT)
 
 
 def verify(a: Checkpoint, b: Checkpoint, loader: Format = None, loader_b: Format = None) -> None:

@@ -19,25 +19,25 @@ PARALLEL = ("data", "tensor", "pipeline", "context", "expert", "sharding")
 
 
 @dataclass(frozen=True)
-class StoredAs:
+class StoredFiles:
     """Where a checkpoint's bytes are."""
 
     directory: Path
     files: Mapping[str, int]
     """Path below the directory to size in bytes."""
     run: Mapping[str, Any] = field(default_factory=dict)
-    """Of a native checkpoint: step, samples, tokens, and the layout that it was trained under."""
+    """What a native checkpoint says of its run: step, samples, tokens, and the layout that it was trained under."""
 
 
-def stored_as(path: Path) -> StoredAs:
+def read_stored_files(path: Path) -> StoredFiles:
     """The files of a checkpoint; of a native run, those of its latest step."""
     if not _is_native(path):
-        return StoredAs(path, _sizes(path))
+        return StoredFiles(path, _sizes(path))
     step = native.resolve(path)
     meta = native.read_meta(step)
     run = {key: meta[key] for key in ("step", "samples", "tokens") if key in meta}
     layout = {key: value for key, value in meta["config"].get("parallel", {}).items() if key in PARALLEL}
-    return StoredAs(step, _sizes(step), {**run, "format": meta["format"], "parallel": layout})
+    return StoredFiles(step, _sizes(step), {**run, "format": meta["format"], "parallel": layout})
 
 
 def _is_native(path: Path) -> bool:
@@ -50,7 +50,7 @@ def _sizes(directory: Path) -> dict[str, int]:
 
 
 def sha256(tensor: Tensor) -> str:
-    """Of the tensor's bytes, row after row, as a safetensors file holds them; independent of the file around it."""
+    """SHA-256 of a tensor's bytes, row after row, as safetensors stores them; independent of the file around it."""
     flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
     return hashlib.sha256(flat.numpy().data).hexdigest()
 
@@ -71,7 +71,7 @@ def tensor_rows(path: Path, loader: str | None = None, *, hashed: bool = False) 
 def as_json(path: Path, format: str, *, hashed: bool = False) -> dict[str, Any]:
     """Everything that `mt ckpt inspect` knows, as plain values."""
     source, tensors = open_checkpoint(path, format), list(tensor_rows(path, format, hashed=hashed))
-    config, stored = source.config(), stored_as(getattr(source, "path", path))
+    config, stored = source.config(), read_stored_files(getattr(source, "path", path))
     assert isinstance(config, Section)
     return {
         "path": str(path),

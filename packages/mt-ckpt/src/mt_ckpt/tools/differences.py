@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mt_ckpt.tools.configurations import changed_settings
-from mt_ckpt.tools.together import together
+from mt_ckpt.tools.together import align_streams
 from mt_core.checkpoint.detection import open_checkpoint
 from mt_core.progress import progress
 
@@ -46,7 +46,7 @@ class TensorDifference:
     maximum: float | None = None
     """Largest absolute difference; infinity where one side alone is not a number."""
     relative: float | None = None
-    """The same as a part of the left tensor's largest number."""
+    """`maximum` as a part of the left tensor's largest number."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def differences(
 
 def _tensors(a: Any, b: Any, tolerance: Tolerance) -> Iterator[TensorDifference]:
     with progress("comparing", len(a.config().canonical_shapes()), "tensors") as advance:
-        for name, (left, right) in together([a.tensors(), b.tensors()]):
+        for name, (left, right) in align_streams([a.tensors(), b.tensors()]):
             yield compare_tensors(name, left, right, tolerance)
             advance(1)
 

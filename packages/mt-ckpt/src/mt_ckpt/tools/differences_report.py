@@ -8,20 +8,24 @@ from typing import Any
 from mt_ckpt.tools.differences import Differences, TensorDifference
 
 
-def as_lines(found: Differences) -> Iterator[str]:
+def as_lines(differences: Differences) -> Iterator[str]:
     """Each setting and tensor that differs, then a count."""
-    for path, left, right in found.settings:
+    for path, left, right in differences.settings:
         yield f"  setting   {path}: {left} in A, {right} in B"
-    width = max((len(tensor.name) for tensor in found.tensors if _told(tensor)), default=0)
-    yield from (f"  {_kind(t):<9} {t.name:<{width}}  {_text(t)}" for t in found.tensors if _told(t))
-    different = sum(tensor.different for tensor in found.tensors)
-    yield f"{len(found.tensors)} tensors: {len(found.tensors) - different} the same, {different} different"
+    width = max((len(tensor.name) for tensor in differences.tensors if _is_listed(tensor)), default=0)
+    yield from (f"  {_kind(t):<9} {t.name:<{width}}  {_text(t)}" for t in differences.tensors if _is_listed(t))
+    different = sum(tensor.different for tensor in differences.tensors)
+    yield f"{len(differences.tensors)} tensors: {len(differences.tensors) - different} the same, {different} different"
 
 
-def as_json(found: Differences) -> dict[str, Any]:
+def as_json(differences: Differences) -> dict[str, Any]:
     """Plain values: `same`, `settings` and every tensor; numbers that JSON lacks are text."""
-    settings = [{"path": path, "left": left, "right": right} for path, left, right in found.settings]
-    return {"same": found.same, "settings": settings, "tensors": [_plain(tensor) for tensor in found.tensors]}
+    settings = [{"path": path, "left": left, "right": right} for path, left, right in differences.settings]
+    return {
+        "same": differences.same,
+        "settings": settings,
+        "tensors": [_plain(tensor) for tensor in differences.tensors],
+    }
 
 
 def _plain(tensor: TensorDifference) -> dict[str, Any]:
@@ -31,7 +35,7 @@ def _plain(tensor: TensorDifference) -> dict[str, Any]:
     return {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
 
 
-def _told(tensor: TensorDifference) -> bool:
+def _is_listed(tensor: TensorDifference) -> bool:
     return tensor.different or tensor.maximum != 0
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from mt_ckpt.tools.contents import StoredAs, stored_as
+from mt_ckpt.tools.contents import StoredFiles, read_stored_files
 from mt_core.checkpoint.detection import detect_loader, open_checkpoint
 from mt_core.config.sections import Section
 
@@ -28,7 +28,7 @@ class Row:
     shape: tuple[int, ...]
     dtype: str
     parameters: int
-    """Of all the layers together."""
+    """Numbers in all the layers together."""
     bytes: int
 
     @property
@@ -47,7 +47,7 @@ class Inspection:
     config: Section
     rows: tuple[Row, ...]
     tokenizer_files: tuple[str, ...]
-    stored: StoredAs
+    stored: StoredFiles
 
     @property
     def parameters(self) -> int:
@@ -61,7 +61,7 @@ class Inspection:
 
 
 def inspect_checkpoint(path: Path, format: str | None = None) -> Inspection:
-    """Read a checkpoint's configuration and its tensors' shapes; the format is told from the files if not given."""
+    """Read a checkpoint's configuration and its tensors' shapes; the format is detected from the files if not given."""
     format = format or detect_loader(path)
     loader = open_checkpoint(path, format)
     config = loader.config()
@@ -69,7 +69,7 @@ def inspect_checkpoint(path: Path, format: str | None = None) -> Inspection:
     order = {name: i for i, name in enumerate(config.canonical_shapes())}
     tensors = sorted(loader.tensors(), key=lambda pair: order.get(pair[0], len(order)))
     tokenizer = tuple(file.name for file in loader.tokenizer_files())
-    return Inspection(path, format, config, _rows(tensors), tokenizer, stored_as(getattr(loader, "path", path)))
+    return Inspection(path, format, config, _rows(tensors), tokenizer, read_stored_files(getattr(loader, "path", path)))
 
 
 def _rows(tensors: Iterable[tuple[str, Tensor]]) -> tuple[Row, ...]:
@@ -80,11 +80,11 @@ def _rows(tensors: Iterable[tuple[str, Tensor]]) -> tuple[Row, ...]:
         rows.setdefault(key, []).append((int(number[1]) if number else None, tensor))
     return tuple(
         Row(
-            *(name, tuple(n for n, _ in found if n is not None), shape, dtype),
-            sum(t.numel() for _, t in found),
-            sum(t.nbytes for _, t in found),
+            *(name, tuple(n for n, _ in members if n is not None), shape, dtype),
+            sum(t.numel() for _, t in members),
+            sum(t.nbytes for _, t in members),
         )
-        for (name, shape, dtype), found in rows.items()
+        for (name, shape, dtype), members in rows.items()
     )
 
 
@@ -94,7 +94,7 @@ def _ranges(numbers: Iterable[int]) -> str:
     return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
 
 
-def size_text(count: float) -> str:
+def format_size(count: float) -> str:
     """Bytes in the largest unit that leaves at least one."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
@@ -103,30 +103,30 @@ def size_text(count: float) -> str:
     return f"{count:.3g} TB"
 
 
-def report(found: Inspection) -> Iterator[str]:
+def report(inspection: Inspection) -> Iterator[str]:
     """The lines that `mt ckpt inspect` prints: a tree of tensors, totals and the configuration."""
-    yield f"{found.path}  ({found.format} format)"
-    width = max(len(row.label) for row in found.rows)
-    for row in found.rows:
+    yield f"{inspection.path}  ({inspection.format} format)"
+    width = max(len(row.label) for row in inspection.rows)
+    for row in inspection.rows:
         shape = f"{list(row.shape)}"
-        yield f"  {row.label:<{width}}  {shape:<16} {row.dtype:<9} {size_text(row.bytes):>8}"
-    tensors = sum(max(1, len(row.layers)) for row in found.rows)
-    yield f"  {tensors} tensors, {found.parameters:,} parameters, {size_text(found.bytes)}"
+        yield f"  {row.label:<{width}}  {shape:<16} {row.dtype:<9} {format_size(row.bytes):>8}"
+    tensors = sum(max(1, len(row.layers)) for row in inspection.rows)
+    yield f"  {tensors} tensors, {inspection.parameters:,} parameters, {format_size(inspection.bytes)}"
     yield "configuration"
-    for name, value in found.config.model_dump(mode="json", exclude_none=True).items():
+    for name, value in inspection.config.model_dump(mode="json", exclude_none=True).items():
         text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
         yield f"  {name:<14} {text}"
-    yield from _stored_lines(found.stored)
-    yield f"tokenizer files: {', '.join(found.tokenizer_files) or 'none'}"
+    yield from _stored_lines(inspection.stored)
+    yield f"tokenizer files: {', '.join(inspection.tokenizer_files) or 'none'}"
 
 
-def _stored_lines(stored: StoredAs) -> Iterator[str]:
+def _stored_lines(stored: StoredFiles) -> Iterator[str]:
     for name, value in stored.run.items():
         text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
         if text != "":
             yield f"{name}: {text}"
-    yield f"files: {len(stored.files)} in {stored.directory}, {size_text(sum(stored.files.values()))}"
+    yield f"files: {len(stored.files)} in {stored.directory}, {format_size(sum(stored.files.values()))}"
     for name, size in list(stored.files.items())[:FILES_SHOWN]:
-        yield f"  {size_text(size):>8}  {name}"
+        yield f"  {format_size(size):>8}  {name}"
     if (more := len(stored.files) - FILES_SHOWN) > 0:
         yield f"  and {more} more; --json has them all"

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from torch import Tensor
 
 
-def together(streams: Sequence[Iterable[tuple[str, Tensor]]]) -> Iterator[tuple[str, tuple[Tensor | None, ...]]]:
+def align_streams(streams: Sequence[Iterable[tuple[str, Tensor]]]) -> Iterator[tuple[str, tuple[Tensor | None, ...]]]:
     """Each name with its tensor from every stream, None where a stream has none; those come last.
 
     A tensor whose mates have not come waits in its memory map, unread, so one name at a time is in memory.
@@ -20,7 +20,7 @@ def together(streams: Sequence[Iterable[tuple[str, Tensor]]]) -> Iterator[tuple[
             name, tensor = pair
             waiting.setdefault(name, {})[number] = tensor
             if len(waiting[name]) == len(streams):
-                found = waiting.pop(name)
-                yield name, tuple(found[i] for i in range(len(streams)))
-    for name, found in waiting.items():
-        yield name, tuple(found.get(i) for i in range(len(streams)))
+                tensors = waiting.pop(name)
+                yield name, tuple(tensors[i] for i in range(len(streams)))
+    for name, tensors in waiting.items():
+        yield name, tuple(tensors.get(i) for i in range(len(streams)))

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 from torch import Tensor
 
-from mt_ckpt.tensor_streams.accounting import accounted
+from mt_ckpt.tensor_streams.accounting import check_stream
 from mt_core.checkpoint.detection import open_checkpoint
 from mt_core.errors import MtError, Problem
 from mt_core.files import atomic_path
@@ -32,29 +32,29 @@ def upcycle(
     `seed` is that of the routers, which are drawn as at the start of a training.
     """
     source = open_checkpoint(path, loader)
-    config = mixture(source.config(), str(path), experts=experts, top_k=top_k)
+    config = build_moe_config(source.config(), str(path), experts=experts, top_k=top_k)
     shapes = config.canonical_shapes()
     with progress("upcycling", len(shapes), "tensors") as advance:
 
         def stream() -> Iterator[tuple[str, Tensor]]:
-            tensors = accounted(str(path), source.config().canonical_shapes(), source.tensors())
-            for name, tensor in copied(tensors, config, seed):
+            tensors = check_stream(str(path), source.config().canonical_shapes(), source.tensors())
+            for name, tensor in copy_experts(tensors, config, seed):
                 yield name, tensor
                 advance(1)
 
         with atomic_path(save_dir) as staging:
             component("ckpt-saver", saver)(
-                staging, config, accounted(str(path), shapes, stream()), source.tokenizer_files()
+                staging, config, check_stream(str(path), shapes, stream()), source.tokenizer_files()
             )
     return config
 
 
-def mixture(dense: Any, where: str, *, experts: int, top_k: int) -> GPTConfig:
+def build_moe_config(dense: Any, where: str, *, experts: int, top_k: int) -> GPTConfig:
     """The configuration with the feed-forward layer `experts` times; `MtError` if a mixture cannot be that."""
     if dense.kind != "gpt" or dense.mlp.kind != "gated" or dense.mlp.bias:
         layer = f"{dense.mlp.kind!r}{' with biases' if getattr(dense.mlp, 'bias', False) else ''}"
-        found = f"a {dense.kind!r} model whose mlp.kind is {layer}"
-        raise MtError(where, found, "experts are gated layers without biases: give such a gpt model")
+        problem = f"a {dense.kind!r} model whose mlp.kind is {layer}"
+        raise MtError(where, problem, "experts are gated layers without biases: give such a gpt model")
     mlp = {"kind": "moe", "ffn_hidden_size": dense.mlp.ffn_hidden_size, "activation": dense.mlp.activation}
     try:
         return GPTConfig.model_validate(dense.model_dump() | {"mlp": {**mlp, "experts": experts, "top_k": top_k}})
@@ -65,7 +65,7 @@ def mixture(dense: Any, where: str, *, experts: int, top_k: int) -> GPTConfig:
         ) from None
 
 
-def copied(tensors: Iterable[tuple[str, Tensor]], config: GPTConfig, seed: int) -> Iterator[tuple[str, Tensor]]:
+def copy_experts(tensors: Iterable[tuple[str, Tensor]], config: GPTConfig, seed: int) -> Iterator[tuple[str, Tensor]]:
     """The mixture's tensors, one at a time; a layer's router comes with its gate and has its dtype."""
     shapes = config.canonical_shapes()
     for name, tensor in tensors:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from mt_core.cli.completion import preset_names
-from mt_core.config.run_config import TransformerRun
+from mt_core.config.run_config import PlannedRun
 
 
 def plan(
@@ -30,14 +30,14 @@ def plan(
     """Predict memory, communication and step time of a run on GPUs that need not be there."""
     from mt_cli.plan.report import as_values, lines
     from mt_cli.run_config import load_run_config
-    from mt_core.config.run_config import has_attention
+    from mt_core.config.run_config import has_layer_costs
     from mt_core.errors import MtError
     from mt_core.planning.gpu_profile import read_profile
     from mt_core.planning.plan import plan as make_plan
     from mt_core.planning.suggestions import ranks_that_fit, what_fits
 
     config = load_run_config(files or [], overrides or [], preset, rules=False)  # planning needs no data
-    if config.model.kind != "gpt" or not has_attention(config):
+    if not has_layer_costs(config):
         raise MtError("model.kind", f"{config.model.kind!r}: the arithmetic of this model is not known", "allowed: gpt")
     config = _at_full_batch(config)
     kind = read_profile(profile)
@@ -54,7 +54,7 @@ def plan(
         print("\n".join(lines(config, made, kind, advice, more, explain=explain)))
 
 
-def _at_full_batch(config: TransformerRun) -> TransformerRun:
+def _at_full_batch(config: PlannedRun) -> PlannedRun:
     """A batch that grows, at its largest."""
     from mt_data.batching.batch_sizes import parse_steps
 

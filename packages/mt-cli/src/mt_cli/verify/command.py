@@ -42,7 +42,7 @@ def verify(
     from mt_cli.verify.shrink import shrink
     from mt_core.config.run_config import has_attention
     from mt_core.errors import MtError
-    from mt_core.parallel.layout import layout_of
+    from mt_core.parallel.layout import build_layout
 
     began = time.monotonic()
     config = load_run_config(files or [], overrides or [], preset, rules=False)  # their data need not be there
@@ -52,7 +52,7 @@ def verify(
     if not has_attention(config):
         raise MtError("model.kind", f"{config.model.kind!r} has no attention", "mt verify takes models with attention")
     chosen = cases(config, layouts or [], ranks)
-    small = shrink(config, [layout_of(with_parallel(config, case.parallel)) for case in chosen])
+    small = shrink(config, [build_layout(with_parallel(config, case.parallel)) for case in chosen])
     precision = small.precision.model_copy(update={"dtype": dtype, "gradients": "auto"})
     small = small.model_copy(update={"precision": precision})
     from mt_cli.verify.check import check

@@ -6,11 +6,11 @@ A parameter is in pieces twice: cut into boxes over the tensor or the expert axi
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from mt_core.contracts import CanonicalModel
 from mt_core.distributed.mesh import Axis, Mesh
 from mt_core.parallel.data.protocol import DataParallel
 
@@ -40,7 +40,7 @@ def locate(mesh: Mesh, cut: Axis, rank: int, *, sharded: bool) -> ShardCoordinat
 
 
 def gather_whole(
-    model: Any, engine: DataParallel, name: str, part: Tensor | None, owner: int, *, dtype: torch.dtype
+    model: CanonicalModel, engine: DataParallel, name: str, part: Tensor | None, owner: int, *, dtype: torch.dtype
 ) -> Iterator[tuple[str, Tensor]]:
     """Canonical names and whole tensors on world rank `owner`, nothing elsewhere; every rank must iterate over it.
 
@@ -83,7 +83,7 @@ def _paste(engine: DataParallel, name: str, whole: Tensor, rank: int, part: Tens
     engine.view(name, whole, rank).copy_(part)
 
 
-def _over_cut(model: Any, axis: Axis, name: str, canonical: str, piece: Tensor, owner: int) -> Tensor | None:
+def _over_cut(model: CanonicalModel, axis: Axis, name: str, canonical: str, piece: Tensor, owner: int) -> Tensor | None:
     if axis.size == 1:
         return piece
     if axis.rank != owner:

@@ -9,8 +9,8 @@ def names(kind: Kind) -> Callable[[str], list[tuple[str, str]]]:
     """For `typer.Option(autocompletion=…)`: installed names that start with what was typed, and their summaries."""
 
     def complete(incomplete: str) -> list[tuple[str, str]]:
-        found = components(kind).values()
-        return [(component.name, component.summary) for component in found if component.name.startswith(incomplete)]
+        installed = components(kind).values()
+        return [(component.name, component.summary) for component in installed if component.name.startswith(incomplete)]
 
     return complete
 

@@ -46,7 +46,7 @@ class PluginGroup(TyperGroup):
         return LazyCommand(component) if component else None
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """As Typer does, but an unknown name is told with the nearest known one."""
+        """Find the command as Typer does; the error for an unknown name suggests the nearest known one."""
         known = components(self.kind)
         if args and not args[0].startswith("-") and args[0] not in known and not ctx.resilient_parsing:
             raise unknown_name(self.kind, args[0])

@@ -21,7 +21,7 @@ from mt_core.config.sections import (
     Section,
     TrainConfig,
 )
-from mt_core.contracts import DataSection, ModelConfig, TransformerModelConfig
+from mt_core.contracts import DataSection, ModelConfig, PlannedModelConfig, TransformerModelConfig
 
 ModelT = TypeVar("ModelT", bound=ModelConfig, default=ModelConfig, covariant=True)
 DataT = TypeVar("DataT", bound=DataSection, default=DataSection, covariant=True)
@@ -57,6 +57,15 @@ TransformerRun = RunConfig[TransformerModelConfig]
 def has_attention(config: RunConfig) -> TypeGuard[TransformerRun]:
     """Whether the model is one that planning and the rules of layouts know: a transformer with attention."""
     return hasattr(config.model, "attention")
+
+
+PlannedRun = RunConfig[PlannedModelConfig]
+"""The configuration of a run whose model counts the costs of its layers, as `mt plan` needs it."""
+
+
+def has_layer_costs(config: RunConfig) -> TypeGuard[PlannedRun]:
+    """Whether the model counts the costs of its layers."""
+    return hasattr(config.model, "layer_costs")
 
 
 def sequence_lengths(data: DataSection) -> tuple[int, ...]:

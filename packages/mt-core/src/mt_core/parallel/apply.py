@@ -6,27 +6,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mt_core.config.run_config import RunConfig
 from mt_core.config.trainable import fused_problems, is_trainable, pattern_problems
+from mt_core.contracts import CanonicalModel, Model, as_module
 from mt_core.distributed.mesh import Mesh
 from mt_core.errors import raise_if
 from mt_core.parallel.context.comm_types import context_core
 from mt_core.parallel.data.protocol import DataParallel, data_parallel
-from mt_core.parallel.expert.dispatcher import ExpertDispatch
 from mt_core.parallel.recompute import modules_with_core, recompute
-from mt_core.parallel.tensor.cross_entropy import VocabCrossEntropy, compiled_kernels
+from mt_core.parallel.tensor.cross_entropy import VocabCrossEntropy, compiled_kernels, linear_cross_entropy
 from mt_core.parallel.tensor.plan import apply_plan
 
 
-def parallelize(config: Any, mesh: Mesh, device: torch.device) -> tuple[Any, DataParallel]:
+def parallelize(config: RunConfig, mesh: Mesh, device: torch.device) -> tuple[Model, DataParallel]:
     """The model of a `RunConfig`, its parameters allocated on `device` but uninitialised, and its data parallelism."""
     with torch.device("meta"):
         model = config.model.build(mesh.tensor.size)
     plan = model.plan(mesh.tensor.size)
     freeze(model, config.optim.trainable)
-    placements = apply_plan(model, plan, mesh.tensor, sequence=config.parallel.sequence, expert=mesh.expert)
-    for attention in modules_with_core(model):
-        core = context_core(config.parallel.cp_comm_type, attention.core, axis=mesh.context)
-        attention.core = untraced(core) if config.runtime.compile and mesh.context.size > 1 else core
+    placements = apply_plan(as_module(model), plan, mesh.tensor, sequence=config.parallel.sequence, expert=mesh.expert)
+    for module in modules_with_core(model):
+        core = context_core(config.parallel.cp_comm_type, module.core, axis=mesh.context)
+        module.core = untraced(core) if config.runtime.compile and mesh.context.size > 1 else core
     recompute(model, config.recompute)
     if config.runtime.compile:
         compile_parts(model, mesh, sequence=config.parallel.sequence)
@@ -36,7 +37,7 @@ def parallelize(config: Any, mesh: Mesh, device: torch.device) -> tuple[Any, Dat
     return model, engine
 
 
-def freeze(model: Any, patterns: Sequence[str]) -> None:
+def freeze(model: CanonicalModel, patterns: Sequence[str]) -> None:
     """Turn gradients off for the parameters that `optim.trainable` leaves out; `MtError` if one would be split."""
     canonical = {name: [*model.canonical_regions(name)] for name, _ in model.named_parameters()}
     names = [name for parts in canonical.values() for name in parts]
@@ -45,14 +46,17 @@ def freeze(model: Any, patterns: Sequence[str]) -> None:
         parameter.requires_grad_(is_trainable(canonical[name][0], patterns))
 
 
-def compile_parts(model: Any, mesh: Mesh, *, sequence: bool) -> None:
-    """torch.compile for each block and for the loss."""
-    for module in model.modules():
-        if isinstance(op := getattr(module, "op", None), ExpertDispatch):
+def compile_parts(model: Model, mesh: Mesh, *, sequence: bool) -> None:
+    """Compile each block and the loss with torch.compile."""
+    modules: Any = model.modules()
+    for module in modules:
+        op: Any = getattr(module, "op", None)
+        if op is linear_cross_entropy or isinstance(op, VocabCrossEntropy):
+            module.op = VocabCrossEntropy(mesh.tensor, sequence, compiled_kernels())
+        elif not getattr(op, "traceable", True):
             module.op = untraced(op)
     for block in model.layers.values():
-        block.forward = torch.compile(block.forward)
-    model.loss.op = VocabCrossEntropy(mesh.tensor, sequence, compiled_kernels())
+        block.forward = torch.compile(block.forward)  # pyright: ignore[reportArgumentType] a module's method
 
 
 def untraced(function: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -6,12 +6,13 @@ The same rules serve `mt plan` and `mt train`; `nearest` looks for layouts that 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from math import gcd, lcm, log2
-from typing import Any
 
+from mt_core.config.run_config import RunConfig, TransformerRun
 from mt_core.config.sections import CPCommType
 from mt_core.contracts import TransformerModelConfig
 from mt_core.distributed.topology import ParallelDims
 from mt_core.errors import Problem
+from mt_core.parallel.cuts import CutSize
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,7 @@ class Layout:
         return self.dims.tensor if self.sequence else 1
 
 
-def layout_of(config: Any, ranks: int | None = None) -> Layout:
+def build_layout(config: RunConfig, ranks: int | None = None) -> Layout:
     """The layout that a `RunConfig` asks for.
 
     The data axis, if unset, is what the others leave of `ranks`; without those, as short as what is shared allows.
@@ -75,9 +76,9 @@ def layout_of(config: Any, ranks: int | None = None) -> Layout:
     )
 
 
-def problems(config: Any, ranks: int | None = None) -> Iterator[Problem]:
+def problems(config: TransformerRun, ranks: int | None = None) -> Iterator[Problem]:
     """Everything that keeps a run from being cut as its configuration says; without `ranks`, as far as that shows."""
-    layout = layout_of(config, ranks)
+    layout = build_layout(config, ranks)
     dims, parallel = layout.dims, config.parallel
     if ranks is not None and dims.ranks != ranks:
         data = f" × data {dims.data}" if parallel.data else ""
@@ -93,7 +94,7 @@ def problems(config: Any, ranks: int | None = None) -> Iterator[Problem]:
         yield Problem("recompute.layers", f"{recompute.layers} of {layers} layers", f"allowed: 1 to {layers}")
 
 
-def axis_problems(config: Any, layout: Layout) -> Iterator[Problem]:
+def axis_problems(config: TransformerRun, layout: Layout) -> Iterator[Problem]:
     """What does not divide as the axes of `layout` need."""
     wrong = list(_tensor(config, layout))
     yield from wrong or _sequence(config, layout)
@@ -102,98 +103,80 @@ def axis_problems(config: Any, layout: Layout) -> Iterator[Problem]:
     yield from _batch(config, layout)
 
 
-def _tensor(config: Any, layout: Layout) -> Iterator[Problem]:
-    attention, tensor = config.model.attention, layout.dims.tensor
-    rules = [
-        ("model.attention.heads", attention.heads, lambda t: attention.heads % t == 0),
-        ("model.attention.num_kv_heads", attention.num_kv_heads, lambda t: _groups_fit(attention.num_kv_heads, t)),
-    ]
-    if not experts_of(config.model):  # those are whole on tensor ranks
-        rules.append(
-            (
-                "model.mlp.ffn_hidden_size",
-                config.model.mlp.ffn_hidden_size,
-                lambda t: config.model.mlp.ffn_hidden_size % t == 0,
-            )
-        )
-    fits = _listed(t for t in range(1, attention.heads + 1) if all(rule(t) for _, _, rule in rules))
-    for name, size, rule in rules:
-        if not rule(tensor):
-            yield Problem("parallel.tensor", f"{tensor} does not divide {name} {size}", f"allowed: {fits}")
+def _tensor(config: TransformerRun, layout: Layout) -> Iterator[Problem]:
+    tensor, sizes = layout.dims.tensor, get_cut_sizes(config.model, "tensor")
+    for size in sizes:
+        if not size.fits(tensor):
+            most = min((other.size for other in sizes if not other.repeats), default=1)
+            fits = _listed(t for t in range(1, most + 1) if all(other.fits(t) for other in sizes))
+            yield Problem("parallel.tensor", f"{tensor} does not divide {size.name} {size.size}", f"allowed: {fits}")
 
 
-def _groups_fit(groups: int, tensor: int) -> bool:
-    """Each rank has whole groups, or each group has whole ranks, which then repeat its keys and values."""
-    return groups % tensor == 0 or tensor % groups == 0
-
-
-def _sequence(config: Any, layout: Layout) -> Iterator[Problem]:
+def _sequence(config: TransformerRun, layout: Layout) -> Iterator[Problem]:
     if not layout.sequence:
         return
     dims, length = layout.dims, config.data.seq_length
     if dims.tensor == 1:
         yield Problem("parallel.sequence", "true, but parallel.tensor is 1", "allowed: false, or a tensor above 1")
     elif length % (dims.context * dims.tensor):
-        found = f"{length} is no multiple of context {dims.context} × tensor {dims.tensor}, as parallel.sequence needs"
-        yield Problem("data.seq_length", found, f"allowed: {_multiples(length, dims.context * dims.tensor)}")
+        actual = f"{length} is no multiple of context {dims.context} × tensor {dims.tensor}, as parallel.sequence needs"
+        yield Problem("data.seq_length", actual, f"allowed: {_multiples(length, dims.context * dims.tensor)}")
 
 
-def _context(config: Any, layout: Layout) -> Iterator[Problem]:
-    attention, dims, length = config.model.attention, layout.dims, config.data.seq_length
+def _context(config: TransformerRun, layout: Layout) -> Iterator[Problem]:
+    dims, length = layout.dims, config.data.seq_length
     if dims.context == 1:
         return
     if length % (2 * dims.context):
-        found = f"{length} is no multiple of 2 × parallel.context {dims.context}"
-        yield Problem("data.seq_length", found, f"allowed: {_multiples(length, 2 * dims.context)}")
+        actual = f"{length} is no multiple of 2 × parallel.context {dims.context}"
+        yield Problem("data.seq_length", actual, f"allowed: {_multiples(length, 2 * dims.context)}")
     if layout.exchange != "all_to_all":
         return
-    shares = {
-        "heads": attention.heads // dims.tensor,
-        "num_kv_heads": max(attention.num_kv_heads // dims.tensor, 1),
-    }
-    fits = _listed(_divisors(shares["num_kv_heads"], lambda c: shares["heads"] % c == 0))
-    for name, share in shares.items():
-        if share % dims.context:
-            found = f"{dims.context} does not divide the {share} {name} of a tensor rank, as all_to_all needs"
-            yield Problem("parallel.context", found, f'allowed: {fits}, or cp_comm_type = "ring"')
+    sizes = [size for size in get_cut_sizes(config.model, "tensor") if size.all_to_all]
+    local = {size.name.rpartition(".")[2]: size.local(dims.tensor) for size in sizes}
+    for name, size in local.items():
+        if size % dims.context:
+            actual = f"{dims.context} does not divide the {size} {name} of a tensor rank, as all_to_all needs"
+            fits = _listed(_divisors(gcd(*local.values())))
+            yield Problem("parallel.context", actual, f'allowed: {fits}, or cp_comm_type = "ring"')
 
 
-def _expert(config: Any, layout: Layout) -> Iterator[Problem]:
+def _expert(config: TransformerRun, layout: Layout) -> Iterator[Problem]:
     expert, together = layout.dims.expert, layout.dims.data * layout.dims.context
     if expert == 1:
         return
-    if not (experts := experts_of(config.model)):
-        found = f'{expert}, but model.mlp.kind "{config.model.mlp.kind}" has no experts'
-        yield Problem("parallel.expert", found, 'allowed: 1, or model.mlp.kind = "moe"')
+    if not (sizes := get_cut_sizes(config.model, "expert")):
+        actual = f'{expert}, but model.mlp.kind "{config.model.mlp.kind}" has no experts'
+        yield Problem("parallel.expert", actual, 'allowed: 1, or model.mlp.kind = "moe"')
         return
-    fits = _listed(_divisors(together, lambda e: experts % e == 0))
-    for name, number in (("model.mlp.experts", experts), ("data × context", together)):
+    fits = _listed(_divisors(together, lambda e: all(size.fits(e) for size in sizes)))
+    for name, number in (*((size.name, size.size) for size in sizes), ("data × context", together)):
         if number % expert:
             yield Problem("parallel.expert", f"{expert} does not divide {name} = {number}", f"allowed: {fits}")
 
 
-def experts_of(model: TransformerModelConfig) -> int:
-    """Experts of each layer, 0 if it has none."""
-    return getattr(model.mlp, "experts", 0)
+def get_cut_sizes(model: TransformerModelConfig, axis: str) -> list[CutSize]:
+    """The sizes of a model that the ranks of an axis divide."""
+    return [size for size in model.cut_sizes() if size.axis == axis]
 
 
-def _batch(config: Any, layout: Layout) -> Iterator[Problem]:
+def _batch(config: TransformerRun, layout: Layout) -> Iterator[Problem]:
     unit, batch = layout.micro_batch * layout.dims.data, config.batch.global_batch
     if batch % unit and not config.batch.sizes:  # a schedule of sizes takes the place of global_batch
-        found = f"{batch} is no multiple of micro_batch {layout.micro_batch} × data {layout.dims.data}"
-        yield Problem("batch.global_batch", found, f"allowed: {_multiples(batch, unit)}")
+        actual = f"{batch} is no multiple of micro_batch {layout.micro_batch} × data {layout.dims.data}"
+        yield Problem("batch.global_batch", actual, f"allowed: {_multiples(batch, unit)}")
 
 
-def _shard(config: Any, layout: Layout) -> Iterator[Problem]:
+def _shard(config: TransformerRun, layout: Layout) -> Iterator[Problem]:
     size, together = config.parallel.shard_size, layout.dims.data * layout.dims.context
     if size is None:
         return
     if layout.sharding == "replicate":
-        found = f'{size}, but parallel.sharding = "replicate" shares nothing'
-        yield Problem("parallel.shard_size", found, 'leave it unset, or parallel.sharding = "zero1" or "fsdp"')
+        actual = f'{size}, but parallel.sharding = "replicate" shares nothing'
+        yield Problem("parallel.shard_size", actual, 'leave it unset, or parallel.sharding = "zero1" or "fsdp"')
     elif together % size:
-        found = f"{size} does not divide data × context = {together}"
-        yield Problem("parallel.shard_size", found, f"allowed: {_listed(_divisors(together))}")
+        actual = f"{size} does not divide data × context = {together}"
+        yield Problem("parallel.shard_size", actual, f"allowed: {_listed(_divisors(together))}")
 
 
 def _divisors(number: int, keep: Callable[[int], bool] = lambda _: True) -> Iterator[int]:
@@ -211,13 +194,13 @@ def _listed(numbers: Iterable[int]) -> str:
     return f"{', '.join(head)} or {last}" if head else last
 
 
-def nearest(config: Any, ranks: int, *, count: int = 3) -> list[Layout]:
+def nearest(config: TransformerRun, ranks: int, *, count: int = 3) -> list[Layout]:
     """Up to `count` layouts of `ranks` that pass, those with the least change of tensor, context and data first.
 
     Sequence parallelism is given up where tensor is 1, a shard_size that no longer divides, and of the expert axis what
     does not.
     """
-    wanted = layout_of(config, ranks)
+    wanted = build_layout(config, ranks)
     legal = [layout for layout in cuts(wanted, ranks) if not any(axis_problems(config, layout))]
     return sorted(legal, key=lambda layout: _distance(layout.dims, wanted.dims))[:count]
 
@@ -244,15 +227,15 @@ def _distance(one: ParallelDims, other: ParallelDims) -> tuple[float, int, int]:
     return sum(abs(log2(a / b)) for a, b in pairs), one.context, one.tensor
 
 
-def nearest_problem(config: Any, ranks: int) -> Problem:
+def nearest_problem(config: TransformerRun, ranks: int) -> Problem:
     """What to do instead, as the last line of a refusal."""
-    found = f"this layout cannot run on {ranks} ranks"
+    actual = f"this layout cannot run on {ranks} ranks"
     if layouts := nearest(config, ranks):
-        return Problem("parallel", found, f"nearest that pass: {'; '.join(map(describe, layouts))}")
+        return Problem("parallel", actual, f"nearest that pass: {'; '.join(map(describe, layouts))}")
     others = [n for n in (*range(ranks - 1, 0, -1), *range(ranks + 1, 2 * ranks + 1)) if nearest(config, n, count=1)]
     below, above = (max((n for n in others if n < ranks), default=0), min((n for n in others if n > ranks), default=0))
     passing = (f"with {n} ranks: {describe(nearest(config, n, count=1)[0])}" for n in (below, above) if n)
-    return Problem("parallel", found, f"no layout of {ranks} passes; {'; '.join(passing) or 'nor one of fewer'}")
+    return Problem("parallel", actual, f"no layout of {ranks} passes; {'; '.join(passing) or 'nor one of fewer'}")
 
 
 def describe(layout: Layout) -> str:

@@ -6,12 +6,13 @@ that for an all-reduce. A collective's time is bytes sent ÷ the link's bus band
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-from mt_core.parallel.layout import Layout, experts_of
-from mt_core.planning.activations import routed, tokens_of
+from mt_core.config.run_config import PlannedRun
+from mt_core.parallel.layout import Layout
 from mt_core.planning.gpu_profile import Profile
-from mt_core.planning.parameters import parameters_of
+from mt_core.planning.layer_costs import count_tokens, get_layer_costs
+from mt_core.planning.parameters import count_parameters
 from mt_core.planning.precision import BYTES, state_bytes
 
 Phase = Literal["forward", "backward", "reduce", "gather"]
@@ -56,12 +57,12 @@ class Transfer:
         return self.sent / (rate * 1e9) + self.calls * profile.latency_us * 1e-6
 
 
-def micro_batches(config: Any, layout: Layout) -> int:
+def micro_batches(config: PlannedRun, layout: Layout) -> int:
     """Micro-batches of one rank in a step."""
     return config.batch.global_batch // (layout.micro_batch * layout.dims.data)
 
 
-def transfers(config: Any, layout: Layout) -> list[Transfer]:
+def transfers(config: PlannedRun, layout: Layout) -> list[Transfer]:
     """Every collective of a step that carries more than a few numbers."""
     return [
         *_tensor(config, layout),
@@ -71,13 +72,13 @@ def transfers(config: Any, layout: Layout) -> list[Transfer]:
     ]
 
 
-def _tensor(config: Any, layout: Layout) -> Iterator[Transfer]:
+def _tensor(config: PlannedRun, layout: Layout) -> Iterator[Transfer]:
     dims, model, a = layout.dims, config.model, BYTES[config.precision.dtype]
     if dims.tensor == 1:
         return
-    size = tokens_of(config, layout) * model.hidden_size * a
-    n, each = dims.tensor, 1 if experts_of(model) else 2  # experts are whole: tensor ranks exchange nothing for them
-    calls, again = each * model.layers + 1, each * _layers_again(layout, model.layers)
+    size = count_tokens(config, layout) * model.hidden_size * a
+    n, each = dims.tensor, get_layer_costs(config, layout).tensor_reductions
+    calls, recomputed = each * model.layers + 1, each * _count_recomputed(layout, model.layers)
 
     def row(collective: str, what: str, phase: Phase, calls: float, hidden: str = "") -> Transfer:
         return Transfer("tensor", n, collective, what, phase, calls, size, hidden, n)
@@ -85,19 +86,20 @@ def _tensor(config: Any, layout: Layout) -> Iterator[Transfer]:
     if layout.sequence:
         yield row("all-gather", "inputs of qkv and up projections, of the output layer", "forward", calls)
         yield row("reduce-scatter", "results of out and down projections, of the embedding", "forward", calls)
-        if again:
-            yield row("all-gather", "inputs, computed again", "backward", again)
-            yield row("reduce-scatter", "results, computed again", "backward", again)
+        if recomputed:
+            yield row("all-gather", "inputs, computed again", "backward", recomputed)
+            yield row("reduce-scatter", "results, computed again", "backward", recomputed)
         yield row("all-gather", "gradients of out and down projections, of the embedding", "backward", calls)
         yield row("all-gather", "inputs, for the weights' gradients", "backward", calls, "matrix products")
         yield row("reduce-scatter", "gradients of those inputs", "backward", calls, "matrix products")
-        whole = _partial(config, layout) * state_bytes(config.precision).wide
-        what = "gradients of norms and row biases" + (", of routers and experts" if experts_of(model) else "")
+        whole = _count_partial(config, layout) * state_bytes(config.precision).wide
+        experts = count_parameters(model, n, dims.expert).experts
+        what = "gradients of norms and row biases" + (", of routers and experts" if experts else "")
         yield Transfer("tensor", n, "all-reduce", what, "reduce", 1, whole, span=n)
     else:
         yield row("all-reduce", "results of out and down projections, of the embedding", "forward", calls)
-        if again:
-            yield row("all-reduce", "results, computed again", "backward", again)
+        if recomputed:
+            yield row("all-reduce", "results, computed again", "backward", recomputed)
         yield row(
             "all-reduce",
             "gradients of qkv's, up's and the output's inputs",
@@ -107,30 +109,28 @@ def _tensor(config: Any, layout: Layout) -> Iterator[Transfer]:
         )
 
 
-def _partial(config: Any, layout: Layout) -> float:
+def _count_partial(config: PlannedRun, layout: Layout) -> float:
     """Elements of this rank's masters of which tensor ranks have parts of the gradient; only experts are many."""
     dims = layout.dims
-    count = parameters_of(config.model, dims.tensor, dims.expert)
+    count = count_parameters(config.model, dims.tensor, dims.expert)
     return count.whole - count.experts + count.experts / dims.expert_shard_group_size
 
 
-def _layers_again(layout: Layout, layers: int) -> int:
+def _count_recomputed(layout: Layout, layers: int) -> int:
     """Layers whose whole forward pass runs a second time."""
     if layout.recompute.granularity != "full":
         return 0
     return layers if layout.recompute.method == "uniform" else min(layout.recompute.layers, layers)
 
 
-def _context(config: Any, layout: Layout) -> Iterator[Transfer]:
-    dims, part, layers = layout.dims, config.model.attention, config.model.layers
-    n = dims.context
+def _context(config: PlannedRun, layout: Layout) -> Iterator[Transfer]:
+    dims, layers, n = layout.dims, config.model.layers, layout.dims.context
     if n == 1:
         return
-    head = tokens_of(config, layout) * part.head_size * BYTES[config.precision.dtype]
-    keys = 2 * max(part.num_kv_heads / dims.tensor, 1) * head
-    heads = 2 * part.heads / dims.tensor * head
+    costs = get_layer_costs(config, layout)
+    keys, heads = costs.kv_bytes, costs.query_bytes
     wide = state_bytes(config.precision).wide / BYTES[config.precision.dtype]
-    again = layers if layout.recompute.granularity == "selective" else _layers_again(layout, layers)
+    recomputed = layers if layout.recompute.granularity == "selective" else _count_recomputed(layout, layers)
 
     def row(collective: str, what: str, phase: Phase, calls: float, size: float, hidden: str = "") -> Transfer:
         return Transfer("context", n, collective, what, phase, calls, size, hidden, dims.span("context"))
@@ -139,34 +139,34 @@ def _context(config: Any, layout: Layout) -> Iterator[Transfer]:
         case "ring":
             forward, core = "keys and values, around the ring", "attention core"
             yield row("send", forward, "forward", (n - 1) * layers, keys, core)
-            yield row("send", f"{forward}, for backward", "backward", (n - 1) * (layers + again), keys, core)
+            yield row("send", f"{forward}, for backward", "backward", (n - 1) * (layers + recomputed), keys, core)
             yield row("send", "their gradients in fp32", "backward", n * layers, keys * wide, core)
         case "all_gather":
             yield row("all-gather", "keys and values", "forward", layers, n * keys)
-            if again:
-                yield row("all-gather", "keys and values, computed again", "backward", again, n * keys)
+            if recomputed:
+                yield row("all-gather", "keys and values, computed again", "backward", recomputed, n * keys)
             yield row("reduce-scatter", "their gradients in fp32", "backward", layers, n * keys * wide)
         case _:
             yield row("all-to-all", "queries, keys, values and results", "forward", layers, heads + keys)
-            if again:
-                yield row("all-to-all", "the same, computed again", "backward", again, heads + keys)
+            if recomputed:
+                yield row("all-to-all", "the same, computed again", "backward", recomputed, heads + keys)
             yield row("all-to-all", "their gradients", "backward", layers, heads + keys)
 
 
-def _expert(config: Any, layout: Layout) -> Iterator[Transfer]:
+def _expert(config: PlannedRun, layout: Layout) -> Iterator[Transfer]:
     """Rows of the width of the model, there and back; the transpose of each in the backward pass."""
     dims, layers = layout.dims, config.model.layers
     if dims.expert == 1:
         return
-    size = routed(config, layout) * config.model.hidden_size * BYTES[config.precision.dtype]
-    again = _layers_again(layout, layers)
+    size = get_layer_costs(config, layout).routed_bytes
+    recomputed = _count_recomputed(layout, layers)
 
     def row(what: str, phase: Phase, calls: float) -> Transfer:
         return Transfer("expert", dims.expert, "all-to-all", what, phase, calls, size, span=dims.span("expert"))
 
     yield row("tokens to their experts and back", "forward", 2 * layers)
-    if again:
-        yield row("the same, computed again", "backward", 2 * again)
+    if recomputed:
+        yield row("the same, computed again", "backward", 2 * recomputed)
     yield row("their gradients", "backward", 2 * layers)
 
 
@@ -186,9 +186,9 @@ class _Shared:
     of: str = ""
 
 
-def _data(config: Any, layout: Layout) -> Iterator[Transfer]:
+def _data(config: PlannedRun, layout: Layout) -> Iterator[Transfer]:
     dims = layout.dims
-    count = parameters_of(config.model, dims.tensor, dims.expert)
+    count = count_parameters(config.model, dims.tensor, dims.expert)
     apart = count.experts if dims.expert > 1 else 0
     layers = config.model.layers
     rest = _Shared(count.total - apart, "shard", "replica", layers + 1, count.ends)
@@ -198,7 +198,7 @@ def _data(config: Any, layout: Layout) -> Iterator[Transfer]:
         yield from _shared(config, layout, experts)
 
 
-def _shared(config: Any, layout: Layout, part: _Shared) -> Iterator[Transfer]:
+def _shared(config: PlannedRun, layout: Layout, part: _Shared) -> Iterator[Transfer]:
     each = state_bytes(config.precision)
     dims = layout.dims
     shards, replicas = dims.sizes[part.shard], dims.sizes[part.replica]
@@ -212,9 +212,9 @@ def _shared(config: Any, layout: Layout, part: _Shared) -> Iterator[Transfer]:
         return Transfer("data", n, collective, what.format(of=part.of), phase, calls, size / calls, hidden, span)
 
     if layout.sharding == "fsdp" and shards > 1:
-        weights, again = each.weight * part.elements, each.weight * (part.elements - part.kept)
+        weights, fetched = each.weight * part.elements, each.weight * (part.elements - part.kept)
         yield row("all-gather", "weights{of}", "forward", part.units, weights, "forward pass", **shared)
-        yield row("all-gather", "weights{of}, for backward", "backward", part.units, again, "backward pass", **shared)
+        yield row("all-gather", "weights{of}, for backward", "backward", part.units, fetched, "backward pass", **shared)
         gradients = each.wide * part.elements
         yield row("reduce-scatter", "gradients{of}", "backward", part.units, gradients, "backward pass", **shared)
     elif layout.sharding == "zero1" and shards > 1:

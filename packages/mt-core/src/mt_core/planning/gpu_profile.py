@@ -18,9 +18,9 @@ class Rates(Section):
     gemm: PositiveFloat
     """Matrix products of a training step, sustained."""
     attention_forward: PositiveFloat
-    """The fused attention core."""
+    """The forward pass of the fused attention core."""
     attention_backward: PositiveFloat
-    """Its backward pass."""
+    """The backward pass of the fused attention core."""
 
 
 class Profile(Section):
@@ -41,7 +41,7 @@ class Profile(Section):
     link_gb_s: PositiveFloat
     """Bus bandwidth of collectives within a node, in 10⁹ bytes/s for each GPU."""
     network_gb_s: PositiveFloat
-    """The same between nodes."""
+    """Bus bandwidth of collectives between nodes, in 10⁹ bytes/s for each GPU."""
     latency_us: NonNegativeFloat
     """Time of a small collective."""
     rates: dict[str, Rates]
@@ -49,8 +49,8 @@ class Profile(Section):
     assumed: tuple[str, ...] = ()
     """Fields that nobody has measured yet."""
 
-    def rates_of(self, dtype: str) -> Rates:
-        """Rates of a `precision.dtype`."""
+    def get_rates(self, dtype: str) -> Rates:
+        """The rates of a `precision.dtype`; `MtError` if the profile has none."""
         if dtype not in self.rates:
             known = ", ".join(self.rates)
             raise MtError("precision.dtype", f"profile {self.name!r} has no rates for {dtype}", f"allowed: {known}")
@@ -59,8 +59,8 @@ class Profile(Section):
 
 def profile_names() -> list[str]:
     """Profiles that come with mt."""
-    found = files("mt_core.planning.profiles").iterdir()
-    return sorted(path.name.removesuffix(".toml") for path in found if path.name.endswith(".toml"))
+    paths = files("mt_core.planning.profiles").iterdir()
+    return sorted(path.name.removesuffix(".toml") for path in paths if path.name.endswith(".toml"))
 
 
 def read_profile(name: str) -> Profile:

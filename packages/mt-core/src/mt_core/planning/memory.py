@@ -5,12 +5,14 @@ logits exist, and a layer's backward pass, where a group of layers may have been
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
+from mt_core.config.run_config import PlannedRun
 from mt_core.parallel.layout import Layout
-from mt_core.planning.activations import activations_of, routed, tokens_of
+from mt_core.planning.activations import count_activations
 from mt_core.planning.gpu_profile import Profile
-from mt_core.planning.parameters import parameters_of
+from mt_core.planning.layer_costs import count_tokens, get_layer_costs
+from mt_core.planning.parameters import count_parameters
 from mt_core.planning.precision import BYTES, state_bytes
 
 GIB = 2**30
@@ -30,7 +32,7 @@ class Item:
     """Bytes."""
 
 
-def memory(config: Any, layout: Layout, profile: Profile) -> list[Item]:
+def memory(config: PlannedRun, layout: Layout, profile: Profile) -> list[Item]:
     """What one GPU holds at the highest point of a step, largest categories of the state first."""
     items = [*_state(config, layout), *_working(config, layout), *_buffers(config, layout)]
     reserved = Item("reserved", "CUDA, NCCL, libraries (estimate)", profile.reserved_gib * GIB)
@@ -51,10 +53,10 @@ def by_category(items: list[Item]) -> dict[Category, float]:
     return sums
 
 
-def _state(config: Any, layout: Layout) -> list[Item]:
+def _state(config: PlannedRun, layout: Layout) -> list[Item]:
     """Parameters and what the optimizer keeps: 18, 20 or 16 bytes each (precision.py), parts of it shared."""
     dims, each = layout.dims, state_bytes(config.precision)
-    count = parameters_of(config.model, dims.tensor, dims.expert)
+    count = count_parameters(config.model, dims.tensor, dims.expert)
     shared = count.shared(dims)
     optimizer = [
         Item("gradients", "fp32 copies for the optimizer", each.wide_gradient * shared),
@@ -77,22 +79,19 @@ def _state(config: Any, layout: Layout) -> list[Item]:
     ]
 
 
-def _working(config: Any, layout: Layout) -> list[Item]:
-    found = activations_of(config, layout)
-    kept = Item("activations", "kept for the backward pass", found.kept)
-    if found.loss >= found.backward:
-        return [kept, Item("logits", "logits and gradients, whole", found.loss)]
-    return [kept, Item("recompute", "layers computed again, gradients", found.backward)]
+def _working(config: PlannedRun, layout: Layout) -> list[Item]:
+    activations = count_activations(config, layout)
+    saved = Item("activations", "kept for the backward pass", activations.saved)
+    if activations.loss >= activations.backward:
+        return [saved, Item("logits", "logits and gradients, whole", activations.loss)]
+    return [saved, Item("recompute", "layers computed again, gradients", activations.backward)]
 
 
-def _buffers(config: Any, layout: Layout) -> list[Item]:
-    dims, a, each = layout.dims, BYTES[config.precision.dtype], state_bytes(config.precision)
-    count = parameters_of(config.model, dims.tensor, dims.expert)
-    rows = 2 * routed(config, layout) * config.model.hidden_size * a if dims.expert > 1 else 0
-    whole = tokens_of(config, layout) * config.model.hidden_size * a
-    attention = config.model.attention
-    keys = 2 * tokens_of(config, layout) * max(attention.num_kv_heads / dims.tensor, 1) * attention.head_size * a
-    keys *= {"ring": 2, "all_gather": dims.context, "all_to_all": 1}[layout.exchange]
+def _buffers(config: PlannedRun, layout: Layout) -> list[Item]:
+    dims, each, costs = layout.dims, state_bytes(config.precision), get_layer_costs(config, layout)
+    count = count_parameters(config.model, dims.tensor, dims.expert)
+    whole = count_tokens(config, layout) * config.model.hidden_size * BYTES[config.precision.dtype]
+    keys = costs.kv_bytes * {"ring": 2, "all_gather": dims.context, "all_to_all": 1}[layout.exchange]
     return [
         Item(
             "buffers",
@@ -101,5 +100,5 @@ def _buffers(config: Any, layout: Layout) -> list[Item]:
         ),
         Item("buffers", "gathered sequence, its gradient", 2 * whole if layout.sequence else 0),
         Item("buffers", "keys, values of other ranks", keys if dims.context > 1 else 0),
-        Item("buffers", "rows on their way to experts", rows),
+        Item("buffers", "rows on their way to experts", 2 * costs.routed_bytes if dims.expert > 1 else 0),
     ]

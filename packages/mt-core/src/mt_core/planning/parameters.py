@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
 
-from mt_core.contracts import TensorCut, TransformerModelConfig
+from mt_core.contracts import TransformerModelConfig
 from mt_core.distributed.topology import ParallelDims
+from mt_core.parallel.cuts import TensorCut
 
 LAYER = re.compile(r"(?:^|\.)layers\.\d+\.")
 """What the names of a layer's tensors begin with."""
@@ -18,15 +19,15 @@ class Parameters:
 
     total: int
     block: int
-    """Of the largest layer."""
+    """Elements of the largest layer."""
     ends: int
-    """Outside the layers: embedding, positions, last norm, output."""
+    """Elements outside the layers: embedding, positions, last norm, output."""
     largest: int
-    """Of the largest single parameter."""
+    """Elements of the largest single parameter."""
     whole: int
-    """Not cut over the tensor axis, so that every rank has them."""
+    """Elements that are not cut over the tensor axis, so that every rank has them."""
     experts: int
-    """Of `total`, those of experts, which fewer ranks share."""
+    """Elements of experts, which fewer ranks share; they are part of `total`."""
 
     def shared(self, dims: ParallelDims) -> float:
         """Elements of the sharded state on one rank."""
@@ -34,7 +35,7 @@ class Parameters:
 
 
 @lru_cache(maxsize=128)
-def parameters_of(model: TransformerModelConfig, tensor: int = 1, expert: int = 1) -> Parameters:
+def count_parameters(model: TransformerModelConfig, tensor: int = 1, expert: int = 1) -> Parameters:
     """Elements of each part of a model on one of `tensor` × `expert` ranks, padding of the vocabulary included."""
     shapes, cuts = model.canonical_shapes(), model.canonical_cuts()
     elements = {name: rank_elements(shape, cuts.get(name), tensor, expert) for name, shape in shapes.items()}

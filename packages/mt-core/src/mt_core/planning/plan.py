@@ -1,11 +1,11 @@
 """A whole plan: what one GPU holds, sends and takes, and what would make it fit if it does not."""
 
 from dataclasses import dataclass
-from typing import Any
 
+from mt_core.config.run_config import PlannedRun
 from mt_core.errors import raise_if
-from mt_core.parallel.layout import Layout, layout_of, nearest_problem, problems
-from mt_core.planning import memory as memory_of
+from mt_core.parallel.layout import Layout, build_layout, nearest_problem, problems
+from mt_core.planning import memory
 from mt_core.planning.communication import Transfer, micro_batches, transfers
 from mt_core.planning.gpu_profile import Profile
 from mt_core.planning.memory import Item
@@ -39,7 +39,7 @@ class Plan:
     @property
     def total(self) -> float:
         """Bytes that one GPU needs."""
-        return memory_of.total(self.items)
+        return memory.total(self.items)
 
     @property
     def fits(self) -> bool:
@@ -47,21 +47,21 @@ class Plan:
         return self.total <= self.capacity
 
 
-def plan(config: Any, ranks: int, profile: Profile) -> Plan:
+def plan(config: PlannedRun, ranks: int, profile: Profile) -> Plan:
     """The plan of a configuration on a number of GPUs; an impossible layout is an `MtError` with the nearest others."""
-    if found := list(problems(config, ranks)):
-        found.append(nearest_problem(config, ranks))
-    raise_if(found)
-    return plan_layout(config, layout_of(config, ranks), profile)
+    if failures := list(problems(config, ranks)):
+        failures.append(nearest_problem(config, ranks))
+    raise_if(failures)
+    return plan_layout(config, build_layout(config, ranks), profile)
 
 
-def plan_layout(config: Any, layout: Layout, profile: Profile) -> Plan:
+def plan_layout(config: PlannedRun, layout: Layout, profile: Profile) -> Plan:
     """The plan of a layout that is possible."""
     return Plan(
         layout,
-        memory_of.memory(config, layout, profile),
+        memory.memory(config, layout, profile),
         transfers(config, layout),
         step_time(config, layout, profile),
         micro_batches(config, layout),
-        profile.memory_gib * memory_of.GIB,
+        profile.memory_gib * memory.GIB,
     )

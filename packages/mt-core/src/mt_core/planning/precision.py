@@ -24,7 +24,7 @@ class StateBytes:
     master: int
     """The fp32 weight that is updated, if it is another than the model's."""
     moments: int
-    """Adam's two."""
+    """Adam's two moments."""
 
     @property
     def wide(self) -> int:
@@ -33,7 +33,7 @@ class StateBytes:
 
     @property
     def sharded(self) -> int:
-        """The part that ZeRO-1 shares among ranks: what only the optimizer needs."""
+        """What only the optimizer needs, which ZeRO-1 divides among ranks."""
         return self.wide_gradient + self.master + self.moments
 
 

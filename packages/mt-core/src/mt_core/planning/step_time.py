@@ -8,13 +8,14 @@ takes a part of the GPU's processors meanwhile is left out.
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
+from mt_core.config.run_config import PlannedRun
 from mt_core.parallel.layout import Layout
 from mt_core.planning.communication import Transfer, micro_batches, transfers
 from mt_core.planning.compute import Compute, compute
 from mt_core.planning.gpu_profile import Profile
-from mt_core.planning.parameters import parameters_of
+from mt_core.planning.parameters import count_parameters
 
 Lane = Literal["compute", "tensor", "context", "expert", "data"]
 PIECES = 16
@@ -65,13 +66,13 @@ class _Line:
         self.now = max(self.now, end)
 
 
-def step_time(config: Any, layout: Layout, profile: Profile) -> StepTime:
+def step_time(config: PlannedRun, layout: Layout, profile: Profile) -> StepTime:
     """The step of one GPU; all are alike."""
     work, moved, line = compute(config, layout, profile), transfers(config, layout), _Line()
     count = micro_batches(config, layout)
     pieces = max(1, min(config.model.layers, PIECES // count))
-    held = parameters_of(config.model, layout.dims.tensor, layout.dims.expert)
-    bucket = min(1.0, max(layout.bucket_size, held.largest) / held.total)  # a parameter lies in one bucket
+    parameters = count_parameters(config.model, layout.dims.tensor, layout.dims.expert)
+    bucket = min(1.0, max(layout.bucket_size, parameters.largest) / parameters.total)  # a parameter is in one bucket
     gathers = [t for t in moved if t.phase == "gather"]
     gathered = sum(t.seconds(profile) for t in gathers)
     if gathers and gathers[0].hidden:
@@ -141,7 +142,7 @@ def _parts(work: Compute, count: int, waited: Mapping[str, float]) -> dict[str, 
         "matrix products": 3 * work.products * count,
         "attention": (work.attention_forward + work.attention_backward) * count,
         "norms, activations, sums": (work.kernels_forward + work.kernels_backward) * count,
-        "recompute": work.again * count,
+        "recompute": work.recompute * count,
         "loss": work.loss * count,
         "adding gradients up": work.accumulate * count,
         "optimizer": work.optimizer,

@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 from math import gcd
-from typing import Any
 
-from mt_core.contracts import TransformerModelConfig
-from mt_core.parallel.layout import Layout, Recompute, axis_problems, cuts, experts_of
+from mt_core.config.run_config import PlannedRun
+from mt_core.contracts import PlannedModelConfig
+from mt_core.parallel.layout import Layout, Recompute, axis_problems, cuts, get_cut_sizes
 from mt_core.planning.gpu_profile import Profile
 from mt_core.planning.memory import GIB, memory, total
 from mt_core.planning.plan import Plan, plan_layout
@@ -27,33 +27,33 @@ class Advice:
     plan: Plan
 
 
-def what_fits(config: Any, layout: Layout, profile: Profile, *, ranks: int, count: int = 5) -> list[Advice]:
+def what_fits(config: PlannedRun, layout: Layout, profile: Profile, *, ranks: int, count: int = 5) -> list[Advice]:
     """Up to `count` layouts of `ranks` that fit; fewer changes are preferred, then speed."""
     ranked: dict[int, dict[object, list[Layout]]] = {}
     for other in _others(layout, ranks, config.model):
         if not any(axis_problems(config, other)):
             alike = replace(other, recompute=Recompute())
             ranked.setdefault(len(changes(layout, other)), {}).setdefault(alike, []).append(other)
-    found: list[Advice] = []
+    fitting: list[Advice] = []
     for number in sorted(ranked):
         best = (_fastest(config, layout, profile, others) for others in ranked[number].values())
-        found += sorted(filter(None, best), key=lambda advice: advice.plan.step.seconds)
-        if found:
+        fitting += sorted(filter(None, best), key=lambda advice: advice.plan.step.seconds)
+        if fitting:
             break
-    return found[:count]
+    return fitting[:count]
 
 
-def ranks_that_fit(config: Any, layout: Layout, profile: Profile) -> tuple[int, Advice] | None:
+def ranks_that_fit(config: PlannedRun, layout: Layout, profile: Profile) -> tuple[int, Advice] | None:
     """The fewest ranks, doubling those of `layout`, on which something fits, and what."""
     ranks = layout.dims.ranks * 2
     while ranks <= layout.dims.ranks * MOST_TIMES:
-        if found := what_fits(config, layout, profile, ranks=ranks, count=1):
-            return ranks, found[0]
+        if fitting := what_fits(config, layout, profile, ranks=ranks, count=1):
+            return ranks, fitting[0]
         ranks *= 2
     return None
 
 
-def _fastest(config: Any, layout: Layout, profile: Profile, others: list[Layout]) -> Advice | None:
+def _fastest(config: PlannedRun, layout: Layout, profile: Profile, others: list[Layout]) -> Advice | None:
     """The fastest of layouts that differ in what is computed again."""
     capacity = profile.memory_gib * GIB
     fitting = [other for other in others if total(memory(config, other, profile)) <= capacity]
@@ -61,25 +61,29 @@ def _fastest(config: Any, layout: Layout, profile: Profile, others: list[Layout]
     return min(plans, key=lambda advice: advice.plan.step.seconds, default=None)
 
 
-def _others(layout: Layout, ranks: int, model: TransformerModelConfig) -> Iterator[Layout]:
+def _others(layout: Layout, ranks: int, model: PlannedModelConfig) -> Iterator[Layout]:
     """Everything that saves memory, alone and together."""
     tensors, contexts = ([size * 2**n for n in range(4)] for size in (layout.dims.tensor, layout.dims.context))
     cut = [c for c in cuts(layout, ranks) if c.dims.tensor in tensors and c.dims.context in contexts]
-    cut = [recut for c in cut for recut in _experts(c, experts_of(model))]
+    cut = [
+        recut for c in cut for recut in _cut_experts(c, gcd(*(size.size for size in get_cut_sizes(model, "expert"))))
+    ]
     micros = [layout.micro_batch // 2**n for n in range(8) if layout.micro_batch % 2**n == 0]
     shardings = SHARDING[SHARDING.index(layout.sharding) :]
-    for other, sharding, again, micro in product(cut, shardings, _recomputes(layout.recompute, model.layers), micros):
+    for other, sharding, recompute, micro in product(
+        cut, shardings, _recomputes(layout.recompute, model.layers), micros
+    ):
         for sequence in {other.sequence, other.dims.tensor > 1}:
             for shard in {other.dims.shard, None} if sharding != "replicate" else {1}:
                 if shard == 1 and sharding != "replicate":
                     continue
                 dims = replace(other.dims, shard=shard)
                 yield replace(
-                    other, dims=dims, sequence=sequence, sharding=sharding, recompute=again, micro_batch=micro
+                    other, dims=dims, sequence=sequence, sharding=sharding, recompute=recompute, micro_batch=micro
                 )
 
 
-def _experts(layout: Layout, experts: int) -> Iterator[Layout]:
+def _cut_experts(layout: Layout, experts: int) -> Iterator[Layout]:
     """The layout, and with its experts cut over 2, 4 and 8 times as many ranks, as far as they divide."""
     for size in [layout.dims.expert * 2**n for n in range(4)]:
         if size == layout.dims.expert or (experts and gcd(experts, layout.dims.data * layout.dims.context) % size == 0):
@@ -116,5 +120,5 @@ def changes(old: Layout, new: Layout) -> tuple[tuple[str, ...], ...]:
         },
         {"batch.micro_batch": (old.micro_batch, new.micro_batch)},
     )
-    told = (tuple(f"{key}={now}" for key, (was, now) in group.items() if was != now) for group in groups)
-    return tuple(group for group in told if group)
+    changed = (tuple(f"{key}={now}" for key, (was, now) in group.items() if was != now) for group in groups)
+    return tuple(group for group in changed if group)

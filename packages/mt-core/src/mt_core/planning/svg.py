@@ -53,8 +53,8 @@ def memory_svg(plan: Plan, title: str) -> str:
         body.append(_text(LEFT - 10, y + 16, _label_rank(rank, dims), anchor="end"))
         x = float(LEFT)
         for category, size in sums.items():
-            told = f"{category} {size / GIB:.1f} GiB"
-            body.append(_bar(x, y, size * scale, colour=COLOURS[category], label=f"{size / GIB:.1f}", told=told))
+            tooltip = f"{category} {size / GIB:.1f} GiB"
+            body.append(_bar(x, y, size * scale, colour=COLOURS[category], label=f"{size / GIB:.1f}", tooltip=tooltip))
             x += size * scale
     x = LEFT + plan.capacity * scale
     body.append(f'<line class="limit dashed" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP - 8}" y2="{bottom}"/>')
@@ -76,10 +76,12 @@ def timeline_svg(plan: Plan, title: str) -> str:
     for row, lane in enumerate(lanes):
         y = TOP + row * (BAR + GAP)
         body.append(_text(LEFT - 10, y + 16, "arithmetic" if lane == "compute" else f"{lane} axis", anchor="end"))
-        for span in _joined([s for s in plan.step.spans if s.lane == lane], 2 / scale):
-            told = f"{span.name} {(span.end - span.start) * 1e3:.1f} ms"
+        for span in _merge_narrow([s for s in plan.step.spans if s.lane == lane], 2 / scale):
+            tooltip = f"{span.name} {(span.end - span.start) * 1e3:.1f} ms"
             width = (span.end - span.start) * scale
-            body.append(_bar(LEFT + span.start * scale, y, width, colour=_colour(span), label=span.name, told=told))
+            body.append(
+                _bar(LEFT + span.start * scale, y, width, colour=_colour(span), label=span.name, tooltip=tooltip)
+            )
     bottom = TOP + len(lanes) * (BAR + GAP)
     body.append(f'<line class="line" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{bottom}" y2="{bottom}"/>')
     for tick in _ticks(seconds * 1e3):
@@ -94,17 +96,17 @@ def timeline_svg(plan: Plan, title: str) -> str:
     return _document(heading, body, bottom + 34 + 22 * -(-len(legend) // 4) + 8)
 
 
-def _joined(spans: Iterable[Span], narrow: float) -> list[Span]:
-    """Neighbours that are too narrow to see, as one."""
-    found: list[Span] = []
+def _merge_narrow(spans: Iterable[Span], narrow: float) -> list[Span]:
+    """Merge neighbours that are too narrow to see into one span."""
+    merged: list[Span] = []
     for span in spans:
-        last = found[-1] if found else None
+        last = merged[-1] if merged else None
         if last and last.hidden == span.hidden and span.end - span.start < narrow and span.start - last.end < narrow:
             names = last.name if span.name in last.name else f"{last.name} and {span.name}"
-            found[-1] = Span(span.lane, names, last.start, span.end, span.hidden)
+            merged[-1] = Span(span.lane, names, last.start, span.end, span.hidden)
         else:
-            found.append(span)
-    return found
+            merged.append(span)
+    return merged
 
 
 def _colour(span: Span) -> str:
@@ -134,14 +136,14 @@ def _legend(entries: dict[str, str], top: float) -> Iterator[str]:
         yield _text(x + 20, y + 12, label)
 
 
-def _bar(x: float, y: float, width: float, *, colour: str, label: str, told: str) -> str:
+def _bar(x: float, y: float, width: float, *, colour: str, label: str, tooltip: str) -> str:
     bar = f'<rect x="{x:.1f}" y="{y}" width="{max(width, 0.3):.1f}" height="{BAR}" fill="{colour}"/>'
     inside = ""
     if width > 7 * len(label) + 4:
         inside = (
             f'<text class="inside" x="{x + width / 2:.1f}" y="{y + 16}" text-anchor="middle">{escape(label)}</text>'
         )
-    return f"<g><title>{escape(told)}</title>{bar}{inside}</g>"
+    return f"<g><title>{escape(tooltip)}</title>{bar}{inside}</g>"
 
 
 def _text(x: float, y: float, text: str, *, anchor: str = "start") -> str:

@@ -4,12 +4,12 @@ A model declares the keys that it takes (`Model.batch_keys`); a key that it does
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from mt_core.contracts import BatchKey
+from mt_core.contracts import BatchKey, Model
 from mt_core.distributed.mesh import Axis
 from mt_core.errors import Problem, raise_if
 from mt_core.parallel.context.zigzag import local_positions, split_sequence
@@ -33,7 +33,7 @@ class ModelInputs(NamedTuple):
     loss_mask_BT: Tensor | None
 
 
-def prepare_inputs(model: Any, batch: Batch, context: Axis, device: torch.device) -> ModelInputs:
+def prepare_inputs(model: Model, batch: Batch, context: Axis, device: torch.device) -> ModelInputs:
     """The arguments and the loss mask that a batch is to a model; `MtError` names unknown and missing keys."""
     keys: Mapping[str, BatchKey] = model.batch_keys
     raise_if(batch_problems(keys, batch, model.config.kind))

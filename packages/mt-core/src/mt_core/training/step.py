@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mt_core.contracts import Losses
+from mt_core.contracts import Losses, Model
 from mt_core.distributed.mesh import Mesh
 from mt_core.parallel.data.grad_norm import global_norm, norms, sum_partial
 from mt_core.parallel.data.protocol import DataParallel
@@ -54,7 +54,7 @@ class LossSums(NamedTuple):
         return parts[0] if len(parts) == 1 else parts[0] + parts[1]
 
 
-def sum_losses(model: Any, batch: Batch, mesh: Mesh, device: torch.device) -> LossSums:
+def sum_losses(model: Model, batch: Batch, mesh: Mesh, device: torch.device) -> LossSums:
     """Sum up the losses and metrics of a micro-batch on this rank."""
     arguments, mask_BT = prepare_inputs(model, batch, mesh.context, device)
     losses: Losses = model.losses(**arguments)
@@ -85,7 +85,7 @@ def count_samples(batches: Sequence[Batch]) -> int:
 
 
 def backward(
-    model: Any,
+    model: Model,
     engine: DataParallel,
     batches: Sequence[Batch],
     tokens: float,
@@ -150,7 +150,7 @@ def _step(optimizer: Any, factor: Tensor, bad: Tensor) -> None:
 
 @torch.no_grad()
 def evaluate(
-    model: Any,
+    model: Model,
     batches: Sequence[Batch],
     mesh: Mesh,
     device: torch.device,

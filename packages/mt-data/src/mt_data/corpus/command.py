@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from mt_data.config import TokenizerConfig
-from mt_data.options import MultiValueCommand, print_rows, with_tokenizer_options
+from mt_core.cli.options import MultiValueCommand, expand_options
+from mt_data.options import TokenizerOptions, print_rows
 
 Inputs = Annotated[list[Path], typer.Option("--input", help="One or more files.")]
 Output = Annotated[Path, typer.Option(help="The file to write; it appears when it is complete.")]
@@ -45,23 +45,24 @@ def blacklist_urls(
 
 
 @openwebtext.command("clean", cls=MultiValueCommand)
-@with_tokenizer_options
+@expand_options
 def clean_command(
     input: Inputs,
     output: Output,
+    *,
     json_key: TextKey = "text",
     language: Annotated[str, typer.Option(help='Language to keep, as "en"; "any" keeps all.')] = "en",
     min_tokens: Annotated[
         int, typer.Option(min=0, help="Shorter texts are left out; words are counted if no tokenizer is given.")
     ] = 128,
-    tokenizer: TokenizerConfig | None = None,
+    tokenizer: TokenizerOptions,
     workers: Workers = 1,
     on_error: OnError = "stop",
 ) -> None:
     """Repair broken encodings; leave out texts of another language and short ones."""
     from mt_data.corpus.clean import CleaningRules, clean
 
-    rules = CleaningRules(json_key, language, min_tokens, tokenizer)
+    rules = CleaningRules(json_key, language, min_tokens, tokenizer.config())
     _print_counts(output, clean(input, output, rules, workers=workers, on_error=on_error))
 
 

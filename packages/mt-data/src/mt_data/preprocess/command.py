@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from mt_core.cli.options import expand_options
 from mt_core.errors import MtError
 from mt_data.config import TokenizerConfig
-from mt_data.options import print_rows, with_tokenizer_options
+from mt_data.options import TokenizerOptions, print_rows
 
 if TYPE_CHECKING:
     from mt_data.preprocess.job import PreprocessJob
@@ -59,14 +60,15 @@ LogInterval = Annotated[
 ]
 
 
-@with_tokenizer_options
+@expand_options
 def preprocess(
     input: Inputs,
     output_prefix: OutputPrefix,
+    *,
     json_keys: JsonKeys = ["text"],  # noqa: B006
     input_format: InputFormats = "auto",
     text_documents: TextDocuments = "file",
-    tokenizer: TokenizerConfig | None = None,
+    tokenizer: TokenizerOptions,
     append_eod: AppendEod = False,
     split_sentences: SplitSentences = False,
     keep_newlines: KeepNewlines = False,
@@ -91,7 +93,7 @@ def preprocess(
     job = PreprocessJob(
         inputs=tuple(input),
         output_prefix=output_prefix,
-        encoding=EncodingOptions(tokenizer or TokenizerConfig(), tuple(json_keys), append_eod, splitting),
+        encoding=EncodingOptions(tokenizer.config() or TokenizerConfig(), tuple(json_keys), append_eod, splitting),
         workers=workers or choose_worker_count(files),
         on_error=on_error,
         input_format=input_format,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mt_core.errors import Problem
+from mt_data.config import TokenizerConfig
 from mt_data.preprocess.chunking import CuttingOptions
 from mt_data.preprocess.encoding import EncodingOptions, get_tokenizer
 from mt_data.text_io.inputs import InputFile, InputFormat
@@ -88,7 +89,7 @@ def make_job_key(job: PreprocessJob, files: list[InputFile]) -> dict[str, Any]:
     }
 
 
-def _hash_tokenizer_files(config: Any) -> Iterator[str]:
+def _hash_tokenizer_files(config: TokenizerConfig) -> Iterator[str]:
     """Hash of every file that a tokenizer is built from; larger ones in its directory are a model's weights."""
     for value in config.model_dump(mode="json").values():
         path = Path(value) if isinstance(value, str) else None

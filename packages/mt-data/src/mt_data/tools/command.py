@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mt_core.cli.options import expand_options
 from mt_core.errors import MtError, Problem, raise_if
 from mt_core.plugins import components
-from mt_data.config import TokenizerConfig
-from mt_data.options import print_rows, print_table, with_tokenizer_options
+from mt_data.options import TokenizerOptions, print_rows, print_table
 
 if TYPE_CHECKING:
     from mt_data.tools.epoch_plan import SourcePlan
@@ -25,11 +25,12 @@ def _list_presets() -> list[str]:
     return list(components("preset"))
 
 
-@with_tokenizer_options
+@expand_options
 def inspect(
     prefix: Annotated[str, typer.Argument(help="Path of a .bin/.idx pair without the suffix.")],
+    *,
     document: Annotated[int | None, typer.Option(help="Show this document, counted from 0.")] = None,
-    tokenizer: TokenizerConfig | None = None,
+    tokenizer: TokenizerOptions,
 ) -> None:
     """Show what a .bin/.idx pair holds; with a tokenizer, the text of a document."""
     from mt_data.indexed.reader import IndexedReader
@@ -41,27 +42,28 @@ def inspect(
         return
     tokens = read_document(reader, document)
     print(f"\ndocument {document}: {len(tokens):,} tokens")
-    if tokenizer:
+    if config := tokenizer.config():
         from mt_data.tokenizers import build_tokenizer
 
-        print(build_tokenizer(tokenizer).decode(tokens))
+        print(build_tokenizer(config).decode(tokens))
     else:
         print(*tokens)
 
 
-@with_tokenizer_options
+@expand_options
 def check(
     prefixes: Annotated[list[str], typer.Argument(help="Paths of .bin/.idx pairs without the suffix.")],
+    *,
     vocab_size: Annotated[int | None, typer.Option(min=1, help="Every token id must be below this.")] = None,
-    tokenizer: TokenizerConfig | None = None,
+    tokenizer: TokenizerOptions,
 ) -> None:
     """Check .bin/.idx pairs from end to end: the index, its .bin and, with a vocabulary, every token id."""
     from mt_data.tools.check import check_pair
 
-    if tokenizer:
+    if config := tokenizer.config():
         from mt_data.tokenizers import build_tokenizer
 
-        size = build_tokenizer(tokenizer).vocab_size
+        size = build_tokenizer(config).vocab_size
         vocab_size = min(size, vocab_size or size)
     problems: list[Problem] = []
     for prefix in prefixes:

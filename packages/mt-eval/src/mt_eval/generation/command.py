@@ -8,9 +8,10 @@ from typing import Annotated
 
 from typer import Argument, Option
 
+from mt_core.cli.options import expand_options
 from mt_core.contracts import Tokenizer
 from mt_core.errors import MtError
-from mt_eval.options import ModelOptions, TokenizerOptions, spread
+from mt_eval.options import ModelOptions, TokenizerOptions
 
 UNFINISHED = "\ufffd"
 """What the first bytes of a character decode to before the last one arrives."""
@@ -20,7 +21,7 @@ UNFINISHED = "\ufffd"
 class CheckpointOptions:
     """The checkpoint whose model continues the prompts."""
 
-    load_dir: Annotated[Path | None, Option(help="Checkpoint: a run, a step or a Hugging Face directory.")] = None
+    load_dir: Annotated[Path | None, "Checkpoint: a run, a step or a Hugging Face directory."] = None
     checkpoint: Annotated[Path | None, Argument(metavar="CKPT", help="Checkpoint, if not given as --load-dir.")] = None
 
     def path(self) -> Path:
@@ -36,10 +37,10 @@ class CheckpointOptions:
 class PromptOptions:
     """What to continue, and how far."""
 
-    prompt: Annotated[list[str] | None, Option(help="Text to continue; may be given several times.")] = None
-    prompt_file: Annotated[Path | None, Option(help="A file with a prompt on each line.")] = None
+    prompt: Annotated[list[str] | None, "Text to continue; may be given several times."] = None
+    prompt_file: Annotated[Path | None, "A file with a prompt on each line."] = None
     max_new_tokens: Annotated[int, Option(min=1, help="Most new tokens for each prompt.")] = 64
-    seed: Annotated[int, Option(help="Seed of the draws; equal seeds give equal texts.")] = 0
+    seed: Annotated[int, "Seed of the draws; equal seeds give equal texts."] = 0
 
     def texts(self) -> list[str]:
         """All prompts, those of the file last; an empty one begins a document."""
@@ -53,12 +54,12 @@ class PromptOptions:
 class DrawOptions:
     """How a token is chosen."""
 
-    temperature: Annotated[float, Option(help="Logits are divided by this; above 0.")] = 1.0
-    top_k: Annotated[int, Option(help="Draw from this many likeliest tokens; 1 takes the likeliest, 0 is off.")] = 0
-    top_p: Annotated[float, Option(help="Draw from the likeliest tokens that reach this probability; 0 is off.")] = 0.0
+    temperature: Annotated[float, "Logits are divided by this; above 0."] = 1.0
+    top_k: Annotated[int, "Draw from this many likeliest tokens; 1 takes the likeliest, 0 is off."] = 0
+    top_p: Annotated[float, "Draw from the likeliest tokens that reach this probability; 0 is off."] = 0.0
 
 
-@spread
+@expand_options
 def generate(
     checkpoint: CheckpointOptions,
     prompts: PromptOptions,

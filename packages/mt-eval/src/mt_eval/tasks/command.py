@@ -7,14 +7,15 @@ from typing import Annotated
 
 from typer import Option
 
+from mt_core.cli.options import expand_options
 from mt_core.cli.plugin_group import plugin_group
-from mt_eval.options import ModelOptions, TaskOptions, TokenizerOptions, spread
+from mt_eval.options import ModelOptions, TaskOptions, TokenizerOptions
 
 app = plugin_group("eval-task", "Evaluate a checkpoint on a task.")
 """`mt eval`: each task is imported when it is run."""
 
 
-@spread
+@expand_options
 def lambada(
     task: TaskOptions,
     model: ModelOptions,
@@ -45,7 +46,7 @@ def lambada(
     )
 
 
-@spread
+@expand_options
 def wikitext103(
     task: TaskOptions,
     model: ModelOptions,
@@ -71,7 +72,7 @@ def wikitext103(
     run.finish(compute_metrics(loss_sum, tokens, words), counts=counts, settings=settings)
 
 
-@spread
+@expand_options
 def perplexity(
     task: TaskOptions,
     model: ModelOptions,

@@ -36,7 +36,7 @@ class BertConfig(TransformerSection):
     lm_head: bool = True
     """A head that predicts tokens: dense, activation, norm, and the embedding's weight with a bias of its own."""
     head_activation: Literal["gelu", "gelu_tanh", "relu", "squared_relu", "silu"] | None = None
-    """Of the language-model head; unset, that of `mlp`. Megatron has the exact "gelu" there in any case."""
+    """Activation of the language-model head; unset, that of `mlp`. Megatron always has the exact "gelu" there."""
     pooler: bool = True
     """A dense layer and tanh over the first token's features."""
     binary_head: bool = True

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, PositiveFloat, model_validator
 
+from mt_core.planning.layer_costs import LayerCosts, RankShape
 from mt_models.config.mlp import Dense, Gated, MoE
 from mt_models.config.norm import LayerNorm, RMSNorm
 from mt_models.config.position import Learned, NoPosition, Rope
@@ -39,15 +40,6 @@ class GPTConfig(TransformerSection):
             raise ValueError(f"rotary positions need an even attention.head_size, got {self.attention.head_size}")
         return self
 
-    def group_copies(self, tensor: int) -> int:
-        """How many of `tensor` ranks hold the same key/value group."""
-        return self.attention.group_copies(tensor)
-
-    @property
-    def queries_per_group(self) -> int:
-        """Query heads that share one key/value head."""
-        return self.attention.queries_per_group
-
     def build(self, tensor: int = 1) -> "GPT":
         """The module, parameters uninitialised, on the current default device and dtype; whole, for `tensor` ranks."""
         from mt_models.models.gpt import GPT
@@ -75,6 +67,12 @@ class GPTConfig(TransformerSection):
         tensors |= self.attention.tensors("attn", self.hidden_size, self.norm)
         return tensors | self.mlp.tensors("mlp", self.hidden_size)
 
+    def layer_costs(self, shape: RankShape) -> LayerCosts:
+        """What one layer costs a rank in one micro-batch; post-norms are left out."""
+        attention = self.attention.costs(shape, rotary=self.position.kind == "rope")
+        norm, mlp = self.norm.costs(shape, self.hidden_size), self.mlp.costs(shape, self.hidden_size)
+        return norm + attention + norm + mlp
+
     def flops_per_token(self, sequence: int) -> float:
         """Training FLOPs per token: 6 · matrix parameters + 12 · layers · heads · head_size · keys.
 
@@ -84,7 +82,7 @@ class GPTConfig(TransformerSection):
         projections = 6 * matrix_parameters(self.attention.tensors("attn", self.hidden_size, self.norm))
         layer = projections + self.mlp.flops_per_token(self.hidden_size)
         matrices = self.layers * layer + 6 * self.vocab_size * self.hidden_size
-        windows = (self.attention.window_of(n) for n in range(self.layers))
+        windows = (self.attention.get_window(n) for n in range(self.layers))
         keys = sum(_mean_keys(sequence, window) for window in windows)
         return matrices + self.attention.score_flops(keys)
 

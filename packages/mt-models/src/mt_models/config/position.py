@@ -48,7 +48,7 @@ class YaRN(Section):
     beta_slow: PositiveFloat = 1.0
     """Pairs with fewer turns than this are divided by the whole factor."""
     attention_factor: PositiveFloat | None = None
-    """Of queries and keys; unset, 0.1 · ln(factor) + 1."""
+    """Factor of rotated queries and keys; unset, 0.1 · ln(factor) + 1."""
 
     @model_validator(mode="after")
     def _band_is_ordered(self) -> Self:

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, PositiveInt
 
-from mt_models.config.attention import Unwindowed
+from mt_models.config.attention import KV, QKV, Unwindowed
 from mt_models.config.mlp import Dense, Gated
 from mt_models.config.norm import LayerNorm, RMSNorm
 from mt_models.config.position import Learned, Relative
@@ -83,8 +83,9 @@ class T5Config(TransformerSection):
         tensors: Tensors = {}
         for name in self.block_norms(stack):
             tensors |= self.norm.tensors(name, self.hidden_size)
-        for name in ("attn", "cross") if stack == "decoder" else ("attn",):
-            tensors |= self.attention.tensors(name, self.hidden_size, self.norm)
+        tensors |= self.attention.tensors("attn", self.hidden_size, self.norm, QKV)
+        if stack == "decoder":
+            tensors |= self.attention.tensors("cross", self.hidden_size, self.norm, KV)
         return tensors | self.mlp.tensors("mlp", self.hidden_size)
 
     def flops_per_token(self, sequence: int, target: int | None = None) -> float:

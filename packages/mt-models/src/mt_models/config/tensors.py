@@ -7,7 +7,16 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from mt_core.contracts import TensorCut
+from mt_core.parallel.cuts import TensorCut
+
+
+class FusedModule(NamedTuple):
+    """Projections of the same input that are one module in memory. Configurations and layers share these entries."""
+
+    name: str
+    """The module's name in its layer."""
+    parts: tuple[str, ...]
+    """Canonical names of the projections, siblings of the module, in the order in which they are fused."""
 
 
 class CanonicalTensor(NamedTuple):
@@ -16,6 +25,15 @@ class CanonicalTensor(NamedTuple):
     shape: tuple[int, ...]
     cut: TensorCut | None = None
     """How ranks divide it; None if every rank has all of it."""
+    fused: FusedModule | None = None
+    """The module that has it in memory; None for a module of its own name."""
+
+    def get_parameter(self, name: str) -> str:
+        """The name of the parameter that holds canonical tensor `name`."""
+        if self.fused is None:
+            return name
+        *parents, _, leaf = name.split(".")
+        return ".".join((*parents, self.fused.name, leaf))
 
 
 Tensors = dict[str, CanonicalTensor]
@@ -30,6 +48,12 @@ def linear(name: str, out: int, into: int, *, bias: bool, cut: TensorCut | None 
     if bias:
         tensors[f"{name}.bias"] = CanonicalTensor((out,), cut if cut is not None and cut.dim == 0 else None)
     return tensors
+
+
+def mark_fused(tensors: Tensors, layer: str, fused: FusedModule) -> Tensors:
+    """The tensors of a layer, in which those of the module's parts say that it holds them."""
+    parts = tuple(f"{layer}.{part}." for part in fused.parts)
+    return {name: t._replace(fused=fused) if name.startswith(parts) else t for name, t in tensors.items()}
 
 
 def repeat_block(block: Tensors, layers: int, prefix: str = "layers") -> Tensors:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from mt_core.config.sections import Section
-from mt_core.contracts import TensorCut
+from mt_core.parallel.cuts import CutSize, TensorCut
 from mt_models.config.attention import GQA
 from mt_models.config.norm import LayerNorm, RMSNorm
 from mt_models.config.tensors import CanonicalTensor, Tensors, count_parameters
@@ -66,6 +66,10 @@ class TransformerSection(Section):
     def canonical_cuts(self) -> dict[str, TensorCut]:
         """How ranks divide each canonical tensor, of those that they divide."""
         return {name: tensor.cut for name, tensor in self.canonical_tensors().items() if tensor.cut is not None}
+
+    def cut_sizes(self) -> list[CutSize]:
+        """The sizes that ranks divide, of all parts of the model."""
+        return [*self.attention.cut_sizes("model.attention"), *self.mlp.cut_sizes("model.mlp")]
 
     def random_inputs(self, tokens_BT: "Tensor", generator: "Generator") -> "dict[str, Tensor]":
         """A batch around random tokens, for `mt verify`: all the model takes but labels and loss mask."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mt_core.parallel.tensor.plan import Column, Heads, Plan, Row, Rule
 from mt_models.config import GQA, TransformerConfig
+from mt_models.config.attention import KV, QKV
 from mt_models.fusion import Fusion
 from mt_models.layers.attention_cores import Core, ScoreMods
 from mt_models.layers.basic import Linear, make_norm
@@ -35,16 +36,16 @@ class Attention(nn.Module):
         """`tensor` ranks will share it: more than there are groups, and the groups are repeated."""
         super().__init__()
         part, D = config.attention, config.hidden_size
-        copies = part.group_copies(tensor)
-        G, R = part.num_kv_heads * copies, part.queries_per_group // copies
+        replicas = part.count_kv_replicas(tensor)
+        G, R = part.num_kv_heads * replicas, part.queries_per_group // replicas
         self.qkv = Linear(D, (G, R + 2, part.head_size), bias=part.qkv_bias)
         self.out = Linear((part.heads, part.head_size), D, bias=part.out_bias)
         self.q_norm, self.k_norm = (
             make_norm(config.norm, part.head_size) if part.qk_norm else nn.Identity() for _ in "qk"
         )
-        scores = ScoreMods(part.scale, part.softcap, part.window_of(layer), bidirectional=bidirectional, biased=biased)
+        scores = ScoreMods(part.scale, part.softcap, part.get_window(layer), bidirectional=bidirectional, biased=biased)
         self.core: Callable[..., Tensor] = core.with_scores(scores)
-        qkv = Fusion(("q", "k", "v"), split_qkv, lambda parts: fuse_qkv(*parts, head_size=part.head_size))
+        qkv = Fusion(QKV.parts, split_qkv, lambda parts: fuse_qkv(*parts, head_size=part.head_size))
         self.fusions = {"qkv.weight": qkv, "qkv.bias": qkv, "out.weight": _flatten_inputs(part)}
 
     def forward(
@@ -83,13 +84,13 @@ class CrossAttention(nn.Module):
         super().__init__()
         part, D = config.attention, config.hidden_size
         self.q = Linear(D, (part.heads, part.head_size), bias=part.qkv_bias)
-        self.kv = Linear(D, (part.num_kv_heads * part.group_copies(tensor), 2, part.head_size), bias=part.qkv_bias)
+        self.kv = Linear(D, (part.num_kv_heads * part.count_kv_replicas(tensor), 2, part.head_size), bias=part.qkv_bias)
         self.out = Linear((part.heads, part.head_size), D, bias=part.out_bias)
         self.q_norm, self.k_norm = (
             make_norm(config.norm, part.head_size) if part.qk_norm else nn.Identity() for _ in "qk"
         )
         self.core: Callable[..., Tensor] = core.with_scores(ScoreMods(part.scale, part.softcap, bidirectional=True))
-        kv = Fusion(("k", "v"), split_kv, lambda parts: fuse_kv(*parts, head_size=part.head_size))
+        kv = Fusion(KV.parts, split_kv, lambda parts: fuse_kv(*parts, head_size=part.head_size))
         q = Fusion(None, lambda q: (q.flatten(0, 1),), lambda parts: parts[0].unflatten(0, (-1, part.head_size)))
         self.fusions = {"q.weight": q, "q.bias": q, "kv.weight": kv, "kv.bias": kv, "out.weight": _flatten_inputs(part)}
 
@@ -105,14 +106,14 @@ def _flatten_inputs(part: GQA) -> Fusion:
     return Fusion(None, lambda out: (out.flatten(1),), lambda parts: parts[0].unflatten(1, (-1, part.head_size)))
 
 
-def plan(part: GQA, copies: int = 1) -> Plan:
-    """Cut by group, and the output projection by head; of repeated groups the key and the value are copies."""
-    return {"qkv": Column(dim=0, copies=copies, copied=2), "out": Row(dim=1), **_head_norms(part)}
+def plan(part: GQA, kv_replicas: int = 1) -> Plan:
+    """Cut by group, and the output projection by head; keys and values of repeated groups are replicas."""
+    return {"qkv": Column(dim=0, replicas=kv_replicas, num_replicated=2), "out": Row(dim=1), **_head_norms(part)}
 
 
-def cross_plan(part: GQA, copies: int = 1) -> Plan:
-    """The same for queries apart from keys and values."""
-    kv = Column(dim=0, copies=copies, copied=2)
+def cross_plan(part: GQA, kv_replicas: int = 1) -> Plan:
+    """The rules of `plan` for a layer whose queries are projected apart from its keys and values."""
+    kv = Column(dim=0, replicas=kv_replicas, num_replicated=2)
     return {"q": Column(dim=0), "kv": kv, "out": Row(dim=1), **_head_norms(part)}
 
 

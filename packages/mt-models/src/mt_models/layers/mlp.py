@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mt_core.parallel.tensor.plan import Column, Expert, Plan, Row, Sequence
 from mt_models import config
+from mt_models.config.mlp import GATE_UP
 from mt_models.fusion import stack_parts
 from mt_models.layers.basic import Linear
 from mt_models.layers.moe import AuxLosses, MoE
@@ -47,7 +48,7 @@ class Dense(nn.Module):
 class Gated(nn.Module):
     """down(activation(gate(x)) · up(x)) (arXiv:2002.05202); gate and up are one weight [2, F, D]."""
 
-    fusions = MappingProxyType({f"gate_up.{leaf}": stack_parts("gate", "up") for leaf in ("weight", "bias")})
+    fusions = MappingProxyType({f"gate_up.{leaf}": stack_parts(GATE_UP) for leaf in ("weight", "bias")})
 
     def __init__(self, part: config.Gated, size: int) -> None:
         super().__init__()

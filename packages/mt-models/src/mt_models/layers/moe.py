@@ -16,9 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mt_core.parallel.expert.dispatcher import Dispatch, dispatch
-from mt_core.parallel.expert.permutation import inverse, reorder
+from mt_core.parallel.expert.permutation import invert_permutation, permute
 from mt_core.parallel.tensor.plan import used_elsewhere
 from mt_models import config
+from mt_models.config.mlp import GATE_UP
 from mt_models.fusion import stack_parts
 from mt_models.layers.basic import Linear
 
@@ -45,7 +46,7 @@ class ExpertWeights(nn.Module):
 class Experts(nn.Module):
     """Gated feed-forward layers; gate and up are one weight [E, 2, F, D]."""
 
-    fusions = MappingProxyType({"gate_up.weight": stack_parts("gate", "up", dim=1)})
+    fusions = MappingProxyType({"gate_up.weight": stack_parts(GATE_UP, dim=1)})
 
     def __init__(self, part: config.MoE, size: int, activation: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -59,8 +60,8 @@ class Experts(nn.Module):
         return self.op(x_MD, counts_E, self.feed)
 
     def feed(self, x_MD: Tensor, counts_E: Tensor) -> Tensor:
-        """The same for rows whose experts are all here."""
-        multiply = grouped if runs_grouped(x_MD, self.gate_up.weight, self.down.weight) else looped
+        """[M, D] to the same shape, for rows whose experts are all on this rank."""
+        multiply = multiply_grouped if runs_grouped(x_MD, self.gate_up.weight, self.down.weight) else multiply_looped
         gate_MF, up_MF = multiply(x_MD, self.gate_up.weight.flatten(1, 2), counts_E).chunk(2, -1)
         return multiply(self.activation(gate_MF) * up_MF, self.down.weight, counts_E)
 
@@ -84,9 +85,9 @@ class MoE(nn.Module):
             aux_losses.losses.append(self.part.aux_loss_coeff * load_balancing_loss(logits_BTE, chosen_BTC))
         chosen_M = chosen_BTC.flatten()
         order_M = chosen_M.argsort(stable=True)
-        back_M = inverse(order_M)
+        back_M = invert_permutation(order_M)
         x_MD = permute_tokens(x_BTD.flatten(0, 1), order_M, back_M)
-        y_MD = reorder(self.experts(x_MD, one_hot(chosen_M, self.part.experts).sum(0)), back_M, order_M)
+        y_MD = permute(self.experts(x_MD, one_hot(chosen_M, self.part.experts).sum(0)), back_M, order_M)
         y_BTCD = y_MD.view(*chosen_BTC.shape, -1)
         return (y_BTCD * weights_BTC[..., None].to(y_BTCD.dtype)).sum(2)
 
@@ -135,14 +136,14 @@ def one_hot(chosen: Tensor, experts: int) -> Tensor:
     return chosen[..., None] == torch.arange(experts, device=chosen.device)
 
 
-def looped(x_MI: Tensor, weight_EOI: Tensor, counts_E: Tensor) -> Tensor:
+def multiply_looped(x_MI: Tensor, weight_EOI: Tensor, counts_E: Tensor) -> Tensor:
     """Each expert's rows times its weight, one expert after the other."""
     parts = x_MI.split(counts_E.tolist())
     return torch.cat([F.linear(part, weight) for part, weight in zip(parts, weight_EOI, strict=True)])
 
 
-def grouped(x_MI: Tensor, weight_EOI: Tensor, counts_E: Tensor) -> Tensor:
-    """The same as one kernel, which needs no count on the host."""
+def multiply_grouped(x_MI: Tensor, weight_EOI: Tensor, counts_E: Tensor) -> Tensor:
+    """Each expert's rows times its weight, in one kernel, which needs no counts on the host."""
     return F.grouped_mm(x_MI, weight_EOI.transpose(1, 2), offs=counts_E.cumsum(0).to(torch.int32))
 
 

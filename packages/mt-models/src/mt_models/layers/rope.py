@@ -27,13 +27,13 @@ def make_rotation(
 ) -> Rotation:
     """Angles position · frequency of every pair, of positions [T] or [B, T]; `dtype` is at least fp32."""
     pairs_L = torch.arange(0, head_size, 2, device=positions_T.device).to(dtype)
-    frequencies_L = scaled(1.0 / theta ** (pairs_L / head_size), scaling, theta)
+    frequencies_L = scale_frequencies(1.0 / theta ** (pairs_L / head_size), scaling, theta)
     angles_T1L = (positions_T.to(dtype)[..., None] * frequencies_L)[..., None, :]
-    length = length_factor(scaling)
-    return Rotation(angles_T1L.cos() * length, angles_T1L.sin() * length)
+    factor = get_attention_factor(scaling)
+    return Rotation(angles_T1L.cos() * factor, angles_T1L.sin() * factor)
 
 
-def scaled(plain_L: Tensor, scaling: Scaling | None, theta: float) -> Tensor:
+def scale_frequencies(plain_L: Tensor, scaling: Scaling | None, theta: float) -> Tensor:
     """The frequencies theta^(−2i/K), changed for longer sequences."""
     match scaling:
         case None:
@@ -43,41 +43,42 @@ def scaled(plain_L: Tensor, scaling: Scaling | None, theta: float) -> Tensor:
         case config.Llama3():
             kept_L = _kept_by_turns(scaling, plain_L)
         case config.YaRN():
-            kept_L = _kept_by_place(scaling, plain_L, theta)
+            kept_L = _kept_by_index(scaling, plain_L, theta)
     return kept_L * plain_L + (1 - kept_L) * plain_L / scaling.factor
 
 
-def length_factor(scaling: Scaling | None) -> float:
-    """By what rotated heads grow: with YaRN, which so sharpens attention, more than one (arXiv:2309.00071, §3.4)."""
+def get_attention_factor(scaling: Scaling | None) -> float:
+    """Factor of cos and sin, which sharpens attention: above 1 with YaRN, else 1 (arXiv:2309.00071, §3.4)."""
     if not isinstance(scaling, config.YaRN):
         return 1.0
     return scaling.attention_factor or 0.1 * math.log(scaling.factor) + 1
 
 
 def _kept_by_turns(scaling: config.Llama3, plain_L: Tensor) -> Tensor:
-    """How much of each frequency is kept, from 0 to 1, by its turns within the original positions."""
+    """Share of each frequency that is kept, from 0 to 1, by its turns within the original positions."""
     turns_L = scaling.original_positions * plain_L / (2 * math.pi)
     low, high = scaling.low_frequency, scaling.high_frequency
     return ((turns_L - low) / (high - low)).clamp(0, 1)
 
 
-def _kept_by_place(scaling: config.YaRN, plain_L: Tensor, theta: float) -> Tensor:
-    """The same by the pair's index: a ramp from `beta_fast` to `beta_slow` turns, its ends rounded outwards."""
+def _kept_by_index(scaling: config.YaRN, plain_L: Tensor, theta: float) -> Tensor:
+    """Share of each frequency that is kept, by the pair's index: a ramp from `beta_fast` to `beta_slow` turns, its ends
+    rounded outwards."""
     pairs = len(plain_L)
 
-    def pair_of(turns: float) -> float:
+    def find_pair(turns: float) -> float:
         return pairs * math.log(scaling.original_positions / (turns * 2 * math.pi)) / math.log(theta)
 
-    first = max(math.floor(pair_of(scaling.beta_fast)), 0)
-    last = min(math.ceil(pair_of(scaling.beta_slow)), 2 * pairs - 1)
+    first = max(math.floor(find_pair(scaling.beta_fast)), 0)
+    last = min(math.ceil(find_pair(scaling.beta_slow)), 2 * pairs - 1)
     width = max(last - first, 0.001)  # no step: pairs before `first` are kept, those after it are not
-    place_L = torch.arange(pairs, device=plain_L.device).to(plain_L.dtype)
-    return 1 - ((place_L - first) / width).clamp(0, 1)
+    index_L = torch.arange(pairs, device=plain_L.device).to(plain_L.dtype)
+    return 1 - ((index_L - first) / width).clamp(0, 1)
 
 
 def rotate(x_BTHK: Tensor, rotation: Rotation) -> Tensor:
     """Turn every pair of every head by its position's angle; the products are formed in the table's dtype."""
     cos_T1L, sin_T1L = rotation
     a_BTHL, b_BTHL = x_BTHK.chunk(2, dim=-1)
-    turned_BTHK = torch.cat((a_BTHL * cos_T1L - b_BTHL * sin_T1L, b_BTHL * cos_T1L + a_BTHL * sin_T1L), dim=-1)
-    return turned_BTHK.to(x_BTHK.dtype)
+    rotated_BTHK = torch.cat((a_BTHL * cos_T1L - b_BTHL * sin_T1L, b_BTHL * cos_T1L + a_BTHL * sin_T1L), dim=-1)
+    return rotated_BTHK.to(x_BTHK.dtype)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from mt_core.contracts import BatchKey
 from mt_core.errors import MtError
-from mt_core.parallel.recompute import Layer, in_order
+from mt_core.parallel.recompute import Layer, run_sequentially
 from mt_core.parallel.tensor.plan import Plan
 from mt_models import canonical
 from mt_models.config import TransformerConfig
@@ -34,7 +34,7 @@ class Transformer(nn.Module, Generic[Config]):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
-        self.run: Run = in_order
+        self.run: Run = run_sequentially
 
     def initialize(self, seed: int) -> None:
         """Fill every parameter; values depend on the seed and the parameter's canonical names only."""

@@ -105,8 +105,8 @@ class T5(Transformer[T5Config]):
         core = self.choose_core(self.embed.weight.device, "bidirectional", *biased)
         self.encoder = TransformerStack(config, core, tensor, encoder=True)
         self.decoder = TransformerStack(config, core, tensor, encoder=False)
-        own = config.head_bias or not config.tied
-        self.head = Head(rows, D, weight=not config.tied, bias=config.head_bias) if own else None
+        has_head = config.head_bias or not config.tied
+        self.head = Head(rows, D, weight=not config.tied, bias=config.head_bias) if has_head else None
         self.loss = CrossEntropy(config.vocab_size)
 
     @property

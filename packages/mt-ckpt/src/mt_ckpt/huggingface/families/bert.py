@@ -1,6 +1,6 @@
 """BERT, whose norms come after each sum, and Megatron-BERT, whose norms come before.
 
-A file's tensors tell which heads it has.
+Which heads a file has is known from its tensors.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -81,7 +81,7 @@ ALWAYS: dict[str, Any] = {
     "mlp.bias": True,
     "norm.kind": "layer",
 }
-TOLD = {
+HEAD_TENSORS = {
     "lm_head": "cls.predictions.transform.dense.weight",
     "pooler": "bert.pooler.dense.weight",
     "binary_head": "cls.seq_relationship.weight",
@@ -99,17 +99,17 @@ def _heads(config: BertConfig) -> tuple[bool, bool, bool]:
     return config.lm_head, config.pooler, config.binary_head
 
 
-def _told(path: str) -> Callable[[Mapping[str, Any], frozenset[str]], bool]:
+def _has_head(path: str) -> Callable[[Mapping[str, Any], frozenset[str]], bool]:
     """A head is there if its tensor is, or if the class that wrote the file has it."""
-    place = list(TOLD).index(path)
+    position = list(HEAD_TENSORS).index(path)
 
-    def told(raw: Mapping[str, Any], names: frozenset[str]) -> bool:
-        suffixes = [suffix for heads, suffix in CLASSES.items() if heads[place] and suffix != "Model"]
+    def has_head(raw: Mapping[str, Any], names: frozenset[str]) -> bool:
+        suffixes = [suffix for heads, suffix in CLASSES.items() if heads[position] and suffix != "Model"]
         classes = raw.get("architectures")
         written_by = str(classes[0]) if isinstance(classes, list) and classes else ""
-        return TOLD[path] in names or (path != "pooler" and written_by.endswith(tuple(suffixes)))
+        return HEAD_TENSORS[path] in names or (path != "pooler" and written_by.endswith(tuple(suffixes)))
 
-    return told
+    return has_head
 
 
 def _limits(config: BertConfig) -> Iterator[str]:
@@ -131,7 +131,7 @@ def _family(model_type: str, stem: str, place: str, names: Names) -> Family:
         names=names,
         keys=KEYS,
         always=ALWAYS | {"norm_place": place},
-        told={path: _told(path) for path in TOLD},
+        from_tensor_names={path: _has_head(path) for path in HEAD_TENSORS},
         also_written=lambda config: [("architectures", [stem + CLASSES.get(_heads(config), "ForPreTraining")])],
         required={
             "position_embedding_type": "absolute",

@@ -44,10 +44,10 @@ class Key:
         """Their value for ours."""
         return self.spelling.get(str(ours), ours)
 
-    def _ours(self, found: Any) -> Any:
-        if not isinstance(found, str):
-            return found
-        return {**self.aliases, **{theirs: ours for ours, theirs in self.spelling.items()}}.get(found, found)
+    def _ours(self, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        return {**self.aliases, **{theirs: ours for ours, theirs in self.spelling.items()}}.get(value, value)
 
 
 def _nothing(_: Any) -> Any:
@@ -63,16 +63,16 @@ class Family:
     prefix: str
     """What the names of the base model start with; files saved from the base model alone lack it."""
     names: Names
-    """Of tensors as `fused.unpack` leaves them: split, each [out, in], and one for each expert."""
+    """Names of tensors as `fused.unpack` leaves them: split, each [out, in], and one for each expert."""
     keys: Mapping[str, Key]
     """Our configuration path to their key."""
     always: Mapping[str, Any]
     """Our configuration path to the value that every model of the family has; a function gets config.json."""
     config: type[Config] = GPTConfig
-    """What our models of the family are."""
+    """Class of our configuration for the family."""
     base: str = ""
     """The class without heads, if there is a model of ours that it is; its files leave out the prefix."""
-    told: Mapping[str, Callable[[Mapping[str, Any], frozenset[str]], Any]] = field(default_factory=dict)
+    from_tensor_names: Mapping[str, Callable[[Mapping[str, Any], frozenset[str]], Any]] = field(default_factory=dict)
     """Our configuration path to what config.json and the names of all tensors say together."""
     also_written: Callable[[Any], Iterable[tuple[str, Any]]] = _nothing
     """Keys of config.json that functions in `always` read, or that older releases need."""

@@ -33,7 +33,10 @@ def unpack(
 
 
 def pack(family: Family, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-    """The reverse; experts stay apart, which every release of transformers reads."""
+    """Single projections fused and transposed as the family stores them.
+
+    Experts stay apart, which every release of transformers reads.
+    """
     waiting: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors:
         module, _, leaf = name.rpartition(".")

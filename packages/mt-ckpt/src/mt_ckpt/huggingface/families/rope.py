@@ -52,7 +52,7 @@ def complaints(raw: Mapping[str, Any]) -> Iterator[Complaint]:
     """What is asked for and not implemented, or not understood."""
     values = {place: raw[place] for place in PLACES if raw.get(place)}
     for place, value in values.items():
-        yield from _of_place(place, value, raw)
+        yield from _place_complaints(place, value, raw)
     kinds = {_kind(value) for value in values.values() if isinstance(value, Mapping)}
     if len(kinds) > 1:
         yield f"rope_scaling and rope_parameters disagree: {', '.join(sorted(kinds))}", "give one of them"
@@ -60,7 +60,7 @@ def complaints(raw: Mapping[str, Any]) -> Iterator[Complaint]:
         yield f"partial_rotary_factor is {raw['partial_rotary_factor']!r}", "only 1 is implemented"
 
 
-def _of_place(place: str, value: Any, raw: Mapping[str, Any]) -> Iterator[Complaint]:
+def _place_complaints(place: str, value: Any, raw: Mapping[str, Any]) -> Iterator[Complaint]:
     if not isinstance(value, Mapping):
         yield f"{place} is {value!r}", "it must be an object"
     elif any(isinstance(part, Mapping) for part in value.values()):
@@ -68,20 +68,20 @@ def _of_place(place: str, value: Any, raw: Mapping[str, Any]) -> Iterator[Compla
     elif value.get("partial_rotary_factor", 1.0) != 1.0:
         yield f"{place} rotates a part of each head", "only a partial_rotary_factor of 1 is implemented"
     elif _kind(value) in SCALINGS:
-        yield from _of_scaling(place, value, raw)
+        yield from _scaling_complaints(place, value, raw)
     elif _kind(value) != "default":
         yield f"{place} asks for rope_type {_kind(value)!r}", f"allowed: default, {', '.join(SCALINGS)}"
 
 
-def _of_scaling(place: str, value: Mapping[str, Any], raw: Mapping[str, Any]) -> Iterator[Complaint]:
+def _scaling_complaints(place: str, value: Mapping[str, Any], raw: Mapping[str, Any]) -> Iterator[Complaint]:
     keys = SCALINGS[_kind(value)]
     known = KNOWN | {key.name for key in keys.values()}
     for name in sorted(value.keys() - known):
         if value[name] is not None and HARMLESS.get(name) != value[name]:
             allowed = f"of {_kind(value)}, {', '.join(sorted(known))} are implemented"
             yield f"{place} has {name} {value[name]!r}", allowed
-    for ours, found in (scaling({**raw, **dict.fromkeys(PLACES), place: value}) or {}).items():
-        if found is REQUIRED:
+    for ours, value_read in (scaling({**raw, **dict.fromkeys(PLACES), place: value}) or {}).items():
+        if value_read is REQUIRED:
             yield f"{place} has no {keys[ours].name}", f"{_kind(value)} needs it"
 
 

@@ -115,7 +115,7 @@ T5 = Family(
         "position.kind": "relative",
         "scaled_head": _scaled,
     },
-    told={"tied": _tied},
+    from_tensor_names={"tied": _tied},
     also_written=_written,
     required={"is_encoder_decoder": True},
     complaints=_odd_activations,

@@ -32,7 +32,7 @@ class Window:
 
     def write(self, config: GPTConfig) -> Iterator[tuple[str, Any]]:
         """Keys of config.json and their values, for old and new releases."""
-        flags = flags_of(config)
+        flags = get_window_flags(config)
         idle = config.max_seq_len if self.always_written else None
         yield "sliding_window", config.attention.window or idle
         if self.switched:
@@ -68,9 +68,9 @@ class Window:
         return [self.slides(layer, raw) for layer in range(raw["num_hidden_layers"])]
 
 
-def flags_of(config: GPTConfig) -> list[bool]:
+def get_window_flags(config: GPTConfig) -> list[bool]:
     """Which layers have a window."""
-    return [config.attention.window_of(layer) is not None for layer in range(config.layers)]
+    return [config.attention.get_window(layer) is not None for layer in range(config.layers)]
 
 
 def pattern(flags: Sequence[bool]) -> tuple[bool, ...] | None:

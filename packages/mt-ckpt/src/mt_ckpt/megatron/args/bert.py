@@ -18,8 +18,8 @@ HEADS = ("gelu",)
 def bert_from_args(config: GPTConfig, args: Any, shapes: Mapping[str, Shape], *, core: bool) -> dict[str, Any]:
     """What BERT has besides the GPT of its args; `shapes` are of its tensors, under Core's names."""
     types = shapes.get(TYPES, (0,))[0]
-    told = getattr(args, "bert_binary_head", None)
-    binary = types > 0 if told is None else bool(told)
+    declared = getattr(args, "bert_binary_head", None)
+    binary = types > 0 if declared is None else bool(declared)
     head = "gelu_tanh" if not core and getattr(args, "openai_gelu", False) else "gelu"
     head = None if head == config.mlp.activation else head
     return {"token_types": types, "head_activation": head, "pooler": binary, "binary_head": binary}
@@ -46,9 +46,9 @@ def bert_errors(config: BertConfig, where: str, heads: tuple[str, ...] = HEADS) 
             yield Problem(where, f"cannot carry {name} = {getattr(config, name)!r}", f"Megatron's has {value!r}")
     if head not in heads or head not in ("gelu", ours):
         known = " or ".join(repr(known) for known in heads if known in ("gelu", ours))
-        found = f"cannot carry head_activation = {head!r}, with {ours!r} in blocks"
-        yield Problem(where, found, f"Megatron's is {known}")
+        problem = f"cannot carry head_activation = {head!r}, with {ours!r} in blocks"
+        yield Problem(where, problem, f"Megatron's is {known}")
     biased = config.attention.qkv_bias and config.attention.out_bias and config.mlp.bias
     if ours == "gelu_tanh" and head == "gelu" and not biased:
-        found = "cannot carry mlp.activation = 'gelu_tanh' without biases"
-        yield Problem(where, found, "Megatron fuses this GELU with a bias")
+        problem = "cannot carry mlp.activation = 'gelu_tanh' without biases"
+        yield Problem(where, problem, "Megatron fuses this GELU with a bias")

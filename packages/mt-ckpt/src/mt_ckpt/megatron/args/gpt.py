@@ -71,7 +71,7 @@ def write_args(config: GPTConfig, layout: Layout, *, dtype: Any, form: str) -> N
 
 
 def _scaling(config: GPTConfig) -> dict[str, Any]:
-    """Of rotary positions; Megatron fixes all of Llama 3's but the factor."""
+    """Arguments of scaled rotary positions; Megatron fixes all of Llama 3's settings but the factor."""
     scaling = config.position.scaling if config.position.kind == "rope" else None
     llama3, linear = (scaling if scaling and scaling.kind == kind else None for kind in ("llama3", "linear"))
     exact = llama3 is not None and llama3.model_dump(exclude={"factor"}) == LLAMA3
@@ -84,7 +84,7 @@ def _scaling(config: GPTConfig) -> dict[str, Any]:
 
 def _window(config: GPTConfig) -> dict[str, Any]:
     part = config.attention
-    layers = [int(part.window_of(n) is not None) for n in range(config.layers)]
+    layers = [int(part.get_window(n) is not None) for n in range(config.layers)]
     return {
         "window_size": (part.window - 1, 0) if part.window else None,
         "window_attn_skip_freq": layers if part.window_layers else None,

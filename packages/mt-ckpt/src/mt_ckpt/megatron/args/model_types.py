@@ -22,10 +22,10 @@ SHARED = tuple(name for name in TransformerSection.model_fields if name != "kind
 
 def detect_model_type(names: Mapping[str, Any]) -> str:
     """The kind of model that has tensors of such names, which are Core's."""
-    found = {name.partition(".layers.")[0] for name in names}
-    if "encoder" not in found:
+    modules = {name.partition(".layers.")[0] for name in names}
+    if "encoder" not in modules:
         return "bert" if PREDICTS in names else "gpt"
-    return "t5" if "decoder" in found else "bert"
+    return "t5" if "decoder" in modules else "bert"
 
 
 def read_model(
@@ -38,13 +38,13 @@ def read_model(
     kind = detect_model_type(shapes)
     if kind == "gpt":
         return read_args(args, where, true_vocab_size)
-    found = read_args(encoder_args(args) if kind == "t5" else args, where, true_vocab_size)
-    raise_if(_not_implemented(found, args, kind, where))
-    shared = found.model_dump(include={*SHARED})
+    gpt = read_args(encoder_args(args) if kind == "t5" else args, where, true_vocab_size)
+    raise_if(_not_implemented(gpt, args, kind, where))
+    shared = gpt.model_dump(include={*SHARED})
     try:
         if kind == "bert":
-            return BertConfig.model_validate(shared | bert_from_args(found, args, shapes, core=core))
-        return T5Config.model_validate(shared | t5_from_args(found, args, shapes))
+            return BertConfig.model_validate(shared | bert_from_args(gpt, args, shapes, core=core))
+        return T5Config.model_validate(shared | t5_from_args(gpt, args, shapes))
     except ValidationError as err:
         problems = (Problem(where, f"args: {e['msg']}", "the checkpoint cannot be read") for e in err.errors())
         raise MtError.from_problems(problems) from None
@@ -52,10 +52,10 @@ def read_model(
 
 def _not_implemented(config: GPTConfig, args: Any, kind: str, where: str) -> Iterator[Problem]:
     """What GPT may have and other kinds may not."""
-    told = getattr(args, "position_embedding_type", None) or "learned_absolute"
+    declared = getattr(args, "position_embedding_type", None) or "learned_absolute"
     positions = ("learned_absolute", "relative") if kind == "t5" else ("learned_absolute",)
-    if told not in positions:
-        yield Problem(where, f"args.position_embedding_type is {told!r}", f"of {kind}: {', '.join(positions)}")
+    if declared not in positions:
+        yield Problem(where, f"args.position_embedding_type is {declared!r}", f"of {kind}: {', '.join(positions)}")
     if kind == "bert" and not config.tied:
         yield Problem(where, "args.untie_embeddings_and_output_weights is True", "of bert: False")
     if config.mlp.kind == "moe":

@@ -13,7 +13,7 @@ Get = Callable[[str], Any]
 LLAMA3 = {"kind": "llama3", "original_positions": 8192, "low_frequency": 1.0, "high_frequency": 4.0}
 """What --use-rope-scaling means, besides its factor."""
 FACTOR = 8.0
-"""Of --use-rope-scaling, where args have no rope_scaling_factor."""
+"""Factor of --use-rope-scaling for args without a rope_scaling_factor."""
 
 
 def read_args(args: Any, where: str, true_vocab_size: int | None = None) -> GPTConfig:
@@ -50,8 +50,8 @@ def read_args(args: Any, where: str, true_vocab_size: int | None = None) -> GPTC
 
 def biased(get: Get) -> bool:
     """Whether every linear layer has a bias."""
-    told = get("add_bias_linear")
-    return not get("disable_bias_linear") if told is None else bool(told)
+    declared = get("add_bias_linear")
+    return not get("disable_bias_linear") if declared is None else bool(declared)
 
 
 def _attention(get: Get) -> dict[str, Any]:

@@ -27,20 +27,20 @@ NORM_NOTES = {
 
 def encoder_args(args: Any) -> Namespace:
     """The args of a GPT that is like the encoder."""
-    told = vars(args)
-    relative = told.get("position_embedding_type") == RELATIVE
-    layers = told.get("encoder_num_layers") or told.get("num_layers")
-    return Namespace(**told | {"num_layers": layers} | ({"position_embedding_type": "none"} if relative else {}))
+    values = vars(args)
+    relative = values.get("position_embedding_type") == RELATIVE
+    layers = values.get("encoder_num_layers") or values.get("num_layers")
+    return Namespace(**values | {"num_layers": layers} | ({"position_embedding_type": "none"} if relative else {}))
 
 
 def t5_from_args(config: GPTConfig, args: Any, names: Container[str]) -> dict[str, Any]:
     """What T5, which has tensors of these names, has besides the GPT of its encoder's args."""
-    told = vars(args)
+    values = vars(args)
     position: dict[str, Any] = {"kind": "learned"}
-    if told.get("position_embedding_type") == RELATIVE:
-        buckets, distance = (told.get(f"relative_attention_{name}") for name in ("num_buckets", "max_distance"))
+    if values.get("position_embedding_type") == RELATIVE:
+        buckets, distance = (values.get(f"relative_attention_{name}") for name in ("num_buckets", "max_distance"))
         position = {"kind": RELATIVE, "buckets": buckets or 32, "max_distance": distance or 128}
-    layers = told.get("decoder_num_layers") or config.layers
+    layers = values.get("decoder_num_layers") or config.layers
     head = {"tied": config.tied, "head_bias": config.tied}
     return {"decoder_layers": layers, "position": position, "final_norm": NORM in names, **head}
 
@@ -62,11 +62,11 @@ def t5_to_args(args: Namespace, config: T5Config, layout: Layout) -> None:
 def t5_errors(config: T5Config, where: str) -> Iterator[Problem]:
     """Settings that Megatron's T5 cannot have."""
     if config.attention.scale is not None:
-        found = f"cannot carry attention.scale = {config.attention.scale!r}, as T5 of Hugging Face has it"
-        yield Problem(where, found, "Megatron divides scores by the square root of head_size")
+        problem = f"cannot carry attention.scale = {config.attention.scale!r}, as T5 of Hugging Face has it"
+        yield Problem(where, problem, "Megatron divides scores by the square root of head_size")
     if config.attention.num_kv_heads != config.attention.heads:
-        found = f"cannot carry attention.num_kv_heads = {config.attention.num_kv_heads}"
-        yield Problem(where, found, "Megatron's cross attention has as many as heads")
+        problem = f"cannot carry attention.num_kv_heads = {config.attention.num_kv_heads}"
+        yield Problem(where, problem, "Megatron's cross attention has as many as heads")
     wanted = {"scaled_head": False, "head_bias": config.tied}
     for name, value in wanted.items():
         if getattr(config, name) != value:

@@ -41,7 +41,7 @@ EXPERTS: Mapping[str, Any] = {
     "moe_apply_probs_on_input": False,
     "moe_latent_size": None,
 }
-"""The same, of a model with experts."""
+"""Arguments of a model with experts that change what is computed, and the only value that we implement."""
 BALANCING = ("aux_loss", "seq_aux_loss", "none")
 POSITIONS = {"rope": "rope", "learned_absolute": "learned", "none": "none"}
 NORMS = {"RMSNorm": "rms", "LayerNorm": "layer"}

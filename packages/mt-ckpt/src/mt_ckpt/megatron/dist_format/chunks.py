@@ -58,12 +58,12 @@ class ChunkReader:
             if self.last[0] != chunk:
                 self.last = None, torch.empty(0)  # before the next is read
                 self.last = chunk, chunk.read()
-            found = self.last[1][tuple(n - start for n, start in zip(place.at, chunk.offsets, strict=False))]
-            if found.shape == size:
-                return found
+            part = self.last[1][tuple(n - start for n, start in zip(place.at, chunk.offsets, strict=False))]
+            if part.shape == size:
+                return part
             if whole is None:
-                whole = torch.empty(size, dtype=found.dtype)
-            whole[tuple(map(_slice, chunk.offsets[depth:], found.shape))] = found
+                whole = torch.empty(size, dtype=part.dtype)
+            whole[tuple(map(_slice, chunk.offsets[depth:], part.shape))] = part
         assert whole is not None, place
         return whole
 

@@ -59,18 +59,18 @@ def read_metadata(directory: Path) -> dict[str, Stored]:
     path = directory / ".metadata"
     try:
         with path.open("rb") as file:
-            found = _Unpickler(file, str(path)).load()
-        flat = getattr(found, "mcore_data", None) or {}
+            metadata = _Unpickler(file, str(path)).load()
+        flat = getattr(metadata, "mcore_data", None) or {}
         stored = {
             key: Stored(_size(value), original=flat.get(key, {}).get(ORIGINAL))
-            for key, value in found.state_dict_metadata.items()
+            for key, value in metadata.state_dict_metadata.items()
         }
         sizes = {
             (key, tuple(chunk.offsets)): tuple(chunk.sizes)
-            for key, value in found.state_dict_metadata.items()
+            for key, value in metadata.state_dict_metadata.items()
             for chunk in getattr(value, "chunks", ())
         }
-        for index, info in found.storage_data.items():
+        for index, info in metadata.storage_data.items():
             offsets = tuple(getattr(index, "offset", None) or ())  # absent if None
             file = directory / PurePosixPath(info.relative_path).name
             box = sizes.get((index.fqn, offsets), ())

@@ -50,21 +50,21 @@ class DistFiles:
         self.args: Any = Namespace(**{**vars(args or Namespace()), **given})
 
     def holding(self, stored: Mapping[str, Stored]) -> Self:
-        """The same checkpoint with other tensors under the model's keys, such as an optimizer's moments."""
+        """A copy of the checkpoint with other tensors under the model's keys, such as an optimizer's moments."""
         other = copy(self)
         other.stored = dict(stored)
         return other
 
     def shapes(self) -> dict[str, Shape]:
-        """Of the tensors, by key."""
+        """Shapes of the tensors, by key."""
         return {key: one.size for key, one in self.stored.items() if one.size is not None}
 
     def tensors(self, config: TransformerConfig) -> Iterator[tuple[str, Tensor]]:
         """Canonical tensors; `MtError` lists all that is wrong with keys and shapes before the first is read."""
         names = parameters(config)
-        found = {name: next(iter(known), None) for name, known in self._known(config, names).items()}
-        raise_if(self._problems(config, names, found))
-        right = {name: place for name, place in found.items() if place}
+        locations = {name: next(iter(known), None) for name, known in self._known(config, names).items()}
+        raise_if(self._problems(config, names, locations))
+        right = {name: place for name, place in locations.items() if place}
         ordered = sorted(names, key=lambda name: right[name].key)  # so that a chunk of many layers is read once
         boxes = ChunkReader(self.stored)
         for second, name in self._copies(config, names).items():
@@ -85,15 +85,15 @@ class DistFiles:
         }
 
     def _problems(
-        self, config: TransformerConfig, names: Mapping[str, Parameter], found: Mapping[str, ChunkLocation | None]
+        self, config: TransformerConfig, names: Mapping[str, Parameter], locations: Mapping[str, ChunkLocation | None]
     ) -> Iterator[Problem]:
-        told: set[str] = set()
-        for name, place in found.items():
+        expected: set[str] = set()
+        for name, place in locations.items():
             key = place.key if place else candidate_locations(config, name)[0].key
             where, one = f"{self.path}: {key}", self.stored.get(key)
-            if key in told:
+            if key in expected:
                 continue
-            told.add(key)
+            expected.add(key)
             if place is None or one is None or one.size is None:
                 yield Problem(where, "tensor is missing", f"the model that args describe has {name}")
                 continue
@@ -103,7 +103,7 @@ class DistFiles:
                 yield Problem(where, f"has shape {one.size}", f"args ask for {right}")
             if sum(math.prod(chunk.sizes) for chunk in one.chunks) != math.prod(one.size):
                 yield Problem(where, "its chunks do not make up the whole tensor", "use another iteration")
-        told.update(self._copies(config, names))
-        for key in sorted(self.stored.keys() - told):
+        expected.update(self._copies(config, names))
+        for key in sorted(self.stored.keys() - expected):
             if self.stored[key].size is not None and not key.startswith(NOT_MODEL):
                 yield Problem(f"{self.path}: {key}", "unexpected tensor", "the model that args describe has none such")

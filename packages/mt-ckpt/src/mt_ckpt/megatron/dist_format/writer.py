@@ -67,8 +67,8 @@ def chunk_location(config: TransformerConfig, name: str, *, engine: bool) -> Chu
 
 def extra_states(config: TransformerConfig, *, engine: bool) -> Iterator[str]:
     """Keys of modules' extra states, of which there is one for each layer and expert."""
-    held = [te_name(name, experts=config.mlp.kind == "moe") for name in parameters(config)]
-    names = of_modules(held, Layout(1, 1, 1, engine=engine))
+    te_names = [te_name(name, experts=config.mlp.kind == "moe") for name in parameters(config)]
+    names = of_modules(te_names, Layout(1, 1, 1, engine=engine))
     heads = () if config.kind == "gpt" else (HEAD_STATE, *second_names(config, HEAD_STATE))
     for name in (*names, *heads):
         key, at, counts = chunk_location(config, name, engine=engine)

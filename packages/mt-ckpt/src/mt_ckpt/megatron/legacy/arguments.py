@@ -32,18 +32,18 @@ Stages = Sequence[Sequence[Mapping[str, Tensor]]]
 def complete_args(args: Any, chunks: Stages, heads: int | None, *, kind: str, pipeline: int) -> Namespace:
     """The args, with what they do not say; `heads` is the user's word."""
     tensor, stack = len(chunks[0]), STACKS[kind]
-    told = {name: value for name, value in vars(args or Namespace()).items() if value is not None}
-    if told.get("num_experts") in (1, [1]):
-        del told["num_experts"]  # an ordinary feed-forward layer
-    if told.get("use_rotary_position_embeddings"):
-        told.setdefault("position_embedding_type", "rope")
+    declared = {name: value for name, value in vars(args or Namespace()).items() if value is not None}
+    if declared.get("num_experts") in (1, [1]):
+        del declared["num_experts"]  # an ordinary feed-forward layer
+    if declared.get("use_rotary_position_embeddings"):
+        declared.setdefault("position_embedding_type", "rope")
     seen = dict(_sizes(chunks, tensor, stack)) | {"num_attention_heads": heads}
     if args is None:
         seen |= dict(_switches(chunks, seen, tensor, stack))
     sizes = {"tensor_model_parallel_size": tensor}
-    if "pipeline_model_parallel_size" not in told:
+    if "pipeline_model_parallel_size" not in declared:
         sizes["pipeline_model_parallel_size"] = pipeline
-    return Namespace(**(seen | told | sizes))
+    return Namespace(**(seen | declared | sizes))
 
 
 def _sizes(chunks: Stages, tensor: int, stack: str) -> Iterator[tuple[str, Any]]:
@@ -85,19 +85,25 @@ def _switches(chunks: Stages, sizes: Mapping[str, Any], tensor: int, stack: str)
 
 def problems(args: Namespace, where: str, heads: int | None, version: float) -> Iterator[Problem]:
     """What is wrong with the number of heads, and what of the args the old classes did not have."""
-    told = vars(args)
-    found, hidden, tensor = told["num_attention_heads"], told.get("hidden_size"), told["tensor_model_parallel_size"]
-    if not found:
+    values = vars(args)
+    heads_declared, hidden, tensor = (
+        values["num_attention_heads"],
+        values.get("hidden_size"),
+        values["tensor_model_parallel_size"],
+    )
+    if not heads_declared:
         allowed = "convert it with --num-attention-heads; NGC's 345M models have 16"
         yield Problem(where, "nothing says how many attention heads there are", allowed)
-    elif heads and heads != found:
-        yield Problem(where, f"--num-attention-heads {heads}, but args say {found}", "leave the option out")
-    elif hidden and not told.get("kv_channels") and hidden % found:
-        yield Problem(where, f"{found} attention heads in a hidden_size of {hidden}", f"a divisor of {hidden}")
-    elif found % tensor:
-        yield Problem(where, f"{found} attention heads on {tensor} tensor ranks", f"a multiple of {tensor}")
+    elif heads and heads != heads_declared:
+        yield Problem(where, f"--num-attention-heads {heads}, but args say {heads_declared}", "leave the option out")
+    elif hidden and not values.get("kv_channels") and hidden % heads_declared:
+        yield Problem(where, f"{heads_declared} attention heads in a hidden_size of {hidden}", f"a divisor of {hidden}")
+    elif heads_declared % tensor:
+        yield Problem(where, f"{heads_declared} attention heads on {tensor} tensor ranks", f"a multiple of {tensor}")
     for name, only in NOT_LEGACY.items():
-        if told.get(name, only) != only:
-            yield Problem(where, f"args.{name} is {told[name]!r}", f"only {only!r} is implemented for the old classes")
-    if version < 2 and told.get("group_query_attention"):
+        if values.get(name, only) != only:
+            yield Problem(
+                where, f"args.{name} is {values[name]!r}", f"only {only!r} is implemented for the old classes"
+            )
+    if version < 2 and values.get("group_query_attention"):
         yield Problem(where, f"grouped queries in checkpoint version {version}", "none before version 2.0")

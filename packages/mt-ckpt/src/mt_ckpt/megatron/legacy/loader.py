@@ -4,10 +4,10 @@ import sys
 from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
 
 from torch import Tensor
 
+from mt_ckpt.formats import Heads, VocabRows
 from mt_ckpt.megatron.args.model_types import read_model
 from mt_ckpt.megatron.layout import iteration_directory
 from mt_ckpt.megatron.legacy.arguments import complete_args, problems
@@ -30,8 +30,8 @@ class MegatronLegacyLoader:
         self,
         path: Path,
         *,
-        num_attention_heads: Annotated[int | None, "Heads of a model whose files have no args, such as NGC's."] = None,
-        true_vocab_size: Annotated[int | None, "Rows of the embedding that are no padding."] = None,
+        num_attention_heads: Heads = None,
+        true_vocab_size: VocabRows = None,
     ) -> None:
         self.path, self.true_vocab_size = path, true_vocab_size
         ranks = open_ranks(iteration_directory(path))
@@ -54,7 +54,7 @@ class MegatronLegacyLoader:
 
     def tokenizer_files(self) -> list[Path]:
         """Files of the tokenizer beside the tracker, where our saver puts them."""
-        return tokenizer_files.in_directory(self.path)
+        return tokenizer_files.find_tokenizer_files(self.path)
 
 
 def _args(ranks: LegacyFiles, where: str, heads: int | None) -> Namespace:

@@ -33,7 +33,7 @@ CROSS: Mapping[str, tuple[str, ...]] = {
     "cross_attention.linear_proj.": ("inter_attention.dense.",),
     "pre_mlp_layernorm.": ("post_inter_attention_norm.", "post_inter_attention_layernorm."),
 }
-"""The same in T5's decoder, where other parts come after attention."""
+"""Names within a layer of T5's decoder, where other parts come after attention."""
 OUTSIDE: Mapping[str, tuple[str, ...]] = {
     "embedding.": ("language_model.embedding.",),
     "encoder.final_layernorm.": ("language_model.encoder.final_norm.", "language_model.encoder.final_layernorm."),
@@ -70,11 +70,11 @@ def core_state(model: Mapping[str, Any], kind: str = "gpt") -> dict[str, Tensor]
 
     A name that is in no table, or a second one for the same tensor, stays: the loader then tells of it as unexpected.
     """
-    found: dict[str, Tensor] = {}
+    state: dict[str, Tensor] = {}
     for name, tensor in flat(model):
         ours = core_name(name, kind)
-        found[name if ours in found else ours] = tensor
-    return found
+        state[name if ours in state else ours] = tensor
+    return state
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Tensor]]:
@@ -95,8 +95,8 @@ def core_name(name: str, kind: str = "gpt") -> str:
     fitting = max((theirs for theirs in known if rest.startswith(theirs)), key=len, default=None)
     if fitting is None:
         return name
-    found = start + known[fitting] + rest.removeprefix(fitting)
-    return f"decoder.{found.removeprefix('encoder.')}" if kind == "gpt" and found.startswith("encoder.") else found
+    local = start + known[fitting] + rest.removeprefix(fitting)
+    return f"decoder.{local.removeprefix('encoder.')}" if kind == "gpt" and local.startswith("encoder.") else local
 
 
 def _table(layer: str) -> Mapping[str, tuple[str, ...]]:

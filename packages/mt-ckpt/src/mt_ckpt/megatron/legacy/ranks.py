@@ -29,7 +29,7 @@ class LegacyFiles:
     pipeline: int
     version: float
     args: Any
-    """As the first file has them; None if it has none."""
+    """Arguments of the first file; None if it has none."""
     kind: str
     """gpt, bert or t5."""
     untied: bool
@@ -47,15 +47,15 @@ class LegacyFiles:
 
 def open_ranks(directory: Path) -> LegacyFiles:
     """Open all files; one `MtError` names every rank that is missing or too many and every misfit among the files."""
-    found = sorted(directory.glob("mp_rank_*/model_*rng.pt"))
-    if not found:
+    present = sorted(directory.glob("mp_rank_*/model_*rng.pt"))
+    if not present:
         raise MtError(str(directory), f"holds no mp_rank_*/{RANK_FILE}", "copy the checkpoint again")
-    args = read_state(found[0]).get("args")
-    tensor, pipeline = declared_sizes(args or Namespace(), found)
+    args = read_state(present[0]).get("args")
+    tensor, pipeline = declared_sizes(args or Namespace(), present)
     ranks = [(rank, stage) for stage in range(pipeline) for rank in range(tensor)]
     files = [rank_file(directory, *rank, pipeline) for rank in ranks]
     raw = {file: read_state(file) for file in files if file.is_file()}
-    raise_if([*_rank_errors(found, files, ranks, pipeline), *_file_errors(raw)])
+    raise_if([*_rank_errors(present, files, ranks, pipeline), *_file_errors(raw)])
     first = raw[files[0]]
     names = [name for state in raw.values() for chunk in chunk_names(state) for name, _ in flat(state[chunk])]
     kind = "t5" if any(name.startswith(DECODER) for name in names) else "bert" if PREDICTS in names else "gpt"
@@ -65,16 +65,16 @@ def open_ranks(directory: Path) -> LegacyFiles:
     return LegacyFiles(tensor, pipeline, get_version(first), args, kind, UNTIED in names, states)
 
 
-def declared_sizes(args: Any, found: list[Path]) -> tuple[int, int]:
+def declared_sizes(args: Any, files: list[Path]) -> tuple[int, int]:
     """Tensor ranks and pipeline stages: as args say, under the newer or the older name, else as directories do."""
-    numbers = [match.groups() for file in found if (match := DIRECTORY.fullmatch(file.parent.name))]
+    numbers = [match.groups() for file in files if (match := DIRECTORY.fullmatch(file.parent.name))]
     counted = {
         "model_parallel_size": 1 + max((int(tensor) for tensor, _ in numbers), default=0),
         "pipeline_model_parallel_size": 1 + max((int(stage or 0) for _, stage in numbers), default=0),
     }
-    told = {**counted, **{name: value for name, value in vars(args).items() if value is not None}}
-    tensor = told.get("tensor_model_parallel_size", told["model_parallel_size"])
-    return tensor, declared_stages(Namespace(**told))[0]
+    sizes = {**counted, **{name: value for name, value in vars(args).items() if value is not None}}
+    tensor = sizes.get("tensor_model_parallel_size", sizes["model_parallel_size"])
+    return tensor, declared_stages(Namespace(**sizes))[0]
 
 
 def chunk_names(state: State) -> list[str]:
@@ -83,13 +83,13 @@ def chunk_names(state: State) -> list[str]:
 
 
 def _rank_errors(
-    found: list[Path], files: list[Path], ranks: list[tuple[int, int]], pipeline: int
+    present: list[Path], files: list[Path], ranks: list[tuple[int, int]], pipeline: int
 ) -> Iterator[Problem]:
     tensor = max(rank for rank, _ in ranks) + 1
     is_for = f"the checkpoint is of {tensor} tensor ranks and {pipeline} stages"
     of_ranks = {rank_directory(*rank, pipeline) for rank in ranks}
     yield from (Problem(str(file), "missing", f"{is_for}: copy it") for file in files if not file.is_file())
-    for file in sorted({*found} - {*files}):
+    for file in sorted({*present} - {*files}):
         if file.name == RANK_FILE or file.parent.name[:-4] not in of_ranks:  # else what another data rank wrote
             yield Problem(str(file), "one too many", f"{is_for}: take it away, or correct args")
 

@@ -10,9 +10,10 @@ from typing import Any
 
 from torch import Tensor
 
+from mt_ckpt.formats import Chunks, EncoderStages, Stages, TensorRanks
 from mt_ckpt.megatron.args.gpt import write_args
 from mt_ckpt.megatron.args.model_types import as_gpt, model_problems
-from mt_ckpt.megatron.layout import RELEASE, Chunks, EncoderStages, Layout, Stages, TensorRanks, layout_errors
+from mt_ckpt.megatron.layout import RELEASE, Layout, layout_errors
 from mt_ckpt.megatron.legacy.arguments import NOT_LEGACY
 from mt_ckpt.megatron.legacy.names import legacy_model
 from mt_ckpt.megatron.parameters.t5_pipeline import encoder_stages
@@ -64,12 +65,12 @@ def as_legacy(config: TransformerConfig, contents: dict[str, Any]) -> dict[str, 
 def _cannot(config: TransformerConfig, tensor: int) -> Iterator[Problem]:
     """What Megatron-Core has and the old classes have not."""
     if config.kind == "t5" and not (config.final_norm and config.tied):
-        found = f"a T5 with final_norm = {config.final_norm} and tied = {config.tied}"
-        yield Problem(WHERE, found, "the old classes have both")
+        problem = f"a T5 with final_norm = {config.final_norm} and tied = {config.tied}"
+        yield Problem(WHERE, problem, "the old classes have both")
     args = vars(write_args(as_gpt(config), Layout(1, 1, 1, engine=False), dtype=None, form="torch"))
     for name, only in NOT_LEGACY.items():
         if args.get(name, only) != only:
             yield Problem(WHERE, f"the old classes have no {name} = {args[name]!r}", "use --saver core")
     if tensor > config.attention.num_kv_heads:
-        found = f"attention.num_kv_heads = {config.attention.num_kv_heads} for {tensor} tensor ranks"
-        yield Problem(WHERE, found, "whole groups on each rank, or --saver core")
+        problem = f"attention.num_kv_heads = {config.attention.num_kv_heads} for {tensor} tensor ranks"
+        yield Problem(WHERE, problem, "whole groups on each rank, or --saver core")

@@ -23,14 +23,14 @@ def lay_out(numels: Mapping[str, int], size: int | None = None, alone: Collectio
 
     A bucket closes when it has `size` elements, if there is a size; parameters in `alone` have their own.
     """
-    found: list[Bucket] = []
+    buckets: list[Bucket] = []
     starts: dict[str, int] = {}
     end = 0
 
     def close() -> None:
         nonlocal end, starts
         if starts:
-            found.append(Bucket(starts, end))
+            buckets.append(Bucket(starts, end))
         starts, end = {}, 0
 
     for name, numel in reversed([*numels.items()]):
@@ -41,17 +41,17 @@ def lay_out(numels: Mapping[str, int], size: int | None = None, alone: Collectio
         if name in alone or (size and end >= size):
             close()
     close()
-    return found
+    return buckets
 
 
 def starts_in_file(buckets: list[Bucket]) -> dict[str, int]:
     """Where each parameter starts in the vector of a file: buckets without their padding, one after another."""
-    found: dict[str, int] = {}
+    starts: dict[str, int] = {}
     before = 0
     for bucket in buckets:
-        found |= {name: before + start for name, start in bucket.starts.items()}
+        starts |= {name: before + start for name, start in bucket.starts.items()}
         before += bucket.numel
-    return found
+    return starts
 
 
 def bucket_size(args: Mapping[str, Any], stage: int, chunk: int) -> int | None:

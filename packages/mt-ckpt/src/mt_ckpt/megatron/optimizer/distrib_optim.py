@@ -37,11 +37,11 @@ class Vector:
 
 def shard_numels(state: TrainingState, layout: Layout) -> dict[StageRank, dict[str, int]]:
     """(stage, chunk) → elements of a rank's share of each parameter, in Megatron's order."""
-    found: dict[StageRank, dict[str, int]] = {}
+    numels: dict[StageRank, dict[str, int]] = {}
     for at, names in named_parameters(state.config, layout).items():
         shapes = {own: stored_shape(state.config, one, layout.tensor) for own, (_, one) in names.items()}
-        found[at] = {own: math.prod(shape) for own, shape in shapes.items()}
-    return found
+        numels[at] = {own: math.prod(shape) for own, shape in shapes.items()}
+    return numels
 
 
 def depends_on_buckets(state: TrainingState, layout: Layout) -> bool:
@@ -52,23 +52,23 @@ def depends_on_buckets(state: TrainingState, layout: Layout) -> bool:
 def lay_out_vectors(state: TrainingState, layout: Layout) -> dict[StageRank, list[Vector]]:
     """Stage and rank → what its file holds."""
     alone = tied_across_stages(state.config, layout.pipeline)
-    found: dict[StageRank, list[Vector]] = {}
+    vectors: dict[StageRank, list[Vector]] = {}
     for (stage, chunk), numels in shard_numels(state, layout).items():
         for number, own in enumerate(by_optimizer(numels, layout.expert)):
             buckets = lay_out(own, alone=alone)
             one = Vector(number, chunk, starts_in_file(buckets), sum(bucket.numel for bucket in buckets))
             for rank in range(layout.tensor * (layout.expert if number else 1)):
-                found.setdefault((stage, rank), []).append(one)
-    return found
+                vectors.setdefault((stage, rank), []).append(one)
+    return vectors
 
 
 def write_vectors(folders: Mapping[StageRank, Path], state: TrainingState, layout: Layout) -> None:
     """Write the file of every rank; `folders` are theirs."""
     files = {at: TorchWriter(folder / DISTRIBUTED) for at, folder in folders.items()}
     dtype = next(iter(state.weights()))[1].dtype
-    held = lay_out_vectors(state, layout)
+    layouts = lay_out_vectors(state, layout)
     written: dict[StageRank, dict[tuple[int, int], dict[str, Tensor | int]]] = {
-        at: {(one.optimizer, one.chunk): {"numel_unpadded": one.numel} for one in own} for at, own in held.items()
+        at: {(one.optimizer, one.chunk): {"numel_unpadded": one.numel} for one in own} for at, own in layouts.items()
     }
     for kind, key in IN_VECTORS.items():
         mapped: dict[StageRank, dict[tuple[int, int], Tensor]] = {
@@ -76,10 +76,10 @@ def write_vectors(folders: Mapping[StageRank, Path], state: TrainingState, layou
                 (one.optimizer, one.chunk): torch.from_file(str(_scratch(folders[at], one)), True, one.numel)
                 for one in own
             }
-            for at, own in held.items()
+            for at, own in layouts.items()
         }
         for at, chunk, own, share in stream_shards(state, layout, stream_tensors(state, kind, layout)):
-            for one in held[at]:
+            for one in layouts[at]:
                 if one.chunk == chunk and own in one.starts:
                     start = one.starts[own]
                     mapped[at][one.optimizer, chunk][start : start + math.prod(share.shape)] = share.tensor().flatten()
@@ -88,7 +88,7 @@ def write_vectors(folders: Mapping[StageRank, Path], state: TrainingState, layou
                 written[at][which][key] = files[at].add(vector)
     for at, file in files.items():
         file.close(_contents(written[at], (dtype, torch.float32), 1 if layout.expert == 1 else 2))
-        for one in held[at]:
+        for one in layouts[at]:
             _scratch(folders[at], one).unlink()
 
 
@@ -98,9 +98,9 @@ def _scratch(folder: Path, one: Vector) -> Path:
 
 def _contents(written: Mapping[tuple[int, int], Any], kind: Any, optimizers: int) -> Any:
     """Each optimizer's vectors by chunk, None where another rank has them; of one optimizer, no list."""
-    found = [
+    parts = [
         {chunk: {kind: vectors} for (own, chunk), vectors in written.items() if own == number}
         for number in range(optimizers)
     ]
-    parts = [{"buckets_coalesced": True, **part} if part else None for part in found]
+    parts = [{"buckets_coalesced": True, **part} if part else None for part in parts]
     return parts if optimizers > 1 else parts[0]

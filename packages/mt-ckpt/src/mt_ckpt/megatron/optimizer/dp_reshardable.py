@@ -48,21 +48,21 @@ def locate_parameters(
     stored: Mapping[str, Stored], key: str, config: TransformerConfig, layout: Layout, *, args: Mapping[str, Any]
 ) -> Slots:
     """Where every parameter lies in the buckets of `key`; `MtError` names all whose size is not as args say."""
-    held = {BucketIndex(*(int(m[n] or 0) for n in (1, 2, 3, 5))): one for name, one in stored.items()
+    buckets = {BucketIndex(*(int(m[n] or 0) for n in (1, 2, 3, 5))): one for name, one in stored.items()
             if (m := KEY.fullmatch(name)) and m[6] == key}  # fmt: skip
-    found: dict[str, dict[int, Slot]] = {}
+    slots: dict[str, dict[int, Slot]] = {}
     problems: list[Problem] = []
     for at, names, bucket in _expected(config, layout, args):
-        one = held.pop(at, None)
+        one = buckets.pop(at, None)
         if one is None or one.size != (bucket.numel,):
-            told = "is missing" if one is None else f"has {one.size} elements"
-            problems.append(Problem(str(at), told, f"the parameters that args put there take {bucket.numel}"))
+            problem = "is missing" if one is None else f"has {one.size} elements"
+            problems.append(Problem(str(at), problem, f"the parameters that args put there take {bucket.numel}"))
             continue
         for own, start in bucket.starts.items():
-            found.setdefault(names[own], {})[at.group % layout.tensor] = one, start
-    problems += [Problem(str(at), "unexpected", "args describe no such bucket") for at in held]
+            slots.setdefault(names[own], {})[at.group % layout.tensor] = one, start
+    problems += [Problem(str(at), "unexpected", "args describe no such bucket") for at in buckets]
     raise_if(problems)
-    return found
+    return slots
 
 
 def _expected(
@@ -71,11 +71,11 @@ def _expected(
     """Every bucket that the args describe, with the names in the whole model of the local ones."""
     alone = tied_across_stages(config, layout.pipeline)
     for expert in range(layout.expert):
-        for (stage, chunk), held in named_parameters(config, layout, expert).items():
-            names = {own: name for own, (name, _) in held.items()}
+        for (stage, chunk), local_parameters in named_parameters(config, layout, expert).items():
+            names = {own: name for own, (name, _) in local_parameters.items()}
             numels = {
                 own: math.prod(stored_shape(config, one, layout.tensor, args["padded_vocab_size"]))
-                for own, (_, one) in held.items()
+                for own, (_, one) in local_parameters.items()
             }
             for optimizer, own in enumerate(by_optimizer(numels, layout.expert)):
                 if expert and not optimizer:
@@ -100,14 +100,14 @@ def tensors(slots: Slots, config: TransformerConfig, layout: Layout, rows: int) 
 
 def _slice(bucket: Stored, start: int, numel: int) -> Tensor:
     """A part of a vector, of which chunks hold pieces."""
-    found = torch.empty(numel)
+    tensor = torch.empty(numel)
     covered = 0
     for chunk in bucket.chunks:
         first, last = chunk.offsets[0], chunk.offsets[0] + chunk.sizes[0]
         if first < start + numel and last > start:
             low, high = max(first, start), min(last, start + numel)
-            found[low - start : high - start] = chunk.read()[low - first : high - first]
+            tensor[low - start : high - start] = chunk.read()[low - first : high - first]
             covered += high - low
     if covered != numel:
         raise MtError(f"a bucket of {bucket.size}", f"lacks elements {start} to {start + numel}", "copy it again")
-    return found
+    return tensor

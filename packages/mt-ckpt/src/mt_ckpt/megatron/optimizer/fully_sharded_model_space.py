@@ -36,19 +36,19 @@ def unflatten(key: str, one: Stored) -> Stored:
     *fragments, numel = one.size
     local = tuple(whole // count for whole, count in zip(one.original, fragments, strict=True))
     if math.prod(local) != numel:
-        found = f"is stored as {one.size}, which does not hold pieces of {one.original}"
-        raise MtError(key, found, "use another iteration")
+        problem = f"is stored as {one.size}, which does not hold pieces of {one.original}"
+        raise MtError(key, problem, "use another iteration")
     pieces: dict[Shape, list[Chunk]] = {}
     for chunk in one.chunks:
         pieces.setdefault(chunk.offsets[:-1], []).append(chunk)
-    return Stored(tuple(one.original), [_box(at, local, found) for at, found in sorted(pieces.items())])
+    return Stored(tuple(one.original), [_box(at, local, flat) for at, flat in sorted(pieces.items())])
 
 
 def _box(at: Shape, local: Shape, pieces: list[Chunk]) -> Chunk:
     ordered = tuple(sorted(pieces, key=lambda piece: piece.offsets[-1]))
-    held = sum(piece.sizes[-1] for piece in ordered)
+    numel = sum(piece.sizes[-1] for piece in ordered)
     offsets = tuple(number * size for number, size in zip(at, local, strict=True))
-    sizes = local if held == math.prod(local) else (0,) * len(local)  # so that what is missing is reported
+    sizes = local if numel == math.prod(local) else (0,) * len(local)  # so that what is missing is reported
     return Pieces(Path(), 0, 0, offsets, sizes, ordered)
 
 

@@ -18,8 +18,8 @@ def find_group(name: str, dims: int, groups: Sequence[Values]) -> int:
     decoupled = any(group.get("is_decoupled_lr") for group in groups) and name in (EMBED, HEAD)
     apart = any(group.get(APART) for group in groups) and is_expert_parameter(name)
     for number, group in enumerate(groups):
-        told = group.get("wd_mult", 1.0), bool(group.get("is_decoupled_lr")), bool(group.get(APART))
-        if told == (decays, decoupled, apart):
+        settings = group.get("wd_mult", 1.0), bool(group.get("is_decoupled_lr")), bool(group.get(APART))
+        if settings == (decays, decoupled, apart):
             return number
     raise MtError(name, f"none of the {len(groups)} parameter groups is for it", "the checkpoint cannot be read")
 
@@ -40,10 +40,10 @@ def number_parameters(
 
 def assign_groups(dims: Mapping[str, int], groups: Sequence[Values]) -> list[list[str]]:
     """The parameters of each group; `dims` are as above."""
-    found: list[list[str]] = [[] for _ in groups]
+    members: list[list[str]] = [[] for _ in groups]
     for name, dim in dims.items():
-        found[find_group(name.rpartition(" ")[2], dim, groups)].append(name)
-    return found
+        members[find_group(name.rpartition(" ")[2], dim, groups)].append(name)
+    return members
 
 
 def with_ids(groups: Sequence[Values], members: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
@@ -68,5 +68,5 @@ def without_params(group: Values) -> dict[str, Any]:
 
 def count_steps(groups: Sequence[Values], states: Sequence[Values] = ()) -> int | None:
     """The optimizer's steps, which the group has or every parameter."""
-    found = [values["step"] for values in (*groups, *states) if values.get("step") is not None]
-    return max((int(value) for value in found), default=None)
+    counts = [values["step"] for values in (*groups, *states) if values.get("step") is not None]
+    return max((int(value) for value in counts), default=None)

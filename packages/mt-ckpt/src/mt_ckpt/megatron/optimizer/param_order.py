@@ -61,15 +61,15 @@ def named_parameters(
     A rank numbers its experts from 0, so that local names are the same on all expert ranks.
     """
     ranks = Ranks(1, layout.expert, count_experts(config))
-    found: dict[tuple[int, int], dict[str, tuple[str, Parameter]]] = {
+    parameters_by_chunk: dict[tuple[int, int], dict[str, tuple[str, Parameter]]] = {
         (stage, chunk): {} for stage in range(layout.pipeline) for chunk in range(layout.virtual)
     }
     for name, one in sorted(parameters(config).items(), key=lambda pair: _rank(pair[0], layout)):
         if expert_rank not in ranks.owners(one):
             continue
         for stage, chunk, own in owned_locations(config, name, layout):
-            found[stage, chunk][to_local_expert_index(own, ranks.first_expert(expert_rank))] = name, one
-    return found
+            parameters_by_chunk[stage, chunk][to_local_expert_index(own, ranks.first_expert(expert_rank))] = name, one
+    return parameters_by_chunk
 
 
 def owned_locations(config: TransformerConfig, name: str, layout: Layout) -> Iterator[tuple[int, int, str]]:

@@ -31,11 +31,11 @@ def unstack_experts(state: Mapping[str, Any], first: int, count: int) -> Iterato
     Tensors share memory with the state's. What cannot be taken apart keeps its name, by which it is refused later.
     """
     for name, value in state.items():
-        if found := GROUPED.fullmatch(name):
-            yield f"{found[1]}.local_experts.{first + int(found[3])}.{found[2]}.weight", value
-        elif (found := FUSED.fullmatch(name)) and count and value.shape[2 - int(found[2])] % count == 0:
-            for number, matrix in enumerate(_split_fused(value, found[2], count)):
-                yield f"{found[1]}.local_experts.{first + number}.linear_fc{found[2]}.weight", matrix
+        if match := GROUPED.fullmatch(name):
+            yield f"{match[1]}.local_experts.{first + int(match[3])}.{match[2]}.weight", value
+        elif (match := FUSED.fullmatch(name)) and count and value.shape[2 - int(match[2])] % count == 0:
+            for number, matrix in enumerate(_split_fused(value, match[2], count)):
+                yield f"{match[1]}.local_experts.{first + number}.linear_fc{match[2]}.weight", matrix
         else:
             yield _shift_expert_index(name, first), value
 

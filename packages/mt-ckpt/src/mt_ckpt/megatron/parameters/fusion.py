@@ -24,13 +24,13 @@ class Rows:
 
     @property
     def shape(self) -> Shape:
-        """Of the whole."""
+        """Shape of the whole tensor."""
         first = self.blocks[0]
         return (sum(map(len, self.blocks)), *first.shape[1:]) if first.dim() else ()
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the whole."""
+        """Number type of every block."""
         return self.blocks[0].dtype
 
     def tensor(self) -> Tensor:
@@ -40,13 +40,13 @@ class Rows:
     def part(self, number: int, of: int) -> "Rows":
         """One of several equal parts of the rows."""
         rows = self.shape[0] // of
-        low, high, start, found = number * rows, (number + 1) * rows, 0, []
+        low, high, start, blocks = number * rows, (number + 1) * rows, 0, []
         for block in self.blocks:
             own = block[max(low - start, 0) : max(high - start, 0)]
             start += len(block)
             if len(own):
-                found.append(own)
-        return Rows(tuple(found))
+                blocks.append(own)
+        return Rows(tuple(blocks))
 
 
 def fuse(config: TransformerConfig, parts: Sequence[Tensor], one: Parameter, size: int) -> Rows:
@@ -75,7 +75,7 @@ def _fused(config: TransformerConfig, parts: Sequence[Tensor], one: Parameter, s
 
 
 def split(config: TransformerConfig, whole: Tensor, one: Parameter) -> Mapping[str, Tensor]:
-    """The reverse: canonical tensors, without padding; of an expert, its share of each."""
+    """Canonical tensors of one of Megatron's, without padding; an expert's share of each. The inverse of `fuse`."""
     if one.stacked:
         tensors = [*whole.unbind()]
     elif len(one.parts) == 1:
@@ -102,8 +102,8 @@ def canonical(
                 continue
             stack = stacks.setdefault(part, tensor.new_empty((_experts(config), *tensor.shape)))
             if stack.dtype != tensor.dtype:
-                found = f"is stored as {tensor.dtype}, the experts before it as {stack.dtype}"
-                raise MtError(name, found.replace("torch.", ""), "store them all alike")
+                problem = f"is stored as {tensor.dtype}, the experts before it as {stack.dtype}"
+                raise MtError(name, problem.replace("torch.", ""), "store them all alike")
             stack[one.expert] = tensor
             if one.expert == len(stack) - 1:
                 yield part, stacks.pop(part)
@@ -123,7 +123,7 @@ def shard(whole: Rows, one: Parameter, rank: int, size: int) -> Rows:
 
 
 def join(shards: Sequence[Tensor], one: Parameter) -> Tensor:
-    """The reverse: the logical tensor from what all tensor ranks store, in order."""
+    """The logical tensor from what all tensor ranks store, in order: the inverse of `shard`."""
     pieces = [piece.unflatten(0, (2, -1)) for piece in shards] if one.stacked else shards
     return pieces[0] if one.cut is None or len(pieces) == 1 else torch.cat([*pieces], one.cut)
 

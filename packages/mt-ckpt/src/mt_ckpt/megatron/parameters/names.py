@@ -23,22 +23,22 @@ TE = {
 
 def parameters(config: TransformerConfig) -> dict[str, Parameter]:
     """Every tensor of the model under its local name, with its layer's and its expert's numbers in the whole model."""
-    found: dict[str, Parameter] = {}
+    tensors: dict[str, Parameter] = {}
     for module, one in OUTSIDE.items():
-        found |= {f"{module}.{leaf}": _named(one, "", leaf) for leaf in LEAVES}
+        tensors |= {f"{module}.{leaf}": _named(one, "", leaf) for leaf in LEAVES}
     for name, stack in stacks(config).items():
         for n in range(stack.layers):
             ours, theirs = f"{stack.ours}layers.{n}.", f"{name}.layers.{n}"
             for module, one in stack.block.items():
-                found |= {f"{theirs}.{module}.{leaf}": _name_in_layer(config, ours, leaf, one) for leaf in LEAVES}
-            found |= _experts(config, n)
+                tensors |= {f"{theirs}.{module}.{leaf}": _name_in_layer(config, ours, leaf, one) for leaf in LEAVES}
+            tensors |= _experts(config, n)
         final = Parameter((f"{stack.ours}norm",))
-        found |= {f"{name}.final_layernorm.{leaf}": _named(final, "", leaf) for leaf in LEAVES}
+        tensors |= {f"{name}.final_layernorm.{leaf}": _named(final, "", leaf) for leaf in LEAVES}
     shapes = config.canonical_shapes()
     own = slice(0, None), slice(1, None)
     return {
         name: replace(one, shapes=tuple(shapes[part][own[one.expert is not None]] for part in one.parts))
-        for name, one in found.items()
+        for name, one in tensors.items()
         if all(part in shapes for part in one.parts)
     }
 

@@ -13,7 +13,7 @@ from mt_ckpt.megatron.parameters.names import HEAD
 from mt_ckpt.megatron.parameters.table import Parameter, Shape
 from mt_core.errors import MtError, Problem
 
-Held = Mapping[str, Mapping[int, Tensor]]
+Shards = Mapping[str, Mapping[int, Tensor]]
 """Local name of the whole model → rank → its share."""
 
 
@@ -24,7 +24,7 @@ class Ranks:
     tensor: int
     expert: int = 1
     experts: int = 0
-    """Of a layer; 0 in a model without."""
+    """Number of experts of a layer; 0 in a model without."""
 
     @property
     def experts_each(self) -> int:
@@ -50,28 +50,28 @@ class Ranks:
     def problems(self, where: str) -> Iterator[Problem]:
         """Experts that ranks cannot share evenly."""
         if self.experts % self.expert or (self.expert > 1 and not self.experts):
-            found = f"args ask for {self.experts} experts on {self.expert} expert ranks"
-            yield Problem(where, found, "as many on each: correct args")
+            problem = f"args ask for {self.experts} experts on {self.expert} expert ranks"
+            yield Problem(where, problem, "as many on each: correct args")
 
 
 def shard_problems(
-    where: str, names: Mapping[str, Parameter], shapes: Mapping[str, Shape], held: Held, ranks: Ranks
+    where: str, names: Mapping[str, Parameter], shapes: Mapping[str, Shape], tensors: Shards, ranks: Ranks
 ) -> Iterator[Problem]:
     """Everything wrong with names, shapes and dtypes."""
-    for name in sorted(names.keys() | held.keys()):
+    for name in sorted(names.keys() | tensors.keys()):
         if name not in names:
             yield Problem(f"{where}: {name}", "unexpected tensor", "the model that args describe has none of this name")
         elif ranks.experts_each or names[name].expert is None:
-            found, owners = held.get(name, {}), ranks.owners(names[name])
-            if sorted(found) != [*owners]:
-                yield Problem(f"{where}: {name}", f"stored by {len(found)} ranks", f"all {len(owners)} should have it")
+            shards, owners = tensors.get(name, {}), ranks.owners(names[name])
+            if sorted(shards) != [*owners]:
+                yield Problem(f"{where}: {name}", f"stored by {len(shards)} ranks", f"all {len(owners)} should have it")
             else:
-                yield from _misshapen(f"{where}: {name}", shapes[name], found, ranks)
+                yield from _misshapen(f"{where}: {name}", shapes[name], shards, ranks)
 
 
-def _misshapen(where: str, right: Shape, found: Mapping[int, Tensor], ranks: Ranks) -> Iterator[Problem]:
-    dtype = next(iter(found.values())).dtype
-    for rank, tensor in found.items():
+def _misshapen(where: str, right: Shape, shards: Mapping[int, Tensor], ranks: Ranks) -> Iterator[Problem]:
+    dtype = next(iter(shards.values())).dtype
+    for rank, tensor in shards.items():
         if tuple(tensor.shape) != right:
             yield Problem(where, f"has shape {tuple(tensor.shape)} on {ranks.name(rank)}", f"args ask for {right}")
         if tensor.dtype != dtype:
@@ -79,25 +79,25 @@ def _misshapen(where: str, right: Shape, found: Mapping[int, Tensor], ranks: Ran
             yield Problem(where, kinds.replace("torch.", ""), "store it in one dtype")
 
 
-def rank_shards(where: str, one: Parameter, found: Mapping[int, Tensor], ranks: Ranks) -> list[Tensor]:
+def rank_shards(where: str, one: Parameter, shards: Mapping[int, Tensor], ranks: Ranks) -> list[Tensor]:
     """What the tensor ranks hold, in order; `MtError` if a rank's copy differs from the rank's that it repeats."""
     owners = ranks.owners(one)
     for rank in owners:
         repeats = owners[0] + (rank % ranks.tensor if one.cut is not None else 0)
-        if repeats != rank and not bitwise_equal(found[repeats], found[rank]):
-            told = f"{ranks.name(rank)} holds another copy than {ranks.name(repeats)}"
-            raise MtError(where, told, "copies are equal in a checkpoint that is whole: use another iteration")
-    return [found[rank] for rank in owners[: ranks.tensor]]
+        if repeats != rank and not bitwise_equal(shards[repeats], shards[rank]):
+            problem = f"{ranks.name(rank)} holds another copy than {ranks.name(repeats)}"
+            raise MtError(where, problem, "copies are equal in a checkpoint that is whole: use another iteration")
+    return [shards[rank] for rank in owners[: ranks.tensor]]
 
 
-def copy_problems(where: str, copies: Mapping[str, str], repeated: Held, held: Held) -> Iterator[Problem]:
+def copy_problems(where: str, copies: Mapping[str, str], repeated: Shards, originals: Shards) -> Iterator[Problem]:
     """Tensors stored under a second name too, which differ from those under the first."""
     for second, first in copies.items():
-        if all(torch.equal(tensor, held[first][rank]) for rank, tensor in repeated[second].items()):
+        if all(torch.equal(tensor, originals[first][rank]) for rank, tensor in repeated[second].items()):
             continue
         if second == HEAD:
-            found = "the last stage's copy of the embedding differs from the first stage's, to which args tie it"
-            yield Problem(where, found, "set args.untie_embeddings_and_output_weights if it was trained so")
+            problem = "the last stage's copy of the embedding differs from the first stage's, to which args tie it"
+            yield Problem(where, problem, "set args.untie_embeddings_and_output_weights if it was trained so")
         else:
             yield Problem(f"{where}: {second}", f"differs from {first}, whose copy it is", "use another iteration")
 

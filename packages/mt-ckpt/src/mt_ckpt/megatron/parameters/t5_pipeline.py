@@ -61,9 +61,9 @@ def split_errors(config: T5Config, pipeline: int, encoder: int, where: str) -> I
 
 def declared_stages(args: Any) -> tuple[int, int]:
     """All pipeline stages that args tell of, and how many are the encoder's; 0, if they do not say."""
-    told = vars(args).get
-    apart = told("encoder_pipeline_model_parallel_size") or 0
-    return (told("pipeline_model_parallel_size") or 1) + apart, apart or told("pipeline_model_parallel_split_rank") or 0
+    get = vars(args).get
+    apart = get("encoder_pipeline_model_parallel_size") or 0
+    return (get("pipeline_model_parallel_size") or 1) + apart, apart or get("pipeline_model_parallel_split_rank") or 0
 
 
 def stacks_in(model: Mapping[str, Any]) -> set[str]:
@@ -73,20 +73,20 @@ def stacks_in(model: Mapping[str, Any]) -> set[str]:
 
 def used(model: Mapping[str, Any]) -> Mapping[str, Any]:
     """What a stage of a T5 stores, without what it makes no use of."""
-    found = stacks_in(model)
-    unused = UNUSED[found.pop()] if len(found) == 1 else ()
+    present = stacks_in(model)
+    unused = UNUSED[present.pop()] if len(present) == 1 else ()
     return {name: value for name, value in model.items() if not name.startswith(unused)}
 
 
-def stage_problems(where: str, stages: Sequence[set[str]], told: int) -> Iterator[Problem]:
+def stage_problems(where: str, stages: Sequence[set[str]], declared: int) -> Iterator[Problem]:
     """What is wrong with the stacks that stages have layers of, where args say how many are the encoder's."""
-    for number, found in enumerate(stages):
-        if len(found) != 1:
-            held = f"holds layers of {' and '.join(sorted(found)) or 'neither encoder nor decoder'}"
+    for number, present in enumerate(stages):
+        if len(present) != 1:
+            problem = f"holds layers of {' and '.join(sorted(present)) or 'neither encoder nor decoder'}"
             yield Problem(
-                f"{where}: pipeline stage {number}", held, "a T5 on several stages has one of the two on each"
+                f"{where}: pipeline stage {number}", problem, "a T5 on several stages has one of the two on each"
             )
-    holding = sum("encoder" in found for found in stages)
-    if told and told != holding:
-        found = f"args give the encoder {told} pipeline stages, and {holding} hold layers of it"
-        yield Problem(where, found, "correct args")
+    holding = sum("encoder" in present for present in stages)
+    if declared and declared != holding:
+        problem = f"args give the encoder {declared} pipeline stages, and {holding} hold layers of it"
+        yield Problem(where, problem, "correct args")

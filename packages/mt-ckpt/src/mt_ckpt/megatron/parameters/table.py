@@ -21,7 +21,7 @@ class Parameter:
     expert: int | None = None
     """Which expert of its parts, which are stacked, it belongs to."""
     shapes: tuple[Shape, ...] = ()
-    """Of the parts, or of one expert's share of each."""
+    """Shapes of the parts, or of one expert's share of each."""
 
     @property
     def stacked(self) -> bool:

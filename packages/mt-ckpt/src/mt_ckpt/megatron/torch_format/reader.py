@@ -29,7 +29,14 @@ from mt_ckpt.megatron.parameters.names import (
     second_names,
     shift_layer_index,
 )
-from mt_ckpt.megatron.parameters.replicas import Held, Ranks, bitwise_equal, copy_problems, rank_shards, shard_problems
+from mt_ckpt.megatron.parameters.replicas import (
+    Ranks,
+    Shards,
+    bitwise_equal,
+    copy_problems,
+    rank_shards,
+    shard_problems,
+)
 from mt_ckpt.megatron.parameters.t5_pipeline import declared_stages, stacks_in, stage_problems, used
 from mt_ckpt.megatron.parameters.table import Parameter, Shape
 from mt_ckpt.megatron.torch_format import safe_unpickle
@@ -43,18 +50,20 @@ CHUNK = re.compile(r"model\d*")
 
 def read_state(path: Path) -> State:
     """What a rank's file holds."""
-    found = safe_unpickle.read(path)
-    if not isinstance(found, dict):
-        raise MtError(str(path), f"holds a {type(found).__name__}", "a file that Megatron saved holds a dict")
-    return found
+    state = safe_unpickle.read(path)
+    if not isinstance(state, dict):
+        raise MtError(str(path), f"holds a {type(state).__name__}", "a file that Megatron saved holds a dict")
+    return state
 
 
 def core_state(path: Path) -> State:
     """What a rank's file of Megatron-Core holds."""
-    found = read_state(path)
-    if any(CHUNK.fullmatch(key) and isinstance(held, dict) and "language_model" in held for key, held in found.items()):
+    state = read_state(path)
+    if any(
+        CHUNK.fullmatch(key) and isinstance(value, dict) and "language_model" in value for key, value in state.items()
+    ):
         raise MtError(str(path), "holds Megatron's old classes", "use --loader legacy")
-    return found
+    return state
 
 
 def as_stored(name: str, tensor: Tensor) -> Tensor:
@@ -83,8 +92,8 @@ class TorchFiles:
             raise MtError(str(path), f"holds no mp_rank_*/{RANK_FILE}", "copy the checkpoint again")
         args = read(first).get("args")
         if args is None and not given:
-            found = "has no args, which say what the model is (files of NGC and before 2020)"
-            raise MtError(str(first), found, "use --loader legacy, or give --megatron-args")
+            problem = "has no args, which say what the model is (files of NGC and before 2020)"
+            raise MtError(str(first), problem, "use --loader legacy, or give --megatron-args")
         self.args: Any = Namespace(**{**vars(args or Namespace()), **given})
         self.tensor, self.expert = (
             getattr(self.args, f"{kind}_model_parallel_size", None) or 1 for kind in ("tensor", "expert")
@@ -92,19 +101,19 @@ class TorchFiles:
         self.pipeline, self.encoder = declared_stages(self.args)
         apart = getattr(self.args, "encoder_tensor_model_parallel_size", None) or self.tensor
         if apart != self.tensor and self.encoder:
-            found = f"args.encoder_tensor_model_parallel_size is {apart}, tensor_model_parallel_size {self.tensor}"
-            raise MtError(str(path), found, "as many tensor ranks for the encoder as for the decoder")
+            problem = f"args.encoder_tensor_model_parallel_size is {apart}, tensor_model_parallel_size {self.tensor}"
+            raise MtError(str(path), problem, "as many tensor ranks for the encoder as for the decoder")
         apart = getattr(self.args, "expert_tensor_parallel_size", None) or self.tensor
         if apart != self.tensor and getattr(self.args, "num_experts", None):
-            found = f"args.expert_tensor_parallel_size is {apart}, tensor_model_parallel_size {self.tensor}"
-            raise MtError(str(path), found, "files of this format lack some of the experts then: save as torch_dist")
+            problem = f"args.expert_tensor_parallel_size is {apart}, tensor_model_parallel_size {self.tensor}"
+            raise MtError(str(path), problem, "files of this format lack some of the experts then: save as torch_dist")
 
     def shapes(self) -> dict[str, Shape]:
-        """Of the tensors on the first rank of the first and the last stage; a file that is missing is told of later."""
+        """Shapes of the first rank's tensors on the first and last stage; missing files are reported by `tensors`."""
         paths = {rank_file(self.path, 0, stage, self.pipeline, 0, self.expert) for stage in (0, self.pipeline - 1)}
         states = [self.read(path) for path in paths if path.is_file()]
-        chunks = [held for state in states for chunk, held in state.items() if CHUNK.fullmatch(chunk)]
-        tensors = [pair for held in chunks if isinstance(held, Mapping) for pair in held.items()]
+        chunks = [model for state in states for chunk, model in state.items() if CHUNK.fullmatch(chunk)]
+        tensors = [pair for model in chunks if isinstance(model, Mapping) for pair in model.items()]
         return {local_name(name): tuple(tensor.shape) for name, tensor in tensors if isinstance(tensor, Tensor)}
 
     def tensors(
@@ -117,20 +126,22 @@ class TorchFiles:
         ranks = Ranks(self.tensor, self.expert, count_experts(config))
         names, where = parameters(config), str(self.path)
         files = states or self.states()
-        held = self._held(self._used_by_t5(files) if config.kind == "t5" and self.pipeline > 1 else files, ranks)
-        copies = {second: name for name in names for second in second_names(config, name) if second in held}
+        shards = self._collect_shards(
+            self._used_by_t5(files) if config.kind == "t5" and self.pipeline > 1 else files, ranks
+        )
+        copies = {second: name for name in names for second in second_names(config, name) if second in shards}
         if HEAD not in names:
-            copies |= {second: EMBED for second in (HEAD, *second_names(config, HEAD)) if second in held}
-        repeated = {second: held.pop(second) for second in copies}
+            copies |= {second: EMBED for second in (HEAD, *second_names(config, HEAD)) if second in shards}
+        repeated = {second: shards.pop(second) for second in copies}
         rows = self.args.padded_vocab_size
         shapes = {name: stored_shape(config, one, self.tensor, rows) for name, one in names.items()}
-        raise_if([*ranks.problems(where), *shard_problems(where, names, shapes, held, ranks)])
-        raise_if(copy_problems(where, copies, repeated, held))
-        yield from canonical(config, names, lambda name: self._whole(name, names[name], held, ranks))
+        raise_if([*ranks.problems(where), *shard_problems(where, names, shapes, shards, ranks)])
+        raise_if(copy_problems(where, copies, repeated, shards))
+        yield from canonical(config, names, lambda name: self._whole(name, names[name], shards, ranks))
 
-    def _whole(self, name: str, one: Parameter, held: Held, ranks: Ranks) -> Tensor:
+    def _whole(self, name: str, one: Parameter, shards: Shards, ranks: Ranks) -> Tensor:
         """A tensor in its logical shape."""
-        own = rank_shards(f"{self.path}: {name}", one, held[name], ranks)
+        own = rank_shards(f"{self.path}: {name}", one, shards[name], ranks)
         return join([self.arrange(name, share) for share in own], one)
 
     def _used_by_t5(self, files: Mapping[int, Mapping[int, State]]) -> dict[int, dict[int, State]]:
@@ -142,12 +153,12 @@ class TorchFiles:
             for stage, states in files.items()
         }
 
-    def _held(self, files: Mapping[int, Mapping[int, State]], ranks: Ranks) -> dict[str, dict[int, Tensor]]:
+    def _collect_shards(self, files: Mapping[int, Mapping[int, State]], ranks: Ranks) -> dict[str, dict[int, Tensor]]:
         """Memory-mapped tensors of all ranks by local name; layers and experts are numbered through.
 
         `MtError` names every tensor of which stages hold different copies.
         """
-        held: dict[str, dict[int, Tensor]] = {}
+        shards: dict[str, dict[int, Tensor]] = {}
         differing: set[str] = set()
         chunks = sorted((key for key in files[0][0] if CHUNK.fullmatch(key)), key=lambda key: int(key[5:] or 0))
         for states in files.values():
@@ -162,7 +173,7 @@ class TorchFiles:
                     for name, tensor in unstack_experts(contents[chunk], first_expert, ranks.experts_each):
                         if isinstance(tensor, Tensor) and not IGNORED.search(name):
                             name = shift_layer_index(local_name(name), first[name.partition(".")[0]])
-                            if not bitwise_equal(held.setdefault(name, {}).setdefault(rank, tensor), tensor):
+                            if not bitwise_equal(shards.setdefault(name, {}).setdefault(rank, tensor), tensor):
                                 differing.add(name)
                 layers = {
                     (name.partition(".")[0], number[1]) for name in states[0][chunk] if (number := LAYER.match(name))
@@ -172,7 +183,7 @@ class TorchFiles:
             Problem(f"{self.path}: {name}", "pipeline stages hold different copies of it", "the model here has one")
             for name in sorted(differing)
         )
-        return held
+        return shards
 
     def states(self) -> dict[int, dict[int, State]]:
         """Stage to rank to contents; every missing file is named."""

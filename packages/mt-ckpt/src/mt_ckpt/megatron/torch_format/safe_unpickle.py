@@ -62,33 +62,33 @@ def read(path: Path) -> Any:
     if not path.is_file():
         raise MtError(str(path), "missing", "copy it from where the checkpoint came from")
     zipped = zipfile.is_zipfile(path)
-    found = get_unsafe_globals_in_checkpoint(path) if zipped else _inert_before_zip(path)
-    return _load(str(path), path, found, mmap=zipped)
+    globals_used = get_unsafe_globals_in_checkpoint(path) if zipped else _inert_before_zip(path)
+    return _load(str(path), path, globals_used, mmap=zipped)
 
 
 def _inert_before_zip(path: Path) -> list[str]:
     """Classes to stand in for in a file from before torch 1.6: four pickles, then the tensors' bytes."""
-    found: set[str] = set()
+    globals_used: set[str] = set()
     with path.open("rb") as file:
         try:
             for _ in range(4):
                 codes = pickletools.genops(file)
-                found |= {str(of).replace(" ", ".") for code, of, _ in codes if code.name == "GLOBAL"}
+                globals_used |= {str(of).replace(" ", ".") for code, of, _ in codes if code.name == "GLOBAL"}
         except (ValueError, UnicodeDecodeError):
             return []  # no pickle: torch will say so
-    return sorted(name for name in found if name.startswith(INERT))
+    return sorted(name for name in globals_used if name.startswith(INERT))
 
 
 def read_bytes(where: str, content: bytes) -> Any:
     """What a record of a `torch_dist` file holds: `torch.save`'s zip, in memory."""
-    found = get_unsafe_globals_in_checkpoint(io.BytesIO(content))
-    return _load(where, io.BytesIO(content), found, mmap=False)
+    globals_used = get_unsafe_globals_in_checkpoint(io.BytesIO(content))
+    return _load(where, io.BytesIO(content), globals_used, mmap=False)
 
 
-def _load(where: str, source: Any, found: list[str], *, mmap: bool) -> Any:
+def _load(where: str, source: Any, globals_used: list[str], *, mmap: bool) -> Any:
     allowed = allowed_names()
-    stand_ins = {name: type(name.rpartition(".")[2], (StandIn,), {}) for name in found if name.startswith(INERT)}
-    refused = sorted(set(found) - allowed.keys() - stand_ins.keys())
+    stand_ins = {name: type(name.rpartition(".")[2], (StandIn,), {}) for name in globals_used if name.startswith(INERT)}
+    refused = sorted(set(globals_used) - allowed.keys() - stand_ins.keys())
     raise_if(Problem(where, f"its pickle wants to use {name}", ADVICE) for name in refused)
     passed: list[Any] = [(value, name) for name, value in (allowed | stand_ins).items()]
     try:
@@ -103,5 +103,7 @@ def _load(where: str, source: Any, found: list[str], *, mmap: bool) -> Any:
 def _reason(err: Exception) -> str:
     """The line of torch's message that names the culprit."""
     lines = [line.strip() for line in str(err).splitlines() if line.strip()]
-    told = next((line for line in lines if "GLOBAL" in line or "Unsupported" in line), lines[0] if lines else "empty")
-    return told.partition(" was not an allowed")[0]
+    culprit = next(
+        (line for line in lines if "GLOBAL" in line or "Unsupported" in line), lines[0] if lines else "empty"
+    )
+    return culprit.partition(" was not an allowed")[0]

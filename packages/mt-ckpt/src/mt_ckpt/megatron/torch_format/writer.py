@@ -111,10 +111,10 @@ def locations(config: TransformerConfig, name: str, layout: Layout) -> Iterator[
     on = spans(config, layout.pipeline, layout.encoder)
     stack, last = name.partition(".")[0], layout.virtual - 1
     names = (name, *second_names(config, name))
-    if found := LAYER.match(name):
+    if match := LAYER.match(name):
         own = layer_locations(count_layers(config, name), len(on[stack]), layout.virtual)
-        stage, chunk, local = own[int(found[1])]
-        yield on[stack][stage], chunk, shift_layer_index(name, local - int(found[1]))
+        stage, chunk, local = own[int(match[1])]
+        yield on[stack][stage], chunk, shift_layer_index(name, local - int(match[1]))
     elif stack in on:
         yield on[stack][-1], last, name
     elif name.startswith("embedding."):
@@ -129,7 +129,7 @@ def locations(config: TransformerConfig, name: str, layout: Layout) -> Iterator[
 
 def extra_states(state: Iterable[str], layout: Layout) -> list[str]:
     """Names of the extra states of linear layers and of all of the engine's: without FP8, None or an empty tensor."""
-    modules = dict.fromkeys(found[1] for name in state if (found := LINEAR.fullmatch(name)))
+    modules = dict.fromkeys(match[1] for name in state if (match := LINEAR.fullmatch(name)))
     attention = [ATTENTION.sub("core_attention", module) for module in modules if ATTENTION.search(module)]
-    norms = [found[1] for name in state if (found := NORM.fullmatch(name))]
+    norms = [match[1] for name in state if (match := NORM.fullmatch(name))]
     return [f"{module}._extra_state" for module in (*modules, *((*attention, *norms) if layout.engine else ()))]

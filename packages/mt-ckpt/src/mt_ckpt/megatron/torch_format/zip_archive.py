@@ -36,8 +36,8 @@ class TorchZip:
 
     def write_tensor(self, name: str, blocks: Iterable[Tensor]) -> None:
         """Add a record of a tensor's numbers, row after row; `blocks` are CPU tensors of some of its rows each."""
-        held = [*blocks]
-        self._write(name, sum(block.nbytes for block in held), (piece for block in held for piece in pieces(block)))
+        blocks = [*blocks]
+        self._write(name, sum(block.nbytes for block in blocks), (piece for block in blocks for piece in pieces(block)))
 
     def _write(self, name: str, size: int, data: Iterable[bytes | memoryview]) -> None:
         info, large = ZipInfo(f"archive/{name}"), size >= LARGE

@@ -39,12 +39,12 @@ def common_state(
     if "opt_param_scheduler" not in common and "lr_scheduler" not in common:
         raise MtError(str(where), "holds no state of the learning rate", "use mt ckpt convert for the weights")
     scaler = _grad_scaler(common.get("optimizer"))
-    found = [f"args.{name}, of a class of Megatron's own" for name in lost]
+    not_carried = [f"args.{name}, of a class of Megatron's own" for name in lost]
     if common.get(RERUN_STATE):
-        found.append("the state of the machinery that repeats failed steps (rerun_state_machine)")
+        not_carried.append("the state of the machinery that repeats failed steps (rerun_state_machine)")
     shared = [without_params(group) for group in groups if not group.get(APART)]
     if any(without_params(group) not in for_experts(shared) for group in groups if group.get(APART)):
-        found.append("settings of the experts' parameter group, which differ from those of the others")
+        not_carried.append("settings of the experts' parameter group, which differ from those of the others")
     return {
         "source": where,
         "config": config,
@@ -57,7 +57,7 @@ def common_state(
         "groups": shared,
         "grad_scaler": scaler,
         "flops": common.get("num_floating_point_operations_so_far", 0),
-        "lost": found,
+        "lost": not_carried,
     }
 
 

@@ -22,7 +22,7 @@ from mt_ckpt.megatron.training_state.state import KINDS, TrainingState
 from mt_ckpt.megatron.training_state.write_native import write_native
 from mt_ckpt.megatron.training_state.write_torch import write_torch
 from mt_ckpt.megatron.training_state.write_torch_dist import MCORE_0_11, PLAIN, RESHARDABLE, write_torch_dist
-from mt_ckpt.tools.together import together
+from mt_ckpt.tools.together import align_streams
 from mt_core.checkpoint.detection import detect_loader
 from mt_core.errors import MtError, Problem, raise_if
 from mt_core.files import atomic_directory
@@ -92,8 +92,8 @@ def _wrong(target: Target) -> Iterator[Problem]:
         allowed = f"with --to {target.format}: {', '.join(OPTIMIZERS[target.format])}"
         yield Problem("--target-optimizer", f"no {target.optimizer!r}", allowed)
     if target.implementation not in (None, "transformer_engine", "local"):
-        found = f"unknown name {target.implementation!r}"
-        yield Problem("--saver-transformer-impl", found, "allowed: transformer_engine, local")
+        problem = f"unknown name {target.implementation!r}"
+        yield Problem("--saver-transformer-impl", problem, "allowed: transformer_engine, local")
     sizes = (target.tensor, target.pipeline, target.virtual, target.expert, target.implementation, target.grouped)
     if target.format == "native" and any(size is not None for size in sizes):
         yield Problem("--target-…", "given with --to native", "native checkpoints know no layout: leave it out")
@@ -101,11 +101,11 @@ def _wrong(target: Target) -> Iterator[Problem]:
 
 def detect_format(path: Path) -> str:
     """The format of a checkpoint."""
-    found = detect_loader(path)
-    if found == "native":
-        return found
-    if found != "core":
-        raise MtError(str(path), f"is in {found} format", f"training states are in {', '.join(FORMATS)}")
+    loader = detect_loader(path)
+    if loader == "native":
+        return loader
+    if loader != "core":
+        raise MtError(str(path), f"is in {loader} format", f"training states are in {', '.join(FORMATS)}")
     directory = iteration_directory(path)
     if directory.name == RELEASE:
         raise MtError(str(directory), "is a release, which holds a model alone", "use mt ckpt convert")
@@ -176,7 +176,7 @@ def verify_result(staging: Path, form: str, state: TrainingState) -> None:
     ]
     for kind in ("model", *KINDS):
         streams = [{"model": one.weights, **one.optimizer}[kind]() for one in (state, back)]
-        wrong += [f"{kind} {name}" for name, pair in together(streams) if not _same(*pair)]
+        wrong += [f"{kind} {name}" for name, pair in align_streams(streams) if not _same(*pair)]
     raise_if(
         Problem(f"{WHERE}: {name}", "is not read back as it was", "the result was removed; please report this")
         for name in wrong

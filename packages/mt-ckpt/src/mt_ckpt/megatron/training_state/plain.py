@@ -14,9 +14,9 @@ SCALARS = (type(None), bool, int, float, str, bytes, torch.dtype, Signals)
 
 def plain_args(args: Any) -> tuple[dict[str, Any], list[str]]:
     """The arguments whose values are plain, paths as text, and the names of the others."""
-    found = {name: _plain(value) for name, value in vars(args).items()}
-    lost = sorted(name for name, value in found.items() if value is _LOST)
-    return {name: value for name, value in found.items() if value is not _LOST}, lost
+    values = {name: _plain(value) for name, value in vars(args).items()}
+    lost = sorted(name for name, value in values.items() if value is _LOST)
+    return {name: value for name, value in values.items() if value is not _LOST}, lost
 
 
 class _Lost:

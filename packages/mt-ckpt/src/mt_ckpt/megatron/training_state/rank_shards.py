@@ -10,14 +10,14 @@ from mt_ckpt.megatron.parameters.fusion import Rows, shard
 from mt_ckpt.megatron.parameters.replicas import Ranks
 from mt_ckpt.megatron.saver import FusedTensors, fused
 from mt_ckpt.megatron.training_state.state import MASTER, RandomStates, TrainingState, matching_masters
-from mt_ckpt.tensor_streams.accounting import accounted
+from mt_ckpt.tensor_streams.accounting import check_stream
 
 StageRank = tuple[int, int]
 """Pipeline stage, and a rank of it: expert rank · tensor ranks + tensor rank."""
 
 
 def rank_directories(layout: Layout) -> dict[StageRank, str]:
-    """Of every rank's files."""
+    """Name of the directory of every rank's files."""
     return {
         (stage, rank): rank_directory(
             rank % layout.tensor, stage, layout.pipeline, rank // layout.tensor, layout.expert
@@ -30,7 +30,7 @@ def rank_directories(layout: Layout) -> dict[StageRank, str]:
 def stream_tensors(state: TrainingState, kind: str, layout: Layout) -> FusedTensors:
     """Megatron's tensors of the weights or of a kind of the optimizer's, whole, accounted for."""
     stream = {"model": state.weights, **state.optimizer, MASTER: lambda: matching_masters(state)}[kind]()
-    tensors = accounted(f"{state.source}: {kind}", state.config.canonical_shapes(), stream)
+    tensors = check_stream(f"{state.source}: {kind}", state.config.canonical_shapes(), stream)
     return fused(state.config, tensors, layout.tensor)
 
 

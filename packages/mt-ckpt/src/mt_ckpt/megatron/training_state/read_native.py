@@ -78,10 +78,10 @@ def _refuse_frozen(step: Path, patterns: Sequence[str], names: Sequence[str]) ->
 def _problems(step: Path, stored: dict[str, StoredTensor], names: list[str], *, fp32: bool) -> Iterator[Problem]:
     kinds = [kind for kind in KINDS if kind != MASTER or not fp32]
     expected = {f"{kind}.{name}" for kind in kinds for name in names}
-    found = {name for name in stored if not name.startswith(f"{STEP}.")}
-    for name in sorted(expected - found):
+    stored_names = {name for name in stored if not name.startswith(f"{STEP}.")}
+    for name in sorted(expected - stored_names):
         yield Problem(f"{step}: {name}", "tensor is missing", "only AdamW's state has a place in Megatron's files")
-    for name in sorted(found - expected):
+    for name in sorted(stored_names - expected):
         yield Problem(f"{step}: {name}", "unexpected tensor", "only AdamW's state has a place in Megatron's files")
 
 
@@ -93,8 +93,8 @@ def _kind(stored: dict[str, StoredTensor], kind: str, names: list[str]) -> Itera
 def _steps(step: Path, stored: dict[str, StoredTensor]) -> int:
     counts = {int(one[...]) for name, one in stored.items() if name.startswith(f"{STEP}.")}
     if len(counts) != 1:
-        found = f"optimizer steps differ between parameters: {sorted(counts)}"
-        raise MtError(str(step), found, "Megatron counts them once for all")
+        problem = f"optimizer steps differ between parameters: {sorted(counts)}"
+        raise MtError(str(step), problem, "Megatron counts them once for all")
     return counts.pop()
 
 

@@ -48,10 +48,10 @@ def read_torch(directory: Path, tensor: int | None = None, true_vocab_size: int 
     common = common_state(directory, config, first, groups, count_steps(groups, counts))
 
     def moments(kind: str) -> Iterator[tuple[str, Tensor]]:
-        held: dict[int, dict[int, State]] = {stage: {} for stage in range(files.pipeline)}
+        tensors: dict[int, dict[int, State]] = {stage: {} for stage in range(files.pipeline)}
         for (stage, rank), kinds in optimizers.items():
-            held[stage][rank] = kinds[kind]
-        return files.tensors(config, held)
+            tensors[stage][rank] = kinds[kind]
+        return files.tensors(config, tensors)
 
     def weights() -> Iterator[tuple[str, Tensor]]:
         return files.tensors(config, states)
@@ -70,12 +70,12 @@ def _problems(directory: Path, files: TorchFiles, states: States) -> Iterator[Pr
         yield Problem(str(directory), "holds no optimizer (--no-save-optim?)", "use mt ckpt convert for the weights")
 
 
-def unwrap_optimizers(found: Any, where: Path, expert_ranks: int) -> list[dict[str, Any]]:
+def unwrap_optimizers(optimizer: Any, where: Path, expert_ranks: int) -> list[dict[str, Any]]:
     """The states of torch's optimizers in what Megatron saved of its own: one, and one of experts that ranks share."""
-    saved, count = list_optimizers(found), 1 if expert_ranks == 1 else 2
+    saved, count = list_optimizers(optimizer), 1 if expert_ranks == 1 else 2
     if len(saved) != count:
-        told = f"{len(saved)} optimizers where args say {expert_ranks} expert ranks"
-        raise MtError(str(where), told, f"runs with {count} can be converted then")
+        problem = f"{len(saved)} optimizers where args say {expert_ranks} expert ranks"
+        raise MtError(str(where), problem, f"runs with {count} can be converted then")
     for name in ("optimizer", "optimizer_state_dict"):
         saved = [one.get(name, one) for one in saved]
     return saved
@@ -83,16 +83,16 @@ def unwrap_optimizers(found: Any, where: Path, expert_ranks: int) -> list[dict[s
 
 def _read_optimizers(files: TorchFiles, states: States, config: TransformerConfig) -> dict[StageRank, Kinds]:
     """What every rank has of the optimizers; what all expert ranks share may be in the first one's file alone."""
-    found: dict[StageRank, Kinds] = {}
+    optimizers: dict[StageRank, Kinds] = {}
     for stage, ranks in states.items():
         for rank, state in ranks.items():
             own = _read_rank(files, state, config, (stage, rank))
-            first = found.get((stage, rank % files.tensor), {})
-            found[stage, rank] = {
-                kind: {chunk: {**first.get(kind, {}).get(chunk, {}), **held} for chunk, held in chunks.items()}
+            first = optimizers.get((stage, rank % files.tensor), {})
+            optimizers[stage, rank] = {
+                kind: {chunk: {**first.get(kind, {}).get(chunk, {}), **tensors} for chunk, tensors in chunks.items()}
                 for kind, chunks in own.items()
             }
-    return found
+    return optimizers
 
 
 def _read_rank(files: TorchFiles, state: State, config: TransformerConfig, at: StageRank) -> Kinds:
@@ -118,42 +118,46 @@ def _parameters(model: State, config: TransformerConfig) -> dict[str, Tensor]:
 
 def _from_vectors(path: Path, chunks: Chunks, files: TorchFiles, stage: int, alone: Collection[str]) -> Kinds:
     """Slices of the flat vectors of distributed optimizers, which stay in the file until they are used."""
-    found: dict[str, dict[str, dict[str, Tensor]]] = {kind: {chunk: {} for chunk in chunks} for kind in KINDS}
-    held = _buffers(path, len(chunks), files.expert)
+    tensors: dict[str, dict[str, dict[str, Tensor]]] = {kind: {chunk: {} for chunk in chunks} for kind in KINDS}
+    buffers_by_optimizer = _buffers(path, len(chunks), files.expert)
     for number, (chunk, parameters) in enumerate(chunks.items()):
         size = bucket_size(vars(files.args), stage, number)
-        for own, buffers in zip(by_optimizer(parameters, files.expert), held, strict=True):
+        for own, buffers in zip(by_optimizer(parameters, files.expert), buffers_by_optimizer, strict=True):
             if buffers is None:
                 continue
             buckets = lay_out({name: tensor.numel() for name, tensor in own.items()}, size, alone)
             expected, stored = sum(bucket.numel for bucket in buckets), buffers[number]["numel_unpadded"]
             if expected != stored:
-                told = f"vectors of {stored} elements, where the parameters in {len(buckets)} buckets take {expected}"
-                raise MtError(str(path), told, "args must say how it was saved: overlap_grad_reduce, ddp_bucket_size")
+                problem = (
+                    f"vectors of {stored} elements, where the parameters in {len(buckets)} buckets take {expected}"
+                )
+                raise MtError(
+                    str(path), problem, "args must say how it was saved: overlap_grad_reduce, ddp_bucket_size"
+                )
             starts = starts_in_file(buckets)
             for kind, key in IN_VECTORS.items():
                 vector = buffers[number][key]
                 for name, like in own.items():
-                    found[kind][chunk][name] = vector[starts[name] : starts[name] + like.numel()].view(like.shape)
-    return found
+                    tensors[kind][chunk][name] = vector[starts[name] : starts[name] + like.numel()].view(like.shape)
+    return tensors
 
 
 def _buffers(path: Path, chunks: int, expert_ranks: int) -> list[Buffers | None]:
     """The vectors of each optimizer; None for one that another rank's file has."""
-    found = safe_unpickle.read(path)
-    parts = found if isinstance(found, list) else [found]
+    content = safe_unpickle.read(path)
+    parts = content if isinstance(content, list) else [content]
     if not all(part is None or (isinstance(part, dict) and part.get("buckets_coalesced")) for part in parts):
         allowed = "load it in Megatron with --ckpt-convert-update-legacy-dist-opt-format and save it again"
         raise MtError(str(path), "keeps buckets apart, as before February 2024", allowed)
     if len(parts) != (count := 1 if expert_ranks == 1 else 2):
-        told = f"vectors of {len(parts)} optimizers where args say {expert_ranks} expert ranks"
-        raise MtError(str(path), told, f"those of {count}")
+        problem = f"vectors of {len(parts)} optimizers where args say {expert_ranks} expert ranks"
+        raise MtError(str(path), problem, f"those of {count}")
     buffers = [part and [part[n] for n in sorted(key for key in part if type(key) is int)] for part in parts]
     for own in buffers:
         if own is not None and (len(own) != chunks or any(len(buffer) != 1 for buffer in own)):
             kinds = sum(len(buffer) for buffer in own)
-            found = f"{kinds} kinds of parameters in {chunks} chunks"
-            raise MtError(str(path), found, "only one dtype can be converted")
+            problem = f"{kinds} kinds of parameters in {chunks} chunks"
+            raise MtError(str(path), problem, "only one dtype can be converted")
     return [own and [next(iter(buffer.values())) for buffer in own] for own in buffers]
 
 
@@ -162,7 +166,7 @@ def _from_lists(files: TorchFiles, saved: Any, chunks: Chunks) -> Kinds:
 
     Source: docs/specs/checkpoints.md §1.4.
     """
-    found: dict[str, dict[str, dict[str, Tensor]]] = {}
+    tensors: dict[str, dict[str, dict[str, Tensor]]] = {}
     where, inner = files.path, unwrap_optimizers(saved, files.path, files.expert)
     names = {f"{chunk} {name}": tensor for chunk, model in chunks.items() for name, tensor in model.items()}
     for outer, one, own in zip(list_optimizers(saved), inner, by_optimizer(names, files.expert), strict=True):
@@ -176,5 +180,5 @@ def _from_lists(files: TorchFiles, saved: Any, chunks: Chunks) -> Kinds:
             for kind, value in values.items():
                 if value.numel() != own[label].numel():
                     raise MtError(f"{where}: {name}", f"{kind} has shape {tuple(value.shape)}", "copy it again")
-                found.setdefault(kind, {}).setdefault(chunk, {})[name] = value
-    return found
+                tensors.setdefault(kind, {}).setdefault(chunk, {})[name] = value
+    return tensors

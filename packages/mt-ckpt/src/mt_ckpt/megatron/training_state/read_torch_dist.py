@@ -34,7 +34,7 @@ def read_torch_dist(directory: Path, tensor: int | None = None, true_vocab_size:
     """One iteration; for a target of Megatron's with `tensor` ranks, padding is kept."""
     files = DistFiles(directory)
     config = read_config(files, tensor, true_vocab_size)
-    objects = {found[1]: one for key, one in files.stored.items() if (found := GROUPS.fullmatch(key))}
+    objects = {match[1]: one for key, one in files.stored.items() if (match := GROUPS.fullmatch(key))}
     groups, counts = _groups(
         [files.common.get("optimizer"), *(one.chunks[0].read() for one in objects.values())], directory
     )
@@ -55,18 +55,20 @@ def _optimizer(files: DistFiles, config: TransformerConfig) -> dict[str, Stream]
     if any(dp_reshardable.KEY.fullmatch(key) for key in files.stored):
         return _buckets(files, config)
     stored = {CHAINED.sub("", key): one for key, one in files.stored.items()}
-    found: dict[str, Stream] = {}
+    streams: dict[str, Stream] = {}
     for kind, prefixes in KEYS.items():
         named = {key[len(p) :]: one for p in prefixes for key, one in stored.items() if key.startswith(p)}
         if named:
             whole = unflatten_all(_by_first_names(named, config), stored)
-            found[kind] = partial(files.holding(whole).tensors, config)
-    if missing := [kind for kind in KINDS if kind not in found and kind != MASTER]:
+            streams[kind] = partial(files.holding(whole).tensors, config)
+    if missing := [kind for kind in KINDS if kind not in streams and kind != MASTER]:
         others = sorted({key.partition("optimizer.")[2].partition(".")[0] for key in stored if "optimizer." in key})
-        told = f"holds no {' and no '.join(missing)}" + (f", but optimizer.{{{', '.join(others)}}}" if others else "")
+        problem = f"holds no {' and no '.join(missing)}" + (
+            f", but optimizer.{{{', '.join(others)}}}" if others else ""
+        )
         allowed = "layouts that can be read: fully_sharded_model_space, fully_reshardable, dp_reshardable, unsharded"
-        raise MtError(str(files.path), told, allowed)
-    return found
+        raise MtError(str(files.path), problem, allowed)
+    return streams
 
 
 def _by_first_names(named: Mapping[str, Stored], config: TransformerConfig) -> dict[str, Stored]:
@@ -78,11 +80,11 @@ def _by_first_names(named: Mapping[str, Stored], config: TransformerConfig) -> d
 def _buckets(files: DistFiles, config: TransformerConfig) -> dict[str, Stream]:
     args = vars(files.args)
     layout = layout_from_args(args)
-    found: dict[str, Stream] = {}
+    streams: dict[str, Stream] = {}
     for kind, key in ((MASTER, "param"), *((kind, kind) for kind in MOMENTS)):
         slots = dp_reshardable.locate_parameters(files.stored, key, config, layout, args=args)
-        found[kind] = partial(dp_reshardable.tensors, slots, config, layout, args["padded_vocab_size"])
-    return found
+        streams[kind] = partial(dp_reshardable.tensors, slots, config, layout, args["padded_vocab_size"])
+    return streams
 
 
 def layout_from_args(args: Mapping[str, Any]) -> Layout:
@@ -125,7 +127,7 @@ def _random(stored: Mapping[str, Stored]) -> RandomStates | None:
     states: dict[tuple[int, int], Any] = {}
     sizes = (1, 1)
     for key, one in stored.items():
-        if found := RANDOM.fullmatch(key):
-            stage, rank, *sizes = map(int, found.groups())
+        if match := RANDOM.fullmatch(key):
+            stage, rank, *sizes = map(int, match.groups())
             states[stage, rank] = one.chunks[0].read()[0]
     return RandomStates(sizes[1], sizes[0], states) if states else None

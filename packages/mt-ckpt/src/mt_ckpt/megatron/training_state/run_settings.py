@@ -41,11 +41,11 @@ TO_MT = {ours: theirs for ours, theirs in PLAIN.items() if not ours.startswith("
 
 def to_args(config: Values) -> dict[str, Any]:
     """Megatron's arguments for mt's settings, as a checkpoint holds them."""
-    found = {theirs: value for ours, theirs in PLAIN.items() if (value := _at(config, ours)) is not None}
-    if "decoder_seq_length" in found:
-        found["encoder_seq_length"] = found["seq_length"]  # what T5 calls it
+    args = {theirs: value for ours, theirs in PLAIN.items() if (value := _at(config, ours)) is not None}
+    if "decoder_seq_length" in args:
+        args["encoder_seq_length"] = args["seq_length"]  # what T5 calls it
     dtype = config["precision"]["dtype"]
-    return found | {
+    return args | {
         "optimizer": "adam",
         "lr_decay_style": DECAYS[config["lr_schedule"]["decay"]],
         "start_weight_decay": config["optim"]["weight_decay"],

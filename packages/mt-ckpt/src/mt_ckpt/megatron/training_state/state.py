@@ -43,7 +43,7 @@ class TrainingState:
     config: TransformerConfig
     weights: Stream
     optimizer: Mapping[str, Stream]
-    """Of every kind in KINDS; all are fp32."""
+    """A stream for every kind in KINDS; all tensors are fp32."""
     iteration: int
     samples: int
     tokens: int | None
@@ -87,8 +87,8 @@ def _by_name(stream: Iterator[tuple[str, Tensor]]) -> Callable[[str], Tensor]:
 
     def get(name: str) -> Tensor:
         while name not in waiting:
-            found, tensor = next(stream)
-            waiting[found] = tensor
+            next_name, tensor = next(stream)
+            waiting[next_name] = tensor
         return waiting.pop(name)
 
     return get

@@ -27,8 +27,8 @@ def build_args(state: TrainingState, layout: Layout, *, dtype: torch.dtype, form
     of_model = vars(model_args(state.config, layout, dtype=dtype, form=form))
     own = {name: value for name, value in state.args.items() if value is not None}
     kept = {name: own[name] for name in MODEL_ONLY if name in own}
-    found = {**own, **of_model, **kept}
-    found |= {
+    args = {**own, **of_model, **kept}
+    args |= {
         "consumed_train_samples": state.samples,
         "transformer_impl": "transformer_engine" if layout.engine else "local",
         "use_distributed_optimizer": distributed,
@@ -39,8 +39,8 @@ def build_args(state: TrainingState, layout: Layout, *, dtype: torch.dtype, form
         "iteration": state.iteration,
     }
     if state.tokens is not None:
-        found["mt_trained_tokens"] = state.tokens
-    return Namespace(**found)
+        args["mt_trained_tokens"] = state.tokens
+    return Namespace(**args)
 
 
 def build_common_state(state: TrainingState, args: Namespace) -> dict[str, Any]:
@@ -55,7 +55,7 @@ def build_common_state(state: TrainingState, args: Namespace) -> dict[str, Any]:
 
 
 def build_param_groups(state: TrainingState, expert_ranks: int) -> list[list[dict[str, Any]]]:
-    """Of each optimizer, its parameter groups as a distributed one saves them; without `step` loading fails.
+    """Parameter groups of each optimizer as a distributed one saves them; without `step` loading fails.
 
     Source: docs/specs/checkpoints.md §2.6.
     """

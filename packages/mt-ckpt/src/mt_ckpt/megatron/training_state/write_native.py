@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mt_ckpt.megatron.training_state.run_settings import not_carried_to_mt, to_sections
 from mt_ckpt.megatron.training_state.state import MASTER, MOMENTS, TrainingState, matching_masters
-from mt_ckpt.tensor_streams.accounting import accounted
+from mt_ckpt.tensor_streams.accounting import check_stream
 from mt_core.checkpoint.native import step_directory
 from mt_core.checkpoint.step_writer import write
 from mt_core.config.loading import validate
@@ -81,7 +81,7 @@ def _optimizer(state: TrainingState, dtype: str) -> Iterator[tuple[str, Tensor]]
 
 
 def _counted(state: TrainingState, tensors: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-    return accounted(str(state.source), state.config.canonical_shapes(), tensors)
+    return check_stream(str(state.source), state.config.canonical_shapes(), tensors)
 
 
 def _loss_scale(state: TrainingState) -> dict[str, float]:

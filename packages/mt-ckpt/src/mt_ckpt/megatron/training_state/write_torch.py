@@ -31,8 +31,8 @@ from mt_ckpt.megatron.training_state.write_args import (
     build_param_groups,
 )
 
-Held = dict[StageRank, dict[str, Tensor]]
-"""Of each rank: "chunk name" → what stands for a written tensor."""
+Placeholders = dict[StageRank, dict[str, Tensor]]
+"""Rank → "chunk name" → what stands for a written tensor."""
 Order = Sequence[Sequence[str]]
 """Local names of each chunk."""
 
@@ -67,22 +67,28 @@ def write_torch(directory: Path, state: TrainingState, layout: Layout, *, distri
 
 def _write_shards(
     files: Mapping[StageRank, TorchWriter], state: TrainingState, layout: Layout, tensors: FusedTensors
-) -> Held:
-    held: Held = {at: {} for at in files}
+) -> Placeholders:
+    placeholders: Placeholders = {at: {} for at in files}
     for at, chunk, own, share in stream_shards(state, layout, tensors):
-        held[at][f"{chunk} {own}"] = files[at].add(*share.blocks)
-    return held
+        placeholders[at][f"{chunk} {own}"] = files[at].add(*share.blocks)
+    return placeholders
 
 
 def _models(
-    file: TorchWriter, state: TrainingState, layout: Layout, held: Mapping[str, Tensor], order: Order, *, last: bool
+    file: TorchWriter,
+    state: TrainingState,
+    layout: Layout,
+    placeholders: Mapping[str, Tensor],
+    order: Order,
+    *,
+    last: bool,
 ) -> dict[str, Any]:
     """The weights of a rank's chunks, in Megatron's order, with the extra states of their linear layers."""
     models: dict[str, Any] = {}
     experts = count_experts(state.config) > 0
     for chunk, names in enumerate(order):
         model: dict[str, Any] = {
-            written_name(name, layout, experts=experts): held[f"{chunk} {own}"]
+            written_name(name, layout, experts=experts): placeholders[f"{chunk} {own}"]
             for own in names
             for name in (own, *second_names(state.config, own))
         }
@@ -99,15 +105,15 @@ def _lists(
     """The optimizers as each rank has them whole."""
     labels = [f"{chunk} {own}" for chunk, names in enumerate(order) for own in names]
     masters = by_optimizer({label: kinds[MASTER][label] for label in labels}, layout.expert)
-    found: list[dict[str, Any]] = []
+    optimizers: list[dict[str, Any]] = []
     for own, groups in zip(masters, build_param_groups(state, layout.expert), strict=True):
         members = assign_groups({label: master.dim() for label, master in own.items()}, groups)
         states = _states(state, kinds, [label for group in members for label in group])
         inner = {"state": states, "param_groups": with_ids(groups, members)}
         listed = [[own[label] for label in group] for group in members]
         outer = {"optimizer": inner, **build_grad_scaler(state), "fp32_from_fp16_params": listed}
-        found.append(inner if dtype == torch.float32 else outer)
-    return found
+        optimizers.append(inner if dtype == torch.float32 else outer)
+    return optimizers
 
 
 def _states(

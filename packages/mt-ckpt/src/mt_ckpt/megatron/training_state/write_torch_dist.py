@@ -71,7 +71,7 @@ def _add_kind(files: ChunkFiles, state: TrainingState, layout: Layout, *, kind: 
 
 
 def _add_flat(files: ChunkFiles, key: str, place: ChunkLocation, whole: Rows, halves: int) -> None:
-    """As 0.11 stores it on one rank: gate and up are fragments, layers and experts are one each."""
+    """Write a tensor as 0.11 stores it on one rank: gate and up are fragments, layers and experts are one each."""
     for number in range(halves):
         others = len(whole.shape) - 1
         at, fragments = (*place.at, number, *[0] * others), (*place.counts, halves, *[1] * others)
@@ -90,8 +90,8 @@ def _common(state: TrainingState, layout: Layout, optimizer: str, dtype: torch.d
         "singleton_local_shards": False,
         "chained_optim_avoid_prefix": True,
     }
-    found = {"optimizer": _numbered([{"optimizer": {"param_groups": own}, **kind} for own in groups])}
-    return found | ({"content_metadata": content} if optimizer == RESHARDABLE else {})
+    optimizer_state = {"optimizer": _numbered([{"optimizer": {"param_groups": own}, **kind} for own in groups])}
+    return optimizer_state | ({"content_metadata": content} if optimizer == RESHARDABLE else {})
 
 
 def _plain(state: TrainingState, groups: list[dict[str, Any]], dtype: torch.dtype) -> dict[str, Any]:

@@ -5,7 +5,6 @@ gradients reduce-scattered, both overlapped with computation by FSDP2 itself.
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -15,6 +14,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 
 from mt_core.config.sections import ParallelConfig
+from mt_core.contracts import Model, as_module
 from mt_core.distributed.mesh import Axis, Mesh
 from mt_core.parallel.tensor.plan import Placement
 
@@ -24,7 +24,7 @@ class FullyShard:
 
     def __init__(
         self,
-        model: Any,
+        model: Model,
         placements: Mapping[str, Placement],
         mesh: Mesh,
         *,
@@ -33,7 +33,7 @@ class FullyShard:
         gradients: torch.dtype,
         config: ParallelConfig,
     ) -> None:
-        self.mesh, self.device, self.dtype, self.model = mesh, device, dtype, model
+        self.mesh, self.device, self.dtype, self.model = mesh, device, dtype, as_module(model)
         self.placements: Mapping[str, Placement] = placements
         self.shapes: Mapping[str, torch.Size] = {name: p.shape for name, p in model.named_parameters()}
         self._dims = {name: self._shard_dim(name) for name in self.shapes}
@@ -52,9 +52,9 @@ class FullyShard:
         over = device_mesh(mesh, device, mesh.tensor)
         for block in model.layers.values():
             fully_shard(block, mesh=over, **options)
-        fully_shard(model, mesh=over, **options)
-        model.to_empty(device=device)
-        register_fsdp_forward_method(model, "losses")
+        fully_shard(self.model, mesh=over, **options)
+        self.model.to_empty(device=device)
+        register_fsdp_forward_method(self.model, "losses")
         for module in self._groups():
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
@@ -85,12 +85,13 @@ class FullyShard:
         return [module for module in self.model.modules() if isinstance(module, FSDPModule)]
 
     def _locals(self) -> list[tuple[str, Tensor]]:
-        return [(name, p.detach().to_local()) for name, p in self.model.named_parameters()]
+        parameters = self.model.named_parameters()
+        return [(name, p.to_local().detach()) for name, p in parameters if isinstance(p, DTensor)]
 
     def _shard_dim(self, name: str) -> int:
         """The longest dim that the ranks divide; not the one that copies for other tensor ranks lie along."""
-        shape, copied = self.shapes[name], self.placements[name].copied_from > 0
-        fits = [d for d, n in enumerate(shape) if n % self.shard_axis(name).size == 0 and not (copied and d == 1)]
+        shape, replicated = self.shapes[name], self.placements[name].replicated_from > 0
+        fits = [d for d, n in enumerate(shape) if n % self.shard_axis(name).size == 0 and not (replicated and d == 1)]
         return max(fits, key=lambda d: shape[d], default=0)
 
     def view(self, name: str, whole: Tensor, rank: int) -> Tensor:
@@ -101,11 +102,11 @@ class FullyShard:
     def split(self, name: str, part: Tensor) -> tuple[Tensor, Tensor]:
         """Along dim 1 where groups are repeated; a replicated parameter is held by all."""
         place = self.placements[name]
-        if place.copies.size == 1:
+        if place.replicas.size == 1:
             return part, part[:0]
         if place.dim is None:
             return part[:0], part
-        edge = place.copied_from * self.shapes[name][1] // self.shapes[name].numel()
+        edge = place.replicated_from * self.shapes[name][1] // self.shapes[name].numel()
         return part[:, :edge], part[:, edge:]
 
     def compile(self) -> None:

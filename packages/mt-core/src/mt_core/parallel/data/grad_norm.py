@@ -15,7 +15,7 @@ def sum_partial(engine: DataParallel) -> None:
     for name, gradient in _gradients(engine):
         place = engine.placements[name]
         if place.partial:
-            parts.setdefault(place.copies, []).append(engine.split(name, gradient)[1])
+            parts.setdefault(place.replicas, []).append(engine.split(name, gradient)[1])
     for axis, pieces in parts.items():
         flat = axis.sum_(torch.cat([piece.flatten() for piece in pieces]))
         for piece, total in zip(pieces, flat.split([piece.numel() for piece in pieces]), strict=True):
@@ -28,10 +28,10 @@ def norms(engine: DataParallel) -> Tensor:
     counted by one."""
     counted = []
     for name, gradient in _gradients(engine):
-        own, copied = engine.split(name, gradient)
-        first = engine.placements[name].copies.rank == 0
+        own, replicated = engine.split(name, gradient)
+        first = engine.placements[name].replicas.rank == 0
         counted.append(gradient if first else own)
-        assert own.numel() + copied.numel() == gradient.numel()
+        assert own.numel() + replicated.numel() == gradient.numel()
     if not counted:  # no part of any master: the ranks' sums must have one dtype all the same
         return torch.zeros(0, device=engine.device, dtype=torch.promote_types(engine.dtype, torch.float32))
     return torch.stack(torch._foreach_norm(counted))  # pyright: ignore[reportPrivateImportUsage]

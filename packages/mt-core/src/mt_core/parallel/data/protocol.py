@@ -1,12 +1,13 @@
 """Data parallelism: what the training step asks of it, whichever of the three strategies does it."""
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from mt_core.config.sections import ParallelConfig, PrecisionConfig
+from mt_core.contracts import Model
 from mt_core.distributed.mesh import Axis, Mesh
 from mt_core.parallel.tensor.plan import Placement
 
@@ -70,7 +71,7 @@ class DataParallel(Protocol):
 
 
 def data_parallel(
-    model: Any,
+    model: Model,
     placements: Mapping[str, Placement],
     mesh: Mesh,
     *,

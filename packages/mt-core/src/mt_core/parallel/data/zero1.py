@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from mt_core.config.sections import ParallelConfig
+from mt_core.contracts import Model, as_module
 from mt_core.distributed.mesh import Axis, Mesh
 from mt_core.parallel.tensor.plan import Placement
 
@@ -60,7 +61,7 @@ class Buckets:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Model,
         placements: Mapping[str, Placement],
         mesh: Mesh,
         *,
@@ -71,6 +72,7 @@ class Buckets:
     ) -> None:
         self.mesh, self.device, self.dtype, self.config = mesh, device, dtype, config
         self.placements: Mapping[str, Placement] = placements
+        module = as_module(model)
         parameters = dict(model.named_parameters())
         self.shapes: Mapping[str, torch.Size] = {name: p.shape for name, p in parameters.items()}
         trainable = {name: p.numel() for name, p in parameters.items() if p.requires_grad}
@@ -85,14 +87,14 @@ class Buckets:
         }
         weights = {name: nn.Parameter(self._of(name, "weights")) for name in trainable}
         weights |= {name: nn.Parameter(weight, requires_grad=False) for name, weight in self.frozen.items()}
-        _replace(model, {id(parameters[name]): weight for name, weight in weights.items()})
+        _replace(module, {id(parameters[name]): weight for name, weight in weights.items()})
         for name in trainable:
             weights[name].register_post_accumulate_grad_hook(partial(self._accumulate, name))
         self._fresh: set[str] = set()
         self._last = False
         self._set, self._add = set_, add_
         if config.overlap_param_gather and any(bucket.shard.size > 1 for bucket in self.buckets):
-            self._wait_in_forward(model)
+            self._wait_in_forward(module)
 
     def _allocate(self, device: torch.device, dtype: torch.dtype, gradients: torch.dtype) -> Iterator[Bucket]:
         wide = torch.promote_types(dtype, torch.float32)
@@ -144,10 +146,10 @@ class Buckets:
     def split(self, name: str, part: Tensor) -> tuple[Tensor, Tensor]:
         """At the first element that other ranks hold as well."""
         place, flat = self.placements[name], part.flatten()
-        if place.copies.size == 1:
+        if place.replicas.size == 1:
             return flat, flat[:0]
         start, _ = self._range(name, self.buckets[self.spans[name].bucket].shard.rank)
-        edge = min(max(place.copied_from - start, 0), flat.numel())
+        edge = min(max(place.replicated_from - start, 0), flat.numel())
         return flat[:edge], flat[edge:]
 
     def compile(self) -> None:

@@ -9,7 +9,7 @@ their experts, R rows that reach this rank's experts.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
@@ -17,12 +17,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mt_core.distributed.mesh import Axis
-from mt_core.parallel.expert.permutation import by_expert, inverse, reorder
+from mt_core.parallel.expert.permutation import invert_permutation, permute, sort_by_expert
 
 Experts = Callable[[Tensor, Tensor], Tensor]
 """Rows in the order of their experts, and the number of each expert's, to as many rows."""
 Dispatch = Callable[[Tensor, Tensor, Experts], Tensor]
-"""The same of all experts, by way of those that are here."""
+"""Maps rows [M, D] and counts [E] of all experts to results, given the function that runs the experts of this rank."""
 
 
 def dispatch(x_MD: Tensor, counts_E: Tensor, experts: Experts) -> Tensor:
@@ -35,6 +35,7 @@ class ExpertDispatch:
     """`dispatch` with the experts cut over the axis (arXiv:2006.16668): one exchange there and one back."""
 
     axis: Axis
+    traceable: ClassVar[bool] = False
 
     def __call__(self, x_MD: Tensor, counts_E: Tensor, experts: Experts) -> Tensor:
         """[M, D] to the same shape and order; the host waits for the counts."""
@@ -43,9 +44,9 @@ class ExpertDispatch:
         dist.all_to_all_single(theirs_ne, counts_ne.contiguous(), group=self.axis.group)
         sent, received = torch.stack((counts_ne.sum(1), theirs_ne.sum(1))).tolist()
         x_RD = exchange(x_MD, self.axis, sent, received)
-        order_R = by_expert(theirs_ne, sum(received))
-        back_R = inverse(order_R)
-        y_RD = reorder(experts(reorder(x_RD, order_R, back_R), theirs_ne.sum(0)), back_R, order_R)
+        order_R = sort_by_expert(theirs_ne, sum(received))
+        back_R = invert_permutation(order_R)
+        y_RD = permute(experts(permute(x_RD, order_R, back_R), theirs_ne.sum(0)), back_R, order_R)
         return exchange(y_RD, self.axis, received, sent)
 
 

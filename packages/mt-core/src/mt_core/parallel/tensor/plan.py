@@ -33,9 +33,10 @@ class Column:
     """Weight and bias are cut along `dim`, one of the outputs."""
 
     dim: int
-    copies: int = 1
-    """Neighbouring ranks that hold equal values in the last `copied` entries of dim 1: repeated key/value groups."""
-    copied: int = 0
+    replicas: int = 1
+    """Neighbouring ranks that hold equal values in the last `num_replicated` entries of dim 1: key/value heads."""
+    num_replicated: int = 0
+    """Entries of dim 1 that neighbours repeat."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,12 +110,12 @@ class Placement:
     """The dim that is cut; None for a whole parameter."""
     axis: Axis = Axis("tensor")
     """The axis it is cut over, if it is."""
-    copies: Axis = Axis("tensor")
-    """Ranks that hold equal values in the elements from `copied_from` on."""
-    copied_from: int = 0
+    replicas: Axis = Axis("tensor")
+    """Ranks that hold equal values in the elements from `replicated_from` on."""
+    replicated_from: int = 0
     """The first such element, flat."""
     partial: bool = False
-    """Whether the gradients of those copies are parts of a sum."""
+    """Whether the gradients of those replicas are parts of a sum."""
 
 
 NO_EXPERTS = Axis("expert")
@@ -226,10 +227,10 @@ def _placement(
     dim = cut_dim(rule, leaf)
     if dim is None or isinstance(rule, Expert):
         shared = isinstance(rule, Heads) or (sequence and not isinstance(rule, Replicate))
-        return Placement(dim, copies=axis, partial=shared and axis.size > 1)
-    if isinstance(rule, Column) and rule.copies > 1:
-        own = parameter.shape[1] - rule.copied
+        return Placement(dim, replicas=axis, partial=shared and axis.size > 1)
+    if isinstance(rule, Column) and rule.replicas > 1:
+        own = parameter.shape[1] - rule.num_replicated
         return Placement(
-            dim, axis, neighbours(rule.copies), parameter.numel() // parameter.shape[1] * own, partial=True
+            dim, axis, neighbours(rule.replicas), parameter.numel() // parameter.shape[1] * own, partial=True
         )
     return Placement(dim, axis)

@@ -1,0 +1,164 @@
+"""Options of commands that something else than the command declares: a dataclass, or the plugins that it uses.
+
+Both declare them as parameters of their signature (`mt_core.plugin_options`). A dataclass's are known when the command
+is defined, and `expand_options` turns them into Typer's; a plugin's are known once an option names the plugin.
+"""
+
+import functools
+import inspect
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import is_dataclass
+from inspect import Parameter
+from typing import Annotated, Any, ClassVar
+
+import typer
+from typer.core import CompletionItem, TyperCommand  # pyright: ignore[reportPrivateImportUsage]
+
+from mt_core.errors import MtError, Problem, raise_if
+from mt_core.plugin_options import (
+    UNSET,
+    Options,
+    find_problems,
+    flag,
+    merge_options,
+    read_options,
+    resolve_parameters,
+    split_annotation,
+)
+from mt_core.plugins import Kind, components, load_declaration
+
+
+def expand_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Make each field of a command's dataclass parameters an option of its own.
+
+    A field that the command has a parameter of its own for is left out, and keeps its default.
+    """
+    parameters = resolve_parameters(command)
+    groups: dict[str, Any] = {p.name: p.annotation for p in parameters if is_dataclass(p.annotation)}
+    taken = {parameter.name for parameter in parameters if parameter.name not in groups}
+    fields = {
+        name: [field for field in resolve_parameters(group) if field.name not in taken]
+        for name, group in groups.items()
+    }
+    expanded = [option for parameter in parameters for option in fields.get(parameter.name, [parameter])]
+    options = [option.replace(kind=Parameter.KEYWORD_ONLY, annotation=_add_help(option)) for option in expanded]
+
+    @functools.wraps(command)
+    def expanded_command(**values: Any) -> None:
+        built = {name: groups[name](**{f.name: values.pop(f.name) for f in fields[name]}) for name in groups}
+        command(**values, **built)
+
+    expanded_command.__signature__ = inspect.Signature(options)  # pyright: ignore[reportAttributeAccessIssue]
+    expanded_command.__annotations__ = {option.name: option.annotation for option in options}
+    return expanded_command
+
+
+def _add_help(parameter: Parameter) -> Any:
+    """The annotation with a text in it as Typer's help; one without a text, such as Typer's own, as it is."""
+    kind, text = split_annotation(parameter.annotation)
+    return Annotated[kind, typer.Option(help=text)] if text else parameter.annotation
+
+
+class MultiValueCommand(TyperCommand):
+    """A command whose list options take several values at once, as Megatron's do: `--input a.jsonl b.jsonl`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Repeat the option before each further value; the command has no arguments that a value could be."""
+        lists = {name for param in self.params if getattr(param, "multiple", False) for name in param.opts}
+        repeated: list[str] = []
+        option = ""
+        for position, arg in enumerate(args):
+            if arg.startswith("-"):
+                option = arg if arg in lists else ""
+            elif option and args[position - 1] != option:
+                repeated.append(option)
+            repeated.append(arg)
+        return super().parse_args(ctx, repeated)
+
+
+class PluginCommand(TyperCommand):
+    """A command that takes the options of the plugins that it uses; it finds those given in `ctx.obj`.
+
+    Subclasses say in `kinds` which of its parameters name plugins. Help shows the options of all that are installed.
+    """
+
+    kinds: ClassVar[Mapping[str, Kind]]
+    """Kind of the plugin that each of these parameters names."""
+    settings: ClassVar[dict[str, Any]] = {"ignore_unknown_options": True, "allow_extra_args": True}
+
+    def choose_plugins(self, values: Mapping[str, Any]) -> Mapping[str, str | None]:
+        """The plugin's name by parameter, from values of the command's own options; None where none is named."""
+        return {parameter: values.get(parameter) for parameter in self.kinds}
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse as Typer does, after words that are none of the command's own options were read as the plugins'."""
+        values, words, _ = self.make_parser(ctx).parse_args([*args])
+        plugins = self._read_options(values) if words and not ctx.resilient_parsing and "help" not in values else {}
+        if len(plugins) == len(self.kinds):  # else an option is missing, which Typer reports
+            ctx.obj, strays = read_words(words, plugins)
+            own_flags = [text for parameter in self.get_params(ctx) for text in parameter.opts]
+            unexpected = (Problem(ctx.command_path, f"unexpected {word!r}", "values follow options") for word in strays)
+            raise_if([*unexpected, *find_problems(ctx.obj, plugins, own_flags)])
+        return super().parse_args(ctx, args)
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write the command's own options, then those of each plugin."""
+        super().format_options(ctx, formatter)
+        for title, rows in self._list_sections():
+            with formatter.section(title):
+                formatter.write_dl(rows)
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> list[CompletionItem]:
+        """Complete names of options; those of a plugin once it is named, since it must be imported."""
+        completions = super().shell_complete(ctx, incomplete)
+        if incomplete.startswith("-"):
+            with suppress(MtError):
+                options = merge_options(self._read_options(ctx.params)).values()
+                named = {option.flag: option.help for option in options if option.flag.startswith(incomplete)}
+                completions += [CompletionItem(name, help=text) for name, text in named.items()]
+        return completions
+
+    def _read_options(self, values: Mapping[str, Any]) -> dict[str, Options]:
+        """The options of the plugins that are named, by what a message calls each: `loader hf`."""
+        named = self.choose_plugins(values)
+        return {
+            f"{parameter} {name}": read_options(load_declaration(self.kinds[parameter], name))
+            for parameter, name in named.items()
+            if name
+        }
+
+    def _list_sections(self) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+        """A title and rows of help for each installed plugin that has options, or does not work."""
+        for parameter, kind in self.kinds.items():
+            for name, plugin in components(kind).items():
+                try:
+                    options = read_options(plugin.load_declaration()).values()
+                    rows = [(option.usage, option.description) for option in options]
+                except Exception as err:  # somebody else's plugin must not take the help down
+                    rows = [("broken", f"{type(err).__name__}: {err}")]
+                if rows:
+                    yield f"Options of {flag(parameter)} {name}", rows
+
+
+def read_words(words: Sequence[str], plugins: Mapping[str, Options]) -> tuple[dict[str, Any], list[str]]:
+    """The options that words of a command line give, as texts, and the words that are part of none.
+
+    An unknown option takes the word after it.
+    """
+    given, strays, rest = dict[str, Any](), list[str](), deque(words)
+    switches = {flag(name): (name, True) for name, option in merge_options(plugins).items() if option.is_switch}
+    switches |= {flag(f"no_{name}"): (name, False) for name, _ in switches.values()}
+    while rest:
+        word, equals, value = rest.popleft().partition("=")
+        name = word.removeprefix("--").replace("-", "_")
+        if not word.startswith("--"):
+            strays.append(word + equals + value)
+        elif equals:
+            given[name] = value
+        elif word in switches:
+            given.update([switches[word]])
+        else:
+            given[name] = rest.popleft() if rest and not rest[0].startswith("--") else UNSET
+    return given, strays

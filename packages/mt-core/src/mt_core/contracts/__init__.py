@@ -1,0 +1,53 @@
+"""What an implementation of each kind of component must offer. Contracts only: nothing here runs.
+
+torch types appear as forward references, so this package imports without torch.
+"""
+
+from mt_core.contracts.checkpoints import CheckpointLoader, CheckpointSaver
+from mt_core.contracts.configurations import (
+    AttentionConfig,
+    MLPConfig,
+    ModelConfig,
+    PlannedModelConfig,
+    TransformerModelConfig,
+    Variant,
+)
+from mt_core.contracts.data import DataSection, Dataset, Tokenizer
+from mt_core.contracts.metrics import MetricSink
+from mt_core.contracts.models import (
+    AttentionCore,
+    BatchKey,
+    Blocks,
+    CanonicalModel,
+    HasCore,
+    HasOp,
+    Losses,
+    MetricSum,
+    Model,
+    as_module,
+)
+
+__all__ = [
+    "AttentionConfig",
+    "AttentionCore",
+    "BatchKey",
+    "Blocks",
+    "CanonicalModel",
+    "CheckpointLoader",
+    "CheckpointSaver",
+    "DataSection",
+    "Dataset",
+    "HasCore",
+    "HasOp",
+    "Losses",
+    "MLPConfig",
+    "MetricSink",
+    "MetricSum",
+    "Model",
+    "ModelConfig",
+    "PlannedModelConfig",
+    "Tokenizer",
+    "TransformerModelConfig",
+    "Variant",
+    "as_module",
+]

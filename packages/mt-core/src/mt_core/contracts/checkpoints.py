@@ -1,0 +1,47 @@
+"""What loaders and savers of checkpoints offer, in any format."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from mt_core.contracts.configurations import ModelConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class CheckpointLoader(Protocol):
+    """Kind `ckpt-loader`: configuration and canonical tensors of a checkpoint in some format.
+
+    Keyword-only parameters of `__init__`, of a saver as well, are options of `mt ckpt convert`.
+    A static method `recognises(path: Path) -> bool` lets commands choose the loader where none is named; it looks at
+    names of files and imports nothing heavy. A text `looks_for` names those files in errors. Both may be left out.
+    """
+
+    def __init__(self, path: Path) -> None: ...
+
+    def config(self) -> ModelConfig:
+        """The model's configuration, or one `MtError` naming everything in it that mt does not implement."""
+        ...
+
+    def tensors(self) -> Iterator[tuple[str, "Tensor"]]:
+        """Canonical name and tensor, one at a time."""
+        ...
+
+    def tokenizer_files(self) -> Sequence[Path]:
+        """Files of the tokenizer that travels with the checkpoint; empty if none does."""
+        ...
+
+
+class CheckpointSaver(Protocol):
+    """Kind `ckpt-saver`: a function that writes a checkpoint in some format, whole or not at all."""
+
+    def __call__(
+        self,
+        path: Path,
+        config: ModelConfig,
+        tensors: Iterable[tuple[str, "Tensor"]],
+        tokenizer_files: Sequence[Path] = (),
+    ) -> None:
+        """Write `tensors` (canonical names) and copies of the tokenizer's files under `path`."""
+        ...
