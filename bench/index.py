@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mt_data.blending.blend import sized_blend
+from mt_data.blending.blend import blend_by_weights
 from mt_data.datasets.gpt.dataset import build_gpt_dataset
 from mt_data.datasets.gpt.indices import IndexRequest, build_indices, build_sample_index
 from mt_data.datasets.masking.sentence_mapping import Sentences, SentenceSampling, build_sentence_mapping
@@ -96,7 +96,7 @@ def bench_blend(samples: int) -> None:
     for name, draw in weights.items():
         values = draw().tolist()
         with timed(f"blend of 100 datasets, weights {name}", samples, "samples"):
-            sized_blend(values, samples)
+            blend_by_weights(values, samples)
 
 
 def bench_mapping(sentences: int) -> None:

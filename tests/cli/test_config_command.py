@@ -73,16 +73,16 @@ def test_two_errors_are_two_lines_and_exit_code_2(mt, write):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("[model\n", ": not TOML: "),
         ('preset = "gpt-tinny"\n', "mt: preset: unknown name 'gpt-tinny'; did you mean 'gpt-tiny'?"),
         ("", "mt: model: required, but not given; set it in a file, a preset or with --set"),
     ],
 )
-def test_a_file_that_cannot_be_a_configuration(mt, write, text, told):
+def test_a_file_that_cannot_be_a_configuration(mt, write, text, message):
     ran = mt("config", "show", write(text))
-    assert told in ran.stderr
+    assert message in ran.stderr
     assert (ran.stdout, ran.returncode) == ("", 2)
 
 

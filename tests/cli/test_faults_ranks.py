@@ -134,10 +134,10 @@ def test_restarts_without_ranks_to_start_are_refused(mt, toml):
     )
 
 
-def wait_for(found: Callable[[], object], process: subprocess.Popen[str]) -> None:
-    """Until `found()` is true; the run must go on so long."""
+def wait_for(is_done: Callable[[], object], process: subprocess.Popen[str]) -> None:
+    """Wait until `is_done()` is true; the run must not end before."""
     end = time.monotonic() + 90
-    while not found():
+    while not is_done():
         assert time.monotonic() < end
         assert process.poll() is None
         time.sleep(0.001)

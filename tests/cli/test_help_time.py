@@ -10,7 +10,7 @@ RUNS = 5
 
 
 def processor_seconds(*words: object) -> float:
-    """Of a process of its own; unlike the time on the clock, hardly longer on a machine that others use too."""
+    """CPU time of a process; unlike the time on the clock, hardly longer on a machine that others use too."""
     program, *more = map(str, words)
     silent = [(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)]
     pid = os.posix_spawn(program, [program, *more], os.environ, file_actions=silent)

@@ -52,12 +52,12 @@ def is_command(module: str) -> bool:
 
 @pytest.mark.parametrize("package", MAY_IMPORT)
 def test_a_package_imports_only_those_below_it(package):
-    found = list(imports(package))
-    assert len(found) > 20
+    pairs = list(imports(package))
+    assert len(pairs) > 20
     allowed = MAY_IMPORT[package] | {package}
     wrong = [
         (module, imported)
-        for module, imported in found
+        for module, imported in pairs
         if (top := imported.partition(".")[0]).startswith("mt_") and top not in allowed
     ]
     assert not wrong
@@ -72,19 +72,23 @@ def test_only_command_modules_import_typer(package):
 
 def requirements(name: str, extras: frozenset[str] = frozenset()) -> set[Requirement]:
     """What installing a distribution with these extras asks for directly."""
-    found = map(Requirement, importlib.metadata.requires(name) or ())
-    return {r for r in found if not r.marker or any(r.marker.evaluate({"extra": extra}) for extra in extras | {""})}
+    all_requirements = map(Requirement, importlib.metadata.requires(name) or ())
+    return {
+        r
+        for r in all_requirements
+        if not r.marker or any(r.marker.evaluate({"extra": extra}) for extra in extras | {""})
+    }
 
 
 def installed_with(*names: str) -> set[str]:
     """Names of all distributions that installing these brings, themselves included; extras only if asked for."""
-    found: set[tuple[str, frozenset[str]]] = set()
+    installed: set[tuple[str, frozenset[str]]] = set()
     waiting = [(name, frozenset[str]()) for name in names]
     while waiting:
-        if (this := waiting.pop()) not in found:
-            found.add(this)
+        if (this := waiting.pop()) not in installed:
+            installed.add(this)
             waiting += [(canonicalize_name(r.name), frozenset(r.extras)) for r in requirements(*this)]
-    return {name for name, _ in found}
+    return {name for name, _ in installed}
 
 
 @pytest.mark.parametrize("names", [["mt-data"], ["mt-core"], ["mt-cli"], ["mt-cli", "mt-data"]])
@@ -118,21 +122,13 @@ TORCH_FREE = [
     *(
         module.name
         for module in pkgutil.walk_packages(mt_data.__path__, "mt_data.")
-        if module.name != "mt_data.loading"
+        if module.name != "mt_data.batching.loading"
     ),
     *(f"mt_models.{name}" for name in ("config", "plugin", "presets")),
     *(f"mt_cli.{name}" for name in ("main", "run_config", "config", "plugins_command")),
     *(f"mt_core.cli.{name}" for name in ("plugin_group", "completion", "options")),
-    *(
-        "mt_core.plugin",
-        "mt_ckpt.plugin",
-        "mt_ckpt.command",
-        "mt_ckpt.formats",
-        "mt_eval.plugin",
-        "mt_eval.command",
-        "mt_cli.plugin",
-    ),
-    *("mt_eval.tasks.command", "mt_eval.generate.command", "mt_cli.train.command"),
+    *("mt_core.plugin", "mt_ckpt.plugin", "mt_ckpt.command", "mt_ckpt.formats", "mt_eval.plugin", "mt_cli.plugin"),
+    *("mt_eval.tasks.command", "mt_eval.generation.command", "mt_cli.train.command"),
 ]
 
 
@@ -152,7 +148,9 @@ print(json.dumps(failed))
     words = [sys.executable, "-c", source]
     ran = subprocess.run([*words, *TORCH_FREE], env=environment, capture_output=True, text=True, check=True)
     assert json.loads(ran.stdout) == {}
-    ran = subprocess.run([*words, "mt_data.loading"], env=environment, capture_output=True, text=True, check=True)
+    ran = subprocess.run(
+        [*words, "mt_data.batching.loading"], env=environment, capture_output=True, text=True, check=True
+    )
     assert "torch was imported" in ran.stdout  # the blocker works
 
 

@@ -9,7 +9,7 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[2]
 HOSTS = r"pypi\.org|pythonhosted\.org|download\.pytorch\.org|\.whl[\"']?[#?]"
-"""Of registries and their files; this line does not match itself."""
+"""Names of registries and of their files; this pattern does not match itself."""
 
 
 @pytest.fixture(scope="module")
@@ -63,9 +63,9 @@ def test_a_version_is_locked_for_everything_that_a_package_requires(locked):
     for project in projects().values():
         extras = project.get("optional-dependencies", {}).values()
         for requirement in map(Requirement, [*project["dependencies"], *(text for extra in extras for text in extra)]):
-            found = versions(locked, requirement.name)
-            assert found, requirement
-            assert all(requirement.specifier.contains(version) for version in found), requirement
+            locked_versions = versions(locked, requirement.name)
+            assert locked_versions, requirement
+            assert all(requirement.specifier.contains(version) for version in locked_versions), requirement
 
 
 def test_no_file_names_a_registry_or_a_download_address():

@@ -75,9 +75,9 @@ def test_json_carries_everything(mt, config):
 def test_pictures_are_written(mt, config, tmp_path):
     ran = mt("plan", config, "--gpus", 8, "--svg", tmp_path / "new" / "pictures")
     assert ran.returncode == 0, ran.stderr
-    found = sorted((tmp_path / "new" / "pictures").iterdir())
-    assert [path.name for path in found] == ["memory.svg", "timeline.svg"]
-    assert all(ElementTree.fromstring(path.read_text()).tag.endswith("svg") for path in found)
+    pictures = sorted((tmp_path / "new" / "pictures").iterdir())
+    assert [path.name for path in pictures] == ["memory.svg", "timeline.svg"]
+    assert all(ElementTree.fromstring(path.read_text()).tag.endswith("svg") for path in pictures)
 
 
 def test_a_picture_needs_a_directory(mt, config, tmp_path):

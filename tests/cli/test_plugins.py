@@ -109,16 +109,16 @@ def test_one_distribution_can_hold_several_plugins(mt, plugin):
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["pluginz"], "mt: command: unknown name 'pluginz'; did you mean 'plugins'? allowed: ckpt, config, data, "),
         (["eval", "lambda"], "mt: eval-task: unknown name 'lambda'; did you mean 'lambada'? allowed: lambada, "),
         (["config", "show", "--preset", "gpt2"], "mt: preset: unknown name 'gpt2'; did you mean 'gpt2-124m'? allowed:"),
     ],
 )
-def test_an_unknown_name_suggests_the_nearest(mt, words, told):
+def test_an_unknown_name_suggests_the_nearest(mt, words, message):
     ran = mt(*words)
-    assert ran.stderr.startswith(told)
+    assert ran.stderr.startswith(message)
     assert (ran.stdout, ran.returncode) == ("", 2)
 
 

@@ -1,4 +1,4 @@
-"""`mt train` with BERT and T5 on samples of hidden words: losses fall, on one rank and equally on two."""
+"""`mt train` with BERT and T5 on samples of masked words: losses fall, on one rank and equally on two."""
 
 import numpy as np
 import pytest
@@ -58,8 +58,8 @@ def run_file(folder, model):
 def test_losses_fall_and_are_those_of_two_ranks(kind, mt, tmp_path):
     file = run_file(tmp_path, MODELS[kind])
     assert run(load_run_config([file], [f"runtime.run_dir={tmp_path / 'one'}"])) == 0
-    found = mt("train", file, "--nproc", 2)
-    assert found.returncode == 0, found.stderr
+    ran = mt("train", file, "--nproc", 2)
+    assert ran.returncode == 0, ran.stderr
     alone, together = metrics(tmp_path / "one"), metrics(tmp_path / "run")
     losses = [line["loss"] for line in alone if "loss" in line]
     assert losses[-1] < losses[0] - 0.5
@@ -129,17 +129,17 @@ def test_an_encoder_without_order_can_share_its_sequences(tmp_path):
     ],
 )
 def test_commands_that_know_only_gpt_say_so(words, message, mt):
-    found = mt(words[0], "--preset", "bert-345m", *words[1:])
-    assert (found.returncode, found.stderr.startswith(message)) == (2, True), found.stderr
+    ran = mt(words[0], "--preset", "bert-345m", *words[1:])
+    assert (ran.returncode, ran.stderr.startswith(message)) == (2, True), ran.stderr
 
 
 @pytest.mark.parametrize("preset", ["bert-345m", "t5-220m"])
 def test_a_layout_of_a_preset_computes_what_one_rank_does(preset):
     config = load_run_config([], ["batch.micro_batch=1"], preset, rules=False)
-    found = cases(config, ["tensor=2"], None)
-    small = shrink(config, [build_layout(with_parallel(config, case.parallel)) for case in found])
+    chosen = cases(config, ["tensor=2"], None)
+    small = shrink(config, [build_layout(with_parallel(config, case.parallel)) for case in chosen])
     assert small.model.parameter_count < 100_000
     precision = small.precision.model_copy(update={"dtype": "fp64"})
     small = small.model_copy(update={"precision": precision})
-    (outcome,) = check(small, found, steps=2, documents=False)
+    (outcome,) = check(small, chosen, steps=2, documents=False)
     assert outcome.agrees

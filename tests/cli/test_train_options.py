@@ -38,7 +38,7 @@ def train(tmp_path, corpus):
 
 @pytest.fixture
 def launch(tmp_path, corpus):
-    """The same as a command on two ranks."""
+    """Run `mt train` on two ranks with these overrides."""
 
     def there(name: str, *overrides: str) -> Path:
         toml = run_toml(tmp_path / "run.toml", corpus, tmp_path / name, precision={"dtype": "fp64"})
@@ -88,8 +88,8 @@ def test_the_cyclic_order_goes_on_past_the_end_of_the_data(train):
 
 def files(run_dir: Path) -> dict[str, str]:
     step = native.resolve(run_dir)
-    found = [file for part in ("model", "optim") for file in sorted((step / part).iterdir())]
-    return {str(file.relative_to(step)): hashlib.sha256(file.read_bytes()).hexdigest() for file in found}
+    state_files = [file for part in ("model", "optim") for file in sorted((step / part).iterdir())]
+    return {str(file.relative_to(step)): hashlib.sha256(file.read_bytes()).hexdigest() for file in state_files}
 
 
 def test_two_deterministic_runs_write_the_same_bytes(launch):

@@ -11,12 +11,12 @@ from tiny import byte_corpus, run_toml
 def test_a_terminal_gets_a_live_view_with_loss_speed_and_time_left(tmp_path):
     corpus = byte_corpus(tmp_path / "bytes_text_document")
     toml = run_toml(tmp_path / "run.toml", corpus, tmp_path / "run", train={"eval_every": 3, "eval_batches": 1})
-    ours, theirs = pty.openpty()
+    parent_end, child_end = pty.openpty()
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
     command = [sys.executable, "-m", "mt_cli", "train", str(toml)]
-    process = subprocess.Popen(command, stdout=theirs, stderr=theirs, env=environment)
-    os.close(theirs)
-    screen = read_all(ours)
+    process = subprocess.Popen(command, stdout=child_end, stderr=child_end, env=environment)
+    os.close(child_end)
+    screen = read_all(parent_end)
     assert process.wait(timeout=60) == 0
     last = screen.rsplit("training", 1)[-1]
     for shown in ("6/6", "loss ", "valid ", "tokens/s", "0:00:00 left"):

@@ -17,20 +17,20 @@ from mt_core.verification.compare import compare_records
 SETS = ("batch.micro_batch=4", "batch.global_batch=1024")
 
 
-def config_of(preset="llama3-8b", *overrides):
+def make_config(preset="llama3-8b", *overrides):
     return load_run_config([], [*SETS, *overrides], preset, rules=False)
 
 
-def small_of(config, *layouts):
-    found = cases(config, layouts, None)
-    return shrink(config, [build_layout(with_parallel(config, case.parallel)) for case in found]), found
+def shrink_for(config, *layouts):
+    chosen = cases(config, layouts, None)
+    return shrink(config, [build_layout(with_parallel(config, case.parallel)) for case in chosen]), chosen
 
 
 class TestCases:
     """Which layouts, on how many ranks."""
 
     def test_a_layout_begins_from_one_rank_and_not_from_the_configuration_s(self):
-        config = config_of("llama3-8b", "parallel.tensor=8", "parallel.data=64", "parallel.bucket_size=7")
+        config = make_config("llama3-8b", "parallel.tensor=8", "parallel.data=64", "parallel.bucket_size=7")
         (case,) = cases(config, ["context=2,cp_comm_type=all_gather"], None)
         assert case.ranks == 2
         assert case.parallel.model_dump(exclude_defaults=True) == {
@@ -51,7 +51,7 @@ class TestCases:
         ],
     )
     def test_there_are_as_many_data_ranks_as_show_what_is_shared(self, layout, ranks, data):
-        (case,) = cases(config_of(), [layout], None)
+        (case,) = cases(make_config(), [layout], None)
         assert (case.ranks, case.parallel.data) == (ranks, data)
 
     @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ class TestCases:
         [("expert=4", 4), ("expert=4,tensor=2", 8), ("expert=2,context=2", 2), ("expert=4,sharding=zero1", 4)],
     )
     def test_there_are_enough_data_ranks_for_an_expert_axis(self, layout, ranks):
-        (case,) = cases(config_of("mixtral-8x7b", "model.mlp.aux_loss_coeff=0"), [layout], None)
+        (case,) = cases(make_config("mixtral-8x7b", "model.mlp.aux_loss_coeff=0"), [layout], None)
         assert (case.ranks, case.parallel.data) == (ranks, ranks // case.parallel.tensor // case.parallel.context)
 
     @pytest.mark.parametrize(
@@ -72,11 +72,11 @@ class TestCases:
     )
     def test_the_configuration_s_own_expert_axis_is_cut_as_it_is_over_fewer_ranks(self, parallel, name):
         overrides = ["model.mlp.aux_loss_coeff=0", *(f"parallel.{each}" for each in parallel)]
-        (case,) = cases(config_of("mixtral-8x7b", *overrides), [], None)
+        (case,) = cases(make_config("mixtral-8x7b", *overrides), [], None)
         assert case.name == name
 
     def test_ranks_that_the_axes_leave_are_data_ranks(self):
-        (case,) = cases(config_of(), ["tensor=2"], 8)
+        (case,) = cases(make_config(), ["tensor=2"], 8)
         assert (case.ranks, case.parallel.data) == (8, 4)
 
     @pytest.mark.parametrize(
@@ -89,13 +89,13 @@ class TestCases:
         ],
     )
     def test_the_configuration_s_own_layout_has_few_data_ranks(self, overrides, name, ranks):
-        (case,) = cases(config_of("llama3-8b", *overrides), [], None)
+        (case,) = cases(make_config("llama3-8b", *overrides), [], None)
         assert (case.name, case.ranks) == (name or "data=4,sharding=fsdp,shard_size=2", ranks)
-        (wider,) = cases(config_of("llama3-8b", *overrides), [], 2 * ranks)
+        (wider,) = cases(make_config("llama3-8b", *overrides), [], 2 * ranks)
         assert wider.parallel.data == 2 * case.parallel.data
 
     @pytest.mark.parametrize(
-        ("layouts", "ranks", "told"),
+        ("layouts", "ranks", "message"),
         [
             ([], None, "parallel: one rank that recomputes nothing: nothing to compare; give --layout "),
             (["data=1"], None, "data=1: one rank that recomputes nothing"),
@@ -107,18 +107,18 @@ class TestCases:
             (["data=128"], None, "data=128: 128 ranks; allowed: at most 64; give a smaller --layout"),
         ],
     )
-    def test_what_cannot_be_compared_is_refused(self, layouts, ranks, told):
+    def test_what_cannot_be_compared_is_refused(self, layouts, ranks, message):
         with pytest.raises(MtError) as caught:
-            cases(config_of(), layouts, ranks)
-        assert str(caught.value).startswith(told)
+            cases(make_config(), layouts, ranks)
+        assert str(caught.value).startswith(message)
 
 
 class TestShrink:
     """Small, and every feature kept."""
 
     def test_it_is_small_and_its_vocabulary_does_not_fit_the_padding(self):
-        config = config_of()
-        small, _ = small_of(config, "tensor=2,sequence=true", "context=2,data=2")
+        config = make_config()
+        small, _ = shrink_for(config, "tensor=2,sequence=true", "context=2,data=2")
         model = small.model
         assert model.parameter_count < 200_000 < config.model.parameter_count
         assert (model.layers, model.vocab_size % (model.vocab_divisor * 2) != 0) == (2, True)
@@ -133,9 +133,9 @@ class TestShrink:
         for tensor, context, data, sequence in product((1, 2, 3, 4, 8, 16), (1, 2, 3, 4), (1, 2, 3), (True, False)):
             words = f"tensor={tensor},context={context},data={data},cp_comm_type={exchange}"
             words += ",sequence=true" if sequence and tensor > 1 else ""
-            config = config_of(preset)
+            config = make_config(preset)
             try:
-                small, (case,) = small_of(config, words)
+                small, (case,) = shrink_for(config, words)
             except MtError:
                 continue
             assert list(problems(small.model_copy(update={"parallel": case.parallel}), case.ranks)) == []
@@ -155,7 +155,7 @@ class TestShrink:
     )
     def test_groups_stay_shared_repeated_or_several(self, heads, groups, layout, small):
         attention = [f"model.attention.heads={heads}", f"model.attention.num_kv_heads={groups}", "data.seq_length=6144"]
-        shrunk, _ = small_of(config_of("llama3-8b", *attention), layout)
+        shrunk, _ = shrink_for(make_config("llama3-8b", *attention), layout)
         part = shrunk.model.attention
         assert (part.heads, part.num_kv_heads) == (small or (4, 4))
 
@@ -174,19 +174,19 @@ class TestShrink:
     )
     def test_as_many_layers_as_groups_of_recomputation_need(self, layers, recompute, small):
         sets = [f"recompute.{key}={value}" for key, value in recompute.items()]
-        assert recompute_layers(config_of("llama3-8b", f"model.layers={layers}", *sets)) == small
+        assert recompute_layers(make_config("llama3-8b", f"model.layers={layers}", *sets)) == small
 
     def test_widths_that_differ_stay_different(self):
-        small, _ = small_of(config_of("llama3-8b", "model.attention.head_size=64"), "tensor=2")
+        small, _ = shrink_for(make_config("llama3-8b", "model.attention.head_size=64"), "tensor=2")
         assert small.model.hidden_size != small.model.attention.heads * small.model.attention.head_size
 
 
 @pytest.mark.parametrize("dtype", ["fp64", "fp32", "bf16"])
 def test_the_limit_of_a_dtype_is_passed_by_layouts_and_not_by_another_computation(dtype):
-    small, found = small_of(config_of("gpt2-124m"), "tensor=2,sequence=true", "context=2", "sharding=fsdp")
+    small, chosen = shrink_for(make_config("gpt2-124m"), "tensor=2,sequence=true", "context=2", "sharding=fsdp")
     small = small.model_copy(update={"precision": small.precision.model_copy(update={"dtype": dtype})})
-    outcomes = list(check(small, found, steps=3, documents=False))
-    assert [outcome.case.name for outcome in outcomes if outcome.agrees] == [case.name for case in found]
+    outcomes = list(check(small, chosen, steps=3, documents=False))
+    assert [outcome.case.name for outcome in outcomes if outcome.agrees] == [case.name for case in chosen]
     assert [row.quantity for outcome in outcomes for row in outcome.rows][:2] == ["loss", "grad norm"]
     mistaken = record(small, 1, documents=True), record(small, 1)
     wrong = [
@@ -198,13 +198,13 @@ def test_the_limit_of_a_dtype_is_passed_by_layouts_and_not_by_another_computatio
 
 
 def test_the_limits_are_those_of_the_docs():
-    small, _ = small_of(config_of(), "tensor=2")
-    told = {}
+    small, _ = shrink_for(make_config(), "tensor=2")
+    limits = {}
     for dtype in ("fp64", "fp32", "bf16"):
         config = small.model_copy(update={"precision": small.precision.model_copy(update={"dtype": dtype})})
-        told[dtype] = [float(f"{limit(config, name):.1e}") for name in ("loss", "gradient of norm.weight")]
+        limits[dtype] = [float(f"{limit(config, name):.1e}") for name in ("loss", "gradient of norm.weight")]
         assert is_comparable(config, "norm.weight") == (dtype != "bf16")
-    assert told == {"fp64": [1e-12, 1e-12], "fp32": [1.3e-6, 1.6e-5], "bf16": [8.3e-3, 9.4e-2]}
+    assert limits == {"fp64": [1e-12, 1e-12], "fp32": [1.3e-6, 1.6e-5], "bf16": [8.3e-3, 9.4e-2]}
 
 
 @pytest.mark.usefixtures("real_processes")
@@ -220,14 +220,14 @@ def test_a_layout_that_agrees(mt):
 
 def test_every_parameter_as_json(mt):
     ran = mt("verify", "--preset", "gpt2-124m", "--layout", "data=2", "--documents", "--dtype", "bf16", "--json")
-    found = json.loads(ran.stdout)
-    assert (found["agrees"], ran.returncode) == (True, 0)
-    (layout,) = found["layouts"]
+    report = json.loads(ran.stdout)
+    assert (report["agrees"], ran.returncode) == (True, 0)
+    (layout,) = report["layouts"]
     assert (layout["ranks"], layout["layout"]["data"]) == (2, 2)
     quantities = [row["quantity"] for row in layout["quantities"]]
     assert quantities[:2] == ["loss", "grad norm"]
     assert "gradient of layers.1.attn.k.bias" in quantities
-    assert found["config"]["precision"]["dtype"] == "bf16"
+    assert report["config"]["precision"]["dtype"] == "bf16"
 
 
 PLUGIN = """

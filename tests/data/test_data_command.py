@@ -109,10 +109,10 @@ def test_help_imports_neither_numpy_nor_tokenizers(command: str):
 
 
 def test_small_inputs_are_not_worth_a_second_process(tmp_path: Path):
-    from mt_data.preprocess.command import default_workers
+    from mt_data.preprocess.command import choose_worker_count
 
     (tmp_path / "small").write_bytes(b"x" * 1000)
-    assert default_workers([tmp_path / "small", tmp_path / "missing"]) == 1
+    assert choose_worker_count([tmp_path / "small", tmp_path / "missing"]) == 1
 
 
 def test_the_commands_of_the_readme_run(jsonl: Path, tmp_path: Path):

@@ -53,7 +53,9 @@ def test_parquet_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     uninstall(monkeypatch, "pyarrow")
     path = write(tmp_path / "in.parquet", "PAR1")
     job = PreprocessJob((path,), str(tmp_path / "out"), EncodingOptions(TokenizerConfig(type="bytes")))
-    with pytest.raises(MtError, match=r"in.parquet: needs pyarrow, which is not installed; pip install 'mt-data\[parq"):
+    with pytest.raises(
+        MtError, match=r"in.parquet: needs 'pyarrow', which is not installed; pip install 'mt-data\[parq"
+    ):
         preprocess(job)
     assert list(tmp_path.glob("out*")) == []
 
@@ -95,7 +97,7 @@ def test_sentences_with_neither_punkt_data_nor_sentencex(monkeypatch: pytest.Mon
 def test_cleaning_without_its_libraries(library: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     uninstall(monkeypatch, library)
     path = write(tmp_path / "in.jsonl", '{"text": "a b"}\n')
-    message = rf"{library}: is not installed; pip install 'mt-data\[corpus\]'"
+    message = rf"mt data openwebtext clean: needs '{library}', which is not installed; pip install 'mt-data\[corpus\]'"
     with pytest.raises(MtError, match=message):
         clean([path], tmp_path / "out", RULES)
     with pytest.raises(MtError, match=message):
@@ -105,13 +107,18 @@ def test_cleaning_without_its_libraries(library: str, tmp_path: Path, monkeypatc
 
 def test_near_duplicates_without_datasketch(monkeypatch: pytest.MonkeyPatch):
     uninstall(monkeypatch, "datasketch")
-    with pytest.raises(MtError, match=r"datasketch: is not installed; pip install 'mt-data\[corpus\]'"):
+    with pytest.raises(
+        MtError,
+        match=r"mt data openwebtext find-duplicates: needs 'datasketch', which is not installed; .*'mt-data\[corpus\]'",
+    ):
         compute_signature("some text", seeds=4, seed=1)
 
 
 def test_the_ray_engine_without_ray(monkeypatch: pytest.MonkeyPatch):
     uninstall(monkeypatch, "ray")
-    with pytest.raises(MtError, match=r"--engine ray: needs ray, which is not installed; pip install 'mt-data\[ray\]'"):
+    with pytest.raises(
+        MtError, match=r"--engine ray: needs 'ray', which is not installed; pip install 'mt-data\[ray\]'"
+    ):
         next(ray_map(abs, [1], workers=1))
 
 
@@ -143,8 +150,8 @@ def ray() -> Iterator[None]:
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray")
 def test_what_a_killed_ray_worker_had_is_done_again(tmp_path: Path):
-    found = list(ray_map(partial(die_once, 2, tmp_path / "died"), range(6), workers=1))
-    assert found == [0, 2, 4, 6, 8, 10]
+    results = list(ray_map(partial(die_once, 2, tmp_path / "died"), range(6), workers=1))
+    assert results == [0, 2, 4, 6, 8, 10]
     assert (tmp_path / "died").exists()
 
 

@@ -9,8 +9,8 @@ from typer.testing import CliRunner
 from mt_core.checkpoint.detection import open_checkpoint
 from mt_core.errors import MtError
 from mt_core.plugins import Component, component, hookimpl, manager
-from mt_eval.command import app
-from mt_eval.generate.command import generate, pieces
+from mt_eval.generation.command import decode_pieces, generate
+from mt_eval.tasks.command import app
 
 TEXT = "It was the best of times, it was the worst of times. " * 4
 
@@ -40,11 +40,11 @@ def passages(tmp_path):
 def test_perplexity_prints_a_table_and_writes_json(checkpoint, held_out, tmp_path):
     output = tmp_path / "r.json"
     result = run(app, "perplexity", "--load-dir", checkpoint, "--data", held_out, "--output", output, "--device", "cpu")
-    found = json.loads(output.read_text())
+    report = json.loads(output.read_text())
     assert result.stdout.startswith("perplexity\n")
-    assert f"bits per byte     {found['metrics']['bits_per_byte']:.4f}\n" in result.stdout
-    assert found["counts"] == {"documents": 1, "tokens": len(TEXT) + 1, "bytes": len(TEXT)}
-    assert found["settings"] == {
+    assert f"bits per byte     {report['metrics']['bits_per_byte']:.4f}\n" in result.stdout
+    assert report["counts"] == {"documents": 1, "tokens": len(TEXT) + 1, "bytes": len(TEXT)}
+    assert report["settings"] == {
         "seq_length": 64,
         "overlapping_eval": 64,
         "batch_size": 32,
@@ -52,9 +52,9 @@ def test_perplexity_prints_a_table_and_writes_json(checkpoint, held_out, tmp_pat
         "dtype": "fp32",
         "tokenizer": "BytesTokenizer",
     }
-    assert (found["model"], found["data"], found["task"]) == (str(checkpoint), str(held_out), "perplexity")
-    assert found["versions"].keys() == {"python", "torch", "mt-eval"}
-    assert found["seconds"] > 0
+    assert (report["model"], report["data"], report["task"]) == (str(checkpoint), str(held_out), "perplexity")
+    assert report["versions"].keys() == {"python", "torch", "mt-eval"}
+    assert report["seconds"] > 0
 
 
 def test_wikitext103_overlaps_by_32_unless_told_otherwise(checkpoint, held_out):
@@ -185,5 +185,5 @@ def test_generate_needs_a_prompt_that_fits(checkpoint):
 
 
 def test_a_character_is_held_back_until_its_last_byte(tokenizer):
-    assert list(pieces(iter("aé!".encode()), tokenizer)) == ["a", "é", "!"]
-    assert list(pieces(iter(b"a\xc3"), tokenizer)) == ["a", "\ufffd"]
+    assert list(decode_pieces(iter("aé!".encode()), tokenizer)) == ["a", "é", "!"]
+    assert list(decode_pieces(iter(b"a\xc3"), tokenizer)) == ["a", "\ufffd"]

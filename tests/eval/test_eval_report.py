@@ -31,14 +31,14 @@ def test_lines_are_aligned_where_there_is_no_terminal(capsys):
 
 
 def test_a_terminal_gets_a_table():
-    ours, theirs = pty.openpty()
+    parent_end, child_end = pty.openpty()
     program = (
         "from mt_eval.report import Report, publish; publish(Report('lambada', 'm', 'd', {'accuracy': 0.5}, {}, {}, 1))"
     )
-    subprocess.run([sys.executable, "-c", program], stdout=theirs, check=True)
-    os.close(theirs)
-    shown = re.sub(r"\x1b\[[0-9;]*m", "", os.read(ours, 10_000).decode())
-    os.close(ours)
+    subprocess.run([sys.executable, "-c", program], stdout=child_end, check=True)
+    os.close(child_end)
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", os.read(parent_end, 10_000).decode())
+    os.close(parent_end)
     assert "│ accuracy │ 0.5000 │" in shown
 
 

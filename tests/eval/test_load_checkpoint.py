@@ -6,10 +6,11 @@ from tokenizers import Tokenizer, models
 
 from models.encoders import bert, t5
 from mt_core.checkpoint import native
+from mt_core.distributed.process_group import pick_device
 from mt_core.errors import MtError
 from mt_core.plugins import components, manager
 from mt_data.config import TokenizerConfig
-from mt_eval.load import Checkpoint, load_model, load_tokenizer, pick_device, pick_dtype
+from mt_eval.load import Checkpoint, load_model, load_tokenizer, pick_dtype
 from mt_models.canonical import canonical_state
 
 BYTES = TokenizerConfig(type="bytes")
@@ -110,13 +111,13 @@ def test_without_mt_ckpt_the_error_says_what_to_install(checkpoint):
 
 def test_an_unknown_device_or_type_is_refused():
     with pytest.raises(MtError, match="--device: unknown device 'gpu'; allowed: auto, cpu, cuda"):
-        pick_device("gpu")
+        pick_device("gpu", where="--device")
     with pytest.raises(MtError, match="--dtype: unknown type 'fp16'; allowed: fp32, bf16"):
         pick_dtype("fp16")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a CUDA device")
 def test_cuda_is_refused_where_there_is_none_and_auto_is_the_cpu():
-    with pytest.raises(MtError, match="--device: cuda, but this machine has no CUDA device; --device cpu or"):
-        pick_device("cuda")
+    with pytest.raises(MtError, match="--device: 'cuda', but no GPU is available here; allowed: auto, cpu"):
+        pick_device("cuda", where="--device")
     assert pick_device("auto").type == "cpu"

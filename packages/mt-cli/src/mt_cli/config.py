@@ -35,7 +35,7 @@ def check(files: Files = None, overrides: Overrides = None, preset: Preset = Non
     """Check a configuration and say what it would train; every problem is listed at once."""
     from mt_cli.run_config import load_run_config
     from mt_core.config.run_config import sequence_lengths
-    from mt_data.batch_sizes import count_samples, make_batch_sizes
+    from mt_data.batching.batch_sizes import count_samples, make_batch_sizes
 
     config = load_run_config(files or [], overrides or [], preset)
     shapes = config.model.canonical_shapes().values()
@@ -50,8 +50,8 @@ def diff(first: Path, second: Path) -> None:
     """Print every value that differs between two configurations, defaults and presets included."""
     from mt_cli.run_config import differences, load_run_config
 
-    one, two = (load_run_config([path], rules=False).model_dump(mode="json") for path in (first, second))
-    for key, was, now in differences(one, two):
+    old, new = (load_run_config([path], rules=False).model_dump(mode="json") for path in (first, second))
+    for key, was, now in differences(old, new):
         print(f"{key}: {json.dumps(was)} -> {json.dumps(now)}")
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from mt_cli.run_config import FullConfig
 from mt_core.errors import MtError, Problem
-from mt_data.batch_sizes import make_batch_sizes
+from mt_data.batching.batch_sizes import make_batch_sizes
 from mt_data.config import BERTData, T5Data
 from mt_models.config import BertConfig
 

@@ -55,7 +55,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
     """Dotted key and both values wherever two trees differ; None stands for a missing one."""
-    one, two = dict(flatten(first)), dict(flatten(second))
-    for key in sorted(one.keys() | two.keys()):
-        if one.get(key) != two.get(key):
-            yield key, one.get(key), two.get(key)
+    old, new = dict(flatten(first)), dict(flatten(second))
+    for key in sorted(old.keys() | new.keys()):
+        if old.get(key) != new.get(key):
+            yield key, old.get(key), new.get(key)

@@ -3,8 +3,10 @@
 `mt` prints an `MtError` and exits with 2. Anything else that escapes is a bug in mt and shows a traceback.
 """
 
+import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 EXIT_USER_ERROR = 2
 
@@ -50,3 +52,11 @@ def raise_if(problems: Iterable[Problem]) -> None:
     problems = tuple(problems)
     if problems:
         raise MtError.from_problems(problems)
+
+
+def suggest_file(path: Path) -> str:
+    """A hint for a path that does not exist: the nearest name in its folder, or the part of it that is missing."""
+    if not path.parent.is_dir():
+        return f"its folder {path.parent} does not exist either"
+    near = difflib.get_close_matches(path.name, [sibling.name for sibling in path.parent.iterdir()], n=1)
+    return f"did you mean {path.with_name(near[0])}?" if near else f"nothing in {path.parent} has a name like it"

@@ -7,12 +7,13 @@ imported when it is first used, so `mt --help` imports none of it.
 import difflib
 import importlib
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
 from importlib.resources import files
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal, get_args
 
 import pluggy
@@ -68,16 +69,18 @@ class Component:
         return self._import(self.declaration or self.target)
 
     def _import(self, target: str) -> Any:
-        module, _, attribute = target.partition(":")
-        try:
-            if attribute.endswith(".toml"):
-                return files(module) / attribute
-            return getattr(importlib.import_module(module), attribute)
-        except ModuleNotFoundError as err:
-            install = " ".join(f"'{r}'" for r in self.requires) or err.name
-            raise MtError(
-                f"{self.kind} {self.name!r}", f"needs {err.name!r}, which is not installed", f"pip install {install}"
-            ) from err
+        name, _, attribute = target.partition(":")
+        module = import_library(name, where=f"{self.kind} {self.name!r}", requires=self.requires)
+        return files(module) / attribute if attribute.endswith(".toml") else getattr(module, attribute)
+
+
+def import_library(module: str, *, where: str, requires: Sequence[str]) -> ModuleType:
+    """Import a module that may not be installed; without it, an `MtError` that says which requirements to install."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as err:
+        install = " ".join(f"'{requirement}'" for requirement in requires) or err.name
+        raise MtError(where, f"needs {err.name!r}, which is not installed", f"pip install {install}") from err
 
 
 class Hooks:

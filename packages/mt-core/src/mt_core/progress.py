@@ -65,13 +65,14 @@ def _lines(label: str, total: int | None, unit: str, done: int) -> Iterator[Adva
             due = at + PLAIN_INTERVAL_S
             rate = (now - done) / (at - start)
             of = f"/{total // scale}" if total else ""
-            left = f", {_duration((total - now) / rate)} left" if total and rate else ""
+            left = f", {format_duration((total - now) / rate)} left" if total and rate else ""
             tail = f", {note}" if note else ""
             print(f"{label}: {now // scale}{of} {name} ({rate / scale:.1f}/s{left}){tail}", file=sys.stderr, flush=True)
 
     yield advance
 
 
-def _duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
+    """Seconds as h:mm:ss."""
     hours, minutes = divmod(round(seconds) // 60, 60)
     return f"{hours}:{minutes:02}:{round(seconds) % 60:02}"

@@ -1,15 +1,15 @@
-"""`mt data`: preprocess, train-tokenizer, inspect. Only `mt` imports this; heavy imports stand where they are used."""
+"""`mt data`: its commands in one group. Only `mt` imports this; heavy imports are made where they are used."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from mt_core.cli.options import MultiValueCommand, expand_options
+from mt_core.cli.options import MultiValueCommand
 from mt_data.corpus.command import openwebtext, wikipedia
-from mt_data.options import TokenizerOptions, print_rows
+from mt_data.options import print_rows
 from mt_data.preprocess.command import preprocess
-from mt_data.tools.command import blend, check, merge, plan
+from mt_data.tools.command import blend, check, inspect, merge, plan
 
 app = typer.Typer(
     add_completion=False,
@@ -23,9 +23,9 @@ app.command("merge", cls=MultiValueCommand)(merge)
 app.command("check")(check)
 app.command("blend", cls=MultiValueCommand)(blend)
 app.command("plan")(plan)
+app.command("inspect")(inspect)
 app.add_typer(openwebtext, name="openwebtext")
 app.add_typer(wikipedia, name="wikipedia")
-
 
 Inputs = Annotated[list[Path], typer.Option("--input", help="One or more files; .gz and .zst are read as they are.")]
 
@@ -42,30 +42,3 @@ def train_tokenizer_command(
 
     tokenizer = train_tokenizer(input, output_dir, vocab_size=vocab_size, key=json_key)
     print_rows({"tokenizer": str(output_dir), "vocabulary": f"{tokenizer.vocab_size:,}", "eod": str(tokenizer.eod)})
-
-
-@app.command("inspect")
-@expand_options
-def inspect_command(
-    prefix: Annotated[str, typer.Argument(help="Path of a .bin/.idx pair without the suffix.")],
-    *,
-    document: Annotated[int | None, typer.Option(help="Show this document, counted from 0.")] = None,
-    tokenizer: TokenizerOptions,
-) -> None:
-    """Show what a .bin/.idx pair holds; with a tokenizer, the text of a document."""
-    from mt_data.indexed.reader import IndexedReader
-    from mt_data.tools.inspect import read_document as document_tokens
-    from mt_data.tools.inspect import summarize_index
-
-    reader = IndexedReader(prefix)
-    print_rows(summarize_index(reader))
-    if document is None:
-        return
-    tokens = document_tokens(reader, document)
-    print(f"\ndocument {document}: {len(tokens):,} tokens")
-    if config := tokenizer.config():
-        from mt_data.tokenizers import build_tokenizer
-
-        print(build_tokenizer(config).decode(tokens))
-    else:
-        print(*tokens)

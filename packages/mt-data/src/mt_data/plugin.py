@@ -29,7 +29,7 @@ TOKENIZERS = {
     "GPTSentencePieceTokenizer": ("sentence_piece:PlainSentencePiece", "A SentencePiece .model as it is."),
     "Llama2Tokenizer": (
         "sentence_piece:PlainSentencePiece",
-        "The same, with the beginning of sequence before each text.",
+        "A SentencePiece .model, with the beginning of sequence before each text.",
     ),
     "TikTokenizer": ("tik:TikTokenizer", "Byte-level BPE from the .json vocabulary of NVIDIA's models."),
     "NullTokenizer": ("file_free:NullTokenizer", "Texts that are token ids already, written as numbers."),
@@ -38,7 +38,7 @@ TOKENIZERS = {
 
 DATASETS = {
     "gpt": ("gpt.dataset", "Samples of consecutive tokens, for GPT."),
-    "bert": ("bert", "Two parts of a document with hidden words."),
+    "bert": ("bert", "Two parts of a document with masked words."),
     "t5": ("t5", "Runs of words moved from the encoder's text to the decoder's."),
     "ict": ("ict", "A sentence and the block of sentences that it came from."),
     "sft": ("sft.dataset", "Packed conversations for fine-tuning."),

@@ -17,7 +17,7 @@ def read_text(path: Path) -> str:
         raise MtError(str(path), f"byte {err.start} is not UTF-8", "a UTF-8 text file") from err
 
 
-def json_lines(path: Path, key: str = "text") -> Iterator[tuple[str, str]]:
+def read_json_lines(path: Path, key: str = "text") -> Iterator[tuple[str, str]]:
     """`file:line` and text of every line that is not blank; a bad line is an error that names it."""
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         where = f"{path}:{number}"

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from mt_models.models.gpt import GPT
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
-DEVICES = ("auto", "cpu", "cuda")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,19 +29,8 @@ class Checkpoint:
 
     @classmethod
     def open(cls, path: Path, loader: str | None = None) -> "Checkpoint":
-        """Open it with the loader of that name, or with the one that recognises the directory."""
+        """Open a checkpoint with the loader of that name, or with the one that recognises the directory."""
         return cls(path, open_checkpoint(path, loader))
-
-
-def pick_device(name: str = "auto") -> "torch.device":
-    """The device of that name; `auto` is a CUDA device if there is one, else the CPU."""
-    import torch
-
-    if name not in DEVICES:
-        raise MtError("--device", f"unknown device {name!r}", f"allowed: {', '.join(DEVICES)}")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise MtError("--device", "cuda, but this machine has no CUDA device", "--device cpu or --device auto")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def pick_dtype(name: str = "fp32") -> "torch.dtype":
@@ -58,20 +46,21 @@ def load_model(checkpoint: Checkpoint, *, device: str = "auto", dtype: str = "fp
     """The model with its weights, in eval mode, converted to `dtype` on `device`."""
     import torch
 
+    from mt_core.distributed.process_group import pick_device
     from mt_models.canonical import load_stream
     from mt_models.config import BertConfig, T5Config
 
     config = checkpoint.loader.config()
     if isinstance(config, BertConfig | T5Config):
-        found = f"holds a model of kind {config.kind!r}, which does not continue a text"
-        raise MtError(str(checkpoint.path), found, "a model of kind gpt")
-    before = torch.get_default_dtype()
+        actual = f"holds a model of kind {config.kind!r}, which does not continue a text"
+        raise MtError(str(checkpoint.path), actual, "a model of kind gpt")
+    default_dtype = torch.get_default_dtype()
     try:
         torch.set_default_dtype(pick_dtype(dtype))
-        with pick_device(device):
+        with pick_device(device, where="--device"):
             model: GPT = config.build()  # pyright: ignore[reportAssignmentType]
     finally:
-        torch.set_default_dtype(before)
+        torch.set_default_dtype(default_dtype)
     load_stream(model, checkpoint.loader.tensors())
     return model.eval().requires_grad_(False)
 
@@ -81,21 +70,23 @@ def load_tokenizer(checkpoint: Checkpoint, override: "TokenizerConfig | None" = 
     from mt_data import tokenizers
 
     files = checkpoint.loader.tokenizer_files()
-    own = tokenizers.load_tokenizer(files[0].parent) if files else None
-    tokenizer = tokenizers.build_tokenizer(override) if override else own
+    original = tokenizers.load_tokenizer(files[0].parent) if files else None
+    tokenizer = tokenizers.build_tokenizer(override) if override else original
     if tokenizer is None:
         raise MtError(str(checkpoint.path), "no tokenizer travels with this checkpoint", "name one: --tokenizer-type …")
-    check_tokenizer(tokenizer, own=own, where=str(checkpoint.path), vocab_size=checkpoint.loader.config().vocab_size)
+    check_tokenizer(
+        tokenizer, original=original, where=str(checkpoint.path), vocab_size=checkpoint.loader.config().vocab_size
+    )
     return tokenizer
 
 
-def check_tokenizer(tokenizer: Tokenizer, *, own: Tokenizer | None, where: str, vocab_size: int) -> None:
+def check_tokenizer(tokenizer: Tokenizer, *, original: Tokenizer | None, where: str, vocab_size: int) -> None:
     """Refuse a tokenizer with ids the model does not know, or whose ids mean other tokens than in training."""
     from mt_data.tokenizers import fingerprint
 
     if tokenizer.vocab_size > vocab_size:
-        found = f"the tokenizer has {tokenizer.vocab_size:,} token ids, the model knows {vocab_size:,}"
-        raise MtError(where, found, "use the tokenizer that the checkpoint was trained with")
-    if own is not None and tokenizer is not own and fingerprint(tokenizer) != fingerprint(own):
-        found = "the given tokenizer's vocabulary is not that of the checkpoint's own tokenizer"
-        raise MtError(where, found, "leave out the tokenizer options to use its own")
+        actual = f"the tokenizer has {tokenizer.vocab_size:,} token ids, the model knows {vocab_size:,}"
+        raise MtError(where, actual, "use the tokenizer that the checkpoint was trained with")
+    if original is not None and tokenizer is not original and fingerprint(tokenizer) != fingerprint(original):
+        actual = "the given tokenizer's vocabulary is not that of the checkpoint's own tokenizer"
+        raise MtError(where, actual, "leave out the tokenizer options to use its own")

@@ -56,7 +56,7 @@ def plan(
 
 def _at_full_batch(config: PlannedRun) -> PlannedRun:
     """A batch that grows, at its largest."""
-    from mt_data.batch_sizes import parse_steps
+    from mt_data.batching.batch_sizes import parse_steps
 
     if not config.batch.sizes:
         return config

@@ -55,7 +55,7 @@ def _recompute(plan: Plan) -> str:
 
 
 def _memory(plan: Plan, *, explain: bool) -> Iterator[str]:
-    yield f"\n{'memory of one GPU':<36}{'GiB':>10}"
+    yield f"\n{'memory of suggestion GPU':<36}{'GiB':>10}"
     for category, size in by_category(plan.items).items():
         yield f"  {category:<34}{size / GIB:>10.2f}"
         if explain:
@@ -76,9 +76,9 @@ def _advice(plan: Plan, advice: Sequence[Suggestion], more: More) -> Iterator[st
         yield f"\nnothing near it fits, on {ranks} or many times as many GPUs"
         return
     yield f"\n{heading:<36}{'GiB':>10}{'ms a step':>12}"
-    for one in layouts:
-        words = " ".join(f"--set {change}" for group in one.changes for change in group)
-        yield f"{'':<36}{one.plan.total / GIB:>10.2f}{one.plan.step.seconds * 1e3:>12,.1f}  {words}"
+    for suggestion in layouts:
+        words = " ".join(f"--set {change}" for group in suggestion.changes for change in group)
+        yield f"{'':<36}{suggestion.plan.total / GIB:>10.2f}{suggestion.plan.step.seconds * 1e3:>12,.1f}  {words}"
 
 
 def _times(plan: Plan, transfer: Transfer) -> int:
@@ -90,7 +90,7 @@ def _communication(plan: Plan, profile: Profile) -> Iterator[str]:
     if not plan.transfers:
         yield "\nno communication"
         return
-    yield f"\n{'communication of one GPU in a step':<36}{'calls':>7}{'MB each':>9}{'GB sent':>10}{'ms':>9}  of"
+    yield f"\n{'communication of suggestion GPU in a step':<36}{'calls':>7}{'MB each':>9}{'GB sent':>10}{'ms':>9}  of"
     for transfer in plan.transfers:
         times = _times(plan, transfer)
         name = f"{transfer.axis} {transfer.collective}"
@@ -146,7 +146,7 @@ def as_values(
         },
         "communication": [_transfer_values(plan, transfer, profile) for transfer in plan.transfers],
         "step": {"seconds": plan.step.seconds, "parts": plan.step.parts, **_speed(config, plan, profile)},
-        "advice": [_advice_values(one, dims.ranks) for one in advice]
+        "advice": [_advice_values(suggestion, dims.ranks) for suggestion in advice]
         + ([_advice_values(more[1], more[0])] if more else []),
         "profile": profile.model_dump(mode="json"),
         "assumptions": list(ASSUMPTIONS),

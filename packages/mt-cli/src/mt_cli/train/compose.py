@@ -33,8 +33,8 @@ from mt_core.training.metrics import open_sinks
 from mt_core.training.optimizer import parameter_groups
 from mt_core.training.signals import catch_stop_signals
 from mt_core.training.state import TrainState
-from mt_data.batch_sizes import BatchSizes, check_sizes, count_samples, make_batch_sizes
-from mt_data.loading import load_batches
+from mt_data.batching.batch_sizes import BatchSizes, check_sizes, count_samples, make_batch_sizes
+from mt_data.batching.loading import load_batches
 from mt_models.canonical import stream_parameters
 
 

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from mt_core.contracts import MetricSink
-from mt_core.training.metrics import PlainLines, time_left
+from mt_core.progress import format_duration
+from mt_core.training.metrics import PlainLines
 
 
 def screen(steps: int) -> MetricSink:
@@ -40,7 +41,7 @@ class LiveView:
             self.progress.update(self.task, completed=step, valid=f"{metrics['valid_loss']:.4f}")
         if "loss" not in metrics:
             return
-        speed, left = f"{metrics['tokens_per_s']:,.0f}", time_left(float(metrics["eta_s"]))
+        speed, left = f"{metrics['tokens_per_s']:,.0f}", format_duration(float(metrics["eta_s"]))
         self.progress.update(self.task, completed=step, loss=f"{metrics['loss']:.4f}", speed=speed, left=left)
 
     def close(self) -> None:

@@ -13,12 +13,12 @@ WORST = 3
 
 def head(config: TransformerRun, small: Any) -> Iterator[str]:
     """What is run instead of the whole configuration."""
-    one, other = config.model, small.model
+    model, small_model = config.model, small.model
     sizes = (
-        (other.layers, one.layers, "layers"),
-        (other.hidden_size, one.hidden_size, "features"),
-        (other.attention.heads, one.attention.heads, "heads"),
-        (other.attention.num_kv_heads, one.attention.num_kv_heads, "groups"),
+        (small_model.layers, model.layers, "layers"),
+        (small_model.hidden_size, model.hidden_size, "features"),
+        (small_model.attention.heads, model.attention.heads, "heads"),
+        (small_model.attention.num_kv_heads, model.attention.num_kv_heads, "groups"),
         (small.data.seq_length, config.data.seq_length, "tokens"),
     )
     yield f"shrunk to  {', '.join(f'{few} of {many} {name}' for few, many, name in sizes)}; {small.precision.dtype}"
@@ -27,7 +27,7 @@ def head(config: TransformerRun, small: Any) -> Iterator[str]:
 def lines(outcome: Outcome, *, everything: bool) -> Iterator[str]:
     """The table of one layout."""
     yield f"\n{outcome.case.name}: {outcome.case.ranks} ranks, {outcome.seconds:.1f} s"
-    rows = outcome.rows if everything else _telling(outcome.rows)
+    rows = outcome.rows if everything else _select_rows(outcome.rows)
     width = max(len(row.quantity) for row in rows) + 2
     yield f"  {'':<{width}}{'difference':>10}{'limit':>10}"
     for row in rows:
@@ -37,7 +37,7 @@ def lines(outcome: Outcome, *, everything: bool) -> Iterator[str]:
     yield f"  {_verdict(outcome)}: {wrong or 'none'} of {len(outcome.rows)} quantities beyond the limit"
 
 
-def _telling(rows: Sequence[Row]) -> list[Row]:
+def _select_rows(rows: Sequence[Row]) -> list[Row]:
     """Loss and norm, and the worst of the others."""
     gradients = [row for row in rows[2:] if row.quantity.startswith("gradient of ")]
     weights = [row for row in rows[2:] if not row.quantity.startswith("gradient of ")]

@@ -19,6 +19,7 @@ from mt_core.distributed.rendezvous import exit_barrier, open_store, rendezvous
 from mt_core.distributed.watchdog import supervised
 from mt_core.errors import MtError
 
+DEVICES = ("auto", "cpu", "cuda")
 COLLECTIVE_MARGIN_S = 30.0
 """Collectives give up this much after a stall: first every rank says where it is."""
 
@@ -33,10 +34,12 @@ def rank_label() -> str:
     return get_rank_info().label if is_launched() else ""
 
 
-def pick_device(requested: str) -> torch.device:
-    """The device of this rank; "auto" takes a GPU if there is one."""
+def pick_device(requested: str, *, where: str = "runtime.device") -> torch.device:
+    """The device of this rank; "auto" takes a GPU if there is one. `where` names the setting in errors."""
+    if requested not in DEVICES:
+        raise MtError(where, f"unknown device {requested!r}", f"allowed: {', '.join(DEVICES)}")
     if requested == "cuda" and not torch.cuda.is_available():
-        raise MtError("runtime.device", "'cuda', but no GPU is available here", "allowed: auto, cpu")
+        raise MtError(where, "'cuda', but no GPU is available here", "allowed: auto, cpu")
     if requested == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", gpu_index(get_rank_info().local_rank, torch.cuda.device_count()))

@@ -18,6 +18,7 @@ from mt_core.contracts import MetricSink
 from mt_core.errors import MtError
 from mt_core.files import atomic_file, disk_errors
 from mt_core.plugins import manager
+from mt_core.progress import format_duration
 from mt_core.training.state import Position
 
 Metrics = Mapping[str, float | int | str]
@@ -73,18 +74,12 @@ class PlainLines:
         print(
             f"step {metrics['step']}/{self.steps} | loss {metrics['loss']:.4f} | lr {metrics['lr']:.2e} | "
             f"grad norm {metrics['grad_norm']:.3f} | {metrics['step_ms']:.0f} ms | "
-            f"{metrics['tokens_per_s']:,.0f} tokens/s | {time_left(float(metrics['eta_s']))} left",
+            f"{metrics['tokens_per_s']:,.0f} tokens/s | {format_duration(float(metrics['eta_s']))} left",
             flush=True,
         )
 
     def close(self) -> None:
         """Nothing to flush."""
-
-
-def time_left(seconds: float) -> str:
-    """Seconds as h:mm:ss."""
-    minutes, s = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{s:02d}"
 
 
 def open_sinks(run_dir: Path, names: Sequence[str], resumed_step: int, screen: MetricSink) -> list[MetricSink]:

@@ -26,21 +26,21 @@ class BlendedDataset:
         return {"dataset_id": number, **self._datasets[int(number)][int(self._sample_index[index])]}
 
 
-def sized_blend(weights: Sequence[float], size: int) -> tuple[np.ndarray, np.ndarray]:
+def blend_by_weights(weights: Sequence[float], size: int) -> tuple[np.ndarray, np.ndarray]:
     """Interleave so that after every sample each dataset is as near its share as it can be.
 
     Each turn goes to the dataset that lags furthest behind its weight, the first of equals. Returns the dataset
     (int16) and its own sample number (int64) of every position.
     """
-    return interleave(_normalise(weights), size)
+    return interleave(_normalise_weights(weights), size)
 
 
-def exhaustive_blend(sizes: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """`sized_blend` with the sizes as weights, where each dataset leaves when all its samples are out."""
-    return interleave(_normalise(sizes), sum(sizes), limits=np.asarray(sizes, np.float64))
+def blend_exhaustively(sizes: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """`blend_by_weights` with the sizes as weights, where each dataset leaves when all its samples are out."""
+    return interleave(_normalise_weights(sizes), sum(sizes), limits=np.asarray(sizes, np.float64))
 
 
-def _normalise(weights: Sequence[float]) -> np.ndarray:
+def _normalise_weights(weights: Sequence[float]) -> np.ndarray:
     if len(weights) > LARGEST_BLEND:
         raise MtError("data.paths", f"blends {len(weights)} datasets", f"at most {LARGEST_BLEND}")
     if (smallest := min(weights)) <= 0:

@@ -1,4 +1,4 @@
-"""From parts to splits: which part of which corpus each split is made of, and how they are blended.
+"""Which part of which corpus each split is made of, and how the parts are blended.
 
 Source: docs/specs/data.md §4.2, §4.12.
 
@@ -14,11 +14,11 @@ import numpy as np
 
 from mt_core.contracts import Dataset
 from mt_core.errors import MtError, raise_if
-from mt_data.blending.blend import BlendedDataset, exhaustive_blend, sized_blend
+from mt_data.blending.blend import BlendedDataset, blend_by_weights, blend_exhaustively
 from mt_data.config.paths import WeightedPaths, resolve_split_paths
 from mt_data.config.rules import data_problems
-from mt_data.config.split import SPLITS, split_ranges
-from mt_data.indexed.cache import IndexCache, content_key
+from mt_data.config.split import SPLITS, compute_split_ranges
+from mt_data.indexed.cache import IndexCache, hash_content
 
 if TYPE_CHECKING:
     from mt_data.config import Corpora
@@ -27,7 +27,7 @@ SURPLUS = 1 + 0.5 / 100
 """A weighted dataset is built this much larger than its share, as the blend may lean on it by a few samples."""
 
 NumSamples = int | None
-"""Samples: 0 for no dataset, None for one epoch of what there is."""
+"""Number of samples: 0 for no dataset, None for one epoch of what there is."""
 
 SplitSizes = tuple[NumSamples, NumSamples, NumSamples]
 """Numbers of training, validation and test samples."""
@@ -35,7 +35,7 @@ SplitSizes = tuple[NumSamples, NumSamples, NumSamples]
 
 @dataclass(frozen=True, slots=True)
 class Splits:
-    """The datasets; None where a split is not wanted or has nothing in it."""
+    """The dataset of each split; None where no samples are wanted or the split is empty."""
 
     train: Dataset | None
     valid: Dataset | None
@@ -44,7 +44,7 @@ class Splits:
 
 @dataclass(frozen=True, slots=True)
 class SplitPart:
-    """What one dataset is made of."""
+    """The part of a corpus that one dataset is made of."""
 
     split: int
     """0 for training, 1 for validation, 2 for test."""
@@ -58,26 +58,26 @@ class DatasetReader:
     """How a kind of dataset reads one corpus."""
 
     open: Callable[[str], Any]
-    """The corpus at a prefix."""
+    """Opens the corpus at a prefix."""
     count: Callable[[Any], int]
-    """Its elements, which the split divides."""
+    """Counts the elements of a corpus, which the split divides."""
     build: Callable[[Any, SplitPart], Dataset]
-    """The dataset of a portion of it."""
+    """Builds the dataset of a part of a corpus."""
     elements: str
     """What the elements are called."""
 
 
-def blend_splits(config: "Corpora", parts: DatasetReader, *, samples: SplitSizes, cache: IndexCache) -> Splits:
+def blend_splits(config: "Corpora", reader: DatasetReader, *, samples: SplitSizes, cache: IndexCache) -> Splits:
     """The three datasets of a section; a split that is wanted and empty is an `MtError`."""
     raise_if(data_problems(config))
-    found = resolve_split_paths(config)
-    if not any(found.splits):
+    split_paths = resolve_split_paths(config)
+    if not any(split_paths.splits):
         raise MtError("data.paths", "names no data", "prefixes of .bin/.idx pairs; mt data preprocess writes them")
     corpora: dict[str, Any] = {}
     datasets: list[Dataset | None] = []
-    for split, wanted in enumerate(samples):
-        mixture = _SplitBlend(config, parts, cache, corpora, split, found.splits[split], shared=found.shared)
-        datasets.append(mixture.dataset(wanted))
+    for split, num_samples in enumerate(samples):
+        blend = _SplitBlend(config, reader, cache, corpora, split, split_paths.splits[split], shared=split_paths.shared)
+        datasets.append(blend.build_dataset(num_samples))
     return Splits(*datasets)
 
 
@@ -86,88 +86,95 @@ class _SplitBlend:
     """One split of the corpora; those that are open are shared between the splits."""
 
     config: "Corpora"
-    parts: DatasetReader
+    reader: DatasetReader
     cache: IndexCache
     corpora: dict[str, Any]
     split: int
     paths: WeightedPaths | None
     shared: bool
 
-    def dataset(self, wanted: NumSamples) -> Dataset | None:
-        """The dataset of the split, or None if nobody wants it."""
+    def build_dataset(self, num_samples: NumSamples) -> Dataset | None:
+        """The dataset of the split, or None if no samples are wanted."""
         name = SPLITS[self.split]
-        if wanted == 0 or (wanted is None and self.paths is None):
+        if num_samples == 0 or (num_samples is None and self.paths is None):
             return None
         if self.paths is None:
-            raise MtError(f"data.{name}_paths", f"names no data, {wanted} {name} samples are wanted", "prefixes")
-        elements = [self._elements(prefix) for prefix in self.paths.prefixes]
-        if wanted is None and not any(elements):
+            raise MtError(f"data.{name}_paths", f"names no data, {num_samples} {name} samples are wanted", "prefixes")
+        elements = [self._get_elements(prefix) for prefix in self.paths.prefixes]
+        if num_samples is None and not any(elements):
             return None
-        for prefix, found in zip(self.paths.prefixes, elements, strict=True):
-            if not found:
-                raise self._empty(prefix)
+        for prefix, numbers in zip(self.paths.prefixes, elements, strict=True):
+            if not numbers:
+                raise self._describe_empty(prefix)
         single = len(elements) == 1 and (not self.shared or not self.paths.weights)
         if single:
-            return self._part(0, wanted)
-        return self._weighted(self.paths, wanted) if self.paths.weights else self._unweighted(self.paths, wanted)
+            return self._build_part(0, num_samples)
+        return (
+            self._blend_weighted(self.paths, num_samples)
+            if self.paths.weights
+            else self._blend_unweighted(self.paths, num_samples)
+        )
 
-    def _corpus(self, prefix: str) -> Any:
+    def _open_corpus(self, prefix: str) -> Any:
         if prefix not in self.corpora:
-            self.corpora[prefix] = self.parts.open(prefix)
+            self.corpora[prefix] = self.reader.open(prefix)
         return self.corpora[prefix]
 
-    def _elements(self, prefix: str) -> range:
-        count = self.parts.count(self._corpus(prefix))
-        return split_ranges(self.config.split, count)[self.split] if self.shared else range(count)
+    def _get_elements(self, prefix: str) -> range:
+        count = self.reader.count(self._open_corpus(prefix))
+        return compute_split_ranges(self.config.split, count)[self.split] if self.shared else range(count)
 
-    def _empty(self, prefix: str) -> MtError:
-        name, count = SPLITS[self.split], self.parts.count(self._corpus(prefix))
+    def _describe_empty(self, prefix: str) -> MtError:
+        name, count = SPLITS[self.split], self.reader.count(self._open_corpus(prefix))
         share = f", split {self.config.split!r}" if self.shared else ""
-        found = f"is empty: {count} {self.parts.elements}{share}"
+        actual = f"is empty: {count} {self.reader.elements}{share}"
         return MtError(
             f"the {name} split of {prefix}",
-            found,
+            actual,
             f"a larger share for {name}, more documents, or no {name} samples",
         )
 
-    def _part(self, number: int, wanted: NumSamples) -> Dataset:
+    def _build_part(self, number: int, num_samples: NumSamples) -> Dataset:
         assert self.paths is not None
         prefix = self.paths.prefixes[number]
-        return self.parts.build(self._corpus(prefix), SplitPart(self.split, self._elements(prefix), wanted))
+        return self.reader.build(
+            self._open_corpus(prefix), SplitPart(self.split, self._get_elements(prefix), num_samples)
+        )
 
-    def _weighted(self, paths: WeightedPaths, wanted: NumSamples) -> Dataset:
-        """Each dataset is built for its share of the samples; the shares are rounded up, so the sum may exceed it."""
-        if wanted is None:
+    def _blend_weighted(self, paths: WeightedPaths, num_samples: NumSamples) -> Dataset:
+        """Blend by weights: each dataset has its share of the samples, rounded up, so there may be more of them."""
+        if num_samples is None:
             raise MtError(
                 paths.where, f"weights need a number of {SPLITS[self.split]} samples", "give it, or no weights"
             )
         weights = np.asarray(paths.weights, np.float64)
-        targets = [math.ceil(wanted * share) for share in weights / np.sum(weights)]
-        parts = [self._part(n, math.ceil(target * SURPLUS)) for n, target in enumerate(targets)]
-        return self._blend(parts, weights.tolist(), sum(targets))
+        targets = [math.ceil(num_samples * share) for share in weights / np.sum(weights)]
+        datasets = [self._build_part(n, math.ceil(target * SURPLUS)) for n, target in enumerate(targets)]
+        return self._blend(datasets, weights.tolist(), sum(targets))
 
-    def _unweighted(self, paths: WeightedPaths, wanted: NumSamples) -> Dataset:
-        """Of several corpora without weights each gives one epoch, in proportion to its size."""
-        parts = [self._part(n, None) for n in range(len(paths.prefixes))]
-        lengths = [len(part) for part in parts]
-        if wanted is not None and wanted > sum(lengths):
+    def _blend_unweighted(self, paths: WeightedPaths, num_samples: NumSamples) -> Dataset:
+        """Blend corpora without weights: each gives one epoch, in proportion to its size."""
+        datasets = [self._build_part(n, None) for n in range(len(paths.prefixes))]
+        lengths = [len(dataset) for dataset in datasets]
+        total = sum(lengths)
+        if num_samples is not None and num_samples > total:
             raise MtError(
                 paths.where,
-                f"give one epoch without weights: {sum(lengths)} {SPLITS[self.split]} samples, {wanted} are wanted",
+                f"give one epoch without weights: {total} {SPLITS[self.split]} samples, {num_samples} are wanted",
                 "give weights, which repeat data, or ask for fewer samples",
             )
-        return self._blend(parts, lengths, wanted)
+        return self._blend(datasets, lengths, num_samples)
 
-    def _blend(self, parts: list[Dataset], weights: list[Any], size: int | None) -> BlendedDataset:
+    def _blend(self, datasets: list[Dataset], weights: list[Any], size: int | None) -> BlendedDataset:
         def build() -> dict[str, np.ndarray]:
-            dataset, sample = exhaustive_blend(weights) if size is None else sized_blend(weights, size)
+            dataset, sample = blend_exhaustively(weights) if size is None else blend_by_weights(weights, size)
             return {"dataset": dataset, "dataset_sample": sample}
 
         assert self.paths is not None
-        key = content_key("blend", tuple(map(float, weights)), size)
+        key = hash_content("blend", tuple(map(float, weights)), size)
         dataset, sample = self.cache.get_arrays(key, ("dataset", "dataset_sample"), build)
-        used = np.bincount(dataset, minlength=len(parts)).tolist()
-        for prefix, part, count in zip(self.paths.prefixes, parts, used, strict=True):
-            if count > len(part):
-                raise MtError(prefix, f"has {len(part)} samples, the blend takes {count}", "ask for more samples")
-        return BlendedDataset(parts, dataset, sample)
+        used = np.bincount(dataset, minlength=len(datasets)).tolist()
+        for prefix, source, count in zip(self.paths.prefixes, datasets, used, strict=True):
+            if count > len(source):
+                raise MtError(prefix, f"has {len(source)} samples, the blend takes {count}", "ask for more samples")
+        return BlendedDataset(datasets, dataset, sample)

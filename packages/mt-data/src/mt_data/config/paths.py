@@ -43,27 +43,30 @@ class SplitPaths:
 
     def problems(self, suffixes: tuple[str, ...]) -> Iterator[Problem]:
         """Files that are missing; each path has one under every suffix."""
-        for found in dict.fromkeys(self.splits):
-            for prefix in found.prefixes if found else ():
-                yield from missing_files(prefix, found.where if found else "", suffixes)
+        for paths in filter(None, dict.fromkeys(self.splits)):
+            for prefix in paths.prefixes:
+                yield from find_missing_files(prefix, paths.where, suffixes)
 
 
 def resolve_split_paths(config: "Corpora") -> SplitPaths:
     """The corpora that a section names, in whichever of the four forms; none at all are three times None."""
-    own = {f"{split}_paths": getattr(config, f"{split}_paths") for split in SPLITS}
+    paths_by_split = {f"{split}_paths": getattr(config, f"{split}_paths") for split in SPLITS}
     given = {
         "paths": config.paths,
         "paths_file": config.paths_file,
         "split_paths_file": config.split_paths_file,
-        "train_paths": own if any(own.values()) else None,
+        "train_paths": paths_by_split if any(paths_by_split.values()) else None,
     }
     if len(named := [name for name, value in given.items() if value]) > 1:
         raise MtError("data.paths", f"data is named twice, in {' and '.join(named)}", FORMS)
     if config.split_paths_file:
-        own = _read_split_paths(Path(config.split_paths_file))
-    if any(own.values()):
+        paths_by_split = _read_split_paths(Path(config.split_paths_file))
+    if any(paths_by_split.values()):
         where = f"data.{named[0]}" if config.split_paths_file else ""
-        return SplitPaths(tuple(_parse_optional(own[name], where or f"data.{name}") for name in own), shared=False)
+        return SplitPaths(
+            tuple(_parse_optional(paths_by_split[name], where or f"data.{name}") for name in paths_by_split),
+            shared=False,
+        )
     paths, where = config.paths, "data.paths"
     if config.paths_file:
         paths, where = _read(Path(config.paths_file), "data.paths_file").split(), "data.paths_file"
@@ -71,7 +74,7 @@ def resolve_split_paths(config: "Corpora") -> SplitPaths:
 
 
 def parse_paths(paths: Sequence[str], where: str = "data.paths") -> WeightedPaths:
-    """Tell weights from prefixes: an even list whose every first element is a number is weighted.
+    """Separate weights from prefixes: an even list whose every first element is a number is weighted.
 
     A list that mixes the two forms is refused; Megatron takes some of them for prefixes silently.
     """
@@ -87,7 +90,7 @@ def parse_paths(paths: Sequence[str], where: str = "data.paths") -> WeightedPath
     return WeightedPaths(tuple(paths[1::2]), tuple(numbers), where)
 
 
-def missing_files(prefix: str, where: str, suffixes: tuple[str, ...] = (".bin", ".idx")) -> Iterator[Problem]:
+def find_missing_files(prefix: str, where: str, suffixes: tuple[str, ...] = (".bin", ".idx")) -> Iterator[Problem]:
     """A problem if the .bin or the .idx of a prefix is not there, with the nearest prefix that has both."""
     missing = [prefix + suffix for suffix in suffixes if not Path(prefix + suffix).is_file()]
     if not missing:

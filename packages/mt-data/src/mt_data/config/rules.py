@@ -3,12 +3,11 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from mt_core.errors import MtError, Problem
+from mt_core.errors import MtError, Problem, suggest_file
 from mt_core.plugins import components, did_you_mean
 from mt_data.config import BUILTIN_SECTIONS, Corpora, DataConfig, GPTData, ICTData, TokenizerConfig
-from mt_data.config.paths import missing_files, resolve_split_paths
+from mt_data.config.paths import find_missing_files, resolve_split_paths
 from mt_data.config.split import split_problem
-from mt_data.text_io.inputs import nearest_file
 
 TIKTOKEN = ("tiktoken_pattern", "tiktoken_num_special_tokens", "tiktoken_special_tokens")
 TOKENIZER_FIELDS = {
@@ -62,7 +61,7 @@ def _ict_problems(config: ICTData) -> Iterator[Problem]:
         yield Problem("data.paths", f"{len(config.paths)} paths", "ict data has one, without a weight")
     for prefix, where in (*((path, "data.paths") for path in config.paths), (config.titles, "data.titles")):
         if prefix is not None:
-            yield from missing_files(prefix, where)
+            yield from find_missing_files(prefix, where)
 
 
 def tokenizer_problems(config: TokenizerConfig, where: str) -> Iterator[Problem]:
@@ -73,11 +72,11 @@ def tokenizer_problems(config: TokenizerConfig, where: str) -> Iterator[Problem]
     for field in ("vocab_file", "merge_file", "model"):
         value = getattr(config, field)
         if value is not None and not Path(value).exists():
-            yield Problem(f"{where}.{field}", f"no file {value}", nearest_file(Path(value)))
-    yield from unused_options(config, where)
+            yield Problem(f"{where}.{field}", f"no file {value}", suggest_file(Path(value)))
+    yield from find_unused_options(config, where)
 
 
-def unused_options(config: TokenizerConfig, where: str) -> Iterator[Problem]:
+def find_unused_options(config: TokenizerConfig, where: str) -> Iterator[Problem]:
     """Options that would change nothing, as the tokenizer does not read them."""
     if config.type not in TOKENIZER_FIELDS:
         return

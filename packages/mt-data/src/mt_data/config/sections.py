@@ -138,20 +138,20 @@ class FIMData(Corpora, TokenStream):
 
 
 class MaskedData(Corpora):
-    """Sentences of one document with some of their words hidden; the corpora are made with `--split-sentences`."""
+    """Sentences of one document with some of their words masked; the corpora are made with `--split-sentences`."""
 
     mask_prob: float = Field(0.15, ge=0, le=1)
-    """Share of the tokens that are hidden."""
+    """Share of the tokens that are masked."""
     short_seq_prob: float = Field(0.1, ge=0, le=1)
     """Share of the samples that are made shorter than `seq_length`."""
     full_words: bool = True
-    """Hide whole words, not pieces of them."""
+    """Mask whole words, not pieces of them."""
     longer_ngrams: bool = False
     """Favour long runs of words over short ones."""
     permute: bool = False
     """Shuffle as many tokens again among themselves; not with `geometric`."""
     max_ngram: PositiveInt
-    """Words hidden in one run at most."""
+    """Most words masked in one run."""
     geometric: bool
     """Draw the length of a run from a geometric distribution, p = 0.2, instead of in proportion to 1/length."""
 
@@ -163,11 +163,11 @@ class MaskedData(Corpora):
 
 
 class BERTData(MaskedData):
-    """BERT: two parts of a document, in order or not, and hidden words to predict."""
+    """BERT: two parts of a document, in order or not, and masked words to predict."""
 
     kind: Literal["bert"] = "bert"
     max_ngram: PositiveInt = 3
-    """Words hidden in one run at most."""
+    """Most words masked in one run."""
     geometric: bool = False
     """Draw the length of a run from a geometric distribution, p = 0.2, instead of in proportion to 1/length."""
     classification_head: bool = True
@@ -181,7 +181,7 @@ class T5Data(MaskedData):
     decoder_seq_length: PositiveInt = 128
     """Tokens of the decoder's text."""
     max_ngram: PositiveInt = 10
-    """Words hidden in one run at most."""
+    """Most words masked in one run."""
     geometric: bool = True
     """Draw the length of a run from a geometric distribution, p = 0.2, instead of in proportion to 1/length."""
 

@@ -22,7 +22,7 @@ def split_problem(split: str) -> Problem | None:
     return Problem("data.split", f"{split!r}", 'up to three shares that are not negative nor all 0, such as "969,30,1"')
 
 
-def split_ranges(split: str, count: int) -> tuple[range, range, range]:
+def compute_split_ranges(split: str, count: int) -> tuple[range, range, range]:
     """Sequence numbers of training, validation and test; together they are `range(count)`.
 
     Bounds are sums of normalised shares, added left to right, rounded half to even: the same floats as Megatron's.
@@ -39,7 +39,7 @@ def split_ranges(split: str, count: int) -> tuple[range, range, range]:
     return train, valid, test
 
 
-def legacy_ranges(split: str, count: int) -> tuple[range, range, range]:
+def compute_legacy_ranges(split: str, count: int) -> tuple[range, range, range]:
     """Document numbers of training, validation and test by the rule of ICT (docs/specs/data.md §5.4).
 
     Rounded shares are added up, and what they exceed `count` by is taken off every bound but the first.

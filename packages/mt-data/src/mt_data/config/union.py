@@ -21,15 +21,17 @@ BUILTIN_KINDS: dict[str, type[DataConfig]] = {
 """Sections of the kinds that mt-data builds itself, known without importing what builds them."""
 
 
-def data_kinds() -> dict[str, type[DataConfig]]:
+def list_data_kinds() -> dict[str, type[DataConfig]]:
     """Kind and section, mt-data's own first. One that cannot be used is left out until somebody asks for it."""
-    others = {name: found for name, found in components("dataset").items() if name not in BUILTIN_KINDS}
-    return BUILTIN_KINDS | {name: section for name, found in others.items() if (section := _get_section_or_none(found))}
+    others = {name: dataset for name, dataset in components("dataset").items() if name not in BUILTIN_KINDS}
+    return BUILTIN_KINDS | {
+        name: section for name, dataset in others.items() if (section := _get_section_or_none(dataset))
+    }
 
 
 def data_union() -> Any:
     """The type of the data section: told apart by `kind`, which is "gpt" if it is not given."""
-    sections = tuple(data_kinds().values())
+    sections = tuple(list_data_kinds().values())
     return Annotated[Union[sections], Field(discriminator="kind"), BeforeValidator(_check_kind)]  # noqa: UP007
 
 
@@ -63,7 +65,7 @@ def _get_section_or_none(dataset: Component) -> type[DataConfig] | None:
 
 
 def _check_kind(values: Any) -> Any:
-    """A section without `kind` is "gpt"; an unknown kind is told with the nearest, a broken one with its reason."""
+    """Take a section without `kind` for "gpt"; refuse an unknown or broken kind, with the nearest name or reason."""
     if not isinstance(values, Mapping):
         return values
     kind = str(values.get("kind", "gpt"))

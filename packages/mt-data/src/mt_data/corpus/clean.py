@@ -4,18 +4,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
+from types import ModuleType
 
 from mt_core.contracts import Tokenizer
 from mt_core.errors import MtError
+from mt_core.plugins import import_library
 from mt_data.config import TokenizerConfig
-from mt_data.corpus.libraries import import_library
 from mt_data.corpus.records import OnError, Record, RecordTransform, read_lines
 from mt_data.corpus.step import CorpusStep, run_step
 from mt_data.text_io.lines import check_inputs
 from mt_data.tokenizers import build_tokenizer
 
 CHARACTERS_PER_TOKEN = 8
-"""A text of so many characters for each token wanted is long enough without counting."""
+"""A text with this many characters for each token of `min_tokens` is long enough without counting."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,7 @@ def clean(
 ) -> dict[str, int]:
     """Repair and filter records; the others of their keys stay as they are."""
     check_inputs(inputs)
-    import_library("ftfy")
+    _import("ftfy")
     check_language(rules.language)
     if rules.tokenizer:
         build_tokenizer(rules.tokenizer)  # a mistake shows before any work
@@ -47,15 +48,15 @@ def clean(
 
 def check_language(language: str) -> None:
     """Refuse a language that the identifier does not tell apart."""
-    known = sorted(label for label, _ in import_library("py3langid").rank("text"))
+    known = sorted(label for label, _ in _import("py3langid").rank("text"))
     if language not in (*known, "any"):
         raise MtError("--language", f"{language!r}", f"any, {', '.join(known)}")
 
 
 def clean_record(rules: CleaningRules, record: Record, number: int) -> tuple[list[Record], str]:
     """The repaired record, or none and why."""
-    text = import_library("ftfy").fix_text(record[rules.key])
-    if rules.language != "any" and import_library("py3langid").classify(text)[0] != rules.language:
+    text = _import("ftfy").fix_text(record[rules.key])
+    if rules.language != "any" and _import("py3langid").classify(text)[0] != rules.language:
         return [], "other language"
     if len(text) < CHARACTERS_PER_TOKEN * rules.min_tokens and _count_tokens(text, rules) < rules.min_tokens:
         return [], "too short"
@@ -74,3 +75,7 @@ def _count_tokens(text: str, rules: CleaningRules) -> int:
 def _build_tokenizer(config: TokenizerConfig) -> Tokenizer:
     """Built once in each process."""
     return build_tokenizer(config)
+
+
+def _import(library: str) -> ModuleType:
+    return import_library(library, where="mt data openwebtext clean", requires=["mt-data[corpus]"])

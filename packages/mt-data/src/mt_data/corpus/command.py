@@ -1,4 +1,4 @@
-"""`mt data openwebtext` and `mt data wikipedia`. Only `mt` imports this; heavy imports stand where they are used."""
+"""`mt data openwebtext` and `mt data wikipedia`. Only `mt` imports this; heavy imports are made where they are used."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -80,8 +80,8 @@ def read_ngrams(tasks: Sequence[EvaluationSet], sizes: NgramSizes) -> dict[str, 
     keys: dict[str, tuple[str, ...]] = {}
     for task in tasks:
         for lines in read_lines([task.path]):
-            for at, line in enumerate(lines.chunk.lines):
-                for key in list_ngrams(_read_text(task, line, f"{task.path}:{lines.chunk.first + at}"), sizes):
+            for number, line in enumerate(lines.chunk.lines):
+                for key in list_ngrams(_read_text(task, line, f"{task.path}:{lines.chunk.first + number}"), sizes):
                     keys[key] = tuple(dict.fromkeys((*keys.get(key, ()), task.name)))
     if not keys:
         names = ", ".join(str(task.path) for task in tasks)
@@ -98,8 +98,8 @@ def _read_text(task: EvaluationSet, line: bytes, where: str) -> str:
 
 
 def _count_record(index: NgramIndex, key: str, record: Record, number: int) -> tuple[list[Record], str]:
-    found = Counter(index.matches(record[key]))
-    return ([dict(found)], "with matches") if found else ([], "without")
+    matches = Counter(index.matches(record[key]))
+    return ([dict(matches)], "with matches") if matches else ([], "without")
 
 
 def _common_ngrams(counted: Path, often: int) -> set[str]:
@@ -117,12 +117,12 @@ def _join_names(tasks: Sequence[EvaluationSet]) -> str:
 def _cut_record(
     index: NgramIndex, filter: NgramFilter, label: str, record: Record, number: int
 ) -> tuple[list[Record], str]:
-    kept, found = cut_passages(record[filter.key], index, filter.cut)
+    kept, matches = cut_passages(record[filter.key], index, filter.cut)
     if len(kept) > filter.cut.most:
         return [], "dropped whole"
     before = f"{old}-" if (old := record.get("split_id")) else ""
     records = [
-        {**record, filter.key: piece, "split_id": f"{before}{label}-{number + 1:010d}-{at:04d}"}
-        for at, piece in enumerate(kept)
+        {**record, filter.key: piece, "split_id": f"{before}{label}-{number + 1:010d}-{piece_number:04d}"}
+        for piece_number, piece in enumerate(kept)
     ]
-    return records, "untouched" if not found else "cut" if kept else "nothing left"
+    return records, "untouched" if not matches else "cut" if kept else "nothing left"

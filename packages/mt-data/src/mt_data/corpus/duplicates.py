@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 
 from mt_core.errors import MtError, Problem, raise_if
-from mt_data.corpus.libraries import import_library
+from mt_core.plugins import import_library
 from mt_data.corpus.records import LocatedLines, Record, read_lines, read_record, to_line
 from mt_data.corpus.step import CorpusStep, StepOutput, run_step
 from mt_data.text_io.lines import COMPRESSED, check_inputs
@@ -66,8 +66,7 @@ def find_duplicates(
     if counts.get("records"):
         prints = np.memmap(signatures, search.fingerprint, mode="r")
     step = CorpusStep("find-duplicates", output, tuple(inputs), {"search": repr(search)})
-    found = run_step(step, range(search.bands), BandSearch(tuple(inputs), prints, search))
-    return counts | found
+    return counts | run_step(step, range(search.bands), BandSearch(tuple(inputs), prints, search))
 
 
 def _check_inputs(inputs: Sequence[Path], search: DuplicateSearch) -> None:
@@ -84,12 +83,12 @@ def _check_inputs(inputs: Sequence[Path], search: DuplicateSearch) -> None:
 def compute_signatures(search: DuplicateSearch, lines: LocatedLines) -> StepOutput:
     """Signatures of some lines, as they lie in the file."""
     prints, offset = np.zeros(len(lines.chunk.lines), search.fingerprint), lines.offset
-    for at, line in enumerate(lines.chunk.lines):
-        where = f"{lines.chunk.path}:{lines.chunk.first + at}"
+    for row, line in enumerate(lines.chunk.lines):
+        where = f"{lines.chunk.path}:{lines.chunk.first + row}"
         record = read_record(line, (search.key, search.id_key), where)
         assert record is not None
         values = compute_signature(record[search.key], seeds=search.seeds, seed=search.seed)
-        prints[at] = (lines.file, offset, len(line), values)
+        prints[row] = (lines.file, offset, len(line), values)
         offset += len(line) + 1
     return StepOutput(prints.tobytes(), Counter(records=len(prints)))
 
@@ -99,20 +98,22 @@ class BandSearch:
 
     def __init__(self, inputs: tuple[Path, ...], prints: np.ndarray, search: DuplicateSearch) -> None:
         self._inputs, self._prints, self._search = inputs, prints, search
-        self._shingles = lru_cache(CACHED_TEXTS)(lambda document: make_shingles(self._record(document)[search.key]))
+        self._shingles = lru_cache(CACHED_TEXTS)(
+            lambda document: make_shingles(self._read_record(document)[search.key])
+        )
 
     def __call__(self, band: int) -> StepOutput:
         """Lines of one band."""
         produced, out = StepOutput(), []
-        for bucket in self._buckets(band):
+        for bucket in self._find_buckets(band):
             for main, others in self._compare(bucket):
-                names = [{self._name(other): round(likeness, 6)} for other, likeness in others]
-                out.append({self._name(main): names})
+                names = [{self._read_name(other): round(likeness, 6)} for other, likeness in others]
+                out.append({self._read_name(main): names})
                 produced.counts["pairs"] += len(others)
         produced.data = b"".join(map(to_line, out))
         return produced
 
-    def _buckets(self, band: int) -> Iterator[list[int]]:
+    def _find_buckets(self, band: int) -> Iterator[list[int]]:
         """Documents whose values of a band are equal, in the order of their first."""
         rows = self._search.seeds // self._search.bands
         values = self._prints["values"]
@@ -128,7 +129,7 @@ class BandSearch:
         rounds = self._search.rounds if self._search.rounds >= 0 else len(bucket)
         for _ in range(rounds):
             main, *rest = bucket
-            alike = [(other, self._likeness(main, other)) for other in rest]
+            alike = [(other, self._compute_likeness(main, other)) for other in rest]
             alike = [(other, likeness) for other, likeness in alike if likeness > self._search.threshold]
             if alike:
                 yield main, alike
@@ -136,22 +137,22 @@ class BandSearch:
             if len(bucket) < 2:
                 return
 
-    def _likeness(self, a: int, b: int) -> float:
+    def _compute_likeness(self, a: int, b: int) -> float:
         return compute_jaccard(self._shingles(a), self._shingles(b), self._search.denominator)
 
-    def _record(self, document: int) -> Record:
-        place = self._prints[document]
-        with self._inputs[int(place["file"])].open("rb") as file:
-            file.seek(int(place["offset"]))
-            return json.loads(file.read(int(place["bytes"])))
+    def _read_record(self, document: int) -> Record:
+        location = self._prints[document]
+        with self._inputs[int(location["file"])].open("rb") as file:
+            file.seek(int(location["offset"]))
+            return json.loads(file.read(int(location["bytes"])))
 
-    def _name(self, document: int) -> str:
-        return self._record(document)[self._search.id_key]
+    def _read_name(self, document: int) -> str:
+        return self._read_record(document)[self._search.id_key]
 
 
 def make_shingles(text: str) -> set[str]:
     """All runs of five characters but, as in Megatron, the last."""
-    return {text[at : at + SHINGLE] for at in range(len(text) - SHINGLE)}
+    return {text[start : start + SHINGLE] for start in range(len(text) - SHINGLE)}
 
 
 def compute_jaccard(a: set[str], b: set[str], denominator: Denominator = "union") -> float:
@@ -165,9 +166,10 @@ def compute_jaccard(a: set[str], b: set[str], denominator: Denominator = "union"
 
 def compute_signature(text: str, *, seeds: int, seed: int) -> np.ndarray:
     """MinHash values of a text, uint32 [seeds]."""
-    hashed = import_library("datasketch").MinHash(num_perm=seeds, seed=seed, scheme="affine32", hashfunc=int)
-    if len(found := hash_shingles(text)):
-        hashed.update_batch(found.tolist())
+    library = import_library("datasketch", where="mt data openwebtext find-duplicates", requires=["mt-data[corpus]"])
+    hashed = library.MinHash(num_perm=seeds, seed=seed, scheme="affine32", hashfunc=int)
+    if len(shingles := hash_shingles(text)):
+        hashed.update_batch(shingles.tolist())
     return hashed.hashvalues.astype(np.uint32)
 
 
@@ -175,7 +177,7 @@ def hash_shingles(text: str) -> np.ndarray:
     """A number of 32 bits for each distinct shingle of a text, all computed at once."""
     codes = np.frombuffer(text.encode("utf-32-le"), "<u4")
     count = max(0, len(codes) - SHINGLE)
-    return np.unique(hash_rows([codes[at : at + count] for at in range(SHINGLE)], count) >> np.uint64(32))
+    return np.unique(hash_rows([codes[offset : offset + count] for offset in range(SHINGLE)], count) >> np.uint64(32))
 
 
 def hash_rows(columns: Sequence[np.ndarray], count: int) -> np.ndarray:

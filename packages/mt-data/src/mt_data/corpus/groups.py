@@ -42,7 +42,7 @@ class DocumentForest:
 
     def link(self, a: str, b: str) -> bool:
         """Join the sets of two documents; whether they were two."""
-        first, second = self._root(a), self._root(b)
+        first, second = self._find_root(a), self._find_root(b)
         self.parent[second] = first
         return first != second
 
@@ -54,10 +54,10 @@ class DocumentForest:
         """Sets of more than one, and their members, in the order in which they first occur."""
         members: dict[str, list[str]] = {}
         for name in self.parent:
-            members.setdefault(self._root(name), []).append(name)
+            members.setdefault(self._find_root(name), []).append(name)
         return [group for group in members.values() if len(group) > 1]
 
-    def _root(self, name: str) -> str:
+    def _find_root(self, name: str) -> str:
         parent = self.parent
         parent.setdefault(name, name)
         while parent[name] != name:

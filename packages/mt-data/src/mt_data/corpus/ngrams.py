@@ -21,13 +21,13 @@ class NgramMatch:
     """An n-gram in a text."""
 
     start: int
-    """Its first character."""
+    """Position of the n-gram's first character in the text."""
     key: str
-    """Its words, lower-cased and joined by spaces."""
+    """Words of the n-gram, lower-cased and joined by spaces."""
 
     @property
     def end(self) -> int:
-        """Behind its last character, counted on the key, as Megatron does."""
+        """Position behind the n-gram's last character, counted on the key, as Megatron does."""
         return self.start + len(self.key)
 
 
@@ -36,8 +36,8 @@ def list_ngrams(text: str, sizes: NgramSizes) -> Iterator[str]:
     words = [word.lower() for word in WORD.findall(text)]
     if len(words) < sizes.shortest:
         return
-    for at in range(max(1, len(words) - sizes.longest + 1)):
-        yield " ".join(words[at : at + sizes.longest])
+    for start in range(max(1, len(words) - sizes.longest + 1)):
+        yield " ".join(words[start : start + sizes.longest])
 
 
 class NgramIndex:
@@ -51,20 +51,20 @@ class NgramIndex:
 
     def first_match(self, text: str) -> NgramMatch | None:
         """The first n-gram of a text, from left to right; a text with less words than the longest has none."""
-        found = list(WORD.finditer(text))
-        words = [match[0].lower() for match in found]
+        matches = list(WORD.finditer(text))
+        words = [match[0].lower() for match in matches]
         last = len(words) - self.sizes.longest
-        for at in range(last + 1):
-            if words[at] in self._first and (key := self._key(words, at, (self.sizes.longest, *self._shorter))):
-                return NgramMatch(found[at].start(), key)
-        for at in range(last + 1, len(words)) if last > 0 else ():
-            if words[at] in self._first and (key := self._key(words, at, self._shorter)):
-                return NgramMatch(found[at].start(), key)
+        for start in range(last + 1):
+            if words[start] in self._first and (key := self._key(words, start, (self.sizes.longest, *self._shorter))):
+                return NgramMatch(matches[start].start(), key)
+        for start in range(last + 1, len(words)) if last > 0 else ():
+            if words[start] in self._first and (key := self._key(words, start, self._shorter)):
+                return NgramMatch(matches[start].start(), key)
         return None
 
-    def _key(self, words: list[str], at: int, lengths: Iterable[int]) -> str | None:
+    def _key(self, words: list[str], start: int, lengths: Iterable[int]) -> str | None:
         for length in lengths:
-            if at + length <= len(words) and (key := " ".join(words[at : at + length])) in self.keys:
+            if start + length <= len(words) and (key := " ".join(words[start : start + length])) in self.keys:
                 return key
         return None
 
@@ -89,16 +89,16 @@ class PassageCut:
 
 def cut_passages(text: str, index: NgramIndex, cut: PassageCut) -> tuple[list[str], list[str]]:
     """What is left of a text, and the n-grams that were cut out of it; an untouched text is one piece."""
-    kept, found = [], []
+    pieces, matches = [], []
     while match := index.first_match(text):
-        found.append(match.key)
+        matches.append(match.key)
         before, after = _split_around(text, match, cut.margin)
         if len(before) > cut.shortest:
-            kept.append(before)
+            pieces.append(before)
         text = after
         if len(text) <= cut.shortest:
-            return kept, found
-    return [*kept, text], found
+            return pieces, matches
+    return [*pieces, text], matches
 
 
 def _split_around(text: str, match: NgramMatch, margin: int) -> tuple[str, str]:

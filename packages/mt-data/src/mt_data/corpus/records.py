@@ -58,10 +58,10 @@ class RecordTransform:
         """The records of some lines."""
         produced = StepOutput()
         out: list[Record] = []
-        for at, line in enumerate(lines.chunk.lines):
-            where = f"{lines.chunk.path}:{lines.chunk.first + at}"
+        for index, line in enumerate(lines.chunk.lines):
+            where = f"{lines.chunk.path}:{lines.chunk.first + index}"
             record = read_record(line, self.keys, where, self.on_error)
-            records, outcome = ([], "bad lines") if record is None else self.transform(record, lines.document + at)
+            records, outcome = ([], "bad lines") if record is None else self.transform(record, lines.document + index)
             produced.counts["records"] += 1
             produced.counts[outcome] += 1
             produced.counts["written"] += len(records)

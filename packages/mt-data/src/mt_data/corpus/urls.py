@@ -34,7 +34,7 @@ class SiteBlacklist:
 
     def __contains__(self, host: str) -> bool:
         labels = host.lower().rstrip(".").split(".")
-        if any(".".join(labels[at:]) in self.names for at in range(len(labels) - 1)):
+        if any(".".join(labels[first:]) in self.names for first in range(len(labels) - 1)):
             return True
         owner = -3 if len(labels) > 2 and labels[-2] in SECOND_LEVEL and len(labels[-1]) == 2 else -2
         return labels[owner] in self.names

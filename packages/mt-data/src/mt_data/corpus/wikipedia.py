@@ -9,10 +9,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mt_core.errors import MtError, Problem
+from mt_core.errors import MtError, Problem, suggest_file
 from mt_data.corpus.records import Record, read_record, to_line
 from mt_data.corpus.step import CorpusStep, StepOutput, run_step
-from mt_data.text_io.inputs import nearest_file
 from mt_data.text_io.lines import read_chunks
 
 DOC_TAG = re.compile(r"<doc (?P<attributes>.*)>$")
@@ -35,10 +34,10 @@ def list_dump_files(inputs: Sequence[Path]) -> list[Path]:
     """The files themselves and all files below the folders, sorted by path."""
     if missing := [path for path in inputs if not path.exists()]:
         raise MtError.from_problems(
-            Problem(str(path), "no such file or folder", nearest_file(path)) for path in missing
+            Problem(str(path), "no such file or folder", suggest_file(path)) for path in missing
         )
-    found = [file for path in inputs for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
-    files = [file for file in found if file.is_file()]
+    paths = [file for path in inputs for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
+    files = [file for file in paths if file.is_file()]
     if not files:
         raise MtError(" ".join(map(str, inputs)), "holds no files", "the folder that WikiExtractor wrote")
     return files
@@ -98,10 +97,10 @@ def _parse_articles(path: Path) -> Iterator[Record]:
 
 
 def _parse_attributes(text: str, where: str) -> Record:
-    found = {name: html.unescape(value) for name, value in ATTRIBUTE.findall(text)}
-    if "title" not in found:
+    attributes = {name: html.unescape(value) for name, value in ATTRIBUTE.findall(text)}
+    if "title" not in attributes:
         raise MtError(where, "has a <doc> without a title", "a file that WikiExtractor wrote")
-    return found
+    return attributes
 
 
 def _read_lines(path: Path) -> Iterator[tuple[int, str]]:

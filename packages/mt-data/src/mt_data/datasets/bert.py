@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,13 @@ import numpy as np
 from mt_core.contracts import Dataset
 from mt_data.blending.build import NumSamples, Splits, SplitSizes
 from mt_data.config import BERTData
-from mt_data.datasets.masking.build import SentenceSamples, build_masked_splits, flatten, masking_config, pad_to_length
+from mt_data.datasets.masking.build import (
+    SentenceSamples,
+    build_masked_splits,
+    flatten,
+    make_masking_config,
+    pad_to_length,
+)
 from mt_data.datasets.masking.mask import MaskingConfig, WordPieceGroups, mask_tokens
 from mt_data.datasets.masking.sentence_mapping import SentenceSampling
 from mt_data.indexed.cache import IndexCache
@@ -19,7 +25,7 @@ from mt_data.tokenizers.base import MaskingTokenizer, get_pad_id
 SPECIAL = 3
 """Tokens of a sample that are no words: one before the first part, one behind each."""
 MASKED, RANDOM = 0.8, 0.5
-"""A hidden token is the mask this often, else a random one this often, else itself."""
+"""A masked token becomes the mask id with the first probability, else a random id with the second, else it stays."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +46,7 @@ class BERTTokenIds:
         return cls(tokenizer.cls, tokenizer.sep, tokenizer.mask, get_pad_id(tokenizer), vocabulary)
 
     def choose_replacement(self, token: int, random: np.random.RandomState) -> int:
-        """What stands for a hidden token."""
+        """Id that replaces a masked token."""
         if random.random_sample() < MASKED:
             return self.mask
         if random.random_sample() >= RANDOM:
@@ -50,7 +56,7 @@ class BERTTokenIds:
 
 @dataclass(frozen=True, slots=True)
 class BERTDataset:
-    """Sample i: CLS, the first part, SEP and, with two parts, the second and SEP; words of both are hidden."""
+    """Sample i: CLS, the first part, SEP and, with two parts, the second and SEP; words of both are masked."""
 
     samples: SentenceSamples
     ids: BERTTokenIds
@@ -63,15 +69,15 @@ class BERTDataset:
         return len(self.samples)
 
     def __getitem__(self, index: int) -> Mapping[str, np.ndarray | np.generic]:
-        """Int64 [L]: `text`, `types` (1 in the second part), `labels` (−1 where nothing is hidden), `padding_mask`
-        (1 where there is text) and `loss_mask` (1 where something is hidden); `is_random` and `truncated` 0 or 1."""
+        """Int64 [L]: `text`, `types` (1 in the second part), `labels` (−1 where nothing is masked), `padding_mask`
+        (1 where there is text) and `loss_mask` (1 where a token is masked); `is_random` and `truncated` 0 or 1."""
         ids, random = self.ids, self.samples.random_state(index)
         sentences, target = self.samples.read_sentences(index)
-        first, second, exchanged = self._parts(sentences, random)
+        first, second, exchanged = self._split_parts(sentences, random)
         truncated = _truncate(first, second, target, random)
         tokens = [ids.cls, *first, ids.sep, *(second and [*second, ids.sep])]
         types = [0] * (len(first) + 2) + [1] * (len(tokens) - len(first) - 2)
-        hidden = mask_tokens(
+        masked = mask_tokens(
             tokens,
             self.groups.group_words(tokens, full_words=self.masking.full_words),
             target,
@@ -80,8 +86,8 @@ class BERTDataset:
             replace=ids.choose_replacement,
             lengths_random=self.samples.random_state(index),
         )
-        text, labels = pad_to_length(hidden.tokens, self.seq_length, ids.pad), np.full(self.seq_length, -1, np.int64)
-        labels[list(hidden.labels)] = list(hidden.labels.values())
+        text, labels = pad_to_length(masked.tokens, self.seq_length, ids.pad), np.full(self.seq_length, -1, np.int64)
+        labels[list(masked.labels)] = list(masked.labels.values())
         is_pad = text == ids.pad
         return {
             "text": np.where(is_pad, 0, text),
@@ -89,11 +95,13 @@ class BERTDataset:
             "labels": np.where(labels == ids.pad, 0, labels),
             "is_random": np.int64(exchanged),
             "padding_mask": np.where(is_pad, ids.pad, 1),
-            "loss_mask": pad_to_length([int(n in hidden.labels) for n in range(len(tokens))], self.seq_length, 0),
+            "loss_mask": pad_to_length([int(n in masked.labels) for n in range(len(tokens))], self.seq_length, 0),
             "truncated": np.int64(truncated),
         }
 
-    def _parts(self, sentences: list[list[int]], random: np.random.RandomState) -> tuple[list[int], list[int], bool]:
+    def _split_parts(
+        self, sentences: list[list[int]], random: np.random.RandomState
+    ) -> tuple[list[int], list[int], bool]:
         """The two parts and whether the second stands first."""
         pivot = len(sentences)
         if self.two_parts:
@@ -122,22 +130,30 @@ def build_splits(
     builder: bool = True,
 ) -> Splits:
     """The three datasets of a section; shares of the split are of documents."""
-    made: list[tuple[BERTTokenIds, WordPieceGroups]] = []
+    read_tokenizer = cache(lambda: _read_tokenizer(config))
 
-    def make(found: SentenceSamples) -> Dataset:
-        if not made:
-            made.append(_read_tokenizer(config))
-        return BERTDataset(found, *made[0], masking_config(config), config.seq_length, config.classification_head)
+    def build_dataset(sentence_samples: SentenceSamples) -> Dataset:
+        return BERTDataset(
+            sentence_samples,
+            *read_tokenizer(),
+            make_masking_config(config),
+            config.seq_length,
+            config.classification_head,
+        )
 
     return build_masked_splits(
-        config, make, partial(sentence_sampling, config, seed), samples=samples, cache=IndexCache(cache_dir, builder)
+        config,
+        build_dataset,
+        partial(make_sentence_sampling, config, seed),
+        samples=samples,
+        cache=IndexCache(cache_dir, builder),
     )
 
 
-def sentence_sampling(config: BERTData, seed: int, wanted: NumSamples) -> SentenceSampling:
-    """How sentences become so many samples."""
+def make_sentence_sampling(config: BERTData, seed: int, num_samples: NumSamples) -> SentenceSampling:
+    """How sentences become `num_samples` samples."""
     sentences = 2 if config.classification_head else 1
-    return SentenceSampling(config.seq_length - SPECIAL, sentences, config.short_seq_prob, seed, wanted)
+    return SentenceSampling(config.seq_length - SPECIAL, sentences, config.short_seq_prob, seed, num_samples)
 
 
 def _read_tokenizer(config: BERTData) -> tuple[BERTTokenIds, WordPieceGroups]:

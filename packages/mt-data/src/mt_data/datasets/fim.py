@@ -58,10 +58,10 @@ class FIMTransform:
         while self.split in tokens:
             end = tokens.index(self.split)
             fragment, tokens = tokens[:end], tokens[end + 1 :]
-            result += [*self._fragment(fragment, random), self.split]
-        return [*result, *self._fragment(tokens, random)]
+            result += [*self._rearrange_fragment(fragment, random), self.split]
+        return [*result, *self._rearrange_fragment(tokens, random)]
 
-    def _fragment(self, tokens: list[int], random: np.random.RandomState) -> list[int]:
+    def _rearrange_fragment(self, tokens: list[int], random: np.random.RandomState) -> list[int]:
         return self.rearrange(tokens, self.config.fragment_rate, random) if tokens else []
 
     def rearrange(self, tokens: list[int], rate: float, random: np.random.RandomState) -> list[int]:
@@ -112,8 +112,8 @@ def build_splits(
         _make_transform(config),
     )
 
-    def build_dataset(reader: IndexedReader, portion: SplitPart) -> Dataset:
-        request = IndexRequest(portion.elements, portion.samples, config.seq_length, seed)
+    def build_dataset(reader: IndexedReader, part: SplitPart) -> Dataset:
+        request = IndexRequest(part.elements, part.samples, config.seq_length, seed)
         return FIMDataset(build_gpt_dataset(reader, request, cache, sample_options), transform, seed)
 
     return blend_splits(
@@ -129,7 +129,7 @@ def _make_transform(config: FIMData) -> FIMTransform:
     known = tokenizer.vocabulary()  # pyright: ignore[reportAttributeAccessIssue]
     names = (*TOKENS, *(["split_token"] if config.split_token is not None else []))
     if missing := [name for name in names if getattr(config, name) not in known]:
-        found = f"{getattr(config, missing[0])!r} is not in the tokenizer's vocabulary"
-        raise MtError(f"data.{missing[0]}", found, "the text of one of its tokens")
+        actual = f"{getattr(config, missing[0])!r} is not in the tokenizer's vocabulary"
+        raise MtError(f"data.{missing[0]}", actual, "the text of one of its tokens")
     ids = [known[getattr(config, name)] for name in TOKENS]
     return FIMTransform(tokenizer, *ids, split=known.get(config.split_token), config=config)

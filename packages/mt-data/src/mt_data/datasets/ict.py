@@ -18,10 +18,10 @@ from mt_core.errors import MtError, raise_if
 from mt_data.blending.build import NumSamples, Splits, SplitSizes
 from mt_data.config import ICTData
 from mt_data.config.rules import data_problems
-from mt_data.config.split import SPLITS, legacy_ranges
+from mt_data.config.split import SPLITS, compute_legacy_ranges
 from mt_data.datasets.masking.build import flatten, pad_to_length
 from mt_data.datasets.masking.sentence_mapping import Sentences, SentenceSampling, build_block_mapping
-from mt_data.indexed.cache import IndexCache, content_key
+from mt_data.indexed.cache import IndexCache, hash_content
 from mt_data.indexed.reader import IndexedReader
 
 SPECIAL = 3
@@ -80,12 +80,12 @@ class ICTDataset:
         ids = self.ids
         context = [ids.cls, *([] if title is None else [*title, ids.sep]), *block, ids.sep]
         return {
-            **self._padded("query", [ids.cls, *query[: self.seq_length - 2], ids.sep]),
-            **self._padded("context", context[: self.seq_length]),
+            **self._pad_tokens("query", [ids.cls, *query[: self.seq_length - 2], ids.sep]),
+            **self._pad_tokens("context", context[: self.seq_length]),
             "block_data": self.blocks.mapping[index].astype(np.int64),
         }
 
-    def _padded(self, name: str, tokens: list[int]) -> dict[str, np.ndarray]:
+    def _pad_tokens(self, name: str, tokens: list[int]) -> dict[str, np.ndarray]:
         text = pad_to_length(tokens, self.seq_length, self.ids.pad)
         real = (text >= 1).astype(np.int64)
         pad_mask = pad_to_length([1] * len(tokens), self.seq_length, 0)
@@ -110,26 +110,28 @@ def build_splits(
     reader = IndexedReader(config.paths[0])
     titles = IndexedReader(config.titles) if config.titles else None
     if titles is not None and len(titles) != reader.document_count:
-        found = f"has {len(titles)} titles, {reader.prefix} has {reader.document_count} documents"
-        raise MtError(titles.prefix, found, "one title for each document, none of them empty")
+        actual = f"has {len(titles)} titles, {reader.prefix} has {reader.document_count} documents"
+        raise MtError(titles.prefix, actual, "one title for each document, none of them empty")
     datasets: list[Dataset | None] = []
-    for name, documents, wanted in zip(
-        SPLITS, legacy_ranges(config.split, reader.document_count), samples, strict=True
+    for name, documents, num_samples in zip(
+        SPLITS, compute_legacy_ranges(config.split, reader.document_count), samples, strict=True
     ):
-        if wanted == 0 or (wanted is None and not documents):
+        if num_samples == 0 or (num_samples is None and not documents):
             datasets.append(None)
             continue
-        blocks = _build_blocks(reader, titles, documents, sentence_sampling(config, seed, wanted), cache)
-        if wanted and not len(blocks.mapping):
-            found = f"is empty: {len(documents)} documents, split {config.split!r}, give no block"
-            raise MtError(f"the {name} split of {reader.prefix}", found, f"more documents, or no {name} samples")
+        blocks = _build_blocks(reader, titles, documents, make_sentence_sampling(config, seed, num_samples), cache)
+        if num_samples and not len(blocks.mapping):
+            actual = f"is empty: {len(documents)} documents, split {config.split!r}, give no block"
+            raise MtError(f"the {name} split of {reader.prefix}", actual, f"more documents, or no {name} samples")
         datasets.append(ICTDataset(blocks, ids, config.seq_length, config.query_in_block_prob, seed))
     return Splits(*datasets)
 
 
-def sentence_sampling(config: ICTData, seed: int, wanted: NumSamples) -> SentenceSampling:
-    """How sentences become so many blocks."""
-    return SentenceSampling(config.seq_length - SPECIAL, 1 if config.one_sentence_documents else 2, 0.0, seed, wanted)
+def make_sentence_sampling(config: ICTData, seed: int, num_samples: NumSamples) -> SentenceSampling:
+    """How sentences become `num_samples` blocks."""
+    return SentenceSampling(
+        config.seq_length - SPECIAL, 1 if config.one_sentence_documents else 2, 0.0, seed, num_samples
+    )
 
 
 def get_title_lengths(titles: IndexedReader | None, documents: range) -> np.ndarray:
@@ -142,7 +144,7 @@ def _build_blocks(
 ) -> SentenceBlocks:
     bounds = np.asarray(reader.documents[documents.start : documents.stop + 1])
     lengths = get_title_lengths(titles, documents)
-    key = content_key("blocks", repr(sampling), reader.lengths, bounds, lengths)
+    key = hash_content("blocks", repr(sampling), reader.lengths, bounds, lengths)
     sentences = Sentences(np.asarray(reader.lengths), bounds)
     (mapping,) = cache.get_arrays(
         key, ("mapping",), lambda: {"mapping": build_block_mapping(sentences, lengths, sampling)}

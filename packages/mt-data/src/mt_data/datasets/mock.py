@@ -9,7 +9,7 @@ from mt_core.errors import raise_if
 from mt_data.blending.build import Splits, SplitSizes
 from mt_data.config import MockData
 from mt_data.config.rules import data_problems
-from mt_data.config.split import split_ranges
+from mt_data.config.split import compute_split_ranges
 from mt_data.datasets.gpt.dataset import build_gpt_dataset, make_sample_options
 from mt_data.datasets.gpt.indices import IndexRequest
 from mt_data.indexed.cache import IndexCache
@@ -17,21 +17,21 @@ from mt_data.indexed.cache import IndexCache
 COUNT, LONGEST = 100_000, 4096
 
 
-def mock_lengths() -> np.ndarray:
+def draw_mock_lengths() -> np.ndarray:
     """Tokens of every sequence."""
     return np.random.default_rng(0).integers(1, LONGEST, size=COUNT, dtype=np.int32)
 
 
-def mock_splits() -> tuple[range, range, range]:
+def split_mock_corpus() -> tuple[range, range, range]:
     """Sequences of each split: a third."""
-    return split_ranges("1,1,1", COUNT)
+    return compute_split_ranges("1,1,1", COUNT)
 
 
 class MockSequences:
     """Sequences 1, 2, 3, …, modulo the vocabulary, each with an end of document; the lengths are random."""
 
     def __init__(self, *, eod: int, vocab_size: int) -> None:
-        self.lengths = mock_lengths()
+        self.lengths = draw_mock_lengths()
         self._eod, self._vocab_size = eod, vocab_size
 
     def get(self, index: int, offset: int = 0, length: int | None = None) -> np.ndarray:
@@ -61,7 +61,7 @@ def build_splits(
         make_sample_options(config),
     )
     datasets: list[Dataset | None] = []
-    for elements, wanted in zip(mock_splits(), samples, strict=True):
-        request = IndexRequest(elements, wanted, config.seq_length, seed)
-        datasets.append(None if wanted == 0 else build_gpt_dataset(sequences, request, cache, sample_options))
+    for elements, num_samples in zip(split_mock_corpus(), samples, strict=True):
+        request = IndexRequest(elements, num_samples, config.seq_length, seed)
+        datasets.append(None if num_samples == 0 else build_gpt_dataset(sequences, request, cache, sample_options))
     return Splits(*datasets)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,13 @@ from mt_core.contracts import Dataset
 from mt_core.errors import MtError
 from mt_data.blending.build import NumSamples, Splits, SplitSizes
 from mt_data.config import T5Data
-from mt_data.datasets.masking.build import SentenceSamples, build_masked_splits, flatten, masking_config, pad_to_length
+from mt_data.datasets.masking.build import (
+    SentenceSamples,
+    build_masked_splits,
+    flatten,
+    make_masking_config,
+    pad_to_length,
+)
 from mt_data.datasets.masking.mask import MaskedTokens, MaskingConfig, WordPieceGroups, mask_tokens
 from mt_data.datasets.masking.sentence_mapping import SentenceSampling
 from mt_data.indexed.cache import IndexCache
@@ -38,14 +44,14 @@ class T5TokenIds:
         return cls(tokenizer.bos, tokenizer.eos, tokenizer.mask, get_pad_id(tokenizer), sentinels)
 
     def choose_replacement(self, token: int, random: np.random.RandomState) -> int:
-        """What stands for a hidden token."""
+        """Id that replaces a masked token."""
         del token, random
         return self.mask
 
 
 @dataclass(frozen=True, slots=True)
 class T5Dataset:
-    """Sample i: the encoder reads the text with a sentinel for each hidden run, the decoder writes the runs."""
+    """Sample i: the encoder reads the text with a sentinel for each masked run, the decoder writes the runs."""
 
     samples: SentenceSamples
     ids: T5TokenIds
@@ -66,7 +72,7 @@ class T5Dataset:
         sentences, target = self.samples.read_sentences(index)
         whole = flatten(sentences)
         tokens = whole[:target]
-        hidden = mask_tokens(
+        masked = mask_tokens(
             tokens,
             self.groups.group_words(tokens, full_words=self.masking.full_words),
             target,
@@ -75,9 +81,9 @@ class T5Dataset:
             replace=ids.choose_replacement,
             lengths_random=self.samples.random_state(index),
         )
-        encoder, runs = self._texts(hidden)
+        encoder, runs = self._make_texts(masked)
         decoder, labels = [ids.bos, *runs], [*runs, ids.eos]
-        self._check(len(encoder), len(decoder))
+        self._check_lengths(len(encoder), len(decoder))
         text_enc = pad_to_length(encoder, self.encoder_length, ids.pad)
         text_dec = pad_to_length(decoder, self.decoder_length, ids.pad)
         labels_padded = pad_to_length(labels, self.decoder_length, -1)
@@ -91,22 +97,22 @@ class T5Dataset:
             "dec_mask": (text_dec != ids.pad).astype(np.int64),
         }
 
-    def _texts(self, hidden: MaskedTokens) -> tuple[list[int], list[int]]:
-        """The tokens with a sentinel in place of each hidden run, and the runs, each behind its sentinel."""
-        if len(hidden.spans) > len(self.ids.sentinels):
+    def _make_texts(self, masked: MaskedTokens) -> tuple[list[int], list[int]]:
+        """The tokens with a sentinel in place of each masked run, and the runs, each behind its sentinel."""
+        if len(masked.spans) > len(self.ids.sentinels):
             raise MtError(
                 "data.tokenizer",
-                f"has {len(self.ids.sentinels)} sentinels, a sample has {len(hidden.spans)} hidden runs",
+                f"has {len(self.ids.sentinels)} sentinels, a sample has {len(masked.spans)} masked runs",
                 "a larger data.tokenizer.vocab_extra_ids, T5 has 100",
             )
         encoder, runs, position = [], [], 0
-        for sentinel, span in zip(self.ids.sentinels, hidden.spans, strict=False):
-            encoder += [*hidden.tokens[position : span[0]], sentinel]
-            runs += [sentinel, *(hidden.labels[n] for n in span)]
+        for sentinel, span in zip(self.ids.sentinels, masked.spans, strict=False):
+            encoder += [*masked.tokens[position : span[0]], sentinel]
+            runs += [sentinel, *(masked.labels[n] for n in span)]
             position = span[-1] + 1
-        return [*encoder, *hidden.tokens[position:]], runs
+        return [*encoder, *masked.tokens[position:]], runs
 
-    def _check(self, encoder: int, decoder: int) -> None:
+    def _check_lengths(self, encoder: int, decoder: int) -> None:
         for name, needed, length in (
             ("seq_length", encoder, self.encoder_length),
             ("decoder_seq_length", decoder, self.decoder_length),
@@ -124,21 +130,29 @@ def build_splits(
     builder: bool = True,
 ) -> Splits:
     """The three datasets of a section; shares of the split are of documents."""
-    made: list[tuple[T5TokenIds, WordPieceGroups]] = []
+    read_tokenizer = cache(lambda: _read_tokenizer(config))
 
-    def make(found: SentenceSamples) -> Dataset:
-        if not made:
-            made.append(_read_tokenizer(config))
-        return T5Dataset(found, *made[0], masking_config(config), config.seq_length, config.decoder_seq_length)
+    def build_dataset(sentence_samples: SentenceSamples) -> Dataset:
+        return T5Dataset(
+            sentence_samples,
+            *read_tokenizer(),
+            make_masking_config(config),
+            config.seq_length,
+            config.decoder_seq_length,
+        )
 
     return build_masked_splits(
-        config, make, partial(sentence_sampling, config, seed), samples=samples, cache=IndexCache(cache_dir, builder)
+        config,
+        build_dataset,
+        partial(make_sentence_sampling, config, seed),
+        samples=samples,
+        cache=IndexCache(cache_dir, builder),
     )
 
 
-def sentence_sampling(config: T5Data, seed: int, wanted: NumSamples) -> SentenceSampling:
-    """How sentences become so many samples."""
-    return SentenceSampling(config.seq_length - SPECIAL, 1, config.short_seq_prob, seed, wanted)
+def make_sentence_sampling(config: T5Data, seed: int, num_samples: NumSamples) -> SentenceSampling:
+    """How sentences become `num_samples` samples."""
+    return SentenceSampling(config.seq_length - SPECIAL, 1, config.short_seq_prob, seed, num_samples)
 
 
 def _read_tokenizer(config: T5Data) -> tuple[T5TokenIds, WordPieceGroups]:

@@ -65,7 +65,7 @@ class IndexCache:
             time.sleep(POLL_S)
 
 
-def content_key(*parts: object) -> str:
+def hash_content(*parts: object) -> str:
     """A hash of values and arrays, the same in every process."""
     digest = hashlib.sha256(usedforsecurity=False)  # twice as fast as any other where the CPU has instructions for it
     for part in parts:

@@ -76,7 +76,7 @@ def read_header(path: Path) -> Header:
     return header
 
 
-def token_dtype(vocab_size: int | None) -> np.dtype:
+def choose_token_dtype(vocab_size: int | None) -> np.dtype:
     """The type that Megatron stores ids of a vocabulary in: uint16 below 65,500 ids, else int32."""
     small = vocab_size is not None and vocab_size <= LARGEST_UINT16_VOCABULARY
     return np.dtype("<u2" if small else "<i4")

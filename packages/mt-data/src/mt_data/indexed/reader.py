@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from mt_core.errors import MtError, raise_if
-from mt_data.config.paths import missing_files
+from mt_data.config.paths import find_missing_files
 from mt_data.indexed.format import DOCUMENT, LENGTH, POINTER, Header, read_header
 
 
@@ -24,7 +24,7 @@ class IndexedReader:
 
     def __init__(self, prefix: str | Path) -> None:
         self.prefix = str(prefix)
-        raise_if(missing_files(self.prefix, self.prefix))
+        raise_if(find_missing_files(self.prefix, self.prefix))
         self.idx_path, self.bin_path = Path(f"{prefix}.idx"), Path(f"{prefix}.bin")
         header = read_header(self.idx_path)
         self.dtype = header.dtype

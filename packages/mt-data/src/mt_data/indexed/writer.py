@@ -89,7 +89,7 @@ class IndexedWriter:
                 os.fsync(idx.fileno())
 
     def finish(self) -> None:
-        """Make the pair visible. An older pair of the same name is hidden first, so the two never mix."""
+        """Make the pair visible. An older pair of the same name is removed first, so the two never mix."""
         self.close()
         with disk_errors(self.idx_path):
             self.idx_path.unlink(missing_ok=True)
@@ -119,7 +119,9 @@ class IndexedWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         try:
             if kind is None:
                 self.finish()

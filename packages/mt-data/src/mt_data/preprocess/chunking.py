@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mt_core.errors import MtError
+from mt_core.plugins import import_library
 from mt_data.text_io.inputs import InputFile
 from mt_data.text_io.lines import read_blocks
 
@@ -125,15 +126,17 @@ def _shard_bounds(files: Sequence[InputFile], cut: CuttingOptions) -> Iterator[t
 
     A file that cannot be cut belongs to the shard in which its first byte lies.
     """
-    (shard, shards), total, at = cut.shard, sum(file.size for file in files), 0
+    (shard, shards), total, position = cut.shard, sum(file.size for file in files), 0
     low, high = shard * total // shards, (shard + 1) * total // shards
     for file in files:
-        first, at = at, at + file.size
+        first, position = position, position + file.size
         last_shard = shard == shards - 1
         if low <= first < high or (last_shard and first == total):
             cuttable = not (_is_one_document(file, cut) or file.compressed or file.format == "parquet")
             yield 0, min(file.size, high - first) if cuttable else file.size
-        elif first < low < at and not (_is_one_document(file, cut) or file.compressed or file.format == "parquet"):
+        elif first < low < position and not (
+            _is_one_document(file, cut) or file.compressed or file.format == "parquet"
+        ):
             yield low - first, min(file.size, high - first)
         else:
             yield 0, -1
@@ -149,68 +152,66 @@ def _join_files(together: list[tuple[int, InputFile]]) -> InputPiece:
 
 
 def _cut_range_pieces(number: int, file: InputFile, begin: int, end: int) -> Iterator[InputPiece]:
-    for at in range(begin, end, PIECE_BYTES):
-        stop = min(at + PIECE_BYTES, end)
+    for start in range(begin, end, PIECE_BYTES):
+        stop = min(start + PIECE_BYTES, end)
         yield InputPiece(
-            ByteRange(file, at, stop),
-            stop - at,
+            ByteRange(file, start, stop),
+            stop - start,
             InputPosition(number, stop) if stop < end else InputPosition(number + 1),
         )
 
 
 def _read_block_pieces(number: int, file: InputFile, offset: int, limit: int) -> Iterator[InputPiece]:
     """Blocks cut after their last newline; a line over the limit is counted and dropped as it streams by."""
-    at, line, held, too_long, paid = 0, 1, [b""], 0, 0
+    position, line_number, pending, too_long, paid = 0, 1, [b""], 0, 0
     for block, read in read_blocks(Path(file.path)):
-        at += len(block)
+        position += len(block)
         if b"\n" not in block:
-            held.append(block)
-            if too_long or sum(map(len, held)) > limit:
-                too_long += sum(map(len, held))
-                held = [b""]
+            pending.append(block)
+            if too_long or sum(map(len, pending)) > limit:
+                too_long += sum(map(len, pending))
+                pending = [b""]
             continue
         head, tail = block[: (cut := block.rindex(b"\n") + 1)], block[cut:]
-        data = b"".join([*held, head])
+        data = b"".join([*pending, head])
         if too_long:
             end = data.index(b"\n") + 1
             too_long, data = too_long + end - 1, data[end:]
-        after = InputPosition(number, at - len(tail))
+        after = InputPosition(number, position - len(tail))
         if after.offset > offset:  # what lies before was done by an earlier run
-            yield InputPiece(LineBlock(file, line, data, too_long), read - paid, after)
+            yield InputPiece(LineBlock(file, line_number, data, too_long), read - paid, after)
         paid = read
-        line += data.count(b"\n") + bool(too_long)
-        held, too_long = [tail], 0
-    data = b"".join(held)
-    block = LineBlock(file, line, b"", too_long + len(data)) if too_long else LineBlock(file, line, data)
+        line_number += data.count(b"\n") + bool(too_long)
+        pending, too_long = [tail], 0
+    data = b"".join(pending)
+    block = LineBlock(file, line_number, b"", too_long + len(data)) if too_long else LineBlock(file, line_number, data)
     yield InputPiece(block, file.size - paid, InputPosition(number + 1))
 
 
 def read_row_pieces(number: int, file: InputFile, offset: int, keys: tuple[str, ...]) -> Iterator[InputPiece]:
     """The rows from `offset` on; each piece has its share of the file's bytes."""
     parquet = _open_parquet(file.path, keys)
-    rows, at = parquet.metadata.num_rows, 0
+    rows, row = parquet.metadata.num_rows, 0
     for group in range(parquet.metadata.num_row_groups):
-        if (beyond := at + parquet.metadata.row_group(group).num_rows) <= offset:
-            at = beyond
+        if (beyond := row + parquet.metadata.row_group(group).num_rows) <= offset:
+            row = beyond
             continue
         for batch in parquet.iter_batches(PIECE_ROWS, row_groups=[group], columns=list(keys)):
-            first, at = at, at + batch.num_rows
-            if at > offset:
-                share = file.size * at // rows - file.size * first // rows
+            first, row = row, row + batch.num_rows
+            if row > offset:
+                share = file.size * row // rows - file.size * first // rows
                 columns = {key: batch.column(key).to_pylist() for key in keys}
-                after = InputPosition(number, at) if at < rows else InputPosition(number + 1)
+                after = InputPosition(number, row) if row < rows else InputPosition(number + 1)
                 yield InputPiece(ParquetRows(file, first + 1, columns), share, after)
 
 
 def _open_parquet(path: str, keys: tuple[str, ...]) -> Any:
     """A `pyarrow.parquet.ParquetFile` with the keys; an `MtError` says what to install, or what is wrong with it."""
+    parquet_library = import_library("pyarrow.parquet", where=path, requires=["mt-data[parquet]"])
+    from pyarrow import ArrowException
+
     try:
-        from pyarrow import ArrowException
-        from pyarrow.parquet import ParquetFile
-    except ModuleNotFoundError as err:
-        raise MtError(path, "needs pyarrow, which is not installed", "pip install 'mt-data[parquet]'") from err
-    try:
-        parquet = ParquetFile(path)
+        parquet = parquet_library.ParquetFile(path)
     except (ArrowException, OSError) as err:
         raise MtError(path, f"is not a readable parquet file ({' '.join(str(err).split())})", "write it again") from err
     if missing := set(keys) - set(parquet.schema_arrow.names):

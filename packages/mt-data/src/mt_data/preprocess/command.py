@@ -1,4 +1,4 @@
-"""`mt data preprocess`. Only `mt` imports this; heavy imports stand where they are used."""
+"""`mt data preprocess`. Only `mt` imports this; heavy imports are made where they are used."""
 
 import os
 import sys
@@ -88,13 +88,13 @@ def preprocess(
     from mt_data.preprocess.run import preprocess as run
     from mt_data.text_io.inputs import find_inputs
 
-    splitting = _splitting(lang, split_sentences, keep_newlines=keep_newlines)
-    found = [Path(file.path) for file in find_inputs(input, input_format)]
+    splitting = _choose_splitting(lang, split_sentences, keep_newlines=keep_newlines)
+    files = [Path(file.path) for file in find_inputs(input, input_format)]
     job = PreprocessJob(
         inputs=tuple(input),
         output_prefix=output_prefix,
         encoding=EncodingOptions(tokenizer.config() or TokenizerConfig(), tuple(json_keys), append_eod, splitting),
-        workers=workers or default_workers(found),
+        workers=workers or choose_worker_count(files),
         on_error=on_error,
         input_format=input_format,
         text_documents=text_documents,
@@ -107,15 +107,15 @@ def preprocess(
     print_report(job, run(job))
 
 
-def _splitting(language: str, wanted: bool, *, keep_newlines: bool) -> "SentenceSplitting | None":
+def _choose_splitting(language: str, enabled: bool, *, keep_newlines: bool) -> "SentenceSplitting | None":
     from mt_data.preprocess.sentences import choose_splitter
 
-    if keep_newlines and not wanted:
+    if keep_newlines and not enabled:
         raise MtError("--keep-newlines", "has no meaning without --split-sentences", "give both, or neither")
-    return choose_splitter(language, keep_newlines=keep_newlines) if wanted else None
+    return choose_splitter(language, keep_newlines=keep_newlines) if enabled else None
 
 
-def default_workers(inputs: list[Path]) -> int:
+def choose_worker_count(inputs: list[Path]) -> int:
     """A process for every few megabytes, as starting one takes as long as tokenizing that; no more than cores."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     size = sum(path.stat().st_size for path in inputs if path.is_file())

@@ -11,7 +11,7 @@ import numpy as np
 from mt_core.contracts import Tokenizer
 from mt_core.errors import MtError, Problem
 from mt_data.config import TokenizerConfig
-from mt_data.indexed.format import token_dtype
+from mt_data.indexed.format import choose_token_dtype
 from mt_data.preprocess.chunking import CuttingOptions, InputPiece, InputPosition
 from mt_data.preprocess.reading import read_documents
 from mt_data.preprocess.sentences import SentenceSplitting, split_sentences
@@ -76,11 +76,12 @@ def _get_encode(encoding: EncodingOptions) -> EncodeBatch:
 
 def encode_piece(encoding: EncodingOptions, cut: CuttingOptions, piece: InputPiece) -> EncodedPiece:
     """Read, parse, split and tokenize a piece."""
-    found = read_documents(piece.source, cut)
+    documents = read_documents(piece.source, cut)
     keys = {
-        key: encode_values([values[at] for values in found.values], encoding) for at, key in enumerate(encoding.keys)
+        key: encode_values([values[column] for values in documents.values], encoding)
+        for column, key in enumerate(encoding.keys)
     }
-    return EncodedPiece(keys, found.problems, found.bytes, piece.disk_bytes, piece.after)
+    return EncodedPiece(keys, documents.problems, documents.bytes, piece.disk_bytes, piece.after)
 
 
 def encode_values(values: Sequence[TextValue], encoding: EncodingOptions) -> EncodedKey:
@@ -114,7 +115,7 @@ def _find_last_sentences(lengths: np.ndarray, sequences: np.ndarray) -> np.ndarr
 def _concatenate(batch: Sequence[Sequence[int]], tokens: int, ends: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
     """All `tokens` ids of a batch in one array, with the end of document at `ends`."""
     ids = np.fromiter(chain.from_iterable(batch), np.int64, count=tokens)
-    small = token_dtype(tokenizer.vocab_size)
+    small = choose_token_dtype(tokenizer.vocab_size)
     if tokens and not (ids.min() >= 0 and ids.max() <= np.iinfo(small).max):
         wrong = ids.min() if ids.min() < 0 else ids.max()
         raise MtError(

@@ -60,7 +60,7 @@ class PreprocessJob:
         return CuttingOptions(self.text_documents, self.shard, int(self.max_line_mb * 2**20), self.encoding.keys)
 
 
-def option_conflicts(job: PreprocessJob) -> Iterator[Problem]:
+def find_option_conflicts(job: PreprocessJob) -> Iterator[Problem]:
     """Options that contradict each other."""
     keys, (part, parts) = job.encoding.keys, job.shard
     if len(set(keys)) < len(keys):

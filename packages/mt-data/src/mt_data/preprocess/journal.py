@@ -33,7 +33,7 @@ class JournalMark:
 
 
 class Journal:
-    """The folder of a job's unfinished files, and the journal in it. One process at a time holds it."""
+    """The folder of a job's unfinished files, and the journal in it. One process at a time locks it."""
 
     def __init__(self, output_prefix: str) -> None:
         self.folder = Path(f"{output_prefix}.preprocess{TEMPORARY}")
@@ -43,19 +43,19 @@ class Journal:
         """Whether there is work in the folder that another run can go on with."""
 
     def open(self, key: Mapping[str, Any]) -> JournalMark | None:
-        """Take hold of the folder; the last mark, if the journal in it is of the same job."""
+        """Lock the folder; returns the last mark if its journal belongs to the same job, else None."""
         with disk_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             self._file = self._path.open("a+", encoding="utf-8")
         self._lock(self._file)
         self._file.seek(0)
         plain = json.loads(json.dumps(key))
-        found, mark = _parse_journal(self._file.read())
-        if found == plain and mark:
+        recorded_key, mark = _parse_journal(self._file.read())
+        if recorded_key == plain and mark:
             self.marked = True
             return mark
-        if found is not None and mark:
-            changed = [name for name in {**plain, **found} if found.get(name) != plain.get(name)]
+        if recorded_key is not None and mark:
+            changed = [name for name in {**plain, **recorded_key} if recorded_key.get(name) != plain.get(name)]
             self.discard_note(f"of another job: {', '.join(changed)}" if changed else "unreadable")
         return None
 
@@ -86,7 +86,7 @@ class Journal:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def remove_empty(self) -> None:
-        """Remove the folder if there is nothing in it: it was made, and the run stopped before it had hold of it."""
+        """Remove the folder if there is nothing in it: it was made, and the run stopped before it had locked it."""
         with suppress(OSError):
             self.folder.rmdir()
 
@@ -96,7 +96,7 @@ class Journal:
         return self._file is not None
 
     def close(self) -> None:
-        """Let go of the folder."""
+        """Unlock the folder."""
         if self._file:
             self._file.close()
             self._file = None

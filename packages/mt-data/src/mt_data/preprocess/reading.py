@@ -17,10 +17,10 @@ LINE_FORM = "one JSON object a line"
 
 @dataclass(slots=True)
 class ParsedDocuments:
-    """What a piece holds."""
+    """Documents of a piece, and what is wrong with the rest of it."""
 
     values: list[tuple[TextValue, ...]] = field(default_factory=list)
-    """Of each document the value of each key."""
+    """Value of each key, for each document."""
     problems: list[Problem] = field(default_factory=list)
     """One for each line, row or file that is not a document."""
     bytes: int = 0
@@ -41,19 +41,19 @@ def read_documents(source: ByteRange | LineBlock | ParquetRows | TextFiles, cut:
 
 
 def _parse_range(source: ByteRange, cut: CuttingOptions) -> ParsedDocuments:
-    found, before = ParsedDocuments(), None
-    for at, (line, size) in enumerate(_read_lines(source, cut.max_line_bytes), start=1):
+    documents, before = ParsedDocuments(), None
+    for number, (line, size) in enumerate(_read_lines(source, cut.max_line_bytes), start=1):
         try:
-            _add_line(line, size, source.file, cut, found)
+            _add_line(line, size, source.file, cut, documents)
         except BadLine as err:
             if before is None:
                 before = _count_lines_before(source)
-            found.problems.append(Problem(f"{source.file.path}:{before + at}", str(err), LINE_FORM))
-    return found
+            documents.problems.append(Problem(f"{source.file.path}:{before + number}", str(err), LINE_FORM))
+    return documents
 
 
 def _parse_block(source: LineBlock, cut: CuttingOptions) -> ParsedDocuments:
-    found = ParsedDocuments()
+    documents = ParsedDocuments()
     lines: list[tuple[bytes | None, int]] = [(None, source.too_long)] if source.too_long else []
     *whole, rest = source.data.split(b"\n")
     lines += [(line, len(line) + 1) for line in whole]
@@ -61,36 +61,36 @@ def _parse_block(source: LineBlock, cut: CuttingOptions) -> ParsedDocuments:
         lines.append((rest, len(rest)))
     for number, (line, size) in enumerate(lines, start=source.first_line):
         try:
-            _add_line(line, size, source.file, cut, found)
+            _add_line(line, size, source.file, cut, documents)
         except BadLine as err:
-            found.problems.append(Problem(f"{source.file.path}:{number}", str(err), LINE_FORM))
-    return found
+            documents.problems.append(Problem(f"{source.file.path}:{number}", str(err), LINE_FORM))
+    return documents
 
 
-def _add_line(line: bytes | None, size: int, file: InputFile, cut: CuttingOptions, found: ParsedDocuments) -> None:
+def _add_line(line: bytes | None, size: int, file: InputFile, cut: CuttingOptions, documents: ParsedDocuments) -> None:
     """Add the document of a line; None stands for one that was too long to keep."""
-    found.bytes += size
+    documents.bytes += size
     if line is None or len(line) > cut.max_line_bytes:
         limit = f"{cut.max_line_bytes / 2**20:g} MiB"
         raise BadLine(f"has {size / 2**20:.1f} MiB, more than the {limit} of --max-line-mb")
-    found.values.append((decode_utf8(line),) if file.format == "text" else parse_values(line, cut.keys))
+    documents.values.append((decode_utf8(line),) if file.format == "text" else parse_values(line, cut.keys))
 
 
 def _read_lines(source: ByteRange, limit: int) -> Iterator[tuple[bytes | None, int]]:
     """Lines that begin in the range, and their sizes; of one over the limit only the size, in bounded memory."""
     with Path(source.file.path).open("rb") as file:
-        at = source.begin
-        if at:  # the line that reaches into the range belongs to the one before
-            file.seek(at - 1)
-            at = at - 1 + _skip_line(file, source.end - at + 1)
-        while at < source.end and (line := file.readline(limit + 2)):
+        position = source.begin
+        if position:  # the line that reaches into the range belongs to the one before
+            file.seek(position - 1)
+            position = position - 1 + _skip_line(file, source.end - position + 1)
+        while position < source.end and (line := file.readline(limit + 2)):
             size = len(line)
             if not line.endswith(b"\n") and size > limit:
                 size += _skip_line(file, None)
                 yield None, size
             else:
                 yield line.removesuffix(b"\n"), size
-            at += size
+            position += size
 
 
 def _skip_line(file: IO[bytes], most: int | None) -> int:
@@ -117,16 +117,16 @@ def _count_lines_before(source: ByteRange) -> int:
 
 
 def _parse_rows(source: ParquetRows, keys: tuple[str, ...]) -> ParsedDocuments:
-    found = ParsedDocuments()
+    documents = ParsedDocuments()
     for number, row in enumerate(zip(*(source.columns[key] for key in keys), strict=True), start=source.first_row):
         try:
             values = tuple(check_value(value, key) for value, key in zip(row, keys, strict=True))
         except BadLine as err:
-            found.problems.append(Problem(f"{source.file.path}: row {number}", str(err), "a text in every row"))
+            documents.problems.append(Problem(f"{source.file.path}: row {number}", str(err), "a text in every row"))
             continue
-        found.values.append(values)
-        found.bytes += sum(len(text.encode()) for value in values for text in _list_texts(value))
-    return found
+        documents.values.append(values)
+        documents.bytes += sum(len(text.encode()) for value in values for text in _list_texts(value))
+    return documents
 
 
 def _list_texts(value: TextValue) -> list[str]:
@@ -134,7 +134,7 @@ def _list_texts(value: TextValue) -> list[str]:
 
 
 def _read_files(files: tuple[InputFile, ...], cut: CuttingOptions) -> ParsedDocuments:
-    found = ParsedDocuments()
+    documents = ParsedDocuments()
     for file in files:
         data, size = [], 0
         for block, _ in read_blocks(Path(file.path)):
@@ -145,9 +145,9 @@ def _read_files(files: tuple[InputFile, ...], cut: CuttingOptions) -> ParsedDocu
             if size > cut.max_line_bytes:
                 limit = f"{cut.max_line_bytes / 2**20:g} MiB"
                 raise BadLine(f"has {size / 2**20:.1f} MiB, more than the {limit} of --max-line-mb")
-            found.values.append((decode_utf8(b"".join(data)),))
+            documents.values.append((decode_utf8(b"".join(data)),))
         except BadLine as err:
             hint = "UTF-8 text; --text-documents line makes every line a document"
-            found.problems.append(Problem(file.path, str(err), hint))
-        found.bytes += size
-    return found
+            documents.problems.append(Problem(file.path, str(err), hint))
+        documents.bytes += size
+    return documents

@@ -17,31 +17,31 @@ EXAMPLES = 5
 
 @dataclass(slots=True)
 class PreprocessReport:
-    """What was done."""
+    """What a job did so far, summed over its runs."""
 
     documents: int = 0
     """Lines that became documents, empty ones included."""
     skipped: int = 0
-    """Lines that did not."""
+    """Lines that are not documents and were left out."""
     examples: list[Problem] = field(default_factory=list)
-    """The first of them."""
+    """The first few skipped lines, with what is wrong with them."""
     tokens: dict[str, int] = field(default_factory=dict)
-    """Of each key, end-of-document ids included."""
+    """Number of tokens of each key, end-of-document ids included."""
     sequences: dict[str, int] = field(default_factory=dict)
-    """Of each key."""
+    """Number of sequences of each key."""
     empty: dict[str, int] = field(default_factory=dict)
-    """Of each key, documents without a token."""
+    """Number of documents without a token, for each key."""
     bytes: int = 0
-    """Of the text, decompressed."""
+    """Size of the text, decompressed."""
     disk_bytes: int = 0
-    """Of the input on the disk."""
+    """Size of the input on the disk."""
     resumed_bytes: int = 0
-    """How many of `bytes` an earlier run had done."""
+    """Part of `bytes` that an earlier run had done."""
     seconds: float = 0.0
-    """Of this run."""
+    """Duration of this run."""
 
     def count(self, piece: EncodedPiece) -> None:
-        """Add a piece."""
+        """Add the counts of a piece."""
         for key, encoded in piece.keys.items():
             self.tokens[key] = self.tokens.get(key, 0) + len(encoded.tokens)
             self.sequences[key] = self.sequences.get(key, 0) + len(encoded.lengths)
@@ -59,7 +59,7 @@ class PreprocessReport:
 
     @property
     def megabytes_per_second(self) -> float:
-        """Text that this run got through."""
+        """Speed of this run, in megabytes of decompressed text."""
         return (self.bytes - self.resumed_bytes) / 1e6 / max(self.seconds, 1e-9)
 
     def as_json(self) -> dict[str, Any]:

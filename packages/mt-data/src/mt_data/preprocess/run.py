@@ -17,10 +17,10 @@ from typing import Any
 
 from mt_core.errors import MtError, raise_if
 from mt_core.files import atomic_file, disk_errors, sync_directory
-from mt_data.indexed.format import token_dtype
+from mt_data.indexed.format import choose_token_dtype
 from mt_data.preprocess.chunking import InputPosition, count_input_bytes, cut_pieces
 from mt_data.preprocess.encoding import EncodedPiece, encode_piece, get_tokenizer
-from mt_data.preprocess.job import Engine, PreprocessJob, make_job_key, option_conflicts
+from mt_data.preprocess.job import Engine, PreprocessJob, find_option_conflicts, make_job_key
 from mt_data.preprocess.journal import Journal, JournalMark
 from mt_data.preprocess.output import OutputFiles
 from mt_data.preprocess.report import PreprocessReport, show_progress
@@ -33,14 +33,16 @@ ENGINES: dict[Engine, Callable[..., Generator[Any, None, None]]] = {"local": ord
 
 def preprocess(job: PreprocessJob) -> PreprocessReport:
     """Run a job, or the rest of it. The pairs of all keys appear together at the end, each whole or not at all."""
-    raise_if(option_conflicts(job))
+    raise_if(find_option_conflicts(job))
     files = find_inputs(job.inputs, job.input_format)
-    dtype = token_dtype(get_tokenizer(job.encoding).vocab_size)  # built here first: a mistake shows before any work
+    dtype = choose_token_dtype(
+        get_tokenizer(job.encoding).vocab_size
+    )  # built here first: a mistake shows before any work
     start = time.monotonic()
     with _keep_or_remove(Journal(job.shard_prefix)) as journal:
         parts = {
-            key: OutputFiles(journal.folder, f"{at}", dtype, partitions=job.partitions)
-            for at, key in enumerate(job.encoding.keys)
+            key: OutputFiles(journal.folder, f"{number}", dtype, partitions=job.partitions)
+            for number, key in enumerate(job.encoding.keys)
         }
         mark = _resume(job, journal, make_job_key(job, files), parts)
         report = PreprocessReport.from_json(mark.report) if mark.report else PreprocessReport()
@@ -133,7 +135,7 @@ def _commit_files(parts: dict[str, OutputFiles]) -> dict[str, int]:
 def _publish_pairs(job: PreprocessJob, parts: dict[str, OutputFiles]) -> None:
     """Give the files their names. A run that was stopped in the middle of this finds the rest to be done.
 
-    An older pair of the same name is hidden first, so that the two never mix.
+    An older pair of the same name is removed first, so that the two never mix.
     """
     for key, part in parts.items():
         bin, idx, record = (Path(f"{job.prefix(key)}.{suffix}") for suffix in ("bin", "idx", "json"))

@@ -70,8 +70,8 @@ def split_sentences(text: str, splitting: SentenceSplitting) -> list[str]:
     """The sentences of a text, in order, as the library finds them."""
     spans = _punkt_spans if splitting.splitter == "nltk punkt" else _sentencex_spans
     sentences = []
-    for at in range(0, len(text), SLICE_CHARACTERS):
-        part = text[at : at + SLICE_CHARACTERS]
+    for start in range(0, len(text), SLICE_CHARACTERS):
+        part = text[start : start + SLICE_CHARACTERS]
         bounds = spans(part, splitting.language)
         if splitting.keep_newlines:  # up to where the next one begins
             ends = [begin for begin, _ in bounds[1:]] + [len(part)]
@@ -103,14 +103,14 @@ def _punkt_spans(text: str, language: str) -> list[tuple[int, int]]:
 
 
 def _sentencex_spans(text: str, language: str) -> list[tuple[int, int]]:
-    """Its sentences have white space at their ends, or nothing else: that is taken off."""
+    """Spans of the sentences that sentencex finds, without the white space at their ends and without blank ones."""
     from sentencex import get_sentence_boundaries  # pyright: ignore[reportAttributeAccessIssue]  it has no types
 
     bounds = []
-    for found in get_sentence_boundaries(ISO_639_1[language], text):
-        begin, end = found["start_index"], found["end_index"]
+    for boundary in get_sentence_boundaries(ISO_639_1[language], text):
+        begin, end = boundary["start_index"], boundary["end_index"]
         sentence = text[begin:end]
-        if kept := sentence.strip():
+        if stripped := sentence.strip():
             begin += len(sentence) - len(sentence.lstrip())
-            bounds.append((begin, begin + len(kept)))
+            bounds.append((begin, begin + len(stripped)))
     return bounds

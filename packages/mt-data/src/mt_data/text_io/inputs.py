@@ -4,7 +4,6 @@ Names keep the order in which they are given. A directory stands for every reada
 its matches, both sorted by path, so that the order never depends on the file system.
 """
 
-import difflib
 import glob
 import os
 from collections.abc import Iterable, Iterator
@@ -12,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from mt_core.errors import MtError, Problem, raise_if
+from mt_core.errors import MtError, Problem, raise_if, suggest_file
 
 Format = Literal["jsonl", "parquet", "text"]
 InputFormat = Literal["auto", "jsonl", "parquet", "text"]
@@ -48,7 +47,7 @@ def find_inputs(inputs: Iterable[Path], format: InputFormat = "auto") -> list[In
     files, problems = [], []
     for path in inputs:
         try:
-            files += [_describe_file(found, format) for found in _expand_input(path, format)]
+            files += [_describe_file(file, format) for file in _expand_input(path, format)]
         except MtError as err:
             problems += err.problems
     raise_if(problems)
@@ -61,33 +60,25 @@ def guess_format(path: Path) -> Format | None:
     return FORMATS.get(inner.suffix)
 
 
-def nearest_file(path: Path) -> str:
-    """A hint for a path that does not exist: the nearest name in its folder, or the part of it that is missing."""
-    if not path.parent.is_dir():
-        return f"its folder {path.parent} does not exist either"
-    near = difflib.get_close_matches(path.name, [sibling.name for sibling in path.parent.iterdir()], n=1)
-    return f"did you mean {path.with_name(near[0])}?" if near else f"nothing in {path.parent} has a name like it"
-
-
 def _expand_input(path: Path, format: InputFormat) -> list[Path]:
     if path.is_dir():
-        found = sorted(_walk_directory(path, format))
+        files = sorted(_walk_directory(path, format))
         what = "a file of a known kind" if format == "auto" else "a file"
         hint = f"files named {', '.join('*' + suffix for suffix in FORMATS)}, or say --input-format"
-        if not found:
+        if not files:
             raise MtError(str(path), f"is a directory without {what}", hint)
-        return found
+        return files
     if not path.exists() and glob.has_magic(str(path)):
-        if not (found := [Path(name) for name in sorted(glob.glob(str(path), recursive=True)) if os.path.isfile(name)]):
+        if not (files := [Path(name) for name in sorted(glob.glob(str(path), recursive=True)) if os.path.isfile(name)]):
             raise MtError(str(path), "matches no file", "quote it if the shell should leave it alone")
-        return found
+        return files
     if not path.is_file():
-        raise MtError(str(path), "no such file", nearest_file(path))
+        raise MtError(str(path), "no such file", suggest_file(path))
     return [path]
 
 
 def _walk_directory(directory: Path, format: InputFormat) -> Iterator[Path]:
-    """Files of a directory and the ones below, hidden ones left out; with `auto` only those of a known kind."""
+    """Files of a directory and its subdirectories, without hidden ones; with `auto` only those of a known kind."""
     problems: list[Problem] = []
 
     def unreadable(err: OSError) -> None:

@@ -11,8 +11,8 @@ from typing import IO
 
 import zstandard
 
-from mt_core.errors import MtError, Problem, raise_if
-from mt_data.text_io.inputs import COMPRESSED, nearest_file
+from mt_core.errors import MtError, Problem, raise_if, suggest_file
+from mt_data.text_io.inputs import COMPRESSED
 
 __all__ = ["COMPRESSED", "LineChunk", "check_inputs", "read_blocks", "read_chunks"]
 
@@ -35,7 +35,7 @@ class LineChunk:
 
 def check_inputs(paths: Iterable[Path]) -> None:
     """One `MtError` for all files that do not exist."""
-    raise_if(Problem(str(path), "no such file", nearest_file(path)) for path in paths if not path.is_file())
+    raise_if(Problem(str(path), "no such file", suggest_file(path)) for path in paths if not path.is_file())
 
 
 def read_chunks(path: Path) -> Iterator[LineChunk]:
@@ -47,8 +47,8 @@ def read_chunks(path: Path) -> Iterator[LineChunk]:
             continue
         *lines, rest = b"".join(pieces).split(b"\n")
         pieces = [rest]
-        for at in range(0, len(lines), CHUNK_LINES):
-            yield LineChunk(str(path), number + at, lines[at : at + CHUNK_LINES])
+        for first in range(0, len(lines), CHUNK_LINES):
+            yield LineChunk(str(path), number + first, lines[first : first + CHUNK_LINES])
         number += len(lines)
     if rest := b"".join(pieces):  # a last line without a newline
         yield LineChunk(str(path), number, [rest])

@@ -60,12 +60,12 @@ class _Pool(Generic[Item, Result]):
 
     def submit(self, item: Item) -> None:
         try:
-            self.pending.append((item, self._submitted(item)))
+            self.pending.append((item, self._submit(item)))
         except BrokenProcessPool as err:
             self._restart(err)
-            self.pending.append((item, self._submitted(item)))
+            self.pending.append((item, self._submit(item)))
 
-    def _submitted(self, item: Item) -> "Future[Result]":
+    def _submit(self, item: Item) -> "Future[Result]":
         with _delay_interrupts():
             return self._executor.submit(self._function, item)
 
@@ -93,7 +93,7 @@ class _Pool(Generic[Item, Result]):
         self._executor.shutdown(cancel_futures=True)
         self._executor = self._start()
         self.pending = deque(
-            (item, future if _has_result(future) else self._submitted(item)) for item, future in self.pending
+            (item, future if _has_result(future) else self._submit(item)) for item, future in self.pending
         )
 
     def shutdown(self) -> None:

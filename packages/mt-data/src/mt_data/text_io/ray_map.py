@@ -1,4 +1,4 @@
-"""The same map as `ordered_map`, over a Ray cluster: the one that RAY_ADDRESS names, or one started here."""
+"""A map like `ordered_map` over a Ray cluster: the one that RAY_ADDRESS names, or one started here."""
 
 import os
 from collections import deque
@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator, Iterable
 from typing import Any, TypeVar
 
 from mt_core.errors import MtError
+from mt_core.plugins import import_library
 from mt_data.text_io.ordered_map import DEATHS_ALLOWED, IN_FLIGHT_PER_WORKER
 
 Item = TypeVar("Item")
@@ -19,7 +20,7 @@ def ray_map(
 
     The machines of the cluster read the inputs and the tokenizer's files under the same paths as this one.
     """
-    ray = _import_ray()
+    ray = import_library("ray", where="--engine ray", requires=["mt-data[ray]"])
     started = not ray.is_initialized()
     if started:
         address = os.environ.get("RAY_ADDRESS")
@@ -39,14 +40,6 @@ def ray_map(
             ray.cancel(reference)
         if started:
             ray.shutdown()
-
-
-def _import_ray() -> Any:
-    try:
-        import ray
-    except ModuleNotFoundError as err:
-        raise MtError("--engine ray", "needs ray, which is not installed", "pip install 'mt-data[ray]'") from err
-    return ray
 
 
 def _call(function: Callable[[Item], Result], item: Item) -> Result:

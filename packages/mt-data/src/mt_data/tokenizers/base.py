@@ -1,4 +1,4 @@
-"""What mt-data's tokenizers share: special tokens by role, the `tokenizers` library, optional libraries.
+"""What mt-data's tokenizers share: special tokens by role, and the `tokenizers` library.
 
 Every tokenizer is asked for special tokens in the same way: `tokenizer.cls`, `tokenizer.pad`, … For a role that a
 tokenizer lacks Megatron answers −1, None or an exception, depending on the class. Here it is always `NoSuchToken`: an
@@ -6,12 +6,11 @@ id of −1 never gets into data. It is an AttributeError too, so `getattr(tokeni
 tokenizers of other packages that have no roles at all.
 """
 
-import importlib
 import multiprocessing
 import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from types import MappingProxyType, ModuleType
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Protocol
 
 from mt_core.contracts import Tokenizer
@@ -55,7 +54,7 @@ class MaskingTokenizer(Tokenizer, Protocol):
 
     @property
     def mask(self) -> int:
-        """Id that stands for a hidden token."""
+        """Id that replaces a masked token."""
         return get_special_id(self, "mask")
 
     @property
@@ -113,14 +112,6 @@ class LibraryTokenizer(MaskingTokenizer):
     def vocabulary(self) -> dict[str, int]:
         """Token to id as the library spells them, added tokens included."""
         return self._tokenizer.get_vocab(with_added_tokens=True)
-
-
-def import_library(module: str, *, type: str) -> ModuleType:
-    """A library that is an extra of mt-data by its own name, imported."""
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as err:
-        raise MtError(type, f"needs {err.name!r}, which is not installed", f"pip install 'mt-data[{module}]'") from err
 
 
 def count_threads() -> int:

@@ -14,7 +14,7 @@ from tokenizers import models
 
 from mt_core.contracts import Tokenizer
 from mt_data.config import TokenizerConfig
-from mt_data.tokenizers.gpt2_bpe import END_OF_TEXT, GPT2BPETokenizer, byte_letters, read_merges, read_vocabulary
+from mt_data.tokenizers.gpt2_bpe import END_OF_TEXT, GPT2BPETokenizer, get_byte_letters, read_merges, read_vocabulary
 
 PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
 LONG_SPACE = 1 << 16
@@ -52,11 +52,13 @@ def _encode(text: str, ordinary: Callable[[str], list[int]], tokenizer: Tokenize
 def is_equivalent(vocabulary: Mapping[str, int], merges: Sequence[tuple[str, str]]) -> bool:
     """Whether tiktoken gives the same ids for every text; the argument is at the top of this file."""
     merged = [left + right for left, right in merges]
-    if len(set(merged)) < len(merged) or {*merged, *byte_letters(), END_OF_TEXT} != vocabulary.keys():
+    if len(set(merged)) < len(merged) or {*merged, *get_byte_letters(), END_OF_TEXT} != vocabulary.keys():
         return False
     ids = [vocabulary[token] for token in merged]
     parts_first = all(
-        len(part) == 1 or vocabulary.get(part, at) < at for pair, at in zip(merges, ids, strict=True) for part in pair
+        len(part) == 1 or vocabulary.get(part, number) < number
+        for pair, number in zip(merges, ids, strict=True)
+        for part in pair
     )
     if ids != sorted(ids) or not parts_first:
         return False
@@ -64,12 +66,12 @@ def is_equivalent(vocabulary: Mapping[str, int], merges: Sequence[tuple[str, str
         models.BPE(vocab=dict(vocabulary), merges=list(merges))
     )  # on the spelling of bytes, nothing around it
     encoded = bpe.encode_batch_fast(merged, add_special_tokens=False)
-    return all(found.ids == [number] for found, number in zip(encoded, ids, strict=True))
+    return all(encoding.ids == [number] for encoding, number in zip(encoded, ids, strict=True))
 
 
 def rank_bytes(vocabulary: Mapping[str, int]) -> dict[bytes, int]:
     """Bytes of every token but the end of document, and its id."""
-    alphabet = {letter: byte for byte, letter in enumerate(byte_letters())}
+    alphabet = {letter: byte for byte, letter in enumerate(get_byte_letters())}
     return {
         bytes(alphabet[character] for character in token): number
         for token, number in vocabulary.items()

@@ -33,7 +33,7 @@ class GPT2BPETokenizer(LibraryTokenizer):
             raise MtError(TYPE, f"needs {missing}", "give --vocab-file vocab.json and --merge-file merges.txt")
         self._vocab_path, self._merges_path = Path(config.vocab_file), Path(config.merge_file)
         vocabulary = read_vocabulary(self._vocab_path)
-        self._tokenizer = byte_level_bpe(vocabulary, read_merges(self._merges_path), str(self._merges_path))
+        self._tokenizer = make_byte_level_bpe(vocabulary, read_merges(self._merges_path), str(self._merges_path))
         self.vocab_size = max(vocabulary.values()) + 1
         self.eod = vocabulary[END_OF_TEXT]
 
@@ -48,15 +48,15 @@ class GPT2BPETokenizer(LibraryTokenizer):
 
 
 @cache
-def byte_letters() -> tuple[str, ...]:
+def get_byte_letters() -> tuple[str, ...]:
     """The character that GPT-2 spells each byte with."""
     others = [byte for byte in range(256) if not any(byte in bytes_ for bytes_ in PRINTABLE)]
     return tuple(chr(256 + others.index(byte)) if byte in others else chr(byte) for byte in range(256))
 
 
-def byte_spelling(token: bytes) -> str:
+def spell_bytes(token: bytes) -> str:
     """A token's bytes in GPT-2's spelling: a space is `Ġ`, a line feed `Ċ`."""
-    return "".join(byte_letters()[byte] for byte in token)
+    return "".join(get_byte_letters()[byte] for byte in token)
 
 
 def read_vocabulary(path: Path) -> dict[str, int]:
@@ -92,7 +92,7 @@ def read_merges(path: Path) -> list[tuple[str, str]]:
     return merges
 
 
-def byte_level_bpe(vocabulary: dict[str, int], merges: list[tuple[str, str]], where: str) -> Tokenizer:
+def make_byte_level_bpe(vocabulary: dict[str, int], merges: list[tuple[str, str]], where: str) -> Tokenizer:
     """The library's BPE with GPT-2's splitting pattern and spelling of bytes, and no special tokens."""
     try:
         tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))

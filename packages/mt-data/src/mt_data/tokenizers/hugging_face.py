@@ -92,9 +92,9 @@ def find_roles(directory: Path, vocabulary: dict[str, int]) -> dict[str, int]:
     """Ids of the special tokens that the files beside the tokenizer name."""
     named = read_named_tokens(directory)
     ids = {role: vocabulary.get(_token_text(named.get(f"{role}_token"))) for role in ROLES}
-    found = {role: number for role, number in ids.items() if number is not None}
-    stand_ins = {role: found[other] for role, other in STAND_INS if other in found}
-    return stand_ins | found
+    roles = {role: number for role, number in ids.items() if number is not None}
+    stand_ins = {role: roles[other] for role, other in STAND_INS if other in roles}
+    return stand_ins | roles
 
 
 def find_extra(directory: Path, vocabulary: dict[str, int]) -> tuple[int, ...]:

@@ -39,7 +39,7 @@ class SavedTokenizer:
 def fingerprint(tokenizer: Tokenizer) -> str:
     """SHA-256 of the map from id to token: equal where two tokenizers give every id the same meaning.
 
-    A tokenizer tells its map by `vocabulary() -> dict[str, int]`; of one that has none, each id is decoded.
+    The map is `tokenizer.vocabulary()`; for a tokenizer without that method each id is decoded.
     """
     if vocabulary := getattr(tokenizer, "vocabulary", None):
         pairs = sorted((number, token) for token, number in vocabulary().items())
@@ -83,7 +83,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """The same for bytes."""
+    """Write a small binary file whole or not at all, its folder made if need be."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as file:
         file.write(content)

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from mt_core.errors import MtError
+from mt_core.plugins import import_library
 from mt_data.config import TokenizerConfig
-from mt_data.tokenizers.base import MaskingTokenizer, count_threads, import_library
+from mt_data.tokenizers.base import MaskingTokenizer, count_threads
 from mt_data.tokenizers.saved import write_bytes, write_saved
 
 FILE = "tokenizer.model"
@@ -71,7 +72,7 @@ def read_model(config: TokenizerConfig) -> Any:
     path = path / FILE if path.is_dir() else path
     if not path.is_file():
         raise MtError(str(path), "does not exist", "a SentencePiece .model file")
-    library = import_library("sentencepiece", type=config.type)
+    library = import_library("sentencepiece", where=config.type, requires=["mt-data[sentencepiece]"])
     try:
         return library.SentencePieceProcessor(model_proto=path.read_bytes())
     except RuntimeError as err:
@@ -96,8 +97,8 @@ class SentencePieceTokenizer(MaskingTokenizer):
         self.type = config.type
         self.processor = read_model(config)
         self._vocabulary = read_pieces(self.processor)
-        own = {role: self.processor.id_to_piece(number) for role, number in read_roles(self.processor).items()}
-        named = dict(ADDED_TOKENS) | {role: own.get(role, spare) for role, spare in FALLBACK_TOKENS}
+        model_pieces = {role: self.processor.id_to_piece(number) for role, number in read_roles(self.processor).items()}
+        named = dict(ADDED_TOKENS) | {role: model_pieces.get(role, spare) for role, spare in FALLBACK_TOKENS}
         extra = [f"<extra_id_{i}>" for i in range(config.vocab_extra_ids)]
         for token in (*named.values(), *extra):
             self._vocabulary.setdefault(token, len(self._vocabulary))

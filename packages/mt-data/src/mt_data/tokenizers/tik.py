@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from mt_core.errors import MtError
+from mt_core.plugins import import_library
 from mt_data.config import TokenizerConfig
-from mt_data.tokenizers.base import MaskingTokenizer, count_threads, import_library
-from mt_data.tokenizers.gpt2_bpe import byte_spelling
+from mt_data.tokenizers.base import MaskingTokenizer, count_threads
+from mt_data.tokenizers.gpt2_bpe import spell_bytes
 from mt_data.tokenizers.saved import write_bytes, write_saved
 
 REQUIRED = ("<unk>", "<s>", "</s>")
@@ -70,7 +71,7 @@ class TikTokenizer(MaskingTokenizer):
         self._special_ids = make_special_ids(config, self.vocab_size)
         self._content, ranks = read_ranks(path, self.vocab_size - len(self._special_ids))
         self._pattern = "|".join(PATTERNS[config.tiktoken_pattern])
-        library = import_library("tiktoken", type=self.type)
+        library = import_library("tiktoken", where=self.type, requires=["mt-data[tiktoken]"])
         self._encoding: Any = library.Encoding(
             f"mt {path.name}",  # a name that the library has no encoding of its own for, as pickling looks it up
             pat_str=self._pattern,
@@ -99,7 +100,7 @@ class TikTokenizer(MaskingTokenizer):
         """Token to id, in GPT-2's spelling of bytes; bytes that spell a special token's name end in a space."""
         vocabulary = dict(self._special_ids)
         for number in range(len(vocabulary), self.vocab_size):
-            spelling = byte_spelling(self._encoding.decode_single_token_bytes(number))
+            spelling = spell_bytes(self._encoding.decode_single_token_bytes(number))
             vocabulary[f"{spelling} " if spelling in self._special_ids else spelling] = number
         return vocabulary
 
@@ -124,11 +125,11 @@ def make_special_ids(config: TokenizerConfig, vocab_size: int) -> dict[str, int]
     """Id of each special token: those that are named, then as many `<SPECIAL_…>` as are left."""
     names, count = config.tiktoken_special_tokens, config.tiktoken_num_special_tokens
     if count >= vocab_size:
-        found = f"{count} leaves nothing of a vocabulary of {vocab_size}"
-        raise MtError("tiktoken_num_special_tokens", found, f"less than {vocab_size}, or a larger vocab_size")
+        actual = f"{count} leaves nothing of a vocabulary of {vocab_size}"
+        raise MtError("tiktoken_num_special_tokens", actual, f"less than {vocab_size}, or a larger vocab_size")
     if len(names) > count:
-        found = f"{count}, but {len(names)} tokens are named"
-        raise MtError("tiktoken_num_special_tokens", found, f"at least {len(names)}")
+        actual = f"{count}, but {len(names)} tokens are named"
+        raise MtError("tiktoken_num_special_tokens", actual, f"at least {len(names)}")
     if missing := [name for name in REQUIRED if name not in names]:
         raise MtError("tiktoken_special_tokens", f"lacks {' '.join(missing)}", f"{' '.join(REQUIRED)} and any others")
     ids = {name: number for number, name in enumerate(names)}
@@ -150,8 +151,8 @@ def read_ranks(path: Path, count: int) -> tuple[bytes, dict[bytes, int]]:
     if not isinstance(entries, list):
         raise MtError(str(path), "is not a list", FILE_FORM)
     if len(entries) < count:
-        found = f"has {len(entries):,} tokens, {count:,} are needed for vocab_size less the special tokens"
-        raise MtError(str(path), found, "a smaller --vocab-size or more --tiktoken-num-special-tokens")
+        actual = f"has {len(entries):,} tokens, {count:,} are needed for vocab_size less the special tokens"
+        raise MtError(str(path), actual, "a smaller --vocab-size or more --tiktoken-num-special-tokens")
     ranks: dict[bytes, int] = {}
     for rank, entry in enumerate(entries[:count]):
         token = _decode_token(entry, rank, str(path))

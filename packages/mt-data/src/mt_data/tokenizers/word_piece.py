@@ -135,8 +135,8 @@ def parse_vocabulary(content: bytes, where: str) -> dict[str, int]:
     vocabulary: dict[str, int] = {}
     for number, line in enumerate(lines):
         if (first := vocabulary.setdefault(line.strip(), number)) != number:
-            found = f"{line.strip()!r} stands on line {first + 1} already"
-            raise MtError(f"{where}:{number + 1}", found, "each token once, as the line number is its id")
+            actual = f"{line.strip()!r} stands on line {first + 1} already"
+            raise MtError(f"{where}:{number + 1}", actual, "each token once, as the line number is its id")
     if missing := [token for token in (*VOCABULARY_TOKENS.values(), UNKNOWN) if token not in vocabulary]:
         raise MtError(where, f"lacks {', '.join(missing)}", "a vocab.txt of BERT, with its special tokens")
     return vocabulary

@@ -1,4 +1,7 @@
-"""`mt data check`, `blend`, `plan` and `merge`. Only `mt` imports this; heavy imports are made where they are used."""
+"""`mt data inspect`, `check`, `blend`, `plan` and `merge`; only `mt` imports this.
+
+Heavy imports are made where they are used.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,8 +21,33 @@ if TYPE_CHECKING:
 COLUMNS = ("source", "share", "tokens", "samples", "epochs")
 
 
-def _presets() -> list[str]:
+def _list_presets() -> list[str]:
     return list(components("preset"))
+
+
+@expand_options
+def inspect(
+    prefix: Annotated[str, typer.Argument(help="Path of a .bin/.idx pair without the suffix.")],
+    *,
+    document: Annotated[int | None, typer.Option(help="Show this document, counted from 0.")] = None,
+    tokenizer: TokenizerOptions,
+) -> None:
+    """Show what a .bin/.idx pair holds; with a tokenizer, the text of a document."""
+    from mt_data.indexed.reader import IndexedReader
+    from mt_data.tools.inspect import read_document, summarize_index
+
+    reader = IndexedReader(prefix)
+    print_rows(summarize_index(reader))
+    if document is None:
+        return
+    tokens = read_document(reader, document)
+    print(f"\ndocument {document}: {len(tokens):,} tokens")
+    if config := tokenizer.config():
+        from mt_data.tokenizers import build_tokenizer
+
+        print(build_tokenizer(config).decode(tokens))
+    else:
+        print(*tokens)
 
 
 @expand_options
@@ -39,16 +67,16 @@ def check(
         vocab_size = min(size, vocab_size or size)
     problems: list[Problem] = []
     for prefix in prefixes:
-        found = check_pair(prefix, vocab_size=vocab_size)
-        problems += found.problems
-        if not found.problems:
-            largest = "" if found.largest is None else f", ids up to {found.largest:,}"
-            print(f"ok: {prefix}: {found.documents:,} documents, {found.tokens:,} tokens{largest}")
+        result = check_pair(prefix, vocab_size=vocab_size)
+        problems += result.problems
+        if not result.problems:
+            largest = "" if result.largest is None else f", ids up to {result.largest:,}"
+            print(f"ok: {prefix}: {result.documents:,} documents, {result.tokens:,} tokens{largest}")
     raise_if(problems)
 
 
 def blend(
-    samples: Annotated[int, typer.Option(min=1, help="StreamSampling to plan_sources.")],
+    samples: Annotated[int, typer.Option(min=1, help="Samples to draw.")],
     seq_length: Annotated[int, typer.Option(min=1, help="Tokens in a sample.")],
     data_path: Annotated[list[str] | None, typer.Option(help="Prefixes, or weights and prefixes in turn.")] = None,
     data_args_path: Annotated[Path | None, typer.Option(help="A file that lists them instead.")] = None,
@@ -68,14 +96,14 @@ def blend(
     cut = StreamSampling(seq_length)
     readers = [IndexedReader(prefix) for prefix in paths.prefixes]
     tokens = [count_split_tokens(reader, split, 0) for reader in readers]
-    drawn = plan_sources(make_sources(paths, tokens), samples, cut)
-    print_table(COLUMNS, [_format_row(row) for row in drawn])
+    plans = plan_sources(make_sources(paths, tokens), samples, cut)
+    print_table(COLUMNS, [_format_row(plan) for plan in plans])
     if output:
         from mt_core.files import atomic_file
 
         with atomic_file(output, "w") as file:
             file.writelines(
-                f"{row.source.weight or row.source.count_per_epoch(cut)} {row.source.prefix}\n" for row in drawn
+                f"{plan.source.weight or plan.source.count_per_epoch(cut)} {plan.source.prefix}\n" for plan in plans
             )
         print(f"\nwrote {output}")
 
@@ -83,23 +111,23 @@ def blend(
 def plan(
     files: Annotated[list[Path] | None, typer.Argument(help="TOML files; later ones override earlier ones.")] = None,
     overrides: Annotated[list[str] | None, typer.Option("--set", help="Override one: section.field=value.")] = None,
-    preset: Annotated[str | None, typer.Option(help="Start from this preset.", autocompletion=_presets)] = None,
+    preset: Annotated[str | None, typer.Option(help="Start from this preset.", autocompletion=_list_presets)] = None,
 ) -> None:
     """Show what a run will read before step 1: samples, tokens and epochs of every source."""
-    from mt_data.batch_sizes import make_batch_sizes
+    from mt_data.batching.batch_sizes import make_batch_sizes
     from mt_data.tools.plan import plan_run
 
-    planned = plan_run(files or (), overrides or (), preset)
-    rows = [(split.name, *_format_row(drawn)) for split in planned.splits for drawn in split.drawn]
+    run_plan = plan_run(files or (), overrides or (), preset)
+    rows = [(split.name, *_format_row(source)) for split in run_plan.splits for source in split.sources]
     print_table(("split", *COLUMNS), rows, left=2)
-    length, sizes = planned.config.data.seq_length, make_batch_sizes(planned.config.batch).sizes()
+    length, sizes = run_plan.config.data.seq_length, make_batch_sizes(run_plan.config.batch).sizes()
     print()
     print_rows(
         {
             "step": f"{_format_span(sizes)} samples × {length:,} tokens = "
             f"{_format_span([n * length for n in sizes])} tokens",
-            "run": f"{planned.config.train.steps:,} steps, {planned.samples:,} samples, "
-            f"{planned.samples * length:,} tokens",
+            "run": f"{run_plan.config.train.steps:,} steps, {run_plan.samples:,} samples, "
+            f"{run_plan.samples * length:,} tokens",
         }
     )
 
@@ -109,10 +137,10 @@ def _format_span(sizes: Sequence[int]) -> str:
     return f"{sizes[0]:,}" if len(sizes) == 1 else f"{min(sizes):,} to {max(sizes):,}"
 
 
-def _format_row(drawn: "SourcePlan") -> tuple[str, ...]:
-    source = drawn.source
+def _format_row(plan: "SourcePlan") -> tuple[str, ...]:
+    source = plan.source
     tokens = "unknown" if source.tokens is None else f"{source.tokens:,}"
-    return source.prefix, f"{drawn.share:.2%}", tokens, f"{drawn.samples:,}", f"{drawn.epochs:.3f}"
+    return source.prefix, f"{plan.share:.2%}", tokens, f"{plan.samples:,}", f"{plan.epochs:.3f}"
 
 
 def _read_words(path: Path | None) -> list[str]:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from mt_core.errors import MtError
-from mt_data.blending.blend import sized_blend
+from mt_data.blending.blend import blend_by_weights
 from mt_data.config.paths import WeightedPaths
-from mt_data.config.split import SPLITS, split_ranges
+from mt_data.config.split import SPLITS, compute_split_ranges
 from mt_data.indexed.reader import IndexedReader
 
 
@@ -27,19 +27,19 @@ class Source:
 
     prefix: str
     tokens: int | None
-    """None where only tokenizing it would tell."""
+    """Number of tokens; None where only tokenizing would show it."""
     weight: float | None = None
     units: int | None = None
     """Samples of one epoch, where they are not cut from a stream of tokens."""
 
     def count_per_epoch(self, cut: StreamSampling) -> int:
-        """Samples of one epoch."""
+        """Number of samples of one epoch."""
         if self.units is not None:
             return self.units
         return max(0, (self.tokens or 0) - cut.extra) // cut.seq_length
 
     def count_epochs(self, samples: int, cut: StreamSampling) -> float:
-        """How often so many samples read it."""
+        """How often `samples` samples read the source."""
         return samples / self.units if self.units is not None else samples * cut.seq_length / (self.tokens or 1)
 
 
@@ -49,10 +49,10 @@ class SourcePlan:
 
     source: Source
     share: float
-    """Of all samples."""
+    """Part of all samples, 0 to 1."""
     samples: int
     epochs: float
-    """How often it is read."""
+    """How often the source is read."""
 
 
 def make_sources(paths: WeightedPaths, tokens: Sequence[int]) -> list[Source]:
@@ -64,7 +64,7 @@ def make_sources(paths: WeightedPaths, tokens: Sequence[int]) -> list[Source]:
 def count_split_tokens(reader: IndexedReader, split: str, number: int) -> int:
     """Tokens of the training (0), validation (1) or test (2) part of a corpus; an empty part is an `MtError`."""
     part = select_split(
-        reader.prefix, split_ranges(split, len(reader)), number, f"{len(reader)} sequences, split {split!r}"
+        reader.prefix, compute_split_ranges(split, len(reader)), number, f"{len(reader)} sequences, split {split!r}"
     )
     return int(reader.lengths[part.start : part.stop].sum(dtype=np.int64))
 
@@ -105,5 +105,5 @@ def _count_samples(sources: Sequence[Source], samples: int, cut: StreamSampling)
                 f"hold {sum(weights):,.0f} samples in one epoch, the run wants {samples:,}",
                 "give each path a weight, so that they are repeated, or train for fewer samples",
             )
-    dataset, _ = sized_blend(weights, samples)
+    dataset, _ = blend_by_weights(weights, samples)
     return np.bincount(dataset, minlength=len(sources)).tolist()

@@ -20,7 +20,7 @@ import numpy as np
 from mt_core.errors import MtError, Problem, raise_if
 from mt_core.files import TEMPORARY, disk_errors, sync_directory
 from mt_core.progress import progress
-from mt_data.config.paths import missing_files
+from mt_data.config.paths import find_missing_files
 from mt_data.indexed.format import read_header
 from mt_data.indexed.reader import IndexedReader
 from mt_data.indexed.writer import IndexContents, write_index
@@ -56,7 +56,7 @@ def merge_pairs(prefixes: Sequence[str], output_prefix: str, *, multimodal: bool
             bin.parent.mkdir(parents=True, exist_ok=True)
             _copy_tokens(readers, temporary[0])
             with temporary[1].open("wb") as file:
-                write_index(file, _index_contents(readers, multimodal))
+                write_index(file, _describe_index(readers, multimodal))
                 os.fsync(file.fileno())
             idx.unlink(missing_ok=True)
             temporary[0].replace(bin)
@@ -121,34 +121,34 @@ def _copy_tokens(readers: Sequence[IndexedReader], path: Path) -> None:
         os.fsync(target.fileno())
 
 
-def _index_contents(readers: Sequence[IndexedReader], multimodal: bool) -> IndexContents:
+def _describe_index(readers: Sequence[IndexedReader], multimodal: bool) -> IndexContents:
     return IndexContents(
         readers[0].dtype,
         sum(map(len, readers)),
         sum(reader.document_count for reader in readers),
-        partial(_length_blocks, readers),
-        partial(_count_blocks, readers),
-        partial(_mode_blocks, readers) if multimodal else None,
+        partial(_read_lengths, readers),
+        partial(_read_sequence_counts, readers),
+        partial(_read_modes, readers) if multimodal else None,
     )
 
 
-def _length_blocks(readers: Sequence[IndexedReader]) -> Iterator[np.ndarray]:
+def _read_lengths(readers: Sequence[IndexedReader]) -> Iterator[np.ndarray]:
     for reader in readers:
-        for at in range(0, len(reader), BLOCK_ENTRIES):
-            yield reader.lengths[at : at + BLOCK_ENTRIES]
+        for start in range(0, len(reader), BLOCK_ENTRIES):
+            yield reader.lengths[start : start + BLOCK_ENTRIES]
 
 
-def _count_blocks(readers: Sequence[IndexedReader]) -> Iterator[np.ndarray]:
+def _read_sequence_counts(readers: Sequence[IndexedReader]) -> Iterator[np.ndarray]:
     for reader in readers:
-        for at in range(0, reader.document_count, BLOCK_ENTRIES):
-            yield np.diff(reader.documents[at : at + BLOCK_ENTRIES + 1])
+        for start in range(0, reader.document_count, BLOCK_ENTRIES):
+            yield np.diff(reader.documents[start : start + BLOCK_ENTRIES + 1])
 
 
 def _has_modes(reader: IndexedReader) -> bool:
     return reader.idx_path.stat().st_size == read_header(reader.idx_path).size + len(reader)
 
 
-def _mode_blocks(readers: Sequence[IndexedReader]) -> Iterator[np.ndarray]:
+def _read_modes(readers: Sequence[IndexedReader]) -> Iterator[np.ndarray]:
     """The byte that each sequence has after the document bounds."""
     for reader in readers:
         if len(reader):
@@ -167,8 +167,8 @@ def find_pairs(inputs: Sequence[str]) -> list[str]:
             prefixes += _expand_name(name)
         except MtError as err:
             problems += err.problems
-    problems += [problem for prefix in prefixes for problem in missing_files(prefix, prefix)]
-    raise_if([*problems, *_missing_shards(prefixes)])
+    problems += [problem for prefix in prefixes for problem in find_missing_files(prefix, prefix)]
+    raise_if([*problems, *_find_missing_shards(prefixes)])
     return prefixes
 
 
@@ -177,9 +177,9 @@ def _expand_name(name: str) -> list[str]:
         return _list_pairs(Path(name))
     if has_magic(name) and not Path(f"{name}.idx").exists():
         stem = name.removesuffix(".idx").removesuffix(".bin")
-        if not (found := sorted(path[:-4] for path in glob(f"{stem}.idx"))):
+        if not (prefixes := sorted(path[:-4] for path in glob(f"{stem}.idx"))):
             raise MtError(name, "matches no .idx file", "quote it if the shell should leave it alone")
-        return found
+        return prefixes
     return [name.removesuffix(".idx").removesuffix(".bin")]
 
 
@@ -197,14 +197,14 @@ def _is_record(name: str, pairs: set[str]) -> bool:
     return name.endswith("_sentence.json") and name[:-5] in pairs
 
 
-def _missing_shards(prefixes: Sequence[str]) -> Iterator[Problem]:
+def _find_missing_shards(prefixes: Sequence[str]) -> Iterator[Problem]:
     jobs: dict[tuple[str, str, int], set[int]] = defaultdict(set)
     for prefix in prefixes:
         for match in list(SHARD.finditer(Path(prefix).name))[-1:]:
             begin = prefix[: len(prefix) - len(Path(prefix).name) + match.start()]
             jobs[begin, Path(prefix).name[match.end() :], int(match[2])].add(int(match[1]))
-    for (begin, end, parts), found in jobs.items():
-        if missing := sorted(set(range(parts)) - found):
+    for (begin, end, parts), present in jobs.items():
+        if missing := sorted(set(range(parts)) - present):
             names = ", ".join(f"{part}/{parts}" for part in missing)
             hint = "run mt data preprocess --shard for each of them"
             yield Problem(f"{begin}_*-of-{parts}_{end}", f"parts {names} are missing", hint)

@@ -15,7 +15,7 @@ from pydantic import ConfigDict
 from mt_core.config.loading import load
 from mt_core.config.sections import BatchConfig, RuntimeConfig, Section, TrainConfig
 from mt_core.errors import MtError, raise_if
-from mt_data.batch_sizes import count_samples, make_batch_sizes
+from mt_data.batching.batch_sizes import count_samples, make_batch_sizes
 from mt_data.config import (
     BERTData,
     Corpora,
@@ -29,7 +29,7 @@ from mt_data.config import (
 )
 from mt_data.config.paths import WeightedPaths, resolve_split_paths
 from mt_data.config.rules import data_problems
-from mt_data.config.split import SPLITS, legacy_ranges, split_ranges
+from mt_data.config.split import SPLITS, compute_legacy_ranges, compute_split_ranges
 from mt_data.config.union import data_union
 from mt_data.datasets.masking.sentence_mapping import Sentences, build_block_mapping, build_sentence_mapping
 from mt_data.indexed.reader import IndexedReader
@@ -54,7 +54,7 @@ class SplitPlan:
 
     name: str
     samples: int
-    drawn: list[SourcePlan]
+    sources: list[SourcePlan]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class DataPlan:
 
     @property
     def samples(self) -> int:
-        """Of training, over all steps."""
+        """Number of training samples, over all steps."""
         return count_samples(make_batch_sizes(self.config.batch), self.config.train.steps)
 
 
@@ -81,14 +81,14 @@ def plan_run(files: Sequence[Path], overrides: Sequence[str] = (), preset: str |
     raise_if(data_problems(config.data))
     train, batch = config.train, config.batch
     evaluated = train.eval_batches * batch.global_batch if train.eval_every else 0
-    wanted = (count_samples(make_batch_sizes(batch), train.steps), evaluated)
-    splits = [_plan_split(config, number, samples) for number, samples in enumerate(wanted) if samples]
+    num_samples = (count_samples(make_batch_sizes(batch), train.steps), evaluated)
+    splits = [_plan_split(config, number, samples) for number, samples in enumerate(num_samples) if samples]
     return DataPlan(config, splits)
 
 
 def _plan_split(config: DataPlanConfig[DataConfig], number: int, samples: int) -> SplitPlan:
-    found, cut = count_sources(config.data, number, config.runtime.seed)
-    return SplitPlan(SPLITS[number], samples, plan_sources(found, samples, cut))
+    sources, cut = count_sources(config.data, number, config.runtime.seed)
+    return SplitPlan(SPLITS[number], samples, plan_sources(sources, samples, cut))
 
 
 def count_sources(data: DataConfig, number: int, seed: int) -> tuple[list[Source], StreamSampling]:
@@ -110,8 +110,8 @@ def _count_streams(data: Corpora, number: int, seed: int) -> Iterator[Source]:
 
 
 def _count_sentences(data: BERTData | T5Data, number: int, seed: int) -> Iterator[Source]:
-    from mt_data.datasets.bert import sentence_sampling as bert
-    from mt_data.datasets.t5 import sentence_sampling as t5
+    from mt_data.datasets.bert import make_sentence_sampling as bert
+    from mt_data.datasets.t5 import make_sentence_sampling as t5
 
     sampling = bert(data, seed, None) if isinstance(data, BERTData) else t5(data, seed, None)
     for prefix, weight, split in _split_paths(data, number):
@@ -119,22 +119,22 @@ def _count_sentences(data: BERTData | T5Data, number: int, seed: int) -> Iterato
         documents = range(reader.document_count)
         if split:
             what = f"{len(documents)} documents, split {split!r}"
-            documents = select_split(prefix, split_ranges(split, len(documents)), number, what)
+            documents = select_split(prefix, compute_split_ranges(split, len(documents)), number, what)
         sentences = _select_sentences(reader, documents)
         yield Source(prefix, _count_tokens(sentences), weight, len(build_sentence_mapping(sentences, sampling)))
 
 
 def _count_blocks(data: ICTData, number: int, seed: int) -> Iterator[Source]:
-    from mt_data.datasets.ict import get_title_lengths, sentence_sampling
+    from mt_data.datasets.ict import get_title_lengths, make_sentence_sampling
 
     reader, titles = IndexedReader(data.paths[0]), IndexedReader(data.titles) if data.titles else None
     what = f"{reader.document_count} documents, split {data.split!r}"
-    documents = select_split(reader.prefix, legacy_ranges(data.split, reader.document_count), number, what)
+    documents = select_split(reader.prefix, compute_legacy_ranges(data.split, reader.document_count), number, what)
     sentences, lengths = _select_sentences(reader, documents), get_title_lengths(titles, documents)
     yield Source(
         reader.prefix,
         _count_tokens(sentences),
-        units=len(build_block_mapping(sentences, lengths, sentence_sampling(data, seed, None))),
+        units=len(build_block_mapping(sentences, lengths, make_sentence_sampling(data, seed, None))),
     )
 
 
@@ -146,16 +146,16 @@ def _count_lines(data: SFTData, number: int, seed: int) -> Iterator[Source]:
         lines = range(len(ConversationFile(path)))
         if split:
             what = f"{len(lines)} lines, split {split!r}"
-            lines = select_split(path, split_ranges(split, len(lines)), number, what)
+            lines = select_split(path, compute_split_ranges(split, len(lines)), number, what)
         yield Source(path, None, weight, len(lines))
 
 
 def _count_mock(data: MockData, number: int, seed: int) -> Iterator[Source]:
-    from mt_data.datasets.mock import mock_lengths, mock_splits
+    from mt_data.datasets.mock import draw_mock_lengths, split_mock_corpus
 
     del data, seed
-    part = mock_splits()[number]
-    yield Source("mock", int(mock_lengths()[part.start : part.stop].sum(dtype=np.int64)))
+    part = split_mock_corpus()[number]
+    yield Source("mock", int(draw_mock_lengths()[part.start : part.stop].sum(dtype=np.int64)))
 
 
 SOURCE_COUNTERS: dict[tuple[type[DataConfig], ...], Callable[[Any, int, int], Iterator[Source]]] = {
@@ -170,14 +170,14 @@ SOURCE_COUNTERS: dict[tuple[type[DataConfig], ...], Callable[[Any, int, int], It
 
 def _split_paths(data: Corpora, number: int) -> Iterator[tuple[str, float | None, str]]:
     """Prefix, weight, and the split string if the split is a share of the corpus and not all of it."""
-    found = resolve_split_paths(data)
-    if (paths := found.splits[number]) is None:
+    split_paths = resolve_split_paths(data)
+    if (paths := split_paths.splits[number]) is None:
         raise MtError("data", f"names nothing for {SPLITS[number]}", "give it in data.paths or one of the other forms")
-    for prefix, weight in zip(paths.prefixes, _weights(paths), strict=True):
-        yield prefix, weight, data.split if found.shared else ""
+    for prefix, weight in zip(paths.prefixes, _list_weights(paths), strict=True):
+        yield prefix, weight, data.split if split_paths.shared else ""
 
 
-def _weights(paths: WeightedPaths) -> tuple[float | None, ...]:
+def _list_weights(paths: WeightedPaths) -> tuple[float | None, ...]:
     return paths.weights or (None,) * len(paths.prefixes)
 
 

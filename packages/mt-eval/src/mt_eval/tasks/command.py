@@ -1,4 +1,4 @@
-"""The subcommands of `mt eval`; only `mt` imports this module.
+"""`mt eval`, a group of the installed evaluation tasks, and the tasks of mt-eval; only `mt` imports this module.
 
 Each leaves the arithmetic to the file of its own name. Heavy imports wait until a task runs, so --help is instant.
 """
@@ -8,7 +8,11 @@ from typing import Annotated
 from typer import Option
 
 from mt_core.cli.options import expand_options
+from mt_core.cli.plugin_group import plugin_group
 from mt_eval.options import ModelOptions, TaskOptions, TokenizerOptions
+
+app = plugin_group("eval-task", "Evaluate a checkpoint on a task.")
+"""`mt eval`: each task is imported when it is run."""
 
 
 @expand_options
@@ -26,13 +30,13 @@ def lambada(
     --data is a JSONL file with a passage under "text" on each line. Published figures are strict.
     """
     from mt_eval.tasks.evaluation import Evaluation
-    from mt_eval.tasks.lambada import MODES, clozes, count_correct, longest, read_passages
+    from mt_eval.tasks.lambada import MODES, count_correct, get_max_tokens, make_clozes, read_passages
 
     run = Evaluation.start("lambada", task, model=model, tokenizer=tokenizer)
     passages = read_passages(task.data)
     modes = list(MODES) if strict is None else ["strict" if strict else "loose"]
-    examples = {mode: clozes(passages, mode, run.tokenizer) for mode in modes}
-    seq_length, network = run.seq_length(longest(examples)), run.load_model()
+    examples = {mode: make_clozes(passages, mode, run.tokenizer) for mode in modes}
+    seq_length, network = run.seq_length(get_max_tokens(examples)), run.load_model()
     batch_size = run.batch_size(network, seq_length)
     correct = count_correct(network, examples, seq_length=seq_length, batch_size=batch_size)
     run.finish(
@@ -59,13 +63,13 @@ def wikitext103(
     """
     from mt_eval.documents import read_text
     from mt_eval.tasks.evaluation import Evaluation
-    from mt_eval.tasks.wikitext103 import metrics, prepare
+    from mt_eval.tasks.wikitext103 import compute_metrics, prepare
 
     run = Evaluation.start("wikitext103", task, model=model, tokenizer=tokenizer)
     tokens, words = prepare(read_text(task.data), run.tokenizer)
     loss_sum, settings = run.score(tokens, overlapping_eval)
     counts = {"tokens": len(tokens), "original_words": words}
-    run.finish(metrics(loss_sum, tokens, words), counts=counts, settings=settings)
+    run.finish(compute_metrics(loss_sum, tokens, words), counts=counts, settings=settings)
 
 
 @expand_options
@@ -84,11 +88,11 @@ def perplexity(
     1024, or the model's positions if fewer.
     """
     from mt_eval.tasks.evaluation import Evaluation
-    from mt_eval.tasks.perplexity import metrics, prepare, read_documents
+    from mt_eval.tasks.perplexity import compute_metrics, prepare, read_documents
 
     run = Evaluation.start("perplexity", task, model=model, tokenizer=tokenizer)
     documents = read_documents(task.data)
     tokens, size = prepare(documents, run.tokenizer)
     loss_sum, settings = run.score(tokens, overlapping_eval)
     counts = {"documents": len(documents), "tokens": len(tokens), "bytes": size}
-    run.finish(metrics(loss_sum, tokens, size), counts=counts, settings=settings)
+    run.finish(compute_metrics(loss_sum, tokens, size), counts=counts, settings=settings)

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Self
 
 from mt_core.contracts import ModelConfig, Tokenizer
+from mt_core.distributed.process_group import pick_device
 from mt_core.errors import MtError
-from mt_eval.load import Checkpoint, load_model, load_tokenizer, pick_device
+from mt_eval.load import Checkpoint, load_model, load_tokenizer
 from mt_eval.options import ModelOptions, TaskOptions, TokenizerOptions
 from mt_eval.report import Report, Value, check_output, publish
-from mt_eval.scoring import check_stride, sum_loss, windows
+from mt_eval.tasks.scoring import check_stride, make_windows, sum_loss
 from mt_models.models.gpt import GPT
 
 BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
@@ -66,7 +67,7 @@ class Evaluation:
         check_stride(stride, seq_length)
         model = self.load_model()
         batch_size = self.batch_size(model, seq_length)
-        count = sum(1 for _ in windows(len(tokens), seq_length, stride))
+        count = sum(1 for _ in make_windows(len(tokens), seq_length, stride))
         print(f"{self.name}: {len(tokens):,} tokens in {count:,} windows of {seq_length:,}", file=sys.stderr)
         loss_sum = sum_loss(model, tokens, seq_length=seq_length, stride=stride, batch_size=batch_size)
         return loss_sum, {"seq_length": seq_length, "overlapping_eval": stride, "batch_size": batch_size}
@@ -74,7 +75,7 @@ class Evaluation:
     def finish(self, metrics: Mapping[str, float], *, counts: Mapping[str, int], settings: Mapping[str, Value]) -> None:
         """Print and save what came out."""
         how = {
-            "device": str(pick_device(self.model.device)),
+            "device": pick_device(self.model.device, where="--device").type,
             "dtype": self.model.dtype,
             "tokenizer": type(self.tokenizer).__name__,
         }

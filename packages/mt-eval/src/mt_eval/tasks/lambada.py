@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from mt_core.contracts import Tokenizer
 from mt_core.errors import MtError
 from mt_core.progress import progress
-from mt_eval.documents import json_lines
+from mt_eval.documents import read_json_lines
 
 if TYPE_CHECKING:
     from mt_models.models.gpt import GPT
@@ -53,13 +53,13 @@ MODES = {"strict": strict, "loose": loose}
 
 def read_passages(path: Path) -> list[tuple[str, str]]:
     """`file:line` and text of every passage of a JSONL file."""
-    passages = list(json_lines(path))
+    passages = list(read_json_lines(path))
     if not passages:
         raise MtError(str(path), "holds no passages", 'lines of {"text": "…"}')
     return passages
 
 
-def clozes(passages: Iterable[tuple[str, str]], mode: str, tokenizer: Tokenizer) -> list[Cloze]:
+def make_clozes(passages: Iterable[tuple[str, str]], mode: str, tokenizer: Tokenizer) -> list[Cloze]:
     """One cloze a passage `(where, text)`; a passage that leaves nothing to predict from is an error."""
     result = []
     for where, text in passages:
@@ -69,20 +69,22 @@ def clozes(passages: Iterable[tuple[str, str]], mode: str, tokenizer: Tokenizer)
     return result
 
 
-def longest(examples: Mapping[str, Sequence[Cloze]]) -> int:
+def get_max_tokens(examples: Mapping[str, Sequence[Cloze]]) -> int:
     """Tokens in the longest cloze of any mode."""
     return max(len(cloze.tokens) for mode in examples.values() for cloze in mode)
 
 
-def hits(model: "GPT", wanted: Mapping[Tokens, int], *, seq_length: int, batch_size: int) -> dict[Tokens, Tokens]:
-    """For each token sequence, 1 or 0 for each of its last `wanted` tokens: is it the arg-max, teacher forced?
+def compute_hits(
+    model: "GPT", target_lengths: Mapping[Tokens, int], *, seq_length: int, batch_size: int
+) -> dict[Tokens, Tokens]:
+    """For each token sequence, 1 or 0 for each of its last `target_lengths` tokens: is it the arg-max, teacher forced?
 
     Sequences longer than `seq_length` + 1 lose tokens on the left. Batches hold sequences of similar length.
     """
     import torch
 
     device = next(model.parameters()).device
-    order = sorted(wanted, key=len, reverse=True)
+    order = sorted(target_lengths, key=len, reverse=True)
     result = {}
     with torch.inference_mode(), progress("answering", len(order), "passages") as advance:
         for first in range(0, len(order), batch_size):
@@ -93,7 +95,7 @@ def hits(model: "GPT", wanted: Mapping[Tokens, int], *, seq_length: int, batch_s
             labels_BT = tokens_BT[:, 1:].to(device)
             hits_BT = model(tokens_BT[:, :-1].to(device)).argmax(-1) == labels_BT
             for key, tokens, hit_T in zip(order[first:], rows, hits_BT.int().tolist(), strict=False):
-                result[key] = tuple(hit_T[len(tokens) - 1 - wanted[key] : len(tokens) - 1])
+                result[key] = tuple(hit_T[len(tokens) - 1 - target_lengths[key] : len(tokens) - 1])
             advance(len(rows))
     return result
 
@@ -102,10 +104,13 @@ def count_correct(
     model: "GPT", examples: Mapping[str, Sequence[Cloze]], *, seq_length: int, batch_size: int
 ) -> dict[str, int]:
     """Passages answered right in each mode; a sequence that two modes share is computed once."""
-    wanted: dict[Tokens, int] = {}
+    target_lengths: dict[Tokens, int] = {}
     for cloze in (cloze for mode in examples.values() for cloze in mode):
         if cloze.target > seq_length:
             raise MtError("--seq-length", f"{seq_length} is shorter than a target", f"at least {cloze.target}")
-        wanted[cloze.tokens] = max(wanted.get(cloze.tokens, 0), cloze.target)
-    found = hits(model, wanted, seq_length=seq_length, batch_size=batch_size)
-    return {mode: sum(all(found[c.tokens][-c.target :]) for c in mine) for mode, mine in examples.items()}
+        target_lengths[cloze.tokens] = max(target_lengths.get(cloze.tokens, 0), cloze.target)
+    hits_by_tokens = compute_hits(model, target_lengths, seq_length=seq_length, batch_size=batch_size)
+    return {
+        mode: sum(all(hits_by_tokens[c.tokens][-c.target :]) for c in mode_examples)
+        for mode, mode_examples in examples.items()
+    }

@@ -9,13 +9,13 @@ from pathlib import Path
 
 from mt_core.contracts import Tokenizer
 from mt_core.errors import MtError
-from mt_eval.documents import json_lines, read_text
-from mt_eval.scoring import perplexity
+from mt_eval.documents import read_json_lines, read_text
+from mt_eval.tasks.scoring import compute_perplexity
 
 
 def read_documents(path: Path) -> list[str]:
     """Documents of a JSONL file, one a line under "text", or any other file as one document."""
-    texts = (text for _, text in json_lines(path)) if path.suffix == ".jsonl" else [read_text(path)]
+    texts = (text for _, text in read_json_lines(path)) if path.suffix == ".jsonl" else [read_text(path)]
     documents = [text for text in texts if text]
     if not documents:
         raise MtError(str(path), "holds no text", "a file with at least one character")
@@ -30,7 +30,7 @@ def prepare(documents: Sequence[str], tokenizer: Tokenizer) -> tuple[list[int], 
     return sequence, sum(len(document.encode()) for document in documents)
 
 
-def metrics(loss_sum: float, tokens: Sequence[int], size: int) -> dict[str, float]:
+def compute_metrics(loss_sum: float, tokens: Sequence[int], size: int) -> dict[str, float]:
     """Perplexity, bits per byte and mean loss of a text of `size` bytes whose losses add up to `loss_sum` nats."""
     loss = loss_sum / (len(tokens) - 1)
-    return {"perplexity": perplexity(loss), "bits_per_byte": loss_sum / math.log(2) / size, "loss": loss}
+    return {"perplexity": compute_perplexity(loss), "bits_per_byte": loss_sum / math.log(2) / size, "loss": loss}

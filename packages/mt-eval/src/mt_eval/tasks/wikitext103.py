@@ -4,11 +4,11 @@ The model reads detokenised text, T tokens of it; its loss is spread over the To
 models with different vocabularies compare: adjusted perplexity = exp(loss · (T−1)/(To−1)).
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 
 from mt_core.contracts import Tokenizer
-from mt_eval.detokenize import wikitext
-from mt_eval.scoring import perplexity
+from mt_eval.tasks.scoring import compute_perplexity
 
 
 def prepare(raw: str, tokenizer: Tokenizer) -> tuple[list[int], int]:
@@ -17,16 +17,70 @@ def prepare(raw: str, tokenizer: Tokenizer) -> tuple[list[int], int]:
     Words are the pieces between single spaces, line breaks included: 245,566 in the test set.
     """
     raw = raw.strip()
-    return tokenizer.encode(wikitext(raw)), len(raw.split(" "))
+    return tokenizer.encode(detokenize(raw)), len(raw.split(" "))
 
 
-def metrics(loss_sum: float, tokens: Sequence[int], words: int) -> dict[str, float]:
+def compute_metrics(loss_sum: float, tokens: Sequence[int], words: int) -> dict[str, float]:
     """Adjusted perplexity first: it is the one that is published."""
     loss = loss_sum / (len(tokens) - 1)
     ratio = (len(tokens) - 1) / (words - 1)
     return {
-        "adjusted_perplexity": perplexity(loss * ratio),
-        "token_perplexity": perplexity(loss),
+        "adjusted_perplexity": compute_perplexity(loss * ratio),
+        "token_perplexity": compute_perplexity(loss),
         "loss": loss,
         "token_ratio": ratio,
     }
+
+
+Rule = tuple[str, Callable[[str], str]]
+
+
+def _joined(*replacements: tuple[str, str]) -> Callable[[str], str]:
+    def apply(text: str) -> str:
+        for old, new in replacements:
+            text = text.replace(old, new)
+        return text
+
+    return apply
+
+
+def _unpadded(*pairs: str) -> Callable[[str], str]:
+    """Trim white space just inside each nearest pair of marks, without a pass per pair found."""
+    patterns = [re.compile(f"({re.escape(a)})([^{re.escape(b)}]*)({re.escape(b)})") for a, b in pairs]
+
+    def apply(text: str) -> str:
+        for pattern in patterns:
+            text = pattern.sub(lambda match: match[1] + match[2].strip() + match[3], text)
+        return text
+
+    return apply
+
+
+def _slashed_apostrophe(text: str) -> str:
+    """Join an apostrophe and a digit between two literal slashes; kept because the published figures had it."""
+    return re.sub(r"/' ([0-9])/", r"/'\1/", text)
+
+
+DETOKENIZATION: tuple[Rule, ...] = (
+    ("plural possessives", _joined(("s '", "s'"))),
+    ("slashed years", _slashed_apostrophe),
+    ("marks inside words and numbers", _joined((" @-@ ", "-"), (" @,@ ", ","), (" @.@ ", "."))),
+    ("space before punctuation", _joined(*((f" {mark} ", f"{mark} ") for mark in ":;.!?,"))),
+    ("space inside brackets and quotes", _unpadded("()", "[]", "{}", '""', "''")),
+    ("headings", _joined(*((" ".join("=" * n), "=" * n) for n in (4, 3, 2)))),
+    ("degrees", _joined((" ° ", "°"))),
+    ("space around line breaks", _joined((" \n", "\n"), ("\n ", "\n"))),
+    ("numerals", _joined((" N ", " 1 "))),
+    ("possessives", _joined((" 's", "'s"))),
+)
+"""Rules that undo the word tokenization of the WikiText releases, in the order that they are applied.
+
+The order matters: later rules see what earlier ones left.
+"""
+
+
+def detokenize(text: str) -> str:
+    """Running text of a word-tokenised WikiText file."""
+    for _, rule in DETOKENIZATION:
+        text = rule(text)
+    return text

@@ -3,6 +3,7 @@
 The samples are specified in docs/specs/data.md §4.7 and §4.9, splits and blends in docs/specs/data.md §4.2 and §4.12.
 """
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from mt_data.blending.build import DatasetReader, SplitPart, Splits, SplitSizes,
 from mt_data.config import GPTData, TokenStream
 from mt_data.datasets.gpt.indices import IndexRequest, SampleIndices, build_indices
 from mt_data.datasets.packing import make_position_ids, make_segment_ids
-from mt_data.indexed.cache import IndexCache, content_key
+from mt_data.indexed.cache import IndexCache, hash_content
 from mt_data.indexed.reader import IndexedReader
 from mt_data.tokenizers.base import get_pad_id
 
@@ -77,8 +78,8 @@ class GPTDataset:
         """
         pieces = self.read_pieces(index)
         text = np.full(self._seq_length + self._extra, self._options.pad, np.int64)
-        drawn = np.concatenate(pieces)
-        text[: len(drawn)] = drawn
+        stream = np.concatenate(pieces)
+        text[: len(stream)] = stream
         return self.make_sample(text, [len(piece) for piece in pieces])
 
     def make_sample(self, text: np.ndarray, lengths: list[int]) -> Mapping[str, np.ndarray | np.generic]:
@@ -91,7 +92,7 @@ class GPTDataset:
         loss_mask = np.ones(self._seq_length, np.float32)
         if options.eod_mask_loss:
             loss_mask[tokens == options.eod] = 0.0
-        extras = self._extras(tokens, lengths)
+        extras = self._make_extras(tokens, lengths)
         if options.pad >= 0 or not self._extra or sum(lengths) < len(text):
             loss_mask[labels == options.pad] = 0.0
             labels = np.where(labels == options.pad, 0, labels)
@@ -108,7 +109,7 @@ class GPTDataset:
         between = [get(sequence) for sequence in document[first + 1 : last].tolist()]
         return [get(int(document[first]), start), *between, get(int(document[last]), 0, stop + extra)]
 
-    def _extras(self, tokens: np.ndarray, lengths: list[int]) -> dict[str, np.ndarray | np.generic]:
+    def _make_extras(self, tokens: np.ndarray, lengths: list[int]) -> dict[str, np.ndarray | np.generic]:
         options, extras = self._options, {}
         if options.reset_position_ids or options.reset_attention_mask:
             segment = np.zeros(len(tokens), np.int64)
@@ -138,7 +139,7 @@ def build_gpt_dataset(
         return {name: getattr(built, name) for name in INDEX_NAMES}
 
     used = sequences.lengths[request.sequences.start : request.sequences.stop]
-    arrays = cache.get_arrays(content_key("gpt", INDEX_VERSION, repr(request), used), INDEX_NAMES, build_arrays)
+    arrays = cache.get_arrays(hash_content("gpt", INDEX_VERSION, repr(request), used), INDEX_NAMES, build_arrays)
     return GPTDataset(sequences, SampleIndices(*arrays), request, options)
 
 
@@ -150,32 +151,30 @@ def build_splits(
     cache_dir: Path,
     builder: bool = True,
 ) -> Splits:
-    """The three datasets. Of each the samples wanted: 0 for no dataset, None for one epoch of what there is.
+    """The three datasets; `samples` are 0 for no dataset, None for one epoch of what there is.
 
     A split that is wanted and empty is an `MtError`. Only the process with `builder` writes indexes; the others wait
     for its files. A dataset may be a little longer than asked for.
     """
     cache = IndexCache(cache_dir, builder)
-    found: list[GPTSampleOptions] = []
+    sample_options = functools.cache(lambda: make_sample_options(config))
 
-    def build_dataset(reader: IndexedReader, portion: SplitPart) -> Dataset:
-        if not found:
-            found.append(make_sample_options(config))
-        return build_gpt_dataset(reader, make_index_request(config, portion, seed), cache, found[0])
+    def build_dataset(reader: IndexedReader, part: SplitPart) -> Dataset:
+        return build_gpt_dataset(reader, make_index_request(config, part, seed), cache, sample_options())
 
     return blend_splits(
         config, DatasetReader(IndexedReader, len, build_dataset, "sequences"), samples=samples, cache=cache
     )
 
 
-def make_index_request(config: GPTData, portion: SplitPart, seed: int) -> IndexRequest:
-    """The indexes that a portion of a corpus needs."""
+def make_index_request(config: GPTData, part: SplitPart, seed: int) -> IndexRequest:
+    """The indexes that a part of a corpus needs."""
     return IndexRequest(
-        portion.elements,
-        portion.samples,
+        part.elements,
+        part.samples,
         config.seq_length,
         seed,
-        keep_partial=config.keep_partial_valid and portion.split == 1,
+        keep_partial=config.keep_partial_valid and part.split == 1,
         extra=int(config.extra_token),
     )
 

@@ -25,7 +25,7 @@ class IndexRequest:
     sequences: range
     """Sequence numbers of the split."""
     samples: int | None
-    """Samples wanted; None: those of one epoch."""
+    """Number of samples; None for one epoch."""
     seq_length: int
     """Tokens in a sample, L."""
     seed: int
@@ -86,9 +86,9 @@ def plan_epochs(tokens: int, request: IndexRequest) -> EpochCounts:
 
 
 def _build_document_index(sequences: range, epochs: EpochCounts, random: np.random.RandomState) -> np.ndarray:
-    one = np.arange(sequences.start, sequences.stop, dtype=np.int32)
+    epoch = np.arange(sequences.start, sequences.stop, dtype=np.int32)
     parts = [epochs.count - 1, 1] if epochs.separate_last else [epochs.count]
-    documents = [np.tile(one, part) for part in parts]
+    documents = [np.tile(epoch, part) for part in parts]
     for part in documents:
         random.shuffle(part)
     return np.concatenate(documents)

@@ -1,4 +1,4 @@
-"""What the datasets of sentences with hidden words have in common: corpora, mapping, random numbers of a sample."""
+"""What the datasets of sentences with masked words have in common: corpora, mapping, random numbers of a sample."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from mt_data.config import MaskedData
 from mt_data.config.split import SPLITS
 from mt_data.datasets.masking.mask import MaskingConfig
 from mt_data.datasets.masking.sentence_mapping import Sentences, SentenceSampling, build_sentence_mapping
-from mt_data.indexed.cache import IndexCache, content_key
+from mt_data.indexed.cache import IndexCache, hash_content
 from mt_data.indexed.reader import IndexedReader
 
 MAPPING_VERSION = 1
@@ -50,21 +50,20 @@ def build_masked_splits(
     samples: SplitSizes,
     cache: IndexCache,
 ) -> Splits:
-    """The three datasets, each made of the samples that its gathering gives."""
+    """The three datasets, each made of the samples that its sentence sampling gives."""
 
-    def build(reader: IndexedReader, portion: SplitPart) -> Dataset:
-        sampling = make_sampling(portion.samples)
-        bounds = np.asarray(reader.documents[portion.elements.start : portion.elements.stop + 1])
-        key = content_key("sentences", MAPPING_VERSION, repr(sampling), reader.lengths, bounds)
+    def build(reader: IndexedReader, part: SplitPart) -> Dataset:
+        sampling = make_sampling(part.samples)
+        bounds = np.asarray(reader.documents[part.elements.start : part.elements.stop + 1])
+        key = hash_content("sentences", MAPPING_VERSION, repr(sampling), reader.lengths, bounds)
         sentences = Sentences(np.asarray(reader.lengths), bounds)
         (mapping,) = cache.get_arrays(
             key, ("mapping",), lambda: {"mapping": build_sentence_mapping(sentences, sampling)}
         )
         if not len(mapping):
             raise MtError(
-                f"the {SPLITS[portion.split]} split of {reader.prefix}",
-                f"gives no samples: {len(portion.elements)} documents "
-                f"without {sampling.min_sentences} usable sentences",
+                f"the {SPLITS[part.split]} split of {reader.prefix}",
+                f"gives no samples: {len(part.elements)} documents without {sampling.min_sentences} usable sentences",
                 "documents split into sentences: mt data preprocess --split-sentences",
             )
         return make(SentenceSamples(reader, mapping, sampling.seed))
@@ -73,8 +72,8 @@ def build_masked_splits(
     return blend_splits(config, parts, samples=samples, cache=cache)
 
 
-def masking_config(config: MaskedData) -> MaskingConfig:
-    """How a section hides words."""
+def make_masking_config(config: MaskedData) -> MaskingConfig:
+    """How a section masks words."""
     return MaskingConfig(
         mask_prob=config.mask_prob,
         max_ngram=config.max_ngram,

@@ -1,7 +1,7 @@
-"""Which tokens of a sample are hidden, drawn in Megatron's order (docs/specs/data.md §5.1.2).
+"""Which tokens of a sample are masked, drawn in Megatron's order (docs/specs/data.md §5.1.2).
 
-Every run of up to N words is a candidate. They are visited in random order, and a run is hidden if it still fits into
-the budget and touches nothing hidden before.
+Every run of up to N words is a candidate. They are visited in random order, and a run is masked if it still fits into
+the budget and overlaps nothing masked before.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,7 +17,7 @@ Word = list[int]
 
 @dataclass(frozen=True)
 class MaskingConfig:
-    """How much is hidden, and in which pieces; the fields are those of a `Masking` section."""
+    """How much is masked, and in which runs; the fields are those of a `MaskedData` section."""
 
     mask_prob: float
     max_ngram: int
@@ -28,7 +28,7 @@ class MaskingConfig:
 
     @cached_property
     def ngram_probs(self) -> np.ndarray:
-        """How often a run has 1, 2, … words: in proportion to 1, 1/2, …"""
+        """Probability that a run has 1, 2, … words, in proportion to 1, 1/2, …"""
         probs = 1.0 / np.arange(1, self.max_ngram + 1)
         probs /= probs.sum(keepdims=True)
         return probs[::-1] if self.longer_ngrams else probs
@@ -71,14 +71,14 @@ class WordPieceGroups:
 
 @dataclass
 class MaskedTokens:
-    """A sample with hidden tokens."""
+    """A sample with masked tokens."""
 
     tokens: list[int]
-    """All tokens, replaced where they are hidden."""
+    """All tokens, replaced where they are masked."""
     labels: dict[int, int] = field(default_factory=dict)
-    """Position of a hidden token, and what it was."""
+    """Original id at each masked position."""
     spans: list[Word] = field(default_factory=list)
-    """Runs of hidden tokens, as positions, first to last."""
+    """Runs of masked tokens, as positions, first to last."""
 
 
 def mask_tokens(
@@ -91,27 +91,27 @@ def mask_tokens(
     replace: Callable[[int, np.random.RandomState], int],
     lengths_random: np.random.RandomState,
 ) -> MaskedTokens:
-    """Hide words of a sample that was to have `target` tokens; `replace` gives what stands for a hidden token.
+    """Mask words of a sample whose target length is `target`; `replace` gives the id for a masked token.
 
     With `permute`, as many tokens again change places; the lengths of their runs come from `lengths_random` (Megatron
     takes its process's global generator, so that its samples depend on what else the process has drawn).
     """
     budget = min(masking.mask_prob * target, max(1, round(masking.mask_prob * len(tokens))))
-    hidden = MaskedTokens(list(tokens))
+    masked = MaskedTokens(list(tokens))
     order = list(range(len(words)))
     random.shuffle(order)
     taken: set[int] = set()
     for run in _choose_runs(words, order, budget, taken, lambda: masking.draw_ngram(random)):
         for position in run:
-            hidden.labels[position] = tokens[position]
-            hidden.tokens[position] = replace(tokens[position], random)
-        hidden.spans.append(run)
+            masked.labels[position] = tokens[position]
+            masked.tokens[position] = replace(tokens[position], random)
+        masked.spans.append(run)
     random.shuffle(order)
     if masking.permute:
         runs = _choose_runs(words, order, budget, taken, lambda: masking.draw_ngram(lengths_random))
-        _permute(hidden, sorted(position for run in runs for position in run), random)
-    hidden.spans.sort(key=lambda run: run[0])
-    return hidden
+        _permute(masked, sorted(position for run in runs for position in run), random)
+    masked.spans.sort(key=lambda run: run[0])
+    return masked
 
 
 def _choose_runs(
@@ -132,10 +132,10 @@ def _choose_runs(
             yield run
 
 
-def _permute(hidden: MaskedTokens, positions: list[int], random: np.random.RandomState) -> None:
+def _permute(masked: MaskedTokens, positions: list[int], random: np.random.RandomState) -> None:
     partners = list(positions)
     random.shuffle(partners)
-    before = list(hidden.tokens)
+    before = list(masked.tokens)
     for position, partner in zip(positions, partners, strict=True):
-        hidden.labels[position] = before[position]
-        hidden.tokens[position] = before[partner]
+        masked.labels[position] = before[position]
+        masked.tokens[position] = before[partner]

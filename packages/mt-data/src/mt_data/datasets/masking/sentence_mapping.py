@@ -127,7 +127,7 @@ class _SampleEnds:
         return np.where(self._stops - ends >= self._rest, ends, self._stops)
 
     def find(self, start: int, stop: int, target: int) -> int:
-        """The same for one sentence and any target."""
+        """The end of a sample that begins at sentence `start` of a document, for any target length."""
         reached = bisect_left(self._list, self._list[start] + target, start, stop)
         end = max(reached, start + max(self._min, 1))
         return end if stop - end >= self._rest else stop

@@ -6,7 +6,7 @@ The conversations of a line are packed one after the other into L tokens.
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,10 @@ class ConversationFile:
         """Byte offsets of the lines that are not empty, and the end, int64 [lines + 1]."""
         size = Path(self.path).stat().st_size
         data = np.memmap(self.path, np.uint8, "r") if size else np.zeros(0, np.uint8)
-        blocks = [np.flatnonzero(data[at : at + SCAN_BYTES] == NEWLINE) + at for at in range(0, size, SCAN_BYTES)]
+        blocks = [
+            np.flatnonzero(data[offset : offset + SCAN_BYTES] == NEWLINE) + offset
+            for offset in range(0, size, SCAN_BYTES)
+        ]
         bounds = np.concatenate(([0], *(block + 1 for block in blocks), [size])).astype(np.int64)
         written = np.diff(bounds) - 1
         written[-1] += 1  # what follows the last line's end has none
@@ -60,12 +63,12 @@ class ConversationFile:
             file.seek(start)
             text = file.read(stop - start)
         try:
-            found = json.loads(text)["messages"]
+            messages = json.loads(text)["messages"]
         except (ValueError, KeyError, TypeError) as err:
             raise MtError(self.describe(number), f"holds no messages ({err!r})", LINE_FORM) from err
-        if not isinstance(found, list) or not found or not all(isinstance(message, dict) for message in found):
+        if not isinstance(messages, list) or not messages or not all(isinstance(message, dict) for message in messages):
             raise MtError(self.describe(number), "holds no list of messages", LINE_FORM)
-        return found
+        return messages
 
     def describe(self, number: int) -> str:
         """A line as messages name it; empty lines are not counted."""
@@ -88,7 +91,7 @@ class ChatEncoding:
 
 @dataclass(frozen=True, slots=True)
 class SFTDataset:
-    """As many samples as are wanted, of the lines of a split in their order."""
+    """Samples from the lines of a split in order; the lines are repeated if more samples are wanted."""
 
     lines: ConversationFile
     elements: range
@@ -118,13 +121,11 @@ def build_splits(
 ) -> Splits:
     """The three datasets of a section; shares of the split are of lines, and nothing is random."""
     del seed
-    made: list[ChatEncoding] = []
+    chat_encoding = cache(lambda: _make_chat_encoding(config))
 
-    def build_dataset(lines: ConversationFile, portion: SplitPart) -> Dataset:
-        if not made:
-            made.append(_make_chat_encoding(config))
-        count = len(portion.elements) if portion.samples is None else portion.samples
-        return SFTDataset(lines, portion.elements, count, made[0])
+    def build_dataset(lines: ConversationFile, part: SplitPart) -> Dataset:
+        count = len(part.elements) if part.samples is None else part.samples
+        return SFTDataset(lines, part.elements, count, chat_encoding())
 
     return blend_splits(
         config,

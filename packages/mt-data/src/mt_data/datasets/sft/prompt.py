@@ -49,19 +49,19 @@ def get_prompt_format(name: str, tokenizer: Tokenizer) -> PromptFormat:
 
 def split_conversations(messages: Sequence[Message], where: str) -> list[list[Message]]:
     """Messages of one line, cut before each system message; wrong ones are an `MtError`."""
-    found: list[list[Message]] = []
+    conversations: list[list[Message]] = []
     for number, message in enumerate(messages, start=1):
         role, content = str(message.get("role", "")).lower(), message.get("content")
         if role not in ROLES:
             raise MtError(where, f"message {number} has role {message.get('role')!r}", f"allowed: {', '.join(ROLES)}")
         if not isinstance(content, str) or (not content and role != "system"):
             raise MtError(where, f"message {number} has no content", "a text")
-        if role == "system" or not found:
-            found.append([])
-        if role == "assistant" and (not found[-1] or found[-1][-1]["role"] not in ("user", "tool")):
+        if role == "system" or not conversations:
+            conversations.append([])
+        if role == "assistant" and (not conversations[-1] or conversations[-1][-1]["role"] not in ("user", "tool")):
             raise MtError(where, f"message {number} is an answer to nothing", "an assistant after a user or tool")
-        found[-1].append({"role": role, "content": content})
-    return found
+        conversations[-1].append({"role": role, "content": content})
+    return conversations
 
 
 def encode_conversation(
@@ -72,7 +72,7 @@ def encode_conversation(
     targets = [IGNORED] * len(tokens)
     for message in conversation:
         turn = tokenizer.encode(prompt.turn.format_map(message))
-        hidden = prompt.answer_prefix if message["role"] == "assistant" else len(turn)
+        ignored = prompt.answer_prefix if message["role"] == "assistant" else len(turn)
         tokens += turn
-        targets += [IGNORED] * hidden + turn[hidden:]
+        targets += [IGNORED] * ignored + turn[ignored:]
     return tokens, targets

@@ -1,0 +1,128 @@
+"""`mt generate`: continue prompts with the model of a checkpoint; only `mt` imports this module."""
+
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from typer import Argument, Option
+
+from mt_core.cli.options import expand_options
+from mt_core.contracts import Tokenizer
+from mt_core.errors import MtError
+from mt_eval.options import ModelOptions, TokenizerOptions
+
+UNFINISHED = "\ufffd"
+"""What the first bytes of a character decode to before the last one arrives."""
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointOptions:
+    """The checkpoint whose model continues the prompts."""
+
+    load_dir: Annotated[Path | None, "Checkpoint: a run, a step or a Hugging Face directory."] = None
+    checkpoint: Annotated[Path | None, Argument(metavar="CKPT", help="Checkpoint, if not given as --load-dir.")] = None
+
+    def path(self) -> Path:
+        """The directory, whichever of the two options names it."""
+        given = [str(path) for path in (self.load_dir, self.checkpoint) if path]
+        if len(given) != 1:
+            actual = f"two checkpoints, {' and '.join(given)}" if given else "no checkpoint"
+            raise MtError("--load-dir", actual, "give one: a run, a step or a Hugging Face directory")
+        return Path(given[0])
+
+
+@dataclass(frozen=True, slots=True)
+class PromptOptions:
+    """What to continue, and how far."""
+
+    prompt: Annotated[list[str] | None, "Text to continue; may be given several times."] = None
+    prompt_file: Annotated[Path | None, "A file with a prompt on each line."] = None
+    max_new_tokens: Annotated[int, Option(min=1, help="Most new tokens for each prompt.")] = 64
+    seed: Annotated[int, "Seed of the draws; equal seeds give equal texts."] = 0
+
+    def texts(self) -> list[str]:
+        """All prompts, those of the file last; an empty one begins a document."""
+        from mt_eval.documents import read_text
+
+        lines = read_text(self.prompt_file).splitlines() if self.prompt_file else []
+        return [*(self.prompt or ()), *filter(str.strip, lines)]
+
+
+@dataclass(frozen=True, slots=True)
+class DrawOptions:
+    """How a token is chosen."""
+
+    temperature: Annotated[float, "Logits are divided by this; above 0."] = 1.0
+    top_k: Annotated[int, "Draw from this many likeliest tokens; 1 takes the likeliest, 0 is off."] = 0
+    top_p: Annotated[float, "Draw from the likeliest tokens that reach this probability; 0 is off."] = 0.0
+
+
+@expand_options
+def generate(
+    checkpoint: CheckpointOptions,
+    prompts: PromptOptions,
+    draw: DrawOptions,
+    model: ModelOptions,
+    tokenizer: TokenizerOptions,
+) -> None:
+    """Continue prompts. A single one is printed as it grows, several when all of them are done."""
+    from mt_eval.generation.generate import check_prompts, stream
+    from mt_eval.generation.sampling import SamplingOptions
+    from mt_eval.load import Checkpoint, load_model, load_tokenizer
+
+    options = SamplingOptions(draw.temperature, draw.top_k, draw.top_p)
+    opened = Checkpoint.open(checkpoint.path(), model.loader)
+    vocabulary = load_tokenizer(opened, tokenizer.config())
+    texts = prompts.texts()
+    tokens = [vocabulary.encode(text) or [vocabulary.eod] for text in texts]
+    positions = opened.loader.config().max_seq_len
+    check_prompts(tokens, max_new_tokens=prompts.max_new_tokens, max_seq_len=positions)
+    network = load_model(opened, device=model.device, dtype=model.dtype)
+    steps = stream(
+        network,
+        tokens,
+        max_new_tokens=prompts.max_new_tokens,
+        options=options,
+        seed=prompts.seed,
+        eod=vocabulary.eod,
+    )
+    if len(texts) == 1:
+        _print_growing(texts[0], decode_pieces((token for _, token in steps), vocabulary))
+    else:
+        _print_all(texts, steps, vocabulary)
+
+
+def decode_pieces(tokens: Iterable[int], tokenizer: Tokenizer) -> Iterator[str]:
+    """Pieces of text as tokens arrive; a character waits until its last byte has arrived."""
+    ids: list[int] = []
+    printed = 0
+    for token in tokens:
+        ids.append(token)
+        text = tokenizer.decode(ids)
+        if not text.endswith(UNFINISHED):
+            yield text[printed:]
+            printed = len(text)
+    if len(text := tokenizer.decode(ids)) > printed:
+        yield text[printed:]
+
+
+def _print_growing(prompt: str, grown: Iterable[str]) -> None:
+    sys.stdout.write(prompt)
+    for piece in grown:
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+    print()
+
+
+def _print_all(prompts: list[str], steps: Iterable[tuple[int, int]], tokenizer: Tokenizer) -> None:
+    from mt_core.progress import progress
+
+    new: list[list[int]] = [[] for _ in prompts]
+    with progress("generating", unit="tokens") as advance:
+        for prompt, token in steps:
+            new[prompt].append(token)
+            advance(1)
+    for number, (prompt, ids) in enumerate(zip(prompts, new, strict=True), start=1):
+        print(f"--- prompt {number}\n{prompt}{tokenizer.decode(ids)}")

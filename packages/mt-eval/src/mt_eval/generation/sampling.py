@@ -1,0 +1,65 @@
+"""How the next token is chosen from logits: temperature, then top-k or top-p, then one draw.
+
+Source: docs/specs/evaluation.md §4.1.
+
+Choosing is a pure function of the logits and a number in [0, 1), so equal draws give equal tokens in any batch.
+
+Shape suffixes: B sequences, V vocabulary.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mt_core.errors import Problem, raise_if
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingOptions:
+    """Which tokens may be drawn, and how evenly."""
+
+    temperature: float = 1.0
+    """Logits are divided by this first; in (0, 100]."""
+    top_k: int = 0
+    """Keep this many of the largest logits; 1 always takes the largest, 0 keeps all."""
+    top_p: float = 0.0
+    """Keep the likeliest tokens up to the first that takes their sum above this; 0 keeps all."""
+
+    def __post_init__(self) -> None:
+        problems = []
+        if not 0 < self.temperature <= 100:
+            allowed = "above 0, at most 100 (--top-k 1 always takes the likeliest token)"
+            problems.append(Problem("--temperature", f"{self.temperature}", allowed))
+        if self.top_k < 0:
+            problems.append(Problem("--top-k", f"{self.top_k}", "0 (off) or more"))
+        if not 0 <= self.top_p <= 1:
+            problems.append(Problem("--top-p", f"{self.top_p}", "0 (off) to 1"))
+        if self.top_k and self.top_p:
+            problems.append(Problem("--top-k, --top-p", "both set", "one of the two"))
+        raise_if(problems)
+
+    @property
+    def greedy(self) -> bool:
+        """No draw is needed."""
+        return self.top_k == 1
+
+
+def choose_tokens(logits_BV: "Tensor", options: SamplingOptions, draws_B: "Tensor") -> "Tensor":
+    """Token ids [B] for draws in [0, 1), fp64. Equal logits are ordered by id, the lower first."""
+    import torch
+
+    if options.greedy:
+        return logits_BV.argmax(-1)
+    sorted_BV, ids_BV = logits_BV.double().div(options.temperature).sort(dim=-1, descending=True, stable=True)
+    probs_BV = sorted_BV.softmax(-1)
+    if options.top_k:
+        probs_BV[:, options.top_k :] = 0
+    if options.top_p:
+        above_BV = probs_BV.cumsum(-1) > options.top_p
+        probs_BV[:, 1:].masked_fill_(above_BV[:, :-1], 0)
+    below_BV = probs_BV.cumsum(-1)
+    picked_B = (below_BV <= draws_B[:, None] * below_BV[:, -1:]).sum(-1)
+    picked_B = torch.minimum(picked_B, (probs_BV > 0).sum(-1) - 1)  # a draw rounded up to 1 stays inside
+    return ids_BV.gather(-1, picked_B[:, None])[:, 0]

@@ -1,0 +1,90 @@
+import pytest
+import torch
+
+from mt_core.errors import MtError
+from mt_eval.generation.sampling import SamplingOptions, choose_tokens
+
+PROBS = [0.1, 0.4, 0.2, 0.3]  # in order of probability: ids 1, 3, 2, 0
+
+
+def reachable(options, probs=PROBS, steps=1000):
+    """Ids that any draw can reach, with their shares of the unit interval."""
+    draws_B = (torch.arange(steps, dtype=torch.float64) + 0.5) / steps
+    logits_BV = torch.tensor(probs, dtype=torch.float64).log().expand(steps, -1)
+    ids, counts = choose_tokens(logits_BV, options, draws_B).unique(return_counts=True)
+    return dict(zip(ids.tolist(), (counts / steps).tolist(), strict=True))
+
+
+def test_without_filters_every_token_is_drawn_with_its_probability():
+    assert reachable(SamplingOptions()) == pytest.approx({0: 0.1, 1: 0.4, 2: 0.2, 3: 0.3}, abs=1e-3)
+
+
+def test_temperature_divides_the_logits():
+    squared = torch.tensor(PROBS) ** 2
+    assert reachable(SamplingOptions(temperature=0.5)) == pytest.approx(
+        dict(enumerate((squared / squared.sum()).tolist())), abs=2e-3
+    )
+
+
+def test_top_k_keeps_the_k_largest():
+    assert reachable(SamplingOptions(top_k=2)) == pytest.approx({1: 4 / 7, 3: 3 / 7}, abs=1e-3)
+
+
+def test_top_k_larger_than_the_vocabulary_keeps_all():
+    assert reachable(SamplingOptions(top_k=50)).keys() == {0, 1, 2, 3}
+
+
+def test_top_k_of_one_is_the_arg_max_and_the_first_of_equals():
+    logits_BV = torch.tensor([[0.0, 2.0, 2.0], [3.0, 1.0, 3.0]])
+    assert choose_tokens(logits_BV, SamplingOptions(top_k=1), torch.zeros(2)).tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("top_p", "kept"),
+    [
+        (0.05, {1}),
+        (0.39, {1}),
+        (0.5, {1, 3}),
+        (0.69, {1, 3}),
+        (0.75, {1, 3, 2}),
+        (0.95, {0, 1, 2, 3}),
+        (1.0, {0, 1, 2, 3}),
+    ],
+)
+def test_top_p_keeps_the_token_that_crosses_the_threshold(top_p, kept):
+    assert reachable(SamplingOptions(top_p=top_p)).keys() == kept
+
+
+def test_top_p_keeps_the_token_after_a_sum_that_only_equals_the_threshold():
+    assert reachable(SamplingOptions(top_p=0.5), [0.5, 0.25, 0.25]).keys() == {0, 1}
+
+
+def test_temperature_acts_before_top_p():
+    assert reachable(SamplingOptions(temperature=0.2, top_p=0.7)).keys() == {1}
+
+
+@pytest.mark.parametrize("draw", [0.0, 1 - 2**-53, 1.0])
+def test_extreme_draws_reach_only_possible_tokens(draw):
+    logits_BV = torch.tensor([[-torch.inf, 1.0, -torch.inf]])
+    assert choose_tokens(logits_BV, SamplingOptions(), torch.tensor([draw], dtype=torch.float64)).tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temperature": 0.0}, r"--temperature: 0.0; above 0, at most 100 \(--top-k 1"),
+        ({"temperature": 100.5}, "--temperature: 100.5; above 0, at most 100"),
+        ({"temperature": float("nan")}, "--temperature: nan"),
+        ({"top_k": -1}, r"--top-k: -1; 0 \(off\) or more"),
+        ({"top_p": 1.5}, r"--top-p: 1.5; 0 \(off\) to 1"),
+        ({"top_p": 0.9, "top_k": 4}, "--top-k, --top-p: both set; one of the two"),
+    ],
+)
+def test_values_without_meaning_are_refused(options, message):
+    with pytest.raises(MtError, match=message):
+        SamplingOptions(**options)
+
+
+def test_all_mistakes_are_told_at_once():
+    with pytest.raises(MtError, match=r"--temperature: 0(.|\n)*--top-p: 2"):
+        SamplingOptions(temperature=0, top_p=2)

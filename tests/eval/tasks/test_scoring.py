@@ -1,0 +1,86 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mt_core.errors import MtError
+from mt_eval.tasks.scoring import check_stride, compute_perplexity, make_windows, sum_loss
+
+SIZES = st.integers(1, 40).flatmap(
+    lambda seq_length: st.tuples(st.integers(0, 200), st.just(seq_length), st.integers(1, seq_length))
+)
+
+
+@given(SIZES)
+def test_every_target_is_scored_exactly_once(sizes):
+    total, seq_length, stride = sizes
+    scored = [t for w in make_windows(total, seq_length, stride) for t in range(w.scored_from, w.stop + 1)]
+    assert scored == list(range(1, total))
+
+
+@given(SIZES)
+def test_a_window_fits_the_model_and_scores_something(sizes):
+    for window in make_windows(*sizes):
+        assert 0 < window.stop - window.start <= sizes[1]
+        assert window.start < window.scored_from <= window.stop
+
+
+@given(SIZES)
+def test_windows_after_the_first_score_at_most_the_last_stride_targets(sizes):
+    total, seq_length, stride = sizes
+    for number, window in enumerate(make_windows(total, seq_length, stride)):
+        assert window.start == number * stride
+        if number:
+            assert window.scored_from == window.start + seq_length - stride + 1
+
+
+def test_stride_equal_to_the_length_gives_disjoint_windows():
+    assert [(w.start, w.stop) for w in make_windows(11, 4, 4)] == [(0, 4), (4, 8), (8, 10)]
+
+
+def test_a_text_shorter_than_a_window_is_one_window():
+    assert [(w.start, w.stop, w.scored_from) for w in make_windows(5, 64, 32)] == [(0, 4, 1)]
+
+
+def test_the_wikitext_windows_that_score_nothing_are_left_out():
+    assert len(list(make_windows(270_329, 1024, 32))) == 8448 - 31
+
+
+def test_one_window_is_the_models_own_loss(model):
+    tokens = torch.randint(0, 257, (40,), generator=torch.Generator().manual_seed(1))
+    whole = model.token_losses(tokens[None, :-1], tokens[None, 1:]).sum().item()
+    assert sum_loss(model, tokens.tolist(), seq_length=64, stride=64, batch_size=4) == pytest.approx(whole, rel=1e-12)
+
+
+@pytest.mark.parametrize("stride", [1, 3, 8])
+def test_each_target_sees_the_context_that_its_window_has(model, stride):
+    tokens = torch.randint(0, 257, (30,), generator=torch.Generator().manual_seed(2))
+    expected = 0.0
+    for target in range(1, 30):
+        start = 0 if target <= 8 else -(-(target - 8) // stride) * stride
+        expected += model.token_losses(tokens[None, start:target], tokens[None, start + 1 : target + 1])[0, -1].item()
+    result = sum_loss(model, tokens.tolist(), seq_length=8, stride=stride, batch_size=5)
+    assert result == pytest.approx(expected, rel=1e-12)
+
+
+def test_batch_size_changes_nothing(model):
+    tokens = list(range(100))
+    one, many = (sum_loss(model, tokens, seq_length=16, stride=5, batch_size=size) for size in (1, 7))
+    assert many == pytest.approx(one, rel=1e-12)
+
+
+def test_perplexity_stays_finite():
+    assert compute_perplexity(2.0) == math.exp(2)
+    assert compute_perplexity(1e9) == math.exp(20)
+
+
+def test_a_stride_longer_than_the_window_is_refused():
+    with pytest.raises(MtError, match="--overlapping-eval: 65; 1 to 64"):
+        check_stride(65, 64)
+
+
+def test_a_text_without_a_target_is_refused(model):
+    with pytest.raises(MtError, match="--data: 1 tokens; a text of at least two"):
+        sum_loss(model, [3], seq_length=8, stride=8, batch_size=1)
