@@ -79,8 +79,9 @@ def import_library(module: str, *, where: str, requires: Sequence[str]) -> Modul
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as err:
-        install = " ".join(f"'{requirement}'" for requirement in requires) or err.name
-        raise MtError(where, f"needs {err.name!r}, which is not installed", f"pip install {install}") from err
+        library = (err.name or module).partition(".")[0]
+        install = " ".join(f"'{requirement}'" for requirement in requires) or library
+        raise MtError(where, f"needs {library!r}, which is not installed", f"pip install {install}") from err
 
 
 class Hooks:

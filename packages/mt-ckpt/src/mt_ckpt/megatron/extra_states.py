@@ -1,6 +1,6 @@
 """Extra states of Megatron's modules: without FP8, None or an empty tensor under a name ending in `_extra_state`.
 
-Source: docs/specs/checkpoints.md §1.6.
+Source: docs/specs/checkpoints.md §2.7 and §3.2.
 """
 
 import re

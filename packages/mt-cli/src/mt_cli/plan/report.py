@@ -55,7 +55,7 @@ def _recompute(plan: Plan) -> str:
 
 
 def _memory(plan: Plan, *, explain: bool) -> Iterator[str]:
-    yield f"\n{'memory of suggestion GPU':<36}{'GiB':>10}"
+    yield f"\n{'memory of one GPU':<36}{'GiB':>10}"
     for category, size in by_category(plan.items).items():
         yield f"  {category:<34}{size / GIB:>10.2f}"
         if explain:
@@ -90,7 +90,7 @@ def _communication(plan: Plan, profile: Profile) -> Iterator[str]:
     if not plan.transfers:
         yield "\nno communication"
         return
-    yield f"\n{'communication of suggestion GPU in a step':<36}{'calls':>7}{'MB each':>9}{'GB sent':>10}{'ms':>9}  of"
+    yield f"\n{'communication of one GPU in a step':<36}{'calls':>7}{'MB each':>9}{'GB sent':>10}{'ms':>9}  of"
     for transfer in plan.transfers:
         times = _times(plan, transfer)
         name = f"{transfer.axis} {transfer.collective}"

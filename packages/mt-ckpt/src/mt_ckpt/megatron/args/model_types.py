@@ -25,7 +25,7 @@ def _keep(args: Any) -> Any:
     return args
 
 
-def _no_errors(config: Any, where: str, heads: tuple[str, ...]) -> Iterator[Problem]:
+def _no_errors(config: TransformerConfig, where: str, heads: tuple[str, ...]) -> Iterator[Problem]:
     return iter(())
 
 

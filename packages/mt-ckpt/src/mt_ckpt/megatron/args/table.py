@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from mt_ckpt.megatron.layout import Layout
 from mt_ckpt.megatron.parameters.table import Shape
 from mt_core.errors import MtError, Problem
+from mt_models.config import TransformerConfig
 
 Settings = dict[str, Any]
 """Values of ours by their path in the configuration, such as attention.heads."""
@@ -42,7 +43,7 @@ class Row:
 def rename(path: str, *names: str, default: Any = None) -> Row:
     """A row of a value that is the same on both sides; the first of the names is read that has one."""
 
-    def write(config: Any, layout: Layout) -> Arguments:
+    def write(config: TransformerConfig, layout: Layout) -> Arguments:
         return dict.fromkeys(names, _look_up(config, path))
 
     def read(source: Source) -> Settings:
@@ -60,10 +61,11 @@ def spell(path: str, name: str, spelling: Mapping[str, str], default: str) -> Ro
     )
 
 
-def _look_up(config: Any, path: str) -> Any:
+def _look_up(config: TransformerConfig, path: str) -> Any:
+    value: Any = config
     for name in path.split("."):
-        config = getattr(config, name)
-    return config
+        value = getattr(value, name)
+    return value
 
 
 def read_rows(rows: Iterable[Row], source: Source) -> dict[str, Any]:
