@@ -8,8 +8,6 @@ from docs.pages import DOCS, ROOT
 
 ROW = re.compile(r"^\| (?!term \||--- )(.+?) \| (.+) \|$", re.MULTILINE)
 CODE = re.compile(r"`(\w+)`")
-AWAITED = {"data_context", "main_params", "ring_exchange"}
-"""Names of docs/decisions/names.md that the packages do not have yet."""
 
 
 def rows() -> list[tuple[str, str]]:
@@ -38,4 +36,4 @@ def test_each_term_has_one_row_which_is_a_sentence():
 def test_every_term_in_code_exists_in_the_packages():
     terms = {name for row, meaning in rows() for name in CODE.findall(f"{row} {meaning}")}
     assert {"hidden_size", "segment_ids"} <= terms
-    assert terms - names() - AWAITED == set()
+    assert terms - names() == set()
