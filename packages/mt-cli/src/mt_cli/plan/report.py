@@ -135,7 +135,7 @@ def as_values(
     layout, dims = plan.layout, plan.layout.dims
     return {
         "layout": {"tensor": dims.tensor, "context": dims.context, "data": dims.data, "expert": dims.expert}
-        | {"sequence": layout.sequence, "sharding": layout.sharding, "sharers": layout.shard_group_size}
+        | {"sequence": layout.sequence, "sharding": layout.sharding, "shard_group_size": layout.shard_group_size}
         | {"micro_batches": plan.micro_batches},
         "memory": {
             "fits": plan.fits,

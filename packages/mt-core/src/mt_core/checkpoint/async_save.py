@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mt_core.checkpoint.commit_protocol import Ranks, refuse_committed
 from mt_core.checkpoint.native import prune, step_directory
-from mt_core.checkpoint.step_writer import Parts, write
+from mt_core.checkpoint.step_writer import CheckpointTensors, write
 
 SLAB_BYTES = 1 << 30
 ALIGNMENT = 256
@@ -79,7 +79,7 @@ class HostCopier:
     def __init__(self) -> None:
         self.pinned = PinnedMemory()
 
-    def take(self, parts: Parts) -> HostCopies:
+    def take(self, parts: CheckpointTensors) -> HostCopies:
         """Copy every tensor: from a GPU without waiting for it, in the order of its current stream."""
         self.pinned.reset()
         if not torch.cuda.is_initialized():
@@ -147,7 +147,7 @@ class AsyncWriter:
         """Page-lock memory for what this rank owns on a GPU; else the first save pauses for it, 0.45 s a GB."""
         self._copies.pinned.reserve(nbytes)
 
-    def save(self, step: int, parts: Parts, meta: Mapping[str, Any]) -> SavedCheckpoint | None:
+    def save(self, step: int, parts: CheckpointTensors, meta: Mapping[str, Any]) -> SavedCheckpoint | None:
         """Copy the tensors that this rank owns and have them written; returns before that is done.
 
         Waits first for a checkpoint in pending, and returns it. `parts` may gather tensors from other ranks as they are

@@ -18,7 +18,7 @@ from mt_core.files import disk_errors
 
 TOKENIZER = "tokenizer"
 
-Parts = Mapping[str, Iterable[tuple[str, Tensor]]]
+CheckpointTensors = Mapping[str, Iterable[tuple[str, Tensor]]]
 """Part → canonical names and whole tensors that this rank owns."""
 
 
@@ -38,7 +38,7 @@ class WriteResult:
 
 def write(
     path: Path,
-    parts: Parts,
+    parts: CheckpointTensors,
     meta: Mapping[str, Any],
     tokenizer_files: Sequence[Path] = (),
     *,
@@ -83,7 +83,7 @@ def _discard_on_error(temporary: Path, path: Path, ranks: Ranks) -> Iterator[Non
 
 
 def _write_share(
-    temporary: Path, ranks: Ranks, parts: Parts, tokenizer_files: Sequence[Path]
+    temporary: Path, ranks: Ranks, parts: CheckpointTensors, tokenizer_files: Sequence[Path]
 ) -> tuple[list[str], list[Path]]:
     names: list[str] = []
     for part, tensors in parts.items():

@@ -21,7 +21,7 @@ from mt_core.errors import MtError
 FIRST_POLL_S, LAST_POLL_S = 0.01, 0.5
 LEAVE_S = 60.0
 """How long a rank that is done waits for the others to be; after the last collective they are moments apart."""
-NAME = "meeting"
+RENDEZVOUS_KEY = "rendezvous"
 
 
 def open_store(info: RankInfo, timeout_s: float) -> Store:
@@ -61,7 +61,7 @@ def rendezvous(store: Store, info: RankInfo, timeout_s: float) -> str:
 
 
 def _coordinate(store: Store, info: RankInfo, own_mark: str, deadline: float) -> str:
-    store.set(NAME, own_mark)
+    store.set(RENDEZVOUS_KEY, own_mark)
     waiting, seen = set(range(1, info.world_size)), [own_mark]
     pause = FIRST_POLL_S
     while waiting:
@@ -82,8 +82,8 @@ def _coordinate(store: Store, info: RankInfo, own_mark: str, deadline: float) ->
 def _join(store: Store, info: RankInfo, own_mark: str, deadline: float) -> str:
     pause, name = FIRST_POLL_S, ""
     while time.monotonic() < deadline + 4 * LAST_POLL_S:
-        if store.check([NAME]):
-            name = store.get(NAME).decode()
+        if store.check([RENDEZVOUS_KEY]):
+            name = store.get(RENDEZVOUS_KEY).decode()
             store.set(f"{name}/joined/{info.rank}", own_mark)
             if store.check([f"{name}/complete"]) and own_mark in store.get(f"{name}/complete").decode():
                 return name

@@ -30,7 +30,7 @@ class Layout:
 
     dims: ParallelDims
     sequence: bool = False
-    exchange: CPCommType = "ring"
+    cp_comm_type: CPCommType = "ring"
     sharding: str = "replicate"
     overlap_grad_reduce: bool = True
     overlap_param_gather: bool = True
@@ -66,7 +66,7 @@ def build_layout(config: RunConfig, ranks: int | None = None) -> Layout:
     return Layout(
         dims=ParallelDims(data, parallel.context, parallel.tensor, shard, parallel.expert),
         sequence=parallel.sequence,
-        exchange=parallel.cp_comm_type,
+        cp_comm_type=parallel.cp_comm_type,
         sharding=parallel.sharding,
         overlap_grad_reduce=parallel.overlap_grad_reduce,
         overlap_param_gather=parallel.overlap_param_gather,
@@ -130,7 +130,7 @@ def _context(config: TransformerRun, layout: Layout) -> Iterator[Problem]:
     if length % (2 * dims.context):
         actual = f"{length} is no multiple of 2 × parallel.context {dims.context}"
         yield Problem("data.seq_length", actual, f"allowed: {_multiples(length, 2 * dims.context)}")
-    if layout.exchange != "all_to_all":
+    if layout.cp_comm_type != "all_to_all":
         return
     sizes = [size for size in get_cut_sizes(config.model, "tensor") if size.all_to_all]
     local = {size.name.rpartition(".")[2]: size.local(dims.tensor) for size in sizes}

@@ -135,7 +135,7 @@ def _context(config: PlannedRun, layout: Layout) -> Iterator[Transfer]:
     def row(collective: str, what: str, phase: Phase, calls: float, size: float, hidden: str = "") -> Transfer:
         return Transfer("context", n, collective, what, phase, calls, size, hidden, dims.span("context"))
 
-    match layout.exchange:
+    match layout.cp_comm_type:
         case "ring":
             forward, core = "keys and values, around the ring", "attention core"
             yield row("send", forward, "forward", (n - 1) * layers, keys, core)

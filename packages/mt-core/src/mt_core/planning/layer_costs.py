@@ -90,7 +90,7 @@ def get_layer_costs(config: PlannedRun, layout: Layout) -> LayerCosts:
             tensor=layout.dims.tensor,
             sequence_parts=layout.sequence_parts,
             context=layout.dims.context,
-            cp_comm_type=layout.exchange,
+            cp_comm_type=layout.cp_comm_type,
             expert=layout.dims.expert,
             compiled=config.runtime.compile,
         )

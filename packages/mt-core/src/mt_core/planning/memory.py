@@ -91,7 +91,7 @@ def _buffers(config: PlannedRun, layout: Layout) -> list[Item]:
     dims, each, costs = layout.dims, state_bytes(config.precision), get_layer_costs(config, layout)
     count = count_parameters(config.model, dims.tensor, dims.expert)
     whole = count_tokens(config, layout) * config.model.hidden_size * BYTES[config.precision.dtype]
-    keys = costs.kv_bytes * {"ring": 2, "all_gather": dims.context, "all_to_all": 1}[layout.exchange]
+    keys = costs.kv_bytes * {"ring": 2, "all_gather": dims.context, "all_to_all": 1}[layout.cp_comm_type]
     return [
         Item(
             "buffers",

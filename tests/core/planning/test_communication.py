@@ -2,7 +2,7 @@
 
 import pytest
 
-from core.planning_configs import h200, run
+from core.planning.configs import h200, run
 from mt_core.parallel.layout import build_layout
 from mt_core.planning.communication import Transfer, transfers
 from mt_core.planning.parameters import count_parameters

@@ -2,7 +2,7 @@
 
 import pytest
 
-from core.planning_configs import run
+from core.planning.configs import run
 from mt_core.errors import MtError
 from mt_core.parallel.layout import build_layout, describe, find_nearest, problems, suggest_nearest
 from mt_core.planning.gpu_profile import read_profile

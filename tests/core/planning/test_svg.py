@@ -4,7 +4,7 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from core.planning_configs import h200, run
+from core.planning.configs import h200, run
 from mt_core.planning.memory import GIB, by_category
 from mt_core.planning.plan import plan
 from mt_core.planning.svg import LEFT, RIGHT, WIDTH, draw_memory, draw_timeline

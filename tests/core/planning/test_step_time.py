@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 
-from core.planning_configs import LLAMA8B_8L, h200, run
+from core.planning.configs import LLAMA8B_8L, h200, run
 from mt_core.errors import MtError
 from mt_core.parallel.layout import build_layout
 from mt_core.planning.compute import compute

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from core.planning_configs import LLAMA8B_8L, h200, run
+from core.planning.configs import LLAMA8B_8L, h200, run
 from mt_core.parallel.layout import build_layout
 from mt_core.parallel.tensor.plan import get_cut_dim
 from mt_core.planning.layer_costs import RankShape, get_layer_costs

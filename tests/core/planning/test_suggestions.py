@@ -2,7 +2,7 @@
 
 import pytest
 
-from core.planning_configs import h200, run
+from core.planning.configs import h200, run
 from mt_core.errors import raise_if
 from mt_core.parallel.layout import build_layout, problems
 from mt_core.planning.plan import plan

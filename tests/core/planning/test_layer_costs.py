@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from core.planning_configs import h200, run
+from core.planning.configs import h200, run
 from mt_core.distributed.topology import ParallelDims
 from mt_core.parallel.cuts import CutSize
 from mt_core.parallel.layout import Layout, axis_problems
