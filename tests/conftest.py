@@ -18,6 +18,8 @@ HERE = Path(__file__).parent
 
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # several tests run at a time, and their commands
+os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # no pool of processes that each import torch
+os.environ["TORCHINDUCTOR_VEC_ISA_OK"] = "1"  # nor one for each vector instruction set that the processor lists
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # commands that tests start find compiled modules: 3 s less each
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell sets it in the background, and children inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
