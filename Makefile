@@ -18,7 +18,7 @@ quickstart: $(SYNCED) ## Train, convert and evaluate a small model on text from 
 PYTEST = PATH="$(dir $(abspath $(UV))):$$PATH" $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 .PHONY: test
-test: $(SYNCED) ## Run all tests (8 minutes on 2 cores)
+test: $(SYNCED) ## Run all tests (13 minutes on 2 cores)
 	$(PYTEST)
 
 .PHONY: test-fast
