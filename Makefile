@@ -22,7 +22,7 @@ test: $(SYNCED) ## Run all tests (13 minutes on 2 cores)
 	$(PYTEST)
 
 .PHONY: test-fast
-test-fast: $(SYNCED) ## Run the tests that are neither slow nor of the documentation (2 minutes on 2 cores)
+test-fast: $(SYNCED) ## Run the tests that are neither slow nor of the documentation
 	$(PYTEST) -m "not slow and not docs"
 
 .PHONY: test-slow

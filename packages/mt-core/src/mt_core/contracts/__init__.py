@@ -1,4 +1,4 @@
-"""What an implementation of each kind of component must offer. Contracts only: nothing here runs.
+"""What an implementation of each kind of component must offer.
 
 torch types appear as forward references, so this package imports without torch.
 """
