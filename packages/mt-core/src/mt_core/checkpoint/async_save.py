@@ -131,7 +131,8 @@ class AsyncWriter:
     """Every rank of a run has one and calls `save` for the same steps, `poll` at every step, `wait` before it leaves.
 
     A kill at any moment leaves the last committed checkpoint as it was. A failure of any rank is raised on every rank
-    by the next call of a method here: one `MtError` on the first rank naming all that failed.
+    by the next call of a method here: one `MtError` on the first rank naming all that failed. A process that ends
+    without `wait` finishes its own files first, and commits them if no other rank's are missing.
     """
 
     def __init__(
@@ -142,6 +143,8 @@ class AsyncWriter:
         self._tokenizer_files = tokenizer_files
         self._copies = HostCopier()
         self._pending: _PendingSave | None = None
+        self._thread: Thread | None = None
+        """Joined, and no daemon: an interpreter that ends while a thread frees tensors aborts the process."""
 
     def reserve(self, nbytes: int) -> None:
         """Page-lock memory for what this rank owns on a GPU; else the first save pauses for it, 0.45 s a GB."""
@@ -161,7 +164,8 @@ class AsyncWriter:
         copies = self._copies.take(parts)
         pending = _PendingSave(step, start - asked, time.perf_counter() - start, Future())
         self._pending = pending
-        Thread(target=self._write, args=(pending, path, copies, meta), name=f"save step {step}", daemon=True).start()
+        self._thread = Thread(target=self._write, args=(pending, path, copies, meta), name=f"save step {step}")
+        self._thread.start()
         return earlier
 
     def poll(self) -> SavedCheckpoint | None:
@@ -178,6 +182,8 @@ class AsyncWriter:
         finally:
             if outcome.done():  # not so if the wait was interrupted
                 self._pending = None
+                assert self._thread, "it has the outcome"
+                self._thread.join()
 
     def _wait_for_room(self, step: int) -> SavedCheckpoint | None:
         if self._pending and not self._pending.outcome.done() and self._ranks.rank == 0:

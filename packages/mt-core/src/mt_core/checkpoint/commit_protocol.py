@@ -11,6 +11,7 @@ RUN/step-00001000/               the same directory, renamed once every report i
 
 import json
 import shutil
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -60,13 +61,14 @@ def poll_until(
 ) -> Result:
     """The first result of `ready` that is not None; raises `late()` once `progress()` has not changed for `timeout_s`.
 
-    Looks ever less often, and takes part in no collective.
+    Looks ever less often, and takes part in no collective. Raises `late()` too where the process wants to end: the
+    interpreter waits for the thread that is in here.
     """
     pause, seen, since = FIRST_PAUSE_S, progress(), time.monotonic()
     while (result := ready()) is None:
         if (now := progress()) != seen:
             seen, since = now, time.monotonic()
-        elif time.monotonic() - since > timeout_s:
+        elif time.monotonic() - since > timeout_s or not threading.main_thread().is_alive():
             raise late()
         time.sleep(pause)
         pause = min(pause * 1.5, LONGEST_PAUSE_S)

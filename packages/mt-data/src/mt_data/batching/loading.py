@@ -19,7 +19,7 @@ from mt_data.batching.samplers import DataParallelRank, get_sampler
 Batch = dict[str, torch.Tensor]
 Item = TypeVar("Item")
 STOP_CHECK_S = 0.1
-"""How long the thread may live on after its iterator is gone."""
+"""How long the thread may live on after its iterator is gone, or the main thread has ended."""
 
 
 def load_batches(
@@ -93,14 +93,15 @@ def _check_vocabulary(batch: Mapping[str, torch.Tensor], vocab_size: int) -> Non
 def read_ahead(items: Iterable[Item], depth: int) -> Iterator[Item]:
     """The items in their order, up to `depth` of them drawn ahead; 0 draws each when it is asked for.
 
-    What the iterable raises is raised here, after the items before it.
+    What the iterable raises is raised here, after the items before it. The thread that draws is no daemon, and looks
+    itself whether the process wants to end: an interpreter that ends while it is inside torch aborts.
     """
     if depth == 0:
         yield from items
         return
     ready: queue.Queue[tuple[Item | None, BaseException | None]] = queue.Queue(depth)
     stopped = threading.Event()
-    thread = threading.Thread(target=_fill_queue, args=(items, ready, stopped), name="read-ahead", daemon=True)
+    thread = threading.Thread(target=_fill_queue, args=(items, ready, stopped), name="read-ahead")
     thread.start()
     try:
         while True:
@@ -112,24 +113,25 @@ def read_ahead(items: Iterable[Item], depth: int) -> Iterator[Item]:
             yield item  # pyright: ignore[reportReturnType] - there is an item where there is no error
     finally:
         stopped.set()
-        thread.join()  # an interpreter that ends while the thread is inside torch aborts
+        thread.join()
 
 
 def _fill_queue(items: Iterable[Item], ready: "queue.Queue", stopped: threading.Event) -> None:
     try:
         for item in items:
-            _put_item(ready, (item, None), stopped)
-            if stopped.is_set():
+            if not _put_item(ready, (item, None), stopped):
                 return
         _put_item(ready, (None, StopIteration()), stopped)
     except BaseException as error:  # of whatever kind: it is raised where the items are wanted
         _put_item(ready, (None, error), stopped)
 
 
-def _put_item(ready: "queue.Queue", item: object, stopped: threading.Event) -> None:
-    while not stopped.is_set():
+def _put_item(ready: "queue.Queue", item: object, stopped: threading.Event) -> bool:
+    """Whether the item could be put; not if nobody will get it any more."""
+    while not stopped.is_set() and threading.main_thread().is_alive():
         try:
             ready.put(item, timeout=STOP_CHECK_S)
         except queue.Full:
             continue
-        return
+        return True
+    return False
