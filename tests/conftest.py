@@ -7,11 +7,13 @@ import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from mt_core.plugins import Component, hookimpl, manager
 from preloaded import processes
 
 HERE = Path(__file__).parent
@@ -33,6 +35,24 @@ def real_processes() -> Iterator[None]:
     """Commands of this test are interpreters of their own, not forks of one that has imported everything."""
     with processes.real_processes():
         yield
+
+
+@pytest.fixture
+def add_component() -> Iterator[Callable[..., None]]:
+    """`add_component("ckpt-saver", "name", "package.module:attribute")`: a third party's plugin, for one test."""
+    added = []
+
+    def add(kind: Any, name: str, target: str) -> None:
+        class Plugin:
+            @hookimpl
+            def mt_components(self) -> list[Component]:
+                return [Component(kind, name, target, "added by a test")]
+
+        added.append(manager().register(Plugin(), name=f"test-{kind}-{name}"))
+
+    yield add
+    for name in added:
+        manager().unregister(name=name)
 
 
 @pytest.fixture

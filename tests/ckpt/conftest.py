@@ -11,7 +11,6 @@ import transformers
 
 from mt_ckpt.conversion.convert import convert
 from mt_ckpt.tensor_streams.safetensors_directory import SafetensorsDir
-from mt_core.plugins import Component, hookimpl, manager
 
 LLAMA: dict[str, Any] = {
     "vocab_size": 61,
@@ -115,24 +114,6 @@ def save_model(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return save
-
-
-@pytest.fixture
-def add_component() -> Iterator[Callable[..., None]]:
-    """`add_component("ckpt-saver", "name", "package.module:attribute")`: a third party's plugin, for one test."""
-    added = []
-
-    def add(kind: Any, name: str, target: str) -> None:
-        class Plugin:
-            @hookimpl
-            def mt_components(self) -> list[Component]:
-                return [Component(kind, name, target, "added by a test")]
-
-        added.append(manager().register(Plugin(), name=f"test-{kind}-{name}"))
-
-    yield add
-    for name in added:
-        manager().unregister(name=name)
 
 
 @pytest.fixture

@@ -88,11 +88,16 @@ def test_a_picture_needs_a_directory(mt, config, tmp_path):
 
 
 def test_what_does_not_fit_is_told_with_what_would(mt, config):
-    shown = mt("plan", config, "--gpus", 8, "--memory-gib", 30).stdout
+    ran = mt("plan", config, "--gpus", 8, "--memory-gib", 30)
+    shown = ran.stdout
+    assert (ran.returncode, ran.stderr) == (1, "mt: does not fit: 38.7 GiB of 30.0 on each GPU\n")
     assert " of 30.0: does not fit, 8.7 too much\n" in shown
     assert "\nwhat fits on 8 " in shown
     assert "  --set parallel.tensor=8 --set parallel.data=1\n" in shown
-    values = json.loads(mt("plan", config, "--gpus", 8, "--memory-gib", 30, "--json").stdout)
+    ran = mt("plan", config, "--gpus", 8, "--memory-gib", 30, "--json")
+    assert ran.returncode == 1
+    values = json.loads(ran.stdout)
+    assert (values["memory"]["fits"], values["memory"]["reason"]) == (False, "38.7 GiB of 30.0 on each GPU")
     assert values["advice"][0]["set"] == ["parallel.tensor=8", "parallel.data=1"]
     assert values["advice"][0]["bytes"] <= 30 * 2**30
 

@@ -1,5 +1,7 @@
 """Discovery of plugins, with real entry points in the `mt` process: what is broken, doubled, disabled or missing."""
 
+import re
+
 import pytest
 
 HEAD = "from mt_core.plugins import Component, hookimpl\n"
@@ -45,6 +47,16 @@ def test_a_broken_plugin_is_listed_and_stops_nothing(mt, plugin, source, reason)
     assert "plugins: mt-ckpt, mt-cli, mt-core, mt-data, mt-eval, mt-models\n" in listed.stdout
     assert listed.returncode == 0
     assert mt("--help", PYTHONPATH=path).stdout == mt("--help").stdout
+
+
+def test_columns_stay_aligned_whatever_the_names(mt, plugin):
+    path = plugin("mt-of-a-long-name", providing("tokenizer", "GPTSentencePieceTokenizerOfALongName", "a:b", "Long"))
+    rows = [line for line in mt("plugins", PYTHONPATH=path).stdout.splitlines() if line.startswith("tokenizer ")]
+    (long,) = [row for row in rows if "OfALongName" in row]
+    short = [row for row in rows if " mt-data " in row]
+    assert {row.index("mt-data") for row in short} == {long.index("mt-of-a-long-name")}
+    summaries = {len(re.match(r"tokenizer +\S+ +\S+ +", row)[0]) for row in rows}
+    assert summaries == {long.index("Long", long.index("mt-of"))} or len(summaries) == 1
 
 
 def test_an_unknown_name_mentions_plugins_that_are_broken(mt, plugin):
@@ -113,6 +125,8 @@ def test_one_distribution_can_hold_several_plugins(mt, plugin):
     [
         (["pluginz"], "mt: command: unknown name 'pluginz'; did you mean 'plugins'? allowed: ckpt, config, data, "),
         (["eval", "lambda"], "mt: eval-task: unknown name 'lambda'; did you mean 'lambada'? allowed: lambada, "),
+        (["eval", "LAMBADA"], "mt: eval-task: unknown name 'LAMBADA'; did you mean 'lambada'? allowed: lambada, "),
+        (["config", "show", "--preset", "GPT-Tiny"], "mt: preset: unknown name 'GPT-Tiny'; did you mean 'gpt-tiny'? "),
         (["config", "show", "--preset", "gpt2"], "mt: preset: unknown name 'gpt2'; did you mean 'gpt2-124m'? allowed:"),
     ],
 )

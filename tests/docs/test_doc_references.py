@@ -9,6 +9,7 @@ import pytest
 
 from docs.pages import DOCS, GENERATORS
 from mt_cli.run_config import run_config_type
+from mt_core.plugins import components
 
 sys.path.insert(0, str(GENERATORS))
 commands_reference, configuration_reference = map(
@@ -44,6 +45,24 @@ def test_a_generated_page_is_up_to_date(reference):
 def test_every_field_of_the_configuration_is_documented():
     rows = [line.split(" | ") for line in configuration_reference.render_page().splitlines() if line.startswith("| `")]
     assert [row[0] for row in rows if len(row) == 4 and not row[3].strip(" |")] == []
+
+
+def find_tables(text: str) -> list[list[str]]:
+    """The rows of every table of a page."""
+    return [block.strip().splitlines() for block in re.findall(r"(?:^\|.*\n(?:[^\n|].*\n)*)+", text, re.MULTILINE)]
+
+
+def test_every_row_of_the_reference_s_tables_has_all_cells():
+    tables = find_tables(configuration_reference.render_page())
+    assert len(tables) > 20
+    for table in tables:
+        assert {len(re.findall(r"(?<!\\)\|", row)) for row in table} == {len(re.findall(r"\|", table[0]))}
+
+
+@pytest.mark.parametrize("kind", ["preset", "tokenizer", "optimizer", "attention", "ckpt-loader"])
+def test_the_reference_lists_names_that_a_user_can_type(kind):
+    page = configuration_reference.render_page()
+    assert [name for name in components(kind) if f"\n| `{name}` | " not in page] == []
 
 
 @pytest.mark.parametrize("page", WRITTEN, ids=lambda path: str(path.relative_to(DOCS)))

@@ -13,9 +13,10 @@ from annotated_types import Ge, Gt, Lt
 from pydantic.fields import FieldInfo
 
 from mt_cli.run_config import run_config_type
+from mt_core.config.fields import list_sections
 from mt_core.config.loading import model_config
 from mt_core.config.sections import Section
-from mt_core.plugins import components
+from mt_core.plugins import Kind, components
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "configuration.md"
 BOUNDS = {Ge: ("ge", "≥"), Gt: ("gt", ">"), Lt: ("lt", "<")}
@@ -27,8 +28,17 @@ INTRO = """# Configuration
 Every field of a run's TOML file, as `section.field`. [Train](../how-to/train.md) says how files, presets and `--set`
 come together; `mt config show` prints the result, and `mt config schema` this page for programs.
 
-[Presets](#presets) are at the end.
+At the end are the names of [presets](#presets), [tokenizers](#tokenizers), [optimizers](#optimizers),
+[attention cores](#attention-cores) and [checkpoint loaders](#checkpoint-loaders) that come with mt; `mt plugins` lists
+those that are installed.
 """
+NAMED: tuple[tuple[str, Kind, str, str], ...] = (
+    ("Tokenizers", "tokenizer", "data.tokenizer.type", "The tokenizer that made the corpora."),
+    ("Optimizers", "optimizer", "optim.name", "What updates the parameters."),
+    ("Attention cores", "attention", "model.attention.core", 'Besides "auto", which takes the fastest that runs.'),
+    ("Checkpoint loaders", "ckpt-loader", "checkpoint.init", "What stands before the colon of LOADER:PATH."),
+)
+"""Title, kind of component, field that takes their names, and a sentence about them."""
 
 
 def render_page() -> str:
@@ -38,15 +48,7 @@ def render_page() -> str:
         INTRO,
         *(line for name, field in tree.model_fields.items() for line in render_section(name, list_sections(field))),
     ]
-    return "\n".join([*lines, *render_presets()]) + "\n"
-
-
-def list_sections(field: FieldInfo | Any) -> list[type[Section]]:
-    """Return the types of section that a field may have."""
-    annotation = field.annotation if isinstance(field, FieldInfo) else field
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        return [annotation]
-    return [section for part in get_args(annotation) for section in list_sections(part)]
+    return "\n".join([*lines, *render_presets(), *render_names()]) + "\n"
 
 
 def render_section(path: str, types: list[type[Section]]) -> Iterator[str]:
@@ -71,7 +73,12 @@ def render_row(path: str, name: str, field: FieldInfo) -> str:
         value = describe_values(field.annotation, field.metadata)
     meaning = field.description or ("Names this part." if name == "kind" else "")
     cells = (f"`{path}.{name}`", value, describe_default(field), meaning)
-    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+    return join_cells(*cells)
+
+
+def join_cells(*cells: str) -> str:
+    """Return one line of a table; a cell's own line breaks become spaces, as they would end the row."""
+    return f"| {' | '.join(' '.join(cell.split()).replace('|', chr(92) + '|') for cell in cells)} |"
 
 
 def describe_values(annotation: Any, metadata: list[Any]) -> str:
@@ -111,7 +118,15 @@ def render_presets() -> Iterator[str]:
         model = model_config(tomllib.loads(component.load().read_text(encoding="utf-8"))["model"])
         count = sum(math.prod(shape) for shape in model.canonical_shapes().values())
         cells = (f"{count:,}", model.layers, model.hidden_size, model.attention.heads, model.max_seq_len)
-        yield f"| `{name}` | {' | '.join(map(str, cells))} | {component.summary} |"
+        yield join_cells(f"`{name}`", *map(str, cells), component.summary)
+
+
+def render_names() -> Iterator[str]:
+    """Yield a table of names for each field whose values are the installed components of a kind."""
+    for title, kind, field, text in NAMED:
+        yield f"\n## {title}\n\n{text}\n"
+        yield f"| `{field}` | summary |\n| --- | --- |"
+        yield from (join_cells(f"`{name}`", component.summary) for name, component in components(kind).items())
 
 
 if __name__ == "__main__":

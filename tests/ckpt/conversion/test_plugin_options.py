@@ -34,13 +34,13 @@ def problems(words):
 def test_options_are_keyword_only_parameters_with_type_help_and_default():
     loader, saver = read_options(faulty_plugins.Repeats), read_options(faulty_plugins.writes_options)
     assert [(option.usage, option.description) for option in (*loader.values(), *saver.values())] == [
-        ("--times <int>", "How often.  [required]"),
-        ("--notes <path>", "A file."),
+        ("--times INTEGER", "How often.  [required]"),
+        ("--notes PATH", "A file."),
         ("--no-tidy", ""),
-        ("--times <int>", "  [default: 1]"),
-        ("--order <up|down>", "Which way.  [default: up]"),
+        ("--times INTEGER", "  [default: 1]"),
+        ("--order [up|down]", "Which way.  [default: up]"),
         ("--loud", ""),
-        ("--plain <str>", ""),
+        ("--plain TEXT", ""),
     ]
     assert read_options(Native) == {}
 
@@ -55,7 +55,7 @@ def test_a_declaration_has_the_options_of_what_it_stands_for(kind):
 def test_annotations_may_be_texts_and_names_for_type_checkers_alone_may_stand_elsewhere():
     scope: dict = {}
     exec("def load(path, *, size: 'int | float' = 1) -> 'Missing': ...", scope)
-    assert read_options(scope["load"])["size"].usage == "--size <int|float>"
+    assert read_options(scope["load"])["size"].usage == "--size [INTEGER|FLOAT]"
 
 
 def test_words_are_options_values_switches_and_strays():
@@ -89,7 +89,7 @@ def test_everything_wrong_is_told_at_once_and_first(words):
         "--times: '0'; input should be greater than 0",
         "--order: 'left'; input should be 'up' or 'down'",
         "--loud: 'perhaps'; input should be a valid boolean, unable to interpret input",
-        "--plain: needs a value; --plain <str>",
+        "--plain: needs a value; --plain TEXT",
     ]
     assert not target.exists()
     misspelt = ["--lod-dir" if word == "--load-dir" else word for word in command]
@@ -115,8 +115,8 @@ def test_help_shows_every_plugins_options_and_which_are_broken(words, add_compon
     lines = mt_ckpt(*words[0], "--odd", "--help").stdout.splitlines()
     at = lines.index("Options of --loader repeats:")
     assert lines[at + 1 : at + 5] == [
-        "  --times <int>   How often.  [required]",
-        "  --notes <path>  A file.",
+        "  --times INTEGER  How often.  [required]",
+        "  --notes PATH     A file.",
         "  --no-tidy",
         "",
     ]
@@ -140,6 +140,6 @@ def test_help_imports_no_torch_and_shows_all_options(named):
     assert titles == [
         f"Options of --{side}:" for side in ("loader core", "loader legacy", "saver core", "saver hf", "saver legacy")
     ]
-    shown = ("--true-vocab-size <int>", "--moe-grouped-gemm", "5000000000]")
+    shown = ("--true-vocab-size INTEGER", "--moe-grouped-gemm", "5000000000]")
     assert all(text in ran.stdout for text in shown)
     assert "broken" not in ran.stdout

@@ -65,6 +65,9 @@ def convert(
     """Convert a checkpoint from one format to another, one tensor at a time.
 
     The loader and the saver have options of their own, which stand below.
+
+    Example:
+      mt ckpt convert --load-dir run --saver hf --save-dir hf --verify
     """
     from mt_ckpt.conversion.convert import convert as run
     from mt_core.checkpoint.detection import detect_loader

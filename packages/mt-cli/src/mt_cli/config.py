@@ -3,11 +3,11 @@
 import json
 import math
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
-from mt_core.cli.completion import preset_names
+from mt_cli.options import Files, Overrides, Preset
+from mt_core.cli.help import HelpfulCommand
 
 app = typer.Typer(
     help="Show, check and compare configurations.",
@@ -17,22 +17,26 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Files = Annotated[list[Path] | None, typer.Argument(help="TOML files; later ones override earlier ones.")]
-Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override one value: section.field=value.")]
-Preset = Annotated[str | None, typer.Option(help="Start from this preset.", autocompletion=preset_names)]
 
-
-@app.command()
+@app.command(cls=HelpfulCommand)
 def show(files: Files = None, overrides: Overrides = None, preset: Preset = None) -> None:
-    """Print the resolved configuration as TOML: defaults, preset, files and overrides together."""
+    """Print the resolved configuration as TOML: defaults, preset, files and overrides together.
+
+    Example:
+      mt config show run.toml --set optim.lr=1e-3
+    """
     from mt_cli.run_config import load_run_config, to_toml
 
     print(to_toml(load_run_config(files or [], overrides or [], preset, rules=False)), end="")
 
 
-@app.command()
+@app.command(cls=HelpfulCommand)
 def check(files: Files = None, overrides: Overrides = None, preset: Preset = None) -> None:
-    """Check a configuration and say what it would train; every problem is listed at once."""
+    """Check a configuration and say what it would train; every problem is listed at once.
+
+    Example:
+      mt config check run.toml
+    """
     from mt_cli.run_config import load_run_config
     from mt_core.config.run_config import sequence_lengths
     from mt_data.batching.batch_sizes import count_samples, make_batch_sizes
@@ -47,7 +51,11 @@ def check(files: Files = None, overrides: Overrides = None, preset: Preset = Non
 
 @app.command()
 def diff(first: Path, second: Path) -> None:
-    """Print every value that differs between two configurations, defaults and presets included."""
+    """Print every value that differs between two configurations, defaults and presets included.
+
+    Example:
+      mt config diff run.toml run/config.toml
+    """
     from mt_cli.run_config import differences, load_run_config
 
     old, new = (load_run_config([path], rules=False).model_dump(mode="json") for path in (first, second))
@@ -57,7 +65,11 @@ def diff(first: Path, second: Path) -> None:
 
 @app.command()
 def schema() -> None:
-    """Print the JSON schema of a run's configuration, with every field's documentation."""
+    """Print the JSON schema of a run's configuration, with every field's documentation.
+
+    Example:
+      mt config schema > run.schema.json
+    """
     from mt_cli.run_config import run_config_type
     from mt_core.config.loading import schema as json_schema
 

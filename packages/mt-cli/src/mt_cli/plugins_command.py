@@ -6,10 +6,17 @@ from mt_core.plugins import Kind, broken, components, manager, provided
 
 
 def plugins() -> None:
-    """List every component by kind with the plugin that provides it, and plugins that are disabled or broken."""
+    """List every component by kind with the plugin that provides it, and plugins that are disabled or broken.
+
+    Example:
+      mt plugins
+    """
     kinds = get_args(Kind)
-    for plugin, component in sorted(provided(), key=lambda row: (kinds.index(row[1].kind), row[1].name)):
-        print(f"{component.kind:<12} {component.name:<22} {plugin:<12} {component.summary}")
+    listed = sorted(provided(), key=lambda row: (kinds.index(row[1].kind), row[1].name))
+    rows = [(component.kind, component.name, plugin, component.summary) for plugin, component in listed]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
     named = manager().list_name_plugin()
     print("plugins:", ", ".join(sorted(name for name, plugin in named if plugin and name not in broken)))
     if disabled := sorted(name for name, plugin in named if plugin is None):

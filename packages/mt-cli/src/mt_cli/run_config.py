@@ -10,6 +10,7 @@ from mt_core.config.run_config import RunConfig
 from mt_core.config.sections import Section
 from mt_core.contracts import ModelConfig
 from mt_core.errors import MtError
+from mt_core.plugins import components
 
 if TYPE_CHECKING:
     from mt_data.config import BERTData, FIMData, GPTData, ICTData, MockData, SFTData, T5Data
@@ -34,6 +35,9 @@ def load_run_config(
     files: Sequence[Path], overrides: Sequence[str] = (), preset: str | None = None, *, rules: bool = True
 ) -> "FullConfig":
     """A validated `RunConfig`; one `MtError` with everything wrong in it. `rules` includes those between sections."""
+    if not (files or overrides or preset):
+        presets = ", ".join(components("preset")) or "none; pip install mt-models"
+        raise MtError("configuration", "none is given", f"give a TOML file, or --preset NAME of: {presets}")
     return load(run_config_type(), files, overrides, preset, rules=rules)
 
 

@@ -54,9 +54,16 @@ def raise_if(problems: Iterable[Problem]) -> None:
         raise MtError.from_problems(problems)
 
 
+def find_nearest(name: str, known: Iterable[str]) -> str | None:
+    """The one of `known` that is most like `name`, whatever the case of their letters; None if none is like it."""
+    by_lower_case = {each.lower(): each for each in known}
+    near = difflib.get_close_matches(name.lower(), by_lower_case, n=1)
+    return by_lower_case[near[0]] if near else None
+
+
 def suggest_file(path: Path) -> str:
     """A hint for a path that does not exist: the nearest name in its folder, or the part of it that is missing."""
     if not path.parent.is_dir():
         return f"its folder {path.parent} does not exist either"
-    near = difflib.get_close_matches(path.name, [sibling.name for sibling in path.parent.iterdir()], n=1)
-    return f"did you mean {path.with_name(near[0])}?" if near else f"nothing in {path.parent} has a name like it"
+    near = find_nearest(path.name, (sibling.name for sibling in path.parent.iterdir()))
+    return f"did you mean {path.with_name(near)}?" if near else f"nothing in {path.parent} has a name like it"

@@ -9,12 +9,15 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from inspect import Parameter
+from pathlib import Path
 from types import NoneType, SimpleNamespace, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from mt_core.errors import Problem
 from mt_core.plugins import did_you_mean
 
+PLAIN_NAMES = {str: "TEXT", int: "INTEGER", float: "FLOAT", bool: "BOOLEAN", Path: "PATH"}
+"""A type → what help calls it, as `mt_core.cli.help` does for options that commands declare themselves."""
 UNSET = Parameter.empty
 """The default of what must be given, and the value of an option that no value follows."""
 
@@ -44,7 +47,8 @@ class PluginOption:
         """The flag and what follows it."""
         if self.is_switch:
             return flag(f"no_{self.name}" if self.default is True else self.name)
-        return f"{self.flag} <{'|'.join(_values(self.type))}>"
+        values = [*_values(self.type)]
+        return f"{self.flag} {values[0] if len(values) == 1 else f'[{chr(124).join(values)}]'}"
 
     @property
     def description(self) -> str:
@@ -94,7 +98,7 @@ def split_annotation(annotation: Any) -> tuple[Any, str]:
 
 
 def _values(kind: Any) -> Iterator[str]:
-    """The values of a type as help shows them: those that are allowed, or the type's name."""
+    """The values of a type as help shows them: those that are allowed, or the type's plain name."""
     parts = [part for part in get_args(kind) if part is not NoneType]
     if get_origin(kind) is Literal:
         yield from map(str, parts)
@@ -103,7 +107,7 @@ def _values(kind: Any) -> Iterator[str]:
     elif get_origin(kind) in (Union, UnionType):
         yield from (value for part in parts for value in _values(part))
     else:
-        yield kind.__name__.lower()
+        yield PLAIN_NAMES.get(kind, kind.__name__.upper())
 
 
 def find_problems(

@@ -4,7 +4,6 @@ A plugin is a module under the entry-point group `mt`. It registers light `Compo
 imported when it is first used, so `mt --help` imports none of it.
 """
 
-import difflib
 import importlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,7 +17,7 @@ from typing import Any, Literal, get_args
 
 import pluggy
 
-from mt_core.errors import MtError, Problem, raise_if
+from mt_core.errors import MtError, Problem, find_nearest, raise_if
 
 hookspec, hookimpl = pluggy.HookspecMarker("mt"), pluggy.HookimplMarker("mt")
 
@@ -190,5 +189,5 @@ def unknown_name(kind: Kind, name: str) -> MtError:
 def did_you_mean(name: str, known: Iterable[str] | Mapping[str, Any], besides: Iterable[str] = ()) -> str:
     """Return a hint for a misspelt name: the nearest one, and all allowed ones, those of `besides` left out."""
     known = list(known)
-    near = difflib.get_close_matches(name, [*known, *besides], n=1)
-    return (f"did you mean {near[0]!r}? " if near else "") + f"allowed: {', '.join(known) or 'none'}"
+    near = find_nearest(name, [*known, *besides])
+    return (f"did you mean {near!r}? " if near else "") + f"allowed: {', '.join(known) or 'none'}"

@@ -37,7 +37,11 @@ def train_tokenizer_command(
     vocab_size: Annotated[int, typer.Option(help="Ids, the end of document included.")],
     json_key: Annotated[str, typer.Option(help="Key of the text in .jsonl files.")] = "text",
 ) -> None:
-    """Train a byte-level BPE tokenizer on JSON lines or plain text."""
+    """Train a byte-level BPE tokenizer on JSON lines or plain text.
+
+    Example:
+      mt data train-tokenizer --input text.jsonl --vocab-size 8000 --output-dir tokenizer
+    """
     from mt_data.tokenizers.train import train_tokenizer
 
     tokenizer = train_tokenizer(input, output_dir, vocab_size=vocab_size, key=json_key)

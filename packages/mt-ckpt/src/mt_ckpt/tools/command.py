@@ -32,7 +32,11 @@ def inspect(
     hashes: Annotated[bool, typer.Option("--hash", help="SHA-256 of every tensor's bytes; reads all of them.")] = False,
     json: Json = False,
 ) -> None:
-    """Show a checkpoint's tensors, totals, configuration, layout and files."""
+    """Show a checkpoint's tensors, totals, configuration, layout and files.
+
+    Example:
+      mt ckpt inspect run
+    """
     from mt_ckpt.tools.inspect import format_report, inspect_checkpoint, tensor_rows, to_json
     from mt_core.checkpoint.detection import detect_loader
 
@@ -56,6 +60,9 @@ def diff(
     """Compare two checkpoints tensor by tensor; exits with 0 if they are the same, with 1 if not.
 
     A number may be off by --atol plus --rtol times A's. Dtypes may differ if either is given.
+
+    Example:
+      mt ckpt diff run hf
     """
     from mt_ckpt.tools.differences import Tolerance, differences, format_lines, to_json
 
@@ -68,7 +75,11 @@ def diff(
 
 
 def verify(a: Checkpoint, b: Checkpoint, loader: Format = None, loader_b: Format = None) -> None:
-    """Compare two checkpoints' logits on fixed tokens, in fp32; exits with 0 if they are equal, with 1 if not."""
+    """Compare two checkpoints' logits on fixed tokens, in fp32; exits with 0 if they are equal, with 1 if not.
+
+    Example:
+      mt ckpt verify run hf
+    """
     from mt_ckpt.conversion.verify import compare_logits
 
     equal = True
@@ -88,7 +99,11 @@ def average(
         str, typer.Option(help="Format to write.", autocompletion=complete_names("ckpt-saver"))
     ] = "native",
 ) -> None:
-    """Write the mean of several checkpoints of one model, computed in fp32."""
+    """Write the mean of several checkpoints of one model, computed in fp32.
+
+    Example:
+      mt ckpt average run/step-00000020 run/step-00000040 --save-dir mean
+    """
     from mt_ckpt.tools import average as tool
 
     parsed = tool.parse_weights(weights) if weights else None
@@ -107,7 +122,11 @@ def upcycle(
         str, typer.Option(help="Format to write.", autocompletion=complete_names("ckpt-saver"))
     ] = "native",
 ) -> None:
-    """Turn a dense model into a mixture of experts with the same logits: experts are copies, their weights sum to 1."""
+    """Turn a dense model into a mixture of experts with the same logits: experts are copies, their weights sum to 1.
+
+    Example:
+      mt ckpt upcycle run --experts 4 --save-dir mixture
+    """
     from mt_ckpt.tools import upcycle as tool
 
     made = tool.upcycle(path, save_dir, experts=experts, top_k=top_k, seed=seed, loader=loader, saver=saver)
@@ -118,7 +137,11 @@ def prune(
     run: Annotated[Path, typer.Argument(help="A run directory.")],
     keep: Annotated[int, typer.Option(min=1, help="How many of the newest steps stay.")],
 ) -> None:
-    """Delete all but the newest steps of a run; those that another process reads stay too."""
+    """Delete all but the newest steps of a run; those that another process reads stay too.
+
+    Example:
+      mt ckpt prune run --keep 2
+    """
     from mt_core.checkpoint import native
 
     before = [step.name for step in native.steps(run)]

@@ -1,22 +1,23 @@
 """`mt plan`: what a run would need and take on N GPUs, before there are any."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from mt_core.cli.completion import preset_names
+from mt_cli.options import Files, Overrides, Preset
 from mt_core.config.run_config import PlannedRun
+
+EXIT_DOES_NOT_FIT = 1
 
 
 def plan(
     gpus: Annotated[int, typer.Option(min=1, help="GPUs to plan for; tensor × context × data must make as many.")],
-    files: Annotated[
-        list[Path] | None, typer.Argument(help="TOML files; later ones override earlier ones.", show_default=False)
-    ] = None,
-    overrides: Annotated[list[str] | None, typer.Option("--set", help="Override one: section.field=value.")] = None,
-    preset: Annotated[str | None, typer.Option(help="Start from this preset.", autocompletion=preset_names)] = None,
+    files: Files = None,
+    overrides: Overrides = None,
+    preset: Preset = None,
     profile: Annotated[
         str, typer.Option(help="Kind of GPU: a name, or a FILE.toml of measured rates.")
     ] = "nvidia-h200",
@@ -27,12 +28,19 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
     explain: Annotated[bool, typer.Option("--explain", help="List every item and all assumptions.")] = False,
 ) -> None:
-    """Predict memory, communication and step time of a run on GPUs that need not be there."""
+    """Predict memory, communication and step time of a run on GPUs that need not be there.
+
+    Exit code 1: it does not fit.
+
+    Example:
+      mt plan --preset llama3-8b --gpus 8 --set parallel.tensor=4 --set batch.global_batch=16
+    """
     from mt_cli.plan.report import as_values, lines
     from mt_cli.run_config import load_run_config
     from mt_core.config.run_config import has_layer_costs
     from mt_core.errors import MtError
     from mt_core.planning.gpu_profile import read_profile
+    from mt_core.planning.memory import GIB
     from mt_core.planning.plan import plan as make_plan
     from mt_core.planning.suggestions import find_fitting_layouts, find_fitting_ranks
 
@@ -52,6 +60,10 @@ def plan(
         print(json.dumps(as_values(config, made, kind, advice, more), indent=2))
     else:
         print("\n".join(lines(config, made, kind, advice, more, explain=explain)))
+    if not made.fits:
+        needed, present = made.total / GIB, made.capacity / GIB
+        print(f"mt: does not fit: {needed:.1f} GiB of {present:.1f} on each GPU", file=sys.stderr)
+        raise typer.Exit(EXIT_DOES_NOT_FIT)
 
 
 def _at_full_batch(config: PlannedRun) -> PlannedRun:

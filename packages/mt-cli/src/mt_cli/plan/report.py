@@ -139,6 +139,7 @@ def as_values(
         | {"micro_batches": plan.micro_batches},
         "memory": {
             "fits": plan.fits,
+            "reason": None if plan.fits else f"{plan.total / GIB:.1f} GiB of {plan.capacity / GIB:.1f} on each GPU",
             "capacity": plan.capacity,
             "total": plan.total,
             "categories": by_category(plan.items),

@@ -6,21 +6,34 @@ from typing import Annotated
 
 import typer
 
-from mt_core.cli.completion import preset_names
+from mt_cli.options import Files, Overrides, Preset
 
 
 def train(
-    files: Annotated[
-        list[Path] | None, typer.Argument(help="TOML files; later ones override earlier ones.", show_default=False)
-    ] = None,
-    overrides: Annotated[list[str] | None, typer.Option("--set", help="Override one: section.field=value.")] = None,
-    preset: Annotated[str | None, typer.Option(help="Start from this preset.", autocompletion=preset_names)] = None,
-    nproc: Annotated[int, typer.Option(min=1, help="Ranks to start on this machine, one a device.")] = 1,
+    files: Files = None,
+    overrides: Overrides = None,
+    preset: Preset = None,
+    nproc: Annotated[
+        int, typer.Option(min=1, help="Ranks to start on this machine, one a device.", rich_help_panel="Ranks")
+    ] = 1,
     max_restarts: Annotated[
-        int, typer.Option(min=0, help="With --nproc: how often to start all ranks again after one failed.")
+        int,
+        typer.Option(
+            min=0, help="With --nproc: how often to start all ranks again after one failed.", rich_help_panel="Ranks"
+        ),
     ] = 0,
 ) -> None:
-    """Train a model. Resumes from the run directory's latest checkpoint; SIGTERM and Ctrl-C save one first."""
+    """Train a model. Resumes from the run directory's latest checkpoint; SIGTERM and Ctrl-C save one first.
+
+    Every field of the configuration is in docs/reference/configuration.md; mt config schema prints them all, and mt
+    config show what a run would use.
+
+    Examples:
+      mt train run.toml --set train.steps=1000 --set optim.lr=1e-3
+      mt train run.toml --nproc 2
+      mt train --preset gpt2-124m --set data.paths=corpus_text_document
+      mt train run/config.toml
+    """
     from mt_core.distributed.environment import adopt_slurm, get_rank_info, refuse_nproc
     from mt_core.errors import MtError
 

@@ -2,22 +2,19 @@
 
 import json
 import time
-from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from mt_core.cli.completion import preset_names
+from mt_cli.options import Files, Overrides, Preset
 
 EXIT_DISAGREE = 1
 
 
 def verify(
-    files: Annotated[
-        list[Path] | None, typer.Argument(help="TOML files; later ones override earlier ones.", show_default=False)
-    ] = None,
-    overrides: Annotated[list[str] | None, typer.Option("--set", help="Override one: section.field=value.")] = None,
-    preset: Annotated[str | None, typer.Option(help="Start from this preset.", autocompletion=preset_names)] = None,
+    files: Files = None,
+    overrides: Overrides = None,
+    preset: Preset = None,
     layouts: Annotated[
         list[str] | None,
         typer.Option(
@@ -36,7 +33,11 @@ def verify(
     everything: Annotated[bool, typer.Option("--all", help="A row for every parameter.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
-    """Run a configuration, shrunk, on CPU ranks and compare it with one rank. Exit code 1: they disagree."""
+    """Run a configuration, shrunk, on CPU ranks and compare it with one rank. Exit code 1: they disagree.
+
+    Example:
+      mt verify run.toml --layout tensor=2,sequence=true --steps 1
+    """
     from mt_cli.run_config import load_run_config
     from mt_cli.verify.layouts import cases, with_parallel
     from mt_cli.verify.shrink import shrink

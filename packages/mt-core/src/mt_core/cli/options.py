@@ -6,16 +6,20 @@ is defined, and `expand_options` turns them into Typer's; a plugin's are known o
 
 import functools
 import inspect
+import re
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from copy import copy
 from dataclasses import is_dataclass
 from inspect import Parameter
 from typing import Annotated, Any, ClassVar
 
 import typer
-from typer.core import CompletionItem, TyperCommand  # pyright: ignore[reportPrivateImportUsage]
+from typer.core import CompletionItem  # pyright: ignore[reportPrivateImportUsage]
+from typer.models import OptionInfo
 
+from mt_core.cli.help import HelpfulCommand
 from mt_core.errors import MtError, Problem, raise_if
 from mt_core.plugin_options import (
     UNSET,
@@ -43,7 +47,11 @@ def expand_options(command: Callable[..., None]) -> Callable[..., None]:
         for name, group in groups.items()
     }
     expanded = [option for parameter in parameters for option in fields.get(parameter.name, [parameter])]
-    options = [option.replace(kind=Parameter.KEYWORD_ONLY, annotation=_add_help(option)) for option in expanded]
+    titles = {field.name: title_group(groups[name]) for name, group in fields.items() for field in group}
+    options = [
+        option.replace(kind=Parameter.KEYWORD_ONLY, annotation=_add_help(option, titles.get(option.name)))
+        for option in expanded
+    ]
 
     @functools.wraps(command)
     def expanded_command(**values: Any) -> None:
@@ -55,16 +63,28 @@ def expand_options(command: Callable[..., None]) -> Callable[..., None]:
     return expanded_command
 
 
-def _add_help(parameter: Parameter) -> Any:
-    """The annotation with a text in it as Typer's help; one without a text, such as Typer's own, as it is."""
+def title_group(group: type) -> str:
+    """The title of a dataclass's options in help: `ModelOptions` is "Model options"."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", group.__name__).capitalize()
+
+
+def _add_help(parameter: Parameter, group: str | None) -> Any:
+    """The annotation with a text in it as Typer's help, and Typer's own option with the title of its group."""
     kind, text = split_annotation(parameter.annotation)
-    return Annotated[kind, typer.Option(help=text)] if text else parameter.annotation
+    if text:
+        return Annotated[kind, typer.Option(help=text, rich_help_panel=group)]
+    for option in getattr(parameter.annotation, "__metadata__", ()):
+        if isinstance(option, OptionInfo) and group and option.rich_help_panel is None:
+            option = copy(option)
+            option.rich_help_panel = group
+            return Annotated[parameter.annotation.__origin__, option]
+    return parameter.annotation
 
 
-class MultiValueCommand(TyperCommand):
+class MultiValueCommand(HelpfulCommand):
     """A command whose list options take several values at once, as Megatron's do: `--input a.jsonl b.jsonl`."""
 
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+    def rewrite_arguments(self, args: list[str]) -> list[str]:
         """Repeat the option before each further value; the command has no arguments that a value could be."""
         lists = {name for param in self.params if getattr(param, "multiple", False) for name in param.opts}
         repeated: list[str] = []
@@ -75,10 +95,10 @@ class MultiValueCommand(TyperCommand):
             elif option and args[position - 1] != option:
                 repeated.append(option)
             repeated.append(arg)
-        return super().parse_args(ctx, repeated)
+        return super().rewrite_arguments(repeated)
 
 
-class PluginCommand(TyperCommand):
+class PluginCommand(HelpfulCommand):
     """A command that takes the options of the plugins that it uses; it finds those given in `ctx.obj`.
 
     Subclasses say in `kinds` which of its parameters name plugins. Help shows the options of all that are installed.
@@ -103,13 +123,6 @@ class PluginCommand(TyperCommand):
             raise_if([*unexpected, *find_problems(ctx.obj, plugins, own_flags)])
         return super().parse_args(ctx, args)
 
-    def format_options(self, ctx: Any, formatter: Any) -> None:
-        """Write the command's own options, then those of each plugin."""
-        super().format_options(ctx, formatter)
-        for title, rows in self._list_sections():
-            with formatter.section(title):
-                formatter.write_dl(rows)
-
     def shell_complete(self, ctx: Any, incomplete: str) -> list[CompletionItem]:
         """Complete names of options; those of a plugin once it is named, since it must be imported."""
         completions = super().shell_complete(ctx, incomplete)
@@ -129,7 +142,7 @@ class PluginCommand(TyperCommand):
             if name
         }
 
-    def _list_sections(self) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+    def list_sections(self) -> Iterator[tuple[str, list[tuple[str, str]]]]:
         """A title and rows of help for each installed plugin that has options, or does not work."""
         for parameter, kind in self.kinds.items():
             for name, plugin in components(kind).items():

@@ -5,6 +5,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from mt_core.cli.help import HelpfulCommand, simplify_help
 from mt_core.errors import MtError
 from mt_core.plugins import Component, Kind, components, unknown_name
 
@@ -26,9 +27,11 @@ class LazyCommand(TyperCommand):
             raise
         if not isinstance(target, typer.Typer):  # a plain function with annotated options
             app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
-            app.command()(target)
+            app.command(cls=HelpfulCommand)(target)
             target = app
-        return typer.main.get_command(target).make_context(*args, **kwargs)
+        command: Any = typer.main.get_command(target)
+        simplify_help(command)
+        return command.make_context(*args, **kwargs)
 
 
 class PluginGroup(TyperGroup):

@@ -3,6 +3,7 @@
 Precedence: defaults < preset < files in order < `--set`.
 """
 
+import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,9 +14,10 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from mt_core.config.renamed_keys import find_renamed, translate
 from mt_core.config.sections import Section
-from mt_core.errors import MtError, Problem, raise_if
+from mt_core.errors import MtError, Problem, raise_if, suggest_file
 from mt_core.plugins import component, components, did_you_mean, manager
 
+TOML = "give a TOML file of settings"
 Tree = TypeVar("Tree", bound=Section)
 """The type of the configuration that is loaded."""
 
@@ -29,13 +31,27 @@ class Layer:
 
 
 def read_toml(path: Path, source: str | None = None) -> Layer:
-    """One file; a missing file or a syntax error (with its line) is an `MtError`."""
+    """One file; one that cannot be read, or a syntax error (with its line), is an `MtError`."""
     try:
         return Layer(source or str(path), tomllib.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError as err:
-        raise MtError(str(path), "no such file", "give a TOML file of settings") from err
+        raise MtError(str(path), "no such file", _suggest_instead(path)) from err
+    except IsADirectoryError as err:
+        has_config = (path / "config.toml").is_file()
+        allowed = f"did you mean {path / 'config.toml'}?" if has_config else TOML
+        raise MtError(str(path), "is a directory", allowed) from err
+    except OSError as err:
+        raise MtError(str(path), f"cannot be read: {err.strerror}", TOML) from err
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as err:
-        raise MtError(str(path), f"not TOML: {err}") from err
+        raise MtError(str(path), f"not TOML: {err}", "" if path.suffix == ".toml" else TOML) from err
+
+
+def _suggest_instead(path: Path) -> str:
+    """What may have been meant by a path where no file is: a setting, or a file with a name like it."""
+    if re.fullmatch(r"[a-z][a-z0-9_.]*=.*", str(path), re.DOTALL):
+        return f"did you mean --set {path}?"
+    hint = suggest_file(path)
+    return TOML if hint.startswith("nothing") else hint
 
 
 def read_preset(name: str) -> Layer:

@@ -38,7 +38,11 @@ def blacklist_urls(
     blacklist: Annotated[Path, typer.Option(help="Sites to leave out, one name a line, such as example.com.")],
     output: Output,
 ) -> None:
-    """Leave out URLs of blacklisted sites and of media files, malformed ones and repetitions."""
+    """Leave out URLs of blacklisted sites and of media files, malformed ones and repetitions.
+
+    Example:
+      mt data openwebtext blacklist-urls --input urls.txt --blacklist sites.txt --output kept.txt
+    """
     from mt_data.corpus.urls import filter_urls
 
     _print_counts(output, filter_urls(input, blacklist, output))
@@ -59,7 +63,11 @@ def clean_command(
     workers: Workers = 1,
     on_error: OnError = "stop",
 ) -> None:
-    """Repair broken encodings; leave out texts of another language and short ones."""
+    """Repair broken encodings; leave out texts of another language and short ones.
+
+    Example:
+      mt data openwebtext clean --input pages.jsonl --output clean.jsonl --workers 4
+    """
     from mt_data.corpus.clean import CleaningRules, clean
 
     rules = CleaningRules(json_key, language, min_tokens, tokenizer.config())
@@ -84,7 +92,11 @@ def find_duplicates_command(
     seed: Annotated[int, typer.Option(min=0, help="Of the hash functions.")] = 1234,
     workers: Workers = 1,
 ) -> None:
-    """Find near-duplicates by MinHash and the similarity of their five-character shingles."""
+    """Find near-duplicates by MinHash and the similarity of their five-character shingles.
+
+    Example:
+      mt data openwebtext find-duplicates --input clean.jsonl --output pairs.jsonl
+    """
     from mt_data.corpus.duplicates import DuplicateSearch, find_duplicates
 
     search = DuplicateSearch(
@@ -106,7 +118,11 @@ def group_duplicates_command(
     output: Output,
     threshold: Annotated[float, typer.Option(min=0, max=1, help="Pairs at least as alike belong together.")] = 0.7,
 ) -> None:
-    """Put documents that are alike, directly or through others, into groups."""
+    """Put documents that are alike, directly or through others, into groups.
+
+    Example:
+      mt data openwebtext group-duplicates --input pairs.jsonl --output groups.jsonl
+    """
     from mt_data.corpus.groups import group_duplicates
 
     _print_counts(output, group_duplicates(input, output, threshold=threshold))
@@ -120,7 +136,11 @@ def remove_duplicates_command(
     id_key: IdKey = "url",
     on_error: OnError = "stop",
 ) -> None:
-    """Keep the first document of each group."""
+    """Keep the first document of each group.
+
+    Example:
+      mt data openwebtext remove-duplicates --input clean.jsonl --groups groups.jsonl --output unique.jsonl
+    """
     from mt_data.corpus.groups import remove_duplicates
 
     _print_counts(output, remove_duplicates(input, groups, output, id_key=id_key, on_error=on_error))
@@ -142,7 +162,11 @@ def filter_ngrams_command(
     remove_char_each_side: Annotated[int, typer.Option(min=0, help="Characters cut on each side of a match.")] = 200,
     on_error: OnError = "stop",
 ) -> None:
-    """Cut passages of evaluation sets out of the corpus."""
+    """Cut passages of evaluation sets out of the corpus.
+
+    Example:
+      mt data openwebtext filter-ngrams --input unique.jsonl --tasks lambada.jsonl --output filtered.jsonl
+    """
     from mt_data.corpus.decontaminate import NgramFilter, filter_ngrams, parse_evaluation_set
     from mt_data.corpus.ngrams import NgramSizes, PassageCut
 
@@ -165,7 +189,11 @@ def add_id_command(
     id_key: Annotated[str, typer.Option(help="Key of the id.")] = "adlr_id",
     on_error: OnError = "stop",
 ) -> None:
-    """Give each record an id."""
+    """Give each record an id.
+
+    Example:
+      mt data openwebtext add-id --input filtered.jsonl --output corpus.jsonl --id-prefix owt
+    """
     from mt_data.corpus.records import add_ids
 
     _print_counts(output, add_ids(input, output, id_prefix, key=id_key, on_error=on_error))
@@ -182,7 +210,11 @@ def extract_command(
     output: Output,
     min_characters: Annotated[int, typer.Option(min=1, help="Shorter articles are left out.")] = 1,
 ) -> None:
-    """Write the articles of an extracted dump, JSON or <doc> files, as JSON lines with text, title, url and id."""
+    """Write the articles of an extracted dump, JSON or <doc> files, as JSON lines with text, title, url and id.
+
+    Example:
+      mt data wikipedia extract --input extracted --output wikipedia.jsonl
+    """
     from mt_data.corpus.wikipedia import extract_articles
 
     _print_counts(output, extract_articles(input, output, min_characters=min_characters))

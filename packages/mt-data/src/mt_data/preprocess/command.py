@@ -82,7 +82,11 @@ def preprocess(
     max_line_mb: MaxLine = 32,
     log_interval: LogInterval = None,
 ) -> None:
-    """Tokenize texts into .bin/.idx files, byte for byte as Megatron does; run again, a stopped job goes on."""
+    """Tokenize texts into .bin/.idx files, byte for byte as Megatron does; run again, a stopped job goes on.
+
+    Example:
+      mt data preprocess --input text.jsonl --tokenizer-model tokenizer --append-eod --output-prefix corpus
+    """
     from mt_data.preprocess.encoding import EncodingOptions
     from mt_data.preprocess.job import PreprocessJob
     from mt_data.preprocess.run import preprocess as run

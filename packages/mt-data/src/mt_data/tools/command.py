@@ -32,7 +32,11 @@ def inspect(
     document: Annotated[int | None, typer.Option(help="Show this document, counted from 0.")] = None,
     tokenizer: TokenizerOptions,
 ) -> None:
-    """Show what a .bin/.idx pair holds; with a tokenizer, the text of a document."""
+    """Show what a .bin/.idx pair holds; with a tokenizer, the text of a document.
+
+    Example:
+      mt data inspect corpus_text_document
+    """
     from mt_data.indexed.reader import IndexedReader
     from mt_data.tools.inspect import read_document, summarize_index
 
@@ -57,7 +61,11 @@ def check(
     vocab_size: Annotated[int | None, typer.Option(min=1, help="Every token id must be below this.")] = None,
     tokenizer: TokenizerOptions,
 ) -> None:
-    """Check .bin/.idx pairs from end to end: the index, its .bin and, with a vocabulary, every token id."""
+    """Check .bin/.idx pairs from end to end: the index, its .bin and, with a vocabulary, every token id.
+
+    Example:
+      mt data check corpus_text_document
+    """
     from mt_data.tools.check import check_pair
 
     if config := tokenizer.config():
@@ -85,7 +93,11 @@ def blend(
         Path | None, typer.Option(help="Write the weights and prefixes to this file, for data-args-path.")
     ] = None,
 ) -> None:
-    """Show how many samples and epochs a blend draws from each source."""
+    """Show how many samples and epochs a blend draws from each source.
+
+    Example:
+      mt data blend --samples 1000 --seq-length 1024 --data-path 0.3 a_text_document 0.7 b_text_document
+    """
     from mt_data.config.paths import parse_paths
     from mt_data.indexed.reader import IndexedReader
     from mt_data.tools.epoch_plan import StreamSampling, count_split_tokens, make_sources, plan_sources
@@ -113,7 +125,11 @@ def plan(
     overrides: Annotated[list[str] | None, typer.Option("--set", help="Override one: section.field=value.")] = None,
     preset: Annotated[str | None, typer.Option(help="Start from this preset.", autocompletion=_list_presets)] = None,
 ) -> None:
-    """Show what a run will read before step 1: samples, tokens and epochs of every source."""
+    """Show what a run will read before step 1: samples, tokens and epochs of every source.
+
+    Example:
+      mt data plan run.toml
+    """
     from mt_data.batching.batch_sizes import make_batch_sizes
     from mt_data.tools.plan import plan_run
 
@@ -158,7 +174,11 @@ def merge(
     output_prefix: Annotated[str, typer.Option(help="The new pair is PREFIX.bin and PREFIX.idx.")],
     multimodal: Annotated[bool, typer.Option("--multimodal", help="The pairs hold a mode for each sequence.")] = False,
 ) -> None:
-    """Join .bin/.idx pairs: those of a directory or a glob in sorted order, others in the order given."""
+    """Join .bin/.idx pairs: those of a directory or a glob in sorted order, others in the order given.
+
+    Example:
+      mt data merge --input parts --output-prefix corpus
+    """
     from mt_data.tools.merge import find_pairs
     from mt_data.tools.merge import merge_pairs as join
 

@@ -67,7 +67,11 @@ def generate(
     model: ModelOptions,
     tokenizer: TokenizerOptions,
 ) -> None:
-    """Continue prompts. A single one is printed as it grows, several when all of them are done."""
+    """Continue prompts. A single one is printed as it grows, several when all of them are done.
+
+    Example:
+      mt generate run --prompt "Once upon a time" --max-new-tokens 100 --seed 1
+    """
     from mt_eval.generation.generate import check_prompts, stream
     from mt_eval.generation.sampling import SamplingOptions
     from mt_eval.load import Checkpoint, load_model, load_tokenizer

@@ -28,6 +28,9 @@ def lambada(
     """LAMBADA: how often the last word of a passage is the model's first choice.
 
     --data is a JSONL file with a passage under "text" on each line. Published figures are strict.
+
+    Example:
+      mt eval lambada --load-dir hf --data lambada_test.jsonl --strict
     """
     from mt_eval.tasks.evaluation import Evaluation
     from mt_eval.tasks.lambada import MODES, count_correct, get_max_tokens, make_clozes, read_passages
@@ -60,6 +63,9 @@ def wikitext103(
     --data is the word-tokenised test file. Windows have --seq-length tokens: 1024, or the model's positions if fewer.
     Each starts --overlapping-eval tokens after the one before; with the sequence length they do not overlap, which is
     32 times as fast and gives a somewhat higher perplexity.
+
+    Example:
+      mt eval wikitext103 --load-dir hf --data wiki.test.tokens
     """
     from mt_eval.documents import read_text
     from mt_eval.tasks.evaluation import Evaluation
@@ -86,6 +92,9 @@ def perplexity(
 
     --data is a text file, or a .jsonl file with a document under "text" on each line. Windows have --seq-length tokens:
     1024, or the model's positions if fewer.
+
+    Example:
+      mt eval perplexity --load-dir run --data heldout.jsonl
     """
     from mt_eval.tasks.evaluation import Evaluation
     from mt_eval.tasks.perplexity import compute_metrics, prepare, read_documents

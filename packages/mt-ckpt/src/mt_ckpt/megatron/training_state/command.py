@@ -43,7 +43,11 @@ def convert_format(
     true_vocab_size: Annotated[int | None, typer.Option(help="Rows of the embedding that are no padding.")] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Read everything back and compare it, bit by bit.")] = False,
 ) -> None:
-    """Convert a training state: weights, optimizer, scheduler, random state and position."""
+    """Convert a training state: weights, optimizer, scheduler, random state and position.
+
+    Example:
+      mt ckpt convert-format --load-dir megatron-run --save-dir run --to native
+    """
     from mt_ckpt.megatron.training_state.convert import ConversionResult, Target
     from mt_ckpt.megatron.training_state.convert import convert_format as run
 
