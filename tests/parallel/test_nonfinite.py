@@ -128,8 +128,9 @@ def moved(sink: Weights) -> list[bool]:
 def assert_loads(folder: Path, step: int, model: str = "gqa") -> None:
     """The last committed checkpoint is that of `step`, and a fresh state takes it."""
     assert [path.name for path in steps(folder)][-1] == f"step-{step:08d}"
-    state = state_of(config_of("stop", model=model))
-    state.load(resolve(folder))
+    config = config_of("stop", model=model)
+    state = state_of(config)
+    state.load(resolve(folder), config.precision)
     assert state.position.step == step
 
 

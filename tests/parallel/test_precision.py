@@ -202,7 +202,7 @@ def test_the_scale_and_its_history_are_saved_and_restored(tmp_path):
     assert state.loss_scale == LossScale(2.0**23, good_steps=2, overflows_left=0)
     save_state(config, state, tmp_path)
     resumed = state_of(config)
-    resumed.load(resolve(tmp_path))
+    resumed.load(resolve(tmp_path), config.precision)
     assert resumed.loss_scale == state.loss_scale
 
 

@@ -108,7 +108,7 @@ def test_a_resumed_run_goes_on_bit_for_bit(dtype, tmp_path):
         if number == 1:
             save_state(config, state, tmp_path)
     resumed = state_of(config)
-    resumed.load(resolve(tmp_path))
+    resumed.load(resolve(tmp_path), config.precision)
     assert resumed.position.step == 2
     for number in (2, 3):
         step(config, resumed, number)

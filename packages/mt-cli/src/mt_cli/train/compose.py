@@ -19,6 +19,7 @@ from mt_core.checkpoint.async_save import AsyncWriter
 from mt_core.checkpoint.commit_protocol import Ranks
 from mt_core.checkpoint.detection import open_checkpoint
 from mt_core.checkpoint.native import resolve, step_directory, steps
+from mt_core.config.sections import PrecisionConfig
 from mt_core.contracts import MetricSink
 from mt_core.distributed.environment import get_rank_info
 from mt_core.distributed.mesh import Mesh, make_mesh
@@ -52,7 +53,7 @@ def run(config: FullConfig) -> int:
         check_sizes(sizes, config.batch.micro_batch * mesh.data.size)
         tokenizer_files = prepare(run_dir, config) if mesh.world.rank == 0 else []
         train_batches, valid_batches = open_data(config, run_dir, mesh, sizes)
-        state = restore(build_state(config, mesh, device, resume=bool(steps(run_dir))), run_dir)
+        state = restore(build_state(config, mesh, device, resume=bool(steps(run_dir))), run_dir, config.precision)
         sinks = start_sinks(config, state.position.step, stack) if mesh.world.rank == 0 else []
         training = Run(
             config=config,
@@ -87,14 +88,14 @@ def save_as(format: str, step: Path, run_dir: Path) -> None:
     print(f"mt: in {format} format it is in {target}", file=sys.stderr)
 
 
-def restore(state: TrainState, run_dir: Path) -> TrainState:
+def restore(state: TrainState, run_dir: Path, precision: PrecisionConfig) -> TrainState:
     """Go on from the latest checkpoint of the run directory, if there is one."""
     if not (committed := steps(run_dir)):
         return state
     first, start = state.data_parallel.mesh.world.rank == 0, time.perf_counter()
     if first:
         print(f"mt: resuming from {committed[-1]}", file=sys.stderr)
-    state.load(resolve(committed[-1]))
+    state.load(resolve(committed[-1]), precision)
     if first and (seconds := time.perf_counter() - start) > 2:
         print(f"mt: loaded in {seconds:.1f} s", file=sys.stderr)
     return state

@@ -20,6 +20,7 @@ from torch import Tensor
 from mt_core.checkpoint.gather import assign_writers, gather_whole
 from mt_core.checkpoint.native import locked_for_reading, read_meta
 from mt_core.checkpoint.shard_files import StoredTensor, check_names, open_part
+from mt_core.config.sections import PrecisionConfig
 from mt_core.config.trainable import WHERE
 from mt_core.errors import Problem, raise_if
 from mt_core.parallel.data.protocol import DataParallel
@@ -175,17 +176,20 @@ class TrainState:
     def _canonical_names(self, name: str) -> list[str]:
         return list(self.model.canonical_regions(name))
 
-    def load(self, step: Path) -> None:
-        """Fill weights, optimizer and position from a native checkpoint of the same model, whatever its layout was."""
+    def load(self, step: Path, precision: PrecisionConfig) -> None:
+        """Fill weights, optimizer and position from a native checkpoint of the same model.
+
+        Its layout and its precision may be others; `precision` is this run's, which the loss scale obeys.
+        """
         with locked_for_reading(step):
             meta = read_meta(step)
             raise_if(self._optimizer_problems(step / "optim"))
             self.load_weights(step)
-            self._load_optimizer(step / "optim")
+            self._load_optimizer(step)
         for key in asdict(self.position):
             setattr(self.position, key, meta[key])
-        for key, value in meta.get("loss_scale", {}).items():
-            setattr(self.loss_scale, key, value)
+        if "loss_scale" in meta:
+            self.loss_scale.resume(precision, meta["loss_scale"], meta["config"].get("precision", {}))
 
     def load_weights(self, step: Path) -> None:
         """Fill the weights from the `model` part, which must hold exactly this model's tensors."""
@@ -206,17 +210,21 @@ class TrainState:
                 yield Problem(WHERE, f"{min(names)}{rest} {actual}", allowed)
 
     @torch.no_grad()
-    def _load_optimizer(self, directory: Path) -> None:
+    def _load_optimizer(self, step: Path) -> None:
+        """Fill main parameters and optimizer state; state in the dtype of the main parameters gets that of today's."""
         self.data_parallel.wait()
-        saved = open_part(directory)
+        saved = open_part(step / "optim")
+        weight = next(iter(open_part(step / "model").values()))
+        saved_wide = torch.promote_types(weight.dtype, torch.float32)
         keys = sorted({name.split(".", 1)[0] for name in saved})
         for name, main_param in self.data_parallel.main_params.items():
             for key in keys:
                 value = self._restore(key, name, saved)
                 if key == MASTER:
                     main_param.copy_(value)
-                else:
-                    self.optimizer.state[main_param][key] = value.to(main_param.device, copy=True)
+                    continue
+                dtype = main_param.dtype if value.dim() and value.dtype == saved_wide else value.dtype
+                self.optimizer.state[main_param][key] = value.to(main_param.device, dtype, copy=True)
         self.data_parallel.all_gather_params()
 
     def _restore(self, key: str, name: str, saved: Mapping[str, StoredTensor]) -> Tensor:

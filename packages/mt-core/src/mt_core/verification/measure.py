@@ -58,7 +58,7 @@ def measure(
     if start is None:
         state.initialize(config.runtime.seed)
     else:
-        state.load(start)
+        state.load(start, config.precision)
     record = Record([], [], [], {})
     for _ in range(steps):
         _step(config, state, record, documents=documents)
