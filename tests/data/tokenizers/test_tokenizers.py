@@ -96,13 +96,6 @@ def test_where_the_end_of_document_is_found(trained: Path, tmp_path: Path, name:
     assert load_tokenizer(tmp_path / "saved").eod == tokenizer.eod
 
 
-def test_a_tokenizer_without_an_end_of_document(trained: Path, tmp_path: Path):
-    text = (trained / "tokenizer.json").read_text("utf-8").replace("<|endoftext|>", "<|nothing|>")
-    (tmp_path / "tokenizer.json").write_text(text, "utf-8")
-    with pytest.raises(MtError, match=r'does not say which token ends a document; put \{"eos_token": "…"\} into'):
-        build_tokenizer(TokenizerConfig(type="HuggingFaceTokenizer", model=str(tmp_path)))
-
-
 @pytest.mark.parametrize("kind", ["GPT2BPETokenizer", "HuggingFaceTokenizer", "bytes"])
 def test_a_saved_tokenizer_is_loaded_as_it_was(trained: Path, tmp_path: Path, kind: str):
     files = {"vocab_file": str(trained / "vocab.json"), "merge_file": str(trained / "merges.txt")}

@@ -117,7 +117,7 @@ def test_hugging_face_roles_come_from_its_files(hugging_face: Path, tmp_path: Pa
     (hugging_face / "special_tokens_map.json").write_text('{"eos_token": "o", "pad_token": "p", "cls_token": "c"}')
     tokenizer = load_tokenizer(hugging_face)
     vocabulary = tokenizer.vocabulary()
-    roles = {"eos": "e", "sep": "e", "pad": "p", "mask": "m", "cls": "c", "bos": "c"}
+    roles = {"eos": "o", "sep": "o", "pad": "p", "mask": "m", "cls": "c", "bos": "c"}
     assert {role: getattr(tokenizer, role) for role in roles} == {
         role: vocabulary[text] for role, text in roles.items()
     }

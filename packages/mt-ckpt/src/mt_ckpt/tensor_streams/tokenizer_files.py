@@ -33,8 +33,8 @@ def special_ids(files: Iterable[Path]) -> dict[str, Any]:
     ids = {key: declared[key] for key in ("bos_token_id", "eos_token_id") if declared.get(key) is not None}
     if "eos_token_id" in ids:
         return ids
-    if "eod" in by_name.get("mt_tokenizer.json", {}):
-        return ids | {"eos_token_id": by_name["mt_tokenizer.json"]["eod"]}
+    if (eod := by_name.get("mt_tokenizer.json", {}).get("eod")) is not None:
+        return ids | {"eos_token_id": eod}
     token = by_name.get("tokenizer_config.json", {}).get("eos_token")
     text = token.get("content") if isinstance(token, dict) else token
     added = {t["content"]: t["id"] for t in by_name.get("tokenizer.json", {}).get("added_tokens", ())}

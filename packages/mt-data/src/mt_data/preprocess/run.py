@@ -35,9 +35,10 @@ def preprocess(job: PreprocessJob) -> PreprocessReport:
     """Run a job, or the rest of it. The pairs of all keys appear together at the end, each whole or not at all."""
     raise_if(find_option_conflicts(job))
     files = find_inputs(job.inputs, job.input_format)
-    dtype = choose_token_dtype(
-        get_tokenizer(job.encoding).vocab_size
-    )  # built here first: a mistake shows before any work
+    tokenizer = get_tokenizer(job.encoding)  # built here first: a mistake shows before any work
+    dtype = choose_token_dtype(tokenizer.vocab_size)
+    if job.encoding.append_eod:
+        _ = tokenizer.eod  # refused if it has none
     start = time.monotonic()
     with _keep_or_remove(Journal(job.shard_prefix)) as journal:
         parts = {

@@ -36,6 +36,8 @@ class MaskingTokenizer(Tokenizer, Protocol):
     """Id of each role that the tokenizer has: cls, sep, pad, mask, bos, eos."""
     additional_special_tokens_ids: tuple[int, ...] = ()
     """Ids of the extra tokens, T5's sentinels, in their order."""
+    prefix_ids: tuple[int, ...] = ()
+    """Ids that the tokenizer's own files put before every text that a model reads: a beginning of sequence, or none."""
 
     @property
     def cls(self) -> int:
@@ -128,4 +130,4 @@ def get_pad_id(tokenizer: Tokenizer) -> int:
     """
     pad = getattr(tokenizer, "pad", -1)
     roles = {role: number for role, number in getattr(tokenizer, "special", {}).items() if role != "pad"}
-    return -1 if pad in {tokenizer.eod, *roles.values()} else pad
+    return -1 if pad in {getattr(tokenizer, "eod", -1), *roles.values()} else pad

@@ -23,7 +23,8 @@ class SavedTokenizer:
 
     type: str
     """Component of kind `tokenizer`."""
-    eod: int
+    eod: int | None
+    """None if the tokenizer has no end of document."""
     vocab_size: int
     fingerprint: str
     """`fingerprint` of the tokenizer."""
@@ -50,7 +51,9 @@ def fingerprint(tokenizer: Tokenizer) -> str:
 
 def write_saved(tokenizer: Tokenizer, type: str, directory: Path, *, options: Mapping[str, Any] | None = None) -> None:
     """Write `mt_tokenizer.json`."""
-    saved = SavedTokenizer(type, tokenizer.eod, tokenizer.vocab_size, fingerprint(tokenizer), dict(options or {}))
+    saved = SavedTokenizer(
+        type, getattr(tokenizer, "eod", None), tokenizer.vocab_size, fingerprint(tokenizer), dict(options or {})
+    )
     write_text(directory / SAVED, json.dumps(asdict(saved), indent=2) + "\n")
 
 
@@ -69,7 +72,7 @@ def check_fingerprint(tokenizer: Tokenizer, directory: Path) -> None:
     """Raise if the files beside `mt_tokenizer.json` no longer give the ids that it was written with."""
     if (directory / SAVED).is_file():
         saved = read_saved(directory)
-        if (tokenizer.eod, fingerprint(tokenizer)) != (saved.eod, saved.fingerprint):
+        if (getattr(tokenizer, "eod", None), fingerprint(tokenizer)) != (saved.eod, saved.fingerprint):
             raise MtError(
                 str(directory),
                 f"holds a tokenizer other than the one that {SAVED} describes",

@@ -41,6 +41,7 @@ class PlainSentencePiece(MaskingTokenizer):
         self._begin = config.type == "Llama2Tokenizer"
         if self._begin and "bos" not in self.special:
             raise MtError(str(config.model), "has no beginning-of-sequence piece", "use GPTSentencePieceTokenizer")
+        self.prefix_ids = (self.special["bos"],) if self._begin else ()
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text; Llama2Tokenizer puts the beginning of sequence before them."""

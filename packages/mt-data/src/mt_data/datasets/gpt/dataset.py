@@ -181,11 +181,13 @@ def make_index_request(config: GPTData, part: SplitPart, seed: int) -> IndexRequ
 
 def make_sample_options(config: TokenStream) -> GPTSampleOptions:
     """What the samples of a section say about documents, with the tokenizer's ids."""
+    names = ("eod_mask_loss", "reset_position_ids", "reset_attention_mask", "inter_document_masking")
+    flags = {name: getattr(config, name, False) for name in names}
     eod = pad = -1
     if config.tokenizer is not None:
         from mt_data.tokenizers import build_tokenizer
 
         tokenizer = build_tokenizer(config.tokenizer)
-        eod, pad = tokenizer.eod, get_pad_id(tokenizer)
-    names = ("eod_mask_loss", "reset_position_ids", "reset_attention_mask", "inter_document_masking")
-    return GPTSampleOptions(eod, pad, **{name: getattr(config, name, False) for name in names})
+        eod = tokenizer.eod if any(flags.values()) else -1
+        pad = get_pad_id(tokenizer)
+    return GPTSampleOptions(eod, pad, **flags)
