@@ -95,7 +95,11 @@ def test_diff_prints_what_differs_presets_and_defaults_included(mt, write):
     one = write('preset = "gpt-tiny"\n[batch]\nmicro_batch = 1\n')  # the default, so no difference
     two = write('preset = "gpt-tiny"\n[optim]\nlr = 1e-5\n[log]\nsinks = ["tensorboard"]\n', "two.toml")
     assert mt("config", "diff", one, one).stdout == ""
-    assert mt("config", "diff", one, two).stdout == 'log.sinks: [] -> ["tensorboard"]\noptim.lr: 0.003 -> 1e-05\n'
+    assert mt("config", "diff", one, two).stdout.splitlines() == [
+        'log.sinks: [] -> ["tensorboard"]',
+        "lr_schedule.min_lr: 0.0003 -> 1e-06",  # a tenth of optim.lr
+        "optim.lr: 0.003 -> 1e-05",
+    ]
 
 
 def test_schema_documents_every_field(mt):

@@ -3,7 +3,9 @@
 import pytest
 
 from mt_cli.run_config import load_run_config, to_toml
+from mt_core.config.rules import problems as core_problems
 from mt_core.errors import MtError
+from mt_core.plugins import components
 
 
 @pytest.fixture
@@ -116,3 +118,58 @@ def test_a_missing_file_is_named(tmp_path):
 def test_an_override_without_a_value_is_refused():
     with pytest.raises(MtError, match="--set model.layers: not of the form section.field=value"):
         load_run_config([], ["model.layers"], "gpt-tiny")
+
+
+PUBLISHED = {
+    "gpt-tiny": (20, 3e-4),
+    "gpt2-124m": (700, 6e-5),
+    "gpt-345m": (3000, 1e-5),
+    "gpt3-175b": (375, 0.6e-5),
+    "llama2-7b": (2000, 3e-5),
+    "llama3-8b": (8000, 3e-6),
+    "mistral-7b": (2000, 3e-5),
+    "mixtral-8x7b": (2000, 3e-5),
+    "gemma-2-2b": (2000, 3e-5),
+    "qwen3-8b": (2000, 3e-5),
+    "smollm2-135m": (2000, 0.0),
+    "bert-345m": (10000, 1e-5),
+    "t5-220m": (10000, 1e-5),
+}
+"""Steps of warm-up and lowest learning rate of each preset's whole recipe."""
+
+
+@pytest.mark.parametrize("preset", components("preset"))
+def test_a_preset_s_schedule_scales_with_the_steps_and_the_rate_that_a_user_sets(preset):
+    whole = load_run_config([], [], preset, rules=False)
+    schedule = whole.lr_schedule
+    assert (schedule.warmup_steps, schedule.min_lr) == PUBLISHED[preset]
+    assert (schedule.warmup_fraction, schedule.min_lr_fraction) == (None, None)
+    short = load_run_config([], ["train.steps=50", "optim.lr=1e-6"], preset, rules=False)
+    assert list(core_problems(short)) == []
+    assert short.lr_schedule.warmup_steps == round(schedule.warmup_steps / whole.train.steps * 50)
+    assert short.lr_schedule.min_lr == pytest.approx(schedule.min_lr / whole.optim.lr * 1e-6, rel=1e-11)
+    assert list(core_problems(load_run_config([], ["train.steps=1"], preset, rules=False))) == []
+
+
+def test_a_count_and_a_fraction_replace_each_other_from_layer_to_layer(tmp_path):
+    counts = tmp_path / "counts.toml"
+    counts.write_text("[lr_schedule]\nwarmup_steps = 7\nmin_lr = 1e-4\n")
+    assert load_run_config([counts], [], "gpt-tiny").lr_schedule.warmup_steps == 7
+    assert load_run_config([counts], [], "gpt-tiny").lr_schedule.min_lr == 1e-4
+    overrides = ["lr_schedule.warmup_fraction=0.5", "lr_schedule.min_lr_fraction=0.5", "train.steps=11"]
+    schedule = load_run_config([counts], overrides, "gpt-tiny").lr_schedule
+    assert (schedule.warmup_steps, schedule.min_lr) == (6, 1.5e-3)
+    ends = load_run_config([], ["lr_schedule.decay_steps=10", "lr_schedule.warmup_fraction=0.99"], "gpt-tiny")
+    assert ends.lr_schedule.warmup_steps == 9
+
+
+def test_a_count_and_a_fraction_in_one_place_are_refused(tmp_path):
+    both = tmp_path / "both.toml"
+    both.write_text("[lr_schedule]\nwarmup_steps = 7\nwarmup_fraction = 0.1\n")
+    with pytest.raises(MtError, match="lr_schedule: warmup_steps and warmup_fraction are both given; leave"):
+        load_run_config([both], [], "gpt-tiny")
+
+
+def test_a_warm_up_that_the_user_typed_is_refused_where_it_cannot_be():
+    with pytest.raises(MtError, match="lr_schedule.warmup_steps: 60; allowed: less than the decay's end, 50"):
+        load_run_config([], ["train.steps=50", "lr_schedule.warmup_steps=60"], "gpt-tiny")

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from mt_core.config.renamed_keys import find_renamed, translate
-from mt_core.config.sections import Section
+from mt_core.config.sections import FRACTIONS, Section
 from mt_core.errors import MtError, Problem, raise_if, suggest_file
 from mt_core.plugins import component, components, did_you_mean, manager
 
@@ -97,15 +97,33 @@ def load(
 
     A file may name its preset with a top-level `preset = "NAME"`.
     """
+    return load_layers(tree, read_layers(files, overrides, preset), rules=rules)
+
+
+def read_layers(files: Sequence[Path], overrides: Sequence[str] = (), preset: str | None = None) -> list[Layer]:
+    """The preset, the files and the overrides, lowest first."""
     layers = [read_toml(path) for path in files]
     for layer in layers:
         preset = preset or layer.values.get("preset")
     layers = [Layer(x.source, {k: v for k, v in x.values.items() if k != "preset"}) for x in layers]
-    layers = [*([read_preset(preset)] if preset else []), *layers, *map(read_override, overrides)]
+    return [*([read_preset(preset)] if preset else []), *layers, *map(read_override, overrides)]
+
+
+def merge_layers(layers: Sequence[Layer]) -> dict[str, Any]:
+    """All layers in one tree of plain values; a count over a fraction of `lr_schedule` replaces it, and the reverse."""
     values: dict[str, Any] = {}
     for layer in layers:
+        schedule, above = values.get("lr_schedule"), layer.values.get("lr_schedule")
+        if isinstance(schedule, Mapping) and isinstance(above, Mapping):
+            replaced = [pair[1 - n] for pair in FRACTIONS.items() for n in (0, 1) if pair[n] in above]
+            values["lr_schedule"] = {key: value for key, value in schedule.items() if key not in replaced}
         values = merge(values, layer.values)
-    config = validate(tree, values, layers)
+    return values
+
+
+def load_layers(tree: type[Tree], layers: Sequence[Layer], *, rules: bool = True) -> Tree:
+    """The validated tree of layers, lowest first; `rules` as in `load`."""
+    config = validate(tree, merge_layers(layers), layers)
     if rules:
         raise_if(rule_problems(config))
     return config

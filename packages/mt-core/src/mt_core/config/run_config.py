@@ -3,9 +3,9 @@
 mt-core knows the other sections; `mt_cli.run_config` puts in what is installed of models and data.
 """
 
-from typing import Any, Generic, TypeGuard
+from typing import Any, Generic, Self, TypeGuard
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, ModelWrapValidatorHandler, model_validator
 from typing_extensions import TypeVar
 
 from mt_core.config.sections import (
@@ -43,6 +43,14 @@ class RunConfig(Section, Generic[ModelT, DataT]):
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
     runtime: RuntimeConfig = RuntimeConfig()
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _resolve_fractions(cls, values: object, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """Replace fractions of the schedule: whatever reads a validated tree, or a saved one, sees steps and rates."""
+        config = handler(values)
+        schedule = config.lr_schedule.resolve_fractions(steps=config.train.steps, lr=config.optim.lr)
+        return config.model_copy(update={"lr_schedule": schedule})
 
     @classmethod
     def model_parametrized_name(cls, params: tuple[Any, ...]) -> str:

@@ -3,9 +3,18 @@
 The model and data sections belong to mt-models and mt-data.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 CPCommType = Literal["ring", "all_gather", "all_to_all"]
 """How context-parallel ranks communicate; Megatron calls them p2p, all_gather and a2a."""
@@ -109,21 +118,46 @@ class TrainConfig(Section):
     """Global batches in one evaluation."""
 
 
+FRACTIONS = {"warmup_steps": "warmup_fraction", "min_lr": "min_lr_fraction"}
+"""Fields of `lr_schedule` that may be given as a fraction → the field of the fraction, so that a preset's scale."""
+
+
 class LRScheduleConfig(Section):
     """How the learning rate moves, from `optim.lr` down to `min_lr`."""
 
     warmup_steps: NonNegativeInt = 0
     """Steps of linear warm-up from zero."""
+    warmup_fraction: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """In place of `warmup_steps`: the share of the steps until the decay ends; RUN/config.toml has the steps."""
     decay: Literal["cosine", "linear", "inverse_sqrt", "constant", "wsd"] = "cosine"
     """Shape after the warm-up; "wsd" stays at the highest rate and anneals at the end."""
     decay_steps: PositiveInt | None = None
     """Step at which the decay ends; unset, the last of the run."""
     min_lr: NonNegativeFloat = 0.0
     """Lowest learning rate after the warm-up."""
+    min_lr_fraction: Annotated[float, Field(ge=0, le=1)] | None = None
+    """In place of `min_lr`: the share of `optim.lr`; RUN/config.toml has the rate."""
     anneal_steps: PositiveInt | None = None
     """Last steps of "wsd", in which the rate falls; required by it."""
     anneal: Literal["linear", "cosine", "exponential", "minus_sqrt"] = "linear"
     """Shape of the fall of "wsd"."""
+
+    @model_validator(mode="after")
+    def _one_of_count_and_fraction(self) -> Self:
+        for count, fraction in FRACTIONS.items():
+            if getattr(self, fraction) is not None and count in self.model_fields_set:
+                raise ValueError(f"{count} and {fraction} are both given; leave one of them out")
+        return self
+
+    def resolve_fractions(self, *, steps: int, lr: float) -> Self:
+        """Steps and rates in place of fractions, for a run of so many steps with this highest learning rate."""
+        end = self.decay_steps or steps
+        resolved: dict[str, float | None] = {}
+        if self.warmup_fraction is not None:
+            resolved |= {"warmup_steps": min(round(self.warmup_fraction * end), end - 1), "warmup_fraction": None}
+        if self.min_lr_fraction is not None:
+            resolved |= {"min_lr": float(f"{self.min_lr_fraction * lr:.12g}"), "min_lr_fraction": None}
+        return self.model_copy(update=resolved)
 
 
 class PrecisionConfig(Section):
