@@ -130,11 +130,10 @@ def check_sizes(sizes: BatchSizes, group: int) -> None:
         )
 
 
-def count_samples(sizes: BatchSizes, steps: int) -> int:
-    """Number of samples that the first `steps` steps take."""
+def count_samples(sizes: BatchSizes, steps: int, *, consumed: int = 0) -> int:
+    """Number of samples that are consumed after `steps` more steps, where `consumed` were before."""
     if isinstance(sizes, ConstantBatchSize):
-        return steps * sizes.size
-    consumed = 0
+        return consumed + steps * sizes.size
     for _ in range(steps):
         consumed += sizes.size_after(consumed)
     return consumed

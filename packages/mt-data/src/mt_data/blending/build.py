@@ -7,7 +7,7 @@ A `DatasetReader` opens a corpus, counts it and builds a dataset of a part of it
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +15,7 @@ import numpy as np
 from mt_core.contracts import Dataset
 from mt_core.errors import MtError, raise_if
 from mt_data.blending.blend import BlendedDataset, blend_by_weights, blend_exhaustively
+from mt_data.blending.extension import Extension, NumSamples, PlannedSamples, extend_dataset, get_last
 from mt_data.config.paths import WeightedPaths, resolve_split_paths
 from mt_data.config.rules import data_problems
 from mt_data.config.split import SPLITS, compute_split_ranges
@@ -26,10 +27,7 @@ if TYPE_CHECKING:
 SURPLUS = 1 + 0.5 / 100
 """A weighted dataset is built this much larger than its share, as the blend may lean on it by a few samples."""
 
-NumSamples = int | None
-"""Number of samples: 0 for no dataset, None for one epoch of what there is."""
-
-SplitSizes = tuple[NumSamples, NumSamples, NumSamples]
+SplitSizes = tuple[PlannedSamples, PlannedSamples, PlannedSamples]
 """Numbers of training, validation and test samples."""
 
 
@@ -51,6 +49,7 @@ class SplitPart:
     elements: range
     """Numbers of the corpus's elements that belong to the split."""
     samples: NumSamples
+    extension: Extension = field(default_factory=Extension)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +92,9 @@ class _SplitBlend:
     paths: WeightedPaths | None
     shared: bool
 
-    def build_dataset(self, num_samples: NumSamples) -> Dataset | None:
+    def build_dataset(self, planned: PlannedSamples) -> Dataset | None:
         """The dataset of the split, or None if no samples are wanted."""
-        name = SPLITS[self.split]
+        name, num_samples = SPLITS[self.split], get_last(planned)
         if num_samples == 0 or (num_samples is None and self.paths is None):
             return None
         if self.paths is None:
@@ -108,9 +107,9 @@ class _SplitBlend:
                 raise self._describe_empty(prefix)
         single = len(elements) == 1 and (not self.shared or not self.paths.weights)
         if single:
-            return self._build_part(0, num_samples)
+            return self._build_part(0, planned)
         return (
-            self._blend_weighted(self.paths, num_samples)
+            self._blend_weighted(self.paths, planned)
             if self.paths.weights
             else self._blend_unweighted(self.paths, num_samples)
         )
@@ -134,23 +133,31 @@ class _SplitBlend:
             f"a larger share for {name}, more documents, or no {name} samples",
         )
 
-    def _build_part(self, number: int, num_samples: NumSamples) -> Dataset:
+    def _build_part(self, number: int, planned: PlannedSamples) -> Dataset:
         assert self.paths is not None
         prefix = self.paths.prefixes[number]
-        return self.reader.build(
-            self._open_corpus(prefix), SplitPart(self.split, self._get_elements(prefix), num_samples)
-        )
+        corpus, elements = self._open_corpus(prefix), self._get_elements(prefix)
 
-    def _blend_weighted(self, paths: WeightedPaths, num_samples: NumSamples) -> Dataset:
+        def build(num_samples: NumSamples, extension: Extension) -> Dataset:
+            return self.reader.build(corpus, SplitPart(self.split, elements, num_samples, extension))
+
+        return extend_dataset(planned, build)
+
+    def _blend_weighted(self, paths: WeightedPaths, planned: PlannedSamples) -> Dataset:
         """Blend by weights: each dataset has its share of the samples, rounded up, so there may be more of them."""
-        if num_samples is None:
+        if planned is None:
             raise MtError(
                 paths.where, f"weights need a number of {SPLITS[self.split]} samples", "give it, or no weights"
             )
         weights = np.asarray(paths.weights, np.float64)
-        targets = [math.ceil(num_samples * share) for share in weights / np.sum(weights)]
-        datasets = [self._build_part(n, math.ceil(target * SURPLUS)) for n, target in enumerate(targets)]
-        return self._blend(datasets, weights.tolist(), sum(targets))
+        shares = (weights / np.sum(weights)).tolist()
+        plan = planned if isinstance(planned, tuple) else (planned,)
+        targets = [[math.ceil(num_samples * share) for num_samples in plan] for share in shares]
+        datasets = [
+            self._build_part(n, tuple(math.ceil(target * SURPLUS) for target in grown))
+            for n, grown in enumerate(targets)
+        ]
+        return self._blend(datasets, weights.tolist(), sum(grown[-1] for grown in targets))
 
     def _blend_unweighted(self, paths: WeightedPaths, num_samples: NumSamples) -> Dataset:
         """Blend corpora without weights: each gives one epoch, in proportion to its size."""

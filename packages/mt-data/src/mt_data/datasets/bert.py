@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from mt_core.contracts import Dataset
-from mt_data.blending.build import NumSamples, Splits, SplitSizes
+from mt_data.blending.build import Splits, SplitSizes
+from mt_data.blending.extension import NumSamples
 from mt_data.config import BERTData
 from mt_data.datasets.masking.build import (
     SentenceSamples,

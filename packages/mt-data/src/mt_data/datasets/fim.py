@@ -113,8 +113,9 @@ def build_splits(
     )
 
     def build_dataset(reader: IndexedReader, part: SplitPart) -> Dataset:
-        request = IndexRequest(part.elements, part.samples, config.seq_length, seed)
-        return FIMDataset(build_gpt_dataset(reader, request, cache, sample_options), transform, seed)
+        part_seed = part.extension.derive_seed(seed)
+        request = IndexRequest(part.elements, part.samples, config.seq_length, part_seed)
+        return FIMDataset(build_gpt_dataset(reader, request, cache, sample_options), transform, part_seed)
 
     return blend_splits(
         config, DatasetReader(IndexedReader, len, build_dataset, "sequences"), samples=samples, cache=cache

@@ -15,7 +15,8 @@ import numpy as np
 
 from mt_core.contracts import Dataset
 from mt_core.errors import MtError, raise_if
-from mt_data.blending.build import NumSamples, Splits, SplitSizes
+from mt_data.blending.build import Splits, SplitSizes
+from mt_data.blending.extension import Extension, NumSamples, extend_dataset
 from mt_data.config import ICTData
 from mt_data.config.rules import data_problems
 from mt_data.config.split import SPLITS, compute_legacy_ranges
@@ -113,17 +114,23 @@ def build_splits(
         actual = f"has {len(titles)} titles, {reader.prefix} has {reader.document_count} documents"
         raise MtError(titles.prefix, actual, "one title for each document, none of them empty")
     datasets: list[Dataset | None] = []
-    for name, documents, num_samples in zip(
+    for name, documents, planned in zip(
         SPLITS, compute_legacy_ranges(config.split, reader.document_count), samples, strict=True
     ):
-        if num_samples == 0 or (num_samples is None and not documents):
-            datasets.append(None)
-            continue
-        blocks = _build_blocks(reader, titles, documents, make_sentence_sampling(config, seed, num_samples), cache)
-        if num_samples and not len(blocks.mapping):
-            actual = f"is empty: {len(documents)} documents, split {config.split!r}, give no block"
-            raise MtError(f"the {name} split of {reader.prefix}", actual, f"more documents, or no {name} samples")
-        datasets.append(ICTDataset(blocks, ids, config.seq_length, config.query_in_block_prob, seed))
+
+        def build(
+            num_samples: NumSamples, extension: Extension, name: str = name, documents: range = documents
+        ) -> Dataset:
+            part_seed = extension.derive_seed(seed)
+            sampling = make_sentence_sampling(config, part_seed, num_samples)
+            blocks = _build_blocks(reader, titles, documents, sampling, cache)
+            if num_samples and not len(blocks.mapping):
+                actual = f"is empty: {len(documents)} documents, split {config.split!r}, give no block"
+                raise MtError(f"the {name} split of {reader.prefix}", actual, f"more documents, or no {name} samples")
+            return ICTDataset(blocks, ids, config.seq_length, config.query_in_block_prob, part_seed)
+
+        empty = planned == 0 or (planned is None and not documents)
+        datasets.append(None if empty else extend_dataset(planned, build))
     return Splits(*datasets)
 
 

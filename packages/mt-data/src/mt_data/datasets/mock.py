@@ -7,6 +7,7 @@ import numpy as np
 from mt_core.contracts import Dataset
 from mt_core.errors import raise_if
 from mt_data.blending.build import Splits, SplitSizes
+from mt_data.blending.extension import Extension, NumSamples, extend_dataset
 from mt_data.config import MockData
 from mt_data.config.rules import data_problems
 from mt_data.config.split import compute_split_ranges
@@ -61,7 +62,11 @@ def build_splits(
         make_sample_options(config),
     )
     datasets: list[Dataset | None] = []
-    for elements, num_samples in zip(split_mock_corpus(), samples, strict=True):
-        request = IndexRequest(elements, num_samples, config.seq_length, seed)
-        datasets.append(None if num_samples == 0 else build_gpt_dataset(sequences, request, cache, sample_options))
+    for elements, planned in zip(split_mock_corpus(), samples, strict=True):
+
+        def build(num_samples: NumSamples, extension: Extension, elements: range = elements) -> Dataset:
+            request = IndexRequest(elements, num_samples, config.seq_length, extension.derive_seed(seed))
+            return build_gpt_dataset(sequences, request, cache, sample_options)
+
+        datasets.append(None if planned == 0 else extend_dataset(planned, build))
     return Splits(*datasets)

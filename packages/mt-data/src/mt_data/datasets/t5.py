@@ -9,7 +9,8 @@ import numpy as np
 
 from mt_core.contracts import Dataset
 from mt_core.errors import MtError
-from mt_data.blending.build import NumSamples, Splits, SplitSizes
+from mt_data.blending.build import Splits, SplitSizes
+from mt_data.blending.extension import NumSamples
 from mt_data.config import T5Data
 from mt_data.datasets.masking.build import (
     SentenceSamples,

@@ -173,7 +173,7 @@ def make_index_request(config: GPTData, part: SplitPart, seed: int) -> IndexRequ
         part.elements,
         part.samples,
         config.seq_length,
-        seed,
+        part.extension.derive_seed(seed),
         keep_partial=config.keep_partial_valid and part.split == 1,
         extra=int(config.extra_token),
     )

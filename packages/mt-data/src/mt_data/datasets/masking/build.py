@@ -1,14 +1,15 @@
 """What the datasets of sentences with masked words have in common: corpora, mapping, random numbers of a sample."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 
 import numpy as np
 
 from mt_core.contracts import Dataset
 from mt_core.errors import MtError
-from mt_data.blending.build import DatasetReader, NumSamples, SplitPart, Splits, SplitSizes, blend_splits
+from mt_data.blending.build import DatasetReader, SplitPart, Splits, SplitSizes, blend_splits
+from mt_data.blending.extension import NumSamples
 from mt_data.config import MaskedData
 from mt_data.config.split import SPLITS
 from mt_data.datasets.masking.mask import MaskingConfig
@@ -54,6 +55,7 @@ def build_masked_splits(
 
     def build(reader: IndexedReader, part: SplitPart) -> Dataset:
         sampling = make_sampling(part.samples)
+        sampling = replace(sampling, seed=part.extension.derive_seed(sampling.seed))
         bounds = np.asarray(reader.documents[part.elements.start : part.elements.stop + 1])
         key = hash_content("sentences", MAPPING_VERSION, repr(sampling), reader.lengths, bounds)
         sentences = Sentences(np.asarray(reader.lengths), bounds)

@@ -97,6 +97,8 @@ class SFTDataset:
     elements: range
     samples: int
     chat: ChatEncoding
+    begin: int = 0
+    """Samples that were given before the first of these."""
 
     def __len__(self) -> int:
         return self.samples
@@ -105,7 +107,7 @@ class SFTDataset:
         """What `mt_data.datasets.sft.dataset.pack_conversations` makes of a line's conversations."""
         if not 0 <= index < self.samples:
             raise IndexError(index)
-        number, chat = self.elements[index % len(self.elements)], self.chat
+        number, chat = self.elements[(self.begin + index) % len(self.elements)], self.chat
         conversations = split_conversations(self.lines.read_messages(number), self.lines.describe(number))
         encoded = (encode_conversation(conversation, chat.tokenizer, chat.prompt) for conversation in conversations)
         return pack_conversations(encoded, seq_length=chat.seq_length, pad=chat.pad, multiple=chat.multiple)
@@ -125,7 +127,7 @@ def build_splits(
 
     def build_dataset(lines: ConversationFile, part: SplitPart) -> Dataset:
         count = len(part.elements) if part.samples is None else part.samples
-        return SFTDataset(lines, part.elements, count, chat_encoding())
+        return SFTDataset(lines, part.elements, count, chat_encoding(), part.extension.begin)
 
     return blend_splits(
         config,
