@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from mt_ckpt.huggingface.families import rope, windows
 from mt_ckpt.huggingface.families.family import REQUIRED, Complaint, Config, Family
+from mt_ckpt.huggingface.families.ignored_keys import list_unread
 from mt_core.errors import MtError, Problem, raise_if
 from mt_models.config import GPTConfig
 
@@ -101,8 +102,17 @@ def _unsupported(family: Family, raw: Mapping[str, Any]) -> Iterator[Complaint]:
         if raw.get(name, allowed) != allowed and (raw[name] is not None or allowed):  # null is false and empty
             yield f"{name} is {raw[name]!r}", f"only {allowed!r} is implemented"
     yield from family.complaints(raw)
+    yield from list_unread(raw, _read_keys(family), family.ignored, family.model_type)
     if raw.get("quantization_config"):
         yield "quantization_config: its weights are quantised", "dequantise it first, for example with transformers"
+
+
+def _read_keys(family: Family) -> tuple[str, ...]:
+    """Keys of config.json that the tables of a family read."""
+    names = [name for key in family.keys.values() for name in (key.name, *key.also)]
+    turned = rope.READ if "position.theta" in family.keys else ()
+    window = family.window.keys if family.window else ()
+    return ("model_type", "quantization_config", *names, *family.required, *family.also_read, *turned, *window)
 
 
 def _window_complaints(family: Family, raw: Mapping[str, Any]) -> list[Complaint]:

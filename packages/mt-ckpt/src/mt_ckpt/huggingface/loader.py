@@ -1,5 +1,6 @@
 """Hugging Face directories: config.json says which family's tables to read the safetensors with."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +13,7 @@ from mt_ckpt.huggingface.families.family import Config, Family
 from mt_ckpt.tensor_streams import tokenizer_files
 from mt_ckpt.tensor_streams.experts import stack_experts, unstack_shapes
 from mt_ckpt.tensor_streams.safetensors_directory import SafetensorsDir, read_json
-from mt_ckpt.tensor_streams.streams import HEAD, drop_tied_head, set_problems
+from mt_ckpt.tensor_streams.streams import merge_copies, name_tied, set_problems
 from mt_core.checkpoint.page_cache import drop_pages
 from mt_core.errors import Problem, raise_if
 
@@ -54,7 +55,7 @@ class HuggingFace:
         tensors = self._rename(self.source.tensors())
         if mlp.kind == "moe":
             tensors = stack_experts(where, tensors, mlp.experts, used=drop_pages)
-        yield from drop_tied_head(where, tensors) if self._tied else tensors
+        yield from merge_copies(where, tensors, self._repeated, tied=self._tied)
 
     def tokenizer_files(self) -> list[Path]:
         """Files of the tokenizer in the directory."""
@@ -77,6 +78,17 @@ class HuggingFace:
             if ours := self._family.names.ours(name):
                 yield ours, tensor
 
+    def _header_shapes(self) -> list[tuple[str, tuple[int, ...]]]:
+        """Canonical name and shape of every stored tensor."""
+        tensors = self._rename(self.source.headers())
+        return [(name_tied(name, tied=self._tied), tuple(tensor.shape)) for name, tensor in tensors]
+
+    @property
+    def _repeated(self) -> set[str]:
+        """Canonical names under which several tensors are stored."""
+        counts = Counter(name for name, _ in self._header_shapes())
+        return {name for name, count in counts.items() if count > 1}
+
     def _check(self) -> None:
         """Account for every tensor by the files' headers."""
         where, expected = str(self.path), unstack_shapes(self._config.canonical_shapes())
@@ -89,7 +101,5 @@ class HuggingFace:
             )
             for name in self._family.names.unknown(unpacked)
         ]
-        shapes = [(name, tuple(tensor.shape)) for name, tensor in self._rename(self.source.headers())]
-        if self._tied and HEAD in dict(shapes):
-            expected = expected | {HEAD: expected["embed.weight"]}
+        shapes = dict.fromkeys(self._header_shapes())  # copies count once
         raise_if([*unknown, *set_problems(where, expected, shapes)])

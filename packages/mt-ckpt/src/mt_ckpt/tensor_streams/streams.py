@@ -3,7 +3,7 @@
 Every tensor of a checkpoint is accounted for exactly once; whatever is wrong with the set is reported together.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -38,17 +38,35 @@ def check_stream(
     raise_if(set_problems(where, expected, seen))
 
 
-def drop_tied_head(where: str, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-    """Drop a tied model's copy of the embedding; one that differs from the embedding is refused."""
-    weights: dict[str, Tensor] = {}
-    for name, tensor in tensors:
-        if name in (EMBED, HEAD):
-            weights[name] = tensor
-            if len(weights) == 2 and not torch.equal(weights[EMBED], weights[HEAD]):
-                problem = "the output layer's weight differs from the embedding, to which the configuration ties it"
-                raise MtError(where, problem, "set tie_word_embeddings to false if the model was trained untied")
-        if name != HEAD:
+def merge_copies(
+    where: str, tensors: Iterable[tuple[str, Tensor]], repeated: Collection[str], *, tied: bool
+) -> Iterator[tuple[str, Tensor]]:
+    """Pass each tensor on once, under one name; copies that differ from the first are refused.
+
+    `repeated` are the names that come more than once. A tied model's output layer is the embedding, whichever of the
+    two a file has.
+    """
+    first: dict[str, tuple[str, Tensor]] = {}
+    for stored, tensor in tensors:
+        name = name_tied(stored, tied=tied)
+        if name not in first:
             yield name, tensor
+        elif not torch.equal(first[name][1], tensor):
+            raise _copies_differ(where, stored, first[name][0])
+        if name in repeated:
+            first.setdefault(name, (stored, tensor))
+
+
+def name_tied(name: str, *, tied: bool) -> str:
+    """The name of a tensor in a model, whose output layer is the embedding if it is tied."""
+    return EMBED if tied and name == HEAD else name
+
+
+def _copies_differ(where: str, name: str, first: str) -> MtError:
+    if name == first:
+        return MtError(f"{where}: {name}", "is stored twice, and differently", "save the model again")
+    problem = "the output layer's weight differs from the embedding, to which the configuration ties it"
+    return MtError(where, problem, "set tie_word_embeddings to false if the model was trained untied")
 
 
 def align_streams(streams: Sequence[Iterable[tuple[str, Tensor]]]) -> Iterator[tuple[str, tuple[Tensor | None, ...]]]:

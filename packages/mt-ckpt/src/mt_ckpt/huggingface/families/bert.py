@@ -49,8 +49,9 @@ def _names(norms: dict[str, str], norm: dict[str, str]) -> Names:
 
     return Names(
         WEIGHTS | leaves("weight", "bias"),
-        also=leaves("gamma", "beta"),  # of norms, in the first files
-        ignore=(r"\.position_ids$", r"^cls\.predictions\.decoder\.bias$"),  # a buffer; a copy of predictions.bias
+        # names of norms in the first files; one tensor with predictions.bias, of which safetensors keep one
+        also=leaves("gamma", "beta") | {"cls.predictions.decoder.bias": "head.bias"},
+        ignore=(r"\.position_ids$",),  # a buffer
     )
 
 

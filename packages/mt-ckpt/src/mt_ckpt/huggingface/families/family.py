@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from mt_ckpt.huggingface.families.ignored_keys import IGNORED
 from mt_ckpt.huggingface.families.windows import Window
 from mt_ckpt.tensor_streams.names import Names
 from mt_models.config import BertConfig, GPTConfig, T5Config
@@ -76,6 +77,10 @@ class Family:
     """Our configuration path to what config.json and the names of all tensors say together."""
     also_written: Callable[[Any], Iterable[tuple[str, Any]]] = _nothing
     """Keys of config.json that functions in `always` read, or that older releases need."""
+    also_read: tuple[str, ...] = ()
+    """Keys of config.json that functions of the tables read, besides those of `keys`, `required` and `window`."""
+    ignored: Mapping[str, Any] = field(default_factory=lambda: IGNORED)
+    """Keys of config.json that a file may have and we do not read, to the only value allowed, or `ANY`."""
     required: Mapping[str, Any] = field(default_factory=dict)
     """Their switches that change what the model computes: the only value we implement, also when absent."""
     complaints: Callable[[Mapping[str, Any]], Iterable[Complaint]] = _nothing

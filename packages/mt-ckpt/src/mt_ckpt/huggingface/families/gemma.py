@@ -16,6 +16,7 @@ from mt_ckpt.huggingface.families.decoder import (
     whole_heads,
 )
 from mt_ckpt.huggingface.families.family import Complaint, Family, Key
+from mt_ckpt.huggingface.families.ignored_keys import ANY, IGNORED
 from mt_ckpt.huggingface.families.windows import Window
 from mt_models.config import GPTConfig
 
@@ -69,6 +70,7 @@ GEMMA = Family(
     also_written=lambda config: [("hidden_act", GELU), ("hidden_activation", GELU)],
     required={"use_bidirectional_attention": False},
     complaints=_odd_activations,
+    also_read=("hidden_act", "hidden_activation"),
 )
 GEMMA2 = Family(
     model_type="gemma2",
@@ -87,6 +89,8 @@ GEMMA2 = Family(
     also_written=_scale_written,
     required={"use_bidirectional_attention": False},
     complaints=_odd_divisor,
+    also_read=(DIVISOR.name,),
+    ignored=IGNORED | {"hidden_act": GELU, "sliding_window_size": ANY},
     window=Window(default=4096, slides=lambda layer, raw: layer % 2 == 0, always_written=True),
     limits=whole_heads,
 )

@@ -1,6 +1,7 @@
 """GPT-2. Its linear layers are stored [in, out], with query, key and value side by side in one tensor."""
 
 from mt_ckpt.huggingface.families.family import Family, Key
+from mt_ckpt.huggingface.families.ignored_keys import ANY, IGNORED
 from mt_ckpt.tensor_streams.names import Names
 
 _BLOCK = {
@@ -63,6 +64,7 @@ GPT2 = Family(
         "norm.kind": "layer",
         "position.kind": "learned",
     },
+    ignored=IGNORED | {"n_ctx": ANY, "reorder_and_upcast_attn": ANY, "predict_special_tokens": ANY},
     required={"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False},
     fused={"attn.c_attn": ("attn.c_attn.q", "attn.c_attn.k", "attn.c_attn.v")},
     transposed=("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"),

@@ -15,6 +15,7 @@ from mt_ckpt.huggingface.families.decoder import (
     decoder_names,
 )
 from mt_ckpt.huggingface.families.family import Family, Key
+from mt_ckpt.huggingface.families.ignored_keys import ANY, IGNORED
 from mt_ckpt.huggingface.families.windows import Window
 
 OURS = ("gate", "up", "down")
@@ -63,6 +64,7 @@ QWEN3_MOE = Family(
     also_written=lambda config: [
         ("intermediate_size", config.mlp.ffn_hidden_size)
     ],  # of layers without experts: there are none
+    ignored=IGNORED | {"intermediate_size": ANY},
     required={"decoder_sparse_step": 1, "mlp_only_layers": []},
     window=Window(default=4096, switched=True),
 )

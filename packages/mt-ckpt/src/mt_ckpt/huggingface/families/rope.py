@@ -32,6 +32,9 @@ HARMLESS = {"truncate": True}
 
 PLACES = ("rope_scaling", "rope_parameters")
 
+READ = (*PLACES, "rope_theta", "partial_rotary_factor", ORIGINAL)
+"""Keys of config.json that say how positions turn."""
+
 
 def theta(raw: Mapping[str, Any]) -> dict[str, float]:
     """`rope_theta` where it is nested, to be put at the top."""

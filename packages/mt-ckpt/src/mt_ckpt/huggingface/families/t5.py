@@ -8,10 +8,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mt_ckpt.huggingface.families.family import Complaint, Family, Key
+from mt_ckpt.huggingface.families.ignored_keys import IGNORED
 from mt_ckpt.tensor_streams.names import Names
 from mt_models.config import T5Config
 
-LM_HEAD = "lm_head.weight"
+LM_HEAD, EMBED = "lm_head.weight", "shared.weight"
+EMBED_COPIES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+"""Further names of the embedding; safetensors keep one of them, old files hold all."""
 PROJECTIONS = {"q": "q", "k": "k", "v": "v", "o": "out"}
 FEED_FORWARD = {"wi_0": "gate", "wi_1": "up", "wo": "down"}
 STACKS = {"encoder": ("SelfAttention",), "decoder": ("SelfAttention", "EncDecAttention")}
@@ -39,9 +42,9 @@ def _stack(stack: str) -> Iterator[tuple[str, str]]:
 
 
 NAMES = Names(
-    {"shared.weight": "embed.weight", **dict(_stack("encoder")), **dict(_stack("decoder")), LM_HEAD: "head.weight"},
+    {EMBED: "embed.weight", **dict(_stack("encoder")), **dict(_stack("decoder")), LM_HEAD: "head.weight"},
+    also=dict.fromkeys(EMBED_COPIES, "embed.weight"),
     ignore=(
-        r"^(en|de)coder\.embed_tokens\.weight$",  # copies of shared.weight in old files
         r"EncDecAttention\.relative_attention_bias\.weight$",  # in the first files, and never used
     ),
 )
@@ -53,7 +56,9 @@ def _scaled(raw: Mapping[str, Any]) -> bool:
 
 
 def _tied(raw: Mapping[str, Any], names: frozenset[str]) -> bool:
-    return _scaled(raw) or (LM_HEAD not in names and bool(raw.get("tie_word_embeddings", True)))
+    """Tied where the file holds one weight for both, under whichever name, and config.json does not forbid it."""
+    both = LM_HEAD in names and not names.isdisjoint((EMBED, *EMBED_COPIES))
+    return _scaled(raw) or (not both and bool(raw.get("tie_word_embeddings", True)))
 
 
 def _activation(raw: Mapping[str, Any]) -> str:
@@ -117,6 +122,8 @@ T5 = Family(
     },
     from_tensor_names={"tied": _tied},
     also_written=_written,
+    also_read=("feed_forward_proj", "dense_act_fn", "tie_word_embeddings", "scale_decoder_outputs"),
+    ignored=IGNORED | {"is_gated_act": True},
     required={"is_encoder_decoder": True},
     complaints=_odd_activations,
     limits=_limits,

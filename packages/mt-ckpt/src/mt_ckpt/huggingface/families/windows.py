@@ -22,6 +22,12 @@ class Window:
     always_written: bool = False
     """Transformers needs a window, even if no layer has it."""
 
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Keys of config.json that describe it."""
+        switches = ("use_sliding_window", "max_window_layers") if self.switched else ()
+        return ("sliding_window", "layer_types", *switches)
+
     def read(self, raw: Mapping[str, Any]) -> dict[str, Any]:
         """Our configuration paths and values."""
         size = raw.get("sliding_window", self.default) if raw.get("use_sliding_window") or not self.switched else None

@@ -1,0 +1,78 @@
+"""Keys of config.json that no table reads: those of transformers' own files are ignored, unheard-of ones refused."""
+
+import json
+
+import pytest
+import transformers
+
+from ckpt.conftest import FAMILIES as SIZES
+from mt_ckpt.huggingface.config import read_config, write_config
+from mt_ckpt.huggingface.families import FAMILIES
+from mt_ckpt.huggingface.families.ignored_keys import ANY
+from mt_core.errors import MtError
+
+DEFAULTS = {
+    "t5": {"feed_forward_proj": "gated-gelu"},  # of T5, only v1.1 is implemented
+}
+
+
+def default_config(family, *, whole):
+    """config.json of the family as transformers fills it in, in full or without what all models share."""
+    config = getattr(transformers, f"{SIZES[family][0]}Config")(**DEFAULTS.get(family, {}))
+    return json.loads(config.to_json_string(use_diff=not whole))
+
+
+def refusals(raw):
+    with pytest.raises(MtError) as refused:
+        read_config(raw, FAMILIES, "config.json")
+    return [str(problem) for problem in refused.value.problems]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("whole", [True, False])
+def test_what_transformers_writes_by_default_is_read(family, whole):
+    raw = default_config(family, whole=whole)
+    config = read_config(raw, FAMILIES, "config.json")
+    assert read_config(write_config(FAMILIES[family], config), FAMILIES, "config.json") == config
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_all_unknown_keys_are_one_line(family):
+    raw = default_config(family, whole=False) | {"softmax_plus_one": False, "value_residual": 0.5}
+    (problem,) = refusals(raw)
+    assert problem.startswith("config.json: has softmax_plus_one = False, value_residual = 0.5; not known for")
+    assert "remove what does not change the model's results" in problem
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "gpt2", "gemma2", "t5", "mixtral"])
+def test_attention_that_is_not_causal_is_refused(family):
+    for value in (False, None):  # of both, transformers makes a bidirectional mask
+        (problem,) = refusals(default_config(family, whole=False) | {"is_causal": value})
+        assert problem == f"config.json: is_causal is {value}; only True is implemented for {family}"
+    assert read_config(default_config(family, whole=False) | {"is_causal": True}, FAMILIES, "config.json")
+
+
+@pytest.mark.parametrize(
+    ("key", "off", "on"),
+    [
+        ("attention_bias", False, True),
+        ("sliding_window", None, 8),
+        ("use_qk_norm", False, True),
+        ("use_sliding_window", False, True),
+        ("add_cross_attention", False, True),
+        ("pruned_heads", {}, {"0": [1]}),
+        ("attn_logit_softcapping", None, 30.0),
+    ],
+)
+def test_a_switch_of_another_family_may_be_off(key, off, on):
+    raw = default_config("gpt2", whole=False)
+    assert read_config(raw | {key: off}, FAMILIES, "c") == read_config(raw, FAMILIES, "c")
+    (problem,) = refusals(raw | {key: on})
+    assert problem.startswith(f"config.json: {key} is {on}; only {off}")
+
+
+def test_no_family_ignores_what_it_reads():
+    for family in FAMILIES.values():
+        read = {name for key in family.keys.values() for name in (key.name, *key.also)} | {*family.required}
+        careless = {name for name in read if family.ignored.get(name) is ANY}
+        assert careless <= {"initializer_range"}, family.model_type
