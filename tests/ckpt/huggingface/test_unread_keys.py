@@ -14,6 +14,24 @@ from mt_core.errors import MtError
 DEFAULTS = {
     "t5": {"feed_forward_proj": "gated-gelu"},  # of T5, only v1.1 is implemented
 }
+REAL = {
+    "llama": "is_llama_config transformers.js_config pretraining_tp rope_interleaved max_sequence_length auto_map",
+    "mistral": "torch_dtype use_cache _name_or_path",
+    "mixtral": "output_router_logits router_aux_loss_coef router_jitter_noise",
+    "qwen2": "max_window_layers use_mrope use_sliding_window sliding_window",
+    "qwen3_moe": "intermediate_size output_router_logits router_aux_loss_coef mlp_only_layers decoder_sparse_step",
+    "gemma2": "cache_implementation hidden_act sliding_window_size _attn_implementation",
+    "phi3": "auto_map embd_pdrop resid_pdrop attention_bias lm_head_bias tie_word_embeddings",
+    "gpt2": "n_ctx _num_labels summary_type task_specific_params reorder_and_upcast_attn predict_special_tokens",
+    "bert": "directionality pooler_fc_size pooler_num_attention_heads pooler_type gradient_checkpointing id2label",
+    "t5": "is_gated_act output_past decoder_start_token_id task_specific_params tokenizer_class classifier_dropout",
+}
+"""Keys that files on the hub have."""
+VALUES = {"sliding_window": None, "hidden_act": "gelu_pytorch_tanh", "is_gated_act": True, "mlp_only_layers": []}
+VALUES |= dict.fromkeys(
+    ("rope_interleaved", "use_mrope", "use_sliding_window", "attention_bias", "lm_head_bias"), False
+)
+VALUES |= {"tie_word_embeddings": False, "decoder_sparse_step": 1}
 
 
 def default_config(family, *, whole):
@@ -34,6 +52,13 @@ def test_what_transformers_writes_by_default_is_read(family, whole):
     raw = default_config(family, whole=whole)
     config = read_config(raw, FAMILIES, "config.json")
     assert read_config(write_config(FAMILIES[family], config), FAMILIES, "config.json") == config
+
+
+@pytest.mark.parametrize("family", REAL)
+def test_keys_of_files_on_the_hub_are_read_or_ignored(family):
+    usual = {name: VALUES.get(name, 4096) for name in REAL[family].split()}
+    raw = default_config(family, whole=False)
+    assert read_config(raw | usual, FAMILIES, "config.json") == read_config(raw, FAMILIES, "config.json")
 
 
 @pytest.mark.parametrize("family", FAMILIES)

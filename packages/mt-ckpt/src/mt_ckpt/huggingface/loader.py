@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -58,8 +59,13 @@ class HuggingFace:
         yield from merge_copies(where, tensors, self._repeated, tied=self._tied)
 
     def tokenizer_files(self) -> list[Path]:
-        """Files of the tokenizer in the directory."""
-        return tokenizer_files.find_tokenizer_files(self.path)
+        """Files of the tokenizer in the directory, and the ids of special tokens that config.json alone declares."""
+        return tokenizer_files.carry_token_ids(self._token_ids, tokenizer_files.find_tokenizer_files(self.path))
+
+    @property
+    def _token_ids(self) -> dict[str, Any]:
+        """Ids that config.json declares; where it says nothing, those of the family."""
+        return {**self._family.token_ids, **self._raw}
 
     def _unpack(self, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
         """Single projections under the full names of the family's table."""

@@ -14,12 +14,11 @@ from mt_ckpt.huggingface.families import FAMILIES, fused
 from mt_ckpt.huggingface.families.family import Config, Family
 from mt_ckpt.tensor_streams.experts import unstack_experts
 from mt_ckpt.tensor_streams.safetensors_directory import write_shards
-from mt_ckpt.tensor_streams.tokenizer_files import special_ids
+from mt_ckpt.tensor_streams.tokenizer_files import GENERATION, special_ids
 from mt_core.errors import MtError, Problem
 from mt_core.files import atomic_directory
 from mt_core.plugins import did_you_mean
 
-GENERATION = "generation_config.json"
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 CLOSEST = 3
 """Number of families that an error names when none carries a model."""

@@ -1,6 +1,10 @@
 """The tokenizer's files, which travel with the weights unchanged, and the special ids they declare."""
 
-from collections.abc import Iterable, Iterator
+import atexit
+import json
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +22,11 @@ NAMES = (
     "chat_template.jinja",
     "generation_config.json",
     "mt_tokenizer.json",
+    "token_ids.json",
 )
+GENERATION, TOKEN_IDS = "generation_config.json", "token_ids.json"
+ID_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+"""Keys of config.json and generation_config.json that name tokens; an end may be a list."""
 
 
 def find_tokenizer_files(path: Path) -> list[Path]:
@@ -26,11 +34,34 @@ def find_tokenizer_files(path: Path) -> list[Path]:
     return [path / name for name in NAMES if (path / name).is_file()]
 
 
+def carry_token_ids(declared: Mapping[str, Any], files: Sequence[Path]) -> list[Path]:
+    """The files, and one more with the ids that a config.json declares, if its generation_config.json has others.
+
+    That file, `token_ids.json`, lies in a folder which goes with this process.
+    """
+    ids = _pick_ids(declared)
+    generation = next((_pick_ids(read_json(file)) for file in files if file.name == GENERATION), {})
+    if ids == generation:
+        return [*files]
+    folder = Path(tempfile.mkdtemp(prefix="mt-token-ids-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    (folder / TOKEN_IDS).write_text(json.dumps(ids, indent=2) + "\n")
+    return [*files, folder / TOKEN_IDS]
+
+
+def _pick_ids(declared: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: declared[key] for key in ID_KEYS if declared.get(key) is not None}
+
+
 def special_ids(files: Iterable[Path]) -> dict[str, Any]:
-    """`eos_token_id`, and `bos_token_id` where declared, as a generation_config.json holds them; empty if unknown."""
+    """Ids of the tokens that begin and end texts and fill up batches, as a config.json holds them; empty if unknown.
+
+    What a config.json declared goes first, then a generation_config.json, then the tokenizer's end of document.
+    """
     by_name = {file.name: read_json(file) for file in files if file.suffix == ".json"}
-    declared = by_name.get("generation_config.json", {})
-    ids = {key: declared[key] for key in ("bos_token_id", "eos_token_id") if declared.get(key) is not None}
+    if TOKEN_IDS in by_name:
+        return _pick_ids(by_name[TOKEN_IDS])
+    ids = _pick_ids(by_name.get(GENERATION, {}))
     if "eos_token_id" in ids:
         return ids
     if (eod := by_name.get("mt_tokenizer.json", {}).get("eod")) is not None:

@@ -21,7 +21,7 @@ from mt_data.tokenizers.base import LibraryTokenizer, NoSuchToken
 from mt_data.tokenizers.saved import write_saved, write_text
 
 TYPE = "HuggingFaceTokenizer"
-ID_FILES = ("config.json", "generation_config.json")
+ID_FILES = ("config.json", "generation_config.json", "token_ids.json")
 ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 """Roles with an entry of their own, in the order in which transformers adds their tokens."""
 STAND_INS = (("sep", "eos"), ("cls", "bos"), ("eos", "sep"), ("bos", "cls"))

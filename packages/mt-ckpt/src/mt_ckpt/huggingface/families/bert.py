@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from mt_ckpt.huggingface.families.family import Family, Key
+from mt_ckpt.huggingface.families.ignored_keys import ANY, IGNORED
 from mt_ckpt.tensor_streams.names import Names
 from mt_models.config import BertConfig
 
@@ -132,8 +133,10 @@ def _family(model_type: str, stem: str, place: str, names: Names) -> Family:
         names=names,
         keys=KEYS,
         always=ALWAYS | {"norm_place": place},
+        token_ids={"pad_token_id": 0},
         from_tensor_names={path: _has_head(path) for path in HEAD_TENSORS},
         also_written=lambda config: [("architectures", [stem + CLASSES.get(_heads(config), "ForPreTraining")])],
+        ignored=IGNORED | {"is_causal": ANY},  # it has no causal mask to leave out
         required={
             "position_embedding_type": "absolute",
             "is_decoder": False,

@@ -85,6 +85,8 @@ class Family:
     """Their switches that change what the model computes: the only value we implement, also when absent."""
     complaints: Callable[[Mapping[str, Any]], Iterable[Complaint]] = _nothing
     """What else a config.json can ask for that we do not implement."""
+    token_ids: Mapping[str, int] = field(default_factory=dict)
+    """Ids that transformers takes where config.json has none."""
     window: Window | None = None
     """How config.json describes a sliding attention window."""
     limits: Callable[[Any], Iterable[str]] = _nothing

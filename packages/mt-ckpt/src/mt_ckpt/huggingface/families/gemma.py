@@ -71,6 +71,7 @@ GEMMA = Family(
     required={"use_bidirectional_attention": False},
     complaints=_odd_activations,
     also_read=("hidden_act", "hidden_activation"),
+    token_ids={"bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0},
 )
 GEMMA2 = Family(
     model_type="gemma2",
@@ -93,4 +94,5 @@ GEMMA2 = Family(
     ignored=IGNORED | {"hidden_act": GELU, "sliding_window_size": ANY},
     window=Window(default=4096, slides=lambda layer, raw: layer % 2 == 0, always_written=True),
     limits=whole_heads,
+    token_ids={"bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0},
 )

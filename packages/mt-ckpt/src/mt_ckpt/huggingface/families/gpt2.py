@@ -68,4 +68,5 @@ GPT2 = Family(
     required={"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False},
     fused={"attn.c_attn": ("attn.c_attn.q", "attn.c_attn.k", "attn.c_attn.v")},
     transposed=("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"),
+    token_ids={"bos_token_id": 50256, "eos_token_id": 50256},
 )

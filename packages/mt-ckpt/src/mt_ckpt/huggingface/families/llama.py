@@ -27,6 +27,7 @@ LLAMA = Family(
     | {"attention.num_kv_heads": AS_MANY_GROUPS_AS_HEADS, "mlp.bias": Key("mlp_bias", False)},
     always=ALWAYS,
     limits=whole_heads,
+    token_ids={"bos_token_id": 1, "eos_token_id": 2},
 )
 MISTRAL = Family(
     model_type="mistral",
@@ -36,4 +37,5 @@ MISTRAL = Family(
     keys=KEYS,
     always=ALWAYS | NO_ATTENTION_BIASES,
     window=Window(default=4096),
+    token_ids={"bos_token_id": 1, "eos_token_id": 2},
 )

@@ -46,6 +46,7 @@ MIXTRAL = Family(
     },
     always=EXPERTS | NO_ATTENTION_BIASES | {"mlp.normalized": True},
     window=Window(),
+    token_ids={"bos_token_id": 1, "eos_token_id": 2},
 )
 QWEN3_MOE = Family(
     model_type="qwen3_moe",

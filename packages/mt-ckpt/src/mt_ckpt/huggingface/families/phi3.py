@@ -26,4 +26,5 @@ PHI3 = Family(
         "self_attn.qkv_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
         "mlp.gate_up_proj": ("mlp.gate_proj", "mlp.up_proj"),
     },
+    token_ids={"bos_token_id": 1, "eos_token_id": 32000, "pad_token_id": 32000},
 )

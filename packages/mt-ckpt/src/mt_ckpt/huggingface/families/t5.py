@@ -127,4 +127,5 @@ T5 = Family(
     required={"is_encoder_decoder": True},
     complaints=_odd_activations,
     limits=_limits,
+    token_ids={"eos_token_id": 1, "pad_token_id": 0},
 )
