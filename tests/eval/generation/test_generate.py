@@ -52,14 +52,14 @@ def test_a_text_ends_before_the_end_of_document_and_the_others_go_on(model):
     whole = generate(model, PROMPTS, max_new_tokens=20, options=GREEDY)
     eod = whole[0][4]
     expected = [ids[: ids.index(eod)] if eod in ids else ids for ids in whole]
-    assert generate(model, PROMPTS, max_new_tokens=20, options=GREEDY, eod=eod) == expected
+    assert generate(model, PROMPTS, max_new_tokens=20, options=GREEDY, ends={eod}) == expected
     assert len(expected[0]) <= 4
     assert max(map(len, expected)) == 20
 
 
 def test_an_end_of_document_inside_a_prompt_ends_nothing(model):
     longer = [1, 2, 256, 4]
-    assert len(generate(model, [[1], longer], max_new_tokens=3, options=GREEDY, eod=256)[1]) == 3
+    assert len(generate(model, [[1], longer], max_new_tokens=3, options=GREEDY, ends={256})[1]) == 3
 
 
 def test_tokens_are_told_one_by_one(model):

@@ -3,6 +3,7 @@
 Loaders are components, so a third party's format works here too; mt-eval imports no format itself.
 """
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from mt_data.config import TokenizerConfig
     from mt_models.models.gpt import GPT
 
+ID_FILES = ("generation_config.json", "token_ids.json")
+"""Files that travel with a tokenizer, and say where texts end; the first has the word."""
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 
 
@@ -69,7 +72,7 @@ def load_tokenizer(checkpoint: Checkpoint, override: "TokenizerConfig | None" = 
     """The tokenizer that travels with the checkpoint, or the one of `override` if it is the same vocabulary."""
     from mt_data import tokenizers
 
-    files = checkpoint.loader.tokenizer_files()
+    files = [file for file in checkpoint.loader.tokenizer_files() if file.name not in ID_FILES]
     original = tokenizers.load_tokenizer(files[0].parent) if files else None
     tokenizer = tokenizers.build_tokenizer(override) if override else original
     if tokenizer is None:
@@ -78,6 +81,24 @@ def load_tokenizer(checkpoint: Checkpoint, override: "TokenizerConfig | None" = 
         tokenizer, original=original, where=str(checkpoint.path), vocab_size=checkpoint.loader.config().vocab_size
     )
     return tokenizer
+
+
+def read_ends(checkpoint: Checkpoint) -> set[int]:
+    """Ids at which the checkpoint's files say that a text ends; empty if they do not say.
+
+    The settings of generation go before what the model's configuration declared.
+    """
+    for file in sorted(file for file in checkpoint.loader.tokenizer_files() if file.name in ID_FILES):
+        try:
+            declared = json.loads(file.read_text("utf-8")).get("eos_token_id")
+        except (ValueError, AttributeError) as err:
+            raise MtError(str(file), f"is not a JSON object ({err})", "copy it again") from err
+        ids = declared if isinstance(declared, list) else [declared]
+        if wrong := [number for number in ids if type(number) is not int and declared is not None]:
+            raise MtError(f"{file}: eos_token_id", f"is {wrong[0]!r}", "a token id, or a list of them")
+        if declared not in (None, []):
+            return set(ids)
+    return set()
 
 
 def check_tokenizer(tokenizer: Tokenizer, *, original: Tokenizer | None, where: str, vocab_size: int) -> None:

@@ -74,7 +74,7 @@ def generate(
     """
     from mt_eval.generation.generate import check_prompts, stream
     from mt_eval.generation.sampling import SamplingOptions
-    from mt_eval.load import Checkpoint, load_model, load_tokenizer
+    from mt_eval.load import Checkpoint, load_model, load_tokenizer, read_ends
 
     options = SamplingOptions(draw.temperature, draw.top_k, draw.top_p)
     opened = Checkpoint.open(checkpoint.path(), model.loader)
@@ -90,7 +90,7 @@ def generate(
         max_new_tokens=prompts.max_new_tokens,
         options=options,
         seed=prompts.seed,
-        eod=vocabulary.eod,
+        ends=read_ends(opened) or {vocabulary.eod},
     )
     if len(texts) == 1:
         _print_growing(texts[0], decode_pieces((token for _, token in steps), vocabulary))

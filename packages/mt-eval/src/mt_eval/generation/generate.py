@@ -7,7 +7,7 @@ Shape suffixes: B prompts, T tokens, V vocabulary.
 """
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from mt_core.errors import Problem, raise_if
@@ -26,14 +26,14 @@ def generate(
     max_new_tokens: int,
     options: SamplingOptions | None = None,
     seed: int = 0,
-    eod: int | None = None,
+    ends: Collection[int] = (),
 ) -> list[list[int]]:
-    """Up to `max_new_tokens` new tokens for each prompt; one that draws `eod` ends before it.
+    """Up to `max_new_tokens` new tokens for each prompt; one that draws one of `ends` ends before it.
 
     A prompt's draws depend on the seed and its place among the prompts, never on the other prompts.
     """
     result: list[list[int]] = [[] for _ in prompts]
-    steps = stream(model, prompts, max_new_tokens=max_new_tokens, options=options, seed=seed, eod=eod)
+    steps = stream(model, prompts, max_new_tokens=max_new_tokens, options=options, seed=seed, ends=ends)
     for prompt, token in steps:
         result[prompt].append(token)
     return result
@@ -46,7 +46,7 @@ def stream(
     max_new_tokens: int,
     options: SamplingOptions | None = None,
     seed: int = 0,
-    eod: int | None = None,
+    ends: Collection[int] = (),
 ) -> Iterator[tuple[int, int]]:
     """Yield (index of the prompt, new token) as soon as each token is known; parameters are those of `generate`."""
     import torch
@@ -58,11 +58,11 @@ def stream(
     device = next(model.parameters()).device
     draws = [random.Random(f"{seed}:{index}") for index in range(len(prompts))]
     lengths = [len(prompt) for prompt in prompts]
-    ends = [length + max_new_tokens for length in lengths]
+    last = [length + max_new_tokens for length in lengths]
     position = min(lengths)
-    cache = model.make_cache(len(prompts), max(ends) - 1)
+    cache = model.make_cache(len(prompts), max(last) - 1)
     tokens_BT = torch.tensor([list(prompt[:position]) for prompt in prompts], device=device)
-    while any(position < end for end in ends):
+    while any(position < end for end in last):
         with torch.inference_mode():
             logits_BV = model(tokens_BT, cache)[:, -1]
             inside = [position < length for length in lengths]
@@ -72,9 +72,9 @@ def stream(
         for row, given in enumerate(inside):
             if given:
                 chosen[row] = prompts[row][position]
-            elif position < ends[row]:
-                if chosen[row] == eod:
-                    ends[row] = position
+            elif position < last[row]:
+                if chosen[row] in ends:
+                    last[row] = position
                 else:
                     yield row, chosen[row]
         tokens_BT = torch.tensor(chosen, device=device)[:, None]

@@ -45,7 +45,7 @@ GENERATION = (
     *("num_return_sequences", "return_dict_in_generate", "remove_invalid_values", "exponential_decay_length_penalty"),
 )
 """Ids, which `token_ids` carries, and how old files say to continue texts."""
-OFF: Mapping[str, Any] = {
+OFF: dict[str, Any] = {
     "is_causal": True,
     "is_decoder": False,
     "is_encoder_decoder": False,
@@ -79,7 +79,7 @@ OFF: Mapping[str, Any] = {
 UNUSED = ("max_window_layers",)
 """Says which layers have a window, where there is none."""
 
-IGNORED: Mapping[str, Any] = dict.fromkeys((*BOOKKEEPING, *KERNELS, *TRAINING, *TASKS, *GENERATION, *UNUSED), ANY) | OFF
+IGNORED: dict[str, Any] = dict.fromkeys((*BOOKKEEPING, *KERNELS, *TRAINING, *TASKS, *GENERATION, *UNUSED), ANY) | OFF
 """Keys that files of every family may have, to the only value that they may have."""
 
 
