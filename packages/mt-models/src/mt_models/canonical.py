@@ -12,25 +12,26 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from mt_core.contracts import CanonicalModel, as_module
 from mt_core.errors import Problem, raise_if
-from mt_core.parallel.cuts import TensorCut
+from mt_models.config.tensors import CanonicalTensor, Tensors
 from mt_models.fusion import Fusion, get_fusion
 
 TensorRegion = tuple[slice, ...]
 """The part of a canonical tensor that one rank holds; dims that are not named are whole."""
 
 
-def canonical_regions(model: CanonicalModel, name: str, rank: int = 0, size: int = 1) -> dict[str, TensorRegion]:
+def canonical_regions(
+    model: nn.Module, tensors: Tensors, name: str, rank: int = 0, size: int = 1
+) -> dict[str, TensorRegion]:
     """Canonical names that parameter `name` holds on rank `rank` of `size` of the axis that cuts it, and their regions.
 
-    Experts are cut over the expert axis, everything else over the tensor axis.
+    `tensors` are all of the model's. Experts are cut over the expert axis, everything else over the tensor axis.
     """
-    shapes, cuts = model.config.canonical_shapes(), model.config.canonical_cuts()
-    parts = _parts(get_fusion(as_module(model), name), name)
-    return {part: _region(shapes[part], cuts.get(part), rank, size) for part in parts}
+    parts = _parts(get_fusion(model, name), name)
+    return {part: _region(tensors[part], rank, size) for part in parts}
 
 
 def _parts(fusion: Fusion, name: str) -> list[str]:
@@ -41,39 +42,43 @@ def _parts(fusion: Fusion, name: str) -> list[str]:
     return [".".join((*parents, part, leaf)) for part in fusion.parts]
 
 
-def _region(shape: tuple[int, ...], cut: TensorCut | None, rank: int, size: int) -> TensorRegion:
+def _region(tensor: CanonicalTensor, rank: int, size: int) -> TensorRegion:
+    shape, cut = tensor.shape, tensor.cut
     return () if cut is None else (*[slice(None)] * cut.dim, cut.local_slice(shape[cut.dim], rank, size))
 
 
 def to_canonical(
-    model: CanonicalModel, name: str, tensor: Tensor, rank: int = 0, size: int = 1
+    model: nn.Module, tensors: Tensors, name: str, tensor: Tensor, rank: int = 0, size: int = 1
 ) -> Iterator[tuple[str, Tensor]]:
     """Canonical names and the contents of their regions, of a tensor shaped like parameter `name`.
 
     Memory may be shared. Padding is left out.
     """
-    regions = canonical_regions(model, name, rank, size)
-    for (part, region), content in zip(regions.items(), get_fusion(as_module(model), name).split(tensor), strict=True):
+    regions = canonical_regions(model, tensors, name, rank, size)
+    for (part, region), content in zip(regions.items(), get_fusion(model, name).split(tensor), strict=True):
         rows = region[0] if region else slice(None)
         yield part, content if rows.stop is None else content[: rows.stop - rows.start]
 
 
-def from_canonical(model: CanonicalModel, name: str, get: Callable[[str], Any], rank: int = 0, size: int = 1) -> Tensor:
+def from_canonical(
+    model: nn.Module, tensors: Tensors, name: str, get: Callable[[str], Any], rank: int = 0, size: int = 1
+) -> Tensor:
     """A tensor shaped like parameter `name` from whole canonical tensors, of which only the regions are read.
 
     Padding rows are zero.
     """
-    regions, cuts = canonical_regions(model, name, rank, size), model.config.canonical_cuts()
-    contents = (_pad(get(part)[region or ...], part, model, cuts.get(part), size) for part, region in regions.items())
-    return get_fusion(as_module(model), name).fuse([*contents])
+    regions = canonical_regions(model, tensors, name, rank, size)
+    contents = (_pad(get(part)[region or ...], part, tensors[part], size) for part, region in regions.items())
+    return get_fusion(model, name).fuse([*contents])
 
 
-def _pad(content: Tensor, name: str, model: CanonicalModel, cut: TensorCut | None, size: int) -> Tensor:
+def _pad(content: Tensor, name: str, tensor: CanonicalTensor, size: int) -> Tensor:
     """Zero rows at the end of a region whose cut pads."""
+    cut = tensor.cut
     if cut is None or cut.divisor is None:
         return content
     assert cut.dim == 0, f"{name}: only rows can be padded"
-    missing = cut.local_length(model.config.canonical_shapes()[name][0], size) - len(content)
+    missing = cut.local_length(tensor.shape[0], size) - len(content)
     return F.pad(content, (*(0, 0) * (content.dim() - 1), 0, missing))
 
 

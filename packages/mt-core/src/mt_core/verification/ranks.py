@@ -34,6 +34,7 @@ PRELOADED = [
     "torch",
     "torch.distributed",
     "torch.distributed.fsdp",
+    "torch._dynamo",
     "mt_core.verification.measure",
     "mt_models.models.gpt",
 ]

@@ -1,6 +1,7 @@
 """What all models have in common: initial weights, canonical names, the plan, and the choice of the attention core."""
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
@@ -12,6 +13,7 @@ from mt_core.parallel.recompute import Layer, run_sequentially
 from mt_core.parallel.tensor.plan import Plan
 from mt_models import canonical
 from mt_models.config import TransformerConfig
+from mt_models.config.tensors import Tensors
 from mt_models.initialization import initial
 from mt_models.layers.attention_cores import Core, choose_core
 from mt_models.layers.basic import Embedding
@@ -36,13 +38,18 @@ class Transformer(nn.Module, Generic[Config]):
         self.config = config
         self.run: Run = run_sequentially
 
+    @cached_property
+    def canonical_tensors(self) -> Tensors:
+        """Every tensor in a checkpoint of this model, listed once: every parameter asks for those that it holds."""
+        return self.config.canonical_tensors()
+
     def initialize(self, seed: int) -> None:
         """Fill every parameter; values depend on the seed and the parameter's canonical names only."""
         canonical.load_canonical(self, lambda name: self.initial(seed, name))
 
     def initial(self, seed: int, name: str) -> Tensor:
         """The initial value of canonical tensor `name`, whole."""
-        return initial(self.config, seed, name=name, shape=self.config.canonical_shapes()[name])
+        return initial(self.config, seed, name=name, shape=self.canonical_tensors[name].shape)
 
     def plan(self, tensor: int) -> Plan:
         """How `tensor` ranks cut the model."""
@@ -50,15 +57,15 @@ class Transformer(nn.Module, Generic[Config]):
 
     def to_canonical(self, name: str, tensor: Tensor, rank: int = 0, size: int = 1) -> Iterable[tuple[str, Tensor]]:
         """Split a tensor shaped like parameter `name` (fused, padded, of one of `size` ranks) into canonical ones."""
-        return canonical.to_canonical(self, name, tensor, rank, size)
+        return canonical.to_canonical(self, self.canonical_tensors, name, tensor, rank, size)
 
     def from_canonical(self, name: str, get: Callable[[str], Any], rank: int = 0, size: int = 1) -> Tensor:
         """Fuse a tensor shaped like parameter `name` from whole canonical ones, sliced where cut."""
-        return canonical.from_canonical(self, name, get, rank, size)
+        return canonical.from_canonical(self, self.canonical_tensors, name, get, rank, size)
 
     def canonical_regions(self, name: str, rank: int = 0, size: int = 1) -> Mapping[str, tuple[slice, ...]]:
         """Which part of which canonical tensors parameter `name` holds on a tensor rank; () is all of it."""
-        return canonical.canonical_regions(self, name, rank, size)
+        return canonical.canonical_regions(self, self.canonical_tensors, name, rank, size)
 
     def embed_tokens(self, tokens_BT: Tensor, positions: Tensor | None = None, start: int = 0) -> Tensor:
         """Embeddings [B, T, D] plus those of the positions, if learned; `MtError` if a sequence is too long.
