@@ -1,0 +1,136 @@
+"""Every schedule by its name: how its chunks lie on ranks, which numbers it takes, and what makes its lists."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import count, islice
+
+from mt_core.errors import Problem, raise_if
+from mt_core.pipeline.actions import Placement, Schedule, Shape, Step
+from mt_core.pipeline.list_scheduling import ZB_2P, ZBV, Urgency, generate_steps
+from mt_core.pipeline.rank_schedules import (
+    ScheduleSize,
+    order_1f1b,
+    order_dualpipev,
+    order_gpipe,
+    order_interleaved,
+    order_zb_h1,
+)
+from mt_core.plugins import did_you_mean
+
+StepsByRank = tuple[tuple[Step, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduleKind:
+    """What is fixed about a schedule, whatever its size."""
+
+    title: str
+    order: Callable[[ScheduleSize, Placement], StepsByRank]
+    shape: Shape = "loop"
+    chunks: tuple[int, int | None] = (1, 1)
+    """Fewest and most stages of a rank."""
+    split_backward: bool = False
+    """Whether gradients of inputs and of weights are computed apart."""
+    overlapping: bool = False
+    """Whether forward and backward passes run together."""
+    takes: Callable[[ScheduleSize], bool] = lambda size: True
+    """Whether the number of microbatches passes."""
+    rule: str = ""
+    """What it asks of the number of microbatches, in words."""
+
+
+def _by_rank(order: Callable[[int, ScheduleSize], list[Step]]) -> Callable[[ScheduleSize, Placement], StepsByRank]:
+    return lambda size, placement: tuple(tuple(order(rank, size)) for rank in range(size.ranks))
+
+
+def _generate(urgency: Urgency, size: ScheduleSize, placement: Placement) -> StepsByRank:
+    """Activations of at most twice as many stages as there are ranks."""
+    return generate_steps(placement, size.microbatches, urgency, most_live=2 * size.ranks)
+
+
+def _takes_interleaved(size: ScheduleSize) -> bool:
+    """Whether groups are whole, but for a last one that is no smaller than the number of ranks."""
+    group = size.group or size.ranks
+    rest = size.microbatches % group
+    return size.microbatches >= group and (rest == 0 or rest >= size.ranks)
+
+
+SCHEDULES = {
+    "gpipe": ScheduleKind("GPipe", _by_rank(order_gpipe)),
+    "1f1b": ScheduleKind("1F1B", _by_rank(order_1f1b)),
+    "interleaved": ScheduleKind(
+        "interleaved 1F1B",
+        _by_rank(order_interleaved),
+        chunks=(2, None),
+        takes=_takes_interleaved,
+        rule="groups of {group}, and a last one of none or at least {ranks}",
+    ),
+    "zb-h1": ScheduleKind("ZB-H1", _by_rank(order_zb_h1), split_backward=True),
+    "zb-2p": ScheduleKind("ZB-2P", partial(_generate, ZB_2P), split_backward=True),
+    "zbv": ScheduleKind("ZBV", partial(_generate, ZBV), "v", (2, 2), split_backward=True),
+    "dualpipev": ScheduleKind(
+        "DualPipeV",
+        _by_rank(order_dualpipev),
+        "v",
+        (2, 2),
+        split_backward=True,
+        overlapping=True,
+        takes=lambda size: size.microbatches >= 2 * size.ranks,
+        rule="at least 2 × {ranks} ranks",
+    ),
+}
+"""Simplest first: between equals, `mt plan` recommends the earlier one."""
+
+
+def build_schedule(name: str, size: ScheduleSize) -> Schedule:
+    """The lists of all ranks; `MtError` names everything that the schedule does not take, and what it would."""
+    raise_if(list_problems(name, size))
+    kind = SCHEDULES[name]
+    placement = Placement(size.ranks, size.chunks, kind.shape)
+    return Schedule(name, placement, size.microbatches, kind.order(size, placement))
+
+
+def list_problems(name: str, size: ScheduleSize, *, samples: int | None = None) -> Iterator[Problem]:
+    """What keeps a schedule from having a size, by the keys of a run's configuration.
+
+    `samples` are those of a microbatch on all data ranks; with them, counts that pass are told as global batches too.
+    """
+    if name not in SCHEDULES:
+        yield Problem("pipeline.schedule", f"unknown schedule {name!r}", did_you_mean(name, SCHEDULES))
+        return
+    kind, wrong = SCHEDULES[name], list(_list_chunk_problems(name, size))
+    yield from wrong
+    if not wrong and not kind.takes(size):
+        counts = find_nearest_counts(name, size)
+        allowed = f"allowed: {' or '.join(map(str, counts))} microbatches"
+        if samples:
+            allowed += f", batch.global_batch = {' or '.join(str(number * samples) for number in counts)}"
+        rule = kind.rule.format(ranks=size.ranks, group=size.group or size.ranks)
+        yield Problem("batch.global_batch", f"{size.microbatches} microbatches, but {name} needs {rule}", allowed)
+
+
+def find_nearest_counts(name: str, size: ScheduleSize) -> list[int]:
+    """The numbers of microbatches next to the size's, one below and one above, that the schedule takes."""
+
+    def takes(number: int) -> bool:
+        return SCHEDULES[name].takes(ScheduleSize(size.ranks, number, size.chunks, size.group))
+
+    below = islice(filter(takes, range(size.microbatches - 1, 0, -1)), 1)
+    return [*below, next(filter(takes, count(size.microbatches + 1)))]
+
+
+def _list_chunk_problems(name: str, size: ScheduleSize) -> Iterator[Problem]:
+    fewest, most = SCHEDULES[name].chunks
+    if size.chunks < fewest or (most and size.chunks > most):
+        numbers = f"{fewest}" if most == fewest else f"{fewest} or more"
+        reason = f"{size.chunks}, but a rank of {name} has {numbers}"
+        yield Problem("pipeline.virtual_stages", reason, f"allowed: {numbers}")
+    if size.group is None:
+        return
+    if name != "interleaved":
+        reason = f"{size.group}, but {name} has no groups of microbatches"
+        yield Problem("pipeline.microbatch_group_size", reason, 'leave it unset, or pipeline.schedule = "interleaved"')
+    elif size.group < size.ranks:
+        reason = f"{size.group} is less than parallel.pipeline {size.ranks}"
+        yield Problem("pipeline.microbatch_group_size", reason, f"allowed: {size.ranks} and more")
