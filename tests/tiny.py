@@ -79,6 +79,14 @@ def run_toml(path: Path, corpus: Path, run_dir: Path, **sections) -> Path:
 
 def metrics(run_dir: Path) -> list[dict]:
     """Lines of metrics.jsonl without what depends on the clock or the machine, and so without those about saving."""
-    clock = {"step_ms", "tokens_per_s", "eta_s", "tflops_per_rank", "peak_memory_gib", "share_of_peak"}
+    clock = {
+        "step_ms",
+        "tokens_per_s",
+        "trained_tokens_per_s",
+        "eta_s",
+        "tflops_per_rank",
+        "peak_memory_gib",
+        "share_of_peak",
+    }
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     return [{key: line[key] for key in line if key not in clock} for line in lines if "saved_step" not in line]

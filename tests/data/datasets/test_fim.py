@@ -94,9 +94,11 @@ def test_samples_keep_their_length(tmp_path: Path, tokenizer: dict[str, str]):
 
 def test_at_rate_0_only_the_ends_of_empty_documents_go(tmp_path: Path, tokenizer: dict[str, str]):
     texts = "a<|endoftext|><|endoftext|>b<|endoftext|>cdef"
-    tokens = train(tmp_path, tokenizer, texts, seq_length=8, rate=0)[0]["tokens"].tolist()
+    sample = train(tmp_path, tokenizer, texts, seq_length=8, rate=0)[0]
+    tokens, labels = sample["tokens"].tolist(), sample["labels"].tolist()
     assert tokens.count(EOD) == 2
-    assert tokens[-1] == PAD or tokens[-1] < 256
+    assert labels.count(PAD) == 1  # in place of the end that went
+    assert sample["loss_mask"].tolist() == [float(label != PAD) for label in labels]
 
 
 def test_a_sample_does_not_depend_on_those_read_before(tmp_path: Path, tokenizer: dict[str, str]):

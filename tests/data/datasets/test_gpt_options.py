@@ -16,8 +16,6 @@ from mt_data.datasets.mock import MockSequences
 from mt_data.indexed.cache import IndexCache
 from mt_data.indexed.reader import IndexedReader
 from mt_data.indexed.writer import IndexedWriter
-from mt_data.tokenizers import build_tokenizer
-from mt_data.tokenizers.base import get_pad_id
 from word_pieces import toy_tokenizer
 
 Corpus = Callable[[str, Sequence[int]], str]
@@ -97,23 +95,26 @@ def test_samples_without_an_extra_token_end_with_their_document(corpus: Corpus):
     assert indices.sample.tolist() == [[0, 0], [0, 4], [1, 3]]
 
 
-def test_padding_in_the_text_is_no_label_and_becomes_0(tmp_path: Path):
-    item = one_sequence(tmp_path, [3, 9, 4, 5], 3, GPTSampleOptions(pad=9))[0]
-    assert item["tokens"].tolist() == [3, 0, 4]
-    assert item["labels"].tolist() == [0, 4, 5]
-    assert item["loss_mask"].tolist() == [0, 1, 1]
+def test_padding_is_a_place_and_not_an_id(tmp_path: Path):
+    with IndexedWriter(tmp_path / "docs", np.dtype("uint16")) as writer:  # as one of another tokenizer ends documents
+        writer.add_documents(np.array([7, 8, 0, 9, 0]), np.array([3, 2]))
+    section = GPTData(
+        valid_paths=(str(tmp_path / "docs"),), seq_length=6, keep_partial_valid=True, tokenizer=toy_tokenizer(tmp_path)
+    )
+    built = build_splits(section, samples=(0, None, 0), seed=1, cache_dir=tmp_path / "cache")
+    assert built.valid is not None
+    item = built.valid[0]
+    assert sorted(item["tokens"][:5].tolist()) == [0, 0, 7, 8, 9]
+    assert item["labels"].tolist() == [*item["tokens"][1:].tolist(), 0]
+    assert item["loss_mask"].tolist() == [1, 1, 1, 1, 0, 0]
 
 
-def test_a_tokenizer_without_padding(gpt2: TokenizerConfig):
-    tokenizer = build_tokenizer(gpt2)
-    assert get_pad_id(tokenizer) == -1
-
-
-def test_the_padding_of_a_tokenizer_that_has_one(tmp_path: Path):
-    tokenizer = build_tokenizer(toy_tokenizer(tmp_path))
-    assert get_pad_id(tokenizer) == 0
-    tokenizer.special = {"pad": 0, "bos": 0}  # pyright: ignore[reportAttributeAccessIssue]
-    assert get_pad_id(tokenizer) == -1
+def test_ends_of_documents_do_not_stand_in_the_padding(tmp_path: Path):
+    options = GPTSampleOptions(eod=0, eod_mask_loss=True, reset_position_ids=True, reset_attention_mask=True)
+    item = one_sequence(tmp_path, [3, 0, 4], 6, options, keep_partial=True)[0]
+    assert item["loss_mask"].tolist() == [1, 0, 0, 0, 0, 0]
+    assert item["position_ids"].tolist() == [0, 1, 0, 1, 2, 3]
+    assert item["segment_ids"].tolist() == [0, 0, 1, 1, 1, 1]
 
 
 def test_the_section_turns_the_options_on(corpus: Corpus, tmp_path: Path):

@@ -39,14 +39,16 @@ with warnings.catch_warnings():
     from megatron.core.datasets.t5_dataset import T5MaskedWordPieceDataset, T5MaskedWordPieceDatasetConfig
     from megatron.core.datasets.utils import Split
 
-EOD, PAD = 5, 6
+EOD = 5
+NO_ID = 5_000
+"""A padding that stands in no text: Megatron masks an id wherever it is, mt what it filled up itself."""
 some = settings(deadline=None, max_examples=30)
 
 
 class ToyTokenizer:
     """What Megatron's datasets ask a tokenizer for: 40 WordPieces, of which 7, 10, 12 and 17 go on with a word."""
 
-    cls, sep, pad, mask, bos, eos, eod = 2, 3, 0, 4, 20, 21, 3
+    cls, sep, pad, mask, bos, eos, eod = 2, 3, NO_ID, 4, 20, 21, 3
     vocab_size = 40
 
     def __init__(self) -> None:
@@ -56,12 +58,11 @@ class ToyTokenizer:
 
 
 class StreamTokenizer:
-    """Ids of a GPT corpus: an end of document and a padding that may also stand in the text."""
+    """Ids of a GPT corpus: an end of document, and a padding."""
 
-    eod, vocab_size = EOD, 1000
+    eod, pad, vocab_size = EOD, NO_ID, 1000
 
-    def __init__(self, pad: int = PAD) -> None:
-        self.pad = pad
+    def __init__(self) -> None:
         self.unique_identifiers, self.special_tokens_dict = {"class": "toy"}, {}
 
 
@@ -131,7 +132,7 @@ def test_gpt_samples(
             IndexedReader(prefix),
             IndexRequest(range(len(documents)), samples, seq_length, seed, keep_partial=not drop, extra=int(extra)),
             IndexCache(Path(folder) / "ours"),
-            GPTSampleOptions(EOD, PAD, **chosen),
+            GPTSampleOptions(EOD, **chosen),
         )
         assert_same_indexes(ours, reference)
         wanted = {"tokens", "labels", "loss_mask"}
@@ -186,7 +187,7 @@ def test_blends_of_splits(
         blend = (prefixes, list(weights) if weights else None)
         where = {"blend_per_split": [blend, blend, None]} if per_split else {"blend": blend, "split": "2,1"}
         config = GPTDatasetConfig(
-            random_seed=seed, sequence_length=3, tokenizer=StreamTokenizer(pad=999), reset_position_ids=False,
+            random_seed=seed, sequence_length=3, tokenizer=StreamTokenizer(), reset_position_ids=False,
             reset_attention_mask=False, eod_mask_loss=False, create_attention_mask=False, **where,
         )  # fmt: skip
         named = {"train_paths": paths, "valid_paths": paths} if per_split else {"paths": paths, "split": "2,1"}
@@ -216,7 +217,7 @@ def test_the_mock_corpus(tmp_path: Path):
     assert np.array_equal(sequences.lengths, low.sequence_lengths)
     reference = MockGPTDataset(low, None, np.arange(33_333, dtype=np.int32), 50, Split.train, config)
     ours = build_gpt_dataset(
-        sequences, IndexRequest(range(33_333), 50, 512, 7), IndexCache(tmp_path), GPTSampleOptions(EOD, PAD)
+        sequences, IndexRequest(range(33_333), 50, 512, 7), IndexCache(tmp_path), GPTSampleOptions(EOD)
     )
     assert_same_indexes(ours, reference)
     for i in range(20):
@@ -251,9 +252,12 @@ def masking_settings(settings: dict[str, Any], shape: tuple[bool, bool]) -> tupl
 
 
 def reference_item(reference: Any, index: int, seed: int) -> Mapping[str, Any]:
-    """Megatron's sample, with its global generator, which permuting draws from, as the sample's own begins."""
+    """Megatron's sample, with its global generator, which permuting draws from, as the sample's own begins.
+
+    Megatron fills types and masks up with the id of the padding, which is 0 in BERT's and T5's vocabularies.
+    """
     np.random.seed((seed + index) % 2**32)
-    return reference[index]
+    return {name: np.where(np.asarray(value) == NO_ID, 0, value) for name, value in reference[index].items()}
 
 
 def reference_dataset(kind: Any, config: Any, prefix: str, documents: int, samples: int) -> Any:
@@ -292,7 +296,7 @@ def test_bert_samples(
             path_to_cache=str(Path(folder) / "reference"), **reference_settings,
         )  # fmt: skip
         reference = reference_dataset(BERTMaskedWordPieceDataset, config, reader.prefix, len(documents), 12)
-        ids = BERTIds(2, 3, 4, 0, np.arange(40))
+        ids = BERTIds(2, 3, 4, np.arange(40))
         dataset = BERTDataset(SentenceSamples(reader, mapping, seed), ids, PIECES, ours, seq_length, two_parts)
         assert len(dataset) == len(reference)
         for i in range(len(dataset)):
@@ -324,7 +328,7 @@ def test_t5_samples(
             path_to_cache=str(Path(folder) / "reference"), **reference_settings,
         )  # fmt: skip
         reference = reference_dataset(T5MaskedWordPieceDataset, config, reader.prefix, len(documents), 12)
-        ids = T5Ids(20, 21, 4, 0, tuple(range(22, 40)))
+        ids = T5Ids(20, 21, 4, tuple(range(22, 40)))
         dataset = T5Dataset(SentenceSamples(reader, mapping, seed), ids, PIECES, ours, seq_length, 60)
         assert len(dataset) == len(reference)
         for i in range(len(dataset)):

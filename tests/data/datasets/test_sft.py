@@ -1,43 +1,20 @@
 """Conversations: packing from the golden examples of docs/specs/data.md §5.7, prompt formats, and files."""
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from chat_tokenizers import write_chat_tokenizer
 from mt_core.errors import MtError
 from mt_core.plugins import component
 from mt_data.blending.build import Splits
 from mt_data.config import SFTData
 from mt_data.datasets.sft.dataset import ConversationFile, pack_conversations
-from mt_data.datasets.sft.prompt import FORMATS, encode_conversation, get_prompt_format, split_conversations
+from mt_data.datasets.sft.prompt import EncodedConversation, get_prompt_format, split_conversations
 
-FIRST = ([10, 11, 12, 13, 14], [-100, -100, -100, 13, 14])
-SECOND = ([20, 21, 22, 23], [-100, -100, 22, 23])
-
-
-class Words:
-    """A tokenizer of words, special tokens and line ends, numbered as they come."""
-
-    eod, vocab_size = 1, 1000
-
-    def __init__(self) -> None:
-        self.ids: dict[str, int] = {"<pad>": 0, "<eod>": 1}
-
-    def encode(self, text: str) -> list[int]:
-        words = text.replace("\n\n", " ⏎⏎ ").replace("\n", " ⏎ ").replace("<|", " <|").replace("|>", "|> ").split()
-        return [self.ids.setdefault(word, len(self.ids)) for word in words]
-
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        return [self.encode(text) for text in texts]
-
-    def decode(self, ids: Sequence[int]) -> str:
-        names = list(self.ids)
-        return " ".join(names[i] for i in ids)
-
-    def save(self, directory: Path) -> None:
-        raise NotImplementedError
+FIRST = EncodedConversation([10, 11, 12, 13, 14], [False, False, False, True, True])
+SECOND = EncodedConversation([20, 21, 22, 23], [False, False, True, True])
 
 
 def chat(*messages: tuple[str, str]) -> list[dict[str, str]]:
@@ -68,19 +45,6 @@ def test_a_sample_that_is_not_full_is_filled_up_with_its_last_conversation():
     assert sample["labels"].tolist() == [-100, 22, 23, 0, 0, 0]
     assert sample["loss_mask"].tolist() == [0, 1, 1, 0, 0, 0]
     assert sample["segment_ids"].tolist() == [0] * 6
-
-
-@pytest.mark.parametrize("name", FORMATS)
-def test_only_the_assistants_words_are_targets(name: str):
-    tokenizer = Words()
-    conversation = chat(("system", "be brief"), ("user", "two and two"), ("assistant", "four"), ("user", "sure"))
-    tokens, targets = encode_conversation(conversation, tokenizer, get_prompt_format(name, tokenizer))
-    learnt = [token for token in targets if token != -100]
-    assert len(tokens) == len(targets)
-    assert tokenizer.decode(learnt).split()[0] == "four"
-    assert tokenizer.decode(learnt).split()[1] in ("<|im_end|>", "<|eot_id|>")
-    assert all(target in (-100, token) for token, target in zip(tokens, targets, strict=True))
-    assert "two and two" in tokenizer.decode(tokens)
 
 
 def test_a_system_message_begins_a_conversation():
@@ -118,15 +82,7 @@ def test_a_tokenizer_without_the_formats_tokens():
 @pytest.fixture
 def chatml(tmp_path: Path) -> dict[str, str]:
     """A tokenizer.json of bytes with ChatML's special tokens."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-
-    vocabulary = {byte: number for number, byte in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # pyright: ignore[reportAttributeAccessIssue]
-    tokenizer.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
-    tokenizer.add_special_tokens([AddedToken(t) for t in ("<|endoftext|>", "<|im_start|>", "<|im_end|>")])
-    tokenizer.save(str(tmp_path / "tokenizer.json"))
-    return {"type": "HuggingFaceTokenizer", "model": str(tmp_path)}
+    return write_chat_tokenizer(tmp_path)
 
 
 def write(path: Path, lines: list[object]) -> str:
@@ -154,11 +110,25 @@ def test_lines_of_a_file_go_round_and_round(tmp_path: Path, chatml: dict[str, st
         built.train[5]
 
 
-@pytest.mark.parametrize("line", ["{", '{"text": "x"}', '{"messages": []}', "3"])
-def test_a_line_that_is_no_conversation(tmp_path: Path, line: str):
+HUGE = "9" * 5_000
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "is not JSON: Expecting property name enclosed in double quotes at column 2"),
+        ('{"text": "x"}', "holds no list of messages"),
+        ('{"messages": []}', "holds no list of messages"),
+        ("3", "is a number, not an object"),
+        (f'{{"unused": {HUGE}, "messages": []}}', "more than 4,300 digits"),
+        ('{"messages": [{"role": "user", "content": "a \\ud800 b"}]}', r"holds half a surrogate pair in 'a \\ud800 b'"),
+        ('{"messages": ' + "[" * 100_000, "is nested too deeply"),
+    ],
+)
+def test_a_line_that_is_no_conversation(tmp_path: Path, line: str, message: str):
     lines = ConversationFile(write(tmp_path / "chat.jsonl", [{"messages": chat(("user", "x"))}, line]))
     assert len(lines) == 2
-    with pytest.raises(MtError, match=r"chat\.jsonl, conversation line 2: holds no .*messages"):
+    with pytest.raises(MtError, match=rf"chat\.jsonl, conversation line 2: .*{message}"):
         lines.read_messages(1)
 
 

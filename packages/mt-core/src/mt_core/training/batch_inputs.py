@@ -70,6 +70,11 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
+def count_untrained(batches: Sequence[Batch]) -> int:
+    """Number of samples of which no token counts in the loss; none where batches have no loss mask."""
+    return sum(int((~batch[LOSS_MASK].any(dim=1)).sum()) for batch in batches if LOSS_MASK in batch)
+
+
 def valid_tokens(batches: Sequence[Batch]) -> float:
     """Number of tokens that count in the loss; none where batches have no loss mask."""
     return float(sum(batch[LOSS_MASK].sum(dtype=torch.float64) for batch in batches if LOSS_MASK in batch))

@@ -18,7 +18,7 @@ from mt_core.contracts import MetricSink
 from mt_core.distributed.heartbeat import Heartbeat
 from mt_core.distributed.mesh import Mesh
 from mt_core.errors import MtError
-from mt_core.training.batch_inputs import Batch, valid_tokens
+from mt_core.training.batch_inputs import Batch, count_untrained, valid_tokens
 from mt_core.training.lr_schedule import learning_rate
 from mt_core.training.metrics import ThroughputMeter
 from mt_core.training.nonfinite import NonFiniteMonitor
@@ -62,9 +62,12 @@ def train(run: Run, stop: GracefulStop) -> bool:
         global_batch = run.global_batch(position.samples)
         batches = list(islice(run.train_batches, run.micro_batches(global_batch)))
         assert len(batches) == run.micro_batches(global_batch), "the dataset is sized for the whole run"
-        tokens, stopped = _agree(run, batches, stop)
+        tokens, untrained, stopped = _agree(run, batches, stop)
         if stopped:
             break
+        if untrained == global_batch and not run.mesh.world.rank:
+            note = f"step {position.step + 1} has no token to learn in its {global_batch} samples"
+            print(f"warning: {note}; a longer data.seq_length may reach the answers", file=sys.stderr, flush=True)
         _step(run, batches, tokens, nonfinite, throughput)
         _report(run, run.writer.poll())
         if settings.eval_every and position.step % settings.eval_every == 0 and run.valid_batches:
@@ -83,11 +86,13 @@ def train(run: Run, stop: GracefulStop) -> bool:
     return not stopped
 
 
-def _agree(run: Run, batches: Sequence[Batch], stop: GracefulStop) -> tuple[float, bool]:
-    """The step's valid tokens, and whether any rank was asked to stop."""
-    sums = torch.tensor([valid_tokens(batches), float(stop.signal is not None)], dtype=torch.float64)
+def _agree(run: Run, batches: Sequence[Batch], stop: GracefulStop) -> tuple[float, int, bool]:
+    """The step's valid tokens, its samples without any, and whether any rank was asked to stop."""
+    counts = [valid_tokens(batches), count_untrained(batches), float(stop.signal is not None)]
+    sums = torch.tensor(counts, dtype=torch.float64)
     run.mesh.world.sum_(sums)
-    return float(sums[0]) / (run.mesh.context.size * run.mesh.tensor.size), bool(sums[1])
+    copies = run.mesh.context.size * run.mesh.tensor.size
+    return float(sums[0]) / copies, round(float(sums[1]) / copies), bool(sums[2])
 
 
 def _step(

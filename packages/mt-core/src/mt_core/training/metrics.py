@@ -116,12 +116,13 @@ class ThroughputMeter:
         """Return the speed since the last lap, and begin a new interval."""
         steps = self._position.step - self._step
         seconds = (self._now() - self._start) / steps
-        tokens_per_s = (self._position.tokens - self._tokens) / steps / seconds
-        read_per_s = (self._position.samples - self._samples) * self._config.data.seq_length / steps / seconds
-        flops = self._config.model.flops_per_token(*sequence_lengths(self._config.data)) * read_per_s / self._ranks
+        lengths = sequence_lengths(self._config.data)
+        samples_per_s = (self._position.samples - self._samples) / steps / seconds
+        flops = self._config.model.flops_per_token(*lengths) * samples_per_s * lengths[0] / self._ranks
         values: dict[str, float | int] = {
             "step_ms": seconds * 1e3,
-            "tokens_per_s": tokens_per_s,
+            "tokens_per_s": samples_per_s * sum(lengths),
+            "trained_tokens_per_s": (self._position.tokens - self._tokens) / steps / seconds,
             "eta_s": seconds * (self._config.train.steps - self._position.step),
             "tflops_per_rank": flops / 1e12,
         }

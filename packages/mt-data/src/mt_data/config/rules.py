@@ -5,7 +5,7 @@ from pathlib import Path
 
 from mt_core.errors import MtError, Problem, suggest_file
 from mt_core.plugins import components, did_you_mean
-from mt_data.config import BUILTIN_SECTIONS, Corpora, DataConfig, GPTData, ICTData, TokenizerConfig
+from mt_data.config import BUILTIN_SECTIONS, Corpora, DataConfig, GPTData, ICTData, SFTData, TokenizerConfig
 from mt_data.config.paths import find_missing_files, resolve_split_paths
 from mt_data.config.split import split_problem
 
@@ -34,6 +34,8 @@ def data_problems(config: DataConfig) -> Iterator[Problem]:
             yield from err.problems
     if isinstance(config, ICTData):
         yield from _ict_problems(config)
+    if isinstance(config, SFTData) and config.chat_template is not None:
+        yield from _template_problems(config, Path(config.chat_template))
     if isinstance(config, Corpora) and (problem := split_problem(config.split)):
         yield problem
     if config.tokenizer:
@@ -62,6 +64,15 @@ def _ict_problems(config: ICTData) -> Iterator[Problem]:
     for prefix, where in (*((path, "data.paths") for path in config.paths), (config.titles, "data.titles")):
         if prefix is not None:
             yield from find_missing_files(prefix, where)
+
+
+def _template_problems(config: SFTData, path: Path) -> Iterator[Problem]:
+    where = "data.chat_template"
+    if config.prompt_format != "template":
+        actual = f"is given, but data.prompt_format = {config.prompt_format!r} does not read it"
+        yield Problem(where, actual, 'data.prompt_format = "template", or leave it out')
+    elif not path.is_file():
+        yield Problem(where, f"no file {path}", suggest_file(path))
 
 
 def tokenizer_problems(config: TokenizerConfig, where: str) -> Iterator[Problem]:

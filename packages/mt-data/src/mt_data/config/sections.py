@@ -206,8 +206,12 @@ class SFTData(Corpora):
     """Conversations for supervised fine-tuning, packed into samples; only the assistant's words are in the loss."""
 
     kind: Literal["sft"] = "sft"
-    prompt_format: Literal["chatml", "llama3"] = "chatml"
-    """How turns are written as text; the tokenizer must know the format's special tokens."""
+    prompt_format: Literal["chatml", "llama3", "template"] = "chatml"
+    """How turns are written: in a form whose special tokens the tokenizer must know, or as a chat template says."""
+    chat_template: str | None = None
+    """A file with the Jinja template; unset: that of the tokenizer's directory."""
+    max_untrained: float = Field(0.1, ge=0, le=1)
+    """Largest share of lines that have no token to learn, as where the prompt fills the sample; more are refused."""
     conversation_multiple: PositiveInt = 1
     """Each conversation is filled up to a multiple of this; context parallelism needs twice its size."""
 

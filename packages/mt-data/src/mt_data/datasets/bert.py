@@ -21,7 +21,7 @@ from mt_data.datasets.masking.build import (
 from mt_data.datasets.masking.mask import MaskingConfig, WordPieceGroups, mask_tokens
 from mt_data.datasets.masking.sentence_mapping import SentenceSampling
 from mt_data.indexed.cache import IndexCache
-from mt_data.tokenizers.base import MaskingTokenizer, get_pad_id
+from mt_data.tokenizers.base import MaskingTokenizer
 
 SPECIAL = 3
 """Tokens of a sample that are no words: one before the first part, one behind each."""
@@ -36,7 +36,6 @@ class BERTTokenIds:
     cls: int
     sep: int
     mask: int
-    pad: int
     vocabulary: np.ndarray
     """All ids, ascending."""
 
@@ -44,7 +43,7 @@ class BERTTokenIds:
     def from_tokenizer(cls, tokenizer: MaskingTokenizer) -> "BERTTokenIds":
         """The ids of a tokenizer that has the roles cls, sep and mask."""
         vocabulary = np.array(sorted(tokenizer.vocabulary().values()), np.int64)
-        return cls(tokenizer.cls, tokenizer.sep, tokenizer.mask, get_pad_id(tokenizer), vocabulary)
+        return cls(tokenizer.cls, tokenizer.sep, tokenizer.mask, vocabulary)
 
     def choose_replacement(self, token: int, random: np.random.RandomState) -> int:
         """Id that replaces a masked token."""
@@ -71,7 +70,10 @@ class BERTDataset:
 
     def __getitem__(self, index: int) -> Mapping[str, np.ndarray | np.generic]:
         """Int64 [L]: `text`, `types` (1 in the second part), `labels` (−1 where nothing is masked), `padding_mask`
-        (1 where there is text) and `loss_mask` (1 where a token is masked); `is_random` and `truncated` 0 or 1."""
+        (1 where there is text) and `loss_mask` (1 where a token is masked); `is_random` and `truncated` 0 or 1.
+
+        Padding is 0 in all but the labels.
+        """
         ids, random = self.ids, self.samples.random_state(index)
         sentences, target = self.samples.read_sentences(index)
         first, second, exchanged = self._split_parts(sentences, random)
@@ -87,15 +89,14 @@ class BERTDataset:
             replace=ids.choose_replacement,
             lengths_random=self.samples.random_state(index),
         )
-        text, labels = pad_to_length(masked.tokens, self.seq_length, ids.pad), np.full(self.seq_length, -1, np.int64)
+        labels = np.full(self.seq_length, -1, np.int64)
         labels[list(masked.labels)] = list(masked.labels.values())
-        is_pad = text == ids.pad
         return {
-            "text": np.where(is_pad, 0, text),
-            "types": pad_to_length(types, self.seq_length, ids.pad),
-            "labels": np.where(labels == ids.pad, 0, labels),
+            "text": pad_to_length(masked.tokens, self.seq_length, 0),
+            "types": pad_to_length(types, self.seq_length, 0),
+            "labels": labels,
             "is_random": np.int64(exchanged),
-            "padding_mask": np.where(is_pad, ids.pad, 1),
+            "padding_mask": pad_to_length([1] * len(tokens), self.seq_length, 0),
             "loss_mask": pad_to_length([int(n in masked.labels) for n in range(len(tokens))], self.seq_length, 0),
             "truncated": np.int64(truncated),
         }

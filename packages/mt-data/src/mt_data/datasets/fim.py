@@ -36,8 +36,11 @@ class FIMTransform:
     split: int | None
     config: FIMData
 
-    def transform_sample(self, text: np.ndarray, random: np.random.RandomState) -> np.ndarray:
-        """A text of several documents with some of them rearranged, cut or filled up to its length."""
+    def transform_sample(self, text: np.ndarray, random: np.random.RandomState) -> tuple[np.ndarray, int]:
+        """A text of several documents with some of them rearranged, cut or filled up to its length.
+
+        The number is that of the tokens before the filling.
+        """
         ends = [*np.flatnonzero(text == self.eod).tolist(), len(text)]
         result: list[int] = []
         for start, end in zip([-1, *ends[:-1]], ends, strict=True):
@@ -46,7 +49,7 @@ class FIMTransform:
                 result += [self.eod] if end < len(text) else []
         filled = np.full(len(text), self.pad, np.int64)
         filled[: len(result)] = result[: len(text)]
-        return filled
+        return filled, min(len(result), len(text))
 
     def transform_document(self, tokens: list[int], random: np.random.RandomState) -> list[int]:
         """A document, perhaps rearranged, with a split token fragment by fragment."""
@@ -93,7 +96,8 @@ class FIMDataset:
         """What a `GPTDataset` gives."""
         text = np.concatenate(self.samples.read_pieces(index)).astype(np.int64)
         random = np.random.RandomState((self.seed + index) % 2**32)
-        return self.samples.make_sample(self.transform.transform_sample(text, random), [len(text)])
+        changed, text_length = self.transform.transform_sample(text, random)
+        return self.samples.make_sample(changed, [len(text)], text_length=text_length)
 
 
 def build_splits(

@@ -69,7 +69,7 @@ class ICTDataset:
         return len(self.blocks.mapping)
 
     def __getitem__(self, index: int) -> Mapping[str, np.ndarray | np.generic]:
-        """Int64 `query_tokens`, `context_tokens` [L]; `…_mask` [L, L], 1 where both token ids are 1 or more;
+        """Int64 `query_tokens`, `context_tokens` [L]; `…_mask` [L, L], 1 where both tokens are text;
         `…_pad_mask` [L], 1 where there is text; `block_data` [4], the row of the mapping."""
         sentences, title = self.blocks.block(index)
         draw = random.Random(self.seed + index)
@@ -88,9 +88,8 @@ class ICTDataset:
 
     def _pad_tokens(self, name: str, tokens: list[int]) -> dict[str, np.ndarray]:
         text = pad_to_length(tokens, self.seq_length, self.ids.pad)
-        real = (text >= 1).astype(np.int64)
         pad_mask = pad_to_length([1] * len(tokens), self.seq_length, 0)
-        return {f"{name}_tokens": text, f"{name}_mask": np.outer(real, real), f"{name}_pad_mask": pad_mask}
+        return {f"{name}_tokens": text, f"{name}_mask": np.outer(pad_mask, pad_mask), f"{name}_pad_mask": pad_mask}
 
 
 def build_splits(

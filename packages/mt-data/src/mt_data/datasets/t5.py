@@ -22,7 +22,7 @@ from mt_data.datasets.masking.build import (
 from mt_data.datasets.masking.mask import MaskedTokens, MaskingConfig, WordPieceGroups, mask_tokens
 from mt_data.datasets.masking.sentence_mapping import SentenceSampling
 from mt_data.indexed.cache import IndexCache
-from mt_data.tokenizers.base import MaskingTokenizer, get_pad_id
+from mt_data.tokenizers.base import MaskingTokenizer
 
 SPECIAL = 2
 """How much shorter than the encoder's text the sentences of a sample are gathered."""
@@ -35,14 +35,13 @@ class T5TokenIds:
     bos: int
     eos: int
     mask: int
-    pad: int
     sentinels: tuple[int, ...]
 
     @classmethod
     def from_tokenizer(cls, tokenizer: MaskingTokenizer) -> "T5TokenIds":
         """The ids of a tokenizer that has the roles bos, eos and mask."""
         sentinels = tuple(tokenizer.additional_special_tokens_ids)
-        return cls(tokenizer.bos, tokenizer.eos, tokenizer.mask, get_pad_id(tokenizer), sentinels)
+        return cls(tokenizer.bos, tokenizer.eos, tokenizer.mask, sentinels)
 
     def choose_replacement(self, token: int, random: np.random.RandomState) -> int:
         """Id that replaces a masked token."""
@@ -67,7 +66,7 @@ class T5Dataset:
     def __getitem__(self, index: int) -> Mapping[str, np.ndarray | np.generic]:
         """Int64: `text_enc`, `enc_mask` [L]; `text_dec`, `dec_mask`, `labels`, `loss_mask` [decoder's length].
 
-        Masks are 1 where there is text; labels behind the end are −1. `truncated` is 0 or 1.
+        Masks are 1 where there is text; texts behind the end are 0, labels −1. `truncated` is 0 or 1.
         """
         ids = self.ids
         sentences, target = self.samples.read_sentences(index)
@@ -85,17 +84,14 @@ class T5Dataset:
         encoder, runs = self._make_texts(masked)
         decoder, labels = [ids.bos, *runs], [*runs, ids.eos]
         self._check_lengths(len(encoder), len(decoder))
-        text_enc = pad_to_length(encoder, self.encoder_length, ids.pad)
-        text_dec = pad_to_length(decoder, self.decoder_length, ids.pad)
-        labels_padded = pad_to_length(labels, self.decoder_length, -1)
         return {
-            "text_enc": np.where(text_enc == ids.pad, 0, text_enc),
-            "text_dec": np.where(text_dec == ids.pad, 0, text_dec),
-            "labels": np.where(labels_padded == ids.pad, 0, labels_padded),
+            "text_enc": pad_to_length(encoder, self.encoder_length, 0),
+            "text_dec": pad_to_length(decoder, self.decoder_length, 0),
+            "labels": pad_to_length(labels, self.decoder_length, -1),
             "loss_mask": pad_to_length([1] * len(decoder), self.decoder_length, 0),
             "truncated": np.int64(len(whole) > target),
-            "enc_mask": (text_enc != ids.pad).astype(np.int64),
-            "dec_mask": (text_dec != ids.pad).astype(np.int64),
+            "enc_mask": pad_to_length([1] * len(encoder), self.encoder_length, 0),
+            "dec_mask": pad_to_length([1] * len(decoder), self.decoder_length, 0),
         }
 
     def _make_texts(self, masked: MaskedTokens) -> tuple[list[int], list[int]]:

@@ -1,6 +1,8 @@
 """One line of JSON, or one row, to the texts of its keys, or what is wrong with it."""
 
 import json
+import re
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,6 +10,7 @@ from mt_core.errors import Problem
 from mt_data.text_io.lines import LineChunk
 
 JSON_TYPES = {dict: "an object", list: "a list", int: "a number", float: "a number", bool: "a boolean"}
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 TextValue = str | list[str]
 """A text, or a text that is already cut into sentences (docs/specs/data.md §2.4)."""
@@ -39,21 +42,30 @@ def parse_line(line: bytes, keys: Sequence[str]) -> tuple[str, ...]:
 
 
 def parse_values(line: bytes, keys: Sequence[str]) -> tuple[TextValue, ...]:
-    """The values under `keys`; `BadLine` if the line is blank, not UTF-8, not a JSON object, or lacks one."""
-    if not line.strip():
-        raise BadLine("is blank")
-    try:
-        value = json.loads(decode_utf8(line))
-    except json.JSONDecodeError as err:
-        raise BadLine(f"is not JSON: {err.msg} at column {err.colno}") from None
-    except RecursionError:
-        raise BadLine("is nested too deeply") from None
-    if not isinstance(value, dict):
-        raise BadLine(f"is {_name_type(value)}, not an object")
+    """The values under `keys`; `BadLine` if the line lacks one, and for all that `parse_object` refuses."""
+    value = parse_object(line)
     for key in keys:
         if key not in value:
             raise BadLine(f"has no key {key!r}, only {', '.join(map(repr, value)) or 'none'}")
     return tuple(check_value(value[key], key) for key in keys)
+
+
+def parse_object(line: bytes) -> dict[str, Any]:
+    """The object of a line; `BadLine` if it is blank, not UTF-8, not JSON, not an object, or too much for Python."""
+    if not line.strip():
+        raise BadLine("is blank")
+    text = decode_utf8(line)
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as err:
+        raise BadLine(f"is not JSON: {err.msg} at column {err.colno}") from None
+    except RecursionError:
+        raise BadLine("is nested too deeply") from None
+    except ValueError:
+        raise BadLine(f"holds a whole number of more than {sys.get_int_max_str_digits():,} digits") from None
+    if not isinstance(value, dict):
+        raise BadLine(f"is {_name_type(value)}, not an object")
+    return value
 
 
 def decode_utf8(text: bytes) -> str:
@@ -70,9 +82,17 @@ def check_value(value: Any, key: str) -> TextValue:
         if not isinstance(text, str):
             inside = "a list with " if isinstance(value, list) else ""
             raise BadLine(f"key {key!r} is {inside}{_name_type(text)}, not a text")
-        if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in set(text)):
+        if find_surrogate(text) is not None:
             raise BadLine(f"key {key!r} holds half a surrogate pair, which is no character")
     return value
+
+
+def find_surrogate(value: object) -> str | None:
+    """The first text in a JSON value, keys included, that holds half a surrogate pair, which UTF-8 cannot write."""
+    if isinstance(value, str):
+        return None if value.isascii() or not LONE_SURROGATE.search(value) else value
+    parts = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return next((text for part in parts if (text := find_surrogate(part)) is not None), None)
 
 
 def _name_type(value: object) -> str:

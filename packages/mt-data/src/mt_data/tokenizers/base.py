@@ -103,6 +103,11 @@ class LibraryTokenizer(MaskingTokenizer):
         """Token ids of a text; adds no special tokens of its own."""
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Token ids of a text, and for each the characters [begin, end) of the text that it stands for."""
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        return encoding.ids, encoding.offsets
+
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` of each text, faster."""
         return [e.ids for e in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
@@ -121,13 +126,3 @@ def count_threads() -> int:
     if multiprocessing.parent_process() is not None:
         return 1
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def get_pad_id(tokenizer: Tokenizer) -> int:
-    """The tokenizer's padding; −1 if it has none or uses the id for something else too, such as the end of document.
-
-    An id that means two things cannot be taken out of the loss wherever it stands.
-    """
-    pad = getattr(tokenizer, "pad", -1)
-    roles = {role: number for role, number in getattr(tokenizer, "special", {}).items() if role != "pad"}
-    return -1 if pad in {getattr(tokenizer, "eod", -1), *roles.values()} else pad

@@ -18,7 +18,6 @@ from mt_data.datasets.gpt.indices import IndexRequest, SampleIndices, build_indi
 from mt_data.datasets.packing import make_position_ids, make_segment_ids
 from mt_data.indexed.cache import IndexCache, hash_content
 from mt_data.indexed.reader import IndexedReader
-from mt_data.tokenizers.base import get_pad_id
 
 INDEX_NAMES = ("document", "sample", "shuffle")
 INDEX_VERSION = 2
@@ -42,8 +41,6 @@ class GPTSampleOptions:
 
     eod: int = -1
     """Id that ends a document."""
-    pad: int = -1
-    """Id that is padding wherever it stands: no label, and 0 as a token; -1 for none."""
     eod_mask_loss: bool = False
     """An input token that ends a document takes no part in the loss."""
     reset_position_ids: bool = False
@@ -74,30 +71,30 @@ class GPTDataset:
     def __getitem__(self, index: int) -> Mapping[str, np.ndarray | np.generic]:
         """`tokens`, `labels` int64 [L] and `loss_mask` float32 [L], and what the options add.
 
-        The mask is 0 where the label is padding, as behind the end of a partial last sample, and where an option says.
+        The mask is 0 where the label is padding, as behind the end of a partial last sample, and where an option says;
+        padding is 0, and no token of a document is padding, whatever its id.
         """
         pieces = self.read_pieces(index)
-        text = np.full(self._seq_length + self._extra, self._options.pad, np.int64)
+        text = np.zeros(self._seq_length + self._extra, np.int64)
         stream = np.concatenate(pieces)
         text[: len(stream)] = stream
-        return self.make_sample(text, [len(piece) for piece in pieces])
+        return self.make_sample(text, [len(piece) for piece in pieces], text_length=len(stream))
 
-    def make_sample(self, text: np.ndarray, lengths: list[int]) -> Mapping[str, np.ndarray | np.generic]:
-        """The sample that a text of L tokens and the extra one is, its documents being of the given lengths."""
-        options = self._options
-        if self._extra:
-            tokens, labels = text[:-1], text[1:]
-        else:
-            tokens, labels = text, np.append(text[1:], options.pad)
+    def make_sample(
+        self, text: np.ndarray, lengths: list[int], *, text_length: int
+    ) -> Mapping[str, np.ndarray | np.generic]:
+        """The sample that L tokens and the extra one make, of documents of the given lengths.
+
+        What follows the first `text_length` tokens is padding.
+        """
+        tokens, labels = (text[:-1], text[1:]) if self._extra else (text, np.append(text[1:], 0))
+        ends = tokens == self._options.eod
+        ends[text_length:] = False
         loss_mask = np.ones(self._seq_length, np.float32)
-        if options.eod_mask_loss:
-            loss_mask[tokens == options.eod] = 0.0
-        extras = self._make_extras(tokens, lengths)
-        if options.pad >= 0 or not self._extra or sum(lengths) < len(text):
-            loss_mask[labels == options.pad] = 0.0
-            labels = np.where(labels == options.pad, 0, labels)
-            tokens = np.where(tokens == options.pad, 0, tokens)
-        return {"tokens": tokens, "labels": labels, "loss_mask": loss_mask, **extras}
+        if self._options.eod_mask_loss:
+            loss_mask[ends] = 0.0
+        loss_mask[max(0, text_length - 1) :] = 0.0  # the label of a token is the one behind it
+        return {"tokens": tokens, "labels": labels, "loss_mask": loss_mask, **self._make_extras(ends, lengths)}
 
     def read_pieces(self, index: int) -> list[np.ndarray]:
         """The tokens of a sample and the extra one, from as many sequences as it takes."""
@@ -109,11 +106,11 @@ class GPTDataset:
         between = [get(sequence) for sequence in document[first + 1 : last].tolist()]
         return [get(int(document[first]), start), *between, get(int(document[last]), 0, stop + extra)]
 
-    def _make_extras(self, tokens: np.ndarray, lengths: list[int]) -> dict[str, np.ndarray | np.generic]:
+    def _make_extras(self, ends: np.ndarray, lengths: list[int]) -> dict[str, np.ndarray | np.generic]:
         options, extras = self._options, {}
         if options.reset_position_ids or options.reset_attention_mask:
-            segment = np.zeros(len(tokens), np.int64)
-            np.cumsum(tokens[:-1] == options.eod, out=segment[1:])
+            segment = np.zeros(len(ends), np.int64)
+            np.cumsum(ends[:-1], out=segment[1:])
             if options.reset_position_ids:
                 extras["position_ids"] = make_position_ids(np.bincount(segment))
             if options.reset_attention_mask:
@@ -183,11 +180,9 @@ def make_sample_options(config: TokenStream) -> GPTSampleOptions:
     """What the samples of a section say about documents, with the tokenizer's ids."""
     names = ("eod_mask_loss", "reset_position_ids", "reset_attention_mask", "inter_document_masking")
     flags = {name: getattr(config, name, False) for name in names}
-    eod = pad = -1
-    if config.tokenizer is not None:
+    eod = -1
+    if config.tokenizer is not None and any(flags.values()):
         from mt_data.tokenizers import build_tokenizer
 
-        tokenizer = build_tokenizer(config.tokenizer)
-        eod = tokenizer.eod if any(flags.values()) else -1
-        pad = get_pad_id(tokenizer)
-    return GPTSampleOptions(eod, pad, **flags)
+        eod = build_tokenizer(config.tokenizer).eod
+    return GPTSampleOptions(eod, **flags)

@@ -1,9 +1,10 @@
 """`SFTDataset`: sample i is line i of a JSON Lines file of conversations, around and around (docs/specs/data.md §5.7).
 
-The conversations of a line are packed one after the other into L tokens.
+The conversations of a line are packed one after the other into L tokens. What is learnt is known token by token from
+the prompt's format; no id decides it, as padding and the end of a turn are one and the same in many models.
 """
 
-import json
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -18,19 +19,24 @@ from mt_data.blending.build import DatasetReader, SplitPart, Splits, SplitSizes,
 from mt_data.config import SFTData
 from mt_data.datasets.packing import make_position_ids, make_segment_ids
 from mt_data.datasets.sft.prompt import (
-    IGNORED,
+    ConversationRenderer,
+    EncodedConversation,
     Message,
-    PromptFormat,
     encode_conversation,
+    get_offset_encoder,
     get_prompt_format,
     split_conversations,
 )
+from mt_data.datasets.sft.template import read_chat_template
 from mt_data.indexed.cache import IndexCache
+from mt_data.text_io.json_documents import BadLine, find_surrogate, parse_object
 
 NEWLINE, SCAN_BYTES = ord("\n"), 1 << 24
 LINE_FORM = 'an object with "messages": [{"role": …, "content": …}, …]'
-EncodedConversation = tuple[list[int], list[int]]
-"""Tokens and targets of a conversation."""
+IGNORED = -100
+"""Label of a token that is not learnt."""
+CHECKED_LINES = 512
+"""Lines of a split that are looked at before the run, evenly spaced."""
 
 
 @dataclass(frozen=True)
@@ -63,11 +69,13 @@ class ConversationFile:
             file.seek(start)
             text = file.read(stop - start)
         try:
-            messages = json.loads(text)["messages"]
-        except (ValueError, KeyError, TypeError) as err:
-            raise MtError(self.describe(number), f"holds no messages ({err!r})", LINE_FORM) from err
+            messages = parse_object(text).get("messages")
+        except BadLine as err:
+            raise MtError(self.describe(number), str(err), LINE_FORM) from None
         if not isinstance(messages, list) or not messages or not all(isinstance(message, dict) for message in messages):
             raise MtError(self.describe(number), "holds no list of messages", LINE_FORM)
+        if place := find_surrogate(messages):
+            raise MtError(self.describe(number), f"holds half a surrogate pair in {place[:60]!r}", "whole characters")
         return messages
 
     def describe(self, number: int) -> str:
@@ -83,7 +91,7 @@ class ChatEncoding:
     """How conversations become samples."""
 
     tokenizer: Tokenizer
-    prompt: PromptFormat
+    renderer: ConversationRenderer
     seq_length: int
     pad: int
     multiple: int
@@ -107,9 +115,14 @@ class SFTDataset:
         """What `mt_data.datasets.sft.dataset.pack_conversations` makes of a line's conversations."""
         if not 0 <= index < self.samples:
             raise IndexError(index)
-        number, chat = self.elements[(self.begin + index) % len(self.elements)], self.chat
-        conversations = split_conversations(self.lines.read_messages(number), self.lines.describe(number))
-        encoded = (encode_conversation(conversation, chat.tokenizer, chat.prompt) for conversation in conversations)
+        return self.pack_line(self.elements[(self.begin + index) % len(self.elements)])
+
+    def pack_line(self, number: int) -> Mapping[str, np.ndarray | np.generic]:
+        """The sample of a line of the file."""
+        chat, where = self.chat, self.lines.describe(number)
+        encode_with_offsets = get_offset_encoder(chat.tokenizer)
+        conversations = split_conversations(self.lines.read_messages(number), where)
+        encoded = (encode_conversation(chat.renderer.render(c, where), encode_with_offsets) for c in conversations)
         return pack_conversations(encoded, seq_length=chat.seq_length, pad=chat.pad, multiple=chat.multiple)
 
 
@@ -127,7 +140,10 @@ def build_splits(
 
     def build_dataset(lines: ConversationFile, part: SplitPart) -> Dataset:
         count = len(part.elements) if part.samples is None else part.samples
-        return SFTDataset(lines, part.elements, count, chat_encoding(), part.extension.begin)
+        dataset = SFTDataset(lines, part.elements, count, chat_encoding(), part.extension.begin)
+        if builder:
+            check_targets(dataset, max_untrained=config.max_untrained)
+        return dataset
 
     return blend_splits(
         config,
@@ -142,9 +158,32 @@ def _make_chat_encoding(config: SFTData) -> ChatEncoding:
 
     assert config.tokenizer is not None, "data_problems asks for one"
     tokenizer = build_tokenizer(config.tokenizer)
-    pad = getattr(tokenizer, "pad", tokenizer.eod)
-    prompt = get_prompt_format(config.prompt_format, tokenizer)
-    return ChatEncoding(tokenizer, prompt, config.seq_length, pad, config.conversation_multiple)
+    get_offset_encoder(tokenizer)  # a mistake shows before any work
+    pad = getattr(tokenizer, "pad", getattr(tokenizer, "eod", 0))
+    renderer = (
+        read_chat_template(config)
+        if config.prompt_format == "template"
+        else get_prompt_format(config.prompt_format, tokenizer)
+    )
+    return ChatEncoding(tokenizer, renderer, config.seq_length, pad, config.conversation_multiple)
+
+
+def check_targets(dataset: SFTDataset, *, max_untrained: float) -> None:
+    """Warn of lines whose samples have nothing to learn; above a share of `max_untrained` they are an `MtError`.
+
+    Of a long split `CHECKED_LINES` lines are looked at, evenly spaced.
+    """
+    numbers = dataset.elements[:: -(-len(dataset.elements) // CHECKED_LINES)]
+    untrained = [number for number in numbers if not np.any(dataset.pack_line(number)["loss_mask"])]
+    if not untrained:
+        return
+    actual = f"{len(untrained):,} of {len(numbers):,} lines have no token to learn, conversation line "
+    actual += f"{untrained[0] + 1} the first: no answer, or none within data.seq_length = {dataset.chat.seq_length}"
+    hint = "a longer data.seq_length, or shorter prompts"
+    if len(untrained) > max_untrained * len(numbers):
+        hint = f"{hint}; data.max_untrained = {max_untrained:g} is the share that is let pass"
+        raise MtError(dataset.lines.path, actual, hint)
+    print(f"warning: {dataset.lines.path}: {actual}; {hint}", file=sys.stderr)
 
 
 def pack_conversations(
@@ -153,25 +192,31 @@ def pack_conversations(
     """A sample: conversations until it is full, the last cut off, or else filled up.
 
     Each is filled up to a `multiple` of tokens. Returns int64 [L] `tokens`, `labels`, `position_ids` and `segment_ids`,
-    the labels with padding and −100 where `loss_mask` float32 [L] is 0; a segment is a conversation.
+    and `loss_mask` float32 [L]. Where that is 0 the label is `pad` behind a conversation, else −100. A segment is a
+    conversation.
     """
-    tokens, targets, ends = [], [], [0]
-    for some_tokens, some_targets in conversations:
-        filler = [pad] * (-len(some_tokens) % multiple)
-        tokens += [*some_tokens, *filler]
-        targets += [*some_targets, *filler]
+    tokens, learnt, is_filler, ends = [], [], [], [0]
+    for conversation in conversations:
+        size = len(conversation.tokens)
+        filler = -size % multiple
+        tokens += [*conversation.tokens, *[pad] * filler]
+        learnt += [*conversation.learnt, *[False] * filler]
+        is_filler += [*[False] * size, *[True] * filler]
         ends.append(len(tokens))
         if len(tokens) > seq_length:
             break
-    text, labels = np.full(seq_length + 1, pad, np.int64), np.full(seq_length + 1, pad, np.int64)
+    text, is_learnt, is_pad = (
+        np.full(seq_length + 1, pad, np.int64),
+        np.zeros(seq_length + 1, bool),
+        np.ones(seq_length + 1, bool),
+    )
     kept = min(len(tokens), seq_length)
-    text[:kept], labels[:kept] = tokens[:kept], targets[:kept]
+    text[:kept], is_learnt[:kept], is_pad[:kept] = tokens[:kept], learnt[:kept], is_filler[:kept]
     lengths = np.diff([*ends[:-1], seq_length])
-    learnt = (labels[1:] != pad) & (labels[1:] != IGNORED)
     return {
         "tokens": text[:-1],
-        "labels": labels[1:],
-        "loss_mask": learnt.astype(np.float32),
+        "labels": np.where(is_learnt | is_pad, text, IGNORED)[1:],
+        "loss_mask": is_learnt[1:].astype(np.float32),
         "position_ids": make_position_ids(lengths),
         "segment_ids": make_segment_ids(lengths, seq_length),
     }
