@@ -3,7 +3,9 @@
 from typing import Any
 
 from mt_cli.run_config import run_config_type
-from mt_models.config import GQA, Dense, Gated, LayerNorm, Learned, MoE, NoPosition, RMSNorm, Rope
+from mt_models.config import GQA, Dense, Dropout, Gated, LayerNorm, Learned, MoE, NoPosition, RMSNorm, Rope
+
+DROPOUT = Dropout(attention=0.2, hidden=0.1, embedding=0.3)
 
 MODELS: dict[str, dict[str, Any]] = {
     "gqa": {"attention": GQA(heads=8, num_kv_heads=4, head_size=4)},
@@ -11,12 +13,14 @@ MODELS: dict[str, dict[str, Any]] = {
         "attention": GQA(heads=4, num_kv_heads=4, head_size=8),
         "tied": True,
         "mlp": Dense(ffn_hidden_size=48),
+        "dropout": DROPOUT,
     },
     "learned-biased": {
         "attention": GQA(heads=8, num_kv_heads=4, head_size=4, qkv_bias=True, out_bias=True),
         "mlp": Dense(ffn_hidden_size=48, bias=True),
         "norm": LayerNorm(),
         "position": Learned(),
+        "dropout": DROPOUT,
     },
     "repeated-groups": {
         "attention": GQA(heads=8, num_kv_heads=2, head_size=4, qkv_bias=True),
@@ -34,9 +38,10 @@ MODELS: dict[str, dict[str, Any]] = {
     "experts": {
         "attention": GQA(heads=8, num_kv_heads=4, head_size=4),
         "mlp": MoE(ffn_hidden_size=24, experts=4, top_k=2),
+        "dropout": DROPOUT,
     },
 }
-"""Between them: experts, normalised heads, post-norms, capped logits,
+"""Between them: experts, normalised heads, post-norms, capped logits, dropout,
 grouped and full attention, ties, biases, every kind of position, norm and feed-forward layer."""
 
 LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {

@@ -15,6 +15,7 @@ pytestmark = pytest.mark.slow
 RTOL = 1e-12
 ATTENTION = {"heads": 4, "num_kv_heads": 4, "head_size": 8, "qkv_bias": True, "out_bias": True}
 BIASED = {"mlp": {"kind": "dense", "ffn_hidden_size": 48, "bias": True}, "norm": {"kind": "layer"}}
+DROPOUT = {"attention": 0.2, "hidden": 0.1, "embedding": 0.3}
 NO_ORDER = {"pooler": False, "binary_head": False}
 MODELS: dict[str, dict[str, Any]] = {
     "bert": {"kind": "bert", "attention": ATTENTION, **BIASED},
@@ -22,6 +23,7 @@ MODELS: dict[str, dict[str, Any]] = {
         "kind": "bert",
         "attention": ATTENTION,
         "norm_place": "after",
+        "dropout": DROPOUT,
         **BIASED,
         **NO_ORDER,
     },
@@ -32,6 +34,7 @@ MODELS: dict[str, dict[str, Any]] = {
         "mlp": {"kind": "gated", "ffn_hidden_size": 48, "activation": "gelu_tanh"},
         "norm": {"kind": "rms"},
         "position": {"kind": "relative", "buckets": 8, "max_distance": 12},
+        "dropout": DROPOUT,
     },
     "t5 of Megatron": {
         "kind": "t5",

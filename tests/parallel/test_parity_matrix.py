@@ -7,8 +7,10 @@ import pytest
 
 from layouts import LAYOUTS, MODELS, SAMPLES, data_ranks, run_config
 from mt_cli.verify.record import records
+from mt_core.config.sections import ParallelConfig
 from mt_core.verification.compare import compare_records
-from mt_core.verification.measure import Record
+from mt_core.verification.measure import Record, measure
+from mt_models.config import Dropout
 
 pytestmark = pytest.mark.slow
 
@@ -68,6 +70,14 @@ def test_documents_that_do_not_see_each_other_are_honoured(layout, reference):
     for model, record in zip(models, found, strict=True):
         assert disagreements(record, reference[model, True]) == []
         assert disagreements(record, reference[model, False]) != []
+
+
+def test_dropout_that_is_on_in_the_matrix_changes_what_is_computed(reference):
+    for model in (name for name, parts in MODELS.items() if "dropout" in parts):
+        config = config_of("replicate 2", model, "accumulation 1")
+        plain = config.model_copy(update={"model": config.model.model_copy(update={"dropout": Dropout()})})
+        one_rank = plain.model_copy(update={"parallel": ParallelConfig()})
+        assert disagreements(measure(one_rank, 1), reference[model, False]) != []
 
 
 def test_every_variant_of_every_kind_is_somewhere_in_the_matrix():

@@ -121,9 +121,17 @@ def saved_bytes(config: GPTConfig, tokens: int, batch: int) -> int:
 
     x_BTD = torch.randn(batch, tokens, config.hidden_size, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        result = block(x_BTD, rotation)
+        result = block(x_BTD, rotation, dropout=make_block_dropout(config, batch, tokens))
     assert result.requires_grad
     return sum(storage.nbytes() for storage in kept.values())
+
+
+def make_block_dropout(config: GPTConfig, batch: int, tokens: int):
+    from mt_core.parallel.dropout import DropoutKeys, number_positions
+    from mt_core.training.seeds import make_sample_keys
+
+    keys = DropoutKeys(make_sample_keys(0, 0, batch), number_positions(0, tokens, torch.device("cpu")))
+    return keys if config.dropout.is_active else None
 
 
 def make_block_rotation(config: GPTConfig, tokens: int):
@@ -151,6 +159,25 @@ def test_activations_are_what_a_real_block_saves(position, groups, core, mlp):
         mlp={"ffn_hidden_size": 96, **mlp},
         norm={"kind": "layer"},
         position={"kind": position},
+    )
+    costs = model.layer_costs(RankShape(tokens=2 * 64, seq_length=64, element_size=4))
+    assert sum(tensor.size for tensor in costs.saved) == saved_bytes(model, tokens=64, batch=2)
+
+
+@pytest.mark.parametrize("groups", [4, 2])
+@pytest.mark.parametrize("rates", [{"hidden": 0.1}, {"attention": 0.1}, {"hidden": 0.1, "attention": 0.1}])
+def test_activations_with_dropout_are_what_a_real_block_saves(groups, rates):
+    """Masks of a byte for each feature or probability, and attention written out where probabilities are dropped."""
+    model = GPTConfig(
+        layers=1,
+        hidden_size=64,
+        vocab_size=128,
+        max_seq_len=64,
+        attention={"heads": 4, "num_kv_heads": groups, "head_size": 16, "core": "sdpa"},
+        mlp={"kind": "dense", "ffn_hidden_size": 96},
+        norm={"kind": "layer"},
+        position={"kind": "learned"},
+        dropout=rates,
     )
     costs = model.layer_costs(RankShape(tokens=2 * 64, seq_length=64, element_size=4))
     assert sum(tensor.size for tensor in costs.saved) == saved_bytes(model, tokens=64, batch=2)

@@ -8,7 +8,7 @@ from mt_core.checkpoint.native import resolve
 from mt_core.distributed.mesh import Axis, Mesh
 from mt_core.errors import MtError
 from mt_core.parallel.context.zigzag import gather_sequence
-from mt_core.training.batch_inputs import prepare_inputs, valid_tokens
+from mt_core.training.batch_inputs import add_dropout_keys, prepare_inputs, valid_tokens
 from mt_core.training.optimizer import parameter_groups
 from mt_core.training.step import backward, evaluate, reduce, update
 from mt_core.verification.measure import save_state
@@ -35,7 +35,8 @@ def cut(batch: dict[str, torch.Tensor], micro_batches: int) -> list[dict[str, to
 def computed(model: str, micro_batches: int) -> dict[str, torch.Tensor]:
     """Loss, gradients, norm, updated weights and validation loss of a step."""
     state, batch = state_of(run_config(model)), batch_of()
-    loss = backward(state.model, state.data_parallel, cut(batch, micro_batches), valid_tokens([batch]), CPU).loss
+    parts = add_dropout_keys(cut(batch, micro_batches), 7, consumed=SAMPLES, data=Axis("data"))
+    loss = backward(state.model, state.data_parallel, parts, valid_tokens([batch]), CPU).loss
     reduce(state.data_parallel)
     found = {f"gradient {n}": m.grad.clone() for n, m in state.data_parallel.main_params.items() if m.grad is not None}
     norm = update(state.data_parallel, state.optimizer, lr=1e-2, clip_norm=0.5).norm
@@ -100,7 +101,8 @@ def test_bf16_adds_up_gradients_and_updates_in_fp32():
 
 @pytest.mark.parametrize("dtype", ["fp64", "fp32", "bf16", "fp16"])
 def test_a_resumed_run_goes_on_bit_for_bit(dtype, tmp_path):
-    config = run_config(precision={"dtype": dtype, "initial_loss_scale": 64.0})
+    config = run_config("learned-biased", precision={"dtype": dtype, "initial_loss_scale": 64.0})
+    assert config.model.dropout.is_active
     state = state_of(config)
     for number in range(4):
         step(config, state, number)
@@ -146,7 +148,7 @@ def test_keys_that_a_model_does_not_know_and_keys_that_it_lacks_are_named():
         prepare_inputs(model, batch, Axis("context"), CPU)
     assert str(error.value).splitlines() == [
         "batch: unknown key 'segment_id' for a model of kind 'gpt'; did you mean 'segment_ids'? "
-        "allowed: tokens, labels, position_ids, segment_ids",
+        "allowed: tokens, labels, position_ids, segment_ids, dropout_keys, row_positions",
         "batch: has no 'tokens', only labels, loss_mask, segment_id; a model of kind 'gpt' needs it",
     ]
 

@@ -20,7 +20,7 @@ def plan(config: TransformerConfig, tensor: int) -> Plan:
 
 def _gpt(config: GPTConfig, tensor: int) -> Plan:
     rules = _blocks("layers", _parts(config, tensor), config.block_norms)
-    rules |= {"norm": Sequence(), "embed": Vocab(), "loss": Vocab()}
+    rules |= {"norm": Sequence(), "embed_dropout": Sequence(), "embed": Vocab(), "loss": Vocab()}
     if config.position.kind == "learned":
         rules["position"] = Sequence()
     if not config.tied:
@@ -30,7 +30,7 @@ def _gpt(config: GPTConfig, tensor: int) -> Plan:
 
 def _bert(config: BertConfig, tensor: int) -> Plan:
     rules = _blocks("layers", _parts(config, tensor), ("attn_norm", "mlp_norm"))
-    whole = ["position", "embed_norm" if config.norm_place == "after" else "norm"]
+    whole = ["position", "embed_dropout", "embed_norm" if config.norm_place == "after" else "norm"]
     whole += ["token_type"] if config.token_types else []
     whole += ["lm_head.dense", "lm_head.norm"] if config.lm_head else []
     whole += [name for name in ("pooler", "binary_head") if getattr(config, name)]
@@ -44,6 +44,7 @@ def _t5(config: T5Config, tensor: int) -> Plan:
     for stack, more in (("encoder", {}), ("decoder", {"cross": cross})):
         rules |= _blocks(f"{stack}.layers", _parts(config, tensor) | more, config.block_norms(stack))
         rules |= {f"{stack}.norm": Sequence()} if config.final_norm else {}
+        rules[f"{stack}.embed_dropout"] = Sequence()
         if config.position.kind == "relative":
             rules[f"{stack}.relative"] = Column(dim=1)
     if config.position.kind == "learned":
@@ -61,4 +62,5 @@ def _parts(config: TransformerConfig, tensor: int) -> dict[str, Plan]:
 
 def _blocks(prefix: str, parts: Mapping[str, Plan], norms: Iterable[str]) -> dict[str, Rule]:
     rules = {f"{prefix}.*.{part}.{name}": rule for part, plan in parts.items() for name, rule in plan.items()}
+    rules |= {f"{prefix}.*.{part}_dropout": Sequence() for part in parts}
     return rules | {f"{prefix}.*.{norm}": Sequence() for norm in norms}

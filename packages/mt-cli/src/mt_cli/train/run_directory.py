@@ -8,6 +8,7 @@ from typing import Any
 from mt_cli.run_config import FullConfig, differences, to_toml
 from mt_core.checkpoint.detection import open_checkpoint
 from mt_core.checkpoint.native import read_meta, steps
+from mt_core.config.loading import model_config
 from mt_core.errors import MtError, Problem, raise_if
 from mt_core.files import atomic_file, disk_errors
 from mt_data import tokenizers
@@ -32,7 +33,7 @@ def conflicts(run_dir: Path, config: FullConfig) -> Iterator[Problem]:
     if not config.checkpoint.resume:
         yield Problem(str(run_dir), f"has a checkpoint, {committed[-1].name}", "resume it, or choose another run_dir")
         return
-    saved = read_meta(committed[-1])["config"]["model"]
+    saved = model_config(read_meta(committed[-1])["config"]["model"]).model_dump(mode="json")  # newer fields: defaults
     for key, was, now in differences(saved, config.model.model_dump(mode="json")):
         yield Problem(f"model.{key}", f"{now}, but {committed[-1]} has {was}", "keep it, or choose another run_dir")
 

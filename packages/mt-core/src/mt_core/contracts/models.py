@@ -168,6 +168,8 @@ class AttentionCore(Protocol):
         """softmax(q kᵀ / √K + mask) v, y_BTHK: of S keys and T ≤ S queries, query i sits at position S − T + i and sees
         keys up to there, with `segment_ids_BS` only those whose number is that of its own token.
 
-        A core that supports more than causal attention also takes `padding_mask_BS=` and `bias_HTS=`.
+        A core that supports more than causal attention also takes `padding_mask_BS=` and `bias_HTS=`, one that supports
+        dropout `dropout=`, a `mt_core.parallel.dropout.ProbabilityDropout`, with which it passes its probabilities
+        through `drop_probabilities`; such a core gets it in training where the model drops any.
         """
         ...

@@ -14,6 +14,7 @@ from mt_core.distributed.mesh import Axis
 from mt_core.errors import Problem, raise_if
 from mt_core.parallel.context.zigzag import local_positions, shard_sequence
 from mt_core.plugins import did_you_mean
+from mt_core.training.seeds import make_sample_keys
 
 Batch = Mapping[str, Tensor]
 
@@ -21,8 +22,12 @@ LOSS_MASK = "loss_mask"
 """The key of [B, T], 1 where a label counts in the loss: the training step multiplies by it, no model takes it."""
 POSITIONS = "position_ids"
 """The key of the tokens' positions, which context parallelism fills in where a batch has none."""
-UNUSED = frozenset({"dataset_id"})
-"""Keys that say where a sample is from, and that nobody needs in training."""
+DROPOUT_KEYS = "dropout_keys"
+"""The key of int32 [B], what the dropout of each sample depends on; only training adds it, and to every batch."""
+ROW_POSITIONS = "row_positions"
+"""The key of int64 [T], the index of each token in its row, which context parallelism fills in beside dropout keys."""
+UNUSED = frozenset({"dataset_id", DROPOUT_KEYS})
+"""Keys that say where a sample is from, and that a model need not take."""
 
 
 class ModelInputs(NamedTuple):
@@ -47,11 +52,24 @@ def prepare_inputs(model: Model, batch: Batch, context: Axis, device: torch.devi
         for name, key in keys.items()
         if key.argument is not None and name in batch
     }
-    if context.size > 1 and POSITIONS in keys and POSITIONS not in batch:
-        name = keys[POSITIONS].argument
-        assert name is not None
-        arguments[name] = to_device(local_positions(batch["labels"].shape[1], context), device)
+    filled = (POSITIONS, ROW_POSITIONS) if DROPOUT_KEYS in batch else (POSITIONS,)
+    for key in (keys[name] for name in filled if name in keys and name not in batch and context.size > 1):
+        assert key.argument is not None
+        arguments[key.argument] = to_device(local_positions(batch["labels"].shape[1], context), device)
     return ModelInputs(arguments, local(batch[LOSS_MASK], per_token=True) if LOSS_MASK in batch else None)
+
+
+def add_dropout_keys(batches: Sequence[Batch], seed: int, *, consumed: int, data: Axis) -> list[Batch]:
+    """This rank's micro-batches of the step that begins after `consumed` samples, with keys for dropout.
+
+    A sample's key depends on the seed and on its number in the run alone, whatever micro-batch and rank it is on.
+    """
+    first, keyed = consumed, []
+    for batch in batches:
+        count = len(batch["labels"])
+        keyed.append({**batch, DROPOUT_KEYS: make_sample_keys(seed, first + data.rank * count, count)})
+        first += data.size * count
+    return keyed
 
 
 def batch_problems(keys: Mapping[str, BatchKey], batch: Batch, kind: str) -> Iterator[Problem]:

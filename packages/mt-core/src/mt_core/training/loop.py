@@ -18,7 +18,7 @@ from mt_core.contracts import MetricSink
 from mt_core.distributed.heartbeat import Heartbeat
 from mt_core.distributed.mesh import Mesh
 from mt_core.errors import MtError
-from mt_core.training.batch_inputs import Batch, count_untrained, valid_tokens
+from mt_core.training.batch_inputs import Batch, add_dropout_keys, count_untrained, valid_tokens
 from mt_core.training.lr_schedule import learning_rate
 from mt_core.training.metrics import ThroughputMeter
 from mt_core.training.nonfinite import NonFiniteMonitor
@@ -100,6 +100,7 @@ def _step(
 ) -> None:
     config, state, position = run.config, run.state, run.state.position
     seed_step(config.runtime.seed, position.step, run.mesh.data_context.rank)
+    batches = add_dropout_keys(batches, config.runtime.seed, consumed=position.samples, data=run.mesh.data)
     lr = learning_rate(config.lr_schedule, config.optim.lr, position.step, steps=config.train.steps)
     scale = state.loss_scale.value
     update_heartbeat = partial(run.heartbeat.update, position.step + 1, "forward and backward")

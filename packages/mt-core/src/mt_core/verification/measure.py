@@ -14,7 +14,7 @@ from mt_core.distributed.mesh import Mesh, make_mesh
 from mt_core.distributed.topology import resolve_dims
 from mt_core.parallel.apply import parallelize
 from mt_core.plugins import component
-from mt_core.training.batch_inputs import Batch
+from mt_core.training.batch_inputs import Batch, add_dropout_keys
 from mt_core.training.loss_scale import LossScale
 from mt_core.training.optimizer import parameter_groups
 from mt_core.training.seeds import derived_seed
@@ -83,7 +83,7 @@ def _step(config: RunConfig, state: TrainState, record: Record, *, documents: bo
 
 
 def random_batches(config: RunConfig, mesh: Mesh, step: int, *, documents: bool) -> Iterator[Batch]:
-    """This rank's micro-batches of a step: the same samples whatever the layout."""
+    """This rank's micro-batches of a step: the same samples, with the same dropout, whatever the layout."""
     samples, length = config.batch.global_batch, config.data.seq_length
     generator = torch.Generator().manual_seed(derived_seed(config.runtime.seed, "verify", step))
     ids = torch.randint(config.model.vocab_size, (samples, length + 1), generator=generator)
@@ -95,8 +95,11 @@ def random_batches(config: RunConfig, mesh: Mesh, step: int, *, documents: bool)
         batch |= {"segment_ids": number, "position_ids": starts}
     batch |= config.model.random_inputs(ids[:, :-1], generator)
     micro = config.batch.micro_batch
-    for first in range(mesh.data.rank * micro, samples, mesh.data.size * micro):
-        yield {name: tensor[first : first + micro] for name, tensor in batch.items()}
+    local = [
+        {name: tensor[first : first + micro] for name, tensor in batch.items()}
+        for first in range(mesh.data.rank * micro, samples, mesh.data.size * micro)
+    ]
+    yield from add_dropout_keys(local, config.runtime.seed, consumed=step * samples, data=mesh.data)
 
 
 @torch.no_grad()

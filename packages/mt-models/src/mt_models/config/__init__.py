@@ -5,6 +5,7 @@ A family (GPT-2, Llama, Mistral, …) is a preset of these values, never a name 
 
 from mt_models.config.attention import GQA
 from mt_models.config.bert import BertConfig
+from mt_models.config.dropout import Dropout
 from mt_models.config.gpt import GPTConfig
 from mt_models.config.mlp import Dense, Gated, MoE
 from mt_models.config.norm import LayerNorm, RMSNorm
@@ -19,6 +20,7 @@ __all__ = [
     "GQA",
     "BertConfig",
     "Dense",
+    "Dropout",
     "GPTConfig",
     "Gated",
     "LayerNorm",

@@ -100,14 +100,19 @@ class GQA(Section):
         heads = CutSize(f"{key}.heads", self.heads, all_to_all=True)
         return [heads, CutSize(f"{key}.num_kv_heads", self.num_kv_heads, repeats=True, all_to_all=True)]
 
-    def costs(self, shape: RankShape, *, rotary: bool) -> LayerCosts:
-        """The costs of attention between its norm and the residual sum, with or without rotary positions."""
+    def costs(self, shape: RankShape, *, rotary: bool, dropout: bool = False) -> LayerCosts:
+        """The costs of attention between its norm and the residual sum, with or without rotary positions and dropout
+        of its probabilities, for which it is written out."""
+        core = "eager" if dropout else self.core
         features = shape.tokens * self.head_size
         heads, groups = self.heads / shape.tensor, max(self.num_kv_heads / shape.tensor, 1)
         forward, backward = ROTARY_TRAFFIC[shape.compiled] if rotary else (0, 0)
         rotated = features * (self.heads + self.num_kv_heads) / shape.tensor * shape.element_size
         return LayerCosts(
-            saved=(*self._saved_around_core(shape, rotary=rotary), self._saved_in_core(shape)),
+            saved=(
+                *self._saved_around_core(shape, core, rotary=rotary),
+                self._saved_in_core(shape, core, dropout=dropout),
+            ),
             forward_bytes=forward * rotated,
             backward_bytes=backward * rotated,
             tensor_reductions=1,
@@ -115,12 +120,12 @@ class GQA(Section):
             query_bytes=2 * heads * features * shape.element_size,
         )
 
-    def _saved_around_core(self, shape: RankShape, *, rotary: bool) -> Iterator[SavedTensor]:
+    def _saved_around_core(self, shape: RankShape, core: str, *, rotary: bool) -> Iterator[SavedTensor]:
         """What the attention core takes and returns, as the exchange between context ranks lays it out."""
         head = shape.tokens * self.head_size * shape.element_size
         heads, groups = self.heads / shape.tensor, max(self.num_kv_heads / shape.tensor, 1)
         yield SavedTensor("attention's result", heads * head)
-        match shape.cp_comm_type if shape.context > 1 else self.core:
+        match shape.cp_comm_type if shape.context > 1 else core:
             case "ring" | "eager":
                 yield SavedTensor("queries, keys, values", (heads + 2 * groups) * head)
             case "all_gather":
@@ -136,13 +141,14 @@ class GQA(Section):
                 elif heads > groups:
                     yield SavedTensor("queries, made contiguous", heads * head)
 
-    def _saved_in_core(self, shape: RankShape) -> SavedTensor:
+    def _saved_in_core(self, shape: RankShape, core: str, *, dropout: bool) -> SavedTensor:
         """What the attention core saves: all scores if it is written out, else one number for each query."""
         rows, length = self.heads / shape.tensor * shape.tokens, shape.seq_length
-        if self.core != "eager" or (shape.context > 1 and shape.cp_comm_type == "ring"):
+        if core != "eager" or (shape.context > 1 and shape.cp_comm_type == "ring"):
             return SavedTensor("log-sum-exp of the scores", rows * 4, core=True)
         narrow = shape.element_size < 4 or self.heads / shape.tensor > max(self.num_kv_heads / shape.tensor, 1)
-        weights = shape.wide_size + (shape.element_size if narrow else 0)  # also in the dtype and layout of the values
+        copied = narrow or dropout  # in the dtype and layout of the values, and what dropout left of it
+        weights = shape.wide_size + (shape.element_size if copied else 0) + (1 if dropout else 0)
         return SavedTensor("softmax of all scores, mask", rows * length * weights + length**2, core=True)
 
     def count_kv_replicas(self, tensor: int) -> int:

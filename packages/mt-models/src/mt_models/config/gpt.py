@@ -69,9 +69,11 @@ class GPTConfig(TransformerSection):
 
     def layer_costs(self, shape: RankShape) -> LayerCosts:
         """What one layer costs a rank in one micro-batch; post-norms are left out."""
-        attention = self.attention.costs(shape, rotary=self.position.kind == "rope")
+        rotary, dropped = self.position.kind == "rope", self.dropout.attention > 0
+        attention = self.attention.costs(shape, rotary=rotary, dropout=dropped)
         norm, mlp = self.norm.costs(shape, self.hidden_size), self.mlp.costs(shape, self.hidden_size)
-        return norm + attention + norm + mlp
+        dropout = self.dropout.costs(shape, self.hidden_size)
+        return norm + attention + dropout + norm + mlp + dropout
 
     def flops_per_token(self, sequence: int) -> float:
         """Training FLOPs per token: 6 · matrix parameters + 12 · layers · heads · head_size · keys.

@@ -8,6 +8,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from mt_core.config.sections import Section
 from mt_core.parallel.cuts import CutSize, TensorCut
 from mt_models.config.attention import GQA
+from mt_models.config.dropout import Dropout
 from mt_models.config.norm import LayerNorm, RMSNorm
 from mt_models.config.tensors import CanonicalTensor, Tensors, count_parameters
 
@@ -34,6 +35,8 @@ class TransformerSection(Section):
     """Feed-forward layer of every block."""
     norm: Annotated[RMSNorm | LayerNorm, Field(discriminator="kind")]
     """Norms of the blocks."""
+    dropout: Dropout = Dropout()
+    """What training drops."""
     init_std: PositiveFloat = 0.02
     """Standard deviation of initial weights; projections into the residual stream use init_std / sqrt(2 · layers)."""
     vocab_divisor: PositiveInt = 128

@@ -9,12 +9,14 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from mt_core.parallel.dropout import DropoutKeys, pass_dropout
 from mt_core.parallel.tensor.plan import Column, Heads, Plan, Row, Rule
 from mt_models.config import GQA, TransformerConfig
 from mt_models.config.attention import KV, QKV
 from mt_models.fusion import Fusion
 from mt_models.layers.attention_cores import Core, ScoreMods
 from mt_models.layers.basic import Linear, make_norm
+from mt_models.layers.dropout import ATTENTION, CROSS, AttentionDropout
 from mt_models.layers.kv_cache import LayerCache
 from mt_models.layers.rope import Rotation, rotate
 from mt_models.qkv_layout import fuse_kv, fuse_qkv, split_kv, split_qkv
@@ -45,6 +47,7 @@ class Attention(nn.Module):
         )
         scores = ScoreMods(part.scale, part.softcap, part.get_window(layer), bidirectional=bidirectional, biased=biased)
         self.core: Callable[..., Tensor] = core.with_scores(scores)
+        self.dropout = AttentionDropout(config.dropout.attention, ATTENTION)
         qkv = Fusion(QKV.parts, split_qkv, lambda parts: fuse_qkv(*parts, head_size=part.head_size))
         self.fusions = {"qkv.weight": qkv, "qkv.bias": qkv, "out.weight": _flatten_inputs(part)}
 
@@ -57,10 +60,11 @@ class Attention(nn.Module):
         *,
         padding_mask_BT: Tensor | None = None,
         bias_HTT: Tensor | None = None,
+        dropout: DropoutKeys | None = None,
     ) -> Tensor:
         """[B, T, D] to the same shape; with a cache the T tokens follow those already in it.
 
-        Causal attention takes segment ids, bidirectional attention a padding mask.
+        Causal attention takes segment ids, bidirectional attention a padding mask. Dropout takes the layer's keys.
         """
         qkv_BTGXK = self.qkv(x_BTD)  # X = R + 2
         q_BTHK = qkv_BTGXK[..., :-2, :].flatten(2, 3)
@@ -72,6 +76,7 @@ class Attention(nn.Module):
             k_BSGK, v_BSGK = cache.append(k_BSGK, v_BSGK)
         more = {"padding_mask_BS": padding_mask_BT, "bias_HTS": bias_HTT}
         given = {name: tensor for name, tensor in more.items() if tensor is not None}  # plain cores take neither
+        given |= pass_dropout(self.dropout(dropout, q_BTHK.shape[2]))
         y_BTHK = self.core(q_BTHK, k_BSGK, v_BSGK, segment_ids_BT, **given)
         return self.out(y_BTHK)  # the only operation that mixes heads, so the only reduction under tensor parallelism
 
@@ -90,15 +95,19 @@ class CrossAttention(nn.Module):
             make_norm(config.norm, part.head_size) if part.qk_norm else nn.Identity() for _ in "qk"
         )
         self.core: Callable[..., Tensor] = core.with_scores(ScoreMods(part.scale, part.softcap, bidirectional=True))
+        self.dropout = AttentionDropout(config.dropout.attention, CROSS)
         kv = Fusion(KV.parts, split_kv, lambda parts: fuse_kv(*parts, head_size=part.head_size))
         q = Fusion(None, lambda q: (q.flatten(0, 1),), lambda parts: parts[0].unflatten(0, (-1, part.head_size)))
         self.fusions = {"q.weight": q, "q.bias": q, "kv.weight": kv, "kv.bias": kv, "out.weight": _flatten_inputs(part)}
 
-    def forward(self, x_BTD: Tensor, others_BSD: Tensor, padding_mask_BS: Tensor | None) -> Tensor:
+    def forward(
+        self, x_BTD: Tensor, others_BSD: Tensor, padding_mask_BS: Tensor | None, dropout: DropoutKeys | None = None
+    ) -> Tensor:
         """[B, T, D] to the same shape; where `padding_mask_BS` is 0, the other sequence is padding."""
         k_BSGK, v_BSGK = self.kv(others_BSD).unbind(-2)
         q_BTHK, k_BSGK = self.q_norm(self.q(x_BTD)), self.k_norm(k_BSGK)
-        return self.out(self.core(q_BTHK, k_BSGK, v_BSGK, padding_mask_BS=padding_mask_BS))
+        given = pass_dropout(self.dropout(dropout, q_BTHK.shape[2], k_BSGK.shape[1]))
+        return self.out(self.core(q_BTHK, k_BSGK, v_BSGK, padding_mask_BS=padding_mask_BS, **given))
 
 
 def _flatten_inputs(part: GQA) -> Fusion:
@@ -108,13 +117,14 @@ def _flatten_inputs(part: GQA) -> Fusion:
 
 def plan(part: GQA, kv_replicas: int = 1) -> Plan:
     """Cut by group, and the output projection by head; keys and values of repeated groups are replicas."""
-    return {"qkv": Column(dim=0, kv_replicas=kv_replicas, num_replicated=2), "out": Row(dim=1), **_head_norms(part)}
+    qkv = Column(dim=0, kv_replicas=kv_replicas, num_replicated=2)
+    return {"qkv": qkv, "out": Row(dim=1), "dropout": Column(dim=0), **_head_norms(part)}
 
 
 def cross_plan(part: GQA, kv_replicas: int = 1) -> Plan:
     """The rules of `plan` for a layer whose queries are projected apart from its keys and values."""
     kv = Column(dim=0, kv_replicas=kv_replicas, num_replicated=2)
-    return {"q": Column(dim=0), "kv": kv, "out": Row(dim=1), **_head_norms(part)}
+    return {"q": Column(dim=0), "kv": kv, "out": Row(dim=1), "dropout": Column(dim=0), **_head_norms(part)}
 
 
 def _head_norms(part: GQA) -> dict[str, Rule]:

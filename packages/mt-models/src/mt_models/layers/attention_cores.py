@@ -21,6 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mt_core.contracts import AttentionCore
 from mt_core.errors import MtError
+from mt_core.parallel.dropout import ProbabilityDropout, drop_probabilities
 from mt_core.plugins import component, components
 
 logger = logging.getLogger(__name__)
@@ -70,7 +71,7 @@ class Core:
     why_not: Callable[[torch.device], str] = lambda device: ""
     """Why the core cannot run on a device, in a few words; empty if it can."""
     supports: frozenset[str] = frozenset()
-    """Fields of `ScoreMods` that the core can apply."""
+    """Fields of `ScoreMods` that the core can apply, and "dropout" if it takes `dropout=`."""
 
     def __call__(self, *tensors: Tensor | None, **more: Tensor) -> Tensor:
         """Attend without special scores, like any `AttentionCore`."""
@@ -120,6 +121,7 @@ def attend_eager(
     padding_mask_BS: Tensor | None = None,
     bias_HTS: Tensor | None = None,
     scores: ScoreMods = PLAIN,
+    dropout: ProbabilityDropout | None = None,
 ) -> Tensor:
     """Attention written out; the softmax is computed in fp32 or wider."""
     G = k_BSGK.shape[2]
@@ -132,7 +134,10 @@ def attend_eager(
     if (seen := visible_keys(q_BTHK, k_BSGK, segment_ids_BS, padding_mask_BS, scores)) is not None:
         scores_BGRTS = scores_BGRTS.masked_fill(~(seen if seen.ndim == 2 else seen[:, :, None]), -math.inf)
     wide = torch.promote_types(scores_BGRTS.dtype, torch.float32)
-    weights_BGRTS = scores_BGRTS.softmax(dim=-1, dtype=wide).to(v_BSGK.dtype)
+    weights_BGRTS = scores_BGRTS.softmax(dim=-1, dtype=wide)
+    if dropout is not None:
+        weights_BGRTS = drop_probabilities(weights_BGRTS, dropout)
+    weights_BGRTS = weights_BGRTS.to(v_BSGK.dtype)
     return torch.einsum("bgrts,bsgk->btgrk", weights_BGRTS, v_BSGK).flatten(2, 3)
 
 
@@ -145,8 +150,15 @@ def attend_sdpa(
     padding_mask_BS: Tensor | None = None,
     bias_HTS: Tensor | None = None,
     scores: ScoreMods = PLAIN,
+    dropout: ProbabilityDropout | None = None,
 ) -> Tensor:
-    """torch's fused attention. Its `is_causal` aligns first query with first key, so T < S needs a mask, T = 1 none."""
+    """torch's fused attention; attention written out with dropout, since torch draws its masks from a generator.
+
+    Its `is_causal` aligns first query with first key, so T < S needs a mask, T = 1 none.
+    """
+    if dropout is not None:
+        more = {"padding_mask_BS": padding_mask_BS, "bias_HTS": bias_HTS, "scores": scores, "dropout": dropout}
+        return attend_eager(q_BTHK, k_BSGK, v_BSGK, segment_ids_BS, **more)
     T, S = q_BTHK.shape[1], k_BSGK.shape[1]
     windowed = scores.window is not None and scores.window < S
     masked = scores.bidirectional or segment_ids_BS is not None or bias_HTS is not None or windowed or 1 < T < S
@@ -164,7 +176,7 @@ def attend_sdpa(
     return y_BHTK.transpose(1, 2)
 
 
-BOTH = frozenset({"scale", "window", "bidirectional", "biased"})
+BOTH = frozenset({"scale", "window", "bidirectional", "biased", "dropout"})
 eager = Core(attend_eager, preference=0, supports=BOTH | {"softcap"})
 sdpa = Core(attend_sdpa, preference=10, supports=BOTH)
 

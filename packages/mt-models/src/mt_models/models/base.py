@@ -1,6 +1,6 @@
 """What all models have in common: initial weights, canonical names, the plan, and the choice of the attention core."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from mt_core.contracts import BatchKey
 from mt_core.errors import MtError
+from mt_core.parallel.dropout import DropoutKeys, number_positions
 from mt_core.parallel.recompute import Layer, run_sequentially
 from mt_core.parallel.tensor.plan import Plan
 from mt_models import canonical
@@ -82,10 +83,30 @@ class Transformer(nn.Module, Generic[Config]):
             allowed = f"at most model.max_seq_len = {self.config.max_seq_len}"
             raise MtError("tokens", f"a sequence of {length} tokens", allowed)
 
+    def start_dropout(
+        self, tokens_BT: Tensor, keys_B: Tensor | None, positions_T: Tensor | None = None
+    ) -> DropoutKeys | None:
+        """What masks depend on in training, from the samples' keys and the tokens' indices in their rows, which are
+        0, 1, 2, … if not given; None where nothing is dropped. `MtError` where training lacks the keys."""
+        if not self.training or not self.config.dropout.is_active:
+            return None
+        if keys_B is None:
+            actual = "is on, but the batch has no 'dropout_keys', on which masks depend"
+            raise MtError("model.dropout", actual, "add_dropout_keys of mt_core.training.batch_inputs, or model.eval()")
+        if positions_T is None:
+            positions_T = number_positions(0, tokens_BT.shape[1], tokens_BT.device)
+        return DropoutKeys(keys_B, positions_T.to(torch.int32))
+
     def choose_core(self, device: torch.device, *needed: str) -> Core:
         """Choose the attention core of the configuration, one that supports its special scores and what is needed."""
         part = self.config.attention
-        return choose_core(part.core, compute_device(device), frozenset([*part.special_scores, *needed]))
+        dropout = ["dropout"] if self.config.dropout.attention else []
+        return choose_core(part.core, compute_device(device), frozenset([*part.special_scores, *dropout, *needed]))
+
+
+def split_layers(keys: DropoutKeys | None, first: int, count: int) -> Sequence[DropoutKeys | None]:
+    """The dropout keys of `count` layers from number `first` on; 0 is what comes before the layers."""
+    return [None] * count if keys is None else keys.split_layers(first, count)
 
 
 def count_positions(tokens_BT: Tensor, positions: Tensor | None, start: int = 0) -> Tensor:

@@ -13,12 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mt_core.contracts import BatchKey, Losses
+from mt_core.parallel.dropout import DropoutKeys
 from mt_models.config import BertConfig
 from mt_models.layers.attention import Attention
 from mt_models.layers.attention_cores import Core
 from mt_models.layers.basic import CrossEntropy, Embedding, Head, Linear, make_norm
+from mt_models.layers.dropout import ATTENTION_OUTPUT, EMBEDDING, MLP_OUTPUT, HiddenDropout
 from mt_models.layers.mlp import ACTIVATIONS, make_mlp
-from mt_models.models.base import Transformer
+from mt_models.models.base import Transformer, split_layers
 
 
 class Block(nn.Module):
@@ -31,14 +33,21 @@ class Block(nn.Module):
         self.mlp_norm = make_norm(config.norm, config.hidden_size)
         self.mlp = make_mlp(config.mlp, config.hidden_size)
         self.norm_after = config.norm_place == "after"
+        self.attn_dropout = HiddenDropout(config.dropout.hidden, ATTENTION_OUTPUT)
+        self.mlp_dropout = HiddenDropout(config.dropout.hidden, MLP_OUTPUT)
 
-    def forward(self, x_BTD: Tensor, padding_mask_BT: Tensor | None = None) -> Tensor:
-        """[B, T, D] to the same shape; where the mask is 0 there is padding, which no token sees."""
+    def forward(
+        self, x_BTD: Tensor, padding_mask_BT: Tensor | None = None, dropout: DropoutKeys | None = None
+    ) -> Tensor:
+        """[B, T, D] to the same shape; where the mask is 0 there is padding, which no token sees. With the layer's
+        dropout keys, elements are dropped."""
+        normed_BTD = x_BTD if self.norm_after else self.attn_norm(x_BTD)
+        y_BTD = self.attn(normed_BTD, padding_mask_BT=padding_mask_BT, dropout=dropout)
+        x_BTD = x_BTD + self.attn_dropout(y_BTD, dropout)
         if self.norm_after:
-            x_BTD = self.attn_norm(x_BTD + self.attn(x_BTD, padding_mask_BT=padding_mask_BT))
-            return self.mlp_norm(x_BTD + self.mlp(x_BTD))
-        x_BTD = x_BTD + self.attn(self.attn_norm(x_BTD), padding_mask_BT=padding_mask_BT)
-        return x_BTD + self.mlp(self.mlp_norm(x_BTD))
+            x_BTD = self.attn_norm(x_BTD)
+            return self.mlp_norm(x_BTD + self.mlp_dropout(self.mlp(x_BTD), dropout))
+        return x_BTD + self.mlp_dropout(self.mlp(self.mlp_norm(x_BTD)), dropout)
 
 
 class LMHeadTransform(nn.Module):
@@ -67,6 +76,7 @@ class Bert(Transformer[BertConfig]):
             "position_ids": BatchKey("positions", per_token=True),
             "is_random": BatchKey("is_random_next_B"),
             "truncated": BatchKey(None),
+            "dropout_keys": BatchKey("dropout_keys_B"),
         }
     )
 
@@ -78,6 +88,7 @@ class Bert(Transformer[BertConfig]):
         self.token_type = Embedding(config.token_types, D) if config.token_types else None
         core, after = self.choose_core(self.embed.weight.device, "bidirectional"), config.norm_place == "after"
         self.embed_norm = make_norm(config.norm, D) if after else nn.Identity()
+        self.embed_dropout = HiddenDropout(config.dropout.embedding, EMBEDDING)
         self.layers = nn.ModuleDict({str(n): Block(config, core, tensor) for n in range(config.layers)})
         self.norm = nn.Identity() if after else make_norm(config.norm, D)
         self.lm_head = LMHeadTransform(config) if config.lm_head else None
@@ -99,17 +110,24 @@ class Bert(Transformer[BertConfig]):
         types_BT: Tensor | None = None,
         padding_mask_BT: Tensor | None = None,
         positions: Tensor | None = None,
+        dropout_keys_B: Tensor | None = None,
     ) -> Tensor:
         """Features [B, T, D]; types are 0 and positions 0, 1, 2, … if not given, and where the mask is 0 there is
-        padding. `MtError` if a sequence is longer than `max_seq_len`."""
+        padding. `MtError` if a sequence is longer than `max_seq_len`, or training with dropout lacks the keys."""
+        dropout = self.start_dropout(tokens_BT, dropout_keys_B)
         x_BTD = self.embed_tokens(tokens_BT, positions)
         if self.token_type is not None:
             x_BTD = x_BTD + self.token_type(torch.zeros_like(tokens_BT) if types_BT is None else types_BT)
-        return self.norm(self.run_layers(self.embed_norm(x_BTD), padding_mask_BT))
+        x_BTD = self.embed_dropout(self.embed_norm(x_BTD), *split_layers(dropout, 0, 1))
+        return self.norm(self.run_layers(x_BTD, padding_mask_BT, dropout))
 
-    def run_layers(self, x_BTD: Tensor, padding_mask_BT: Tensor | None = None) -> Tensor:
+    def run_layers(
+        self, x_BTD: Tensor, padding_mask_BT: Tensor | None = None, dropout: DropoutKeys | None = None
+    ) -> Tensor:
         """Pass features [B, T, D] through all layers of this module."""
-        return self.run([partial(block, padding_mask_BT=padding_mask_BT) for block in self.layers.values()], x_BTD)
+        layers = zip(self.layers.values(), split_layers(dropout, 1, len(self.layers)), strict=True)
+        blocks = [partial(block, padding_mask_BT=padding_mask_BT, dropout=keys) for block, keys in layers]
+        return self.run(blocks, x_BTD)
 
     def logits(self, x_BTD: Tensor) -> Tensor:
         """Logits of the language-model head: [B, T, D] to [B, T, V]; those of padding rows are cut off."""
@@ -139,13 +157,14 @@ class Bert(Transformer[BertConfig]):
         padding_mask_BT: Tensor | None = None,
         types_BT: Tensor | None = None,
         is_random_next_B: Tensor | None = None,
+        dropout_keys_B: Tensor | None = None,
     ) -> Losses:
         """Cross-entropy of each label in nats, [B, T], in fp32 or wider; negative labels count as 0.
 
         With `is_random_next_B`, 1 where the two parts are exchanged, also that of the binary head, [B].
         """
         assert self.lm_head is not None, "rules refuse to train without model.lm_head"
-        x_BTD = self.hidden(tokens_BT, types_BT, padding_mask_BT, positions)
+        x_BTD = self.hidden(tokens_BT, types_BT, padding_mask_BT, positions, dropout_keys_B)
         weight_VD, bias_V = self.output()
         losses_BT = self.loss(self.lm_head(x_BTD), weight_VD, labels_BT.clamp(min=0), bias_V)
         if is_random_next_B is None or self.binary_head is None:

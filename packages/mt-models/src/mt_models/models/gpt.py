@@ -12,16 +12,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mt_core.contracts import BatchKey, Losses
+from mt_core.parallel.dropout import DropoutKeys
 from mt_core.parallel.tensor.cross_entropy import cap_logits
 from mt_models.config import GPTConfig
 from mt_models.layers.attention import Attention
 from mt_models.layers.attention_cores import Core
 from mt_models.layers.basic import CrossEntropy, Embedding, Linear, make_norm
+from mt_models.layers.dropout import ATTENTION_OUTPUT, EMBEDDING, MLP_OUTPUT, HiddenDropout
 from mt_models.layers.kv_cache import KVCache, LayerCache
 from mt_models.layers.mlp import make_mlp
 from mt_models.layers.moe import AuxLosses, attach_aux_losses
 from mt_models.layers.rope import Rotation, make_rotation
-from mt_models.models.base import Transformer, count_positions
+from mt_models.models.base import Transformer, count_positions, split_layers
 
 
 class Block(nn.Module):
@@ -36,6 +38,8 @@ class Block(nn.Module):
         self.attn_post_norm, self.mlp_post_norm = (
             make_norm(config.norm, config.hidden_size) if config.post_norms else nn.Identity() for _ in range(2)
         )
+        self.attn_dropout = HiddenDropout(config.dropout.hidden, ATTENTION_OUTPUT)
+        self.mlp_dropout = HiddenDropout(config.dropout.hidden, MLP_OUTPUT)
 
     def forward(
         self,
@@ -44,10 +48,16 @@ class Block(nn.Module):
         cache: LayerCache | None = None,
         segment_ids_BT: Tensor | None = None,
         aux_losses: AuxLosses | None = None,
+        dropout: DropoutKeys | None = None,
     ) -> Tensor:
-        """[B, T, D] to the same shape; a mixture of experts adds its load balancing loss to `aux_losses`."""
-        x_BTD = x_BTD + self.attn_post_norm(self.attn(self.attn_norm(x_BTD), rotation, cache, segment_ids_BT))
-        return x_BTD + self.mlp_post_norm(self.mlp(self.mlp_norm(x_BTD), aux_losses))
+        """[B, T, D] to the same shape; a mixture of experts adds its load balancing loss to `aux_losses`.
+
+        With the layer's dropout keys, elements are dropped.
+        """
+        y_BTD = self.attn(self.attn_norm(x_BTD), rotation, cache, segment_ids_BT, dropout=dropout)
+        x_BTD = x_BTD + self.attn_dropout(self.attn_post_norm(y_BTD), dropout)
+        y_BTD = self.mlp(self.mlp_norm(x_BTD), aux_losses)
+        return x_BTD + self.mlp_dropout(self.mlp_post_norm(y_BTD), dropout)
 
 
 class GPT(Transformer[GPTConfig]):
@@ -59,6 +69,8 @@ class GPT(Transformer[GPTConfig]):
             "labels": BatchKey("labels_BT", required=True, per_token=True),
             "position_ids": BatchKey("positions", per_token=True),
             "segment_ids": BatchKey("segment_ids_BT", per_token=True),
+            "dropout_keys": BatchKey("dropout_keys_B"),
+            "row_positions": BatchKey("row_positions_T"),
         }
     )
 
@@ -68,6 +80,7 @@ class GPT(Transformer[GPTConfig]):
         D, rows = config.hidden_size, config.vocab_rows(tensor)
         self.embed = Embedding(rows, D)
         self.position = Embedding(config.max_seq_len, D) if config.position.kind == "learned" else None
+        self.embed_dropout = HiddenDropout(config.dropout.embedding, EMBEDDING)
         core = self.choose_core(self.embed.weight.device)
         self.layers = nn.ModuleDict({str(n): Block(config, core, tensor, n) for n in range(config.layers)})
         self.norm = make_norm(config.norm, D)
@@ -76,7 +89,7 @@ class GPT(Transformer[GPTConfig]):
 
     def forward(self, tokens_BT: Tensor, cache: KVCache | None = None) -> Tensor:
         """Logits [B, T, V] for the token after each; with a cache the tokens follow those already in it."""
-        return self.logits(self.hidden(tokens_BT, cache=cache))
+        return self.logits(self.hidden(tokens_BT, cache=cache, dropout=self.start_dropout(tokens_BT, None)))
 
     def losses(self, tokens_BT: Tensor, labels_BT: Tensor, **inputs: Tensor) -> Losses:
         """The losses of the labels, [B, T]; inputs are those of `token_losses`."""
@@ -89,13 +102,17 @@ class GPT(Transformer[GPTConfig]):
         *,
         positions: Tensor | None = None,
         segment_ids_BT: Tensor | None = None,
+        dropout_keys_B: Tensor | None = None,
+        row_positions_T: Tensor | None = None,
     ) -> Tensor:
         """Cross-entropy of each label in nats, [B, T], in fp32 or wider, not reduced.
 
-        `positions` are [T] or [B, T], 0, 1, 2, … if not given. Tokens see only those of equal segment ids.
+        `positions` are [T] or [B, T], 0, 1, 2, … if not given. Tokens see only those of equal segment ids. Training
+        with dropout needs the samples' keys, int32, and the tokens' indices in their rows unless those are 0, 1, 2, ….
         """
         aux_losses = AuxLosses()
-        x_BTD = self.hidden(tokens_BT, positions, segment_ids_BT=segment_ids_BT, aux_losses=aux_losses)
+        dropout = self.start_dropout(tokens_BT, dropout_keys_B, row_positions_T)
+        x_BTD = self.hidden(tokens_BT, positions, segment_ids_BT=segment_ids_BT, aux_losses=aux_losses, dropout=dropout)
         return attach_aux_losses(self.loss(x_BTD, self.output_weight, labels_BT), aux_losses)
 
     def hidden(
@@ -105,11 +122,13 @@ class GPT(Transformer[GPTConfig]):
         cache: KVCache | None = None,
         segment_ids_BT: Tensor | None = None,
         aux_losses: AuxLosses | None = None,
+        dropout: DropoutKeys | None = None,
     ) -> Tensor:
         """Final normalised features [B, T, D]; `MtError` if a sequence is longer than `max_seq_len`."""
         positions = count_positions(tokens_BT, positions, 0 if cache is None else cache.length)
         x_BTD = self.embed_tokens(tokens_BT, positions, 0 if cache is None else cache.length)
-        return self.norm(self.run_layers(x_BTD, positions, cache, segment_ids_BT, aux_losses))
+        x_BTD = self.embed_dropout(x_BTD, *split_layers(dropout, 0, 1))
+        return self.norm(self.run_layers(x_BTD, positions, cache, segment_ids_BT, aux_losses, dropout=dropout))
 
     def embed_tokens(self, tokens_BT: Tensor, positions: Tensor | None = None, start: int = 0) -> Tensor:
         """The first layer's input, [B, T, D]; `MtError` if a sequence is longer than `max_seq_len`."""
@@ -126,13 +145,16 @@ class GPT(Transformer[GPTConfig]):
         cache: KVCache | None = None,
         segment_ids_BT: Tensor | None = None,
         aux_losses: AuxLosses | None = None,
+        dropout: DropoutKeys | None = None,
     ) -> Tensor:
         """Pass features [B, T, D] at these positions through all layers of this module."""
         rotation = self.rotation(positions, x_BTD.dtype)
         caches = [None] * len(self.layers) if cache is None else cache.layers
+        inputs = {"rotation": rotation, "segment_ids_BT": segment_ids_BT, "aux_losses": aux_losses}
+        keys = split_layers(dropout, 1, len(self.layers))
         layers = [
-            partial(block, rotation=rotation, cache=layer, segment_ids_BT=segment_ids_BT, aux_losses=aux_losses)
-            for block, layer in zip(self.layers.values(), caches, strict=True)
+            partial(block, cache=layer_cache, dropout=layer_keys, **inputs)
+            for block, layer_cache, layer_keys in zip(self.layers.values(), caches, keys, strict=True)
         ]
         return self.run(layers, x_BTD)
 

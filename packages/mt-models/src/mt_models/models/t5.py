@@ -15,13 +15,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mt_core.contracts import BatchKey, Losses
+from mt_core.parallel.dropout import DropoutKeys
 from mt_models.config import T5Config
 from mt_models.layers.attention import Attention, CrossAttention
 from mt_models.layers.attention_cores import Core
 from mt_models.layers.basic import CrossEntropy, Embedding, Head, make_norm
+from mt_models.layers.dropout import (
+    ATTENTION_OUTPUT,
+    CROSS_OUTPUT,
+    DECODER_EMBEDDING,
+    EMBEDDING,
+    MLP_OUTPUT,
+    HiddenDropout,
+)
 from mt_models.layers.mlp import make_mlp
 from mt_models.layers.relative_bias import RelativeBias
-from mt_models.models.base import Run, Transformer
+from mt_models.models.base import Run, Transformer, split_layers
 
 
 class Block(nn.Module):
@@ -36,6 +45,9 @@ class Block(nn.Module):
         self.cross = None if encoder else CrossAttention(config, core, tensor)
         self.mlp_norm = make_norm(config.norm, D)
         self.mlp = make_mlp(config.mlp, D)
+        rate = config.dropout.hidden
+        self.attn_dropout, self.mlp_dropout = HiddenDropout(rate, ATTENTION_OUTPUT), HiddenDropout(rate, MLP_OUTPUT)
+        self.cross_dropout = None if encoder else HiddenDropout(rate, CROSS_OUTPUT)
 
     def forward(
         self,
@@ -45,21 +57,27 @@ class Block(nn.Module):
         segment_ids_BT: Tensor | None = None,
         encoded_BSD: Tensor | None = None,
         padding_mask_BS: Tensor | None = None,
+        dropout: DropoutKeys | None = None,
     ) -> Tensor:
         """[B, T, D] to the same shape; the mask is 0 where the encoder's tokens are padding.
 
         An encoder's block attends to its own sequence under that mask (there S = T), a decoder's within segments and to
-        the encoder's features under the mask.
+        the encoder's features under the mask. With the layer's dropout keys, elements are dropped.
         """
         mask_BT = padding_mask_BS if self.cross is None else None
         attended_BTD = self.attn(
-            self.attn_norm(x_BTD), segment_ids_BT=segment_ids_BT, padding_mask_BT=mask_BT, bias_HTT=bias_HTT
+            self.attn_norm(x_BTD),
+            segment_ids_BT=segment_ids_BT,
+            padding_mask_BT=mask_BT,
+            bias_HTT=bias_HTT,
+            dropout=dropout,
         )
-        x_BTD = x_BTD + attended_BTD
-        if self.cross is not None and self.cross_norm is not None:
+        x_BTD = x_BTD + self.attn_dropout(attended_BTD, dropout)
+        if self.cross is not None and self.cross_norm is not None and self.cross_dropout is not None:
             assert encoded_BSD is not None, "a decoder's block needs the encoder's features"
-            x_BTD = x_BTD + self.cross(self.cross_norm(x_BTD), encoded_BSD, padding_mask_BS)
-        return x_BTD + self.mlp(self.mlp_norm(x_BTD))
+            attended_BTD = self.cross(self.cross_norm(x_BTD), encoded_BSD, padding_mask_BS, dropout)
+            x_BTD = x_BTD + self.cross_dropout(attended_BTD, dropout)
+        return x_BTD + self.mlp_dropout(self.mlp(self.mlp_norm(x_BTD)), dropout)
 
 
 class TransformerStack(nn.Module):
@@ -70,13 +88,21 @@ class TransformerStack(nn.Module):
         count = config.stack_layers("encoder" if encoder else "decoder")
         heads, part = config.attention.heads, config.position
         self.relative = RelativeBias(part, heads, bidirectional=encoder) if part.kind == "relative" else None
+        self.embed_dropout = HiddenDropout(config.dropout.embedding, EMBEDDING if encoder else DECODER_EMBEDDING)
+        self.first_layer = 1 if encoder else 1 + config.layers
         self.layers = nn.ModuleDict({str(n): Block(config, core, tensor, encoder=encoder) for n in range(count)})
         self.norm = make_norm(config.norm, config.hidden_size) if config.final_norm else nn.Identity()
 
-    def forward(self, x_BTD: Tensor, length: int, run: Run, **inputs: Tensor | None) -> Tensor:
+    def forward(
+        self, x_BTD: Tensor, length: int, run: Run, dropout: DropoutKeys | None = None, **inputs: Tensor | None
+    ) -> Tensor:
         """[B, T, D] to the same shape, of sequences of so many tokens; each block gets the inputs too."""
         bias_HTT = None if self.relative is None else self.relative(length)
-        return self.norm(run([partial(block, bias_HTT=bias_HTT, **inputs) for block in self.layers.values()], x_BTD))
+        x_BTD = self.embed_dropout(x_BTD, *split_layers(dropout, 0, 1))
+        layers = zip(self.layers.values(), split_layers(dropout, self.first_layer, len(self.layers)), strict=True)
+        return self.norm(
+            run([partial(block, bias_HTT=bias_HTT, dropout=keys, **inputs) for block, keys in layers], x_BTD)
+        )
 
 
 class T5(Transformer[T5Config]):
@@ -92,6 +118,7 @@ class T5(Transformer[T5Config]):
             "segment_ids": BatchKey("segment_ids_BT", per_token=True),
             "dec_mask": BatchKey(None),  # the decoder's padding is at the end, where causal attention never reaches it
             "truncated": BatchKey(None),
+            "dropout_keys": BatchKey("dropout_keys_B"),
         }
     )
 
@@ -123,9 +150,13 @@ class T5(Transformer[T5Config]):
         encoded_BSD = self.encode(tokens_BS, padding_mask_BS)
         return self.logits(self.decode(decoder_tokens_BT, encoded_BSD, padding_mask_BS=padding_mask_BS))
 
-    def encode(self, tokens_BS: Tensor, padding_mask_BS: Tensor | None = None) -> Tensor:
+    def encode(
+        self, tokens_BS: Tensor, padding_mask_BS: Tensor | None = None, dropout_keys_B: Tensor | None = None
+    ) -> Tensor:
         """The encoder's features [B, S, D]; where the mask is 0 there is padding, which no token sees."""
-        return self.encoder(self.embed_tokens(tokens_BS), tokens_BS.shape[1], self.run, padding_mask_BS=padding_mask_BS)
+        dropout = self.start_dropout(tokens_BS, dropout_keys_B)
+        x_BSD = self.embed_tokens(tokens_BS)
+        return self.encoder(x_BSD, tokens_BS.shape[1], self.run, dropout, padding_mask_BS=padding_mask_BS)
 
     def decode(
         self,
@@ -135,10 +166,12 @@ class T5(Transformer[T5Config]):
         padding_mask_BS: Tensor | None = None,
         segment_ids_BT: Tensor | None = None,
         positions: Tensor | None = None,
+        dropout_keys_B: Tensor | None = None,
     ) -> Tensor:
         """The decoder's features [B, T, D]; tokens see those before them of equal segment ids."""
         inputs = {"segment_ids_BT": segment_ids_BT, "encoded_BSD": encoded_BSD, "padding_mask_BS": padding_mask_BS}
-        return self.decoder(self.embed_tokens(tokens_BT, positions), tokens_BT.shape[1], self.run, **inputs)
+        dropout = self.start_dropout(tokens_BT, dropout_keys_B)
+        return self.decoder(self.embed_tokens(tokens_BT, positions), tokens_BT.shape[1], self.run, dropout, **inputs)
 
     def output(self) -> tuple[Tensor, Tensor | None]:
         """Weight [V, D] and bias [V] of the output layer, padding rows included."""
@@ -161,15 +194,20 @@ class T5(Transformer[T5Config]):
         encoder_padding_mask_BS: Tensor | None = None,
         positions: Tensor | None = None,
         segment_ids_BT: Tensor | None = None,
+        dropout_keys_B: Tensor | None = None,
     ) -> Losses:
-        """Cross-entropy of the decoder's labels in nats, [B, T], in fp32 or wider; negative labels count as 0."""
-        encoded_BSD = self.encode(encoder_tokens_BS, encoder_padding_mask_BS)
+        """Cross-entropy of the decoder's labels in nats, [B, T], in fp32 or wider; negative labels count as 0.
+
+        Training with dropout needs the samples' keys, int32.
+        """
+        encoded_BSD = self.encode(encoder_tokens_BS, encoder_padding_mask_BS, dropout_keys_B)
         x_BTD = self.decode(
             tokens_BT,
             encoded_BSD,
             padding_mask_BS=encoder_padding_mask_BS,
             segment_ids_BT=segment_ids_BT,
             positions=positions,
+            dropout_keys_B=dropout_keys_B,
         )
         weight_VD, bias_V = self.output()
         return Losses(self.loss(self.scale_features(x_BTD), weight_VD, labels_BT.clamp(min=0), bias_V))

@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 from mt_core.contracts import AttentionCore
 from mt_core.distributed.mesh import Axis
 from mt_core.parallel.context.zigzag import all_gather_stacked, gather_sequence, shard_zigzag, unshard_zigzag
+from mt_core.parallel.dropout import ProbabilityDropout, number_positions, pass_dropout
 
 
 def all_gather_attention(
@@ -28,6 +29,7 @@ def all_gather_attention(
     *,
     axis: Axis,
     core: AttentionCore,
+    dropout: ProbabilityDropout | None = None,
 ) -> Tensor:
     """Compute causal attention y_BTHK over the whole sequence, of which every rank of `axis` holds a zig-zag shard.
 
@@ -35,14 +37,16 @@ def all_gather_attention(
     segment ids it also gets those of the S keys, the last P of which are the queries' own.
     """
     if axis.size == 1:
-        return core(q_BTHK, k_BSGK, v_BSGK, segment_ids_BT)
+        return core(q_BTHK, k_BSGK, v_BSGK, segment_ids_BT, **pass_dropout(dropout))
     k_BLGK, v_BLGK = gather_unsharded(k_BSGK, axis), gather_unsharded(v_BSGK, axis)
     segment_ids_BL = None if segment_ids_BT is None else gather_sequence(segment_ids_BT, axis, dim=1)
     ys_BPHK = []
     for piece, q_BPHK in zip((axis.rank, 2 * axis.size - 1 - axis.rank), q_BTHK.chunk(2, 1), strict=True):
         end = (piece + 1) * q_BPHK.shape[1]
         segment_ids = None if segment_ids_BL is None else segment_ids_BL[:, :end]
-        ys_BPHK.append(core(q_BPHK, k_BLGK[:, :end], v_BLGK[:, :end], segment_ids))
+        positions = number_positions(0, end, q_BTHK.device)
+        more = pass_dropout(dropout, queries_T=positions[-q_BPHK.shape[1] :], keys_S=positions)
+        ys_BPHK.append(core(q_BPHK, k_BLGK[:, :end], v_BLGK[:, :end], segment_ids, **more))
     return torch.cat(ys_BPHK, 1)
 
 

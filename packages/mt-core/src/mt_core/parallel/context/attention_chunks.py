@@ -3,6 +3,8 @@
 With s = q kᵀ / √K over the visible keys: `lse = log Σ exp s`, `y = exp(s − lse) v`. Two parts over disjoint keys merge
 to lse = log(exp lse₁ + exp lse₂), y = exp(lse₁ − lse) y₁ + exp(lse₂ − lse) y₂. The backward of a part needs only the
 merged y and lse: with P = exp(s − lse), D = Σ_K dy·y: dv = Pᵀ dy, ds = P (dy vᵀ − D), dq = ds k / √K, dk = dsᵀ q / √K.
+Dropout with a mask M, which is 1 / (1 − rate) or 0, leaves lse as it is: y = (M P) v, dv = (M P)ᵀ dy, and
+ds = P (M (dy vᵀ) − D) with the same D.
 Two implementations: matmuls here, for any device, dtype and mask; fused CUDA kernels in `fused_kernels.py`.
 
 Shape suffixes: B batch, T queries, S keys, H = G·R query heads, G key/value groups, R queries per group, K head size.
@@ -15,6 +17,7 @@ import torch
 from torch import Tensor
 
 from mt_core.parallel.context.fused_kernels import Kernel, select_kernel
+from mt_core.parallel.dropout import ProbabilityDropout, drop_probabilities
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +31,8 @@ class Chunk:
     """Query i sees keys 0 … i (there are as many keys as queries); otherwise it sees all."""
     same_BTS: Tensor | None = None
     """Boolean: which keys are in the query's document; None if all do."""
+    dropout: ProbabilityDropout | None = None
+    """Which of these queries' probabilities are dropped."""
 
 
 def attend(chunk: Chunk) -> tuple[Tensor, Tensor]:
@@ -52,7 +57,7 @@ def attend_plain(chunk: Chunk) -> tuple[Tensor, Tensor]:
     scores_BGRTS = _scores(chunk)
     lse_BGRT = scores_BGRTS.logsumexp(-1)
     seen_BGRT1 = lse_BGRT.masked_fill(lse_BGRT == -math.inf, 0)[..., None]  # −inf − −inf is not a number
-    weights_BGRTS = scores_BGRTS.sub_(seen_BGRT1).exp_().to(chunk.v_BSGK.dtype)
+    weights_BGRTS = _drop(scores_BGRTS.sub_(seen_BGRT1).exp_(), chunk).to(chunk.v_BSGK.dtype)
     y_BTGRK = torch.einsum("bgrts,bsgk->btgrk", weights_BGRTS, chunk.v_BSGK)
     return y_BTGRK.flatten(2, 3), lse_BGRT.flatten(1, 2)
 
@@ -64,9 +69,9 @@ def attend_plain_backward(
     groups, dtype = chunk.k_BSGK.shape[2], chunk.q_BTHK.dtype
     q_BTGRK, y_BTGRK, dy_BTGRK = (x.unflatten(2, (groups, -1)) for x in (chunk.q_BTHK, y_BTHK, dy_BTHK))
     weights_BGRTS = (_scores(chunk) - lse_BHT.unflatten(1, (groups, -1))[..., None]).exp_()
-    dv_BSGK = torch.einsum("bgrts,btgrk->bsgk", weights_BGRTS.to(dtype), dy_BTGRK)
+    dv_BSGK = torch.einsum("bgrts,btgrk->bsgk", _drop(weights_BGRTS, chunk).to(dtype), dy_BTGRK)
     sums_BTGR = (dy_BTGRK.to(lse_BHT.dtype) * y_BTGRK).sum(-1)
-    dweights_BGRTS = torch.einsum("btgrk,bsgk->bgrts", dy_BTGRK, chunk.v_BSGK)
+    dweights_BGRTS = _drop(torch.einsum("btgrk,bsgk->bgrts", dy_BTGRK, chunk.v_BSGK), chunk)
     dscores_BGRTS = weights_BGRTS.mul_(dweights_BGRTS - sums_BTGR.permute(0, 2, 3, 1)[..., None])
     dscores_BGRTS = dscores_BGRTS.mul_(_scale(chunk)).to(dtype)
     dq_BTGRK = torch.einsum("bgrts,bsgk->btgrk", dscores_BGRTS, chunk.k_BSGK)
@@ -75,7 +80,13 @@ def attend_plain_backward(
 
 
 def _kernel(chunk: Chunk) -> Kernel | None:
-    return None if chunk.same_BTS is not None else select_kernel(chunk.q_BTHK, chunk.k_BSGK, chunk.v_BSGK)
+    plain = chunk.same_BTS is not None or chunk.dropout is not None
+    return None if plain else select_kernel(chunk.q_BTHK, chunk.k_BSGK, chunk.v_BSGK)
+
+
+def _drop(x_BGRTS: Tensor, chunk: Chunk) -> Tensor:
+    """Multiply by the mask, which is 1 / (1 − rate) or 0."""
+    return x_BGRTS if chunk.dropout is None else drop_probabilities(x_BGRTS, chunk.dropout)
 
 
 def _scale(chunk: Chunk) -> float:

@@ -11,7 +11,7 @@ Shape suffixes: B batch, T queries, S keys, H = G·R query heads, G key/value gr
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,7 +21,8 @@ from torch.autograd.function import once_differentiable
 
 from mt_core.distributed.mesh import Axis
 from mt_core.parallel.context.attention_chunks import Chunk, attend, attend_backward
-from mt_core.parallel.context.zigzag import all_gather_stacked
+from mt_core.parallel.context.zigzag import all_gather_stacked, local_positions
+from mt_core.parallel.dropout import ProbabilityDropout
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,19 +52,43 @@ def send_recv_next(tensors: tuple[Tensor, ...], axis: Axis) -> PendingRecv:
 
 
 def ring_attention(
-    q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, segment_ids_BT: Tensor | None = None, *, axis: Axis
+    q_BTHK: Tensor,
+    k_BSGK: Tensor,
+    v_BSGK: Tensor,
+    segment_ids_BT: Tensor | None = None,
+    *,
+    axis: Axis,
+    dropout: ProbabilityDropout | None = None,
 ) -> Tensor:
     """Compute causal attention y_BTHK over the whole sequence, of which every rank of `axis` holds a zig-zag shard.
 
     `segment_ids_BT`: a number per local token; tokens of different segments do not see each other.
     """
     segment_ids = None if segment_ids_BT is None else _gather_segment_ids(segment_ids_BT, axis)
+    masks = Masks(segment_ids, None if dropout is None else _split_dropout(dropout, q_BTHK, axis))
     qkv = (x.contiguous() for x in (q_BTHK, k_BSGK, v_BSGK))  # messages are, and kernels want it
-    return _Ring.apply(*qkv, segment_ids, axis)
+    return _Ring.apply(*qkv, masks, axis)
 
 
 def _gather_segment_ids(segment_ids_BT: Tensor, axis: Axis) -> tuple[Tensor, ...]:
     return (segment_ids_BT,) if axis.size == 1 else all_gather_stacked(segment_ids_BT, axis).unbind()
+
+
+def _split_dropout(dropout: ProbabilityDropout, q_BTHK: Tensor, axis: Axis) -> tuple[ProbabilityDropout, ...]:
+    """What this rank's queries drop of each rank's keys."""
+    length = q_BTHK.shape[1] * axis.size
+    positions = [
+        local_positions(length, replace(axis, rank=rank)).to(q_BTHK.device, torch.int32) for rank in range(axis.size)
+    ]
+    return tuple(dropout._replace(queries_T=positions[axis.rank], keys_S=keys_S) for keys_S in positions)
+
+
+@dataclass(frozen=True, slots=True)
+class Masks:
+    """What masks the probabilities beside causality, by the rank that holds the keys; None where nothing does."""
+
+    segment_ids: tuple[Tensor, ...] | None
+    dropout: tuple[ProbabilityDropout, ...] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,12 +119,12 @@ class _Ring(torch.autograd.Function):
         q_BTHK: Tensor,
         k_BSGK: Tensor,
         v_BSGK: Tensor,
-        segment_ids: tuple[Tensor, ...] | None,
+        masks: Masks,
         axis: Axis,
     ) -> Tensor:
-        y_BTHK, lse_BHT = _forward_ring(_steps((q_BTHK, k_BSGK, v_BSGK), segment_ids, axis))
+        y_BTHK, lse_BHT = _forward_ring(_steps((q_BTHK, k_BSGK, v_BSGK), masks, axis))
         y_BTHK = y_BTHK.to(q_BTHK.dtype)
-        ctx.axis, ctx.segment_ids = axis, segment_ids
+        ctx.axis, ctx.masks = axis, masks
         ctx.save_for_backward(q_BTHK, k_BSGK, v_BSGK, y_BTHK, lse_BHT)
         return y_BTHK
 
@@ -107,7 +132,7 @@ class _Ring(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         *qkv, y_BTHK, lse_BHT = ctx.saved_tensors
-        steps = _steps(qkv, ctx.segment_ids, ctx.axis)
+        steps = _steps(qkv, ctx.masks, ctx.axis)
         dqkv = _backward_ring(steps, merged=(grads[0].contiguous(), y_BTHK, lse_BHT), axis=ctx.axis)
         return *(dx.to(x.dtype) for dx, x in zip(dqkv, qkv, strict=True)), None, None
 
@@ -145,9 +170,7 @@ def _backward_ring(
     return dq_BTHK, dk_BSGK, dv_BSGK
 
 
-def _steps(
-    qkv: Sequence[Tensor], segment_ids: tuple[Tensor, ...] | None, axis: Axis
-) -> Iterator[tuple[VisiblePart, Chunk]]:
+def _steps(qkv: Sequence[Tensor], masks: Masks, axis: Axis) -> Iterator[tuple[VisiblePart, Chunk]]:
     """Yield the local block, then those of the ranks before; each is received while the caller works on the last."""
     q_BTHK, *kv = qkv
     for step in range(axis.size):
@@ -155,8 +178,9 @@ def _steps(
         source = (axis.rank - step) % axis.size
         part = get_visible_part(axis.rank, source, q_BTHK.shape[1])
         k_BSGK, v_BSGK = (x[:, part.keys] for x in kv)
-        same_BTS = _mask_segments(segment_ids, axis.rank, source, part)
-        yield part, Chunk(q_BTHK[:, part.queries], k_BSGK, v_BSGK, part.causal, same_BTS)
+        same_BTS = _mask_segments(masks.segment_ids, axis.rank, source, part)
+        dropout = _cut_dropout(masks.dropout, source, part)
+        yield part, Chunk(q_BTHK[:, part.queries], k_BSGK, v_BSGK, part.causal, same_BTS, dropout)
         kv = pending.wait()
 
 
@@ -165,6 +189,16 @@ def _mask_segments(segment_ids: tuple[Tensor, ...] | None, rank: int, source: in
     if segment_ids is None:
         return None
     return segment_ids[rank][:, part.queries, None] == segment_ids[source][:, None, part.keys]
+
+
+def _cut_dropout(
+    dropout: tuple[ProbabilityDropout, ...] | None, source: int, part: VisiblePart
+) -> ProbabilityDropout | None:
+    """What the part's queries drop of its keys, which rank `source` holds."""
+    if dropout is None:
+        return None
+    whole = dropout[source]
+    return whole._replace(queries_T=whole.queries_T[part.queries], keys_S=whole.keys_S[part.keys])
 
 
 def _merge(y_BTHK: Tensor, lse_BHT: Tensor, y_part: Tensor, lse_part: Tensor) -> None:

@@ -20,6 +20,7 @@ from mt_core.contracts import AttentionCore
 from mt_core.distributed.mesh import Axis
 from mt_core.errors import MtError
 from mt_core.parallel.context.zigzag import gather_sequence, shard_zigzag, unshard_zigzag
+from mt_core.parallel.dropout import ProbabilityDropout, number_positions, pass_dropout
 
 
 def ulysses_attention(
@@ -30,6 +31,7 @@ def ulysses_attention(
     *,
     axis: Axis,
     core: AttentionCore,
+    dropout: ProbabilityDropout | None = None,
 ) -> Tensor:
     """Compute causal attention y_BTHK over the whole sequence, of which every rank of `axis` holds a zig-zag shard.
 
@@ -37,10 +39,14 @@ def ulysses_attention(
     """
     check_heads(q_BTHK.shape[2], k_BSGK.shape[2], axis.size)
     if axis.size == 1:
-        return core(q_BTHK, k_BSGK, v_BSGK, segment_ids_BT)
+        return core(q_BTHK, k_BSGK, v_BSGK, segment_ids_BT, **pass_dropout(dropout))
     q_BLhK, k_BLgK, v_BLgK = (sequence_to_heads(x, axis) for x in (q_BTHK, k_BSGK, v_BSGK))
     segment_ids_BL = None if segment_ids_BT is None else gather_sequence(segment_ids_BT, axis, dim=1)
-    return heads_to_sequence(core(q_BLhK, k_BLgK, v_BLgK, segment_ids_BL), axis)
+    if dropout is not None:
+        positions_L = number_positions(0, q_BLhK.shape[1], q_BLhK.device)
+        heads_h = dropout.heads_H.chunk(axis.size)[axis.rank]
+        dropout = dropout._replace(heads_H=heads_h, queries_T=positions_L, keys_S=positions_L)
+    return heads_to_sequence(core(q_BLhK, k_BLgK, v_BLgK, segment_ids_BL, **pass_dropout(dropout)), axis)
 
 
 def check_heads(query_heads: int, groups: int, size: int) -> None:

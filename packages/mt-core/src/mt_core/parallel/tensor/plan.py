@@ -16,6 +16,7 @@ from torch import nn
 
 from mt_core.distributed.mesh import Axis, make_subaxis
 from mt_core.errors import Problem, raise_if
+from mt_core.parallel.dropout import LocalHeads, SequenceDropout, drop_features, number_heads
 from mt_core.parallel.expert.dispatcher import ExpertDispatch, dispatch
 from mt_core.parallel.tensor.cross_entropy import VocabCrossEntropy, linear_cross_entropy
 from mt_core.parallel.tensor.linear import (
@@ -92,6 +93,8 @@ PARALLEL_OPS: Mapping[tuple[type, Any], Callable[[Axis, bool], Any]] = {
     (Vocab, F.embedding): VocabEmbedding,
     (Vocab, linear_cross_entropy): VocabCrossEntropy,
     (Sequence, F.embedding): SequenceEmbedding,
+    (Sequence, drop_features): SequenceDropout,
+    (Column, number_heads): lambda axis, _: LocalHeads(axis),
     (Expert, dispatch): lambda axis, _: ExpertDispatch(axis),  # with sequence parallelism each rank sends its tokens
     (Vocab, used_elsewhere): lambda axis, _: used_elsewhere,
     (Expert, used_elsewhere): lambda axis, _: used_elsewhere,
