@@ -13,7 +13,6 @@ MODELS: dict[str, dict[str, Any]] = {
         "attention": GQA(heads=4, num_kv_heads=4, head_size=8),
         "tied": True,
         "mlp": Dense(ffn_hidden_size=48),
-        "dropout": DROPOUT,
     },
     "learned-biased": {
         "attention": GQA(heads=8, num_kv_heads=4, head_size=4, qkv_bias=True, out_bias=True),
@@ -25,6 +24,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "repeated-groups": {
         "attention": GQA(heads=8, num_kv_heads=2, head_size=4, qkv_bias=True),
         "mlp": Gated(ffn_hidden_size=48, bias=True),
+        "dropout": DROPOUT,
         "position": NoPosition(),
         "tied": True,
     },
