@@ -13,7 +13,7 @@ from mt_ckpt.huggingface.config import find_lost_settings, read_config, write_co
 from mt_ckpt.huggingface.families import FAMILIES
 from mt_ckpt.huggingface.saver import choose_family
 from mt_core.errors import MtError
-from mt_models.config import GPTConfig
+from mt_models.config import Dropout, GPTConfig
 
 YARN = {"rope_type": "yarn", "factor": 4.0}
 
@@ -511,3 +511,46 @@ def test_transformers_reads_what_we_write(family, config, tmp_path):
 def test_releases_before_5_find_rope_theta_at_the_top():
     raw = write_config(FAMILIES["llama"], gpt())
     assert raw["rope_theta"] == raw["rope_parameters"]["rope_theta"] == 5000.0
+
+
+DROPOUT = {
+    "llama": ({"attention_dropout": 0.2}, {"attention": 0.2}),
+    "phi3": (
+        {"attention_dropout": 0.2, "resid_pdrop": 0.3, "embd_pdrop": 0.4},
+        {"attention": 0.2, "hidden": 0.3, "embedding": 0.4},
+    ),
+    "gpt2": (
+        {"attn_pdrop": 0.2, "resid_pdrop": 0.3, "embd_pdrop": 0.4},
+        {"attention": 0.2, "hidden": 0.3, "embedding": 0.4},
+    ),
+    "bert": (
+        {"attention_probs_dropout_prob": 0.2, "hidden_dropout_prob": 0.3},
+        {"attention": 0.2, "hidden": 0.3, "embedding": 0.3},
+    ),
+    "megatron-bert": (
+        {"attention_probs_dropout_prob": 0.2, "hidden_dropout_prob": 0.3},
+        {"attention": 0.2, "hidden": 0.3, "embedding": 0.3},
+    ),
+    "t5": ({"dropout_rate": 0.2}, {"attention": 0.2, "hidden": 0.2, "embedding": 0.2}),
+}
+"""Keys of config.json, and our rates for them."""
+
+
+@pytest.mark.parametrize("family", DROPOUT)
+def test_rates_of_dropout_are_carried_both_ways_and_default_as_transformers_does(family):
+    keys, rates = DROPOUT[family]
+    more = {"feed_forward_proj": "gated-gelu"} if family == "t5" else {}
+    default = AutoConfig.for_model(family, **more)
+    raw = default.to_dict()
+    ours = read_config(raw | keys, FAMILIES, "here")
+    assert {name: rate for name, rate in ours.dropout if rate} == rates
+    assert {name: write_config(FAMILIES[family], ours)[name] for name in keys} == keys
+    silent = read_config({name: value for name, value in raw.items() if name not in keys}, FAMILIES, "here")
+    assert silent.dropout == read_config(raw, FAMILIES, "here").dropout
+
+
+def test_a_rate_that_a_family_has_no_key_for_does_not_keep_a_model_from_being_one():
+    config = read_config(LLAMA2, FAMILIES, "here")
+    config = config.model_copy(update={"dropout": Dropout(attention=0.1, hidden=0.2)})
+    assert find_lost_settings(FAMILIES["llama"], config) == []
+    assert write_config(FAMILIES["llama"], config)["attention_dropout"] == 0.1

@@ -36,6 +36,11 @@ CARRIED = {
         {"rotary_seq_len_interpolation_factor": 4},
     ),
     "norms around zero": ({"norm": {"kind": "rms", "offset": True}}, {"apply_layernorm_1p": True}),
+    "dropout": (
+        {"dropout": {"attention": 0.2, "hidden": 0.3, "embedding": 0.3}},
+        {"attention_dropout": 0.2, "hidden_dropout": 0.3},
+    ),
+    "no dropout": ({}, {"attention_dropout": 0.0, "hidden_dropout": 0.0}),
     "experts by all probabilities": (
         {"mlp": {"kind": "moe", "ffn_hidden_size": 8, "experts": 4, "top_k": 1, "normalized": False}},
         {"num_experts": 4, "moe_router_topk": 1, "moe_router_pre_softmax": True, "moe_ffn_hidden_size": 8},

@@ -14,8 +14,10 @@ from mt_ckpt.huggingface.families.ignored_keys import list_unread
 from mt_core.errors import MtError, Problem, raise_if
 from mt_models.config import GPTConfig
 
-NOT_SEMANTIC = {"kind", "attention.core", "vocab_divisor", "mlp.aux_loss_coeff"}
-"""Our settings that say how to compute or train, not what a model is; no other format carries them."""
+DROPOUT = {f"dropout.{part}" for part in ("attention", "hidden", "embedding")}
+"""Rates that only training reads; a family carries those that it has keys for."""
+NOT_SEMANTIC = {"kind", "attention.core", "vocab_divisor", "mlp.aux_loss_coeff", *DROPOUT}
+"""Our settings that say how to compute or train, not what a model is; what a format does not carry of them is lost."""
 
 
 def read_config(

@@ -72,6 +72,9 @@ KEYS = {
     ),
     "norm.eps": Key("layer_norm_eps", 1e-12),
     "init_std": Key("initializer_range", 0.02),
+    "dropout.attention": Key("attention_probs_dropout_prob", 0.1),
+    "dropout.embedding": Key("hidden_dropout_prob", 0.1),
+    "dropout.hidden": Key("hidden_dropout_prob", 0.1),  # the last of a name is what is written
 }
 ALWAYS: dict[str, Any] = {
     "attention.kind": "gqa",

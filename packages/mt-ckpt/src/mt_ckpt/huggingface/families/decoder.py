@@ -58,6 +58,7 @@ KEYS = {
     "position.theta": Key("rope_theta", 10_000.0),
     "tied": Key("tie_word_embeddings", False),
     "init_std": Key("initializer_range", 0.02),
+    "dropout.attention": Key("attention_dropout", 0.0),
 }
 AS_MANY_GROUPS_AS_HEADS = Key("num_key_value_heads", lambda raw: raw["num_attention_heads"])
 ATTENTION_BIASES = {

@@ -52,6 +52,9 @@ GPT2 = Family(
         "norm.eps": Key("layer_norm_epsilon", 1e-5),
         "tied": Key("tie_word_embeddings", True),
         "init_std": Key("initializer_range", 0.02),
+        "dropout.attention": Key("attn_pdrop", 0.1),
+        "dropout.hidden": Key("resid_pdrop", 0.1),
+        "dropout.embedding": Key("embd_pdrop", 0.1),
     },
     always={
         "attention.kind": "gqa",

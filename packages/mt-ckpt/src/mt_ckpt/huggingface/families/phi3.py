@@ -18,7 +18,13 @@ PHI3 = Family(
     architecture="Phi3ForCausalLM",
     prefix="model.",
     names=decoder_names(NORMS | ATTENTION | MLP),
-    keys=KEYS | {"attention.num_kv_heads": AS_MANY_GROUPS_AS_HEADS, "norm.eps": Key("rms_norm_eps", 1e-5)},
+    keys=KEYS
+    | {
+        "attention.num_kv_heads": AS_MANY_GROUPS_AS_HEADS,
+        "norm.eps": Key("rms_norm_eps", 1e-5),
+        "dropout.hidden": Key("resid_pdrop", 0.0),
+        "dropout.embedding": Key("embd_pdrop", 0.0),
+    },
     always=ALWAYS | NO_ATTENTION_BIASES,
     also_written=lambda config: [("original_max_position_embeddings", config.max_seq_len)],
     window=Window(),

@@ -106,6 +106,9 @@ T5 = Family(
         "position.buckets": Key("relative_attention_num_buckets", 32),
         "position.max_distance": Key("relative_attention_max_distance", 128),
         "init_std": Key("initializer_range", 0.02),  # which transformers keeps and never reads
+        "dropout.attention": Key("dropout_rate", 0.1),
+        "dropout.embedding": Key("dropout_rate", 0.1),
+        "dropout.hidden": Key("dropout_rate", 0.1),  # the last of a name is what is written
     },
     always={
         "attention.kind": "gqa",

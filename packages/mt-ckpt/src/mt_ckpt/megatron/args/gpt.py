@@ -193,6 +193,12 @@ def _read_offset(source: Source) -> Settings:
     return {"norm.offset": bool(source.get("apply_layernorm_1p"))} if rms else {}
 
 
+def _read_hidden_dropout(source: Source) -> Settings:
+    """Megatron has one rate for the outputs of layers and for embeddings."""
+    rate = source.get("hidden_dropout") or 0.0
+    return {"dropout.hidden": rate, "dropout.embedding": rate}
+
+
 ROWS = (
     rename("layers", "num_layers"),
     rename("hidden_size", "hidden_size"),
@@ -215,6 +221,8 @@ ROWS = (
         lambda source: {"tied": not source.get("untie_embeddings_and_output_weights")},
     ),
     rename("init_std", "init_method_std", default=0.02),
+    rename("dropout.attention", "attention_dropout", default=0.0),
+    Row(lambda config, layout: {"hidden_dropout": config.dropout.hidden}, _read_hidden_dropout),
     rename("vocab_divisor", "make_vocab_size_divisible_by", default=128),
 )
 """Settings of a GPT."""
@@ -222,8 +230,6 @@ WRITTEN: Mapping[str, Any] = {
     "rotary_percent": 1.0,
     "rotary_interleaved": False,
     "apply_query_key_layer_scaling": False,
-    "attention_dropout": 0.0,
-    "hidden_dropout": 0.0,
     "tokenizer_type": None,
     "tokenizer_model": None,
     "data_parallel_random_init": False,

@@ -17,6 +17,8 @@ from mt_models.config import BertConfig, GPTConfig, Learned, NoPosition, T5Confi
 
 SHARED = tuple(name for name in TransformerSection.model_fields if name != "kind")
 """Settings that all model types have."""
+NOT_COMPARED = ("attention.core", "attention.window_layers", "dropout.embedding")
+"""Settings that another one says as well, or that change no weight: args have one rate for embeddings and layers."""
 VERSION = 3.0
 """checkpoint_version since 2021: query, key and value interleaved by group."""
 
@@ -145,5 +147,5 @@ def _changed(ours: Mapping[str, Any], kept: Mapping[str, Any], prefix: str = "")
             yield from _changed(value, other, f"{path}.")
         elif isinstance(value, dict):
             yield f"{path}.kind = {value['kind']!r}"
-        elif other != value and path not in ("attention.core", "attention.window_layers"):
+        elif other != value and path not in NOT_COMPARED:
             yield f"{path} = {value!r}"
