@@ -22,12 +22,12 @@ class Dropout(Section):
     """
 
     attention: Rate = 0.0
-    """Of attention's probabilities. Above 0, attention is written out in training: slower than the fused core, and all
-    scores of a layer are in memory."""
+    """Share of attention's probabilities. Above 0, attention is written out in training, which is slower than the fused
+    core and has all scores of a layer in memory."""
     hidden: Rate = 0.0
-    """Of the outputs of attention and feed-forward layer, before they are added to the residual stream."""
+    """Share of the outputs of attention and feed-forward layer, before they are added to the residual stream."""
     embedding: Rate = 0.0
-    """Of the first layer's input: the sum of the embeddings of tokens, positions and token types."""
+    """Share of the first layer's input: the sum of the embeddings of tokens, positions and token types."""
 
     @property
     def is_active(self) -> bool:
