@@ -1,11 +1,14 @@
 """`mt`: finds the installed packages' commands and runs one."""
 
+import io
 import sys
+from typing import NoReturn
 
 import typer
 
 from mt_core.cli.plugin_group import plugin_group
 from mt_core.errors import EXIT_USER_ERROR, MtError
+from mt_core.files import describe_file_error
 
 app = plugin_group("command", "Train, convert and evaluate language models.", completion=True)
 
@@ -32,9 +35,19 @@ def _rank_label() -> str:
 
 def main() -> None:
     """Entry point. A mistake of the user's is reported in one line a problem, with exit code 2."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files and texts need not fit the terminal's encoding
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app()
     except MtError as err:
-        for problem in err.problems:
-            print(f"mt{_rank_label()}: {problem}", file=sys.stderr)
-        raise SystemExit(EXIT_USER_ERROR) from None
+        _report(err)
+    except OSError as err:
+        if (problem := describe_file_error(err)) is None:
+            raise
+        _report(problem)
+
+
+def _report(error: MtError) -> NoReturn:
+    for problem in error.problems:
+        print(f"mt{_rank_label()}: {problem}", file=sys.stderr)
+    raise SystemExit(EXIT_USER_ERROR) from None

@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from mt_core.errors import MtError
+from mt_core.errors import MtError, suggest_file
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 TEMPORARY = ".tmp"
 """Suffix of everything unfinished; left-overs with it can be deleted at any time."""
 
@@ -31,15 +32,39 @@ def disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as err:
-        if err.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise MtError(
-                str(path), "the disk is full", "free some space and run again; nothing was committed"
-            ) from err
+        if err.errno in FULL:
+            raise describe_full_disk(str(path)) from err
         if err.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise MtError(str(path), "cannot be written", f"check its permissions ({err.strerror})") from err
         if err.errno in (errno.ENOTDIR, errno.EEXIST):
             raise MtError(str(path), "a part of this path is a file, not a directory", "choose another path") from err
+        if err.errno in (errno.EISDIR, errno.ENAMETOOLONG):
+            raise MtError(str(path), f"cannot be written ({err.strerror})", "choose another path") from err
         raise
+
+
+def describe_full_disk(where: str) -> MtError:
+    """The error of a disk without room."""
+    return MtError(where, "the disk is full", "free some space and run again; nothing was committed")
+
+
+def describe_file_error(err: OSError) -> MtError | None:
+    """An error of the file system as one of the user's; None if it names no file, so that it may be a defect of mt."""
+    if err.errno in FULL:
+        return describe_full_disk(os.fsdecode(err.filename or "disk"))
+    if not isinstance(err.filename, str | bytes) or err.errno is None:
+        return None
+    where, actual = os.fsdecode(err.filename), f"cannot be read or written ({err.strerror})"
+    return MtError(where, actual, "check that it exists, that it is of the right kind, and its permissions")
+
+
+def open_to_read(path: Path) -> IO[bytes]:
+    """The file's bytes; an `MtError` if it cannot be read."""
+    try:
+        return path.open("rb")
+    except OSError as err:
+        hint = suggest_file(path) if isinstance(err, FileNotFoundError) else "check what it is, and its permissions"
+        raise MtError(str(path), f"cannot be read ({err.strerror})", hint) from err
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from typing import NoReturn
 from mt_core.distributed.environment import RankInfo
 from mt_core.distributed.exit_codes import EXIT_DEFECT, RankFailure
 from mt_core.errors import EXIT_USER_ERROR, MtError
+from mt_core.files import describe_file_error
 
 
 def end_with(run: Callable[[], int], info: RankInfo) -> NoReturn:
@@ -32,8 +33,10 @@ def end_with(run: Callable[[], int], info: RankInfo) -> NoReturn:
         code = 130
     except SystemExit as err:
         code = err.code if isinstance(err.code, int) else EXIT_DEFECT
-    except BaseException:
+    except BaseException as err:
         text = traceback.format_exc()
+        if isinstance(err, OSError) and (error := describe_file_error(err)):
+            code, text = EXIT_USER_ERROR, f"{error}\n"
         print("".join(f"mt{info.label}: {line}" for line in text.splitlines(keepends=True)), file=sys.stderr)
     finally:
         for stream in (sys.stdout, sys.stderr):

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from mt_core.errors import MtError
 from mt_data.corpus.step import CorpusStep, StepOutput, run_step
-from mt_data.text_io.json_documents import BadLine, parse_line
+from mt_data.text_io.json_documents import BadLine, check_texts, parse_object
 from mt_data.text_io.lines import LineChunk, check_inputs, read_chunks
 
 OnError = Literal["stop", "skip"]
@@ -73,17 +73,21 @@ class RecordTransform:
 def read_record(line: bytes, keys: Sequence[str], where: str, on_error: OnError = "stop") -> Record | None:
     """The object of a line, checked to have its texts; None if it is bad and errors are skipped."""
     try:
-        parse_line(line, keys)
+        record = parse_object(line)
+        check_texts(record, keys)
     except BadLine as err:
         if on_error == "skip":
             return None
         raise MtError(where, str(err), "one JSON object a line; --on-error skip leaves such lines out") from None
-    return json.loads(line)
+    return record
 
 
 def to_line(record: Record | Sequence[str]) -> bytes:
-    """A record, or a list of names, as a line of UTF-8; characters are written as they are."""
-    return json.dumps(record, ensure_ascii=False).encode() + b"\n"
+    """A record, or a list of names, as a line of UTF-8; characters are written as they are, halves of them escaped."""
+    try:
+        return json.dumps(record, ensure_ascii=False).encode() + b"\n"
+    except UnicodeEncodeError:
+        return json.dumps(record).encode() + b"\n"
 
 
 def add_ids(

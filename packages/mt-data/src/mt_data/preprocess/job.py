@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -13,11 +14,14 @@ from mt_data.config import TokenizerConfig
 from mt_data.preprocess.chunking import CuttingOptions
 from mt_data.preprocess.encoding import EncodingOptions, get_tokenizer
 from mt_data.text_io.inputs import InputFile, InputFormat
+from mt_data.text_io.json_documents import find_surrogate
 from mt_data.tokenizers import fingerprint
 
 OnError = Literal["stop", "skip"]
 Engine = Literal["local", "ray"]
 LARGEST_TOKENIZER_FILE = 64 << 20
+LONGEST_NAME = 230
+"""Bytes of a file's name: file systems take 255, and a temporary file has a longer name than the finished one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +69,12 @@ def find_option_conflicts(job: PreprocessJob) -> Iterator[Problem]:
     keys, (part, parts) = job.encoding.keys, job.shard
     if len(set(keys)) < len(keys):
         yield Problem("--json-keys", f"names a key twice: {' '.join(keys)}", "each key once")
+    for key in keys:
+        longest = len(os.fsencode(Path(f"{job.prefix('')}.idx").name)) + len(key.encode(errors="replace"))
+        if {"/", "\0"} & set(key) or find_surrogate(key) is not None or longest > LONGEST_NAME:
+            shown = repr(key if len(key) < 60 else f"{key[:60]}…")
+            hint = f"rename it in the data: no slash, at most {LONGEST_NAME} bytes with what stands around it"
+            yield Problem("--json-keys", f"{shown} cannot be part of a file's name", hint)
     if job.partitions < 1:
         yield Problem("--partitions", f"{job.partitions}", "1 or more")
     if not 0 <= part < parts:

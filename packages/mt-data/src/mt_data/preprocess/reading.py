@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import IO
 
 from mt_core.errors import Problem
+from mt_core.files import open_to_read
 from mt_data.preprocess.chunking import ByteRange, CuttingOptions, LineBlock, ParquetRows, TextFiles
 from mt_data.text_io.inputs import InputFile
 from mt_data.text_io.json_documents import BadLine, TextValue, check_value, decode_utf8, parse_values
@@ -78,7 +79,7 @@ def _add_line(line: bytes | None, size: int, file: InputFile, cut: CuttingOption
 
 def _read_lines(source: ByteRange, limit: int) -> Iterator[tuple[bytes | None, int]]:
     """Lines that begin in the range, and their sizes; of one over the limit only the size, in bounded memory."""
-    with Path(source.file.path).open("rb") as file:
+    with open_to_read(Path(source.file.path)) as file:
         position = source.begin
         if position:  # the line that reaches into the range belongs to the one before
             file.seek(position - 1)
@@ -107,7 +108,7 @@ def _skip_line(file: IO[bytes], most: int | None) -> int:
 def _count_lines_before(source: ByteRange) -> int:
     """Lines that begin before the first one of a range: counted only when there is something to say about it."""
     lines, left = 0, source.begin
-    with Path(source.file.path).open("rb") as file:
+    with open_to_read(Path(source.file.path)) as file:
         while left and (block := file.read(min(left, SEARCH_BYTES))):
             lines, left = lines + block.count(b"\n"), left - len(block)
         if source.begin:

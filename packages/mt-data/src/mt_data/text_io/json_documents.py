@@ -33,8 +33,13 @@ def parse_chunk(chunk: LineChunk, keys: Sequence[str]) -> tuple[list[tuple[str, 
 
 def parse_line(line: bytes, keys: Sequence[str]) -> tuple[str, ...]:
     """The texts under `keys`; `BadLine` for a list of them too, and for all that `parse_values` refuses."""
+    return check_texts(parse_object(line), keys)
+
+
+def check_texts(record: dict[str, Any], keys: Sequence[str]) -> tuple[str, ...]:
+    """The texts under `keys`; `BadLine` if one is missing or no text, a list of them included."""
     texts = []
-    for key, value in zip(keys, parse_values(line, keys), strict=True):
+    for key, value in zip(keys, check_values(record, keys), strict=True):
         if not isinstance(value, str):
             raise BadLine(f"key {key!r} is a list, not a text")
         texts.append(value)
@@ -43,11 +48,15 @@ def parse_line(line: bytes, keys: Sequence[str]) -> tuple[str, ...]:
 
 def parse_values(line: bytes, keys: Sequence[str]) -> tuple[TextValue, ...]:
     """The values under `keys`; `BadLine` if the line lacks one, and for all that `parse_object` refuses."""
-    value = parse_object(line)
+    return check_values(parse_object(line), keys)
+
+
+def check_values(record: dict[str, Any], keys: Sequence[str]) -> tuple[TextValue, ...]:
+    """The values under `keys`; `BadLine` if one is missing, or neither a text nor a list of texts."""
     for key in keys:
-        if key not in value:
-            raise BadLine(f"has no key {key!r}, only {', '.join(map(repr, value)) or 'none'}")
-    return tuple(check_value(value[key], key) for key in keys)
+        if key not in record:
+            raise BadLine(f"has no key {key!r}, only {', '.join(map(repr, record)) or 'none'}")
+    return tuple(check_value(record[key], key) for key in keys)
 
 
 def parse_object(line: bytes) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import IO
 import zstandard
 
 from mt_core.errors import MtError, Problem, raise_if, suggest_file
+from mt_core.files import open_to_read
 from mt_data.text_io.inputs import COMPRESSED
 
 __all__ = ["COMPRESSED", "LineChunk", "check_inputs", "read_blocks", "read_chunks"]
@@ -56,7 +57,7 @@ def read_chunks(path: Path) -> Iterator[LineChunk]:
 
 def read_blocks(path: Path) -> Iterator[tuple[bytes, int]]:
     """The bytes of a file, decompressed, with the bytes of the file itself that were read so far."""
-    with path.open("rb") as raw, name_damaged_file(path):
+    with open_to_read(path) as raw, name_damaged_file(path):
         if path.suffix == ".zst":
             yield from _read_zstandard(raw)
         else:
@@ -75,7 +76,7 @@ def name_damaged_file(path: Path) -> Iterator[None]:
     except OSError as err:  # bz2 has no error of its own: "Invalid data stream"
         if err.errno is None:
             raise _damage_error(path, err) from err
-        raise
+        raise MtError(str(path), f"cannot be read ({err.strerror})", "check the disk that it is on") from err
 
 
 def _damage_error(path: Path, err: Exception) -> MtError:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mt_core.errors import MtError
+from mt_core.files import open_to_read
 from mt_core.plugins import import_library
 from mt_data.config import TokenizerConfig
 from mt_data.tokenizers.base import MaskingTokenizer, count_threads
@@ -74,8 +75,10 @@ def read_model(config: TokenizerConfig) -> Any:
     if not path.is_file():
         raise MtError(str(path), "does not exist", "a SentencePiece .model file")
     library = import_library("sentencepiece", where=config.type, requires=["mt-data[sentencepiece]"])
+    if not (content := open_to_read(path).read()):  # the library takes it, and fails later
+        raise MtError(str(path), "is empty", "a SentencePiece .model file")
     try:
-        return library.SentencePieceProcessor(model_proto=path.read_bytes())
+        return library.SentencePieceProcessor(model_proto=content)
     except RuntimeError as err:
         raise MtError(str(path), "is not a SentencePiece model", "a .model file") from err
 
