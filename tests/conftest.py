@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -77,12 +78,12 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(scope="session")
-def build_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], None]], Path]:
+def build_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
     """`build_once("name", build)` → a directory that `build` filled, once for all processes that run these tests."""
     here = tmp_path_factory.getbasetemp()
     shared = here.parent if "PYTEST_XDIST_WORKER" in os.environ else here
 
-    def get(name: str, build: Callable[[Path], None]) -> Path:
+    def get(name: str, build: Callable[[Path], object]) -> Path:
         folder, done = shared / name, shared / f"{name}.done"
         with (shared / f"{name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -92,6 +93,20 @@ def build_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Calla
                 build(folder)
                 done.touch()
         return folder
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def compute_once(build_once) -> Callable[[str, Callable[[], Any]], Any]:
+    """`compute_once("name", compute)` → what `compute` returned, once for all processes that run these tests."""
+    values: dict[str, Any] = {}
+
+    def get(name: str, compute: Callable[[], Any]) -> Any:
+        if name not in values:
+            folder = build_once(name, lambda folder: (folder / "value").write_bytes(pickle.dumps(compute())))
+            values[name] = pickle.loads((folder / "value").read_bytes())
+        return values[name]
 
     return get
 

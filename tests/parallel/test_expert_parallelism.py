@@ -1,7 +1,8 @@
 """Experts cut over ranks: what one rank computes, in fp64, gradient by gradient; from and to any checkpoint."""
 
 import re
-from functools import cache, partial
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,23 +51,24 @@ def config_of(layout: str, model: str, variant: str) -> Any:
     )
 
 
-@cache
-def recorded(layout: str) -> dict[tuple[str, str], Record]:
-    configs = [config_of(layout, *case) for case in cases(layout)]
-    return dict(zip(cases(layout), records(configs, EXPERT_LAYOUTS[layout][0]), strict=True))
+@pytest.fixture(scope="session")
+def recorded(compute_once) -> Callable[[str], dict[tuple[str, str], Record]]:
+    """All runs of a layout, on the same ranks."""
 
+    def run(layout: str) -> dict[tuple[str, str], Record]:
+        configs = [config_of(layout, *case) for case in cases(layout)]
+        return dict(zip(cases(layout), records(configs, EXPERT_LAYOUTS[layout][0]), strict=True))
 
-@cache
-def of_one_rank(model: str, documents: bool = False) -> Record:
-    batch = {"micro_batch": SAMPLES, "global_batch": SAMPLES}
-    return measure(run_config(model, batch=batch), 1, documents=documents)
+    return lambda layout: compute_once(f"expert parity, {layout}", lambda: run(layout))
 
 
 @pytest.mark.parametrize(
     ("layout", "model", "variant"), [(each, *case) for each in EXPERT_LAYOUTS for case in cases(each)]
 )
-def test_losses_norms_gradients_and_weights_of_three_steps_are_those_of_one_rank(layout, model, variant):
-    assert disagreements(recorded(layout)[model, variant], of_one_rank(model)) == []
+def test_losses_norms_gradients_and_weights_of_three_steps_are_those_of_one_rank(
+    layout, model, variant, recorded, reference
+):
+    assert disagreements(recorded(layout)[model, variant], reference[model, False]) == []
 
 
 def test_every_variant_is_somewhere_in_it():
@@ -75,11 +77,11 @@ def test_every_variant_is_somewhere_in_it():
 
 @settings(max_examples=3, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(layouts(experts=True))
-def test_a_random_layout_with_an_expert_axis_agrees_with_one_rank(drawn):
+def test_a_random_layout_with_an_expert_axis_agrees_with_one_rank(reference, drawn):
     ranks, model, sections = drawn
     note(f"{ranks} ranks, {sections}")
     found = record(run_config(model, **sections), ranks)
-    assert [d for d in compare_records(found, of_one_rank(model)) if not d.relative <= RTOL] == []
+    assert [d for d in compare_records(found, reference[model, False]) if not d.relative <= RTOL] == []
 
 
 ROWS = {
@@ -173,14 +175,14 @@ def one_rank_s(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("layout", [SAVED, "expert 2 × tensor 2, sequence"])
-def test_whole_stacks_are_saved_and_loaded_under_another_layout(layout, one_rank_s, tmp_path):
+def test_whole_stacks_are_saved_and_loaded_under_another_layout(layout, one_rank_s, reference, tmp_path):
     record(run_config("experts", parallel=EXPERT_LAYOUTS[layout][1]), 4, steps=2, save=tmp_path)
     for part in ("model", "optim"):
         ours, theirs = open_part(resolve(tmp_path) / part), open_part(one_rank_s / part)
         assert {name: t.shape for name, t in ours.items()} == {name: t.shape for name, t in theirs.items()}
         a, b = ({name: t[...] for name, t in stored.items() if t.shape} for stored in (ours, theirs))
         assert max(value for _, value in tensor_differences(a, b)) <= RTOL
-    whole = of_one_rank("experts")
+    whole = reference["experts", False]
     last = Record(whole.losses[2:], whole.norms[2:], whole.gradients[2:], whole.weights)
     for other, (ranks, parallel) in {"expert 4": EXPERT_LAYOUTS["expert 4"], "fsdp": LAYOUTS["fsdp 2"]}.items():
         resumed = record(run_config("experts", parallel=parallel), ranks, steps=1, start=resolve(tmp_path))

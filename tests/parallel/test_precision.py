@@ -40,11 +40,16 @@ def config_of(model: str, dtype: str, parallel: dict[str, Any] | None = None) ->
     return run_config(model, precision=precision, parallel=parallel or {}, batch=BATCH)
 
 
-@cache
-def of_layouts() -> dict[tuple[str, str, str], Record]:
-    cases = [(layout, model, dtype) for layout in CHOSEN for model in MODELS for dtype in UNIT]
-    configs = [config_of(model, dtype, LAYOUTS[layout][1]) for layout, model, dtype in cases]
-    return dict(zip(cases, records(configs, 2, steps=2), strict=True))
+@pytest.fixture(scope="session")
+def recorded(compute_once) -> dict[tuple[str, str, str], Record]:
+    """Runs by layout, model and dtype, all on the same ranks."""
+
+    def run() -> dict[tuple[str, str, str], Record]:
+        cases = [(layout, model, dtype) for layout in CHOSEN for model in MODELS for dtype in UNIT]
+        configs = [config_of(model, dtype, LAYOUTS[layout][1]) for layout, model, dtype in cases]
+        return dict(zip(cases, records(configs, 2, steps=2), strict=True))
+
+    return compute_once("precision, layouts", run)
 
 
 @cache
@@ -77,22 +82,22 @@ def assert_near(found: Record, exact: Record, unit: float) -> None:
 @pytest.mark.parametrize("dtype", UNIT)
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("layout", ["one rank", *CHOSEN])
-def test_gradients_are_within_10_roundings_of_fp64_and_norm_and_loss_within_1(layout, model, dtype):
-    found = of_one_rank(model, dtype) if layout == "one rank" else of_layouts()[layout, model, dtype]
+def test_gradients_are_within_10_roundings_of_fp64_and_norm_and_loss_within_1(layout, model, dtype, recorded):
+    found = of_one_rank(model, dtype) if layout == "one rank" else recorded[layout, model, dtype]
     assert_near(found, of_one_rank(model, "fp64"), UNIT[dtype])
 
 
 @pytest.mark.parametrize("dtype", UNIT)
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("layout", CHOSEN)
-def test_layouts_are_as_near_to_one_rank_of_their_own_precision(layout, model, dtype):
-    assert_near(of_layouts()[layout, model, dtype], of_one_rank(model, dtype), UNIT[dtype])
+def test_layouts_are_as_near_to_one_rank_of_their_own_precision(layout, model, dtype, recorded):
+    assert_near(recorded[layout, model, dtype], of_one_rank(model, dtype), UNIT[dtype])
 
 
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("layout", ["zero1 2", "fsdp 2"])
-def test_bf16_data_parallelism_only_reorders_sums_in_fp32(layout, model):
-    found, one = of_layouts()[layout, model, "bf16"], of_one_rank(model, "bf16")
+def test_bf16_data_parallelism_only_reorders_sums_in_fp32(layout, model, recorded):
+    found, one = recorded[layout, model, "bf16"], of_one_rank(model, "bf16")
     assert worst_gradient(found, one) <= 8 * 2.0**-24
     assert worst(found.losses, one.losses) <= 8 * 2.0**-24
 
@@ -225,18 +230,23 @@ def norm(tensors: dict[str, torch.Tensor]) -> float:
     return sum(float(t.square().sum()) for t in tensors.values()) ** 0.5
 
 
-@cache
-def all_clipped(clip_norm: float) -> dict[str, tuple[float, float, float]]:
-    found = {}
-    for ranks in (2, 4):
-        layouts = [name for name, (size, _) in LAYOUTS.items() if size == ranks]
-        found |= dict(zip(layouts, run_ranks(ranks, clipped, layouts, clip_norm)[0], strict=True))
-    return found
+@pytest.fixture(scope="session")
+def all_clipped(compute_once) -> dict[str, tuple[float, float, float]]:
+    """What `clipped` finds at a norm of 0.01, by layout."""
+
+    def run() -> dict[str, tuple[float, float, float]]:
+        found = {}
+        for ranks in (2, 4):
+            layouts = [name for name, (size, _) in LAYOUTS.items() if size == ranks]
+            found |= dict(zip(layouts, run_ranks(ranks, clipped, layouts, 0.01)[0], strict=True))
+        return found
+
+    return compute_once("precision, clipped", run)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_the_gradient_is_clipped_by_its_true_norm(layout):
-    found, true, taken = all_clipped(0.01)[layout]
+def test_the_gradient_is_clipped_by_its_true_norm(layout, all_clipped):
+    found, true, taken = all_clipped[layout]
     assert found == pytest.approx(true, rel=1e-12)
     assert taken == pytest.approx(0.01 * true / (true + 1e-6), rel=1e-12)
 

@@ -1,5 +1,6 @@
 """Frozen parameters under every layout: what is trained computes what one rank computes, what is frozen never moves."""
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -48,6 +49,9 @@ CASES: dict[tuple[str, str], dict[str, Any]] = {
 """Layout and model: each layout with one model, together all of them."""
 
 
+TRAINED = sorted({model for _, model in CASES})
+
+
 def patterns(model: str, name: str) -> tuple[str, ...]:
     """The patterns that this model has parameters for."""
     names = run_config(model).model.canonical_shapes()
@@ -72,18 +76,30 @@ def frozen_config(model: str, name: str, **sections: Any) -> Any:
     return run_config(model, optim=optim | sections.pop("optim", {}), **sections)
 
 
-@cache
-def recorded(ranks: int) -> dict[tuple[str, str, str], Record]:
-    """All runs on so many ranks."""
-    cases = [(*case, name) for case in CASES if ranks_of(case[0]) == ranks for name in PATTERNS]
-    configs = [config_of(*case) for case in cases]
-    return dict(zip(cases, records(configs, ranks, steps=STEPS, timeout_s=1200), strict=True))
+@pytest.fixture(scope="session")
+def recorded(compute_once) -> Callable[[str], dict[tuple[str, str, str], Record]]:
+    """All runs of a layout, on the same ranks."""
+
+    def run(layout: str) -> dict[tuple[str, str, str], Record]:
+        cases = [(*case, name) for case in CASES if case[0] == layout for name in PATTERNS]
+        configs = [config_of(*case) for case in cases]
+        return dict(zip(cases, records(configs, ranks_of(layout), steps=STEPS), strict=True))
+
+    return lambda layout: compute_once(f"trainable, {layout}", lambda: run(layout))
 
 
-@cache
-def of_one_rank(model: str, name: str) -> Record:
+@pytest.fixture(scope="session")
+def one_rank(compute_once) -> dict[tuple[str, str], Record]:
+    """By model and name of the patterns."""
     batch = {"micro_batch": SAMPLES, "global_batch": SAMPLES}
-    return measure(frozen_config(model, name, batch=batch), 1, steps=STEPS)
+    return compute_once(
+        "trainable, one rank",
+        lambda: {
+            (model, name): measure(frozen_config(model, name, batch=batch), 1, steps=STEPS)
+            for model in TRAINED
+            for name in PATTERNS
+        },
+    )
 
 
 @cache
@@ -93,26 +109,27 @@ def initial(model: str) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("name", PATTERNS)
 @pytest.mark.parametrize(("layout", "model"), CASES)
-def test_losses_norms_gradients_and_weights_are_those_of_one_rank(layout, model, name):
-    record = recorded(ranks_of(layout))[layout, model, name]
-    differences = compare_records(record, of_one_rank(model, name))
+def test_losses_norms_gradients_and_weights_are_those_of_one_rank(layout, model, name, recorded, one_rank):
+    record = recorded(layout)[layout, model, name]
+    differences = compare_records(record, one_rank[model, name])
     assert [f"{d.quantity}: {d.relative:.1e}" for d in differences if not d.relative <= RTOL] == []
 
 
 @pytest.mark.parametrize("name", PATTERNS)
 @pytest.mark.parametrize(("layout", "model"), CASES)
-def test_exactly_the_frozen_parameters_keep_their_bits(layout, model, name):
-    record, before = recorded(ranks_of(layout))[layout, model, name], initial(model)
+def test_exactly_the_frozen_parameters_keep_their_bits(layout, model, name, recorded):
+    record, before = recorded(layout)[layout, model, name], initial(model)
     assert record.weights.keys() == before.keys()
     moved = {each for each, tensor in record.weights.items() if not torch.equal(tensor, before[each])}
     assert moved == {each for each in before if is_trainable(each, patterns(model, name))}
 
 
 @pytest.mark.parametrize("name", PATTERNS)
-@pytest.mark.parametrize("model", sorted({model for _, model in CASES}))
-def test_gradients_of_trainable_parameters_do_not_depend_on_what_is_frozen_and_the_norm_counts_them_alone(model, name):
-    batch = {"micro_batch": SAMPLES, "global_batch": SAMPLES}
-    whole, part = measure(run_config(model, batch=batch), 1, steps=1), of_one_rank(model, name)
+@pytest.mark.parametrize("model", TRAINED)
+def test_gradients_of_trainable_parameters_do_not_depend_on_what_is_frozen_and_the_norm_counts_them_alone(
+    model, name, one_rank, reference
+):
+    whole, part = reference[model, False], one_rank[model, name]
     gradients = part.gradients[0]
     assert gradients.keys() == {each for each in whole.weights if is_trainable(each, patterns(model, name))}
     exact = {each: whole.gradients[0][each] for each in gradients}
