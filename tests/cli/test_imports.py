@@ -14,6 +14,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import mt_core.config
+import mt_core.pipeline
+import mt_core.planning
 import mt_data
 
 ROOT = Path(__file__).parents[2]
@@ -119,6 +121,8 @@ TORCH_FREE = [
         for name in ("errors", "plugins", "plugin_options", "contracts", "files", "progress", "training.lr_schedule")
     ),
     *(module.name for module in pkgutil.walk_packages(mt_core.config.__path__, "mt_core.config.")),
+    *(module.name for module in pkgutil.walk_packages(mt_core.pipeline.__path__, "mt_core.pipeline.")),
+    *(module.name for module in pkgutil.walk_packages(mt_core.planning.__path__, "mt_core.planning.")),
     *(
         module.name
         for module in pkgutil.walk_packages(mt_data.__path__, "mt_data.")

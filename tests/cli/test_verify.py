@@ -40,6 +40,17 @@ class TestCases:
             "bucket_size": 7,
         }
 
+    @pytest.mark.parametrize("layout", ["pipeline=2", "pipeline=2,tensor=2"])
+    def test_a_pipeline_is_refused_as_nothing_runs_it_yet(self, layout):
+        config = make_config("llama3-8b", "parallel.pipeline=4", "pipeline.schedule=zbv")
+        message = "parallel.pipeline: [24], but pipelines are planned only: nothing runs them yet; allowed: 1"
+        with pytest.raises(MtError, match=message):
+            cases(config, [layout], None)
+        with pytest.raises(MtError, match=message):
+            cases(config, [], None)
+        (case,) = cases(config, ["tensor=2"], None)
+        assert case.parallel.pipeline == 1
+
     @pytest.mark.parametrize(
         ("layout", "ranks", "data"),
         [

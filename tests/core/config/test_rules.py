@@ -38,6 +38,12 @@ def test_a_layout_that_cannot_be_is_told_before_there_are_ranks():
     ]
 
 
+def test_a_pipeline_is_not_trained_yet():
+    assert refused("parallel.pipeline=2") == [
+        "parallel.pipeline: 2, but pipelines are planned only: nothing runs them yet; allowed: 1; mt plan takes more"
+    ]
+
+
 @pytest.mark.parametrize(
     ("dtype", "gradients", "allowed"),
     [

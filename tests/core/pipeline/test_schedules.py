@@ -1,11 +1,13 @@
 """Every schedule does each pass once, in an order that can be done, and holds what it is known to hold."""
 
 from collections import Counter
+from typing import get_args
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mt_core.config.sections import ScheduleName
 from mt_core.errors import MtError
 from mt_core.pipeline.actions import Action, Overlap, Placement, Schedule
 from mt_core.pipeline.rank_schedules import ScheduleSize
@@ -235,3 +237,7 @@ def test_an_unknown_schedule_names_the_known():
 def test_counts_that_pass_are_told_as_batches_too():
     (problem,) = list_problems("interleaved", ScheduleSize(4, 6, 2), samples=16)
     assert problem.allowed == "allowed: 4 or 8 microbatches, batch.global_batch = 64 or 128"
+
+
+def test_the_configuration_names_every_schedule():
+    assert get_args(ScheduleName) == tuple(SCHEDULES)

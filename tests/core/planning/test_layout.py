@@ -192,3 +192,16 @@ def test_where_no_layout_passes_the_next_numbers_of_ranks_are_told():
         "with 8 ranks: tensor 2 × context 1 × data 4"
     )
     assert suggest_nearest(run("batch.micro_batch=3"), 1).allowed == "no layout of 1 passes; nor one of fewer"
+
+
+def test_a_pipeline_is_refused_by_what_does_not_run_it():
+    assert told(8, LLAMA, "parallel.pipeline=4") == [
+        "parallel.pipeline: 4, but pipelines are planned only: nothing runs them yet; allowed: 1; mt plan takes more"
+    ]
+
+
+def test_keys_of_a_pipeline_need_one():
+    assert told(8, LLAMA, "pipeline.schedule=zbv", 'pipeline.layout="Et|tL"') == [
+        "pipeline.schedule: 'zbv', but parallel.pipeline is 1; leave it out, or set parallel.pipeline above 1",
+        "pipeline.layout: 'Et|tL', but parallel.pipeline is 1; leave it out, or set parallel.pipeline above 1",
+    ]

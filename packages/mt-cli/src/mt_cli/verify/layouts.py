@@ -7,10 +7,10 @@ from typing import Any
 
 from mt_core.config.loading import Layer, merge, read_override, validate
 from mt_core.config.run_config import TransformerRun
-from mt_core.config.sections import ParallelConfig
+from mt_core.config.sections import ParallelConfig, PipelineConfig
 from mt_core.distributed.topology import resolve_dims
 from mt_core.errors import MtError, Problem, raise_if
-from mt_core.parallel.layout import problems
+from mt_core.parallel.layout import pipeline_problems, problems
 from mt_models.plugin import mt_config_rules
 
 MOST_RANKS = 64
@@ -37,6 +37,7 @@ def cases(config: TransformerRun, layouts: Sequence[str], ranks: int | None) -> 
         chosen = [_case(text, parse_layout(text, config.parallel), ranks) for text in layouts]
     else:
         chosen = [_configured_case(config, ranks)]
+    raise_if(problem for case in chosen for problem in pipeline_problems(with_parallel(config, case.parallel)))
     for case in chosen:
         if case.ranks == 1 and config.recompute.granularity == "none":
             where = case.name if layouts else "parallel"
@@ -91,7 +92,8 @@ def with_parallel(config: TransformerRun, parallel: ParallelConfig) -> Any:
     batch = config.batch.model_copy(
         update={"global_batch": config.batch.micro_batch * (parallel.data or 1), "rampup": None, "sizes": None}
     )
-    return config.model_copy(update={"parallel": parallel, "batch": batch})
+    pipeline = config.pipeline if parallel.pipeline > 1 else PipelineConfig()
+    return config.model_copy(update={"parallel": parallel, "pipeline": pipeline, "batch": batch})
 
 
 def _configured_case(config: TransformerRun, ranks: int | None) -> Case:

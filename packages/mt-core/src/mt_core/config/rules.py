@@ -29,6 +29,8 @@ def problems(config: RunConfig) -> Iterator[Problem]:
     """Everything wrong between the core sections of a valid `RunConfig`."""
     if has_attention(config):  # layout rules only apply to attention models
         yield from layout.problems(config)
+    else:
+        yield from layout.pipeline_problems(config)
     yield from _precision(config)
     yield from _lr_schedule(config)
     if config.runtime.deterministic and has_attention(config):

@@ -15,6 +15,7 @@ from mt_core.config.sections import (
     LRScheduleConfig,
     OptimConfig,
     ParallelConfig,
+    PipelineConfig,
     PrecisionConfig,
     RecomputeConfig,
     RuntimeConfig,
@@ -39,6 +40,7 @@ class RunConfig(Section, Generic[ModelT, DataT]):
     lr_schedule: LRScheduleConfig = LRScheduleConfig()
     precision: PrecisionConfig = PrecisionConfig()
     parallel: ParallelConfig = ParallelConfig()
+    pipeline: PipelineConfig = PipelineConfig()
     recompute: RecomputeConfig = RecomputeConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()

@@ -20,6 +20,10 @@ CPCommType = Literal["ring", "all_gather", "all_to_all"]
 """How context-parallel ranks communicate; Megatron calls them p2p, all_gather and a2a."""
 
 
+ScheduleName = Literal["gpipe", "1f1b", "interleaved", "zb-h1", "zb-2p", "zbv", "dualpipev"]
+"""Pipeline schedules, by their names in `mt_core.pipeline.schedule_table`."""
+
+
 class Section(BaseModel):
     """A frozen group of settings; unknown keys are refused. The docstring under a field documents it with its unit."""
 
@@ -34,7 +38,7 @@ class Section(BaseModel):
 
 
 class ParallelConfig(Section):
-    """How ranks share the work. tensor × context × data is the number of ranks."""
+    """How ranks share the work. tensor × context × data × pipeline is the number of ranks."""
 
     data: PositiveInt | None = None
     """Ranks that take different samples; unset, what the other axes leave of the ranks that run."""
@@ -44,6 +48,8 @@ class ParallelConfig(Section):
     """Ranks that share each sequence."""
     expert: PositiveInt = 1
     """Ranks of data × context that share each layer's experts; tokens travel to the ranks of their experts."""
+    pipeline: PositiveInt = 1
+    """Ranks that have different layers. `mt plan` plans above 1; `mt train` does not run it yet."""
     sequence: bool = False
     """Sequence parallelism: between the matrices, tensor ranks hold a part of the sequence each."""
     cp_comm_type: CPCommType = "ring"
@@ -58,6 +64,27 @@ class ParallelConfig(Section):
     """With zero1, gather the updated parameters while the next forward pass runs."""
     bucket_size: PositiveInt = 40_000_000
     """Elements of a gradient bucket, the unit of reduction."""
+
+
+class PipelineConfig(Section):
+    """With parallel.pipeline above 1: which layers a stage has, and in which order microbatches pass through stages."""
+
+    schedule: ScheduleName = "1f1b"
+    """Order of forward and backward passes."""
+    virtual_stages: PositiveInt | None = None
+    """Stages of each rank; unset, as few as the schedule takes."""
+    microbatch_group_size: PositiveInt | None = None
+    """With "interleaved": microbatches that pass through a stage before the rank's next; unset, parallel.pipeline."""
+    num_layers_in_first_stage: PositiveInt | None = None
+    """Layers of the first rank, of all its stages together; unset, as many as the others have."""
+    num_layers_in_last_stage: PositiveInt | None = None
+    """Layers of the last rank, likewise."""
+    account_for_embedding: bool = False
+    """Count the embedding as a layer of the first stage, which then has one layer fewer."""
+    account_for_loss: bool = False
+    """Count head and loss as a layer of the last stage, which then has one layer fewer."""
+    layout: str | None = None
+    """Every stage in Megatron's letters, such as "Et*3|t*4|t*4|t*3L": E embedding, t a layer, L head and loss."""
 
 
 class RecomputeConfig(Section):

@@ -78,6 +78,7 @@ def build_layout(config: RunConfig, ranks: int | None = None) -> Layout:
 
 def problems(config: TransformerRun, ranks: int | None = None) -> Iterator[Problem]:
     """Everything that keeps a run from being cut as its configuration says; without `ranks`, as far as that shows."""
+    yield from pipeline_problems(config)
     layout = build_layout(config, ranks)
     dims, parallel = layout.dims, config.parallel
     if ranks is not None and dims.ranks != ranks:
@@ -92,6 +93,18 @@ def problems(config: TransformerRun, ranks: int | None = None) -> Iterator[Probl
     recompute, layers = config.recompute, config.model.layers
     if recompute.granularity == "full" and recompute.layers > layers:
         yield Problem("recompute.layers", f"{recompute.layers} of {layers} layers", f"allowed: 1 to {layers}")
+
+
+def pipeline_problems(config: RunConfig) -> Iterator[Problem]:
+    """What does not run yet, or has no effect; `mt plan` cuts the pipeline first, and asks about one of its stages."""
+    if config.parallel.pipeline > 1:
+        actual = f"{config.parallel.pipeline}, but pipelines are planned only: nothing runs them yet"
+        yield Problem("parallel.pipeline", actual, "allowed: 1; mt plan takes more")
+        return
+    for key, field in type(config.pipeline).model_fields.items():
+        if (value := getattr(config.pipeline, key)) != field.default:
+            actual = f"{value!r}, but parallel.pipeline is 1"
+            yield Problem(f"pipeline.{key}", actual, "leave it out, or set parallel.pipeline above 1")
 
 
 def axis_problems(config: TransformerRun, layout: Layout) -> Iterator[Problem]:

@@ -1,0 +1,114 @@
+"""Which layers each stage has: evenly, with other numbers at the ends, with the ends counted as layers, or as written.
+
+The keys are those of the section `pipeline`; Megatron's rules are in docs/specs/core.md §3.6.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import accumulate, pairwise
+from typing import NoReturn
+
+from mt_core.config.sections import PipelineConfig
+from mt_core.errors import MtError, Problem, raise_if
+from mt_core.pipeline.actions import Placement
+from mt_core.pipeline.layout_string import Stage, format_layout, parse_layout
+
+
+def cut_stages(layers: int, placement: Placement, config: PipelineConfig) -> tuple[Stage, ...]:
+    """Every stage in the order of the model; `MtError` names all that does not fit, with a layout that does."""
+    raise_if(_list_contradictions(config))
+    if config.layout is not None:
+        stages = parse_layout(config.layout)
+        raise_if(_list_layout_problems(stages, layers, placement))
+        return stages
+    counts = (
+        _count_uneven(layers, placement, config)
+        if config.num_layers_in_first_stage or config.num_layers_in_last_stage
+        else _count_even(layers, placement, config)
+    )
+    return number_layers(counts)
+
+
+def number_layers(counts: Sequence[int]) -> tuple[Stage, ...]:
+    """Stages of so many layers each; the first has the embedding, the last the loss."""
+    bounds = pairwise(accumulate(counts, initial=0))
+    last = len(counts) - 1
+    return tuple(Stage(range(*bound), number == 0, number == last) for number, bound in enumerate(bounds))
+
+
+def balance_stages(layers: int, stages: int) -> tuple[Stage, ...]:
+    """Stages as even as can be; where some have a layer more, those are not the first and the last."""
+    each, more = divmod(layers, stages)
+    order = sorted(range(stages), key=lambda number: number in (0, stages - 1))
+    return number_layers([each + (number in order[:more]) for number in range(stages)])
+
+
+def _list_contradictions(config: PipelineConfig) -> Iterator[Problem]:
+    """Ways to cut that exclude each other."""
+    ends = ("num_layers_in_first_stage", "num_layers_in_last_stage")
+    counted = ("account_for_embedding", "account_for_loss")
+    given = [name for name in (*ends, *counted) if getattr(config, name)]
+    if config.layout is not None:
+        for name in given:
+            yield Problem(f"pipeline.{name}", "is given beside pipeline.layout, which says it all", "leave one out")
+    elif any(name in given for name in ends):
+        reason = "is given beside numbers of layers in the first or last stage"
+        yield from (Problem(f"pipeline.{name}", reason, "leave one out") for name in counted if name in given)
+
+
+def _count_even(layers: int, placement: Placement, config: PipelineConfig) -> list[int]:
+    """Equally many for each stage, the ends counted as layers if asked."""
+    first, last = int(config.account_for_embedding), int(config.account_for_loss)
+    each, rest = divmod(layers + first + last, placement.stages)
+    counts = [each] * placement.stages
+    counts[0] -= first
+    counts[-1] -= last
+    if rest or min(counts) < 0:
+        counted = [name for name, one in (("embedding", first), ("loss", last)) if one]
+        reason = f"{' + '.join([f'{layers} layers', *counted])} do not divide evenly over {_describe(placement)}"
+        _refuse("model.layers", reason, _list_near(layers, placement.stages, -first - last), layers, placement)
+    return counts
+
+
+def _count_uneven(layers: int, placement: Placement, config: PipelineConfig) -> list[int]:
+    """Numbers of the first and last rank as given, and evenly many for the ranks between."""
+    names = {0: "num_layers_in_first_stage", placement.ranks - 1: "num_layers_in_last_stage"}
+    by_rank = {rank: count for rank, name in names.items() if (count := getattr(config, name))}
+    for rank, count in by_rank.items():
+        if count % placement.chunks:
+            reason = f"{count} do not divide by the {placement.chunks} stages of the rank"
+            near = f"allowed: multiples of {placement.chunks}"
+            _refuse(f"pipeline.{names[rank]}", reason, near, layers, placement)
+    others = [rank for rank in range(placement.ranks) if rank not in by_rank]
+    fixed, unit = sum(by_rank.values()), len(others) * placement.chunks
+    rest = layers - fixed
+    if rest < 0 or (rest % unit if unit else rest):
+        reason = f"{layers} layers leave {rest} for the {len(others)} other ranks, which do not divide evenly"
+        _refuse("model.layers", reason, _list_near(layers, unit, fixed), layers, placement)
+    by_rank |= {rank: rest // len(others) for rank in others}
+    return [by_rank[placement.get_rank(stage)] // placement.chunks for stage in range(placement.stages)]
+
+
+def _list_near(layers: int, unit: int, start: int) -> str:
+    """The numbers start, start + unit, … around a number that is none of them."""
+    below = max(start + (layers - start) // unit * unit, start) if unit else start
+    near = [below, below + unit] if unit and below < layers else [below]
+    return f"allowed: model.layers = {' or '.join(str(number) for number in near if number > 0)}"
+
+
+def _refuse(where: str, reason: str, allowed: str, layers: int, placement: Placement) -> NoReturn:
+    near = format_layout(balance_stages(layers, placement.stages))
+    raise MtError(where, reason, f'{allowed}; or pipeline.layout = "{near}" alone')
+
+
+def _list_layout_problems(stages: Sequence[Stage], layers: int, placement: Placement) -> Iterator[Problem]:
+    near = format_layout(balance_stages(layers, placement.stages))
+    if len(stages) != placement.stages:
+        reason = f"{len(stages)} stages, but there are {_describe(placement)}"
+        yield Problem("pipeline.layout", reason, f'allowed: {placement.stages} stages, such as "{near}"')
+    if (count := stages[-1].layers.stop) != layers:
+        yield Problem("pipeline.layout", f"{count} layers (t), but model.layers is {layers}", f'such as "{near}"')
+
+
+def _describe(placement: Placement) -> str:
+    each = f" of {placement.chunks} stages" if placement.chunks > 1 else ""
+    return f"{placement.ranks} ranks{each}"
