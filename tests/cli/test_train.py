@@ -285,7 +285,11 @@ def test_a_checkpoint_of_another_shape_is_refused_with_all_differences(tmp_path,
     other = run_toml(tmp_path / "other.toml", Path(), tmp_path / "other", model=changed)
     from mt_cli.train.compose import build_state
 
-    initialised = load_run_config([other], [f"checkpoint.init=native:{source}"], rules=False)
+    with pytest.raises(MtError, match=f"other.toml: model.position.kind: 'learned', but native:{source} has 'rope'"):
+        load_run_config([other], [f"checkpoint.init=native:{source}"])
+    config = load_run_config([other], rules=False)
+    checkpoint = config.checkpoint.model_copy(update={"init": f"native:{source}"})
+    initialised = config.model_copy(update={"checkpoint": checkpoint})
     with pytest.raises(MtError) as caught:
         build_state(initialised, Mesh(), torch.device("cpu"), resume=False)
     assert "position.weight: tensor is missing" in str(caught.value)

@@ -5,7 +5,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from mt_core.config.loading import load, model_union
+from mt_core.config.loading import load_layers, model_union, read_layers
 from mt_core.config.run_config import RunConfig
 from mt_core.config.sections import Section
 from mt_core.contracts import ModelConfig
@@ -35,10 +35,13 @@ def load_run_config(
     files: Sequence[Path], overrides: Sequence[str] = (), preset: str | None = None, *, rules: bool = True
 ) -> "FullConfig":
     """A validated `RunConfig`; one `MtError` with everything wrong in it. `rules` includes those between sections."""
+    from mt_cli.checkpoint_init import add_checkpoint
+
     if not (files or overrides or preset):
         presets = ", ".join(components("preset")) or "none; pip install mt-models"
         raise MtError("configuration", "none is given", f"give a TOML file, or --preset NAME of: {presets}")
-    return load(run_config_type(), files, overrides, preset, rules=rules)
+    layers = add_checkpoint(read_layers(files, overrides, preset))
+    return load_layers(run_config_type(), layers, rules=rules)
 
 
 def to_toml(config: Section) -> str:

@@ -132,7 +132,7 @@ def load_layers(tree: type[Tree], layers: Sequence[Layer], *, rules: bool = True
 def validate(tree: type[Tree], values: Mapping[str, Any], layers: Sequence[Layer] = ()) -> Tree:
     """`values` as a `tree`, or one `MtError` naming every wrong field and where its value came from."""
     problems = [
-        Problem(_locate(layers, old.split(".")), "unknown key", f"did you mean {new!r}?")
+        Problem(locate(layers, old.split(".")), "unknown key", f"did you mean {new!r}?")
         for old, new in find_renamed(values)
     ]
     values = translate(values)
@@ -173,7 +173,7 @@ def model_union() -> Any:
 
 def _problem(tree: type[Section], values: Any, layers: Sequence[Layer], error: dict[str, Any]) -> Problem:
     section, path = _resolve_location(tree, values, error["loc"])
-    where = _locate(layers, path)
+    where = locate(layers, path)
     if error["type"] == "extra_forbidden":
         return Problem(where, "unknown key", did_you_mean(path[-1], section.model_fields) if section else "")
     if error["type"] == "missing":
@@ -181,7 +181,7 @@ def _problem(tree: type[Section], values: Any, layers: Sequence[Layer], error: d
     return value_problem(where, error)
 
 
-def _locate(layers: Sequence[Layer], path: Sequence[str]) -> str:
+def locate(layers: Sequence[Layer], path: Sequence[str]) -> str:
     """A key as messages name it: after the layer that set it last, if there is one."""
     where = ".".join(path) or "configuration"
     source = next((x.source for x in reversed(layers) if _contains(x.values, path)), "")

@@ -1,11 +1,14 @@
 """Rules between the fields of mt-core's own sections: what does not fit, and values that would."""
 
+import re
 from collections.abc import Iterator
+from pathlib import Path
 
+from mt_core.checkpoint.detection import recognising_loaders
 from mt_core.config.run_config import RunConfig, TransformerRun, has_attention
 from mt_core.config.sections import CheckpointConfig
 from mt_core.config.trainable import pattern_problems
-from mt_core.errors import Problem
+from mt_core.errors import Problem, suggest_file
 from mt_core.parallel import layout
 from mt_core.plugins import components, did_you_mean
 
@@ -18,6 +21,10 @@ GRADIENTS = {
 """Allowed values of `precision.gradients` for each dtype: fp16 sums overflow unless the loss is scaled, bf16 sums lose
 the digits of fp16 gradients, and fp64 runs are for exact comparisons, which narrower sums would spoil."""
 
+HUB = "hub"
+"""The loader whose paths are names of repositories."""
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
+"""org/name or org/name@revision."""
 DETERMINISTIC_CORES = ("sdpa", "eager")
 """Attention cores that compute the same twice when torch's deterministic algorithms are on: torch then leaves cuDNN's
 kernel out, and flash and memory-efficient attention take their deterministic backward passes. Measured on an H200 with
@@ -39,7 +46,7 @@ def problems(config: RunConfig) -> Iterator[Problem]:
         yield Problem("optim.name", f"unknown optimizer {config.optim.name!r}", did_you_mean(config.optim.name, known))
     yield from pattern_problems(config.optim.trainable, config.model.canonical_shapes())
     if config.checkpoint.init is not None:
-        yield from _init(config.checkpoint.init)
+        yield from init_problems(config.checkpoint.init)
     if config.checkpoint.save_format != "native":
         yield from _save_format(config.checkpoint)
 
@@ -77,13 +84,22 @@ def _lr_schedule(config: RunConfig) -> Iterator[Problem]:
         )
 
 
-def _init(text: str) -> Iterator[Problem]:
+def init_problems(text: str) -> Iterator[Problem]:
+    """What is wrong with `checkpoint.init`: its form, its loader, or a directory that is not there."""
     loader, colon, path = text.partition(":")
     known = components("ckpt-loader")
     if not colon or not path:
-        yield Problem("checkpoint.init", f"{text!r}", f"allowed: LOADER:PATH with a loader of {', '.join(known)}")
+        loaders = recognising_loaders(Path(text)) if Path(text).exists() else []
+        hint = f"did you mean '{loaders[0]}:{text}'? " if loaders else ""
+        yield Problem("checkpoint.init", f"{text!r}", f"{hint}allowed: LOADER:PATH with a loader of {', '.join(known)}")
     elif loader not in known:
         yield Problem("checkpoint.init", f"unknown loader {loader!r}", did_you_mean(loader, known))
+    elif loader != HUB and not Path(path).exists():
+        if HUB in known and HUB_NAME.fullmatch(path):
+            hint = f"to fetch it from the Hugging Face hub: '{HUB}:{path}'"
+        else:
+            hint = suggest_file(Path(path))
+        yield Problem("checkpoint.init", f"no directory {path}", hint)
 
 
 def _save_format(checkpoint: CheckpointConfig) -> Iterator[Problem]:

@@ -1,0 +1,117 @@
+"""What `checkpoint.init` decides of a configuration: the model, and where they are not given the tokenizer and length.
+
+A key of the model that contradicts the checkpoint is refused with its name, unless it changes no weight and no logit.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from mt_cli.run_config import flatten
+from mt_core.checkpoint.detection import open_checkpoint
+from mt_core.config.loading import Layer, locate, merge_layers
+from mt_core.config.rules import init_problems
+from mt_core.contracts import CheckpointLoader
+from mt_core.errors import MtError, Problem, raise_if
+
+HARMLESS = ("attention.core", "init_std", "vocab_divisor", "mlp.aux_loss_coeff", "*dropout*")
+"""Patterns of keys below `model` that may differ from the checkpoint's: how it computes, and what only trains."""
+LONGEST_DEFAULT = 2048
+"""Longest `data.seq_length` that a checkpoint decides; its positions, if those are fewer."""
+
+
+def add_checkpoint(layers: Sequence[Layer]) -> list[Layer]:
+    """The layers with those that `checkpoint.init` adds; unchanged if there is none.
+
+    A checkpoint that cannot be read is an error only where the model is not given: a run that resumes needs it no more.
+    """
+    values = merge_layers(layers)
+    init = _get(values, "checkpoint").get("init")
+    if not isinstance(init, str):
+        return [*layers]
+    try:
+        raise_if(init_problems(init))
+        loader, _, path = init.partition(":")
+        checkpoint = open_checkpoint(Path(path), loader)
+        model = checkpoint.config().model_dump(mode="json")
+    except MtError:
+        if "layers" in _get(values, "model"):
+            return [*layers]
+        raise
+    raise_if(find_contradictions(layers, model, init))
+    data = default_data(checkpoint, model, _get(values, "data"))
+    below, size = Layer(init, {"model": drop_unset(model), "data": data}), {"vocab_size": model["vocab_size"]}
+    return [below, *layers, Layer(init, {"model": size})]  # a preset's size may be "tokenizer"
+
+
+def find_contradictions(layers: Sequence[Layer], model: Mapping[str, Any], init: str) -> Iterator[Problem]:
+    """Every key of a layer's model that has another value in the checkpoint's; one line for all keys of a preset.
+
+    What a higher layer sets to another value has no effect, and is no contradiction.
+    """
+    given, effective = dict(flatten(model)), dict(flatten(_get(merge_layers(layers), "model")))
+    for layer in layers:
+        differing = {
+            key: value
+            for key, value in flatten(_get(layer.values, "model"))
+            if effective.get(key) == value and not is_harmless(key, value, model) and _differs(key, value, given)
+        }
+        if differing and layer.source.startswith("preset "):
+            keys = ", ".join(differing)
+            yield Problem(layer.source, f"{init} is another model, in {keys}", "leave the preset out")
+            continue
+        for key, value in differing.items():
+            actual = f"{value!r}, but {init} has {given.get(key)!r}"
+            yield Problem(
+                locate([layer], ["model", *key.split(".")]), actual, "leave it out: the checkpoint decides it"
+            )
+
+
+def is_harmless(key: str, value: object, model: Mapping[str, Any]) -> bool:
+    """Whether a key below `model` may differ from the checkpoint's."""
+    if key == "max_seq_len":  # positions that are no weights
+        return _get(model, "position").get("kind") in ("rope", "none")
+    return (key, value) == ("vocab_size", "tokenizer") or any(fnmatch(key, pattern) for pattern in HARMLESS)
+
+
+def _differs(key: str, value: object, given: Mapping[str, Any]) -> bool:
+    """Whether the checkpoint's value is another one; an unknown key is left to the check of all keys."""
+    parts = key.split(".")
+    parents = (".".join(parts[:length]) for length in range(1, len(parts)))
+    if any(given.get(parent, "") is None for parent in parents):  # a table that the checkpoint has not got
+        return True
+    return key in given and given[key] != value
+
+
+def drop_unset(table: Mapping[str, Any]) -> dict[str, Any]:
+    """A table without what is None, as TOML has no such value."""
+    return {
+        key: drop_unset(value) if isinstance(value, Mapping) else value
+        for key, value in table.items()
+        if value is not None
+    }
+
+
+def default_data(checkpoint: CheckpointLoader, model: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of the data section where none are given: the length, and a tokenizer for data that needs one.
+
+    Corpora of tokens need none: all files of the checkpoint's own are copied for them.
+    """
+    length = min(int(model["max_seq_len"]), LONGEST_DEFAULT)
+    defaults: dict[str, Any] = {"kind": data.get("kind", "gpt"), "seq_length": length}
+    files = list(checkpoint.tokenizer_files())
+    if files and data.get("kind", "gpt") not in ("gpt", "mock") and "tokenizer" not in data:
+        from mt_data.tokenizers.build import detect_tokenizer
+
+        with suppress(MtError):  # files that are no tokenizer; the data says that it needs one
+            defaults["tokenizer"] = detect_tokenizer(files[0].parent).model_dump(exclude_defaults=True)
+            defaults["tokenizer"].setdefault("type", "GPT2BPETokenizer")
+    return defaults
+
+
+def _get(values: Mapping[str, Any], section: str) -> Mapping[str, Any]:
+    """A table, empty if it is missing or no table."""
+    table = values.get(section)
+    return table if isinstance(table, Mapping) else {}
