@@ -114,6 +114,7 @@ def test_schema_documents_every_field(mt):
             "lr_schedule",
             "precision",
             "parallel",
+            "pipeline",
             "recompute",
             "checkpoint",
         ),
