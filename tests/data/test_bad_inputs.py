@@ -4,6 +4,7 @@ import bz2
 import gzip
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -209,6 +210,11 @@ def test_files_of_tokenizers(tmp_path: Path, kind: str):
     for number, (fault, path) in enumerate(bad_directories(tmp_path, example.parent)):
         done = run_mt(*command, tmp_path / "out" / str(number), *options(path / example.name))
         assert_clean(done, f"{kind}, {fault}", may_succeed=True)
+    for file in (file.name for file in example.parent.glob("*.json")):
+        copy = shutil.copytree(example.parent, tmp_path / "deep" / file)
+        (copy / file).write_text('{"a": ' + "[" * 100_000)
+        done = run_mt(*command, tmp_path / "out" / "deep", *options(copy / example.name))
+        assert_clean(done, f"{kind}, deep {file}", may_succeed=file != example.name)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

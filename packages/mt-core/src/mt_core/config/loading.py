@@ -20,6 +20,8 @@ from mt_core.plugins import component, components, did_you_mean, manager
 TOML = "give a TOML file of settings"
 Tree = TypeVar("Tree", bound=Section)
 """The type of the configuration that is loaded."""
+LONGEST_VALUE = 200
+"""Characters of a wrong value that a message shows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +35,7 @@ class Layer:
 def read_toml(path: Path, source: str | None = None) -> Layer:
     """One file; one that cannot be read, or a syntax error (with its line), is an `MtError`."""
     try:
-        return Layer(source or str(path), tomllib.loads(path.read_text(encoding="utf-8")))
+        return Layer(source or str(path), _parse_toml(path.read_text(encoding="utf-8")))
     except FileNotFoundError as err:
         raise MtError(str(path), "no such file", _suggest_instead(path)) from err
     except IsADirectoryError as err:
@@ -42,8 +44,16 @@ def read_toml(path: Path, source: str | None = None) -> Layer:
         raise MtError(str(path), "is a directory", allowed) from err
     except OSError as err:
         raise MtError(str(path), f"cannot be read: {err.strerror}", TOML) from err
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as err:
+    except ValueError as err:
         raise MtError(str(path), f"not TOML: {err}", "" if path.suffix == ".toml" else TOML) from err
+
+
+def _parse_toml(text: str) -> dict[str, Any]:
+    """The tables of a text; a `ValueError` for whatever is wrong with it, too much for Python included."""
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def _suggest_instead(path: Path) -> str:
@@ -65,8 +75,8 @@ def read_override(text: str) -> Layer:
     if not equals or not all(path.split(".")):
         raise MtError(f"--set {text}", "not of the form section.field=value", "for example --set batch.micro_batch=4")
     try:
-        parsed: Any = tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
+        parsed: Any = _parse_toml(f"value = {value}")["value"]
+    except ValueError:
         parsed = value
     for key in reversed(path.strip().split(".")):
         parsed = {key: parsed}
@@ -193,7 +203,9 @@ def value_problem(where: str, error: Mapping[str, Any]) -> Problem:
     message = error["msg"].removeprefix("Value error, ")
     if isinstance(error["input"], Mapping):
         return Problem(where, message)
-    return Problem(where, f"{error['input']!r}", message[:1].lower() + message[1:])
+    shown = repr(error["input"])
+    shown = shown if len(shown) <= LONGEST_VALUE else f"{shown[:LONGEST_VALUE]}…"
+    return Problem(where, shown, message[:1].lower() + message[1:])
 
 
 def _resolve_location(

@@ -128,7 +128,7 @@ def _read_split_paths(path: Path) -> dict[str, Sequence[str]]:
     where = "data.split_paths_file"
     try:
         values = json.loads(_read(path, where))
-    except json.JSONDecodeError as err:
+    except (ValueError, RecursionError) as err:
         raise MtError(where, f"{path} is not JSON ({err})", "an object with keys train, valid and test") from err
     if not isinstance(values, dict) or set(values) != set(SPLITS):
         raise MtError(where, f"{path} does not hold the three splits", "an object with keys train, valid and test")

@@ -63,7 +63,7 @@ def read_vocabulary(path: Path) -> dict[str, int]:
     """Token to id from vocab.json; checks that every byte and the end of document have an id."""
     try:
         vocabulary = json.loads(path.read_text("utf-8"))
-    except ValueError as err:
+    except (ValueError, RecursionError) as err:
         raise MtError(str(path), f"is not JSON ({err})", "a vocab.json: an object of token to id") from err
     if not isinstance(vocabulary, dict) or not all(isinstance(i, int) and i >= 0 for i in vocabulary.values()):
         raise MtError(str(path), "does not map tokens to ids", "a vocab.json: an object of token to id")

@@ -70,7 +70,7 @@ class HuggingFaceTokenizer(LibraryTokenizer):
         if not config.get("eos_token") and self._end is not None:
             config["eos_token"] = self._tokenizer.id_to_token(self._end)
         write_text(directory / "tokenizer.json", tokenizer)
-        write_text(directory / "tokenizer_config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+        write_text(directory / "tokenizer_config.json", json.dumps(config, indent=2) + "\n")
         write_saved(self, TYPE, directory)
 
 
@@ -212,6 +212,6 @@ def read_object(path: Path) -> dict[str, Any]:
         return {}
     try:
         value = json.loads(path.read_text("utf-8"))
-    except ValueError as err:
+    except (ValueError, RecursionError) as err:
         raise MtError(str(path), f"is not JSON ({err})", "an object") from err
     return value if isinstance(value, dict) else {}

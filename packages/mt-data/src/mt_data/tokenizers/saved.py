@@ -64,7 +64,7 @@ def read_saved(directory: Path) -> SavedTokenizer:
         saved = SavedTokenizer(**json.loads(path.read_text("utf-8")))
         saved.config(directory)
         return saved
-    except (ValueError, TypeError, AttributeError) as err:
+    except (ValueError, TypeError, AttributeError, RecursionError) as err:
         raise MtError(str(path), f"is damaged: {err}", "save the tokenizer again, or remove this file") from err
 
 

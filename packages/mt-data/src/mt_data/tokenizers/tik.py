@@ -146,7 +146,7 @@ def read_ranks(path: Path, count: int) -> tuple[bytes, dict[bytes, int]]:
     content = path.read_bytes()
     try:
         entries = json.loads(content)
-    except ValueError as err:
+    except (ValueError, RecursionError) as err:
         raise MtError(str(path), f"is not JSON ({err})", FILE_FORM) from err
     if not isinstance(entries, list):
         raise MtError(str(path), "is not a list", FILE_FORM)
