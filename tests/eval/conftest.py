@@ -4,6 +4,7 @@ import torch
 from mt_core.checkpoint import native
 from mt_data.config import TokenizerConfig
 from mt_data.tokenizers.file_free import BytesTokenizer
+from mt_eval.encoding import TextEncoder
 from mt_models.canonical import canonical_state
 from mt_models.config import GPTConfig
 
@@ -35,6 +36,11 @@ def config():
 @pytest.fixture(scope="session")
 def tokenizer():
     return BytesTokenizer(TokenizerConfig(type="bytes"))
+
+
+@pytest.fixture(scope="session")
+def encoder(tokenizer):
+    return TextEncoder.create(tokenizer)
 
 
 @pytest.fixture(scope="session")

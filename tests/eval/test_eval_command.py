@@ -1,4 +1,7 @@
+import gzip
 import json
+import math
+import shutil
 import subprocess
 import sys
 
@@ -6,6 +9,7 @@ import pytest
 from typer import Typer
 from typer.testing import CliRunner
 
+from mt_core.checkpoint import native
 from mt_core.checkpoint.detection import open_checkpoint
 from mt_core.errors import MtError
 from mt_core.plugins import Component, component, hookimpl, manager
@@ -46,11 +50,13 @@ def test_perplexity_prints_a_table_and_writes_json(checkpoint, held_out, tmp_pat
     assert report["counts"] == {"documents": 1, "tokens": len(TEXT) + 1, "bytes": len(TEXT)}
     assert report["settings"] == {
         "seq_length": 64,
+        "seq_length_from": "model's positions",
         "overlapping_eval": 64,
         "batch_size": 32,
         "device": "cpu",
         "dtype": "fp32",
         "tokenizer": "BytesTokenizer",
+        "before_each_text": "none",
     }
     assert (report["model"], report["data"], report["task"]) == (str(checkpoint), str(held_out), "perplexity")
     assert report["versions"].keys() == {"python", "torch", "mt-eval"}
@@ -77,6 +83,73 @@ def test_a_sequence_longer_than_the_models_positions_is_refused(checkpoint, held
     for task, data in (("perplexity", held_out), ("lambada", passages)):
         with pytest.raises(MtError, match="--seq-length: 65 tokens; 1 to 64, the model's positions"):
             run(app, task, "--load-dir", checkpoint, "--data", data, "--seq-length", 65)
+
+
+@pytest.fixture
+def trained_shorter(checkpoint, tmp_path):
+    """The checkpoint as a run leaves it that trained on samples of 48 tokens."""
+    run = shutil.copytree(checkpoint, tmp_path / "shorter")
+    meta = native.resolve(run) / "meta.json"
+    content = json.loads(meta.read_text())
+    content["config"]["data"] = {"kind": "gpt", "seq_length": 48}
+    meta.write_text(json.dumps(content))
+    return run
+
+
+def test_inputs_are_as_long_as_the_samples_in_training(trained_shorter, held_out, passages, tmp_path):
+    for options, seq_length, source in (
+        ((), 48, "data.seq_length of the run"),
+        (("--seq-length", 64), 64, "--seq-length"),
+        (("--seq-length", 20), 20, "--seq-length"),
+    ):
+        words = ("perplexity", "--load-dir", trained_shorter, "--data", held_out, "--output", tmp_path / "r.json")
+        result = run(app, *words, *options)
+        settings = json.loads((tmp_path / "r.json").read_text())["settings"]
+        assert (settings["seq_length"], settings["seq_length_from"]) == (seq_length, source)
+        assert f"seq length from   {source}\n" in result.stdout
+        assert f" windows of {seq_length} ({source})\n" in result.stderr
+    run(app, "lambada", "--load-dir", trained_shorter, "--data", passages, "--output", tmp_path / "r.json")
+    assert json.loads((tmp_path / "r.json").read_text())["settings"]["seq_length_from"] == "longest input of the task"
+    with pytest.raises(MtError, match="--seq-length: 65 tokens; 1 to 64, the model's positions"):
+        run(app, "perplexity", "--load-dir", trained_shorter, "--data", held_out, "--seq-length", 65)
+
+
+@pytest.fixture
+def broken(checkpoint, tmp_path):
+    """The checkpoint with one NaN, in the embedding of the letter t."""
+    source = open_checkpoint(checkpoint)
+    tensors = dict(source.tensors())
+    tensors["embed.weight"] = tensors["embed.weight"].clone()
+    tensors["embed.weight"][ord("t"), 3] = math.nan
+    native.write_model(
+        tmp_path / "broken", source.config().model_dump(mode="json"), tensors.items(), source.tokenizer_files()
+    )
+    return tmp_path / "broken"
+
+
+def test_a_model_with_one_nan_gives_no_number_and_no_text(broken, held_out, passages, tmp_path):
+    allowed = "look for NaN and infinity in the weights (mt ckpt inspect), and try --dtype fp32"
+    output = tmp_path / "r.json"
+    for task, data, message in (
+        ("perplexity", held_out, f"{held_out}, token 3: the model computes a loss that is not finite here; {allowed}"),
+        ("wikitext103", held_out, f"{held_out}, token 3: the model computes a loss that is not finite here; {allowed}"),
+        ("lambada", passages, f"{passages}:2, token 19: the model computes NaN or infinite logits here; {allowed}"),
+    ):
+        with pytest.raises(MtError) as error:
+            run(app, task, "--load-dir", broken, "--data", data, "--output", output, "--device", "cpu")
+        assert (str(error.value), error.value.exit_code) == (message, 1)
+    for options in (("--top-k", 1), ("--top-k", 3), ("--top-p", 0.9), ()):
+        with pytest.raises(MtError) as error:
+            run_generate(broken, "--prompt", "a", "--prompt", "at", "--max-new-tokens", 4, *options)
+        assert error.value.exit_code == 1
+        assert str(error.value) == f"prompt 2, after token 2: the model computes NaN or infinite logits here; {allowed}"
+    assert not output.exists()
+    command = [sys.executable, "-m", "mt_cli", "eval", "perplexity", "--load-dir", str(broken), "--data", str(held_out)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert [line for line in result.stderr.splitlines() if line.startswith("mt:")] == [
+        f"mt: {held_out}, token 3: the model computes a loss that is not finite here; {allowed}"
+    ]
 
 
 def test_an_output_without_a_directory_is_refused_before_the_work(checkpoint, tmp_path):
@@ -163,6 +236,26 @@ def test_several_prompts_are_printed_in_their_order(checkpoint, tmp_path):
     )
     for number, prompt in enumerate(("first", "second one", "third"), start=1):
         assert f"--- prompt {number}\n{prompt}" in stdout
+
+
+def test_a_prompt_ends_with_its_line_only(checkpoint, tmp_path):
+    prompts = ["a\u2028b", "c\x85d", "e\x0cf", "g\x0b\x1ch"]
+    (tmp_path / "prompts.txt.gz").write_bytes(gzip.compress("\r\n".join(prompts).encode()))
+    stdout = run_generate(checkpoint, "--prompt-file", tmp_path / "prompts.txt.gz", "--max-new-tokens", 1)
+    assert [f"--- prompt {n}\n{prompt}" in stdout for n, prompt in enumerate(prompts, start=1)] == [True] * 4
+    assert "--- prompt 5" not in stdout
+
+
+def test_a_prompt_that_is_not_utf8_is_refused(checkpoint, tmp_path):
+    with pytest.raises(
+        MtError, match=r"^--prompt 2: 'b\\udcff' is not UTF-8; a text; --prompt-file names one in a file$"
+    ):
+        run_generate(checkpoint, "--prompt", "a", "--prompt", "b\udcff")
+    (tmp_path / "p.txt").write_bytes(b"a\n\xff")
+    with pytest.raises(MtError, match=r"p\.txt: is not UTF-8 at byte 3; UTF-8 text"):
+        run_generate(checkpoint, "--prompt-file", tmp_path / "p.txt")
+    with pytest.raises(MtError, match="is a directory; the path of a file"):
+        run_generate(checkpoint, "--prompt-file", tmp_path)
 
 
 def test_an_empty_prompt_begins_a_document(checkpoint):

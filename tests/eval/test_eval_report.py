@@ -1,9 +1,14 @@
+import math
 import os
 import pty
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
+import pytest
+
+from mt_core.errors import MtError
 from mt_eval.report import Report, publish
 
 REPORT = Report(
@@ -45,3 +50,12 @@ def test_a_terminal_gets_a_table():
 def test_nothing_unfinished_is_left_beside_the_output(tmp_path):
     publish(REPORT, tmp_path / "r.json")
     assert [path.name for path in tmp_path.iterdir()] == ["r.json"]
+
+
+def test_a_metric_that_is_not_finite_is_refused_and_nothing_written(tmp_path):
+    report = replace(REPORT, metrics={"loss": math.nan, "accuracy": 0.5, "perplexity": math.inf})
+    with pytest.raises(MtError) as error:
+        publish(report, tmp_path / "r.json")
+    hint = "a finite number: look for NaN and infinity in the model's weights"
+    assert str(error.value) == f"lambada: loss is nan; {hint}\nlambada: perplexity is inf; {hint}"
+    assert not list(tmp_path.iterdir())

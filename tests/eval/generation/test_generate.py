@@ -1,3 +1,6 @@
+import copy
+import math
+
 import pytest
 import torch
 
@@ -89,3 +92,17 @@ def test_no_new_tokens_are_none(model):
 def test_what_does_not_fit_is_refused(model, prompts, new, message):
     with pytest.raises(MtError, match=message):
         generate(model, prompts, max_new_tokens=new)
+
+
+def test_a_prompt_that_has_ended_may_be_followed_by_anything(model):
+    """After its end a prompt is fed that end, whose logits nobody reads."""
+    (first,) = generate(model, [[1]], max_new_tokens=3, options=GREEDY)
+    end = first[1]
+    broken = copy.deepcopy(model)
+    with torch.no_grad():
+        broken.embed.weight[end] = math.nan
+    assert generate(broken, [[1], [2]], max_new_tokens=2, options=GREEDY, ends={end}) == generate(
+        model, [[1], [2]], max_new_tokens=2, options=GREEDY, ends={end}
+    )
+    with pytest.raises(MtError, match="prompt 1, after token 3: the model computes NaN or infinite logits"):
+        generate(broken, [[1]], max_new_tokens=3, options=GREEDY)

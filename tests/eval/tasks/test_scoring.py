@@ -1,3 +1,4 @@
+import copy
 import math
 
 import pytest
@@ -6,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mt_core.errors import MtError
-from mt_eval.tasks.scoring import check_stride, compute_perplexity, make_windows, sum_loss
+from mt_eval.finite import NonFiniteOutput
+from mt_eval.tasks.scoring import TokenizedText, check_stride, compute_perplexity, make_windows, sum_loss
 
 SIZES = st.integers(1, 40).flatmap(
     lambda seq_length: st.tuples(st.integers(0, 200), st.just(seq_length), st.integers(1, seq_length))
@@ -51,7 +53,9 @@ def test_the_wikitext_windows_that_score_nothing_are_left_out():
 def test_one_window_is_the_models_own_loss(model):
     tokens = torch.randint(0, 257, (40,), generator=torch.Generator().manual_seed(1))
     whole = model.token_losses(tokens[None, :-1], tokens[None, 1:]).sum().item()
-    assert sum_loss(model, tokens.tolist(), seq_length=64, stride=64, batch_size=4) == pytest.approx(whole, rel=1e-12)
+    assert sum_loss(model, TokenizedText(tokens.tolist()), seq_length=64, stride=64, batch_size=4) == pytest.approx(
+        whole, rel=1e-12
+    )
 
 
 @pytest.mark.parametrize("stride", [1, 3, 8])
@@ -61,13 +65,45 @@ def test_each_target_sees_the_context_that_its_window_has(model, stride):
     for target in range(1, 30):
         start = 0 if target <= 8 else -(-(target - 8) // stride) * stride
         expected += model.token_losses(tokens[None, start:target], tokens[None, start + 1 : target + 1])[0, -1].item()
-    result = sum_loss(model, tokens.tolist(), seq_length=8, stride=stride, batch_size=5)
+    result = sum_loss(model, TokenizedText(tokens.tolist()), seq_length=8, stride=stride, batch_size=5)
     assert result == pytest.approx(expected, rel=1e-12)
+
+
+def test_tokens_that_a_tokenizer_puts_before_a_text_are_not_scored(model):
+    tokens = list(range(50, 80))
+    losses = model.token_losses(torch.tensor([tokens[:-1]]), torch.tensor([tokens[1:]]))[0]
+    text = TokenizedText(tokens, frozenset((0, 1, 9)))
+    expected = sum(losses[place - 1].item() for place in range(1, 30) if place not in (1, 9))
+    assert sum_loss(model, text, seq_length=64, stride=64, batch_size=4) == pytest.approx(expected, rel=1e-12)
+    assert text.num_scored == 27
+    assert sum_loss(model, text, seq_length=8, stride=8, batch_size=3) != pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+def test_a_loss_that_is_not_finite_is_named_by_its_first_token(model, batch_size):
+    broken = copy.deepcopy(model)
+    with torch.no_grad():
+        broken.embed.weight[99] = math.nan
+    text = TokenizedText([256, *range(3, 30), 256, *range(60, 105)], documents=((1, "d.jsonl:1"), (29, "d.jsonl:4")))
+    with pytest.raises(NonFiniteOutput) as error:
+        sum_loss(broken, text, seq_length=16, stride=16, batch_size=batch_size)
+    assert str(error.value) == (
+        "d.jsonl:4, token 41: the model computes a loss that is not finite here; "
+        "look for NaN and infinity in the weights (mt ckpt inspect), and try --dtype fp32"
+    )  # 99 is token 40: the one after it is the first that is predicted from it
+    assert error.value.exit_code == 1
+    with torch.no_grad():
+        broken.embed.weight[99] = 0
+        broken.head.weight[7] = math.inf
+    with pytest.raises(
+        NonFiniteOutput, match=r"d\.jsonl:1, token 1: the model computes a loss that is not finite here"
+    ):
+        sum_loss(broken, text, seq_length=16, stride=16, batch_size=batch_size)
 
 
 def test_batch_size_changes_nothing(model):
     tokens = list(range(100))
-    one, many = (sum_loss(model, tokens, seq_length=16, stride=5, batch_size=size) for size in (1, 7))
+    one, many = (sum_loss(model, TokenizedText(tokens), seq_length=16, stride=5, batch_size=size) for size in (1, 7))
     assert many == pytest.approx(one, rel=1e-12)
 
 
@@ -83,4 +119,4 @@ def test_a_stride_longer_than_the_window_is_refused():
 
 def test_a_text_without_a_target_is_refused(model):
     with pytest.raises(MtError, match="--data: 1 tokens; a text of at least two"):
-        sum_loss(model, [3], seq_length=8, stride=8, batch_size=1)
+        sum_loss(model, TokenizedText([3]), seq_length=8, stride=8, batch_size=1)

@@ -7,7 +7,7 @@ from typing import NoReturn
 import typer
 
 from mt_core.cli.plugin_group import plugin_group
-from mt_core.errors import EXIT_USER_ERROR, MtError
+from mt_core.errors import MtError
 from mt_core.files import describe_file_error
 
 app = plugin_group("command", "Train, convert and evaluate language models.", completion=True)
@@ -34,7 +34,7 @@ def _rank_label() -> str:
 
 
 def main() -> None:
-    """Entry point. A mistake of the user's is reported in one line a problem, with exit code 2."""
+    """Entry point. An `MtError` is reported in one line a problem; its exit code is 2 for a mistake of the user's."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of files and texts need not fit the terminal's encoding
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
@@ -50,4 +50,4 @@ def main() -> None:
 def _report(error: MtError) -> NoReturn:
     for problem in error.problems:
         print(f"mt{_rank_label()}: {problem}", file=sys.stderr)
-    raise SystemExit(EXIT_USER_ERROR) from None
+    raise SystemExit(error.exit_code) from None

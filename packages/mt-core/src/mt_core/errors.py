@@ -29,6 +29,9 @@ class Problem:
 class MtError(Exception):
     """A mistake the user can correct. `str(error)` has one line for each problem."""
 
+    exit_code = EXIT_USER_ERROR
+    """With what `mt` ends; subclasses for what is no mistake of the user's say otherwise."""
+
     def __init__(self, where: str, actual: str, allowed: str = "") -> None:
         self.problems: tuple[Problem, ...] = (Problem(where, actual, allowed),)
         super().__init__(str(self.problems[0]))

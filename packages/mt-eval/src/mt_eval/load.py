@@ -35,6 +35,11 @@ class Checkpoint:
         """Open a checkpoint with the loader of that name, or with the one that recognises the directory."""
         return cls(path, open_checkpoint(path, loader))
 
+    @property
+    def trained_seq_length(self) -> int | None:
+        """Tokens of the samples that the run trained on; None where the checkpoint does not say."""
+        return getattr(self.loader, "trained_seq_length", lambda: None)()
+
 
 def pick_dtype(name: str = "fp32") -> "torch.dtype":
     """The type of parameters and activations."""

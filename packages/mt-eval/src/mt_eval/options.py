@@ -39,7 +39,7 @@ class ModelOptions:
 
 @dataclass(frozen=True, slots=True)
 class TokenizerOptions:
-    """Another source for the tokenizer than the checkpoint."""
+    """Another source for the tokenizer than the checkpoint, and how texts begin."""
 
     tokenizer_type: Annotated[
         str | None,
@@ -48,12 +48,20 @@ class TokenizerOptions:
     vocab_file: Annotated[Path | None, "vocab.json of GPT2BPETokenizer."] = None
     merge_file: Annotated[Path | None, "merges.txt of GPT2BPETokenizer."] = None
     tokenizer_model: Annotated[Path | None, "tokenizer.json or its directory."] = None
+    bos: Annotated[
+        bool | None,
+        Option(
+            "--bos/--no-bos",
+            help="Begin every text with the beginning-of-sequence token, or never; as the tokenizer says if not given.",
+            show_default=False,
+        ),
+    ] = None
 
     def config(self) -> "TokenizerConfig | None":
         """The tokenizer that the options name, its kind found from the files if not given; None if they name none."""
         from mt_data.options import make_tokenizer_config
 
-        given = {name: value for name, value in asdict(self).items() if value is not None}
+        given = {name: value for name, value in asdict(self).items() if value is not None and name != "bos"}
         return make_tokenizer_config(given) if given else None
 
 
@@ -62,8 +70,13 @@ class TaskOptions:
     """What every evaluation task takes."""
 
     load_dir: Annotated[Path, "Checkpoint: a run, a step or a Hugging Face directory."]
-    data: Annotated[Path, "The file to evaluate on."]
-    seq_length: Annotated[int | None, Option(min=1, help="Longest input in tokens.", show_default=False)] = None
+    data: Annotated[Path, "The file to evaluate on; .gz, .zst and .bz2 are decompressed."]
+    seq_length: Annotated[
+        int | None,
+        Option(
+            min=1, help="Longest input in tokens; at most what the run trained at if not given.", show_default=False
+        ),
+    ] = None
     batch_size: Annotated[
         int | None, Option(min=1, help="Sequences in a batch; changes the speed only.", show_default=False)
     ] = None

@@ -6,10 +6,11 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from mt_core.errors import MtError
+from mt_core.errors import MtError, Problem, raise_if
 from mt_core.files import atomic_file
 
 Value = int | float | str
@@ -48,10 +49,15 @@ def check_output(path: Path | None) -> None:
 
 
 def publish(report: Report, output: Path | None = None) -> None:
-    """Print the table on stdout, and write the JSON file, whole or not at all."""
+    """Print the table on stdout, and write the JSON file, whole or not at all; metrics have to be finite."""
+    raise_if(
+        Problem(report.task, f"{name} is {value}", "a finite number: look for NaN and infinity in the model's weights")
+        for name, value in report.metrics.items()
+        if not isfinite(value)
+    )
     if output is not None:
         with atomic_file(output, "w") as file:
-            file.write(json.dumps(report.document(), indent=2, ensure_ascii=False) + "\n")
+            file.write(json.dumps(report.document(), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     if sys.stdout.isatty():
         _print_table(report)
     else:

@@ -20,6 +20,10 @@ class Native:
         """The model's configuration."""
         return model_config(native.read_meta(self.step)["config"]["model"])
 
+    def trained_seq_length(self) -> int | None:
+        """Tokens of the samples that the run trained on; None for a model that did not come from a run."""
+        return native.read_meta(self.step)["config"].get("data", {}).get("seq_length")
+
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Canonical name and tensor, one at a time."""
         return native.stream(self.step)

@@ -15,7 +15,8 @@ class CheckpointLoader(Protocol):
 
     Keyword-only parameters of `__init__`, of a saver as well, are options of `mt ckpt convert`.
     A static method `recognises(path: Path) -> bool` lets commands choose the loader where none is named; it looks at
-    names of files and imports nothing heavy. A text `looks_for` names those files in errors. Both may be left out.
+    names of files and imports nothing heavy. A text `looks_for` names those files in errors. A method
+    `trained_seq_length() -> int | None` says how long the samples in training were. All three may be left out.
     """
 
     def __init__(self, path: Path) -> None: ...

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mt_core.errors import MtError
-from mt_core.files import open_to_read
 from mt_data.corpus.step import CorpusStep, StepOutput, run_step
 from mt_data.text_io.lines import LineChunk, check_inputs, read_chunks
+from mt_data.text_io.texts import read_lines
 
 SHORTEST = 9
 EXTENSIONS = re.compile(
@@ -45,11 +45,7 @@ def read_blacklist(path: Path) -> SiteBlacklist:
     """The names in a file, one a line; `#` begins a comment."""
     if not path.is_file():
         raise MtError(str(path), "no such file", "a list of sites to leave out, one name a line")
-    try:
-        text = open_to_read(path).read().decode()
-    except UnicodeDecodeError as err:
-        raise MtError(str(path), f"byte {err.start + 1} is not UTF-8", "a text file of names, one a line") from err
-    names = (line.partition("#")[0].strip().lower() for line in text.splitlines())
+    names = (line.partition("#")[0].strip().lower() for line in read_lines(path))
     return SiteBlacklist(frozenset(filter(None, names)))
 
 

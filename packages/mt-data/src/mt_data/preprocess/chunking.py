@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mt_core.errors import MtError
-from mt_core.plugins import import_library
 from mt_data.text_io.inputs import InputFile
 from mt_data.text_io.lines import read_blocks
+from mt_data.text_io.texts import open_parquet
 
 PIECE_BYTES = 1 << 20
 PIECE_FILES = 256
@@ -190,7 +189,7 @@ def _read_block_pieces(number: int, file: InputFile, offset: int, limit: int) ->
 
 def read_row_pieces(number: int, file: InputFile, offset: int, keys: tuple[str, ...]) -> Iterator[InputPiece]:
     """The rows from `offset` on; each piece has its share of the file's bytes."""
-    parquet = _open_parquet(file.path, keys)
+    parquet = open_parquet(file.path, keys)
     rows, row = parquet.metadata.num_rows, 0
     for group in range(parquet.metadata.num_row_groups):
         if (beyond := row + parquet.metadata.row_group(group).num_rows) <= offset:
@@ -203,18 +202,3 @@ def read_row_pieces(number: int, file: InputFile, offset: int, keys: tuple[str, 
                 columns = {key: batch.column(key).to_pylist() for key in keys}
                 after = InputPosition(number, row) if row < rows else InputPosition(number + 1)
                 yield InputPiece(ParquetRows(file, first + 1, columns), share, after)
-
-
-def _open_parquet(path: str, keys: tuple[str, ...]) -> Any:
-    """A `pyarrow.parquet.ParquetFile` with the keys; an `MtError` says what to install, or what is wrong with it."""
-    parquet_library = import_library("pyarrow.parquet", where=path, requires=["mt-data[parquet]"])
-    from pyarrow import ArrowException
-
-    try:
-        parquet = parquet_library.ParquetFile(path)
-    except (ArrowException, OSError) as err:
-        raise MtError(path, f"is not a readable parquet file ({' '.join(str(err).split())})", "write it again") from err
-    if missing := set(keys) - set(parquet.schema_arrow.names):
-        names = ", ".join(map(repr, parquet.schema_arrow.names))
-        raise MtError(path, f"has no column {min(missing)!r}", f"--json-keys names columns of it: {names}")
-    return parquet

@@ -1,7 +1,7 @@
 """`mt generate`: continue prompts with the model of a checkpoint; only `mt` imports this module."""
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +10,7 @@ from typer import Argument, Option
 
 from mt_core.cli.options import expand_options
 from mt_core.contracts import Tokenizer
-from mt_core.errors import MtError
+from mt_core.errors import MtError, Problem, raise_if
 from mt_eval.options import ModelOptions, TokenizerOptions
 
 UNFINISHED = "\ufffd"
@@ -38,16 +38,25 @@ class PromptOptions:
     """What to continue, and how far."""
 
     prompt: Annotated[list[str] | None, "Text to continue; may be given several times."] = None
-    prompt_file: Annotated[Path | None, "A file with a prompt on each line."] = None
+    prompt_file: Annotated[Path | None, "A file with a prompt on each line; .gz, .zst and .bz2 are decompressed."] = (
+        None
+    )
     max_new_tokens: Annotated[int, Option(min=1, help="Most new tokens for each prompt.")] = 64
     seed: Annotated[int, "Seed of the draws; equal seeds give equal texts."] = 0
 
     def texts(self) -> list[str]:
         """All prompts, those of the file last; an empty one begins a document."""
-        from mt_eval.documents import read_text
+        from mt_data.text_io.json_documents import find_surrogate
+        from mt_data.text_io.texts import read_lines
 
-        lines = read_text(self.prompt_file).splitlines() if self.prompt_file else []
-        return [*(self.prompt or ()), *filter(str.strip, lines)]
+        given = self.prompt or []
+        raise_if(
+            Problem(f"--prompt {number}", f"{prompt!r} is not UTF-8", "a text; --prompt-file names one in a file")
+            for number, prompt in enumerate(given, start=1)
+            if find_surrogate(prompt) is not None
+        )
+        lines = read_lines(self.prompt_file) if self.prompt_file else []
+        return [*given, *filter(str.strip, lines)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,36 +81,44 @@ def generate(
     Example:
       mt generate run --prompt "Once upon a time" --max-new-tokens 100 --seed 1
     """
+    from mt_eval.encoding import TextEncoder
     from mt_eval.generation.generate import check_prompts, stream
     from mt_eval.generation.sampling import SamplingOptions
     from mt_eval.load import Checkpoint, load_model, load_tokenizer, read_ends
 
     options = SamplingOptions(draw.temperature, draw.top_k, draw.top_p)
     opened = Checkpoint.open(checkpoint.path(), model.loader)
-    vocabulary = load_tokenizer(opened, tokenizer.config())
+    encoder = TextEncoder.create(load_tokenizer(opened, tokenizer.config()), bos=tokenizer.bos)
     texts = prompts.texts()
-    tokens = [vocabulary.encode(text) or [vocabulary.eod] for text in texts]
+    tokens = [encoder.encode(text) for text in texts]
     positions = opened.loader.config().max_seq_len
     check_prompts(tokens, max_new_tokens=prompts.max_new_tokens, max_seq_len=positions)
     network = load_model(opened, device=model.device, dtype=model.dtype)
+    if encoder.prefix:
+        print(f"generate: every prompt begins with {encoder.describe_prefix()}", file=sys.stderr)
+    end = getattr(encoder.tokenizer, "eod", None)
     steps = stream(
         network,
         tokens,
         max_new_tokens=prompts.max_new_tokens,
         options=options,
         seed=prompts.seed,
-        ends=read_ends(opened) or {vocabulary.eod},
+        ends=read_ends(opened) or ({end} if end is not None else ()),
     )
+    plain = [encoder.encode_plain(text) for text in texts]
     if len(texts) == 1:
-        _print_growing(texts[0], decode_pieces((token for _, token in steps), vocabulary))
+        _print_growing(texts[0], decode_pieces((token for _, token in steps), encoder.tokenizer, plain[0]))
     else:
-        _print_all(texts, steps, vocabulary)
+        _print_all(texts, steps, encoder.tokenizer, plain)
 
 
-def decode_pieces(tokens: Iterable[int], tokenizer: Tokenizer) -> Iterator[str]:
-    """Pieces of text as tokens arrive; a character waits until its last byte has arrived."""
-    ids: list[int] = []
-    printed = 0
+def decode_pieces(tokens: Iterable[int], tokenizer: Tokenizer, prompt: Sequence[int] = ()) -> Iterator[str]:
+    """Pieces of text as tokens arrive; a character waits until its last byte has arrived.
+
+    A piece is what the decoded whole has beyond the decoded prompt, as a first token decoded alone may lose its space.
+    """
+    ids = list(prompt)
+    printed = len(tokenizer.decode(ids)) if ids else 0
     for token in tokens:
         ids.append(token)
         text = tokenizer.decode(ids)
@@ -120,7 +137,9 @@ def _print_growing(prompt: str, grown: Iterable[str]) -> None:
     print()
 
 
-def _print_all(prompts: list[str], steps: Iterable[tuple[int, int]], tokenizer: Tokenizer) -> None:
+def _print_all(
+    prompts: list[str], steps: Iterable[tuple[int, int]], tokenizer: Tokenizer, encoded: Sequence[Sequence[int]]
+) -> None:
     from mt_core.progress import progress
 
     new: list[list[int]] = [[] for _ in prompts]
@@ -128,5 +147,5 @@ def _print_all(prompts: list[str], steps: Iterable[tuple[int, int]], tokenizer: 
         for prompt, token in steps:
             new[prompt].append(token)
             advance(1)
-    for number, (prompt, ids) in enumerate(zip(prompts, new, strict=True), start=1):
-        print(f"--- prompt {number}\n{prompt}{tokenizer.decode(ids)}")
+    for number, (prompt, before, ids) in enumerate(zip(prompts, encoded, new, strict=True), start=1):
+        print(f"--- prompt {number}\n{prompt}{''.join(decode_pieces(ids, tokenizer, before))}")

@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from mt_core.errors import Problem, raise_if
+from mt_eval.finite import NonFiniteOutput
 from mt_eval.generation.sampling import SamplingOptions, choose_tokens
 
 if TYPE_CHECKING:
@@ -48,7 +49,10 @@ def stream(
     seed: int = 0,
     ends: Collection[int] = (),
 ) -> Iterator[tuple[int, int]]:
-    """Yield (index of the prompt, new token) as soon as each token is known; parameters are those of `generate`."""
+    """Yield (index of the prompt, new token) as soon as each token is known; parameters are those of `generate`.
+
+    Logits without a finite maximum are an `MtError` naming the prompt and the token that they follow.
+    """
     import torch
 
     check_prompts(prompts, max_new_tokens=max_new_tokens, max_seq_len=model.config.max_seq_len)
@@ -68,8 +72,12 @@ def stream(
             inside = [position < length for length in lengths]
             draws_B = [0.0 if given else draw.random() for given, draw in zip(inside, draws, strict=True)]
             draws_B = torch.tensor(draws_B, dtype=torch.float64, device=device)
-            chosen = choose_tokens(logits_BV, options, draws_B).tolist()
+            finite_B = logits_BV.amax(-1).isfinite()
+            chosen_B = choose_tokens(logits_BV.masked_fill(~finite_B[:, None], 0), options, draws_B)
+            chosen, finite = torch.stack((chosen_B, finite_B.long())).tolist()
         for row, given in enumerate(inside):
+            if not finite[row] and position < last[row]:
+                raise NonFiniteOutput(f"prompt {row + 1}, after token {position}", "NaN or infinite logits")
             if given:
                 chosen[row] = prompts[row][position]
             elif position < last[row]:

@@ -38,14 +38,15 @@ def lambada(
     run = Evaluation.start("lambada", task, model=model, tokenizer=tokenizer)
     passages = read_passages(task.data)
     modes = list(MODES) if strict is None else ["strict" if strict else "loose"]
-    examples = {mode: make_clozes(passages, mode, run.tokenizer) for mode in modes}
-    seq_length, network = run.seq_length(get_max_tokens(examples)), run.load_model()
+    examples = {mode: make_clozes(passages, mode, run.encoder) for mode in modes}
+    seq_length, source = run.seq_length(get_max_tokens(examples))
+    network = run.load_model()
     batch_size = run.batch_size(network, seq_length)
     correct = count_correct(network, examples, seq_length=seq_length, batch_size=batch_size)
     run.finish(
         {f"{mode}_accuracy": count / len(passages) for mode, count in correct.items()},
         counts={"passages": len(passages)} | {f"{mode}_correct": count for mode, count in correct.items()},
-        settings={"seq_length": seq_length, "batch_size": batch_size},
+        settings={"seq_length": seq_length, "seq_length_from": source, "batch_size": batch_size},
     )
 
 
@@ -60,22 +61,22 @@ def wikitext103(
 ) -> None:
     """WikiText-103: perplexity per word of the original file, as published for Megatron.
 
-    --data is the word-tokenised test file. Windows have --seq-length tokens: 1024, or the model's positions if fewer.
+    --data is the word-tokenised test file. Windows have --seq-length tokens: 1024, or what the run trained at if fewer.
     Each starts --overlapping-eval tokens after the one before; with the sequence length they do not overlap, which is
     32 times as fast and gives a somewhat higher perplexity.
 
     Example:
       mt eval wikitext103 --load-dir hf --data wiki.test.tokens
     """
-    from mt_eval.documents import read_text
+    from mt_data.text_io.texts import read_text
     from mt_eval.tasks.evaluation import Evaluation
     from mt_eval.tasks.wikitext103 import compute_metrics, prepare
 
     run = Evaluation.start("wikitext103", task, model=model, tokenizer=tokenizer)
-    tokens, words = prepare(read_text(task.data), run.tokenizer)
-    loss_sum, settings = run.score(tokens, overlapping_eval)
-    counts = {"tokens": len(tokens), "original_words": words}
-    run.finish(compute_metrics(loss_sum, tokens, words), counts=counts, settings=settings)
+    text, words = prepare(read_text(task.data), run.encoder, str(task.data))
+    loss_sum, settings = run.score(text, overlapping_eval)
+    counts = {"tokens": len(text.tokens), "original_words": words}
+    run.finish(compute_metrics(loss_sum, text, words), counts=counts, settings=settings)
 
 
 @expand_options
@@ -90,8 +91,8 @@ def perplexity(
 ) -> None:
     """Perplexity per token, and bits per byte, of held-out text.
 
-    --data is a text file, or a .jsonl file with a document under "text" on each line. Windows have --seq-length tokens:
-    1024, or the model's positions if fewer.
+    --data is a text file, or .jsonl, .ndjson, .json or .parquet with a document under "text" on each line or row.
+    Windows have --seq-length tokens: 1024, or what the run trained at if fewer.
 
     Example:
       mt eval perplexity --load-dir run --data heldout.jsonl
@@ -101,7 +102,7 @@ def perplexity(
 
     run = Evaluation.start("perplexity", task, model=model, tokenizer=tokenizer)
     documents = read_documents(task.data)
-    tokens, size = prepare(documents, run.tokenizer)
-    loss_sum, settings = run.score(tokens, overlapping_eval)
-    counts = {"documents": len(documents), "tokens": len(tokens), "bytes": size}
-    run.finish(compute_metrics(loss_sum, tokens, size), counts=counts, settings=settings)
+    text, size = prepare(documents, run.encoder)
+    loss_sum, settings = run.score(text, overlapping_eval)
+    counts = {"documents": len(documents), "tokens": len(text.tokens), "bytes": size}
+    run.finish(compute_metrics(loss_sum, text, size), counts=counts, settings=settings)

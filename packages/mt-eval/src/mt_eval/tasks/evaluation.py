@@ -2,17 +2,18 @@
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
-from mt_core.contracts import ModelConfig, Tokenizer
+from mt_core.contracts import ModelConfig
 from mt_core.distributed.process_group import pick_device
 from mt_core.errors import MtError
+from mt_eval.encoding import TextEncoder
 from mt_eval.load import Checkpoint, load_model, load_tokenizer
 from mt_eval.options import ModelOptions, TaskOptions, TokenizerOptions
 from mt_eval.report import Report, Value, check_output, publish
-from mt_eval.tasks.scoring import check_stride, make_windows, sum_loss
+from mt_eval.tasks.scoring import TokenizedText, check_stride, make_windows, sum_loss
 from mt_models.models.gpt import GPT
 
 BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
@@ -29,7 +30,7 @@ class Evaluation:
     task: TaskOptions
     model: ModelOptions
     checkpoint: Checkpoint
-    tokenizer: Tokenizer
+    encoder: TextEncoder
     started: float
 
     @classmethod
@@ -38,7 +39,8 @@ class Evaluation:
         started = time.monotonic()
         check_output(task.output)
         checkpoint = Checkpoint.open(task.load_dir, model.loader)
-        return cls(name, task, model, checkpoint, load_tokenizer(checkpoint, tokenizer.config()), started)
+        encoder = TextEncoder.create(load_tokenizer(checkpoint, tokenizer.config()), bos=tokenizer.bos)
+        return cls(name, task, model, checkpoint, encoder, started)
 
     @property
     def config(self) -> ModelConfig:
@@ -49,35 +51,46 @@ class Evaluation:
         """The model, ready to run."""
         return load_model(self.checkpoint, device=self.model.device, dtype=self.model.dtype)
 
-    def seq_length(self, longest: int | None = None) -> int:
-        """Tokens in an input: what was asked for, or all positions of the model up to `longest`."""
+    def seq_length(self, longest: int | None = None) -> tuple[int, str]:
+        """Tokens in an input, and where that comes from.
+
+        It is what was asked for, else what the run trained at, else all positions of the model; of these two no more
+        than `longest`.
+        """
         asked, positions = self.task.seq_length, self.config.max_seq_len
-        if asked is not None and asked > positions:
-            raise MtError("--seq-length", f"{asked} tokens", f"1 to {positions}, the model's positions")
-        return asked or min(positions, longest or positions)
+        if asked is not None:
+            if asked > positions:
+                raise MtError("--seq-length", f"{asked} tokens", f"1 to {positions}, the model's positions")
+            return asked, "--seq-length"
+        trained = self.checkpoint.trained_seq_length
+        known = (min(trained, positions), "data.seq_length of the run") if trained else (positions, "model's positions")
+        return min(known, (longest or positions, "longest input of the task"), key=lambda pair: pair[0])
 
     def batch_size(self, model: GPT, length: int) -> int:
         """Inputs in a batch: what was asked for, or what fits a budget of tokens."""
         return self.task.batch_size or max(1, BATCH_TOKENS[next(model.parameters()).device.type] // length)
 
-    def score(self, tokens: Sequence[int], stride: int | None) -> tuple[float, dict[str, Value]]:
-        """Sum of losses over windows of `tokens`, and the settings that it was computed with."""
-        seq_length = self.seq_length(LONGEST_WINDOW)
+    def score(self, text: TokenizedText, stride: int | None) -> tuple[float, dict[str, Value]]:
+        """Sum of losses over windows of a text, and the settings that it was computed with."""
+        seq_length, source = self.seq_length(LONGEST_WINDOW)
         stride = stride or seq_length
         check_stride(stride, seq_length)
         model = self.load_model()
         batch_size = self.batch_size(model, seq_length)
-        count = sum(1 for _ in make_windows(len(tokens), seq_length, stride))
-        print(f"{self.name}: {len(tokens):,} tokens in {count:,} windows of {seq_length:,}", file=sys.stderr)
-        loss_sum = sum_loss(model, tokens, seq_length=seq_length, stride=stride, batch_size=batch_size)
-        return loss_sum, {"seq_length": seq_length, "overlapping_eval": stride, "batch_size": batch_size}
+        total = len(text.tokens)
+        count = sum(1 for _ in make_windows(total, seq_length, stride))
+        print(f"{self.name}: {total:,} tokens in {count:,} windows of {seq_length:,} ({source})", file=sys.stderr)
+        loss_sum = sum_loss(model, text, seq_length=seq_length, stride=stride, batch_size=batch_size)
+        lengths = {"seq_length": seq_length, "seq_length_from": source}
+        return loss_sum, lengths | {"overlapping_eval": stride, "batch_size": batch_size}
 
     def finish(self, metrics: Mapping[str, float], *, counts: Mapping[str, int], settings: Mapping[str, Value]) -> None:
         """Print and save what came out."""
         how = {
             "device": pick_device(self.model.device, where="--device").type,
             "dtype": self.model.dtype,
-            "tokenizer": type(self.tokenizer).__name__,
+            "tokenizer": type(self.encoder.tokenizer).__name__,
+            "before_each_text": self.encoder.describe_prefix(),
         }
         seconds = time.monotonic() - self.started
         report = Report(

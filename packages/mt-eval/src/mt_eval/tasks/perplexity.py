@@ -1,36 +1,43 @@
 """Perplexity of any held-out text: per token, and in bits per byte, which compares models with different vocabularies.
 
-Every document follows an end-of-document token, as in training, so its first token is predicted too.
+Documents stand one after another, as in training. The first token of each is predicted too: from what the tokenizer
+puts before a text, else from an end of document. What the tokenizer puts there is never predicted itself.
 """
 
 import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from mt_core.contracts import Tokenizer
 from mt_core.errors import MtError
-from mt_eval.documents import read_json_lines, read_text
-from mt_eval.tasks.scoring import compute_perplexity
+from mt_data.text_io import texts
+from mt_eval.encoding import TextEncoder
+from mt_eval.tasks.scoring import TokenizedText, compute_perplexity
 
 
-def read_documents(path: Path) -> list[str]:
-    """Documents of a JSONL file, one a line under "text", or any other file as one document."""
-    texts = (text for _, text in read_json_lines(path)) if path.suffix == ".jsonl" else [read_text(path)]
-    documents = [text for text in texts if text]
+def read_documents(path: Path) -> list[tuple[str, str]]:
+    """Where it stands and the text of every document that is not empty: JSON lines, rows or a file, by its name."""
+    documents = [(where, text) for where, text in texts.read_documents(path) if text]
     if not documents:
         raise MtError(str(path), "holds no text", "a file with at least one character")
     return documents
 
 
-def prepare(documents: Sequence[str], tokenizer: Tokenizer) -> tuple[list[int], int]:
-    """Tokens of all documents in one sequence, and their size in UTF-8 bytes."""
-    sequence: list[int] = []
-    for tokens in tokenizer.encode_batch(documents):
-        sequence += [tokenizer.eod, *tokens]
-    return sequence, sum(len(document.encode()) for document in documents)
+def prepare(documents: Sequence[tuple[str, str]], encoder: TextEncoder) -> tuple[TokenizedText, int]:
+    """All documents in one sequence, an end of document between two, and their size in UTF-8 bytes."""
+    sequence, unscored, places = [], set(), []
+    end = () if documents[1:] == [] and encoder.prefix else (encoder.tokenizer.eod,)
+    for (where, _), tokens in zip(documents, encoder.encode_batch([text for _, text in documents]), strict=True):
+        if sequence or not encoder.prefix:
+            sequence += end
+        if encoder.prefix != end or not sequence:
+            unscored.update(range(len(sequence), len(sequence) + len(encoder.prefix)))
+            sequence += encoder.prefix
+        places.append((len(sequence), where))
+        sequence += tokens
+    return TokenizedText(sequence, frozenset(unscored), places), sum(len(text.encode()) for _, text in documents)
 
 
-def compute_metrics(loss_sum: float, tokens: Sequence[int], size: int) -> dict[str, float]:
+def compute_metrics(loss_sum: float, text: TokenizedText, size: int) -> dict[str, float]:
     """Perplexity, bits per byte and mean loss of a text of `size` bytes whose losses add up to `loss_sum` nats."""
-    loss = loss_sum / (len(tokens) - 1)
+    loss = loss_sum / text.num_scored
     return {"perplexity": compute_perplexity(loss), "bits_per_byte": loss_sum / math.log(2) / size, "loss": loss}

@@ -9,12 +9,14 @@ Shape suffixes: B windows in a batch, T tokens of a window.
 """
 
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mt_core.errors import MtError
 from mt_core.progress import progress
+from mt_eval.finite import NonFiniteOutput
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,7 +24,29 @@ if TYPE_CHECKING:
     from mt_models.models.gpt import GPT
 
 LOSS_CAP = 20.0
-"""Mean losses are capped here before the exponential, so that a broken model still gives a finite perplexity."""
+"""Mean losses are capped here before the exponential, so that an untrained model still gives a finite perplexity."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizedText:
+    """Documents as one sequence of tokens; all but the first token and the `unscored` ones are predicted."""
+
+    tokens: Sequence[int]
+    unscored: frozenset[int] = frozenset()
+    """Places in `tokens` of what the tokenizer put before a text."""
+    documents: Sequence[tuple[int, str]] = ((0, "text"),)
+    """Place of the first token of every document, and where it stands: `file:line`."""
+
+    @property
+    def num_scored(self) -> int:
+        """Tokens that are predicted."""
+        return len(self.tokens) - len(self.unscored | {0})
+
+    def locate(self, place: int) -> str:
+        """The document and the token in it, from 1, that stand at a place in `tokens`."""
+        number = max(bisect_right(self.documents, place, key=lambda document: document[0]) - 1, 0)
+        first, name = self.documents[number]
+        return f"{name}, token {place - first + 1}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,35 +80,58 @@ def check_stride(stride: int, seq_length: int) -> None:
         raise MtError("--overlapping-eval", f"{stride}", f"1 to {seq_length}, the length of a window")
 
 
-def sum_loss(model: "GPT", tokens: Sequence[int], *, seq_length: int, stride: int, batch_size: int) -> float:
-    """Sum over tokens 1 … T−1 of −log p(token | the tokens before it in its window), in nats."""
+def sum_loss(model: "GPT", text: TokenizedText, *, seq_length: int, stride: int, batch_size: int) -> float:
+    """Sum over the scored tokens of −log p(token | the tokens before it in its window), in nats.
+
+    A loss that is not finite is an `MtError` naming the first token that has one.
+    """
     import torch
 
     check_stride(stride, seq_length)
-    if len(tokens) < 2:
-        raise MtError("--data", f"{len(tokens)} tokens", "a text of at least two tokens")
+    if text.num_scored < 1:
+        raise MtError("--data", f"{len(text.tokens)} tokens", "a text of at least two tokens")
     device = next(model.parameters()).device
-    sequence = torch.as_tensor(tokens, dtype=torch.int64)
-    spans = list(make_windows(len(tokens), seq_length, stride))
+    sequence = torch.as_tensor(text.tokens, dtype=torch.int64)
+    counted = torch.ones_like(sequence, dtype=torch.bool)
+    counted[list(text.unscored)] = False
+    spans = list(make_windows(len(sequence), seq_length, stride))
     total = torch.zeros((), dtype=torch.float64, device=device)
     with torch.inference_mode(), progress("scoring", len(spans), "windows") as advance:
         for first in range(0, len(spans), batch_size):
             batch = spans[first : first + batch_size]
-            tokens_BT, labels_BT, scored_BT = (tensor.to(device) for tensor in _tensors(sequence, batch))
-            losses_BT = model.token_losses(tokens_BT, labels_BT)
-            total += losses_BT[scored_BT].sum(dtype=torch.float64)
+            tokens_BT, labels_BT, scored_BT = (t.to(device) for t in _tensors(sequence, counted, batch))
+            losses_BT = model.token_losses(tokens_BT, labels_BT).double().masked_fill(~scored_BT, 0)
+            if not (batch_sum := losses_BT.sum()).isfinite():
+                row = int((~losses_BT.isfinite()).any(-1).nonzero()[0])
+                rows = slice(row, row + 1)
+                place = _find_first(model, tokens_BT[rows], labels_BT[rows], scored_BT[rows])
+                raise NonFiniteOutput(text.locate(batch[row].start + place + 1), "a loss that is not finite")
+            total += batch_sum
             advance(len(batch))
     return total.item()
 
 
-def _tensors(sequence: "Tensor", batch: Sequence[Window]) -> tuple["Tensor", "Tensor", "Tensor"]:
+def _find_first(model: "GPT", tokens_BT: "Tensor", labels_BT: "Tensor", scored_BT: "Tensor") -> int:
+    """The first place of a sequence with a scored loss that is not finite.
+
+    Shorter and shorter beginnings are computed, as NaN spreads to places before it: attention multiplies it by zero.
+    """
+
+    def is_bad(length: int) -> bool:
+        losses_BT = model.token_losses(tokens_BT[:, :length], labels_BT[:, :length])
+        return not losses_BT[scored_BT[:, :length]].isfinite().all()
+
+    return bisect_left(range(1, tokens_BT.shape[1] + 1), True, key=is_bad)
+
+
+def _tensors(sequence: "Tensor", counted: "Tensor", batch: Sequence[Window]) -> tuple["Tensor", "Tensor", "Tensor"]:
     """Tokens, labels and which of them count; the short last window is filled up on the right and masked."""
     length = max(span.stop - span.start for span in batch)
     tokens_BT = sequence.new_zeros(len(batch), length)
     labels_BT, scored_BT = tokens_BT.clone(), tokens_BT.bool()
     for row, span in enumerate(batch):
-        size = span.stop - span.start
+        size, first = span.stop - span.start, span.scored_from - span.start - 1
         tokens_BT[row, :size] = sequence[span.start : span.stop]
         labels_BT[row, :size] = sequence[span.start + 1 : span.stop + 1]
-        scored_BT[row, span.scored_from - span.start - 1 : size] = True
+        scored_BT[row, first:size] = counted[span.scored_from : span.stop + 1]
     return tokens_BT, labels_BT, scored_BT

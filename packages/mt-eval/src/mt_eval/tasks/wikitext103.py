@@ -5,25 +5,30 @@ models with different vocabularies compare: adjusted perplexity = exp(loss · (T
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
-from mt_core.contracts import Tokenizer
-from mt_eval.tasks.scoring import compute_perplexity
+from mt_core.errors import MtError
+from mt_eval.encoding import TextEncoder
+from mt_eval.tasks.scoring import TokenizedText, compute_perplexity
 
 
-def prepare(raw: str, tokenizer: Tokenizer) -> tuple[list[int], int]:
+def prepare(raw: str, encoder: TextEncoder, where: str = "text") -> tuple[TokenizedText, int]:
     """Tokens of the stripped and detokenised text, and the number of words in the stripped original.
 
     Words are the pieces between single spaces, line breaks included: 245,566 in the test set.
     """
     raw = raw.strip()
-    return tokenizer.encode(detokenize(raw)), len(raw.split(" "))
+    if (words := len(raw.split(" "))) < 2:
+        raise MtError(where, "holds no two words", "the word-tokenised file, with spaces between words")
+    size = len(encoder.prefix)
+    tokens = [*encoder.prefix, *encoder.encode_plain(detokenize(raw))]
+    return TokenizedText(tokens, frozenset(range(size)), ((size, where),)), words
 
 
-def compute_metrics(loss_sum: float, tokens: Sequence[int], words: int) -> dict[str, float]:
+def compute_metrics(loss_sum: float, text: TokenizedText, words: int) -> dict[str, float]:
     """Adjusted perplexity first: it is the one that is published."""
-    loss = loss_sum / (len(tokens) - 1)
-    ratio = (len(tokens) - 1) / (words - 1)
+    loss = loss_sum / text.num_scored
+    ratio = text.num_scored / (words - 1)
     return {
         "adjusted_perplexity": compute_perplexity(loss * ratio),
         "token_perplexity": compute_perplexity(loss),
