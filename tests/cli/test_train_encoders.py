@@ -1,8 +1,12 @@
 """`mt train` with BERT and T5 on samples of masked words: losses fall, on one rank and equally on two."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import tomli_w
+from typer.testing import CliRunner
 
 from models.encoders import bert, t5
 from mt_cli.run_config import load_run_config
@@ -12,12 +16,17 @@ from mt_cli.verify.layouts import cases, with_parallel
 from mt_cli.verify.shrink import shrink
 from mt_core.errors import MtError
 from mt_core.parallel.layout import build_layout
+from mt_eval.tasks.command import app
 from tiny import metrics
 from word_pieces import toy_corpus, toy_tokenizer
 
 pytestmark = pytest.mark.slow
 
-MODELS = {"bert": bert(layers=1, vocab_size=32), "t5": t5(layers=1, decoder_layers=1, vocab_size=32)}
+RATES = {"attention": 0.1, "hidden": 0.1, "embedding": 0.1}
+MODELS = {
+    "bert": bert(layers=1, vocab_size=32, dropout=RATES),
+    "t5": t5(layers=1, decoder_layers=1, vocab_size=32, dropout=RATES),
+}
 
 
 def documents():
@@ -66,6 +75,47 @@ def test_losses_fall_and_are_those_of_two_ranks(kind, mt, tmp_path):
     assert sum("valid_loss" in line for line in alone) == 2
     for a, b in zip(alone, together, strict=True):
         assert b == pytest.approx(a, rel=1e-10)
+    for line in alone:
+        check_parts_of_the_loss(kind, line)
+    check_evaluation(kind, tmp_path, alone)
+
+
+def check_evaluation(kind, folder, lines):
+    """`mt eval` of the last step gives what the run's last evaluation gave, which was after it, in fp32."""
+    task, output = "masked-lm" if kind == "bert" else "span", folder / "result.json"
+    words = ["--load-dir", folder / "one", "--data", folder / "toy", "--split", "80,20,0", "--samples", 16]
+    words += ["--output", output, "--device", "cpu", "--batch-size", 3]
+    ran = CliRunner().invoke(app, [task, *map(str, words)], catch_exceptions=False)
+    assert ran.exit_code == 0, ran.output
+    report = json.loads(output.read_text())
+    valid = {name.removeprefix("valid_"): value for name, value in lines[-1].items() if name.startswith("valid_")}
+    assert report["metrics"] == pytest.approx(valid, rel=2e-5)
+    assert (report["task"], report["counts"]) == (task, {"samples": 16})
+    assert report["settings"]["seed"] == 1234
+    assert ran.output.startswith(f"{task}\n")
+
+
+def check_parts_of_the_loss(kind, line):
+    """They are logged beside it, of training and of evaluations, and add up to it."""
+    for prefix in ("", "valid_") if "loss" in line or "valid_loss" in line else ():
+        if f"{prefix}loss" not in line:
+            continue
+        names = ["masked_lm_loss", "sentence_order_loss"] if kind == "bert" else ["span_loss"]
+        assert line[f"{prefix}loss"] == pytest.approx(sum(line[f"{prefix}{name}"] for name in names), rel=1e-12)
+        if kind == "bert":
+            accuracy = line[f"{prefix}sentence_order_accuracy"]
+            assert 0 <= accuracy <= 1
+            assert accuracy * 16 == pytest.approx(round(accuracy * 16)), "of the 16 samples of a batch"
+
+
+def test_a_resumed_run_drops_what_the_unbroken_one_dropped(tmp_path):
+    config = load_run_config([run_file(tmp_path, MODELS["bert"])], ["checkpoint.every=12", "train.eval_every=0"])
+    assert run(config) == 0
+    unbroken = metrics(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "step-00000024")
+    assert run(config) == 0
+    assert [line["step"] for line in unbroken if line["step"] > 12]
+    assert metrics(tmp_path / "run") == unbroken
 
 
 NO_ORDER = ["model.pooler=false", "model.binary_head=false"]

@@ -6,10 +6,10 @@ Loaders are components, so a third party's format works here too; mt-eval import
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mt_core.checkpoint.detection import open_checkpoint
-from mt_core.contracts import CheckpointLoader, Tokenizer
+from mt_core.contracts import CheckpointLoader, Tokenizer, as_module
 from mt_core.errors import MtError
 
 if TYPE_CHECKING:
@@ -51,26 +51,33 @@ def pick_dtype(name: str = "fp32") -> "torch.dtype":
 
 
 def load_model(checkpoint: Checkpoint, *, device: str = "auto", dtype: str = "fp32") -> "GPT":
-    """The model with its weights, in eval mode, converted to `dtype` on `device`."""
-    import torch
-
-    from mt_core.distributed.process_group import pick_device
-    from mt_models.canonical import load_stream
+    """The GPT with its weights, in eval mode, in `dtype` on `device`; `MtError` for a model of another kind."""
     from mt_models.config import BertConfig, T5Config
 
     config = checkpoint.loader.config()
     if isinstance(config, BertConfig | T5Config):
         actual = f"holds a model of kind {config.kind!r}, which does not continue a text"
         raise MtError(str(checkpoint.path), actual, "a model of kind gpt")
+    return load_network(checkpoint, device=device, dtype=dtype)
+
+
+def load_network(checkpoint: Checkpoint, *, device: str = "auto", dtype: str = "fp32") -> Any:
+    """The model of any kind with its weights, in eval mode, converted to `dtype` on `device`."""
+    import torch
+
+    from mt_core.distributed.process_group import pick_device
+    from mt_models.canonical import load_stream
+
+    config = checkpoint.loader.config()
     default_dtype = torch.get_default_dtype()
     try:
         torch.set_default_dtype(pick_dtype(dtype))
         with pick_device(device, where="--device"):
-            model: GPT = config.build()  # pyright: ignore[reportAssignmentType]
+            model = config.build()
     finally:
         torch.set_default_dtype(default_dtype)
     load_stream(model, checkpoint.loader.tensors())
-    return model.eval().requires_grad_(False)
+    return as_module(model).eval().requires_grad_(False)
 
 
 def load_tokenizer(checkpoint: Checkpoint, override: "TokenizerConfig | None" = None) -> Tokenizer:

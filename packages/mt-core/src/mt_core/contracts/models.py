@@ -44,6 +44,10 @@ class Losses(NamedTuple):
     """The loss of each sample in nats, [B]; the mean over the step's samples is added to that over its tokens."""
     metrics: "Mapping[str, MetricSum]" = MappingProxyType({})
     """By name, what is logged beside the loss, such as an accuracy: Σ total / Σ weight over micro-batches and ranks."""
+    tokens_name: str | None = None
+    """Name under which the mean loss of the labels that count is logged beside the loss; None to log it not."""
+    samples_name: str | None = None
+    """Name under which the mean loss of the samples is logged."""
 
 
 class HasCore(Protocol):

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mt_core.contracts import Losses, Model
+from mt_core.contracts import Losses, MetricSum, Model
 from mt_core.distributed.mesh import Mesh
 from mt_core.parallel.data.grad_norm import all_reduce_partial_grads, compute_global_norm, compute_local_norms
 from mt_core.parallel.data.protocol import DataParallel
@@ -58,11 +58,21 @@ def sum_losses(model: Model, batch: Batch, mesh: Mesh, device: torch.device) -> 
     """Sum up the losses and metrics of a micro-batch on this rank."""
     arguments, mask_BT = prepare_inputs(model, batch, mesh.context, device)
     losses: Losses = model.losses(**arguments)
-    tokens = losses.tokens
+    tokens, samples, metrics = losses.tokens, losses.samples, {**losses.metrics}
     if tokens is not None:
-        tokens = (tokens if mask_BT is None else tokens * mask_BT.to(tokens.dtype)).sum()
-    metrics = {name: torch.stack((m.total, m.weight)).detach().double() for name, m in losses.metrics.items()}
-    return LossSums(tokens, None if losses.samples is None else losses.samples.sum(), metrics)
+        valid_BT = torch.ones_like(tokens) if mask_BT is None else mask_BT.to(tokens.dtype)
+        tokens = (tokens * valid_BT).sum()
+        metrics |= _name_sum(losses.tokens_name, tokens, valid_BT)
+    if samples is not None:
+        weights_B, samples = torch.ones_like(samples), samples.sum()
+        metrics |= _name_sum(losses.samples_name, samples, weights_B)
+    sums = {name: torch.stack((m.total, m.weight)).detach().double() for name, m in metrics.items()}
+    return LossSums(tokens, samples, sums)
+
+
+def _name_sum(name: str | None, total: Tensor, weights: Tensor) -> dict[str, MetricSum]:
+    """The metric of a named sum."""
+    return {} if name is None else {name: MetricSum(total, weights.sum(dtype=torch.float64).to(total.dtype))}
 
 
 def add_metrics(sums: dict[str, Tensor], metrics: Mapping[str, Tensor]) -> dict[str, Tensor]:

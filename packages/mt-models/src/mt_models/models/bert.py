@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mt_core.contracts import BatchKey, Losses
+from mt_core.contracts import BatchKey, Losses, MetricSum
 from mt_core.parallel.dropout import DropoutKeys
 from mt_models.config import BertConfig
 from mt_models.layers.attention import Attention
@@ -21,6 +21,10 @@ from mt_models.layers.basic import CrossEntropy, Embedding, Head, Linear, make_n
 from mt_models.layers.dropout import ATTENTION_OUTPUT, EMBEDDING, MLP_OUTPUT, HiddenDropout
 from mt_models.layers.mlp import ACTIVATIONS, make_mlp
 from mt_models.models.base import Transformer, split_layers
+
+MASKED_LM_LOSS, SENTENCE_ORDER_LOSS = "masked_lm_loss", "sentence_order_loss"
+SENTENCE_ORDER_ACCURACY = "sentence_order_accuracy"
+"""Names of the metrics: the mean losses of hidden words and of the order of two parts, and how often that is right."""
 
 
 class Block(nn.Module):
@@ -161,14 +165,18 @@ class Bert(Transformer[BertConfig]):
     ) -> Losses:
         """Cross-entropy of each label in nats, [B, T], in fp32 or wider; negative labels count as 0.
 
-        With `is_random_next_B`, 1 where the two parts are exchanged, also that of the binary head, [B].
+        With `is_random_next_B`, 1 where the two parts are exchanged, also that of the binary head, [B], and how often
+        it is right.
         """
         assert self.lm_head is not None, "rules refuse to train without model.lm_head"
         x_BTD = self.hidden(tokens_BT, types_BT, padding_mask_BT, positions, dropout_keys_B)
         weight_VD, bias_V = self.output()
         losses_BT = self.loss(self.lm_head(x_BTD), weight_VD, labels_BT.clamp(min=0), bias_V)
         if is_random_next_B is None or self.binary_head is None:
-            return Losses(losses_BT)
+            return Losses(losses_BT, tokens_name=MASKED_LM_LOSS)
         logits_BX = self.nsp_logits(x_BTD)
-        wide = torch.promote_types(logits_BX.dtype, torch.float32)
-        return Losses(losses_BT, F.cross_entropy(logits_BX.to(wide), is_random_next_B, reduction="none"))
+        logits_BX = logits_BX.to(torch.promote_types(logits_BX.dtype, torch.float32))
+        losses_B = F.cross_entropy(logits_BX, is_random_next_B, reduction="none")
+        hits_B = (logits_BX.argmax(-1) == is_random_next_B).to(logits_BX.dtype)
+        metrics = {SENTENCE_ORDER_ACCURACY: MetricSum(hits_B.sum(), torch.ones_like(hits_B).sum())}
+        return Losses(losses_BT, losses_B, metrics, MASKED_LM_LOSS, SENTENCE_ORDER_LOSS)

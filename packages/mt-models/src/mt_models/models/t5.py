@@ -32,6 +32,9 @@ from mt_models.layers.mlp import make_mlp
 from mt_models.layers.relative_bias import RelativeBias
 from mt_models.models.base import Run, Transformer, split_layers
 
+SPAN_LOSS = "span_loss"
+"""Name of the metric: the mean loss of the words of hidden spans."""
+
 
 class Block(nn.Module):
     """Residual block: attention, in the decoder attention to the encoder, a feed-forward layer, each after a norm."""
@@ -210,4 +213,5 @@ class T5(Transformer[T5Config]):
             dropout_keys_B=dropout_keys_B,
         )
         weight_VD, bias_V = self.output()
-        return Losses(self.loss(self.scale_features(x_BTD), weight_VD, labels_BT.clamp(min=0), bias_V))
+        losses_BT = self.loss(self.scale_features(x_BTD), weight_VD, labels_BT.clamp(min=0), bias_V)
+        return Losses(losses_BT, tokens_name=SPAN_LOSS)
