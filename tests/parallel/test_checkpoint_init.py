@@ -56,7 +56,7 @@ class Checkpoint:
 def test_no_more_tensors_are_in_memory_than_one_parameter_is_fused_of(monkeypatch):
     config = make_config()
     checkpoint, state = Checkpoint(config), state_of(config)
-    monkeypatch.setattr(compose, "open_checkpoint", lambda path, name: checkpoint)
+    monkeypatch.setattr(compose, "open_checkpoint", lambda path, name, options: checkpoint)
     compose.load_weights(state, "native:anywhere")
     assert checkpoint.peak == {*LARGEST}
     assert not checkpoint.alive

@@ -1,8 +1,7 @@
 """`mt ckpt`: convert checkpoints; the other commands register here."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -10,8 +9,6 @@ from mt_ckpt.hub import command as hub
 from mt_ckpt.megatron.training_state import command as convert_format
 from mt_ckpt.tools import command as tools
 from mt_core.cli.completion import complete_names
-from mt_core.cli.options import PluginCommand
-from mt_core.plugins import Kind
 
 if TYPE_CHECKING:
     from mt_ckpt.conversion.convert import Converted
@@ -29,21 +26,7 @@ def _dtypes(incomplete: str) -> list[str]:
     return [name for name in ("fp32", "bf16", "fp16") if name.startswith(incomplete)]
 
 
-class ConvertCommand(PluginCommand):
-    """A command that takes the options of a loader and a saver; without --loader, the checkpoint's files name it."""
-
-    kinds: ClassVar[Mapping[str, Kind]] = {"loader": "ckpt-loader", "saver": "ckpt-saver"}
-
-    def choose_plugins(self, values: Mapping[str, Any]) -> Mapping[str, str | None]:
-        """Names of the loader and the saver."""
-        from mt_core.checkpoint.detection import detect_loader
-
-        load_dir = values.get("load_dir")
-        loader = values.get("loader") or (detect_loader(Path(load_dir)) if load_dir else None)
-        return {"loader": loader, "saver": values.get("saver")}
-
-
-@app.command(cls=ConvertCommand, context_settings=ConvertCommand.settings)
+@app.command(cls=tools.LoadSaveCommand, context_settings=tools.LoadSaveCommand.settings)
 def convert(
     ctx: typer.Context,
     load_dir: Annotated[Path, typer.Option(help="Checkpoint to read.")],

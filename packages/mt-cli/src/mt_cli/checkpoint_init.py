@@ -28,13 +28,13 @@ def add_checkpoint(layers: Sequence[Layer]) -> list[Layer]:
     A checkpoint that cannot be read is an error only where the model is not given: a run that resumes needs it no more.
     """
     values = merge_layers(layers)
-    init = _get(values, "checkpoint").get("init")
+    init, options = _get(values, "checkpoint").get("init"), _get(_get(values, "checkpoint"), "init_options")
     if not isinstance(init, str):
         return [*layers]
     try:
-        raise_if(init_problems(init))
+        raise_if(init_problems(init, options))
         loader, _, path = init.partition(":")
-        checkpoint = open_checkpoint(Path(path), loader)
+        checkpoint = open_checkpoint(Path(path), loader, options)
         model = checkpoint.config().model_dump(mode="json")
     except MtError:
         if "layers" in _get(values, "model"):

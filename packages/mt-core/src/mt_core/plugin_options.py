@@ -13,7 +13,7 @@ from pathlib import Path
 from types import NoneType, SimpleNamespace, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from mt_core.errors import Problem
+from mt_core.errors import Problem, raise_if
 from mt_core.plugins import did_you_mean
 
 PLAIN_NAMES = {str: "TEXT", int: "INTEGER", float: "FLOAT", bool: "BOOLEAN", Path: "PATH"}
@@ -120,7 +120,9 @@ def find_problems(
     known = merge_options(plugins)
     for name in (name for name in given if name not in known):
         allowed = did_you_mean(flag(name), map(flag, known), besides)
-        yield Problem(flag(name), f"neither {' nor '.join(plugins)} has it", allowed)
+        several = len(plugins) > 1
+        actual = f"neither {' nor '.join(plugins)} has it" if several else f"{''.join(plugins)} has no such option"
+        yield Problem(flag(name), actual, allowed)
     problems = (_find_problem(option, given) for options in plugins.values() for option in options.values())
     yield from dict.fromkeys(problem for problem in problems if problem)  # once where several plugins say the same
 
@@ -145,6 +147,12 @@ def _find_problem(option: PluginOption, given: Mapping[str, Any]) -> Problem | N
     except ValidationError as err:
         return value_problem(option.flag, err.errors()[0])
     return None
+
+
+def assign_options(given: Mapping[str, Any], plugins: Mapping[str, Options]) -> list[dict[str, Any]]:
+    """The options of each plugin, converted to their types; one `MtError` names all that is wrong with them."""
+    raise_if(find_problems(given, plugins))
+    return [convert_values(given, options) for options in plugins.values()]
 
 
 def convert_values(given: Mapping[str, Any], options: Options) -> dict[str, Any]:

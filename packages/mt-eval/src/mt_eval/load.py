@@ -4,12 +4,14 @@ Loaders are components, so a third party's format works here too; mt-eval import
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from mt_core.checkpoint.detection import open_checkpoint
-from mt_core.contracts import CheckpointLoader, Tokenizer, as_module
+from mt_core.contracts import ID_FILES, CheckpointLoader, Tokenizer, as_module
 from mt_core.errors import MtError
 
 if TYPE_CHECKING:
@@ -18,8 +20,6 @@ if TYPE_CHECKING:
     from mt_data.config import TokenizerConfig
     from mt_models.models.gpt import GPT
 
-ID_FILES = ("generation_config.json", "token_ids.json")
-"""Files that travel with a tokenizer, and say where texts end; the first has the word."""
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 
 
@@ -31,9 +31,11 @@ class Checkpoint:
     loader: CheckpointLoader
 
     @classmethod
-    def open(cls, path: Path, loader: str | None = None) -> "Checkpoint":
-        """Open a checkpoint with the loader of that name, or with the one that recognises the directory."""
-        return cls(path, open_checkpoint(path, loader))
+    def open(
+        cls, path: Path, loader: str | None = None, options: Mapping[str, Any] = MappingProxyType({})
+    ) -> "Checkpoint":
+        """Open a checkpoint with the loader of that name and its options, or with the one that recognises it."""
+        return cls(path, open_checkpoint(path, loader, options))
 
     @property
     def trained_seq_length(self) -> int | None:

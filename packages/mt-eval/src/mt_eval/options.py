@@ -3,13 +3,14 @@
 A command takes the dataclasses as parameters; `mt_core.cli.options.expand_options` makes an option of each field.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from typer import Option
 
 from mt_core.cli.completion import complete_names
+from mt_core.cli.options import PluginValues
 
 if TYPE_CHECKING:
     from mt_data.config import TokenizerConfig
@@ -26,6 +27,7 @@ class ModelOptions:
             autocompletion=complete_names("ckpt-loader"),
         ),
     ] = None
+    loader_options: PluginValues = field(default_factory=dict)
     device: Annotated[
         str,
         Option(

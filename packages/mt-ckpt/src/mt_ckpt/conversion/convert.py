@@ -16,7 +16,7 @@ from mt_core.checkpoint.page_cache import trim
 from mt_core.contracts import CheckpointLoader
 from mt_core.errors import MtError, raise_if
 from mt_core.files import atomic_path
-from mt_core.plugin_options import convert_values, find_problems, read_options
+from mt_core.plugin_options import assign_options, read_options
 from mt_core.plugins import component
 from mt_core.progress import progress
 
@@ -65,8 +65,7 @@ def convert(
     target = parse_dtype(dtype) if dtype else None
     save, load = component("ckpt-saver", saver), component("ckpt-loader", loader)
     declared = {f"loader {loader}": read_options(load), f"saver {saver}": read_options(save)}
-    raise_if(find_problems(options, declared))
-    loader_options, saver_options = (convert_values(options, plugin_options) for plugin_options in declared.values())
+    loader_options, saver_options = assign_options(options, declared)
     source = load(load_dir, **loader_options)
     config, count = source.config(), _Count()
     if model_type and model_type.lower() != config.kind:

@@ -4,11 +4,11 @@ Both are read back through their loaders into mt's own model; a side in Hugging 
 transformers' model of it, where transformers is installed. One model is held in memory at a time.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -148,10 +148,14 @@ def has_transformers_model(loader: CheckpointLoader) -> bool:
 
 
 def compare_logits(
-    left: Path, right: Path, *, loaders: tuple[str | None, str | None] = (None, None)
+    left: Path,
+    right: Path,
+    *,
+    loaders: tuple[str | None, str | None] = (None, None),
+    options: tuple[Mapping[str, Any], Mapping[str, Any]] = ({}, {}),
 ) -> Iterator[Comparison]:
     """A in mt with B in mt, and each side that transformers can read with its model there; fp32, one at a time."""
-    a, b = open_checkpoint(left, loaders[0]), open_checkpoint(right, loaders[1])
+    a, b = map(open_checkpoint, (left, right), loaders, options)
     for name in ("kind", "vocab_size"):
         ours, theirs = getattr(a.config(), name), getattr(b.config(), name)
         if ours != theirs:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mt_ckpt.tensor_streams.safetensors_directory import read_json
+from mt_core.contracts import ID_FILES
 from mt_core.errors import Problem
 
 NAMES = (
@@ -24,7 +25,7 @@ NAMES = (
     "mt_tokenizer.json",
     "token_ids.json",
 )
-GENERATION, TOKEN_IDS = "generation_config.json", "token_ids.json"
+GENERATION, TOKEN_IDS = ID_FILES
 ID_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 """Keys of config.json and generation_config.json that name tokens; an end may be a list."""
 

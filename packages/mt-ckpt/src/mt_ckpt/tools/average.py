@@ -1,31 +1,46 @@
 """The weighted mean of several checkpoints of one model, one tensor at a time, in fp32."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mt_ckpt.tensor_streams.streams import align_streams, check_stream, set_problems
 from mt_ckpt.tools.differences import changed_settings
-from mt_core.checkpoint.detection import open_checkpoint
+from mt_core.checkpoint.detection import detect_loader
 from mt_core.contracts import CheckpointLoader
 from mt_core.errors import MtError, Problem, raise_if
 from mt_core.files import atomic_path
+from mt_core.plugin_options import assign_options, read_options
 from mt_core.plugins import component
 from mt_core.progress import progress
 
 
 def average(
-    paths: Sequence[Path], save_dir: Path, *, weights: Sequence[float] | None = None, saver: str = "native"
+    paths: Sequence[Path],
+    save_dir: Path,
+    *,
+    weights: Sequence[float] | None = None,
+    loader: str | None = None,
+    saver: str = "native",
+    options: Mapping[str, Any] = MappingProxyType({}),
 ) -> int:
     """Write the mean, with the first checkpoint's dtypes and tokenizer; returns how many tensors it has.
 
-    `weights` are divided by their sum. Checkpoints of another configuration are refused, all differences named.
+    `weights` are divided by their sum. `options` are those of the loaders, each checkpoint's own if none is named, and
+    of the saver. Checkpoints of another configuration are refused, all differences named.
     """
     shares = normalize_weights(weights or [1.0] * len(paths), len(paths))
-    save, loaders = component("ckpt-saver", saver), [open_checkpoint(path) for path in paths]
+    save, names = component("ckpt-saver", saver), [loader or detect_loader(path) for path in paths]
+    load = {name: component("ckpt-loader", name) for name in names}
+    declared = {f"loader {name}": read_options(load[name]) for name in load} | {f"saver {saver}": read_options(save)}
+    *given, saver_options = assign_options(options, declared)
+    loader_options = dict(zip(load, given, strict=True))
+    loaders = [load[name](path, **loader_options[name]) for name, path in zip(names, paths, strict=True)]
     raise_if(_unlike(paths, loaders))
     config, written = loaders[0].config(), []
     shapes = dict(config.canonical_shapes())
@@ -38,7 +53,7 @@ def average(
                 advance(1)
 
         with atomic_path(save_dir) as staging:
-            save(staging, config, stream(), loaders[0].tokenizer_files())
+            save(staging, config, stream(), loaders[0].tokenizer_files(), **saver_options)
     return len(written)
 
 

@@ -1,12 +1,15 @@
 """`mt ckpt inspect`, `diff`, `verify`, `average`, `upcycle` and `prune`."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import typer
 
 from mt_core.cli.completion import complete_names
+from mt_core.cli.options import CheckpointCommand, split_suffix
 from mt_core.errors import MtError
+from mt_core.plugins import Kind
 
 Checkpoint = Annotated[Path, typer.Argument(help="A run, a step, or a directory in another format.")]
 Format = Annotated[
@@ -20,13 +23,36 @@ DIFFERENT = 1
 """Exit code of a comparison that found a difference."""
 
 
+class LoadSaveCommand(CheckpointCommand):
+    """A command that takes the options of loaders and a saver."""
+
+    kinds: ClassVar[Mapping[str, Kind]] = {"loader": "ckpt-loader", "saver": "ckpt-saver"}
+    checkpoints: ClassVar[Mapping[str, Sequence[str]]] = {"loader": ("load_dir", "path", "paths")}
+
+
+class CompareCommand(CheckpointCommand):
+    """A command that takes the options of two loaders, B's with `-b` at the end of their names."""
+
+    kinds: ClassVar[Mapping[str, Kind]] = {"loader": "ckpt-loader", "loader_b": "ckpt-loader"}
+    checkpoints: ClassVar[Mapping[str, Sequence[str]]] = {"loader": ("a",), "loader_b": ("b",)}
+
+
 def register(app: typer.Typer) -> None:
     """Add these commands to `mt ckpt`."""
-    for command in (inspect, diff, verify, average, upcycle, prune):
-        app.command()(command)
+    commands = {
+        inspect: CheckpointCommand,
+        diff: CompareCommand,
+        verify: CompareCommand,
+        average: LoadSaveCommand,
+        upcycle: LoadSaveCommand,
+    }
+    for command, cls in commands.items():
+        app.command(cls=cls, context_settings=cls.settings)(command)
+    app.command()(prune)
 
 
 def inspect(
+    ctx: typer.Context,
     path: Checkpoint,
     loader: Format = None,
     hashes: Annotated[bool, typer.Option("--hash", help="SHA-256 of every tensor's bytes; reads all of them.")] = False,
@@ -40,15 +66,17 @@ def inspect(
     from mt_ckpt.tools.inspect import format_report, inspect_checkpoint, tensor_rows, to_json
     from mt_core.checkpoint.detection import detect_loader
 
+    options = ctx.obj or {}
     if json:
-        return _print_json(to_json(path, loader or detect_loader(path), hashed=hashes))
-    for line in format_report(inspect_checkpoint(path, loader)):
+        return _print_json(to_json(path, loader or detect_loader(path), hashed=hashes, options=options))
+    for line in format_report(inspect_checkpoint(path, loader, options)):
         print(line)
-    for row in tensor_rows(path, loader, hashed=True) if hashes else ():
+    for row in tensor_rows(path, loader, hashed=True, options=options) if hashes else ():
         print(f"{row['sha256']}  {row['name']}")
 
 
 def diff(
+    ctx: typer.Context,
     a: Checkpoint,
     b: Checkpoint,
     rtol: Annotated[float, typer.Option(min=0, help="Allowed difference as a part of A's number.")] = 0.0,
@@ -59,14 +87,16 @@ def diff(
 ) -> None:
     """Compare two checkpoints tensor by tensor; exits with 0 if they are the same, with 1 if not.
 
-    A number may be off by --atol plus --rtol times A's. Dtypes may differ if either is given.
+    A number may be off by --atol plus --rtol times A's. Dtypes may differ if either is given. B's loader takes its
+    options with -b at the end of their names.
 
     Example:
       mt ckpt diff run hf
     """
     from mt_ckpt.tools.differences import Tolerance, differences, format_lines, to_json
 
-    result = differences(a, b, loaders=(loader, loader_b), tolerance=Tolerance(rtol, atol))
+    options = split_suffix(ctx.obj or {})
+    result = differences(a, b, loaders=(loader, loader_b), options=options, tolerance=Tolerance(rtol, atol))
     if json:
         _print_json(to_json(result))
     else:
@@ -74,7 +104,7 @@ def diff(
     raise typer.Exit(0 if result.same else DIFFERENT)
 
 
-def verify(a: Checkpoint, b: Checkpoint, loader: Format = None, loader_b: Format = None) -> None:
+def verify(ctx: typer.Context, a: Checkpoint, b: Checkpoint, loader: Format = None, loader_b: Format = None) -> None:
     """Compare two checkpoints' logits on fixed tokens, in fp32; exits with 0 if they are equal, with 1 if not.
 
     Example:
@@ -83,18 +113,20 @@ def verify(a: Checkpoint, b: Checkpoint, loader: Format = None, loader_b: Format
     from mt_ckpt.conversion.verify import compare_logits
 
     equal = True
-    for comparison in compare_logits(a, b, loaders=(loader, loader_b)):
+    for comparison in compare_logits(a, b, loaders=(loader, loader_b), options=split_suffix(ctx.obj or {})):
         print(f"{'equal' if comparison.equal else 'different'}: {comparison}")
         equal = equal and comparison.equal
     raise typer.Exit(0 if equal else DIFFERENT)
 
 
 def average(
+    ctx: typer.Context,
     paths: Annotated[list[Path], typer.Argument(help="Checkpoints of one model.")],
     save_dir: Annotated[Path, typer.Option(help="Directory to write; must not exist.")],
     weights: Annotated[
         str | None, typer.Option(help="One number a checkpoint, such as 0.7,0.3; divided by their sum.")
     ] = None,
+    loader: Format = None,
     saver: Annotated[
         str, typer.Option(help="Format to write.", autocompletion=complete_names("ckpt-saver"))
     ] = "native",
@@ -107,11 +139,12 @@ def average(
     from mt_ckpt.tools import average as tool
 
     parsed = tool.parse_weights(weights) if weights else None
-    count = tool.average(paths, save_dir, weights=parsed, saver=saver)
+    count = tool.average(paths, save_dir, weights=parsed, loader=loader, saver=saver, options=ctx.obj or {})
     print(f"wrote {save_dir}: {count} tensors, the mean of {len(paths)} checkpoints")
 
 
 def upcycle(
+    ctx: typer.Context,
     path: Checkpoint,
     save_dir: Annotated[Path, typer.Option(help="Directory to write; must not exist.")],
     experts: Annotated[int, typer.Option(min=2, help="How often each feed-forward layer is copied.")],
@@ -129,7 +162,8 @@ def upcycle(
     """
     from mt_ckpt.tools import upcycle as tool
 
-    made = tool.upcycle(path, save_dir, experts=experts, top_k=top_k, seed=seed, loader=loader, saver=saver)
+    formats = tool.Formats(loader, saver, ctx.obj or {})
+    made = tool.upcycle(path, save_dir, experts=experts, top_k=top_k, seed=seed, formats=formats)
     print(f"wrote {save_dir}: {made.layers} layers of {experts} experts, {made.parameter_count:,} parameters")
 
 

@@ -75,10 +75,11 @@ def differences(
     right: Path,
     *,
     loaders: tuple[str | None, str | None] = (None, None),
+    options: tuple[Mapping[str, Any], Mapping[str, Any]] = ({}, {}),
     tolerance: Tolerance | None = None,
 ) -> Differences:
     """Compare two checkpoints of any formats, one tensor at a time."""
-    a, b = open_checkpoint(left, loaders[0]), open_checkpoint(right, loaders[1])
+    a, b = map(open_checkpoint, (left, right), loaders, options)
     settings = tuple(changed_settings(a, b))
     return Differences(settings, tuple(_tensors(a, b, tolerance or Tolerance())))
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -81,10 +82,12 @@ class Inspection:
         return sum(row.bytes for row in self.rows)
 
 
-def inspect_checkpoint(path: Path, format: str | None = None) -> Inspection:
+def inspect_checkpoint(
+    path: Path, format: str | None = None, options: Mapping[str, Any] = MappingProxyType({})
+) -> Inspection:
     """Read a checkpoint's configuration and its tensors' shapes; the format is detected from the files if not given."""
     format = format or detect_loader(path)
-    loader = open_checkpoint(path, format)
+    loader = open_checkpoint(path, format, options)
     config = loader.config()
     assert isinstance(config, Section)
     order = {name: i for i, name in enumerate(config.canonical_shapes())}
@@ -133,9 +136,15 @@ def sha256(tensor: Tensor) -> str:
     return hashlib.sha256(flat.numpy().data).hexdigest()
 
 
-def tensor_rows(path: Path, loader: str | None = None, *, hashed: bool = False) -> Iterator[dict[str, Any]]:
+def tensor_rows(
+    path: Path,
+    loader: str | None = None,
+    *,
+    hashed: bool = False,
+    options: Mapping[str, Any] = MappingProxyType({}),
+) -> Iterator[dict[str, Any]]:
     """Name, shape, dtype, bytes and, if asked, SHA-256 of each tensor, in the model's order, as plain values."""
-    source = open_checkpoint(path, loader)
+    source = open_checkpoint(path, loader, options)
     order = {name: place for place, name in enumerate(source.config().canonical_shapes())}
     rows = []
     with progress("hashing" if hashed else "reading", len(order), "tensors") as advance:
@@ -146,9 +155,12 @@ def tensor_rows(path: Path, loader: str | None = None, *, hashed: bool = False) 
     yield from sorted(rows, key=lambda row: order.get(row["name"], len(order)))
 
 
-def to_json(path: Path, format: str, *, hashed: bool = False) -> dict[str, Any]:
+def to_json(
+    path: Path, format: str, *, hashed: bool = False, options: Mapping[str, Any] = MappingProxyType({})
+) -> dict[str, Any]:
     """Everything that `mt ckpt inspect` knows, as plain values."""
-    source, tensors = open_checkpoint(path, format), list(tensor_rows(path, format, hashed=hashed))
+    source = open_checkpoint(path, format, options)
+    tensors = list(tensor_rows(path, format, hashed=hashed, options=options))
     config, stored = source.config(), read_stored_files(getattr(source, "path", path), format)
     assert isinstance(config, Section)
     return {

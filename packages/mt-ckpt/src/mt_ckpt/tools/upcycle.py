@@ -5,7 +5,8 @@ The weights of a token's experts are a softmax over their logits and add up to o
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from mt_ckpt.tensor_streams.streams import check_stream
-from mt_core.checkpoint.detection import open_checkpoint
+from mt_core.checkpoint.detection import detect_loader
 from mt_core.errors import MtError, Problem
 from mt_core.files import atomic_path
+from mt_core.plugin_options import assign_options, read_options
 from mt_core.plugins import component
 from mt_core.progress import progress
 from mt_models.config import GPTConfig
@@ -24,14 +26,30 @@ from mt_models.initialization import initial
 DENSE = re.compile(r"(layers\.\d+\.mlp\.)(gate|up|down)(\.weight)")
 
 
+@dataclass(frozen=True)
+class Formats:
+    """How a checkpoint is read and another one written."""
+
+    loader: str | None = None
+    """The loader's name; found from the files if not given."""
+    saver: str = "native"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Keyword-only parameters of the loader, of the saver, or of both."""
+
+
 def upcycle(
-    path: Path, save_dir: Path, *, experts: int, top_k: int, seed: int = 0, loader: str | None = None, saver: str
+    path: Path, save_dir: Path, *, experts: int, top_k: int, seed: int = 0, formats: Formats | None = None
 ) -> GPTConfig:
     """Write the mixture, in the source's dtypes and with its tokenizer; returns its configuration.
 
     `seed` is that of the routers, which are drawn as at the start of a training.
     """
-    source = open_checkpoint(path, loader)
+    formats = formats or Formats()
+    loader, saver = formats.loader or detect_loader(path), formats.saver
+    load, save = component("ckpt-loader", loader), component("ckpt-saver", saver)
+    declared = {f"loader {loader}": read_options(load), f"saver {saver}": read_options(save)}
+    loader_options, saver_options = assign_options(formats.options, declared)
+    source = load(path, **loader_options)
     config = build_moe_config(source.config(), str(path), experts=experts, top_k=top_k)
     shapes = config.canonical_shapes()
     with progress("upcycling", len(shapes), "tensors") as advance:
@@ -43,9 +61,8 @@ def upcycle(
                 advance(1)
 
         with atomic_path(save_dir) as staging:
-            component("ckpt-saver", saver)(
-                staging, config, check_stream(str(path), shapes, stream()), source.tokenizer_files()
-            )
+            written = check_stream(str(path), shapes, stream())
+            save(staging, config, written, source.tokenizer_files(), **saver_options)
     return config
 
 

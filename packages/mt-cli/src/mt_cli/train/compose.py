@@ -4,10 +4,11 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 import torch.distributed as dist
@@ -156,14 +157,14 @@ def build_state(config: FullConfig, mesh: Mesh, device: torch.device, *, resume:
     optimizer = component("optimizer", config.optim.name)(groups, config.optim)
     state = TrainState(model, data_parallel, optimizer, loss_scale=LossScale.initial(config.precision))
     if config.checkpoint.init and not resume:
-        load_weights(state, config.checkpoint.init)
+        load_weights(state, config.checkpoint.init, config.checkpoint.init_options)
     elif not resume:
         state.initialize(config.runtime.seed)
     return state
 
 
-def load_weights(state: TrainState, init: str) -> None:
+def load_weights(state: TrainState, init: str, options: Mapping[str, object] = MappingProxyType({})) -> None:
     """Fill a model from `LOADER:PATH`, tensor by tensor; another shape is refused with all differences."""
     name, _, path = init.partition(":")
     with state.filling() as fill:
-        stream_parameters(state.model, open_checkpoint(Path(path), name).tensors(), fill)
+        stream_parameters(state.model, open_checkpoint(Path(path), name, options).tensors(), fill)

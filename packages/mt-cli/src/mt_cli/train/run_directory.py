@@ -9,6 +9,7 @@ from mt_cli.run_config import FullConfig, differences, to_toml
 from mt_core.checkpoint.detection import open_checkpoint
 from mt_core.checkpoint.native import read_meta, steps
 from mt_core.config.loading import model_config
+from mt_core.contracts import ID_FILES
 from mt_core.errors import MtError, Problem, raise_if
 from mt_core.files import atomic_file, disk_errors
 from mt_data import tokenizers
@@ -53,11 +54,15 @@ def prepare_tokenizer(directory: Path, config: FullConfig, *, resumed: bool) -> 
         raise MtError(
             "data.tokenizer", actual, f"set model.vocab_size to {tokenizer.vocab_size} or change the tokenizer"
         )
+    vocabulary = [file for file in travelling if file.name not in ID_FILES]
     if resumed and directory.exists():
         check_same(tokenizer, directory)
-    elif travelling:
-        check_same(tokenizer, travelling[0].parent)
+    elif vocabulary:
+        check_same(tokenizer, vocabulary[0].parent)
     tokenizer.save(directory)
+    for file in travelling:
+        if vocabulary and file.name in ID_FILES:  # which name tokens of this vocabulary
+            shutil.copy(file, directory / file.name)
 
 
 def init_tokenizer_files(config: FullConfig) -> list[Path]:
@@ -65,7 +70,7 @@ def init_tokenizer_files(config: FullConfig) -> list[Path]:
     if not config.checkpoint.init:
         return []
     loader, _, path = config.checkpoint.init.partition(":")
-    return list(open_checkpoint(Path(path), loader).tokenizer_files())
+    return list(open_checkpoint(Path(path), loader, config.checkpoint.init_options).tokenizer_files())
 
 
 def check_same(tokenizer: Any, directory: Path) -> None:

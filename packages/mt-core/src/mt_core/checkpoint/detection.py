@@ -4,10 +4,14 @@ A loader, or its declaration (`Component.declaration`), may have a static method
 looks at names of files and little more, and a text `looks_for` that names them. One without is used by its name only.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from mt_core.contracts import CheckpointLoader
 from mt_core.errors import MtError
+from mt_core.plugin_options import assign_options, read_options
 from mt_core.plugins import component, components
 
 
@@ -27,9 +31,17 @@ def recognising_loaders(path: Path) -> list[str]:
     return [name for name, answer in _ask_loaders(path).items() if answer is True]
 
 
-def open_checkpoint(path: Path, loader: str | None = None) -> CheckpointLoader:
-    """The checkpoint at `path`, read by the loader of that name, or by the one that recognises it."""
-    return component("ckpt-loader", loader or detect_loader(path))(path)
+def open_checkpoint(
+    path: Path, loader: str | None = None, options: Mapping[str, Any] = MappingProxyType({})
+) -> CheckpointLoader:
+    """The checkpoint at `path`, read by the loader of that name, or by the one that recognises it.
+
+    `options` are keyword-only parameters of the loader; texts are read as their types say.
+    """
+    name = loader or detect_loader(path)
+    load = component("ckpt-loader", name)
+    (values,) = assign_options(options, {f"loader {name}": read_options(load)})
+    return load(path, **values)
 
 
 def _ask_loaders(path: Path) -> dict[str, bool | Exception]:

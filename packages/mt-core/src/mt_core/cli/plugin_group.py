@@ -27,7 +27,8 @@ class LazyCommand(TyperCommand):
             raise
         if not isinstance(target, typer.Typer):  # a plain function with annotated options
             app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False)
-            app.command(cls=HelpfulCommand)(target)
+            cls = getattr(target, "command_class", HelpfulCommand)
+            app.command(cls=cls, context_settings=getattr(cls, "settings", None))(target)
             target = app
         command: Any = typer.main.get_command(target)
         simplify_help(command)

@@ -1,8 +1,10 @@
 """Rules between the fields of mt-core's own sections: what does not fit, and values that would."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 from mt_core.checkpoint.detection import recognising_loaders
 from mt_core.config.run_config import RunConfig, TransformerRun, has_attention
@@ -10,7 +12,8 @@ from mt_core.config.sections import CheckpointConfig
 from mt_core.config.trainable import pattern_problems
 from mt_core.errors import Problem, suggest_file
 from mt_core.parallel import layout
-from mt_core.plugins import components, did_you_mean
+from mt_core.plugin_options import find_problems, read_options
+from mt_core.plugins import components, did_you_mean, load_declaration
 
 GRADIENTS = {
     "bf16": ("auto", "fp32", "bf16"),
@@ -46,7 +49,9 @@ def problems(config: RunConfig) -> Iterator[Problem]:
         yield Problem("optim.name", f"unknown optimizer {config.optim.name!r}", did_you_mean(config.optim.name, known))
     yield from pattern_problems(config.optim.trainable, config.model.canonical_shapes())
     if config.checkpoint.init is not None:
-        yield from init_problems(config.checkpoint.init)
+        yield from init_problems(config.checkpoint.init, config.checkpoint.init_options)
+    elif config.checkpoint.init_options:
+        yield Problem("checkpoint.init_options", "given without checkpoint.init", "set that, or leave the options out")
     if config.checkpoint.save_format != "native":
         yield from _save_format(config.checkpoint)
 
@@ -84,8 +89,9 @@ def _lr_schedule(config: RunConfig) -> Iterator[Problem]:
         )
 
 
-def init_problems(text: str) -> Iterator[Problem]:
-    """What is wrong with `checkpoint.init`: its form, its loader, or a directory that is not there."""
+def init_problems(text: str, options: Mapping[str, object] = MappingProxyType({})) -> Iterator[Problem]:
+    """What is wrong with `checkpoint.init`: its form, its loader, that loader's options, or a directory that is not
+    there."""
     loader, colon, path = text.partition(":")
     known = components("ckpt-loader")
     if not colon or not path:
@@ -100,6 +106,11 @@ def init_problems(text: str) -> Iterator[Problem]:
         else:
             hint = suggest_file(Path(path))
         yield Problem("checkpoint.init", f"no directory {path}", hint)
+    else:
+        declared = {f"loader {loader}": read_options(load_declaration("ckpt-loader", loader))}
+        for problem in find_problems(options, declared):
+            name = problem.where.removeprefix("--").replace("-", "_")
+            yield replace(problem, where=f"checkpoint.init_options.{name}")
 
 
 def _save_format(checkpoint: CheckpointConfig) -> Iterator[Problem]:

@@ -221,6 +221,8 @@ class CheckpointConfig(Section):
     """Write checkpoints while training goes on; at most one at a time."""
     init: str | None = None
     """Weights to start from, as LOADER:PATH, for example "hf:DIR"; unset, random."""
+    init_options: dict[str, str | int] = {}
+    """Options of that loader, for example { megatron_args = "args.json" }."""
     resume: bool = True
     """Go on from the run directory's latest checkpoint; false refuses a run directory that has one."""
 

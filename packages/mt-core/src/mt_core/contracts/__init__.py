@@ -3,7 +3,7 @@
 torch types appear as forward references, so this package imports without torch.
 """
 
-from mt_core.contracts.checkpoints import CheckpointLoader, CheckpointSaver
+from mt_core.contracts.checkpoints import ID_FILES, CheckpointLoader, CheckpointSaver
 from mt_core.contracts.configurations import (
     AttentionConfig,
     MLPConfig,
@@ -27,6 +27,7 @@ from mt_core.contracts.models import (
 )
 
 __all__ = [
+    "ID_FILES",
     "AttentionConfig",
     "AttentionCore",
     "BatchKey",

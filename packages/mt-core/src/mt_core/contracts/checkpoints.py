@@ -10,6 +10,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+ID_FILES = ("generation_config.json", "token_ids.json")
+"""Files that travel with a tokenizer and say which ids end a text; the first has the word."""
+
+
 class CheckpointLoader(Protocol):
     """Kind `ckpt-loader`: configuration and canonical tensors of a checkpoint in some format.
 

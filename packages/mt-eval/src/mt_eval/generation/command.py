@@ -87,7 +87,7 @@ def generate(
     from mt_eval.load import Checkpoint, load_model, load_tokenizer, read_ends
 
     options = SamplingOptions(draw.temperature, draw.top_k, draw.top_p)
-    opened = Checkpoint.open(checkpoint.path(), model.loader)
+    opened = Checkpoint.open(checkpoint.path(), model.loader, model.loader_options)
     encoder = TextEncoder.create(load_tokenizer(opened, tokenizer.config()), bos=tokenizer.bos)
     texts = prompts.texts()
     tokens = [encoder.encode(text) for text in texts]

@@ -38,7 +38,7 @@ class Evaluation:
         """Open the checkpoint and its tokenizer."""
         started = time.monotonic()
         check_output(task.output)
-        checkpoint = Checkpoint.open(task.load_dir, model.loader)
+        checkpoint = Checkpoint.open(task.load_dir, model.loader, model.loader_options)
         encoder = TextEncoder.create(load_tokenizer(checkpoint, tokenizer.config()), bos=tokenizer.bos)
         return cls(name, task, model, checkpoint, encoder, started)
 

@@ -99,6 +99,6 @@ def list_unread(
         yield f"has {', '.join(unknown)}", allowed
 
 
-def _shorten(value: Any) -> str:
+def _shorten(value: object) -> str:
     text = repr(value)
     return text if len(text) < 60 else f"{text[:56]} …"

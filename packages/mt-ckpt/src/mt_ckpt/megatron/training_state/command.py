@@ -41,6 +41,9 @@ def convert_format(
         ),
     ] = None,
     true_vocab_size: Annotated[int | None, typer.Option(help="Rows of the embedding that are no padding.")] = None,
+    megatron_args: Annotated[
+        Path | None, typer.Option(help="JSON file of Megatron's arguments that the files lack.")
+    ] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Read everything back and compare it, bit by bit.")] = False,
 ) -> None:
     """Convert a training state: weights, optimizer, scheduler, random state and position.
@@ -61,7 +64,9 @@ def convert_format(
         grouped=moe_grouped_gemm,
         optimizer=target_optimizer,
     )
-    done: ConversionResult = run(load_dir, save_dir, target, true_vocab_size=true_vocab_size, verify=verify)
+    done: ConversionResult = run(
+        load_dir, save_dir, target, true_vocab_size=true_vocab_size, megatron_args=megatron_args, verify=verify
+    )
     state = done.state
     print(f"wrote {done.path}: {to}, from {done.source_format}")
     print(f"carried: weights, master weights, both moments, scheduler, {len(state.groups)} parameter groups")

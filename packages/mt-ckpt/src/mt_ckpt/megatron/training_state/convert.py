@@ -24,6 +24,7 @@ from mt_ckpt.megatron.training_state.state import TrainingState
 from mt_ckpt.megatron.training_state.write_native import write_native
 from mt_ckpt.megatron.training_state.write_torch import write_torch
 from mt_ckpt.megatron.training_state.write_torch_dist import MCORE_0_11, PLAIN, RESHARDABLE, write_torch_dist
+from mt_ckpt.tensor_streams.safetensors_directory import read_json
 from mt_ckpt.tensor_streams.streams import align_streams
 from mt_core.checkpoint.detection import detect_loader
 from mt_core.errors import MtError, Problem, raise_if
@@ -68,14 +69,23 @@ class ConversionResult:
 
 
 def convert_format(
-    load_dir: Path, save_dir: Path, target: Target, *, true_vocab_size: int | None = None, verify: bool = False
+    load_dir: Path,
+    save_dir: Path,
+    target: Target,
+    *,
+    true_vocab_size: int | None = None,
+    megatron_args: Path | None = None,
+    verify: bool = False,
 ) -> ConversionResult:
     """Convert a training state; with `verify`, every tensor is read back and compared, bit by bit."""
     raise_if(_wrong(target))
     form = detect_format(load_dir)
     if form == target.format == "native":
         raise MtError(str(load_dir), "is in native format already", f"--to {' or '.join(FORMATS[:2])}")
-    state, layout = _open(load_dir, form, target, true_vocab_size)
+    if megatron_args and form == "native":
+        raise MtError("--megatron-args", "given for a native checkpoint", "it has no such arguments: leave it out")
+    given = read_json(megatron_args) if megatron_args else {}
+    state, layout = _open(load_dir, form, target, (true_vocab_size, given))
     lost = list(state.lost)
     with atomic_directory(save_dir) as staging:
         if target.format == "native":
@@ -114,17 +124,20 @@ def detect_format(path: Path) -> str:
     return "torch_dist" if (directory / ".metadata").is_file() else "torch"
 
 
-def _open(path: Path, form: str, target: Target, true_vocab_size: int | None) -> tuple[TrainingState, Layout]:
+def _open(
+    path: Path, form: str, target: Target, options: tuple[int | None, Mapping[str, Any]]
+) -> tuple[TrainingState, Layout]:
+    """The state and the layout to write; `options` are the true vocabulary and Megatron's arguments."""
     read: Mapping[str, Any] = {"torch": read_torch, "torch_dist": read_torch_dist}
     if form == "native":
         state = read_native(path)
         layout = _layout(target, Layout(1, 1, 1, engine=True))
     else:
         directory = iteration_directory(path)
-        plain = read[form](directory, None, true_vocab_size)
+        plain = read[form](directory, None, *options)
         raise_if(_staged_t5(plain.config, declared_stages(Namespace(**plain.args))[0]))
         layout = _layout(target, layout_from_args(plain.args))
-        state = plain if target.format == "native" else read[form](directory, layout.tensor, true_vocab_size)
+        state = plain if target.format == "native" else read[form](directory, layout.tensor, *options)
     if target.format != "native":
         raise_if(model_problems(state.config, WHERE))
         raise_if(_staged_t5(state.config, layout.pipeline))

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor
@@ -30,9 +31,17 @@ Buffers = list[Mapping[str, Any]]
 States = Mapping[int, Mapping[int, State]]
 
 
-def read_torch(directory: Path, tensor: int | None = None, true_vocab_size: int | None = None) -> TrainingState:
-    """One iteration; for a target of Megatron's with `tensor` ranks, padding is kept."""
-    files = TorchFiles(directory)
+def read_torch(
+    directory: Path,
+    tensor: int | None = None,
+    true_vocab_size: int | None = None,
+    given: Mapping[str, Any] = MappingProxyType({}),
+) -> TrainingState:
+    """One iteration; for a target of Megatron's with `tensor` ranks, padding is kept.
+
+    `given` arguments of Megatron's go before those of the files.
+    """
+    files = TorchFiles(directory, given=given)
     config = read_config(files, tensor, true_vocab_size)
     states = files.states()
     raise_if(_problems(directory, files, states))
@@ -42,7 +51,7 @@ def read_torch(directory: Path, tensor: int | None = None, true_vocab_size: int 
     groups = [group for optimizer in saved for group in optimizer["param_groups"]]
     counts = [values for optimizer in saved for values in optimizer.get("state", {}).values()]
     random = {at: states[at[0]][at[1]].get("rng_state") for at in optimizers}
-    common = common_state(directory, config, first, groups, count_steps(groups, counts))
+    common = common_state(directory, config, {**first, "args": files.args}, groups, count_steps(groups, counts))
 
     def moments(kind: str) -> Iterator[tuple[str, Tensor]]:
         tensors: dict[int, dict[int, State]] = {stage: {} for stage in range(files.pipeline)}

@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from mt_ckpt.megatron.dist_format.metadata import Stored
@@ -31,9 +32,17 @@ GROUPS = re.compile(r"(chained_\d+\.)?optimizer\.distributed\.dp_group_idx_\d+\.
 RANDOM = re.compile(r"rng_state/shard_(\d+)\.(\d+)_(\d+)\.(\d+)")
 
 
-def read_torch_dist(directory: Path, tensor: int | None = None, true_vocab_size: int | None = None) -> TrainingState:
-    """One iteration; for a target of Megatron's with `tensor` ranks, padding is kept."""
-    files = DistFiles(directory)
+def read_torch_dist(
+    directory: Path,
+    tensor: int | None = None,
+    true_vocab_size: int | None = None,
+    given: Mapping[str, Any] = MappingProxyType({}),
+) -> TrainingState:
+    """One iteration; for a target of Megatron's with `tensor` ranks, padding is kept.
+
+    `given` arguments of Megatron's go before those of the files.
+    """
+    files = DistFiles(directory, given=given)
     config = read_config(files, tensor, true_vocab_size)
     objects = {match[1]: stored for key, stored in files.stored.items() if (match := GROUPS.fullmatch(key))}
     groups, counts = _groups(
