@@ -86,12 +86,17 @@ def test_two_stacks_of_t5_begin_with_different_weights(make_model):
 def test_bert_s_losses_are_those_of_its_logits_and_of_each_sample(make_model, tokens_BT):
     model = make_model(bert(init_std=0.3))
     labels_BT, order_B = tokens_BT.roll(1, 1), torch.tensor([1, 0])
-    losses_BT, losses_B, _ = model.losses(tokens_BT, labels_BT, is_random_next_B=order_B)
+    losses_BT, losses_B, metrics, *names = model.losses(tokens_BT, labels_BT, is_random_next_B=order_B)
     x_BTD = model.hidden(tokens_BT)
     expected_BT = F.cross_entropy(model(tokens_BT).mT, labels_BT, reduction="none")
     torch.testing.assert_close(losses_BT, expected_BT, rtol=1e-12, atol=1e-12)
     expected_B = F.cross_entropy(model.nsp_logits(x_BTD), order_B, reduction="none")
     torch.testing.assert_close(losses_B, expected_B, rtol=1e-12, atol=1e-12)
+    hits = int((model.nsp_logits(x_BTD).argmax(-1) == order_B).sum())
+    assert {name: (float(m.total), float(m.weight)) for name, m in metrics.items()} == {
+        "sentence_order_accuracy": (hits, 2)
+    }
+    assert names == ["masked_lm_loss", "sentence_order_loss"]
 
 
 def test_places_without_a_label_have_a_finite_loss_that_a_mask_can_take_out(make_model, tokens_BT):

@@ -5,6 +5,8 @@ import tomllib
 
 import pytest
 
+from mt_cli.run_config import load_run_config
+from mt_core.errors import MtError
 from mt_core.plugins import component, components
 from mt_models.config import BertConfig, GPTConfig, T5Config
 
@@ -90,3 +92,22 @@ def test_flops_of_gemma_2_count_the_keys_in_a_window():
 def test_flops_without_a_sequence_are_those_of_the_matrices():
     config = GPTConfig.model_validate(preset("gpt2-124m")["model"])
     assert config.flops_per_token(0) == 6 * (12 * 12 * 768**2 + 50257 * 768)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "stacks"),
+    [([], (12, 12)), (["model.layers=2"], (2, 2)), (["model.layers=2", "model.decoder_layers=3"], (2, 3))],
+)
+def test_layers_of_a_t5_preset_are_those_of_both_stacks_unless_the_decoder_has_its_own(overrides, stacks):
+    model = load_run_config([], overrides, "t5-220m", rules=False).model
+    assert (model.layers, model.decoder_layers) == stacks
+    names = {name.split(".layers.")[0]: name for name in model.canonical_tensors() if ".layers." in name}
+    assert {stack: int(name.split(".")[2]) + 1 for stack, name in names.items()} == dict(
+        zip(("encoder", "decoder"), stacks, strict=True)
+    )
+
+
+def test_impossible_layers_of_a_t5_are_one_error():
+    with pytest.raises(MtError) as error:
+        load_run_config([], ["model.layers=0"], "t5-220m", rules=False)
+    assert [line.split(":")[1].strip() for line in str(error.value).splitlines()] == ["model.layers"]

@@ -102,6 +102,8 @@ def describe_default(field: FieldInfo) -> str:
     """Describe the value of a field that is not given."""
     if field.is_required():
         return "required"
+    if field.default_factory is not None:
+        return "another field's"
     if field.default is None:
         return "unset"
     if isinstance(field.default, bool):

@@ -150,7 +150,10 @@ def validate(tree: type[Tree], values: Mapping[str, Any], layers: Sequence[Layer
         config = tree.model_validate(values)
     except ValidationError as err:
         layers = [Layer(x.source, translate(x.values)) for x in layers]
-        errors = sorted(err.errors(), key=lambda error: error["type"] == "missing")  # what the user wrote comes first
+        errors = [
+            error for error in err.errors() if error["type"] != "default_factory_not_called"
+        ]  # follow from others
+        errors.sort(key=lambda error: error["type"] == "missing")  # what the user wrote comes first
         problems += [_problem(tree, values, layers, dict(error)) for error in errors]
         raise MtError.from_problems(problems) from None
     raise_if(problems)

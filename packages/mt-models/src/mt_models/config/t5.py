@@ -23,8 +23,8 @@ class T5Config(TransformerSection):
     kind: Literal["t5"] = "t5"
     layers: PositiveInt
     """Blocks of the encoder."""
-    decoder_layers: PositiveInt
-    """Blocks of the decoder."""
+    decoder_layers: PositiveInt = Field(default_factory=lambda values: values.get("layers", 1))
+    """Blocks of the decoder; as many as the encoder's unless given."""
     max_seq_len: PositiveInt
     """Longest sequence in tokens, of the encoder and of the decoder."""
     attention: Unwindowed
