@@ -114,6 +114,8 @@ def test_an_error_on_the_first_rank_ends_all_with_exit_code_2(toml):
     done = subprocess.run([*command, "--set", "train.eval_every=2"], capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
     assert "mt [rank 0]: the valid split" in done.stderr
+    assert "rank  step  phase" in done.stderr, "the heartbeats were there for the report"
+    assert not (toml.parent / "run").exists(), "and are gone with all that the failed start made"
 
 
 @pytest.mark.parametrize(("ranks", "number"), [(1, signal.SIGTERM), (1, signal.SIGINT), (2, signal.SIGTERM)])
@@ -216,7 +218,7 @@ def test_frozen_parameters_keep_the_weights_that_the_run_began_with(tmp_path, to
     train(toml, *tuning)
     assert all(torch.equal(tensor, after[name]) for name, tensor in tensors(tuned, 6, "model").items())
     with pytest.raises(MtError, match="with optimizer state in the checkpoint would be frozen; keep the patterns"):
-        train(toml, *tuning, 'optim.trainable=["norm.*"]')
+        train(toml, *tuning, 'optim.trainable=["norm.*"]', "train.steps=8")
 
 
 def test_a_model_that_changed_is_refused_on_resume(toml):

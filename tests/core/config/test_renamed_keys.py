@@ -107,5 +107,5 @@ def test_a_run_with_old_keys_goes_on_as_the_code_that_saved_it_did(kind, tmp_pat
     assert run(load_run_config([toml], ["train.steps=4"])) == 0
     losses = [line["loss"] for line in metrics(tmp_path / "run")]
     assert losses[2:] == pytest.approx(json.loads((GOLDEN / "next_losses.json").read_text())[kind], rel=1e-6)
-    saved = load_run_config([tmp_path / "run/config.toml"])
+    saved = load_run_config([tmp_path / "run/config-00000002.toml"])
     assert saved.train.steps == 4

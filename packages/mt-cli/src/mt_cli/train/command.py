@@ -22,6 +22,13 @@ def train(
             min=0, help="With --nproc: how often to start all ranks again after one failed.", rich_help_panel="Ranks"
         ),
     ] = 0,
+    allow_change: Annotated[
+        bool,
+        typer.Option(
+            "--allow-change",
+            help="Resume although a changed setting reorders the samples: some are repeated, others skipped.",
+        ),
+    ] = False,
 ) -> None:
     """Train a model. Resumes from the run directory's latest checkpoint; SIGTERM and Ctrl-C save one first.
 
@@ -43,8 +50,8 @@ def train(
     if max_restarts and nproc == 1:
         raise MtError("--max-restarts", "given without --nproc", "torchrun has one of its own")
     if nproc > 1:
-        raise typer.Exit(_launch(files or [], overrides or [], preset, nproc, max_restarts))
-    work = partial(_train, files or [], overrides or [], preset)
+        raise typer.Exit(_launch(files or [], overrides or [], preset, nproc, max_restarts, allow_change))
+    work = partial(_train, files or [], overrides or [], preset, allow_change)
     if info.launched:
         from mt_core.distributed.rank_process import end_with
 
@@ -52,23 +59,29 @@ def train(
     raise typer.Exit(work())
 
 
-def _train(files: list[Path], overrides: list[str], preset: str | None) -> int:
+def _train(files: list[Path], overrides: list[str], preset: str | None, allow_change: bool) -> int:
     from mt_cli.run_config import load_run_config
 
     config = load_run_config(files, overrides, preset)
     from mt_cli.train.compose import run
 
-    return run(config)
+    return run(config, allow_change=allow_change)
 
 
-def _launch(files: list[Path], overrides: list[str], preset: str | None, nproc: int, max_restarts: int) -> int:
+def _launch(
+    files: list[Path], overrides: list[str], preset: str | None, nproc: int, max_restarts: int, allow_change: bool
+) -> int:
     """Check the configuration once, without torch, then let the ranks load it again."""
     from mt_cli.run_config import load_run_config
+    from mt_cli.train.run_lock import claim_run_directory
     from mt_core.distributed.launcher import launch
     from mt_core.distributed.topology import resolve_dims
 
     data = resolve_dims(load_run_config(files, overrides, preset, rules=False).parallel, nproc).data
     config = load_run_config(files, [*overrides, f"parallel.data={data}"], preset)  # the batch must fit so many
     options = [part for text in overrides for part in ("--set", text)] + (["--preset", preset] if preset else [])
+    options += ["--allow-change"] if allow_change else []
     arguments = ["-m", "mt_cli", "train", *map(str, files), *options]
-    return launch(arguments, nproc, run_dir=Path(config.runtime.run_dir), max_restarts=max_restarts)
+    run_dir = Path(config.runtime.run_dir)
+    with claim_run_directory(run_dir):
+        return launch(arguments, nproc, run_dir=run_dir, max_restarts=max_restarts)

@@ -14,18 +14,28 @@ import torch
 import torch.distributed as dist
 
 from mt_cli.run_config import FullConfig
-from mt_cli.train.run_directory import prepare
+from mt_cli.train.resume import (
+    DATA_RANKS,
+    PLANNED,
+    ResumePoint,
+    change_problems,
+    find_resume_point,
+    plan_samples,
+)
+from mt_cli.train.run_directory import INDEX_CACHE, open_run_directory, prepare_files, record_config, report_resume
 from mt_cli.train.view import screen
 from mt_core.checkpoint.async_save import AsyncWriter
 from mt_core.checkpoint.commit_protocol import Ranks
 from mt_core.checkpoint.detection import open_checkpoint
-from mt_core.checkpoint.native import resolve, step_directory, steps
+from mt_core.checkpoint.native import step_directory, steps
 from mt_core.config.sections import PrecisionConfig
 from mt_core.contracts import MetricSink
-from mt_core.distributed.environment import get_rank_info
+from mt_core.distributed.environment import get_rank_info, is_supervised_by_mt
+from mt_core.distributed.heartbeat import Heartbeat
 from mt_core.distributed.mesh import Mesh, make_mesh
 from mt_core.distributed.process_group import local_ranks, pick_device, process_group, use_deterministic_kernels
 from mt_core.distributed.topology import resolve_dims
+from mt_core.errors import raise_if
 from mt_core.parallel.apply import parallelize
 from mt_core.plugins import component
 from mt_core.training.batch_inputs import Batch
@@ -35,47 +45,93 @@ from mt_core.training.metrics import open_sinks
 from mt_core.training.optimizer import parameter_groups
 from mt_core.training.signals import catch_stop_signals
 from mt_core.training.state import TrainState
-from mt_data.batching.batch_sizes import BatchSizes, check_sizes, count_samples, make_batch_sizes
+from mt_data.batching.batch_sizes import check_sizes, make_batch_sizes
 from mt_data.batching.loading import load_batches
 from mt_models.canonical import stream_parameters
 
 
-def run(config: FullConfig) -> int:
-    """Train as `config` says; the exit code: 0, or 128 + the signal that ended the run early, its state saved."""
+def run(config: FullConfig, *, allow_change: bool = False) -> int:
+    """Train as `config` says; the exit code: 0, or 128 + the signal that ended the run early, its state saved.
+
+    A run that has trained all its steps says so. `allow_change` lets one go on whose samples will have another order.
+    """
     use_deterministic_kernels(config.runtime.deterministic)
     device = pick_device(config.runtime.device)
-    run_dir = Path(config.runtime.run_dir)
-    with ExitStack() as stack:
-        heartbeat = stack.enter_context(process_group(device, run_dir, config.runtime.stall_timeout))
-        mesh = make_mesh(resolve_dims(config.parallel, get_rank_info().world_size))
-        stop = stack.enter_context(catch_stop_signals(insistent=mesh.world.size == 1))
-        torch.set_num_threads(config.runtime.threads or max(1, (os.cpu_count() or 1) // local_ranks()))
-        sizes = make_batch_sizes(config.batch)
-        check_sizes(sizes, config.batch.micro_batch * mesh.data.size)
-        tokenizer_files = prepare(run_dir, config) if mesh.world.rank == 0 else []
-        train_batches, valid_batches = open_data(config, run_dir, mesh, sizes)
-        state = restore(build_state(config, mesh, device, resume=bool(steps(run_dir))), run_dir, config.precision)
-        sinks = start_sinks(config, state.position.step, stack) if mesh.world.rank == 0 else []
-        training = Run(
-            config=config,
-            state=state,
-            mesh=mesh,
-            device=device,
-            heartbeat=heartbeat,
-            train_batches=train_batches(consumed=state.position.samples),
-            valid_batches=valid_batches,
-            sinks=sinks,
-            writer=open_writer(config, state, tokenizer_files),
-            global_batch=sizes.size_after,
-        )
-        stack.callback(training.writer.wait)  # a save in flight is committed whatever ends the run
-        code = 0 if train(training, stop) else stop.exit_code
-    last = step_directory(run_dir, state.position.step)
-    if mesh.world.rank == 0 and last in steps(run_dir):
-        print(f"mt: step {state.position.step} of {config.train.steps} is in {last}", file=sys.stderr)
-        if code == 0 and config.checkpoint.save_format != "native":
-            save_as(config.checkpoint.save_format, last, run_dir)
+    run_dir, first = Path(config.runtime.run_dir), get_rank_info().rank == 0
+    with open_run_directory(run_dir, first=first, launched=is_supervised_by_mt()) as start:
+        with ExitStack() as stack:
+            heartbeat = stack.enter_context(process_group(device, run_dir, config.runtime.stall_timeout))
+            mesh = make_mesh(resolve_dims(config.parallel, get_rank_info().world_size))
+            stop = stack.enter_context(catch_stop_signals(insistent=mesh.world.size == 1))
+            torch.set_num_threads(config.runtime.threads or max(1, (os.cpu_count() or 1) // local_ranks()))
+            check_sizes(make_batch_sizes(config.batch), config.batch.micro_batch * mesh.data.size)
+            point = find_resume_point(run_dir)
+            if point is not None and first:
+                raise_if(change_problems(point, config, mesh.data.size, allow=allow_change))
+            complete = point is not None and point.step >= config.train.steps
+            if point is not None and complete:
+                step, code = point.step, 0
+            else:
+                planned = plan_samples(point, config, allow=allow_change)
+                training = make_run(
+                    config, mesh, device, heartbeat=heartbeat, point=point, planned=planned, stack=stack
+                )
+                start.keep.add(INDEX_CACHE)  # whole: the next start reads it
+                try:
+                    code = 0 if train(training, stop) else stop.exit_code
+                finally:
+                    step = training.state.position.step
+                    start.done = step > (point.step if point else 0)
+        last = step_directory(run_dir, step)
+        if first and last in steps(run_dir):
+            if complete:
+                reached = f"{last} has reached step {step}, train.steps is {config.train.steps}"
+                print(f"mt: the run is complete: {reached}; raise it to train on", file=sys.stderr)
+            else:
+                print(f"mt: step {step} of {config.train.steps} is in {last}", file=sys.stderr)
+            if code == 0 and config.checkpoint.save_format != "native":
+                save_as(config.checkpoint.save_format, last, run_dir)
     return code
+
+
+def make_run(
+    config: FullConfig,
+    mesh: Mesh,
+    device: torch.device,
+    *,
+    heartbeat: Heartbeat,
+    point: ResumePoint | None,
+    planned: tuple[int, ...],
+    stack: ExitStack,
+) -> Run:
+    """Everything that the loop needs, at the position from which it goes on; `stack` closes it.
+
+    `planned` are the numbers of training samples that `plan_samples` returns.
+    """
+    run_dir, first = Path(config.runtime.run_dir), mesh.world.rank == 0
+    if first and point is not None:
+        report_resume(point, config)
+    tokenizer_files = prepare_files(run_dir, config, resumed=point is not None) if first else []
+    train_batches, valid_batches = open_data(config, run_dir, mesh, planned)
+    state = restore(build_state(config, mesh, device, resume=point is not None), point, config.precision)
+    sinks = start_sinks(config, state.position.step, stack) if first else []
+    writer = open_writer(config, state, tokenizer_files)
+    stack.callback(writer.wait)  # a save in flight is committed whatever ends the run
+    if first:
+        record_config(run_dir, config, state.position.step, resumed=point is not None)
+    return Run(
+        config=config,
+        state=state,
+        mesh=mesh,
+        device=device,
+        heartbeat=heartbeat,
+        train_batches=train_batches(consumed=state.position.samples),
+        valid_batches=valid_batches,
+        sinks=sinks,
+        writer=writer,
+        global_batch=make_batch_sizes(config.batch).size_after,
+        meta={PLANNED: list(planned), DATA_RANKS: mesh.data.size},
+    )
 
 
 def save_as(format: str, step: Path, run_dir: Path) -> None:
@@ -89,15 +145,13 @@ def save_as(format: str, step: Path, run_dir: Path) -> None:
     print(f"mt: in {format} format it is in {target}", file=sys.stderr)
 
 
-def restore(state: TrainState, run_dir: Path, precision: PrecisionConfig) -> TrainState:
-    """Go on from the latest checkpoint of the run directory, if there is one."""
-    if not (committed := steps(run_dir)):
+def restore(state: TrainState, point: ResumePoint | None, precision: PrecisionConfig) -> TrainState:
+    """Go on from a checkpoint, if there is one."""
+    if point is None:
         return state
-    first, start = state.data_parallel.mesh.world.rank == 0, time.perf_counter()
-    if first:
-        print(f"mt: resuming from {committed[-1]}", file=sys.stderr)
-    state.load(resolve(committed[-1]), precision)
-    if first and (seconds := time.perf_counter() - start) > 2:
+    start = time.perf_counter()
+    state.load(point.path, precision)
+    if state.data_parallel.mesh.world.rank == 0 and (seconds := time.perf_counter() - start) > 2:
         print(f"mt: loaded in {seconds:.1f} s", file=sys.stderr)
     return state
 
@@ -124,12 +178,13 @@ def open_writer(config: FullConfig, state: TrainState, tokenizer_files: Sequence
 
 
 def open_data(
-    config: FullConfig, run_dir: Path, mesh: Mesh, sizes: BatchSizes
+    config: FullConfig, run_dir: Path, mesh: Mesh, planned: tuple[int, ...]
 ) -> tuple[Callable[..., Iterator[Batch]], Callable[[], Iterator[Batch]] | None]:
     """Functions that iterate over this rank's training micro-batches (from `consumed=`) and validation ones."""
     train, batch = config.train, config.batch
+    *before, wanted = planned
     samples = (
-        count_samples(sizes, train.steps),
+        planned if before else wanted,  # kinds of other packages take a number
         train.eval_batches * batch.global_batch if train.eval_every else 0,
         0,
     )

@@ -5,10 +5,11 @@ stop; nothing else in a step waits for the GPU, but fp16's loss scale, which mus
 """
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
+from typing import Any
 
 import torch
 
@@ -44,6 +45,8 @@ class Run:
     global_batch: Callable[[int], int]
     """Samples of the step that begins after so many samples."""
     heartbeat: Heartbeat = field(default_factory=Heartbeat)
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    """What checkpoints tell beside the state and the configuration, as plain values."""
 
     def micro_batches(self, global_batch: int) -> int:
         """Micro-batches of this rank in a step of so many samples."""
@@ -156,7 +159,7 @@ def save(run: Run) -> None:
     """Save the present step; with `checkpoint.async_save` the files are written while training goes on."""
     state = run.state
     run.heartbeat.update(state.position.step, "save")
-    meta = state.meta() | {"config": run.config.model_dump(mode="json")}
+    meta = state.meta() | dict(run.meta) | {"config": run.config.model_dump(mode="json")}
     _report(run, run.writer.save(state.position.step, state.parts(), meta))
     if not run.config.checkpoint.async_save:
         _report(run, run.writer.wait())
