@@ -1,11 +1,11 @@
-"""`mt data inspect`, `check`, `blend`, `plan` and `merge`; only `mt` imports this.
+"""`mt data inspect`, `check`, `blend`, `plan`, `merge` and `train-tokenizer`; only `mt` imports this.
 
 Heavy imports are made where they are used.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -189,3 +189,47 @@ def merge(
             output_prefix: f"{merged.tokens:,} tokens, {merged.sequences:,} sequences, {merged.documents:,} documents",
         }
     )
+
+
+def train_tokenizer(
+    input: Annotated[list[Path], typer.Option("--input", help="One or more files; .gz and .zst are read as they are.")],
+    output_dir: Annotated[Path, typer.Option(help="A new folder for the tokenizer's files.")],
+    vocab_size: Annotated[int, typer.Option(help="Ids, those of special tokens included.")],
+    json_key: Annotated[str, typer.Option(help="Key of the text in .jsonl files.")] = "text",
+    tokenizer_type: Annotated[
+        Literal[
+            "GPT2BPETokenizer",
+            "BertWordPieceLowerCase",
+            "BertWordPieceCase",
+            "SentencePieceTokenizer",
+            "GPTSentencePieceTokenizer",
+            "Llama2Tokenizer",
+        ],
+        typer.Option(help="Byte-level BPE; BERT's WordPiece; SentencePiece as T5's; SentencePiece as Llama 2's (two)."),
+    ] = "GPT2BPETokenizer",
+    model_type: Annotated[
+        Literal["unigram", "bpe"] | None,
+        typer.Option(help="Of a SentencePiece model; unigram for SentencePieceTokenizer, else bpe, if not given."),
+    ] = None,
+    vocab_extra_ids: Annotated[
+        int, typer.Option(min=0, help="How many <extra_id_…> of BERT's or T5's vocabulary; T5 needs 100.")
+    ] = 0,
+) -> None:
+    """Train a tokenizer on JSON lines or plain text; the same text gives the same files.
+
+    Examples:
+      mt data train-tokenizer --input text.jsonl --vocab-size 8000 --output-dir tokenizer
+      mt data train-tokenizer --input text.jsonl --vocab-size 8000 --output-dir t --tokenizer-type BertWordPieceCase
+    """
+    from mt_data.tokenizers.train import train_tokenizer as train
+
+    tokenizer = train(
+        input,
+        output_dir,
+        vocab_size=vocab_size,
+        key=json_key,
+        type=tokenizer_type,
+        model_type=model_type,
+        extra_ids=vocab_extra_ids,
+    )
+    print_rows({"tokenizer": str(output_dir), "vocabulary": f"{tokenizer.vocab_size:,}", "eod": str(tokenizer.eod)})
