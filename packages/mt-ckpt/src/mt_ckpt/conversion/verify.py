@@ -4,10 +4,13 @@ Both are read back through their loaders into mt's own model; a side in Hugging 
 transformers' model of it, where transformers is installed. One model is held in memory at a time.
 """
 
+import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -21,6 +24,8 @@ from mt_core.errors import MtError, Problem, raise_if
 from mt_models.canonical import load_stream
 
 SEQUENCES, LENGTH = 2, 64
+ANSI = re.compile(r"\x1b\[[0-9;]*m")
+"""Colours of a terminal."""
 TOLERANCE = 1e-5
 """Allowed difference as a part of the largest logit; fp32 sums in another order differ by about 1e-6 of it."""
 
@@ -111,16 +116,35 @@ def our_logits(
 @torch.inference_mode()
 def transformers_logits(path: Path, tokens_BT: Tensor) -> Tensor:
     """Logits [B, T, V] of transformers' model, or features of one without heads, in fp32; only safetensors and code of
-    its own are used."""
+    its own are used. What it raises is an `MtError` that names it; it prints nothing."""
     import transformers
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()
     how = _reference(open_checkpoint(path).config())
-    model = getattr(transformers, how.auto_class).from_pretrained(
-        path, dtype=torch.float32, local_files_only=True, trust_remote_code=False, use_safetensors=True
-    )
-    return model.eval()(**dict.fromkeys(how.inputs, tokens_BT))[how.output]
+    with _silent(transformers):
+        try:
+            model = getattr(transformers, how.auto_class).from_pretrained(
+                path, dtype=torch.float32, local_files_only=True, trust_remote_code=False, use_safetensors=True
+            )
+            return model.eval()(**dict.fromkeys(how.inputs, tokens_BT))[how.output]
+        except Exception as err:  # of any class: it is another program's
+            reason = " ".join(ANSI.sub("", f"{type(err).__name__}: {err}").split())
+            problem = f"transformers {transformers.__version__} cannot compute the model, which mt can: {reason[:300]}"
+            raise MtError(str(path), problem, "correct the file that it names, or leave --verify out") from err
+
+
+@contextmanager
+def _silent(transformers: ModuleType) -> Iterator[None]:
+    """Transformers neither logs nor shows progress while the block runs."""
+    log = transformers.utils.logging
+    before, bars = log.get_verbosity(), log.is_progress_bar_enabled()
+    log.set_verbosity(log.CRITICAL)
+    log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        log.set_verbosity(before)
+        if bars:
+            log.enable_progress_bar()
 
 
 class _Reference(NamedTuple):
