@@ -1,14 +1,18 @@
 """`mt ckpt`: convert checkpoints; the other commands register here."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mt_ckpt.conversion.megatron_flags import translate_flags
 from mt_ckpt.hub import command as hub
 from mt_ckpt.megatron.training_state import command as convert_format
 from mt_ckpt.tools import command as tools
 from mt_core.cli.completion import complete_names
+from mt_core.errors import MtError, raise_if
+from mt_core.plugin_options import flag
 
 if TYPE_CHECKING:
     from mt_ckpt.conversion.convert import Converted
@@ -26,7 +30,24 @@ def _dtypes(incomplete: str) -> list[str]:
     return [name for name in ("fp32", "bf16", "fp16") if name.startswith(incomplete)]
 
 
-@app.command(cls=tools.LoadSaveCommand, context_settings=tools.LoadSaveCommand.settings)
+class ConvertCommand(tools.LoadSaveCommand):
+    """A conversion, which takes the flags of Megatron's converter too, where they change nothing."""
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
+        """Parse the words without Megatron's flags; one error names all that is wrong."""
+        declared = {flag(option.name) for option in self.list_plugin_options()}
+        made = translate_flags(args, declared)
+        try:
+            rest = super().parse_args(ctx, made.words)
+        except MtError as err:
+            raise MtError.from_problems([*made.problems, *err.problems]) from None
+        raise_if(made.problems)
+        if made.dropped and not ctx.resilient_parsing:
+            print(f"note: not needed here, the files say it: {', '.join(made.dropped)}", file=sys.stderr)
+        return rest
+
+
+@app.command(cls=ConvertCommand, context_settings=ConvertCommand.settings)
 def convert(
     ctx: typer.Context,
     load_dir: Annotated[Path, typer.Option(help="Checkpoint to read.")],
@@ -47,7 +68,8 @@ def convert(
 ) -> None:
     """Convert a checkpoint from one format to another, one tensor at a time.
 
-    The loader and the saver have options of their own, which stand below.
+    The loader and the saver have options of their own, which stand below. Flags of Megatron's converter are taken where
+    the files say the same, such as --model-size, or answered with the ones here.
 
     Example:
       mt ckpt convert --load-dir run --saver hf --save-dir hf --verify

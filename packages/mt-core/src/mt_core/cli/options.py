@@ -165,7 +165,7 @@ class PluginCommand(HelpfulCommand):
         }
         if all(word.partition("=")[0] in own for word in args if word.startswith("--")):
             return [*args], []
-        switches = {flag(option.name) for option in self._list_options() if option.is_switch}
+        switches = {flag(option.name) for option in self.list_plugin_options() if option.is_switch}
         mine, others, rest = list[str](), list[str](), deque(args)
         while rest:
             word = rest.popleft()
@@ -178,7 +178,7 @@ class PluginCommand(HelpfulCommand):
                 words.append(rest.popleft())
         return mine, others
 
-    def _list_options(self) -> Iterator[PluginOption]:
+    def list_plugin_options(self) -> Iterator[PluginOption]:
         """The options of every installed plugin that works."""
         for kind in set(self.kinds.values()):
             for name in components(kind):
