@@ -28,8 +28,8 @@ MAY_IMPORT = {
     "mt_eval": {"mt_core", "mt_data", "mt_models"},
     "mt_cli": {"mt_core", "mt_data", "mt_models", "mt_ckpt", "mt_eval"},
 }
-COMMAND_MODULES = {"command", "options"}
-"""Last part of the names of modules that only `mt` imports; besides them, mt-cli and `mt_core.cli` use Typer."""
+COMMAND_MODULES = ("command", "options")
+"""How the names end of modules that only `mt` imports; besides them, mt-cli and `mt_core.cli` use Typer."""
 
 Import = tuple[str, str]
 """Module that imports, module that is imported."""
@@ -49,7 +49,7 @@ def imports(package: str) -> Iterator[Import]:
 
 
 def is_command(module: str) -> bool:
-    return module.startswith(("mt_cli.", "mt_core.cli.")) or module.rpartition(".")[2] in COMMAND_MODULES
+    return module.startswith(("mt_cli.", "mt_core.cli.")) or module.endswith(COMMAND_MODULES)
 
 
 @pytest.mark.parametrize("package", MAY_IMPORT)

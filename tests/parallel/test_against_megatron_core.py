@@ -44,10 +44,10 @@ MODELS: dict[str, dict[str, Any]] = {
 
 
 def config_of(model: str, **parallel: Any) -> Any:
-    """In fp32, of 64 ids: megatron-core would give padding rows probability."""
+    """In fp32, without dropout, whose masks differ; of 64 ids: megatron-core would give padding rows probability."""
     kind = "learned-biased" if model.startswith("learned") else "gqa"
     found = run_config(kind, precision={"dtype": "fp32"}, parallel=parallel).model_dump()
-    found["model"] |= {"vocab_size": 64} | MODELS[model]
+    found["model"] |= {"vocab_size": 64, "dropout": {}} | MODELS[model]
     return run_config_type().model_validate(found)
 
 

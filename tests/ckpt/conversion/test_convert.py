@@ -76,13 +76,16 @@ def test_missing_unexpected_and_misshapen_tensors_of_a_file_are_told_at_once(sav
     assert is_clean(tmp_path)
 
 
-def test_a_tensor_in_two_shards_is_refused(save_model, tmp_path):
+def test_a_tensor_in_two_shards_is_read_if_both_are_equal_and_refused_if_not(save_model, tmp_path):
     path = save_model("llama", shard="30KB")
     first, *_, last = sorted(path.glob("*.safetensors"))
     name, tensor = next(iter(load_file(first).items()))
-    save_file({**load_file(last), name: tensor}, last, {"format": "pt"})
+    rest = load_file(last)
+    save_file({**rest, name: tensor}, last, {"format": "pt"})
+    convert("hf", path, "native", tmp_path / "equal")
+    save_file({**rest, name: tensor + 1}, last, {"format": "pt"})
     (problem,) = problems("hf", path, "native", tmp_path / "result")
-    assert "duplicate tensor (2 copies)" in problem
+    assert "is stored twice, and differently" in problem
 
 
 def test_what_a_third_partys_loader_gets_wrong_is_told_at_once(native, tmp_path, add_component):

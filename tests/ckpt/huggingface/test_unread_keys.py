@@ -31,7 +31,7 @@ VALUES = {"sliding_window": None, "hidden_act": "gelu_pytorch_tanh", "is_gated_a
 VALUES |= dict.fromkeys(
     ("rope_interleaved", "use_mrope", "use_sliding_window", "attention_bias", "lm_head_bias"), False
 )
-VALUES |= {"tie_word_embeddings": False, "decoder_sparse_step": 1}
+VALUES |= {"tie_word_embeddings": False, "decoder_sparse_step": 1, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
 
 
 def default_config(family, *, whole):

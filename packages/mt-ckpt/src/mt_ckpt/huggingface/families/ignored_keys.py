@@ -23,11 +23,15 @@ KERNELS = (
 )
 """How to compute the model: rounding apart, nothing of what."""
 TRAINING = (
-    *("initializer_range", "initializer_factor", "attention_dropout", "hidden_dropout", "hidden_dropout_prob"),
-    *("attention_probs_dropout_prob", "attn_pdrop", "embd_pdrop", "resid_pdrop", "dropout", "dropout_rate"),
+    *("initializer_range", "initializer_factor"),
     *("layerdrop", "output_router_logits", "router_aux_loss_coef", "router_jitter_noise"),
 )
 """What counts in training only."""
+DROPOUT = (
+    *("attention_dropout", "hidden_dropout", "hidden_dropout_prob", "attention_probs_dropout_prob"),
+    *("attn_pdrop", "embd_pdrop", "resid_pdrop", "dropout", "dropout_rate"),
+)
+"""Rates that a family reads under its own names; under another family's they must be 0."""
 TASKS = (
     *("id2label", "label2id", "num_labels", "problem_type", "finetuning_task", "task_specific_params"),
     *("classifier_dropout", "summary_activation", "summary_first_dropout", "summary_last_dropout"),
@@ -45,7 +49,7 @@ GENERATION = (
     *("num_return_sequences", "return_dict_in_generate", "remove_invalid_values", "exponential_decay_length_penalty"),
 )
 """Ids, which `token_ids` carries, and how old files say to continue texts."""
-OFF: dict[str, Any] = {
+OFF: dict[str, Any] = dict.fromkeys(DROPOUT, 0.0) | {
     "is_causal": True,
     "is_decoder": False,
     "is_encoder_decoder": False,
