@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from mt_cli.run_config import load_run_config
-from mt_cli.train import command, compose
+from mt_cli.train import command, compose, resume
 from mt_cli.train.run_lock import LOCK
 from mt_core.checkpoint import native
 from mt_core.errors import MtError
@@ -217,6 +217,28 @@ def test_a_cyclic_order_is_refused_another_micro_batch(train):
     train("data.order=cyclic")
     with pytest.raises(MtError, match="batch.micro_batch: 2 → 4 gives the samples another order"):
         train("data.order=cyclic", "batch.micro_batch=4", "train.steps=8")
+
+
+def test_a_cyclic_order_is_refused_another_number_of_data_ranks(train, tmp_path):
+    point = resume.find_resume_point(train("data.order=cyclic"))
+    config = load_run_config([tmp_path / "run" / "config.toml"])
+    (problem,) = resume.change_problems(point, config, 2, allow=False)
+    assert str(problem).startswith("data-parallel ranks: 1 → 2 gives the samples another order or other text: some")
+    assert not list(resume.change_problems(point, config, 2, allow=True))
+    assert not list(resume.change_problems(point, config, 1, allow=False))
+
+
+def test_data_of_another_package_is_not_asked_to_go_on_beyond_its_plan(train, tmp_path, monkeypatch):
+    point = resume.find_resume_point(train())
+    config = load_run_config([tmp_path / "run" / "config.toml"], ["train.steps=11"])
+    monkeypatch.setattr(resume, "BUILTIN_SECTIONS", ())
+    with pytest.raises(MtError) as refusal:
+        resume.plan_samples(point, config, allow=False)
+    assert str(refusal.value) == (
+        "train.steps: wants 44 samples, planned were 24; mt cannot know whether their order stays for data of kind "
+        "'gpt'; fewer, or --allow-change"
+    )
+    assert resume.plan_samples(point, config, allow=True) == (44,)
 
 
 def test_settings_that_a_checkpoint_does_not_tell_are_no_changes(train, capsys):

@@ -6,16 +6,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pydantic import TypeAdapter
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split
 
 from mt_core.contracts import Dataset
+from mt_core.plugins import component
 from mt_data.blending.extension import ExtendedDataset, Extension, extend_dataset
 from mt_data.config import GPTData, MockData, SFTData, TokenizerConfig
+from mt_data.config.union import data_union
 from mt_data.datasets.gpt.dataset import build_splits
 from mt_data.datasets.mock import build_splits as build_mock
 from mt_data.datasets.sft.dataset import build_splits as build_sft
+from word_pieces import toy_corpus, toy_tokenizer
 
 Corpus = Callable[[str, Sequence[int]], str]
 LENGTHS = (20, 31, 50)
@@ -66,10 +70,13 @@ def test_a_plan_grows_again_and_again(build):
 
 
 def test_each_corpus_of_a_blend_goes_on_where_it_was(build):
-    before, grown = read(build(30, paths=build.blend), 0, 30), read(build(30, 100, paths=build.blend), 0, 100)
+    blend = build(30, 100, paths=build.blend)
+    before, grown = read(build(30, paths=build.blend), 0, 30), read(blend, 0, 100)
     assert grown[:30] == before
-    of_first = [sample for sample in grown if max(sample) < 400 and min(sample) >= 100]
-    assert len(of_first) > 10
+    ids = [int(blend[i]["dataset_id"]) for i in range(100)]
+    of_first = [sample for number, sample in zip(ids, grown, strict=True) if number == 0]
+    assert len(of_first) == pytest.approx(30, abs=1)
+    assert of_first == read(build(10, 31, paths=build.blend[1:2]), 0, len(of_first)), "its shares, half a percent more"
 
 
 def test_conversations_go_on_with_the_next_line(tmp_path):
@@ -86,6 +93,33 @@ def test_conversations_go_on_with_the_next_line(tmp_path):
     at_once = build_sft(config, samples=(12, 0, 0), **options).train
     assert len(set(map(tuple, read(at_once)))) == 5
     assert read(build_sft(config, samples=((7, 12), 0, 0), **options).train) == read(at_once)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("bert", {"seq_length": 16}),
+        ("t5", {"seq_length": 20, "decoder_seq_length": 12}),
+        ("ict", {"seq_length": 24}),
+    ],
+)
+def test_samples_of_sentences_are_extended_by_whole_epochs(tmp_path, kind, options):
+    values = {"kind": kind, "split": "1", "paths": (toy_corpus(tmp_path),), "tokenizer": toy_tokenizer(tmp_path)}
+    config = TypeAdapter(data_union()).validate_python({**values, **options})
+
+    def build(samples: int | tuple[int, ...]) -> Dataset:
+        splits = component("dataset", kind)(config, samples=(samples, 0, 0), seed=1234, cache_dir=tmp_path / "cache")
+        return splits.train
+
+    def read_all(dataset: Dataset) -> list[dict[str, list[int]]]:
+        return [{name: np.asarray(v).tolist() for name, v in dataset[i].items()} for i in range(len(dataset))]
+
+    epoch, before, grown = len(build(1)), read_all(build(3)), read_all(build((3, 20)))
+    assert grown[: len(before)] == before
+    assert len(grown) >= 20
+    assert len(grown) % epoch == 0 or kind != "ict"
+    assert grown[len(before) : 2 * len(before)] != before
+    assert read_all(build((3, 20))) == grown
 
 
 def test_the_mock_corpus_grows(tmp_path):

@@ -108,6 +108,17 @@ def test_a_sample_does_not_depend_on_those_read_before(tmp_path: Path, tokenizer
     assert again == [other[2]["tokens"].tolist(), other[0]["tokens"].tolist()]
 
 
+def test_a_plan_that_grows_keeps_its_samples(tmp_path: Path, tokenizer: dict[str, str]):
+    before = train(tmp_path, tokenizer, seq_length=8)
+    options = {"paths": [str(tmp_path / "c")], "split": "1", "seq_length": 8, "tokenizer": tokenizer}
+    build = component("dataset", "fim")
+    grown = build(FIMData.model_validate(options), samples=((3, 40), 0, 0), seed=3, cache_dir=tmp_path / "cache").train
+    assert len(grown) >= 40 > len(before)
+    assert [grown[i]["tokens"].tolist() for i in range(len(before))] == [
+        s["tokens"].tolist() for s in map(before.__getitem__, range(len(before)))
+    ]
+
+
 def test_documents_that_begin_with_a_text_are_left_alone(tmp_path: Path, tokenizer: dict[str, str]):
     tokens = train(tmp_path, tokenizer, "the dog barks", seq_length=12, rate=1, no_prefix="the")[0]["tokens"]
     assert PRE not in tokens

@@ -27,7 +27,7 @@ SAME_SAMPLES = frozenset(
         *("mask_prob", "max_ngram", "full_words", "longer_ngrams", "geometric", "permute", "decoder_seq_length"),
         *("rate", "spm_rate", "fragment_rate", "split_token", "no_prefix", "query_in_block_prob"),
         *("prefix_token", "middle_token", "suffix_token", "pad_token", "eod_token"),
-        *("prompt_format", "conversation_multiple"),
+        *("prompt_format", "chat_template", "conversation_multiple", "max_untrained"),
     }
 )
 """Fields of the data section that do not decide which text sample i is made of; all others do, or may."""
