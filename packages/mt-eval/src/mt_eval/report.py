@@ -8,10 +8,11 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from math import isfinite
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from mt_core.errors import MtError, Problem, raise_if
-from mt_core.files import atomic_file
+from mt_core.files import atomic_file, disk_errors
 
 Value = int | float | str
 
@@ -43,9 +44,15 @@ class Report:
 
 
 def check_output(path: Path | None) -> None:
-    """Refuse, before the work is done, an output whose directory is missing."""
-    if path is not None and not path.absolute().parent.is_dir():
+    """Refuse, before the work is done, an output whose directory is missing or that cannot be written there."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise MtError("--output", f"{path} is a directory", "the name of a file")
+    if not path.absolute().parent.is_dir():
         raise MtError("--output", f"{path}: its directory does not exist", "create it first")
+    with disk_errors(path), TemporaryFile(dir=path.absolute().parent):
+        pass
 
 
 def publish(report: Report, output: Path | None = None) -> None:
