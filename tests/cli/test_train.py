@@ -236,7 +236,9 @@ def test_a_run_directory_in_use_is_refused_without_resume(toml):
 
 
 def test_a_tokenizer_larger_than_the_model_is_refused(toml):
-    with pytest.raises(MtError, match="data.tokenizer: has 257 ids, the model 200; set model.vocab_size to 257"):
+    with pytest.raises(
+        MtError, match="model.vocab_size: 200 rows, but the tokenizer has 257 ids; allowed: 257, more, or"
+    ):
         train(toml, "model.vocab_size=200")
 
 

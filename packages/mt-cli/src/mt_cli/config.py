@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from pathlib import Path
 
 import typer
@@ -38,6 +39,7 @@ def check(files: Files = None, overrides: Overrides = None, preset: Preset = Non
       mt config check run.toml
     """
     from mt_cli.run_config import load_run_config
+    from mt_cli.vocabulary import find_spare_rows
     from mt_core.config.run_config import sequence_lengths
     from mt_data.batching.batch_sizes import count_samples, make_batch_sizes
 
@@ -46,6 +48,8 @@ def check(files: Files = None, overrides: Overrides = None, preset: Preset = Non
     parameters = sum(math.prod(shape) for shape in shapes)
     tokens = count_samples(make_batch_sizes(config.batch), config.train.steps) * config.data.seq_length
     flops = tokens * config.model.flops_per_token(*sequence_lengths(config.data))
+    for warning in find_spare_rows(config):
+        print(f"mt: warning: {warning}", file=sys.stderr)
     print(f"ok: {parameters:,} parameters, {tokens:,} tokens, {flops:.3g} FLOP")
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from mt_cli.run_config import FullConfig
+from mt_cli.vocabulary import find_missing_rows
 from mt_core.errors import MtError, Problem
 from mt_data.batching.batch_sizes import make_batch_sizes
 from mt_data.config import BERTData, T5Data
@@ -16,6 +17,7 @@ def problems(config: FullConfig) -> Iterator[Problem]:
     yield from _samples(config)
     yield from _documents(config)
     yield from _without_effect(config)
+    yield from find_missing_rows(config)
 
 
 def _batch(config: FullConfig) -> Iterator[Problem]:

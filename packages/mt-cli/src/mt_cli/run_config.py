@@ -36,11 +36,12 @@ def load_run_config(
 ) -> "FullConfig":
     """A validated `RunConfig`; one `MtError` with everything wrong in it. `rules` includes those between sections."""
     from mt_cli.checkpoint_init import add_checkpoint
+    from mt_cli.vocabulary import resolve_vocabulary
 
     if not (files or overrides or preset):
         presets = ", ".join(components("preset")) or "none; pip install mt-models"
         raise MtError("configuration", "none is given", f"give a TOML file, or --preset NAME of: {presets}")
-    layers = add_checkpoint(read_layers(files, overrides, preset))
+    layers = resolve_vocabulary(add_checkpoint(read_layers(files, overrides, preset)))
     return load_layers(run_config_type(), layers, rules=rules)
 
 

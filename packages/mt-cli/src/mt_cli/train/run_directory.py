@@ -15,6 +15,7 @@ from typing import Any
 from mt_cli.run_config import FullConfig, to_toml
 from mt_cli.train.resume import ResumePoint, list_changes
 from mt_cli.train.run_lock import CONFIG, HEARTBEATS, created_directory, lock_run
+from mt_cli.vocabulary import find_spare_rows
 from mt_core.checkpoint.detection import open_checkpoint
 from mt_core.contracts import ID_FILES
 from mt_core.errors import MtError
@@ -75,7 +76,9 @@ def report_resume(point: ResumePoint, config: FullConfig) -> None:
 
 
 def prepare_files(run_dir: Path, config: FullConfig, *, resumed: bool) -> Sequence[Path]:
-    """Write the tokenizer, after checking that it fits the model and the checkpoint; returns its files."""
+    """Write the tokenizer, after checking that it fits the checkpoint; returns its files. Spare rows are warned of."""
+    for warning in find_spare_rows(config) if not resumed else ():
+        print(f"mt: warning: {warning}", file=sys.stderr)
     with disk_errors(run_dir):
         prepare_tokenizer(run_dir / TOKENIZER, config, resumed=resumed)
     return sorted((run_dir / TOKENIZER).glob("*"))
@@ -109,7 +112,7 @@ def list_later_configs(run_dir: Path) -> list[Path]:
 
 
 def prepare_tokenizer(directory: Path, config: FullConfig, *, resumed: bool) -> None:
-    """Put the run's tokenizer into `directory`; one that does not fit the model or the checkpoint is refused."""
+    """Put the run's tokenizer into `directory`; one that does not fit the checkpoint is refused."""
     travelling = init_tokenizer_files(config)
     if config.data.tokenizer is None:
         if travelling and not directory.exists():
@@ -118,11 +121,6 @@ def prepare_tokenizer(directory: Path, config: FullConfig, *, resumed: bool) -> 
                 shutil.copy(file, directory / file.name)
         return
     tokenizer = tokenizers.build_tokenizer(config.data.tokenizer)
-    if tokenizer.vocab_size > config.model.vocab_size:
-        actual = f"has {tokenizer.vocab_size} ids, the model {config.model.vocab_size}"
-        raise MtError(
-            "data.tokenizer", actual, f"set model.vocab_size to {tokenizer.vocab_size} or change the tokenizer"
-        )
     vocabulary = [file for file in travelling if file.name not in ID_FILES]
     if resumed and directory.exists():
         check_same(tokenizer, directory)
