@@ -140,7 +140,8 @@ def test_a_signal_saves_and_the_run_goes_on_from_there(tmp_path, toml, ranks, nu
 
 
 def test_a_preset_alone_can_be_trained(tmp_path, corpus):
-    options = [*ONE, f"data.paths=['{corpus}']", f"runtime.run_dir={tmp_path / 'run'}", "log.every=1"]
+    options = [*ONE, f"data.paths=['{corpus}']", "data.tokenizer.type=bytes", f"runtime.run_dir={tmp_path / 'run'}"]
+    options += ["log.every=1"]
     command = [*MT, "train", "--preset", "gpt-tiny", *(part for text in options for part in ("--set", text))]
     subprocess.run(command, check=True, timeout=120)
     assert metrics(tmp_path / "run")[0]["step"] == 1

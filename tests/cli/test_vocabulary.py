@@ -1,5 +1,6 @@
 """Rows of the model for token ids, beside the tokenizer's ids: taken from it, refused below, warned of above."""
 
+import json
 import tomllib
 
 import pytest
@@ -14,6 +15,7 @@ from mt_core.errors import MtError
 
 BYTES = ["data.tokenizer.type=bytes"]
 FROM_TOKENIZER = [*BYTES, "model.vocab_size=tokenizer"]
+"""For presets that do not ask for it themselves."""
 
 
 def check(*overrides, preset="gpt-tiny"):
@@ -34,17 +36,34 @@ def test_the_tokenizer_says_how_many_ids_there_are():
     assert tomllib.loads(shown.stdout)["model"]["vocab_size"] == 257
 
 
-def test_without_a_tokenizer_the_number_is_needed():
+def test_without_a_tokenizer_a_run_and_a_plan_need_the_number():
     message = (
-        "--set: model.vocab_size: 'tokenizer', but the run has no tokenizer; "
+        "preset gpt-tiny: model.vocab_size: 'tokenizer', but the run has no tokenizer; "
         "name it in data.tokenizer, or say how many ids there are: --set model.vocab_size=N"
     )
+    for load in (check, lambda: plan(gpus=1, preset="gpt-tiny")):
+        with pytest.raises(MtError) as error:
+            load()
+        assert str(error.value) == message
     with pytest.raises(MtError) as error:
-        load_run_config([], ["model.vocab_size=tokenizer"], "gpt-tiny", rules=False)
-    assert str(error.value) == message
-    with pytest.raises(MtError) as error:
-        plan(gpus=1, overrides=["model.vocab_size=tokenizer"], preset="gpt-tiny")
-    assert str(error.value) == message
+        check("model.layrs=3", "batch.micro_batch=0")
+    assert len(error.value.problems) == 3
+    assert str(error.value).endswith(message), "all that is wrong is told at once"
+
+
+def test_looking_at_a_configuration_needs_no_tokenizer(tmp_path):
+    (tmp_path / "run.toml").write_text('preset = "gpt-tiny"\n[data.tokenizer]\nvocab_file = "gone.json"\n')
+    for words in (["show", "--preset", "gpt-tiny"], ["show", str(tmp_path / "run.toml")]):
+        shown = CliRunner().invoke(app, words, catch_exceptions=False).stdout
+        assert tomllib.loads(shown)["model"]["vocab_size"] == "tokenizer"
+    words = ["diff", str(tmp_path / "run.toml"), str(tmp_path / "run.toml")]
+    assert CliRunner().invoke(app, words, catch_exceptions=False).output == ""
+
+
+@pytest.mark.slow
+def test_verify_needs_no_tokenizer(mt):
+    made = mt("verify", "--preset", "gpt-tiny", "--layout", "tensor=2", "--steps", "1", "--json")
+    assert json.loads(made.stdout)["agrees"] is True
 
 
 def test_what_is_wrong_with_the_tokenizer_is_told_once(tmp_path):

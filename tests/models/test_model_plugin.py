@@ -28,6 +28,7 @@ from mt_core.config.sections import OptimConfig
 from mt_core.plugins import component, components
 for name in components("preset"):
     model = tomllib.loads(component("preset", name).read_text())["model"]
+    model["vocab_size"] = 257 if model["vocab_size"] == "tokenizer" else model["vocab_size"]
     component("model", model["kind"]).model_validate(model).canonical_shapes()
 """
     subprocess.run([sys.executable, "-c", script], check=True)

@@ -11,7 +11,7 @@ from mt_core.plugins import component, components
 from mt_models.config import BertConfig, GPTConfig, T5Config
 
 PUBLISHED = {
-    "gpt-tiny": 1_328_256,
+    "gpt-tiny": 803_968 + 128 * 257,  # with the bytes tokenizer
     "gpt2-124m": 124_439_808,
     "gpt-345m": 354_823_168,
     "gpt3-175b": 174_604_259_328,  # "175B": 174.59 B without biases and norms
@@ -30,6 +30,8 @@ KINDS = {"gpt": GPTConfig, "bert": BertConfig, "t5": T5Config}
 
 def load_preset(name):
     values = preset(name)["model"]
+    if values["vocab_size"] == "tokenizer":
+        values["vocab_size"] = 257
     return KINDS[values["kind"]].model_validate(values)
 
 

@@ -13,6 +13,7 @@ from annotated_types import Ge, Gt, Lt
 from pydantic.fields import FieldInfo
 
 from mt_cli.run_config import run_config_type
+from mt_cli.vocabulary import FROM_TOKENIZER
 from mt_core.config.fields import list_sections
 from mt_core.config.loading import model_config
 from mt_core.config.sections import Section
@@ -117,10 +118,18 @@ def render_presets() -> Iterator[str]:
     yield "| preset | parameters | layers | width | heads | positions | summary |"
     yield "|" + " --- |" * 7
     for name, component in components("preset").items():
-        model = model_config(tomllib.loads(component.load().read_text(encoding="utf-8"))["model"])
-        count = sum(math.prod(shape) for shape in model.canonical_shapes().values())
-        cells = (f"{count:,}", model.layers, model.hidden_size, model.attention.heads, model.max_seq_len)
+        values = tomllib.loads(component.load().read_text(encoding="utf-8"))["model"]
+        sizes = [values["vocab_size"]] if values["vocab_size"] != FROM_TOKENIZER else [1, 2]
+        count, *more = (count_parameters(values | {"vocab_size": size}) for size in sizes)
+        model = model_config(values | {"vocab_size": sizes[0]})
+        parameters = f"{2 * count - more[0]:,} + {more[0] - count:,} × ids" if more else f"{count:,}"
+        cells = (parameters, model.layers, model.hidden_size, model.attention.heads, model.max_seq_len)
         yield join_cells(f"`{name}`", *map(str, cells), component.summary)
+
+
+def count_parameters(values: dict[str, Any]) -> int:
+    """Count the parameters of a model section as plain values."""
+    return sum(math.prod(shape) for shape in model_config(values).canonical_shapes().values())
 
 
 def render_names() -> Iterator[str]:

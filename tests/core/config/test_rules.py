@@ -8,11 +8,14 @@ from mt_core.config.sections import PrecisionConfig
 from mt_core.errors import MtError
 from mt_core.plugins import components
 
+IDS = "model.vocab_size=4096"
+"""The preset takes it from the tokenizer; these have none."""
+
 
 def refused(*overrides: str, preset: str = "gpt-tiny") -> list[str]:
     """What is said of a preset with these values."""
     with pytest.raises(MtError) as caught:
-        load_run_config([], overrides, preset)
+        load_run_config([], (IDS, *overrides), preset)
     return [str(problem) for problem in caught.value.problems]
 
 
@@ -58,12 +61,12 @@ def test_gradients_that_lose_what_the_dtype_has_are_refused(dtype, gradients, al
     told = refused(f"precision.dtype={dtype}", f"precision.gradients={gradients}")
     assert told == [f"precision.gradients: {gradients} with {dtype}; allowed: {allowed}"]
     for fits in allowed.split(", "):
-        load_run_config([], [f"precision.dtype={dtype}", f"precision.gradients={fits}"], "gpt-tiny")
+        load_run_config([], [IDS, f"precision.dtype={dtype}", f"precision.gradients={fits}"], "gpt-tiny")
 
 
 def test_every_dtype_has_its_gradients():
     for dtype in PrecisionConfig.model_fields["dtype"].annotation.__args__:
-        load_run_config([], [f"precision.dtype={dtype}"], "gpt-tiny")
+        load_run_config([], [IDS, f"precision.dtype={dtype}"], "gpt-tiny")
 
 
 def test_two_ways_to_change_the_batch_exclude_each_other():
@@ -89,7 +92,7 @@ def test_every_size_of_a_changing_batch_must_fit(batch, told):
 
 def test_a_global_batch_that_sizes_replace_need_not_fit():
     values = ["batch.sizes=0:4", "batch.micro_batch=4", "batch.global_batch=1"]
-    assert load_run_config([], [*values, "train.eval_every=0"], "gpt-tiny").batch.sizes == "0:4"
+    assert load_run_config([], [IDS, *values, "train.eval_every=0"], "gpt-tiny").batch.sizes == "0:4"
     (told,) = refused(*values, "train.eval_every=10")
     allowed = "allowed: multiples of 4, or train.eval_every = 0"
     assert told == f"batch.global_batch: 1, the batch of evaluations, is no multiple of 4; {allowed}"
@@ -97,7 +100,9 @@ def test_a_global_batch_that_sizes_replace_need_not_fit():
 
 def test_determinism_refuses_kernels_that_nobody_knows_about(plugin_core):
     def told(core):
-        return [str(problem) for problem in problems(load_run_config([], values(core), "gpt-tiny", rules=False))]
+        return [
+            str(problem) for problem in problems(load_run_config([], [IDS, *values(core)], "gpt-tiny", rules=False))
+        ]
 
     def values(core):
         return ["runtime.deterministic=true", f"model.attention.core={core}"]
@@ -134,15 +139,15 @@ def plugin_core(tmp_path, monkeypatch):
 
 
 def test_determinism_is_fine_with_our_own_cores():
-    assert load_run_config([], ["runtime.deterministic=true"], "gpt-tiny").runtime.deterministic
+    assert load_run_config([], [IDS, "runtime.deterministic=true"], "gpt-tiny").runtime.deterministic
 
 
 MOCK = ("data.kind=mock", "data.seq_length=32", "data.tokenizer.type=bytes")
 
 
 def test_documents_are_marked_in_one_way():
-    load_run_config([], [*MOCK, "data.reset_attention_mask=true", "data.reset_position_ids=true"], "gpt-tiny")
-    load_run_config([], [*MOCK, "data.inter_document_masking=true"], "gpt-tiny")
+    load_run_config([], [IDS, *MOCK, "data.reset_attention_mask=true", "data.reset_position_ids=true"], "gpt-tiny")
+    load_run_config([], [IDS, *MOCK, "data.inter_document_masking=true"], "gpt-tiny")
     told = refused(*MOCK, *(f"data.{n}=true" for n in ("inter_document_masking", "reset_attention_mask")))
     assert told == [
         "data.reset_attention_mask: is on beside data.inter_document_masking, which says itself where positions start "
@@ -205,4 +210,4 @@ def test_a_fused_parameter_is_trained_whole_or_not_at_all():
         "optim.trainable: layers.0.attn.q.weight and layers.0.attn.v.weight would be trained without "
         "layers.0.attn.k.weight, and 4 more like them; they are one fused parameter: name all of its parts or none"
     ]
-    load_run_config([], ['optim.trainable=["layers.*.attn.[qkv].*", "layers.0.mlp.*"]'], "gpt-tiny")
+    load_run_config([], [IDS, 'optim.trainable=["layers.*.attn.[qkv].*", "layers.0.mlp.*"]'], "gpt-tiny")

@@ -51,7 +51,7 @@ def site(tmp_path: Path) -> Path:
 
 def config(site: Path, action: str, data: str) -> subprocess.CompletedProcess[str]:
     path = site / "run.toml"
-    path.write_text(f'preset = "gpt-tiny"\n[data]\nseq_length = 16\n{data}\n')
+    path.write_text(f'preset = "gpt-tiny"\n[model]\nvocab_size = 257\n[data]\nseq_length = 16\n{data}\n')
     environment = os.environ | {"PYTHONPATH": str(site)}
     command = [sys.executable, "-m", "mt_cli", "config", action, *([] if action == "schema" else [path])]
     return subprocess.run(command, env=environment, capture_output=True, text=True)

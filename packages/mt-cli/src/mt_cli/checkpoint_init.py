@@ -9,7 +9,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from mt_cli.run_config import flatten
+from mt_cli.run_config import drop_unset, flatten
 from mt_core.checkpoint.detection import open_checkpoint
 from mt_core.config.loading import Layer, locate, merge_layers
 from mt_core.config.rules import init_problems
@@ -83,15 +83,6 @@ def _differs(key: str, value: object, given: Mapping[str, Any]) -> bool:
     if any(given.get(parent, "") is None for parent in parents):  # a table that the checkpoint has not got
         return True
     return key in given and given[key] != value
-
-
-def drop_unset(table: Mapping[str, Any]) -> dict[str, Any]:
-    """A table without what is None, as TOML has no such value."""
-    return {
-        key: drop_unset(value) if isinstance(value, Mapping) else value
-        for key, value in table.items()
-        if value is not None
-    }
 
 
 def default_data(checkpoint: CheckpointLoader, model: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,9 +26,9 @@ def show(files: Files = None, overrides: Overrides = None, preset: Preset = None
     Example:
       mt config show run.toml --set optim.lr=1e-3
     """
-    from mt_cli.run_config import load_run_config, to_toml
+    from mt_cli.run_config import resolve_values, to_toml
 
-    print(to_toml(load_run_config(files or [], overrides or [], preset, rules=False)), end="")
+    print(to_toml(resolve_values(files or [], overrides or [], preset)), end="")
 
 
 @app.command(cls=HelpfulCommand)
@@ -60,9 +60,9 @@ def diff(first: Path, second: Path) -> None:
     Example:
       mt config diff run.toml run/config.toml
     """
-    from mt_cli.run_config import differences, load_run_config
+    from mt_cli.run_config import differences, resolve_values
 
-    old, new = (load_run_config([path], rules=False).model_dump(mode="json") for path in (first, second))
+    old, new = (resolve_values([path]) for path in (first, second))
     for key, was, now in differences(old, new):
         print(f"{key}: {json.dumps(was)} -> {json.dumps(now)}")
 

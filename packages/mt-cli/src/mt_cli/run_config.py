@@ -5,7 +5,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from mt_core.config.loading import load_layers, model_union, read_layers
+from mt_core.config.loading import Layer, load_layers, model_union, read_layers
 from mt_core.config.run_config import RunConfig
 from mt_core.config.sections import Section
 from mt_core.contracts import ModelConfig
@@ -35,21 +35,69 @@ def load_run_config(
     files: Sequence[Path], overrides: Sequence[str] = (), preset: str | None = None, *, rules: bool = True
 ) -> "FullConfig":
     """A validated `RunConfig`; one `MtError` with everything wrong in it. `rules` includes those between sections."""
+    from mt_cli.vocabulary import UnknownVocabulary, resolve_vocabulary, set_vocabulary
+
+    layers, tree = read_run_layers(files, overrides, preset), run_config_type()
+    try:
+        return load_layers(tree, resolve_vocabulary(layers), rules=rules)
+    except UnknownVocabulary as err:
+        problems = err.problems
+    try:
+        load_layers(tree, [*layers, set_vocabulary(1)], rules=rules)
+    except MtError as err:  # everything else that is wrong is told with it
+        problems = tuple(dict.fromkeys((*err.problems, *problems)))
+    raise UnknownVocabulary.from_problems(problems)
+
+
+def read_run_layers(files: Sequence[Path], overrides: Sequence[str], preset: str | None) -> list[Layer]:
+    """Plain values of a run: the checkpoint that it begins with, its preset, the files and the overrides."""
     from mt_cli.checkpoint_init import add_checkpoint
-    from mt_cli.vocabulary import resolve_vocabulary
 
     if not (files or overrides or preset):
         presets = ", ".join(components("preset")) or "none; pip install mt-models"
         raise MtError("configuration", "none is given", f"give a TOML file, or --preset NAME of: {presets}")
-    layers = resolve_vocabulary(add_checkpoint(read_layers(files, overrides, preset)))
-    return load_layers(run_config_type(), layers, rules=rules)
+    return add_checkpoint(read_layers(files, overrides, preset))
 
 
-def to_toml(config: Section) -> str:
-    """The resolved tree as a TOML file that loads to the same tree."""
+def load_without_tokenizer(
+    files: Sequence[Path], overrides: Sequence[str] = (), preset: str | None = None, *, vocab_size: int
+) -> "tuple[FullConfig, bool]":
+    """A configuration whose data and tokenizer need not be there, and whether its `model.vocab_size` is known.
+
+    Where the tokenizer would say it and is not there, it is `vocab_size`.
+    """
+    from mt_cli.vocabulary import UnknownVocabulary, resolve_vocabulary, set_vocabulary
+
+    layers, tree = read_run_layers(files, overrides, preset), run_config_type()
+    try:
+        return load_layers(tree, resolve_vocabulary(layers), rules=False), True
+    except UnknownVocabulary:
+        return load_layers(tree, [*layers, set_vocabulary(vocab_size)], rules=False), False
+
+
+def resolve_values(files: Sequence[Path], overrides: Sequence[str] = (), preset: str | None = None) -> dict[str, Any]:
+    """Plain values of a configuration to look at; without its tokenizer `model.vocab_size` stays the word for it."""
+    from mt_cli.vocabulary import FROM_TOKENIZER
+
+    config, known = load_without_tokenizer(files, overrides, preset, vocab_size=1)
+    values = config.model_dump(mode="json")
+    return values if known else {**values, "model": {**values["model"], "vocab_size": FROM_TOKENIZER}}
+
+
+def to_toml(values: Section | Mapping[str, Any]) -> str:
+    """A resolved tree, or its plain values, as a TOML file that loads to the same tree."""
     import tomli_w
 
-    return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
+    return tomli_w.dumps(drop_unset(values.model_dump(mode="json") if isinstance(values, Section) else values))
+
+
+def drop_unset(table: Mapping[str, Any]) -> dict[str, Any]:
+    """A table without what is None, as TOML has no such value."""
+    return {
+        key: drop_unset(value) if isinstance(value, Mapping) else value
+        for key, value in table.items()
+        if value is not None
+    }
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -22,8 +22,15 @@ PADDING = 1024
 """Rows are usual up to the next multiple of this, 128 for each of 8 tensor ranks: 51,200 for GPT-2's 50,257 ids."""
 
 
+class UnknownVocabulary(MtError):
+    """`model.vocab_size = "tokenizer"`, and the run's tokenizer is not named or not there."""
+
+
 def resolve_vocabulary(layers: Sequence[Layer]) -> list[Layer]:
-    """The layers with one that has the tokenizer's number of ids, if `model.vocab_size` asks for it."""
+    """The layers with one that has the tokenizer's number of ids, if `model.vocab_size` asks for it.
+
+    `UnknownVocabulary` if there is no tokenizer to ask.
+    """
     values: dict[str, Any] = merge_layers(layers)
     model, data = values.get("model"), values.get("data")
     if not isinstance(model, dict) or model.get("vocab_size") != FROM_TOKENIZER:
@@ -32,8 +39,13 @@ def resolve_vocabulary(layers: Sequence[Layer]) -> list[Layer]:
     if table is None:
         where = locate(layers, ["model", "vocab_size"])
         allowed = "name it in data.tokenizer, or say how many ids there are: --set model.vocab_size=N"
-        raise MtError(where, f"{FROM_TOKENIZER!r}, but the run has no tokenizer", allowed)
-    return [*layers, Layer("data.tokenizer", {"model": {"vocab_size": _count_ids(table)}})]
+        raise UnknownVocabulary(where, f"{FROM_TOKENIZER!r}, but the run has no tokenizer", allowed)
+    return [*layers, set_vocabulary(_count_ids(table))]
+
+
+def set_vocabulary(size: int) -> Layer:
+    """A layer that decides the model's rows."""
+    return Layer("data.tokenizer", {"model": {"vocab_size": size}})
 
 
 def _count_ids(table: object) -> int:
@@ -44,7 +56,10 @@ def _count_ids(table: object) -> int:
         config = TokenizerConfig.model_validate(table)
     except ValidationError:
         return 1
-    return _build_tokenizer(config).vocab_size
+    try:
+        return _build_tokenizer(config).vocab_size
+    except MtError as err:
+        raise UnknownVocabulary.from_problems(err.problems) from None
 
 
 def _build_tokenizer(config: "TokenizerConfig") -> "Tokenizer":

@@ -7,7 +7,7 @@ from mt_core.errors import Problem
 from mt_core.plugins import Component, hookimpl
 
 PRESETS = {
-    "gpt-tiny": "1.3 M parameters, for a CPU",
+    "gpt-tiny": "0.8 M parameters and 128 for each token id, for a CPU",
     "gpt2-124m": "GPT-2 small",
     "gpt-345m": "Megatron-LM's 345M model, GPT-2 medium's shape",
     "gpt3-175b": "GPT-3 175B",

@@ -38,15 +38,15 @@ def verify(
     Example:
       mt verify run.toml --layout tensor=2,sequence=true --steps 1
     """
-    from mt_cli.run_config import load_run_config
+    from mt_cli.run_config import load_without_tokenizer
     from mt_cli.verify.layouts import cases, with_parallel
-    from mt_cli.verify.shrink import shrink
+    from mt_cli.verify.shrink import VOCABULARY, shrink
     from mt_core.config.run_config import has_attention
     from mt_core.errors import MtError
     from mt_core.parallel.layout import build_layout
 
     began = time.monotonic()
-    config = load_run_config(files or [], overrides or [], preset, rules=False)  # their data need not be there
+    config, _ = load_without_tokenizer(files or [], overrides or [], preset, vocab_size=VOCABULARY)
     if documents and config.model.kind != "gpt":
         actual = f"sequences of a model of kind {config.model.kind!r} are not cut into documents"
         raise MtError("--documents", actual, "leave it out")

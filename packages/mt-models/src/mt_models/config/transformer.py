@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, WithJsonSchema
 
 from mt_core.config.sections import Section
 from mt_core.parallel.cuts import CutSize, TensorCut
@@ -25,8 +25,10 @@ class TransformerSection(Section):
     """Transformer blocks."""
     hidden_size: PositiveInt
     """Width of the residual stream."""
-    vocab_size: PositiveInt
-    """Token ids, before padding."""
+    vocab_size: Annotated[
+        PositiveInt, WithJsonSchema({"anyOf": [{"type": "integer", "exclusiveMinimum": 0}, {"const": "tokenizer"}]})
+    ]
+    """Token ids, before padding; `"tokenizer"` in a file takes as many as `data.tokenizer` has."""
     max_seq_len: PositiveInt
     """Longest sequence in tokens."""
     attention: GQA
