@@ -10,8 +10,11 @@ import pickletools
 import signal
 import types
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import torch
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
@@ -62,7 +65,8 @@ def read(path: Path) -> Any:
     if not path.is_file():
         raise MtError(str(path), "missing", "copy it from where the checkpoint came from")
     zipped = zipfile.is_zipfile(path)
-    globals_used = get_unsafe_globals_in_checkpoint(path) if zipped else _inert_before_zip(path)
+    with _refusing(str(path)):
+        globals_used = get_unsafe_globals_in_checkpoint(path) if zipped else _inert_before_zip(path)
     return _load(str(path), path, globals_used, mmap=zipped)
 
 
@@ -81,7 +85,8 @@ def _inert_before_zip(path: Path) -> list[str]:
 
 def read_bytes(where: str, content: bytes) -> Any:
     """What a record of a `torch_dist` file holds: `torch.save`'s zip, in memory."""
-    globals_used = get_unsafe_globals_in_checkpoint(io.BytesIO(content))
+    with _refusing(where):
+        globals_used = get_unsafe_globals_in_checkpoint(io.BytesIO(content))
     return _load(where, io.BytesIO(content), globals_used, mmap=False)
 
 
@@ -91,12 +96,20 @@ def _load(where: str, source: Any, globals_used: list[str], *, mmap: bool) -> An
     refused = sorted(set(globals_used) - allowed.keys() - stand_ins.keys())
     raise_if(Problem(where, f"its pickle wants to use {name}", ADVICE) for name in refused)
     passed: list[Any] = [(value, name) for name, value in (allowed | stand_ins).items()]
+    with _refusing(where), safe_globals(passed):
+        return torch.load(source, map_location="cpu", weights_only=True, mmap=mmap)
+
+
+@contextmanager
+def _refusing(where: str) -> Iterator[None]:
+    """What torch and zipfile raise for a damaged file, as one line that names it."""
     try:
-        with safe_globals(passed):
-            return torch.load(source, map_location="cpu", weights_only=True, mmap=mmap)
+        yield
+    except PermissionError as err:
+        raise MtError(where, "cannot be read", f"check its permissions ({err.strerror})") from None
     except pickle.UnpicklingError as err:
         raise MtError(where, f"its pickle is refused ({_reason(err)})", ADVICE) from None
-    except (RuntimeError, EOFError, ValueError, OSError) as err:
+    except (RuntimeError, EOFError, ValueError, OSError, KeyError, BadZipFile) as err:
         raise MtError(where, f"truncated or not a file of torch.save ({_reason(err)})", "copy it again") from None
 
 

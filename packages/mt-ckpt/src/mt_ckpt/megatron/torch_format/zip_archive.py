@@ -71,10 +71,13 @@ def pieces(tensor: Tensor) -> Iterator[memoryview]:
 
 
 class _Window:
-    """A file from its present position on, as if it began there."""
+    """A file from its present position on, as if it began there; after a write that failed, it takes no more.
+
+    ZipFile would else try to end the archive when it is collected, and print a traceback that nobody can catch.
+    """
 
     def __init__(self, file: IO[bytes]) -> None:
-        self.file, self.start = file, file.tell()
+        self.file, self.start, self.failed = file, file.tell(), False
 
     def tell(self) -> int:
         return self.file.tell() - self.start
@@ -83,7 +86,10 @@ class _Window:
         return self.file.seek(self.start + position) - self.start
 
     def write(self, data: bytes | memoryview) -> int:
-        write_all(self.file, memoryview(data))
+        if not self.failed:
+            self.failed = True
+            write_all(self.file, memoryview(data))
+            self.failed = False
         return len(data)
 
     def flush(self) -> None:
