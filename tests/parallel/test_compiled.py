@@ -16,6 +16,7 @@ from mt_core.parallel.tensor.cross_entropy import (
     linear_cross_entropy,
 )
 from mt_core.parallel.tensor.plan import apply_plan
+from mt_core.training.seeds import make_sample_keys
 from mt_core.verification.ranks import run_ranks
 from mt_models.config import MoE
 from tiny import built, llama
@@ -67,12 +68,13 @@ def test_compiled_sums_of_16_bit_gradients_are_torchs():
         assert torch.equal(sums, expected)
 
 
-MIXTURE = llama(mlp=MoE(ffn_hidden_size=24, experts=4, top_k=2))
+DROPOUT = {"attention": 0.1, "hidden": 0.1, "embedding": 0.1}
+MIXTURE = llama(mlp=MoE(ffn_hidden_size=24, experts=4, top_k=2), dropout=DROPOUT)
 
 
 def cut(axis: Axis, by: str):
     """A model whose layers need the axis' ranks, as `parallelize` makes it for torch.compile."""
-    model = built(MIXTURE if by == "expert" else llama())
+    model = built(MIXTURE if by == "expert" else llama(dropout=DROPOUT))
     tensor, expert = (axis if by == name else Axis(name) for name in ("tensor", "expert"))
     apply_plan(model, model.plan(tensor.size), tensor, sequence=by == "tensor", expert=expert)
     for module in model.modules():
@@ -89,7 +91,7 @@ def gradients_on_ranks(axis: Axis, by: str, compiled: bool) -> list[Tensor]:
     for block in model.layers.values() if compiled else ():
         block.forward = torch.compile(block.forward, backend="aot_eager", fullgraph=by == "tensor")
     tokens_BT = torch.arange(64).view(2, 32) + (0 if by == "tensor" else axis.rank)
-    model.token_losses(tokens_BT, tokens_BT).sum().backward()
+    model.token_losses(tokens_BT, tokens_BT, dropout_keys_B=make_sample_keys(0, 0, 2)).sum().backward()
     return [p.grad for p in model.parameters()]
 
 

@@ -196,6 +196,15 @@ def test_a_compiled_mask_is_the_plain_one():
     assert all(map(torch.equal, compiled, (fold(rows, 5), make_mask(rows, columns, 0.1))))
 
 
+@pytest.mark.gpu
+def test_masks_on_a_gpu_are_those_on_a_cpu():
+    keys, x_BTD = model_keys(), torch.ones(SAMPLES, TOKENS, SIZE)
+    there = DropoutKeys(*(tensor.cuda() for tensor in keys))
+    expected = drop_features(x_BTD, keys, 0.1, 3)
+    for function in (drop_features, torch.compile(drop_features)):
+        assert torch.equal(function(x_BTD.cuda(), there, 0.1, 3).cpu(), expected)
+
+
 def test_evaluation_drops_nothing_and_each_training_step_other_elements():
     model, plain, tokens_BT = built(gpt2(dropout=RATES)), built(gpt2()), torch.arange(32).view(2, 16)
     whole = plain.token_losses(tokens_BT, tokens_BT)

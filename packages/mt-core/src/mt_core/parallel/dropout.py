@@ -124,7 +124,10 @@ class LocalHeads:
 def pass_dropout(dropout: ProbabilityDropout | None, **changes: Tensor) -> dict[str, ProbabilityDropout]:
     """The keyword `dropout` of an attention core, some fields replaced; none where nothing is dropped, since a core
     need not know it."""
-    return {} if dropout is None else {"dropout": dropout._replace(**changes)}
+    if dropout is None:
+        return {}
+    # Dynamo cannot carry what `_replace` makes across a graph break, as before a core that exchanges
+    return {"dropout": dropout._replace(**changes) if changes else dropout}
 
 
 NumberHeads = Callable[[int, torch.device], Tensor]
