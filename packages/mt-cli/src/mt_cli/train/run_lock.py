@@ -1,8 +1,10 @@
 """RUN/run.lock: one run at a time in a run directory; whoever comes second is told who has it.
 
-The kernel's lock on the file (flock) ends with the process, however that ends. Where it cannot be relied on, the file's
-content decides: a process of this host is alive if its number still belongs to a process that started at that time;
-one of another host, if it still renews the file. File systems without locks and network mounts are such places.
+The kernel's lock on the file (flock) ends with the process, however that ends, and one kernel knows all its processes,
+those of other containers as well. Where it cannot tell, the file's content decides: a process of this kernel is alive
+if its number still belongs to a process that started at that time; one of another kernel, and so most often of another
+host, if it still renews the file.
+
 Torch-free, for the launcher.
 """
 
@@ -26,7 +28,7 @@ LOCK, CONFIG, HEARTBEATS = "run.lock", "config.toml", "heartbeats"
 RENEW_S = 5.0
 """How often the one who has the lock renews the file's time."""
 SILENCE_S = 60.0
-"""How long a process of another host is watched for that; network file systems may show it late."""
+"""How long a process of another kernel is watched for that; network file systems may show it late."""
 HANDOVER_S = 10.0
 """How long to wait for a lock whose process is gone: one that just took it writes its name, loader processes end."""
 POLL_S = 0.1
@@ -37,6 +39,9 @@ class LockHolder:
     """Who has the lock."""
 
     host: str
+    """For people: virtual machines and containers may share a name, or change theirs."""
+    boot: str | None
+    """The kernel's number of its start, which no two share; None where there is no /proc."""
     pid: int
     started: str | None
     """The start of the process as the kernel counts it, which tells it from a later one with its number."""
@@ -49,12 +54,12 @@ class LockHolder:
 
     @property
     def is_local(self) -> bool:
-        """Whether it ran on this host."""
-        return self.host == socket.gethostname()
+        """Whether this kernel ran it, since its last start."""
+        return self.boot == read_boot() if self.boot else self.host == socket.gethostname()
 
     @property
     def is_alive(self) -> bool:
-        """Whether this very process of this host still runs; one that ended and was not waited for does not."""
+        """Whether this very process of this kernel still runs; one that ended and was not waited for does not."""
         try:
             os.kill(self.pid, 0)
         except (ProcessLookupError, OverflowError):
@@ -69,7 +74,7 @@ class LockHolder:
 def lock_run(run_dir: Path) -> Iterator[None]:
     """Hold the run directory, which must exist; an `MtError` names the run that has it.
 
-    A lock whose process is gone is taken over: at once from this host, after `SILENCE_S` without a sign from another.
+    A lock whose process is gone is taken over: at once on this kernel, after `SILENCE_S` without a sign from another.
     """
     path = run_dir / LOCK
     with disk_errors(path):
@@ -142,19 +147,31 @@ def _acquire(path: Path) -> int:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         locked = _try_lock(handle)
         holder = _read_holder(handle)
-        if holder is not None and (holder.is_alive if holder.is_local else _is_renewed(path, holder)):
+        if holder is not None and _is_in_use(path, holder, locked):
             os.close(handle)
             raise _describe(path, holder)
         if locked is False and holder is not None and not holder.is_local:
             path.unlink(missing_ok=True)  # a dead host's lock may stay with the server
         elif locked is not False and _is_current(handle, path):
-            _write_holder(handle)
+            _write_holder(handle, path)
             if locked or _is_unchallenged(handle):
                 return handle
         os.close(handle)
         if locked is False and time.monotonic() > deadline:
             raise _describe(path, holder)
         time.sleep(POLL_S)
+
+
+def _is_in_use(path: Path, holder: LockHolder, locked: bool | None) -> bool:
+    """Whether the one who wrote the file still runs; `locked` as `_try_lock` returns it."""
+    if not holder.is_local:
+        return _is_renewed(path, holder)
+    if locked:
+        return False
+    if holder.is_alive:
+        return True
+    in_another_container = locked is None and holder.host != socket.gethostname()  # its numbers mean nothing here
+    return in_another_container and _is_renewed(path, holder)
 
 
 def _try_lock(handle: int) -> bool | None:
@@ -176,12 +193,17 @@ def _read_holder(handle: int) -> LockHolder | None:
         return None
 
 
-def _write_holder(handle: int) -> None:
+def _write_holder(handle: int, path: Path) -> None:
     _, started = read_process(os.getpid())
-    holder = LockHolder(socket.gethostname(), os.getpid(), started, time.time())
-    os.ftruncate(handle, 0)
-    os.pwrite(handle, json.dumps(asdict(holder)).encode() + b"\n", 0)
-    os.fsync(handle)
+    holder = LockHolder(socket.gethostname(), read_boot(), os.getpid(), started, time.time())
+    try:
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, json.dumps(asdict(holder)).encode() + b"\n", 0)
+        os.fsync(handle)
+    except OSError:  # a full disk
+        path.unlink(missing_ok=True)
+        os.close(handle)
+        raise
 
 
 def _is_unchallenged(handle: int) -> bool:
@@ -201,7 +223,7 @@ def _is_current(handle: int, path: Path) -> bool:
 
 
 def _is_renewed(path: Path, holder: LockHolder) -> bool:
-    """Whether a process of another host renews its file; its clock is not compared with this one's."""
+    """Whether a process elsewhere renews its file; its clock is not compared with this one's."""
     print(f"mt: {path.parent} was left by {holder}; watching {SILENCE_S:g} s for a sign of it", file=sys.stderr)
     first, deadline = path.stat().st_mtime_ns, time.monotonic() + SILENCE_S
     while time.monotonic() < deadline:
@@ -222,6 +244,14 @@ def _describe(path: Path, holder: LockHolder | None) -> MtError:
     if not holder.is_local:
         allowed += f"; if that process is gone, remove {path}"
     return MtError(str(path.parent), f"is in use by another run: {holder}", allowed)
+
+
+def read_boot() -> str | None:
+    """The kernel's number of its start; None where there is no /proc."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return None
 
 
 def read_process(pid: int) -> tuple[str | None, str | None]:
