@@ -135,3 +135,90 @@ def test_a_profile_is_a_name_or_a_file(mt, config, tmp_path):
     assert ran.stderr.endswith(" allowed: nvidia-h200, or a FILE.toml\n")
     ran = mt("plan", config, "--gpus", 8, "--profile", tmp_path / "none.toml")
     assert "none.toml: no such file" in ran.stderr
+
+
+PIPELINE = ("--set", "parallel.pipeline=2", "--set", "parallel.tensor=2")
+
+
+def test_a_pipeline_is_planned_and_all_schedules_compared(mt, blocking, config):
+    ran = mt("plan", config, "--gpus", 8, *PIPELINE, PYTHONPATH=blocking("torch", "numpy"))
+    assert (ran.returncode, ran.stderr) == (0, "")
+    lines = ran.stdout.splitlines()
+    assert lines[1:5] == [
+        "layout     tensor 2 + sequence × context 1 × data 2 × pipeline 2 = 8 nvidia-h200; zero1 over 2; no recompute",
+        "batch      16 × 8,192 tokens = 8 × 1 on 2 data ranks",
+        "pipeline   2 ranks: 1F1B, Et*16|t*16L",
+        "           planned only: mt train does not run a pipeline yet",
+    ]
+    start = next(number for number, line in enumerate(lines) if line.startswith("schedules "))
+    assert [line[:24].strip() for line in lines[start + 1 : start + 9]] == [
+        "gpipe", "* 1f1b", "interleaved, 2 stages", "interleaved, 4 stages", "zb-h1", "zb-2p", "zbv", "dualpipev",
+    ]  # fmt: skip
+    assert lines[start + 9].startswith("  recommended: --set pipeline.schedule=")
+    assert any(line.startswith("  pipeline send ") for line in lines)
+    assert any(line.startswith("  waiting for other stages ") for line in lines)
+
+
+def test_a_pipeline_as_json_and_as_a_picture(mt, config, tmp_path):
+    words = ("--schedule", "zbv", "--picture", tmp_path / "out.svg", "--json")
+    ran = mt("plan", config, "--gpus", 8, *PIPELINE, *words)
+    assert ran.returncode == 0, ran.stderr
+    values = json.loads(ran.stdout)
+    pipeline = values["pipeline"]
+    assert (pipeline["schedule"], pipeline["virtual_stages"], pipeline["microbatches"]) == ("zbv", 2, 8)
+    assert pipeline["layout"] == "Et*8|t*8|t*8|t*8L"
+    assert pipeline["runs"] is False
+    assert len(pipeline["peak_activations"]) == len(pipeline["totals"]) == 2
+    assert [each["schedule"] for each in pipeline["schedules"]].count("interleaved") == 2
+    chosen = next(each for each in pipeline["schedules"] if each["schedule"] == "zbv")
+    assert chosen == {key: pipeline[key] for key in chosen}
+    assert pipeline["recommended"]["set"][0].startswith("pipeline.schedule=")
+    assert values["layout"]["pipeline"] == 2
+    assert values["memory"]["total"] == max(pipeline["totals"])
+    assert values["step"]["seconds"] == pytest.approx(sum(values["step"]["parts"].values()))
+    tokens = 16 * 8192 / values["step"]["seconds"] / 8
+    assert values["step"]["tokens_per_s_per_gpu"] == pytest.approx(tokens)
+    picture = ElementTree.fromstring((tmp_path / "out.svg").read_text())
+    (title,) = picture.findall("{http://www.w3.org/2000/svg}title")
+    assert title.text == f"zbv on 8 × nvidia-h200, 8 microbatches: bubble {pipeline['bubble'] * 100:.1f}%"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ("--schedule", "zbv"),
+            "mt: pipeline.schedule: 'zbv', but parallel.pipeline is 1; leave it out, or set parallel.pipeline above 1",
+        ),
+        (("--picture", "out.svg"), "mt: --picture: draws a pipeline, and parallel.pipeline is 1; use --svg, or set it"),
+        (
+            (*PIPELINE, "--svg", "x"),
+            "mt: --svg: draws ranks that are alike, which those of a pipeline are not; use --p",
+        ),
+        (
+            (*PIPELINE, "--schedule", "zb"),
+            "mt: --set: pipeline.schedule: 'zb'; input should be 'gpipe', '1f1b', 'inter",
+        ),
+        (("--set", "parallel.pipeline=3"), "mt: parallel.pipeline: 3 does not divide 8 GPUs; allowed: 1, 2, 4, 8\n"),
+        (
+            (*PIPELINE, "--schedule", "dualpipev", "--set", "batch.global_batch=6"),
+            "mt: batch.global_batch: 3 microbatches, but dualpipev needs at least 2 × 2 ranks; allowed: 4 "
+            "microbatches, batch.global_batch = 8\n",
+        ),
+        (
+            (*PIPELINE, "--set", "pipeline.layout=Et*16|x"),
+            "mt: pipeline.layout: 'Et*16|>x<': 'x' at position 7 is no letter of a layout; allowed: E, t, L, |, *, ",
+        ),
+    ],
+)
+def test_what_a_pipeline_cannot_be_is_refused(mt, config, words, message):
+    ran = mt("plan", config, "--gpus", 8, *words)
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert ran.stderr.startswith(message)
+
+
+def test_a_pipeline_that_does_not_fit_ends_with_1(mt, config):
+    ran = mt("plan", config, "--gpus", 8, *PIPELINE, "--memory-gib", 20)
+    assert ran.returncode == 1
+    assert ran.stderr.startswith("mt: does not fit: ")
+    assert "(none fits; this one needs least memory)" in ran.stdout

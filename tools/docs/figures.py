@@ -19,8 +19,12 @@ from mt_core.distributed.topology import ParallelDims
 from mt_core.parallel.context.ring import get_visible_part
 from mt_core.parallel.context.zigzag import local_positions
 from mt_core.parallel.layout import build_layout
+from mt_core.pipeline.rank_schedules import ScheduleSize
+from mt_core.pipeline.schedule_table import SCHEDULES, build_schedule
+from mt_core.pipeline.simulator import simulate
 from mt_core.planning.activations import count_activations
 from mt_core.planning.precision import state_bytes
+from mt_core.planning.schedule_svg import draw_schedule
 from mt_core.planning.svg import COLOURS
 
 FOLDER = Path(__file__).parents[2] / "docs" / "explanation" / "parallelism"
@@ -41,7 +45,15 @@ def draw_figures() -> dict[str, str]:
         "recompute.svg": draw_recompute(),
         "precision.svg": draw_precision(),
         "checkpoints.svg": draw_checkpoints(seen),
+        **{f"schedule-{name}.svg": draw_pipeline(name) for name in SCHEDULES},
     }
+
+
+def draw_pipeline(name: str) -> str:
+    """Draw a schedule of four ranks with passes of one length."""
+    size = ScheduleSize(FOUR, 2 * FOUR, SCHEDULES[name].chunks[0])
+    heading = f"{SCHEDULES[name].title}, {size.ranks} ranks, {size.microbatches} microbatches"
+    return draw_schedule(simulate(build_schedule(name, size)), heading)
 
 
 def draw_axes() -> str:

@@ -178,10 +178,10 @@ def test_chunks_go_around_or_there_and_back(shape, stages):
 
 
 def test_a_v_sends_nothing_where_it_turns():
-    assert [Placement(3).count_sends(rank) for rank in range(3)] == [1, 2, 1]
-    assert [Placement(3, 2).count_sends(rank) for rank in range(3)] == [3, 4, 3]
-    assert [Placement(3, 2, "v").count_sends(rank) for rank in range(3)] == [2, 4, 2]
-    assert Placement(1, 2).count_sends(0) == 0
+    assert [Placement(3).count_sends(rank) for rank in range(3)] == [(1, 0), (1, 1), (0, 1)]
+    assert [Placement(3, 2).count_sends(rank) for rank in range(3)] == [(2, 1), (2, 2), (1, 2)]
+    assert [Placement(3, 2, "v").count_sends(rank) for rank in range(3)] == [(1, 1), (2, 2), (1, 1)]
+    assert Placement(1, 2).count_sends(0) == (0, 0)
 
 
 @pytest.mark.parametrize(

@@ -3,18 +3,22 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mt_cli.options import Files, Overrides, Preset
 from mt_core.config.run_config import PlannedRun
 
+if TYPE_CHECKING:
+    from mt_core.planning.gpu_profile import Profile
+    from mt_core.planning.plan import Plan
+
 EXIT_DOES_NOT_FIT = 1
 
 
 def plan(
-    gpus: Annotated[int, typer.Option(min=1, help="GPUs to plan for; tensor × context × data must make as many.")],
+    gpus: Annotated[int, typer.Option(min=1, help="GPUs to plan for: tensor × context × data × pipeline.")],
     files: Files = None,
     overrides: Overrides = None,
     preset: Preset = None,
@@ -25,6 +29,12 @@ def plan(
         float | None, typer.Option(min=0.1, help="Memory of one GPU, instead of the profile's.")
     ] = None,
     svg: Annotated[Path | None, typer.Option(help="Write memory.svg and timeline.svg into this directory.")] = None,
+    schedule: Annotated[
+        str | None, typer.Option(help="Order of a pipeline's passes, as --set pipeline.schedule=NAME.")
+    ] = None,
+    picture: Annotated[
+        Path | None, typer.Option(help="Draw when each rank of a pipeline does which pass, into this SVG file.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
     explain: Annotated[bool, typer.Option("--explain", help="List every item and all assumptions.")] = False,
 ) -> None:
@@ -35,35 +45,77 @@ def plan(
     Example:
       mt plan --preset llama3-8b --gpus 8 --set parallel.tensor=4 --set batch.global_batch=16
     """
-    from mt_cli.plan.report import as_values, lines
     from mt_cli.run_config import load_run_config
     from mt_core.config.run_config import has_layer_costs
     from mt_core.errors import MtError
     from mt_core.planning.gpu_profile import read_profile
     from mt_core.planning.memory import GIB
-    from mt_core.planning.plan import plan as make_plan
-    from mt_core.planning.suggestions import find_fitting_layouts, find_fitting_ranks
 
-    config = load_run_config(files or [], overrides or [], preset, rules=False)  # planning needs no data
+    changed = [*(overrides or []), *([f"pipeline.schedule={schedule}"] if schedule else [])]
+    config = load_run_config(files or [], changed, preset, rules=False)  # planning needs no data
     if not has_layer_costs(config):
         raise MtError("model.kind", f"{config.model.kind!r}: the arithmetic of this model is not known", "allowed: gpt")
     config = _at_full_batch(config)
     kind = read_profile(profile)
     if memory_gib is not None:
         kind = kind.model_copy(update={"memory_gib": memory_gib})
+    if config.parallel.pipeline > 1:
+        if svg is not None:
+            raise MtError("--svg", "draws ranks that are alike, which those of a pipeline are not", "use --picture")
+        made, printed = _plan_pipeline(config, gpus, kind, picture, as_json=as_json, explain=explain)
+    else:
+        if picture is not None:
+            raise MtError("--picture", "draws a pipeline, and parallel.pipeline is 1", "use --svg, or set it above 1")
+        made, printed = _plan_layout(config, gpus, kind, svg, as_json=as_json, explain=explain)
+    print(printed)
+    if not made.fits:
+        needed, present = made.total / GIB, made.capacity / GIB
+        on = "each GPU" if config.parallel.pipeline == 1 else "a GPU"
+        print(f"mt: does not fit: {needed:.1f} GiB of {present:.1f} on {on}", file=sys.stderr)
+        raise typer.Exit(EXIT_DOES_NOT_FIT)
+
+
+def _plan_layout(
+    config: PlannedRun, gpus: int, kind: "Profile", svg: Path | None, *, as_json: bool, explain: bool
+) -> "tuple[Plan, str]":
+    """The plan of a run whose ranks are all alike, and its report; its pictures are written."""
+    from mt_cli.plan.report import as_values, lines
+    from mt_core.planning.plan import plan as make_plan
+    from mt_core.planning.suggestions import find_fitting_layouts, find_fitting_ranks
+
     made = make_plan(config, gpus, kind)
     advice = [] if made.fits else find_fitting_layouts(config, made.layout, kind, ranks=gpus)
     more = None if made.fits or advice else find_fitting_ranks(config, made.layout, kind)
     if svg is not None:
         _draw(svg, made, f"{gpus} × {kind.name}")
     if as_json:
-        print(json.dumps(as_values(config, made, kind, advice, more), indent=2))
+        return made, json.dumps(as_values(config, made, kind, advice, more), indent=2)
+    return made, "\n".join(lines(config, made, kind, advice, more, explain=explain))
+
+
+def _plan_pipeline(
+    config: PlannedRun, gpus: int, kind: "Profile", picture: Path | None, *, as_json: bool, explain: bool
+) -> "tuple[Plan, str]":
+    """The plan of the fullest rank of a pipeline, and the report of all; its picture is written."""
+    from mt_cli.plan.pipeline_report import get_values, list_lines
+    from mt_core.files import atomic_file
+    from mt_core.planning.pipeline import check_pipeline, plan_pipeline
+    from mt_core.planning.schedule_comparison import compare_schedules, recommend_schedule
+    from mt_core.planning.schedule_svg import draw_schedule
+
+    layout = check_pipeline(config, gpus)
+    made = plan_pipeline(config, layout, kind)
+    candidates = compare_schedules(config, layout, kind)
+    recommended = recommend_schedule(candidates)
+    if picture is not None:
+        title = f"{made.schedule.name} on {gpus} × {kind.name}, {made.schedule.microbatches} microbatches"
+        with atomic_file(picture, "w") as file:
+            file.write(draw_schedule(made.timeline, title, unit="ms", factor=1e3))
+    if as_json:
+        printed = json.dumps(get_values(config, made, kind, candidates, recommended), indent=2)
     else:
-        print("\n".join(lines(config, made, kind, advice, more, explain=explain)))
-    if not made.fits:
-        needed, present = made.total / GIB, made.capacity / GIB
-        print(f"mt: does not fit: {needed:.1f} GiB of {present:.1f} on each GPU", file=sys.stderr)
-        raise typer.Exit(EXIT_DOES_NOT_FIT)
+        printed = "\n".join(list_lines(config, made, kind, candidates, recommended, explain=explain))
+    return made.plans[made.fullest], printed
 
 
 def _at_full_batch(config: PlannedRun) -> PlannedRun:

@@ -20,20 +20,25 @@ def lines(
     config: TransformerRun, plan: Plan, profile: Profile, advice: Sequence[Suggestion], more: More, *, explain: bool
 ) -> Iterator[str]:  # fmt: skip
     """The whole report."""
-    yield from _head(config, plan, profile)
-    yield from _memory(plan, explain=explain)
+    yield from describe_head(config, plan, profile)
+    yield from describe_memory(plan, explain=explain)
     if not plan.fits:
         yield from _advice(plan, advice, more)
-    yield from _communication(plan, profile)
-    yield from _step(config, plan, profile)
-    yield from _explanation(profile) if explain else ["", "--explain lists every item and all assumptions"]
+    yield from describe_communication(plan, profile)
+    yield from describe_step(config, plan, profile, plan.layout.dims.ranks)
+    if explain:
+        yield from describe_explanation(profile)
+    else:
+        yield from ["", "--explain lists every item and all assumptions"]
 
 
-def _head(config: TransformerRun, plan: Plan, profile: Profile) -> Iterator[str]:
-    layout, dims = plan.layout, plan.layout.dims
+def describe_head(config: TransformerRun, plan: Plan, profile: Profile) -> Iterator[str]:
+    """The model, its layout and its batch."""
+    layout, dims, stages = plan.layout, plan.layout.dims, config.parallel.pipeline
     parameters = sum(map(prod, config.model.canonical_shapes().values()))
     yield f"model      {parameters:,} parameters, {config.model.layers} layers, {config.precision.dtype}"
-    yield f"layout     {describe(layout)} = {dims.ranks} {profile.name}; {_sharding(plan)}; {_recompute(plan)}"
+    axes = describe(layout) + (f" × pipeline {stages}" if stages > 1 else "")
+    yield f"layout     {axes} = {dims.ranks * stages} {profile.name}; {_sharding(plan)}; {_recompute(plan)}"
     batch, length = config.batch.global_batch, config.data.seq_length
     ranks = f"{dims.data} data rank{'s' if dims.data > 1 else ''}"
     yield f"batch      {batch} × {length:,} tokens = {plan.micro_batches} × {layout.micro_batch} on {ranks}"
@@ -54,8 +59,9 @@ def _recompute(plan: Plan) -> str:
     return f"{text}, {recompute.method} {recompute.layers}" if recompute.granularity == "full" else text
 
 
-def _memory(plan: Plan, *, explain: bool) -> Iterator[str]:
-    yield f"\n{'memory of one GPU':<36}{'GiB':>10}"
+def describe_memory(plan: Plan, *, explain: bool, whose: str = "one GPU") -> Iterator[str]:
+    """The memory of a GPU by category, and whether it is there."""
+    yield f"\n{f'memory of {whose}':<36}{'GiB':>10}"
     for category, size in by_category(plan.items).items():
         yield f"  {category:<34}{size / GIB:>10.2f}"
         if explain:
@@ -86,11 +92,12 @@ def _times(plan: Plan, transfer: Transfer) -> int:
     return plan.micro_batches if transfer.phase in ("forward", "backward") else 1
 
 
-def _communication(plan: Plan, profile: Profile) -> Iterator[str]:
+def describe_communication(plan: Plan, profile: Profile, *, whose: str = "one GPU") -> Iterator[str]:
+    """Every collective of a step."""
     if not plan.transfers:
         yield "\nno communication"
         return
-    yield f"\n{'communication of one GPU in a step':<36}{'calls':>7}{'MB each':>9}{'GB sent':>10}{'ms':>9}  of"
+    yield f"\n{f'communication of {whose} in a step':<36}{'calls':>7}{'MB each':>9}{'GB sent':>10}{'ms':>9}  of"
     for transfer in plan.transfers:
         times = _times(plan, transfer)
         name = f"{transfer.axis} {transfer.collective}"
@@ -99,12 +106,15 @@ def _communication(plan: Plan, profile: Profile) -> Iterator[str]:
         yield f"  {name:<34}{numbers}{transfer.seconds(profile) * times * 1e3:>9.1f}  {transfer.what}{beside}"
 
 
-def _step(config: TransformerRun, plan: Plan, profile: Profile) -> Iterator[str]:
+def describe_step(
+    config: TransformerRun, plan: Plan, profile: Profile, gpus: int, *, whose: str = ""
+) -> Iterator[str]:  # fmt: skip
+    """The time of a step by what it goes to, and the speed of a run on so many GPUs."""
     seconds = plan.step.seconds
-    yield f"\n{'step':<36}{'ms':>10}{'%':>8}"
+    yield f"\n{f'step{whose}':<36}{'ms':>10}{'%':>8}"
     for name, part in plan.step.parts.items():
         yield f"  {name:<34}{part * 1e3:>10.1f}{part / seconds * 100:>8.1f}"
-    speed = _speed(config, plan, profile)
+    speed = get_speed(config, seconds, profile, gpus)
     yield f"  {'total':<34}{seconds * 1e3:>10.1f}"
     yield (
         f"  {speed['tokens_per_s_per_gpu']:,.0f} tokens/s and {speed['tflops_per_gpu']:.0f} TFLOP/s a GPU, "
@@ -112,8 +122,9 @@ def _step(config: TransformerRun, plan: Plan, profile: Profile) -> Iterator[str]
     )
 
 
-def _speed(config: TransformerRun, plan: Plan, profile: Profile) -> dict[str, float]:
-    tokens = config.batch.global_batch * config.data.seq_length / plan.step.seconds / plan.layout.dims.ranks
+def get_speed(config: TransformerRun, seconds: float, profile: Profile, gpus: int) -> dict[str, float]:
+    """Tokens and FLOPs of one GPU in a second."""
+    tokens = config.batch.global_batch * config.data.seq_length / seconds / gpus
     tflops = tokens * config.model.flops_per_token(config.data.seq_length) / 1e12
     return {
         "tokens_per_s_per_gpu": tokens,
@@ -122,9 +133,10 @@ def _speed(config: TransformerRun, plan: Plan, profile: Profile) -> dict[str, fl
     }
 
 
-def _explanation(profile: Profile) -> Iterator[str]:
+def describe_explanation(profile: Profile, assumptions: Sequence[str] = ASSUMPTIONS) -> Iterator[str]:
+    """What is assumed."""
     yield "\nassumptions"
-    yield from (f"  {assumption}" for assumption in ASSUMPTIONS)
+    yield from (f"  {assumption}" for assumption in assumptions)
     yield f"  Of profile {profile.name}, assumed and not measured: {', '.join(profile.assumed) or 'nothing'}."
 
 
@@ -132,6 +144,15 @@ def as_values(
     config: TransformerRun, plan: Plan, profile: Profile, advice: Sequence[Suggestion], more: More
 ) -> dict[str, Any]:
     """Everything in the report as plain values: bytes, seconds."""
+    dims = plan.layout.dims
+    return get_plan_values(config, plan, profile, dims.ranks) | {
+        "advice": [_advice_values(suggestion, dims.ranks) for suggestion in advice]
+        + ([_advice_values(more[1], more[0])] if more else []),
+    }
+
+
+def get_plan_values(config: TransformerRun, plan: Plan, profile: Profile, gpus: int) -> dict[str, Any]:
+    """Layout, memory, communication and step of a GPU as plain values."""
     layout, dims = plan.layout, plan.layout.dims
     return {
         "layout": {"tensor": dims.tensor, "context": dims.context, "data": dims.data, "expert": dims.expert}
@@ -146,9 +167,8 @@ def as_values(
             "items": [{"category": i.category, "what": i.what, "bytes": i.size} for i in plan.items],
         },
         "communication": [_transfer_values(plan, transfer, profile) for transfer in plan.transfers],
-        "step": {"seconds": plan.step.seconds, "parts": plan.step.parts, **_speed(config, plan, profile)},
-        "advice": [_advice_values(suggestion, dims.ranks) for suggestion in advice]
-        + ([_advice_values(more[1], more[0])] if more else []),
+        "step": {"seconds": plan.step.seconds, "parts": plan.step.parts}
+        | get_speed(config, plan.step.seconds, profile, gpus),
         "profile": profile.model_dump(mode="json"),
         "assumptions": list(ASSUMPTIONS),
     }

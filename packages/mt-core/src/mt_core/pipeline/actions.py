@@ -80,10 +80,15 @@ class Placement:
         """The stages of a rank, in the order of its chunks."""
         return tuple(self.get_stage(rank, chunk) for chunk in range(self.chunks))
 
-    def count_sends(self, rank: int) -> int:
-        """Tensors that a rank sends in each microbatch: features to the next stages, gradients to those before."""
-        neighbours = (other for stage in self.get_stages(rank) for other in (stage - 1, stage + 1))
-        return sum(0 <= other < self.stages and self.get_rank(other) != rank for other in neighbours)
+    def count_sends(self, rank: int) -> tuple[int, int]:
+        """Tensors that a rank sends for each microbatch: features to the next stages, gradients to those before."""
+        stages = self.get_stages(rank)
+        features, gradients = ([stage + step for stage in stages] for step in (1, -1))
+        return self._count_elsewhere(features, rank), self._count_elsewhere(gradients, rank)
+
+    def _count_elsewhere(self, stages: list[int], rank: int) -> int:
+        """How many of these stages exist, and on another rank."""
+        return sum(0 <= stage < self.stages and self.get_rank(stage) != rank for stage in stages)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from mt_core.planning.gpu_profile import Profile
 from mt_core.planning.layer_costs import count_tokens, get_layer_costs
 from mt_core.planning.parameters import count_parameters
 from mt_core.planning.precision import BYTES, state_bytes
+from mt_core.planning.stage_model import count_ends
 
 Phase = Literal["forward", "backward", "reduce", "gather"]
 """In every micro-batch's forward or backward pass; once a step: after the last backward, before the first forward."""
@@ -64,12 +65,8 @@ def micro_batches(config: PlannedRun, layout: Layout) -> int:
 
 def transfers(config: PlannedRun, layout: Layout) -> list[Transfer]:
     """Every collective of a step that carries more than a few numbers."""
-    return [
-        *_tensor(config, layout),
-        *_context(config, layout),
-        *_expert(config, layout),
-        *_data(config, layout),
-    ]
+    rows = (*_tensor(config, layout), *_context(config, layout), *_expert(config, layout), *_data(config, layout))
+    return [row for row in rows if row.calls]
 
 
 def _tensor(config: PlannedRun, layout: Layout) -> Iterator[Transfer]:
@@ -78,33 +75,36 @@ def _tensor(config: PlannedRun, layout: Layout) -> Iterator[Transfer]:
         return
     size = count_tokens(config, layout) * model.hidden_size * a
     n, each = dims.tensor, get_layer_costs(config, layout).tensor_reductions
-    calls, recomputed = each * model.layers + 1, each * _count_recomputed(layout, model.layers)
+    calls, recomputed = each * model.layers, each * _count_recomputed(layout, model.layers)
+    embedding, head = count_ends(model)
 
     def row(collective: str, what: str, phase: Phase, calls: float, hidden: str = "") -> Transfer:
         return Transfer("tensor", n, collective, what, phase, calls, size, hidden, n)
 
     if layout.sequence:
-        yield row("all-gather", "inputs of qkv and up projections, of the output layer", "forward", calls)
-        yield row("reduce-scatter", "results of out and down projections, of the embedding", "forward", calls)
+        yield row("all-gather", "inputs of qkv and up projections, of the output layer", "forward", calls + head)
+        what = "results of out and down projections, of the embedding"
+        yield row("reduce-scatter", what, "forward", calls + embedding)
         if recomputed:
             yield row("all-gather", "inputs, computed again", "backward", recomputed)
             yield row("reduce-scatter", "results, computed again", "backward", recomputed)
-        yield row("all-gather", "gradients of out and down projections, of the embedding", "backward", calls)
-        yield row("all-gather", "inputs, for the weights' gradients", "backward", calls, "matrix products")
-        yield row("reduce-scatter", "gradients of those inputs", "backward", calls, "matrix products")
+        what = "gradients of out and down projections, of the embedding"
+        yield row("all-gather", what, "backward", calls + embedding)
+        yield row("all-gather", "inputs, for the weights' gradients", "backward", calls + head, "matrix products")
+        yield row("reduce-scatter", "gradients of those inputs", "backward", calls + head, "matrix products")
         whole = _count_partial(config, layout) * state_bytes(config.precision).wide
         experts = count_parameters(model, n, dims.expert).experts
         what = "gradients of norms and row biases" + (", of routers and experts" if experts else "")
         yield Transfer("tensor", n, "all-reduce", what, "reduce", 1, whole, span=n)
     else:
-        yield row("all-reduce", "results of out and down projections, of the embedding", "forward", calls)
+        yield row("all-reduce", "results of out and down projections, of the embedding", "forward", calls + embedding)
         if recomputed:
             yield row("all-reduce", "results, computed again", "backward", recomputed)
         yield row(
             "all-reduce",
             "gradients of qkv's, up's and the output's inputs",
             "backward",
-            calls,
+            calls + head,
             "matrix products",
         )
 
@@ -202,7 +202,7 @@ def _shared(config: PlannedRun, layout: Layout, part: _Shared) -> Iterator[Trans
     each = state_bytes(config.precision)
     dims = layout.dims
     shards, replicas = dims.sizes[part.shard], dims.sizes[part.replica]
-    if shards * replicas == 1:
+    if shards * replicas == 1 or not part.elements:
         return
     reducing = "last backward pass" if layout.overlap_grad_reduce else ""
     shared = {"n": shards, "span": dims.span(part.shard)}

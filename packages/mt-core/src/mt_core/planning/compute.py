@@ -87,7 +87,7 @@ def _recomputed_share(config: PlannedRun, layout: Layout) -> float:
     """Share of the layers whose forward pass runs twice."""
     if layout.recompute.method == "uniform":
         return 1.0
-    return min(layout.recompute.layers / config.model.layers, 1.0)
+    return min(layout.recompute.layers / max(config.model.layers, 1), 1.0)
 
 
 def _logit_bytes(config: PlannedRun) -> int:

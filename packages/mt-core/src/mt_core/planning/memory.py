@@ -4,6 +4,7 @@ A step has two high points, and the higher one counts: the turn from forward to 
 logits exist, and a layer's backward pass, where a group of layers may have been computed again.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -32,9 +33,15 @@ class Item:
     """Bytes."""
 
 
-def memory(config: PlannedRun, layout: Layout, profile: Profile) -> list[Item]:
-    """What one GPU holds at the highest point of a step, largest categories of the state first."""
-    items = [*_state(config, layout), *_working(config, layout), *_buffers(config, layout)]
+def memory(
+    config: PlannedRun, layout: Layout, profile: Profile, working: Sequence[Item] | None = None
+) -> list[Item]:  # fmt: skip
+    """What one GPU holds at the highest point of a step, largest categories of the state first.
+
+    `working` stands for the activations of one micro-batch where another number is in flight.
+    """
+    working = count_working(config, layout) if working is None else working
+    items = [*_state(config, layout), *working, *_buffers(config, layout)]
     reserved = Item("reserved", "CUDA, NCCL, libraries (estimate)", profile.reserved_gib * GIB)
     return [item for item in (*items, reserved) if item.size]
 
@@ -79,7 +86,8 @@ def _state(config: PlannedRun, layout: Layout) -> list[Item]:
     ]
 
 
-def _working(config: PlannedRun, layout: Layout) -> list[Item]:
+def count_working(config: PlannedRun, layout: Layout) -> list[Item]:
+    """Activations of one micro-batch that are kept, and what exists beside them at the higher of the two points."""
     activations = count_activations(config, layout)
     saved = Item("activations", "kept for the backward pass", activations.saved)
     if activations.loss >= activations.backward:

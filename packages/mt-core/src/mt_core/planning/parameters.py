@@ -9,7 +9,7 @@ from mt_core.contracts import TransformerModelConfig
 from mt_core.distributed.topology import ParallelDims
 from mt_core.parallel.cuts import TensorCut
 
-LAYER = re.compile(r"(?:^|\.)layers\.\d+\.")
+LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 """What the names of a layer's tensors begin with."""
 
 
@@ -51,7 +51,7 @@ def count_parameters(model: TransformerModelConfig, tensor: int = 1, expert: int
         total=total,
         block=max(layers.values(), default=0),
         ends=total - sum(layers.values()),
-        largest=max(elements.values()),
+        largest=max(elements.values(), default=0),
         whole=whole,
         experts=experts,
     )
@@ -68,3 +68,9 @@ def count_rank_elements(shape: tuple[int, ...], cut: TensorCut | None, tensor: i
 def count_vocab_rows(model: TransformerModelConfig, tensor: int) -> int:
     """Rows of the output layer on one rank, padding included."""
     return model.canonical_cuts()["embed.weight"].local_length(model.vocab_size, tensor)
+
+
+def find_layer(name: str) -> int | None:
+    """The number of the layer that a canonical tensor is part of; None outside the layers."""
+    layer = LAYER.search(name)
+    return int(layer[1]) if layer else None

@@ -49,7 +49,8 @@ class Plan:
 
 def plan(config: PlannedRun, ranks: int, profile: Profile) -> Plan:
     """The plan of a configuration on a number of GPUs; an impossible layout is an `MtError` with the nearest others."""
-    if failures := list(problems(config, ranks)):
+    failures = list(problems(config, ranks))
+    if any(not problem.where.startswith("pipeline.") for problem in failures):
         failures.append(suggest_nearest(config, ranks))
     raise_if(failures)
     return plan_layout(config, build_layout(config, ranks), profile)

@@ -69,27 +69,82 @@ class _Line:
 def step_time(config: PlannedRun, layout: Layout, profile: Profile) -> StepTime:
     """The step of one GPU; all are alike."""
     work, moved, line = compute(config, layout, profile), transfers(config, layout), _Line()
-    count = micro_batches(config, layout)
+    count, bucket = micro_batches(config, layout), _get_bucket_share(config, layout)
     pieces = max(1, min(config.model.layers, PIECES // count))
-    parameters = count_parameters(config.model, layout.dims.tensor, layout.dims.expert)
-    bucket = min(1.0, max(layout.bucket_size, parameters.largest) / parameters.total)  # a parameter is in one bucket
-    gathers = [t for t in moved if t.phase == "gather"]
-    gathered = sum(t.seconds(profile) for t in gathers)
-    if gathers and gathers[0].hidden:
-        line.spans.append(Span("data", gathers[0].what, 0.0, gathered, hidden=True))
-        line.wait_until("data", gathered * bucket)
-    else:
-        line.run("data", "updated weights", gathered)
+    gathered = _gather(line, moved, profile, bucket=bucket)
     backward_from = 0.0
     for index in range(count):
         _phase(line, "forward", work, moved, profile, pieces)
-        if index == 0:  # the layers of the last bucket start when it has come
-            line.wait_until("data", gathered + work.forward * bucket if gathers and gathers[0].hidden else 0.0)
+        if index == 0 and gathered:  # the layers of the last bucket start when it has come
+            line.wait_until("data", gathered + work.forward * bucket)
         backward_from = line.now
         _phase(line, "backward", work, moved, profile, pieces)
     _reduce(line, moved, profile, begun=backward_from, bucket=bucket)
     line.run("compute", "optimizer", work.optimizer)
-    return StepTime(line.now, tuple(line.spans), _parts(work, count, line.waited))
+    return StepTime(line.now, tuple(line.spans), divide_work(work, count, line.waited))
+
+
+@dataclass(frozen=True, slots=True)
+class Passes:
+    """Seconds of one micro-batch through the layers of a configuration, waiting for collectives included."""
+
+    forward: float
+    backward_input: float
+    backward_weight: float
+    """The products that make the weights' gradients, and adding those up."""
+    waited: Mapping[str, float]
+    """Seconds of both directions that arithmetic waits for the collectives of each axis."""
+
+
+def predict_passes(config: PlannedRun, layout: Layout, profile: Profile) -> Passes:
+    """The passes of one micro-batch, outside of what comes once a step."""
+    work, moved, line = compute(config, layout, profile), transfers(config, layout), _Line()
+    _phase(line, "forward", work, moved, profile, 1)
+    forward, weight = line.now, work.products + work.accumulate
+    _phase(line, "backward", work, moved, profile, 1)
+    return Passes(forward, line.now - forward - weight, weight, dict(line.waited))
+
+
+@dataclass(frozen=True, slots=True)
+class Sync:
+    """Seconds of what comes once a step on a rank."""
+
+    before: float
+    """Until the first pass begins: updated weights."""
+    after: float
+    """From the last pass to the end: reductions of gradients, and the optimizer."""
+    waited: Mapping[str, float]
+    """Seconds of these that arithmetic waits for the collectives of each axis."""
+
+
+def predict_sync(config: PlannedRun, layout: Layout, profile: Profile, passes: Passes) -> Sync:
+    """What comes once a step, where the last backward pass is one of `passes`."""
+    moved, bucket = transfers(config, layout), _get_bucket_share(config, layout)
+    begin, end = _Line(), _Line()
+    if gathered := _gather(begin, moved, profile, bucket=bucket):
+        begin.wait_until("data", gathered + passes.forward * (bucket - 1))
+    end.now = backward = passes.backward_input + passes.backward_weight
+    _reduce(end, moved, profile, begun=0.0, bucket=bucket)
+    waited = {axis: begin.waited[axis] + end.waited[axis] for axis in {**begin.waited, **end.waited}}
+    return Sync(begin.now, end.now - backward + compute(config, layout, profile).optimizer, waited)
+
+
+def _get_bucket_share(config: PlannedRun, layout: Layout) -> float:
+    """The share of the parameters in one bucket; a parameter is in one bucket as a whole."""
+    parameters = count_parameters(config.model, layout.dims.tensor, layout.dims.expert)
+    return min(1.0, max(layout.bucket_size, parameters.largest) / max(parameters.total, 1))
+
+
+def _gather(line: _Line, moved: Sequence[Transfer], profile: Profile, *, bucket: float) -> float:
+    """Updated weights come before the first pass, or their first bucket does; seconds of what runs beside it."""
+    gathers = [t for t in moved if t.phase == "gather"]
+    seconds = sum(t.seconds(profile) for t in gathers)
+    if gathers and gathers[0].hidden:
+        line.spans.append(Span("data", gathers[0].what, 0.0, seconds, hidden=True))
+        line.wait_until("data", seconds * bucket)
+        return seconds
+    line.run("data", "updated weights", seconds)
+    return 0.0
 
 
 def _phase(
@@ -137,7 +192,8 @@ def _reduce(line: _Line, moved: Sequence[Transfer], profile: Profile, *, begun: 
             line.run(transfer.axis, "gradients", transfer.seconds(profile))
 
 
-def _parts(work: Compute, count: int, waited: Mapping[str, float]) -> dict[str, float]:
+def divide_work(work: Compute, count: int, waited: Mapping[str, float]) -> dict[str, float]:
+    """Seconds of a step by what they go to, of `count` micro-batches and of what is waited for."""
     parts = {
         "matrix products": 3 * work.products * count,
         "attention": (work.attention_forward + work.attention_backward) * count,

@@ -50,7 +50,7 @@ def draw_memory(plan: Plan, title: str) -> str:
     body: list[str] = []
     for rank in range(ranks):
         y = TOP + rank * (BAR + GAP)
-        body.append(_text(LEFT - 10, y + 16, _label_rank(rank, dims), anchor="end"))
+        body.append(draw_text(LEFT - 10, y + 16, _label_rank(rank, dims), anchor="end"))
         x = float(LEFT)
         for category, size in sums.items():
             tooltip = f"{category} {size / GIB:.1f} GiB"
@@ -58,14 +58,14 @@ def draw_memory(plan: Plan, title: str) -> str:
             x += size * scale
     x = LEFT + plan.capacity * scale
     body.append(f'<line class="limit dashed" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP - 8}" y2="{bottom}"/>')
-    body.append(_text(x, TOP - 12, f"{plan.capacity / GIB:.1f} GiB", anchor="end"))
+    body.append(draw_text(x, TOP - 12, f"{plan.capacity / GIB:.1f} GiB", anchor="end"))
     if dims.ranks > ranks:
-        body.append(_text(LEFT, bottom + 12, f"and {dims.ranks - ranks} more ranks, which hold the same"))
+        body.append(draw_text(LEFT, bottom + 12, f"and {dims.ranks - ranks} more ranks, which hold the same"))
         bottom += 20
     legend = {c: f"{c} {sums[c] / GIB:.1f} GiB" for c in CATEGORIES if c in sums}
     body += _legend(legend, bottom + 14)
     heading = f"{title}: {plan.total / GIB:.1f} GiB a rank, {'fits' if plan.fits else 'does not fit'}"
-    return _document(heading, body, bottom + 14 + 22 * -(-len(legend) // 4) + 8)
+    return make_document(heading, body, bottom + 14 + 22 * -(-len(legend) // 4) + 8)
 
 
 def draw_timeline(plan: Plan, title: str) -> str:
@@ -75,7 +75,7 @@ def draw_timeline(plan: Plan, title: str) -> str:
     body: list[str] = []
     for row, lane in enumerate(lanes):
         y = TOP + row * (BAR + GAP)
-        body.append(_text(LEFT - 10, y + 16, "arithmetic" if lane == "compute" else f"{lane} axis", anchor="end"))
+        body.append(draw_text(LEFT - 10, y + 16, "arithmetic" if lane == "compute" else f"{lane} axis", anchor="end"))
         for span in _merge_narrow([s for s in plan.step.spans if s.lane == lane], 2 / scale):
             tooltip = f"{span.name} {(span.end - span.start) * 1e3:.1f} ms"
             width = (span.end - span.start) * scale
@@ -84,16 +84,16 @@ def draw_timeline(plan: Plan, title: str) -> str:
             )
     bottom = TOP + len(lanes) * (BAR + GAP)
     body.append(f'<line class="line" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{bottom}" y2="{bottom}"/>')
-    for tick in _ticks(seconds * 1e3):
+    for tick in list_ticks(seconds * 1e3):
         x = LEFT + tick / 1e3 * scale
         body.append(f'<line class="line" x1="{x:.1f}" x2="{x:.1f}" y1="{bottom}" y2="{bottom + 5}"/>')
-        body.append(_text(x, bottom + 18, f"{tick:g} ms", anchor="middle"))
+        body.append(draw_text(x, bottom + 18, f"{tick:g} ms", anchor="middle"))
     legend = {"forward": "forward", "backward": "backward", "optimizer": "optimizer"}
     if len(lanes) > 1:
         legend |= {"waiting": "arithmetic waits for it", "hidden": "beside arithmetic"}
     body += _legend(legend, bottom + 34)
     heading = f"{title}: {seconds * 1e3:,.0f} ms a step, {plan.micro_batches} micro-batches a rank"
-    return _document(heading, body, bottom + 34 + 22 * -(-len(legend) // 4) + 8)
+    return make_document(heading, body, bottom + 34 + 22 * -(-len(legend) // 4) + 8)
 
 
 def _merge_narrow(spans: Iterable[Span], narrow: float) -> list[Span]:
@@ -122,7 +122,7 @@ def _label_rank(rank: int, dims: ParallelDims) -> str:
     return f"rank {rank}" + (f" ({', '.join(names)})" if names else "")
 
 
-def _ticks(end: float) -> Iterator[float]:
+def list_ticks(end: float) -> Iterator[float]:
     """Five to ten round numbers from 0."""
     power = 10.0 ** floor(log10(end))
     unit = next(power * step for step in (0.1, 0.2, 0.5, 1.0) if end / (power * step) <= 10)
@@ -133,7 +133,7 @@ def _legend(entries: dict[str, str], top: float) -> Iterator[str]:
     for index, (name, label) in enumerate(entries.items()):
         x, y = 24 + index % 4 * 230, top + index // 4 * 22
         yield f'<rect x="{x}" y="{y}" width="14" height="14" fill="{COLOURS[name]}"/>'
-        yield _text(x + 20, y + 12, label)
+        yield draw_text(x + 20, y + 12, label)
 
 
 def _bar(x: float, y: float, width: float, *, colour: str, label: str, tooltip: str) -> str:
@@ -146,12 +146,14 @@ def _bar(x: float, y: float, width: float, *, colour: str, label: str, tooltip: 
     return f"<g><title>{escape(tooltip)}</title>{bar}{inside}</g>"
 
 
-def _text(x: float, y: float, text: str, *, anchor: str = "start") -> str:
+def draw_text(x: float, y: float, text: str, *, anchor: str = "start") -> str:
+    """A line of text; `anchor` says whether `x` is its start, middle or end."""
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
 
 
-def _document(heading: str, body: Sequence[str], height: float) -> str:
-    size = f'width="{WIDTH}" height="{height:.0f}" viewBox="0 0 {WIDTH} {height:.0f}"'
+def make_document(heading: str, body: Sequence[str], height: float, *, width: int = WIDTH) -> str:
+    """A whole picture under its heading, with the colours of light and dark."""
+    size = f'width="{width}" height="{height:.0f}" viewBox="0 0 {width} {height:.0f}"'
     return "\n".join(
         (
             f'<svg xmlns="http://www.w3.org/2000/svg" role="img" {size}>',

@@ -1,0 +1,97 @@
+"""A part of a model, seen as a model: what some stages of a pipeline have of it, for counts made for whole models.
+
+Embedding and positions lie before the layers in a model's list of canonical tensors, last norm and head behind them. A
+head that uses the embedding's weight needs a copy of it where the two are on different ranks.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mt_core.config.run_config import PlannedRun
+from mt_core.config.sections import PipelineConfig
+from mt_core.contracts import PlannedModelConfig
+from mt_core.planning.layer_costs import LayerCosts, RankShape
+from mt_core.planning.parameters import find_layer
+
+if TYPE_CHECKING:
+    from mt_core.parallel.cuts import TensorCut
+    from mt_core.pipeline.layout_string import Stage
+
+
+@dataclass(frozen=True, slots=True)
+class StageModel:
+    """Some layers of a model, and its ends if they are there."""
+
+    whole: PlannedModelConfig
+    numbers: tuple[int, ...]
+    """The layers."""
+    embedding: bool
+    loss: bool
+
+    @property
+    def layers(self) -> int:
+        """How many layers there are."""
+        return len(self.numbers)
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the residual stream."""
+        return self.whole.hidden_size
+
+    @property
+    def vocab_size(self) -> int:
+        """Logits of a token; none without the loss."""
+        return self.whole.vocab_size if self.loss else 0
+
+    def canonical_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """The tensors that are here."""
+        shapes, before, kept = self.whole.canonical_shapes(), True, set(self.numbers)
+        here: dict[str, tuple[int, ...]] = {}
+        for name, shape in shapes.items():
+            number = find_layer(name)
+            before = before and number is None
+            if (number in kept) if number is not None else (self.embedding if before else self.loss):
+                here[name] = shape
+        return here | ({"embed.weight": shapes["embed.weight"]} if self.loss and is_tied(self.whole) else {})
+
+    def canonical_cuts(self) -> "Mapping[str, TensorCut]":
+        """How ranks divide each tensor of the whole model."""
+        return self.whole.canonical_cuts()
+
+    def flops_per_token(self, sequence: int, /) -> float:
+        """Training FLOPs per token: a share of those of all layers, and those of the head if it is here."""
+        head = 6 * self.whole.vocab_size * self.whole.hidden_size
+        layers = (self.whole.flops_per_token(sequence) - head) * self.layers / self.whole.layers
+        return layers + (head if self.loss else 0)
+
+    def layer_costs(self, shape: RankShape, /) -> LayerCosts:
+        """What one layer costs a rank."""
+        return self.whole.layer_costs(shape)
+
+
+def cut_run(config: PlannedRun, stages: "Sequence[Stage]") -> Any:
+    """The configuration of what some stages compute, without a pipeline."""
+    model = StageModel(
+        config.model,
+        tuple(number for stage in stages for number in stage.layers),
+        any(stage.embedding for stage in stages),
+        any(stage.loss for stage in stages),
+    )
+    return drop_pipeline(config).model_copy(update={"model": model})
+
+
+def drop_pipeline(config: PlannedRun) -> PlannedRun:
+    """A configuration without its pipeline: what one stage's ranks run."""
+    parallel = config.parallel.model_copy(update={"pipeline": 1})
+    return config.model_copy(update={"parallel": parallel, "pipeline": PipelineConfig()})
+
+
+def is_tied(model: PlannedModelConfig) -> bool:
+    """Whether the head uses the embedding's weight."""
+    return "head.weight" not in model.canonical_shapes()
+
+
+def count_ends(model: PlannedModelConfig | StageModel) -> tuple[int, int]:
+    """1 for an embedding that is there, and 1 for a head."""
+    return (int(model.embedding), int(model.loss)) if isinstance(model, StageModel) else (1, 1)
