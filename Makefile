@@ -15,7 +15,8 @@ help: ## List the targets
 quickstart: $(SYNCED) ## Train, convert and evaluate a small model on text from this machine (3 minutes on 2 cores)
 	$(BIN)/python examples/quickstart/quickstart.py quickstart-run
 
-PYTEST = PATH="$(dir $(abspath $(UV))):$$PATH" $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+# Tests' modules and the packages' are compiled once, also where the variable is set, as in images of containers.
+PYTEST = env -u PYTHONDONTWRITEBYTECODE PATH="$(dir $(abspath $(UV))):$$PATH" $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 .PHONY: test
 test: $(SYNCED) ## Run all tests (13 minutes on 2 cores)

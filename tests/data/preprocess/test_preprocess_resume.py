@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -36,15 +37,27 @@ if __name__ == "__main__":
 """
 
 
+@cache
+def draw_documents(number: int) -> str:
+    """JSON lines of a kilobyte each on average."""
+    draw, lines = random.Random(1), []
+    for n in range(number):
+        words = " ".join(str(draw.random()) for _ in range(draw.randrange(0, 100)))
+        lines.append(json.dumps({"text": words, "title": str(n)}) + "\n")
+    return "".join(lines)
+
+
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """Twelve megabytes."""
-    path = tmp_path / "in.jsonl"
-    draw = random.Random(1)
-    with path.open("w") as file:
-        for number in range(12_000):
-            words = " ".join(str(draw.random()) for _ in range(draw.randrange(0, 100)))
-            file.write(json.dumps({"text": words, "title": str(number)}) + "\n")
+    """Twelve megabytes, long enough to be killed in."""
+    (path := tmp_path / "in.jsonl").write_text(draw_documents(12_000))
+    return path
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """Four megabytes, for jobs that stop by themselves."""
+    (path := tmp_path / "in.jsonl").write_text(draw_documents(4_000))
     return path
 
 
@@ -103,10 +116,10 @@ def stopped(job: PreprocessJob) -> None:
 
 
 @pytest.fixture
-def broken(source: Path) -> Path:
-    with source.open("a") as file:
+def broken(small: Path) -> Path:
+    with small.open("a") as file:
         file.write("{")
-    return source
+    return small
 
 
 def test_an_error_keeps_what_is_done_and_skipping_goes_on(
@@ -116,7 +129,7 @@ def test_an_error_keeps_what_is_done_and_skipping_goes_on(
     assert "keeps what is done; the same command goes on from there" in capsys.readouterr().err
     report = preprocess(replace(job, on_error="skip"))
     assert "goes on after" in capsys.readouterr().err
-    assert (report.documents, report.skipped) == (12_000, 1)
+    assert (report.documents, report.skipped) == (4_000, 1)
     assert 0 < report.resumed_bytes < report.bytes == broken.stat().st_size
     preprocess(replace(job, on_error="skip", output_prefix=str(tmp_path / "whole")))
     assert outputs(tmp_path / "out") == outputs(tmp_path / "whole")
@@ -173,11 +186,11 @@ def test_files_shorter_than_the_journal_says_start_over(
     os.truncate(Journal(job.output_prefix).folder / "0.0.tokens", 10)
     report = preprocess(replace(job, on_error="skip"))
     assert "as it is damaged: its files are shorter than its journal says" in capsys.readouterr().err
-    assert (report.documents, report.resumed_bytes) == (12_000, 0)
+    assert (report.documents, report.resumed_bytes) == (4_000, 0)
 
 
-def test_two_runs_at_once_are_refused(source: Path, tmp_path: Path):
-    job = make_job(source, tmp_path / "out")
+def test_two_runs_at_once_are_refused(small: Path, tmp_path: Path):
+    job = make_job(small, tmp_path / "out")
     first = Journal(job.output_prefix)
     first.open({})
     with pytest.raises(MtError, match=r"out\.preprocess\.tmp: is in use by another run; wait for it"):
@@ -187,9 +200,9 @@ def test_two_runs_at_once_are_refused(source: Path, tmp_path: Path):
 
 
 @pytest.mark.parametrize("named", [0, 1, 2, 3])
-def test_killed_while_files_get_their_names(source: Path, tmp_path: Path, named: int, monkeypatch: pytest.MonkeyPatch):
+def test_killed_while_files_get_their_names(small: Path, tmp_path: Path, named: int, monkeypatch: pytest.MonkeyPatch):
     """The renames are bin, idx, bin, idx; the run stops after some of them."""
-    job, real, done = make_job(source, tmp_path / "out"), Path.replace, []
+    job, real, done = make_job(small, tmp_path / "out"), Path.replace, []
 
     def replace_some(self: Path, target: Path) -> Path:
         if len(done) == named:
