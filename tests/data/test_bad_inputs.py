@@ -297,3 +297,34 @@ def test_a_name_that_is_not_text(tmp_path: Path):
     done = subprocess.run([sys.executable, "-m", "mt_cli", "data", "check", name], capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(b"ok: " + os.fsencode(tmp_path) + rb"/\udcff: 9 documents")
+
+
+def test_rows_that_are_no_texts(tmp_path: Path):
+    import pyarrow
+    import pyarrow.parquet
+
+    bytes_as_text = pyarrow.array([b"ok", b"\xff\xfe", b"fine"], pyarrow.binary()).view(pyarrow.string())
+    columns = {
+        "no-utf8": (bytes_as_text, "row 2: key 'text' is bytes, not UTF-8 text; a text in every row"),
+        "binary": (pyarrow.array([b"ok"]), "row 1: key 'text' is bytes, not UTF-8 text; a text in every row"),
+        "dates": (pyarrow.array([0], pyarrow.date32()), "row 1: key 'text' is a date, not a text; a text in every row"),
+    }
+    for name, (column, message) in columns.items():
+        path = tmp_path / f"{name}.parquet"
+        pyarrow.parquet.write_table(pyarrow.table({"text": column}), path)
+        done = run_mt(*preprocess()(path, tmp_path / "out"))
+        assert_one_clean_line(done, name)
+        assert f"mt: {path}: {message}\n" in done.stderr
+        assert run_mt(*preprocess("--on-error", "skip")(path, tmp_path / "skipped")).returncode == 0
+    assert (tmp_path / "skipped_text_document.idx").is_file()
+
+
+def test_a_parquet_file_with_a_damaged_page(tmp_path: Path):
+    path = write_example(tmp_path, "a.parquet")
+    content = bytearray(path.read_bytes())
+    content[20:600:3] = bytes(byte ^ 0x5A for byte in content[20:600:3])
+    path.write_bytes(content)
+    for skip in ((), ("--on-error", "skip")):
+        done = run_mt(*preprocess(*skip)(path, tmp_path / "out"))
+        assert_one_clean_line(done)
+        assert f"mt: {path}: is damaged (" in done.stderr

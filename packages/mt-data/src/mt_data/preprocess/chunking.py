@@ -12,7 +12,7 @@ from typing import Any
 
 from mt_data.text_io.inputs import InputFile
 from mt_data.text_io.lines import read_blocks
-from mt_data.text_io.texts import open_parquet
+from mt_data.text_io.texts import open_parquet, read_batches
 
 PIECE_BYTES = 1 << 20
 PIECE_FILES = 256
@@ -195,10 +195,9 @@ def read_row_pieces(number: int, file: InputFile, offset: int, keys: tuple[str, 
         if (beyond := row + parquet.metadata.row_group(group).num_rows) <= offset:
             row = beyond
             continue
-        for batch in parquet.iter_batches(PIECE_ROWS, row_groups=[group], columns=list(keys)):
-            first, row = row, row + batch.num_rows
+        for columns in read_batches(parquet, file.path, keys, rows=PIECE_ROWS, row_groups=[group]):
+            first, row = row, row + len(columns[keys[0]])
             if row > offset:
                 share = file.size * row // rows - file.size * first // rows
-                columns = {key: batch.column(key).to_pylist() for key in keys}
                 after = InputPosition(number, row) if row < rows else InputPosition(number + 1)
                 yield InputPiece(ParquetRows(file, first + 1, columns), share, after)

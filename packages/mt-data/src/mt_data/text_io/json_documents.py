@@ -88,6 +88,8 @@ def decode_utf8(text: bytes) -> str:
 def check_value(value: Any, key: str) -> TextValue:
     """The value if it is a text or a list of texts; else `BadLine`."""
     for text in value if isinstance(value, list) else (value,):
+        if isinstance(text, bytes):
+            raise BadLine(f"key {key!r} is bytes, not UTF-8 text")
         if not isinstance(text, str):
             inside = "a list with " if isinstance(value, list) else ""
             raise BadLine(f"key {key!r} is {inside}{_name_type(text)}, not a text")
@@ -105,4 +107,5 @@ def find_surrogate(value: object) -> str | None:
 
 
 def _name_type(value: object) -> str:
-    return JSON_TYPES.get(type(value), "null" if value is None else "a text")
+    other = "null" if value is None else "a text" if isinstance(value, str) else f"a {type(value).__name__}"
+    return JSON_TYPES.get(type(value), other)

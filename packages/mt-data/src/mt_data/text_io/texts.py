@@ -5,15 +5,19 @@ U+2028, U+0085 and form feeds stand inside of texts.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mt_core.errors import MtError, Problem, raise_if
 from mt_core.plugins import import_library
 from mt_data.text_io.inputs import Format, guess_format
 from mt_data.text_io.json_documents import BadLine, check_value, decode_utf8, parse_line
 from mt_data.text_io.lines import check_inputs, read_blocks, read_chunks
+
+if TYPE_CHECKING:
+    from pyarrow import Array, Scalar
+    from pyarrow.parquet import ParquetFile
 
 
 def read_text(path: Path) -> str:
@@ -71,6 +75,36 @@ def open_parquet(path: str, keys: tuple[str, ...], *, allowed: str = "--json-key
     return parquet
 
 
+def read_batches(
+    parquet: "ParquetFile", path: str, keys: Sequence[str], *, rows: int, row_groups: list[int] | None = None
+) -> Iterator[dict[str, list[object]]]:
+    """The values of each key, so many rows at a time, of a file from `open_parquet`; a text that is no UTF-8 is bytes.
+
+    An `MtError` names the file if it is damaged.
+    """
+    from pyarrow import ArrowException
+
+    try:
+        for batch in parquet.iter_batches(rows, row_groups=row_groups, columns=list(keys)):
+            yield {key: _list_values(batch.column(key)) for key in keys}
+    except (ArrowException, OSError) as err:
+        raise MtError(path, f"is damaged ({' '.join(str(err).split())})", "write it again") from err
+
+
+def _list_values(column: "Array") -> list[object]:
+    try:
+        return column.to_pylist()
+    except UnicodeDecodeError:
+        return [_get_value(value) for value in column]
+
+
+def _get_value(value: "Scalar") -> object:
+    try:
+        return value.as_py()
+    except UnicodeDecodeError:
+        return b""
+
+
 def _read_json_lines(path: Path, key: str) -> Iterator[tuple[str, str]]:
     for chunk in read_chunks(path):
         documents, problems = [], []
@@ -86,16 +120,16 @@ def _read_json_lines(path: Path, key: str) -> Iterator[tuple[str, str]]:
 
 def _read_rows(path: Path, key: str) -> Iterator[tuple[str, str]]:
     parquet, first = open_parquet(str(path), (key,), allowed=f"a column {key!r}; it has"), 1
-    for batch in parquet.iter_batches(4096, columns=[key]):
+    for batch in read_batches(parquet, str(path), (key,), rows=4096):
         documents, problems = [], []
-        for row, value in enumerate(batch.column(key).to_pylist(), start=first):
+        for row, value in enumerate(batch[key], start=first):
             try:
                 documents.append((f"{path}: row {row}", _check_text(value, key)))
             except BadLine as err:
                 problems.append(Problem(f"{path}: row {row}", str(err), "a text in every row"))
         raise_if(problems)
         yield from documents
-        first += batch.num_rows
+        first += len(batch[key])
 
 
 def _check_text(value: object, key: str) -> str:
