@@ -19,7 +19,7 @@ quickstart: $(SYNCED) ## Train, convert and evaluate a small model on text from 
 PYTEST = env -u PYTHONDONTWRITEBYTECODE PATH="$(dir $(abspath $(UV))):$$PATH" $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 .PHONY: test
-test: $(SYNCED) ## Run all tests (13 minutes on 2 cores)
+test: $(SYNCED) ## Run all tests
 	$(PYTEST)
 
 .PHONY: test-fast

@@ -95,6 +95,7 @@ def test_micro_batches_change_nothing(tmp_path, toml):
         assert a == pytest.approx(b, rel=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("real_processes")
 def test_two_ranks_train_as_one_does(tmp_path, toml):
     common = ["precision.dtype=fp64", "checkpoint.every=3", "train.eval_every=3", "train.eval_batches=2"]
@@ -118,6 +119,7 @@ def test_an_error_on_the_first_rank_ends_all_with_exit_code_2(toml):
     assert not (toml.parent / "run").exists(), "and are gone with all that the failed start made"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("ranks", "number"), [(1, signal.SIGTERM), (1, signal.SIGINT), (2, signal.SIGTERM)])
 def test_a_signal_saves_and_the_run_goes_on_from_there(tmp_path, toml, ranks, number):
     options = ["train.steps=60", "log.every=1"]

@@ -192,6 +192,7 @@ class TestShrink:
         assert small.model.hidden_size != small.model.attention.heads * small.model.attention.head_size
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["fp64", "fp32", "bf16"])
 def test_the_limit_of_a_dtype_is_passed_by_layouts_and_not_by_another_computation(dtype):
     small, chosen = shrink_for(make_config("gpt2-124m"), "tensor=2,sequence=true", "context=2", "sharding=fsdp")

@@ -62,6 +62,7 @@ def recorded(compute_once) -> Callable[[str], dict[tuple[str, str], Record]]:
     return lambda layout: compute_once(f"expert parity, {layout}", lambda: run(layout))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("layout", "model", "variant"), [(each, *case) for each in EXPERT_LAYOUTS for case in cases(each)]
 )
@@ -75,6 +76,7 @@ def test_every_variant_is_somewhere_in_it():
     assert {variant for layout in EXPERT_LAYOUTS for _, variant in cases(layout)} == {*VARIANTS}
 
 
+@pytest.mark.slow
 @settings(max_examples=3, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(layouts(experts=True))
 def test_a_random_layout_with_an_expert_axis_agrees_with_one_rank(reference, drawn):
@@ -174,6 +176,7 @@ def one_rank_s(tmp_path_factory) -> Path:
     return resolve(run)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", [SAVED, "expert 2 × tensor 2, sequence"])
 def test_whole_stacks_are_saved_and_loaded_under_another_layout(layout, one_rank_s, reference, tmp_path):
     record(run_config("experts", parallel=EXPERT_LAYOUTS[layout][1]), 4, steps=2, save=tmp_path)

@@ -79,6 +79,7 @@ def assert_near(found: Record, exact: Record, unit: float) -> None:
         assert worst(values, reference) <= 4 * unit
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", UNIT)
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("layout", ["one rank", *CHOSEN])
@@ -112,6 +113,7 @@ class OnCPU(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+@pytest.mark.slow
 @settings(deadline=None)  # the first call imports megatron-core
 @given(st.lists(st.booleans(), max_size=60), st.integers(1, 4), st.integers(1, 3), st.sampled_from([1.0, 2.0**14]))
 def test_the_scale_moves_exactly_as_megatron_cores(overflows, window, hysteresis, least):
@@ -187,6 +189,7 @@ def overflowing(axis: Axis, parallel: dict[str, Any]) -> list[tuple[bool, bool, 
     return told
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["zero1 2", "fsdp 2", "tensor 2, sequence"])
 def test_an_overflow_skips_the_step_on_all_ranks_alike(layout):
     here, there = run_ranks(2, overflowing, LAYOUTS[layout][1])
@@ -244,6 +247,7 @@ def all_clipped(compute_once) -> dict[str, tuple[float, float, float]]:
     return compute_once("precision, clipped", run)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_gradient_is_clipped_by_its_true_norm(layout, all_clipped):
     found, true, taken = all_clipped[layout]

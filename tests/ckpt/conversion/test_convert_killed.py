@@ -25,6 +25,7 @@ def killed(source: Path, saver: str, target: Path) -> int:
     return os.WTERMSIG(os.waitpid(child, 0)[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("saver", ["native", "hf", "core"])
 @pytest.mark.parametrize("point", POINTS)
 def test_a_killed_conversion_leaves_no_result_and_is_redone(point, saver, native, tmp_path, add_component, monkeypatch):

@@ -37,6 +37,7 @@ def heads(config):
     return config.lm_head, config.pooler, config.binary_head
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["bert", "megatron-bert"])
 @pytest.mark.parametrize("auto_class", HEADS)
 def test_bits_and_logits_of_bert_survive(family, auto_class, save_model, tmp_path):

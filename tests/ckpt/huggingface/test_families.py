@@ -74,6 +74,7 @@ def differ(left_BTV, right_BTV):
     return ((left_BTV - right_BTV).abs().max() / right_BTV.abs().max()).item()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "changes"), CASES.values(), ids=list(CASES))
 def test_bits_and_logits_survive(family, changes, save_model, tmp_path):
     source = save_model(family, **changes)

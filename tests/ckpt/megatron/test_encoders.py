@@ -69,6 +69,7 @@ OPTIONS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "options"), OPTIONS, ids=str)
 def test_the_same_bits_and_settings_come_back(model, options, native, tmp_path):
     source = native(MODELS[model], torch.bfloat16)
@@ -79,6 +80,7 @@ def test_the_same_bits_and_settings_come_back(model, options, native, tmp_path):
     assert open_checkpoint(tmp_path / "back").config() == MODELS[model]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("saver", ["core", "legacy"])
 @pytest.mark.parametrize("model", ["bert", "t5"])
 def test_the_command_converts_them(model, saver, native, tmp_path):

@@ -44,6 +44,7 @@ CUTS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("form", "config", "options"), CUTS, ids=lambda value: str(value)[:9])
 def test_the_same_bits_come_back_from_every_cut(form, config, options, tmp_path):
     weights = random_weights(config, torch.bfloat16)

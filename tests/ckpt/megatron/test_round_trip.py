@@ -76,6 +76,7 @@ def convert_there_and_back(source, tmp_path, **options):
     return tmp_path / "core", tmp_path / "back"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", [(1, 1, 1), (2, 1, 1), (1, 2, 1), (2, 2, 1), (2, 2, 2), (4, 2, 1)], ids=str)
 @pytest.mark.parametrize("model", MODELS)
 def test_every_layout_gives_the_same_bits_back(model, layout, native, tmp_path):
@@ -95,6 +96,7 @@ def test_bf16_and_names_of_either_implementation_survive(implementation, native,
     assert ("decoder.layers.0.input_layernorm.weight" in state["model"]) == (implementation == "local")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tensor", [1, 4])
 @pytest.mark.parametrize("model", MODELS)
 def test_torch_dist_gives_the_same_bits_back(model, tensor, native, tmp_path):

@@ -36,6 +36,7 @@ def round_trip(path, tmp_path):
     return tmp_path / "native", tmp_path / "hf"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shard", ["5GB", "30KB"])
 @pytest.mark.parametrize(("family", "changes"), CASES.values(), ids=list(CASES))
 def test_bits_and_logits_survive(family, changes, shard, save_model, tmp_path):

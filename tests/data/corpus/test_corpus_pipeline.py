@@ -66,6 +66,7 @@ def read_urls(path: Path) -> list[str]:
     return [json.loads(line)["url"] for line in path.read_text("utf-8").splitlines()]
 
 
+@pytest.mark.slow
 def test_the_pipeline_finds_what_was_planted(crawl: Path):
     everything = read_urls(crawl / "crawl.jsonl")
     step = ("openwebtext",)

@@ -76,6 +76,7 @@ def marks(prefix: Path) -> int:
     return max(0, len(path.read_text().splitlines()) - 1) if path.exists() else 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("workers", "partitions", "suffix"), [(1, 1, ""), (2, 1, ""), (1, 3, ""), (1, 1, ".gz")])
 def test_killed_at_random_points_it_goes_on_to_the_same_bytes(
     source: Path, tmp_path: Path, workers: int, partitions: int, suffix: str

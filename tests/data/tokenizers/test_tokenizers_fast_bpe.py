@@ -27,6 +27,7 @@ def sources() -> list[str]:
     return [path.read_text("utf-8", errors="replace") for path in paths][:300]
 
 
+@pytest.mark.slow
 def test_ids_are_the_same_on_real_text_and_come_faster(gpt2: TokenizerConfig, sources: list[str]):
     tokenizer = build_tokenizer(gpt2)
     fast = choose_encode(tokenizer, gpt2)
@@ -47,6 +48,7 @@ def test_ids_are_the_same_for_every_character(gpt2: TokenizerConfig):
     assert choose_encode(tokenizer, gpt2)(texts) == tokenizer.encode_batch(texts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("space", [" ", "\n", " \n\t", "\t"])
 def test_long_white_space_is_no_trouble(gpt2: TokenizerConfig, space: str):
     tokenizer = build_tokenizer(gpt2)
@@ -82,6 +84,7 @@ def test_the_lowest_tiktoken_allowed_is_a_linear_one():
     assert (int(floor[1]), int(floor[2])) >= (0, 13)
 
 
+@pytest.mark.slow
 def test_a_trained_tokenizer_is_fast_too(tmp_path: Path, sources: list[str]):
     (tmp_path / "text.txt").write_text("\n".join(sources[:40]), "utf-8")
     train_tokenizer([tmp_path / "text.txt"], tmp_path / "t", vocab_size=3000)

@@ -115,6 +115,7 @@ def test_ids_over_real_text_are_the_specifications(bert: Callable[..., BertWordP
     assert sum(map(len, expected)) > 50_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lower", [True, False])
 def test_every_character_is_split_as_the_specification_says(bert: Callable[..., BertWordPiece], lower: bool):
     tokenizer = bert(LOWER if lower else CASE)

@@ -71,6 +71,7 @@ def test_bytes_equal_megatrons_and_each_reads_the_other(
         assert reference.document_indices.tolist() == reader.documents.tolist()
 
 
+@pytest.mark.slow
 @settings(SETTINGS, max_examples=8)
 @given(parts=st.lists(documents, min_size=1, max_size=4), modes=st.booleans())
 def test_a_merge_equals_add_index(tmp_path: Path, parts: list[list[list[list[int]]]], modes: bool):

@@ -30,6 +30,7 @@ def contents(path):
     return torch.load(path, weights_only=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", [(1, 1, 1), (2, 1, 1), (1, 4, 1), (2, 2, 2)], ids=str)
 @pytest.mark.parametrize("config", [GPT2, LLAMA], ids=["gpt2", "llama"])
 def test_every_layout_gives_the_same_bits_back(config, layout, tmp_path):

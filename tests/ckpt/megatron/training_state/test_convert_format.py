@@ -130,6 +130,7 @@ CASES += [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "dtype", "target"), CASES)
 def test_there_and_back_every_bit_and_count_is_the_same(model, dtype, target, native, tmp_path):
     source = native(model, dtype)
@@ -178,6 +179,7 @@ MOVED = [("gpt", target) for target in ("torch, cut", "torch_dist", "torch_dist 
 MOVED += [("bert", "torch, cut"), ("t5", "torch, tensor"), ("experts", "torch, experts")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "target"), MOVED)
 def test_a_moved_run_goes_on_as_if_it_had_stayed(model, target, trained, tmp_path):
     there, room = replace(TARGETS[target], pipeline=None), trained(model)
