@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,12 @@ from preloaded import processes
 TUTORIAL = DOCS / "tutorials" / "first-model.md"
 LIMIT_S = 600
 """For a step of a page; the longest takes a tenth on a quiet machine."""
-ROLES = {"corpus": "train.jsonl", "heldout": "heldout.jsonl", "config": str(Path(__file__).with_name("small.toml"))}
+ROLES = {
+    "corpus": "train.jsonl",
+    "heldout": "heldout.jsonl",
+    "text": "heldout.jsonl",
+    "config": str(Path(__file__).with_name("small.toml")),
+}
 """Files of the tutorial, or of this folder."""
 WITH_COMMANDS = [path for path in PAGES if path != TUTORIAL and any(not s.title for s in read(path).steps)]
 
@@ -77,3 +83,16 @@ def test_the_commands_of_the_page_run(page, first_model, environment, tmp_path):
 def test_every_block_of_the_page_says_what_it_is(page):
     fences = re.findall(r"^\s*```(.*)$", page.read_text("utf-8"), re.MULTILINE)
     assert all(fences[::2]), "a block without a language is neither run nor marked as not to be run"
+
+
+def test_the_sources_that_the_readme_installs_bring_all_they_need():
+    """What pip cannot find among the folders of a line it would look for in the index, where mt is not."""
+    lines = re.findall(r"^pip install ./packages/mt-\{(.*)\}", (ROOT / "README.md").read_text("utf-8"), re.MULTILINE)
+    assert len(lines) == 4
+    for line in lines:
+        names = {f"mt-{name}" for name in line.split(",")}
+        for name in names:
+            project = tomllib.loads((ROOT / "packages" / name / "pyproject.toml").read_text("utf-8"))["project"]
+            needed = {requirement.partition("==")[0].partition("[")[0] for requirement in project["dependencies"]}
+            assert {requirement for requirement in needed if requirement.startswith("mt-")} <= names
+    assert {f"mt-{name}" for name in lines[-1].split(",")} == {path.name for path in ROOT.glob("packages/mt-*")}

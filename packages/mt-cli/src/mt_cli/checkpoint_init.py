@@ -3,13 +3,14 @@
 A key of the model that contradicts the checkpoint is refused with its name, unless it changes no weight and no logit.
 """
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from mt_cli.run_config import drop_unset, flatten
+from mt_cli.run_config import drop_unset, flatten, get_table
 from mt_core.checkpoint.detection import open_checkpoint
 from mt_core.config.loading import Layer, locate, merge_layers
 from mt_core.config.rules import init_problems
@@ -22,26 +23,29 @@ LONGEST_DEFAULT = 2048
 """Longest `data.seq_length` that a checkpoint decides; its positions, if those are fewer."""
 
 
-def add_checkpoint(layers: Sequence[Layer]) -> list[Layer]:
+def add_checkpoint(layers: Sequence[Layer], *, announce: bool = False) -> list[Layer]:
     """The layers with those that `checkpoint.init` adds; unchanged if there is none.
 
     A checkpoint that cannot be read is an error only where the model is not given: a run that resumes needs it no more.
     """
     values = merge_layers(layers)
-    init, options = _get(values, "checkpoint").get("init"), _get(_get(values, "checkpoint"), "init_options")
+    table = get_table(values, "checkpoint")
+    init, options = table.get("init"), get_table(table, "init_options")
     if not isinstance(init, str):
         return [*layers]
     try:
         raise_if(init_problems(init, options))
+        if announce:
+            print(f"mt: reading {init}", file=sys.stderr, flush=True)
         loader, _, path = init.partition(":")
         checkpoint = open_checkpoint(Path(path), loader, options)
         model = checkpoint.config().model_dump(mode="json")
     except MtError:
-        if "layers" in _get(values, "model"):
+        if "layers" in get_table(values, "model"):
             return [*layers]
         raise
     raise_if(find_contradictions(layers, model, init))
-    data = default_data(checkpoint, model, _get(values, "data"))
+    data = default_data(checkpoint, model, get_table(values, "data"))
     below, size = Layer(init, {"model": drop_unset(model), "data": data}), {"vocab_size": model["vocab_size"]}
     return [below, *layers, Layer(init, {"model": size})]  # a preset's size may be "tokenizer"
 
@@ -51,11 +55,11 @@ def find_contradictions(layers: Sequence[Layer], model: Mapping[str, Any], init:
 
     What a higher layer sets to another value has no effect, and is no contradiction.
     """
-    given, effective = dict(flatten(model)), dict(flatten(_get(merge_layers(layers), "model")))
+    given, effective = dict(flatten(model)), dict(flatten(get_table(merge_layers(layers), "model")))
     for layer in layers:
         differing = {
             key: value
-            for key, value in flatten(_get(layer.values, "model"))
+            for key, value in flatten(get_table(layer.values, "model"))
             if effective.get(key) == value and not is_harmless(key, value, model) and _differs(key, value, given)
         }
         if differing and layer.source.startswith("preset "):
@@ -72,7 +76,7 @@ def find_contradictions(layers: Sequence[Layer], model: Mapping[str, Any], init:
 def is_harmless(key: str, value: object, model: Mapping[str, Any]) -> bool:
     """Whether a key below `model` may differ from the checkpoint's."""
     if key == "max_seq_len":  # positions that are no weights
-        return _get(model, "position").get("kind") in ("rope", "none")
+        return get_table(model, "position").get("kind") in ("rope", "none")
     return (key, value) == ("vocab_size", "tokenizer") or any(fnmatch(key, pattern) for pattern in HARMLESS)
 
 
@@ -100,9 +104,3 @@ def default_data(checkpoint: CheckpointLoader, model: Mapping[str, Any], data: M
             defaults["tokenizer"] = detect_tokenizer(files[0].parent).model_dump(exclude_defaults=True)
             defaults["tokenizer"].setdefault("type", "GPT2BPETokenizer")
     return defaults
-
-
-def _get(values: Mapping[str, Any], section: str) -> Mapping[str, Any]:
-    """A table, empty if it is missing or no table."""
-    table = values.get(section)
-    return table if isinstance(table, Mapping) else {}

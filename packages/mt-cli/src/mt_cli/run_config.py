@@ -32,12 +32,20 @@ def run_config_type() -> "type[FullConfig]":
 
 
 def load_run_config(
-    files: Sequence[Path], overrides: Sequence[str] = (), preset: str | None = None, *, rules: bool = True
+    files: Sequence[Path],
+    overrides: Sequence[str] = (),
+    preset: str | None = None,
+    *,
+    rules: bool = True,
+    announce: bool = False,
 ) -> "FullConfig":
-    """A validated `RunConfig`; one `MtError` with everything wrong in it. `rules` includes those between sections."""
+    """A validated `RunConfig`; one `MtError` with everything wrong in it. `rules` includes those between sections.
+
+    With `announce`, a line on stderr says that a checkpoint is read, for which torch is imported.
+    """
     from mt_cli.vocabulary import UnknownVocabulary, resolve_vocabulary, set_vocabulary
 
-    layers, tree = read_run_layers(files, overrides, preset), run_config_type()
+    layers, tree = read_run_layers(files, overrides, preset, announce=announce), run_config_type()
     try:
         return load_layers(tree, resolve_vocabulary(layers), rules=rules)
     except UnknownVocabulary as err:
@@ -49,14 +57,16 @@ def load_run_config(
     raise UnknownVocabulary.from_problems(problems)
 
 
-def read_run_layers(files: Sequence[Path], overrides: Sequence[str], preset: str | None) -> list[Layer]:
+def read_run_layers(
+    files: Sequence[Path], overrides: Sequence[str], preset: str | None, *, announce: bool = False
+) -> list[Layer]:
     """Plain values of a run: the checkpoint that it begins with, its preset, the files and the overrides."""
     from mt_cli.checkpoint_init import add_checkpoint
 
     if not (files or overrides or preset):
         presets = ", ".join(components("preset")) or "none; pip install mt-models"
         raise MtError("configuration", "none is given", f"give a TOML file, or --preset NAME of: {presets}")
-    return add_checkpoint(read_layers(files, overrides, preset))
+    return add_checkpoint(read_layers(files, overrides, preset), announce=announce)
 
 
 def load_without_tokenizer(
@@ -107,6 +117,12 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+def get_table(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """A table among plain values, empty if it is missing or no table."""
+    table = values.get(name)
+    return table if isinstance(table, Mapping) else {}
 
 
 def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:

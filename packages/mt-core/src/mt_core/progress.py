@@ -1,12 +1,16 @@
 """One progress bar for every long loop: rich on a terminal, plain lines on stderr otherwise."""
 
 import sys
+import termios
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Protocol
 
 PLAIN_INTERVAL_S = 10.0
+LOCAL_MODES = 3
+"""Place of the local modes among a terminal's attributes."""
+ECHOCTL = getattr(termios, "ECHOCTL", 0)
 BYTES = "B"
 """The unit that is shown in MB and MB/s."""
 
@@ -47,9 +51,29 @@ def _bar(label: str, total: int | None, unit: str, done: int) -> Iterator[Advanc
     amount = (rich.DownloadColumn(), rich.TransferSpeedColumn()) if unit == BYTES else (rich.MofNCompleteColumn(), unit)
     columns = (rich.TextColumn("{task.description}"), rich.BarColumn(), *amount, rich.TimeRemainingColumn())
     console = Console(stderr=True)
-    with rich.Progress(*columns, rich.TextColumn("{task.fields[note]}"), console=console, transient=True) as bars:
+    bars = rich.Progress(*columns, rich.TextColumn("{task.fields[note]}"), console=console, transient=True)
+    with hide_control_characters(), bars:
         task = bars.add_task(label, total=total, completed=done, note="")
         yield lambda n, note="", /: bars.update(task, advance=n, note=note)
+
+
+@contextmanager
+def hide_control_characters() -> Iterator[None]:
+    """While a bar is drawn, the terminal does not echo Ctrl-C as ^C, which would move the bar to a second line."""
+    try:
+        handle = sys.stdin.fileno()
+        before = termios.tcgetattr(handle)
+    except (OSError, ValueError, AttributeError, termios.error):  # no terminal, closed, or replaced
+        yield
+        return
+    quiet = [*before]
+    quiet[LOCAL_MODES] = before[LOCAL_MODES] & ~ECHOCTL
+    termios.tcsetattr(handle, termios.TCSANOW, quiet)
+    try:
+        yield
+    finally:
+        with suppress(termios.error):  # the terminal may be gone
+            termios.tcsetattr(handle, termios.TCSANOW, before)
 
 
 @contextmanager

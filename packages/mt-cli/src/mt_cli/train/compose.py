@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from mt_cli.run_config import FullConfig
+from mt_cli.train.report import RunSummary, describe_start, print_rows, report_end
 from mt_cli.train.resume import (
     DATA_RANKS,
     PLANNED,
@@ -69,6 +70,7 @@ def run(config: FullConfig, *, allow_change: bool = False) -> int:
             if point is not None and first:
                 raise_if(change_problems(point, config, mesh.data.size, allow=allow_change))
             complete = point is not None and point.step >= config.train.steps
+            training: Run | None = None
             if point is not None and complete:
                 step, code = point.step, 0
             else:
@@ -89,6 +91,8 @@ def run(config: FullConfig, *, allow_change: bool = False) -> int:
                 print(f"mt: the run is complete: {reached}; raise it to train on", file=sys.stderr)
             else:
                 print(f"mt: step {step} of {config.train.steps} is in {last}", file=sys.stderr)
+            if training is not None:
+                report_end(config, training.sinks, step, device)
             if code == 0 and config.checkpoint.save_format != "native":
                 save_as(config.checkpoint.save_format, last, run_dir)
     return code
@@ -114,6 +118,8 @@ def make_run(
     tokenizer_files = prepare_files(run_dir, config, resumed=point is not None) if first else []
     train_batches, valid_batches = open_data(config, run_dir, mesh, planned)
     state = restore(build_state(config, mesh, device, resume=point is not None), point, config.precision)
+    if first:
+        print_rows(describe_start(config, state.model, mesh, device))
     sinks = start_sinks(config, state.position.step, stack) if first else []
     writer = open_writer(config, state, tokenizer_files)
     stack.callback(writer.wait)  # a save in flight is committed whatever ends the run
@@ -159,6 +165,7 @@ def restore(state: TrainState, point: ResumePoint | None, precision: PrecisionCo
 def start_sinks(config: FullConfig, step: int, stack: ExitStack) -> list[MetricSink]:
     """All receivers of metrics; `stack` closes them."""
     sinks = open_sinks(Path(config.runtime.run_dir), config.log.sinks, step, screen(config.train.steps))
+    sinks.append(RunSummary())
     for sink in sinks:
         stack.callback(sink.close)
     return sinks

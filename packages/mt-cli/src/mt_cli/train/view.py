@@ -2,11 +2,12 @@
 
 import sys
 from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import ClassVar
 
 from mt_core.contracts import MetricSink
-from mt_core.progress import format_duration
-from mt_core.training.metrics import PlainLines
+from mt_core.progress import format_duration, hide_control_characters
+from mt_core.training.metrics import PlainLines, format_metrics
 
 
 def screen(steps: int) -> MetricSink:
@@ -15,13 +16,17 @@ def screen(steps: int) -> MetricSink:
 
 
 class LiveView:
-    """A progress bar with loss, learning rate, speed and time left, redrawn at each logged step."""
+    """The lines of the log, and below them a bar with loss, speed and time left that is redrawn at each logged step.
+
+    What others print on stdout and stderr meanwhile goes above the bar, and Ctrl-C leaves no mark in it.
+    """
 
     name: ClassVar[str] = "live"
 
     def __init__(self, steps: int) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+        self.steps, self._stack = steps, ExitStack()
         self.progress = Progress(
             TextColumn("training"),
             BarColumn(),
@@ -32,10 +37,13 @@ class LiveView:
             TextColumn("{task.fields[left]} left"),
         )
         self.task = self.progress.add_task("training", total=steps, loss="-", valid="-", speed="-", left="-")
-        self.progress.start()
+        self._stack.enter_context(hide_control_characters())
+        self._stack.enter_context(self.progress)
 
     def write(self, metrics: Mapping[str, float | int | str]) -> None:
-        """Redraw with a new line of metrics."""
+        """Print a new line of metrics above the bar, and redraw it."""
+        for line in format_metrics(metrics, self.steps):
+            self.progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
         step = int(metrics["step"])
         if "valid_loss" in metrics:
             self.progress.update(self.task, completed=step, valid=f"{metrics['valid_loss']:.4f}")
@@ -45,5 +53,5 @@ class LiveView:
         self.progress.update(self.task, completed=step, loss=f"{metrics['loss']:.4f}", speed=speed, left=left)
 
     def close(self) -> None:
-        """Leave the last state on the screen."""
-        self.progress.stop()
+        """Leave the last state on the screen, and the terminal as it was."""
+        self._stack.close()

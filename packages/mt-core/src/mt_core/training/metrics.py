@@ -7,7 +7,7 @@ lines.
 import json
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -65,21 +65,25 @@ class PlainLines:
 
     def write(self, metrics: Metrics) -> None:
         """Print the line."""
-        if "valid_loss" in metrics:
-            values = {name: value for name, value in metrics.items() if name.startswith("valid_")}
-            text = " | ".join(f"{name.replace('valid_', 'validation ')} {value:.4f}" for name, value in values.items())
-            print(f"step {metrics['step']}/{self.steps} | {text}", flush=True)
-        if "loss" not in metrics:
-            return
-        print(
-            f"step {metrics['step']}/{self.steps} | loss {metrics['loss']:.4f} | lr {metrics['lr']:.2e} | "
-            f"grad norm {metrics['grad_norm']:.3f} | {metrics['step_ms']:.0f} ms | "
-            f"{metrics['tokens_per_s']:,.0f} tokens/s | {format_duration(float(metrics['eta_s']))} left",
-            flush=True,
-        )
+        for line in format_metrics(metrics, self.steps):
+            print(line, flush=True)
 
     def close(self) -> None:
         """Nothing to flush."""
+
+
+def format_metrics(metrics: Metrics, steps: int) -> Iterator[str]:
+    """A line for a person: of an evaluation, of a training step, or none of what only files keep."""
+    if "valid_loss" in metrics:
+        values = {name: value for name, value in metrics.items() if name.startswith("valid_")}
+        text = " | ".join(f"{name.replace('valid_', 'validation ')} {value:.4f}" for name, value in values.items())
+        yield f"step {metrics['step']}/{steps} | {text}"
+    if "loss" in metrics:
+        yield (
+            f"step {metrics['step']}/{steps} | loss {metrics['loss']:.4f} | lr {metrics['lr']:.2e} | "
+            f"grad norm {metrics['grad_norm']:.3f} | {metrics['step_ms']:.0f} ms | "
+            f"{metrics['tokens_per_s']:,.0f} tokens/s | {format_duration(float(metrics['eta_s']))} left"
+        )
 
 
 def open_sinks(run_dir: Path, names: Sequence[str], resumed_step: int, screen: MetricSink) -> list[MetricSink]:
