@@ -76,7 +76,7 @@ def test_a_type_has_the_name_that_command_lines_use(label, shown):
 
 def test_options_are_in_groups():
     titles = re.findall(r"^(\S.*):$", read_help("generate"), re.MULTILINE)
-    assert titles == [
+    assert [title for title in titles if not title.startswith("Options of --loader ")] == [
         "Arguments",
         "Options",
         "Checkpoint options",
