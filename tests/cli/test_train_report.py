@@ -60,7 +60,7 @@ def test_only_the_first_rank_prints(toml):
 def test_blends_have_a_span_of_epochs_and_conversations_are_counted(tmp_path):
     corpora = [str(byte_corpus(tmp_path / f"{name}_document", files=files)) for name, files in (("a", 4), ("b", 8))]
     paths = f'data.paths=["0.5", "{corpora[0]}", "0.5", "{corpora[1]}"]'
-    config = load_run_config([], [paths, "train.steps=500", 'data.split="1"'], "gpt-tiny")
+    config = load_run_config([], [paths, "train.steps=500", 'data.split="1"', "data.tokenizer.type=bytes"], "gpt-tiny")
     said = describe_data(config)
     assert said.startswith(f"{corpora[0]}, {corpora[1]}: 12 documents, ")
     least, most = map(float, said.rpartition("the run reads ")[2].removesuffix(" epochs").split(" to "))
