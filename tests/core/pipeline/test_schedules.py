@@ -58,7 +58,7 @@ def test_each_pass_is_done_once_and_after_its_inputs(schedule):
 @given(schedules())
 @settings(max_examples=50, deadline=None)
 def test_microbatches_pass_through_a_chunk_in_their_order(schedule):
-    """Gradients are then added in one order, and messages between two ranks arrive in the order of sending."""
+    """Gradients are then added in one order, and messages of a kind are used in the order in which they were sent."""
     for rank in range(schedule.placement.ranks):
         order: dict[tuple[str, int], list[int]] = {}
         for action in schedule.list_passes(rank):

@@ -8,8 +8,8 @@ import pytest
 from mt_core.pipeline.rank_schedules import ScheduleSize
 from mt_core.pipeline.schedule_table import build_schedule
 from mt_core.pipeline.simulator import StageCosts, Timeline, simulate
-from mt_core.planning.schedule_svg import COLOURS, LEFT, draw_schedule
-from mt_core.planning.svg import RIGHT, TOP
+from mt_core.planning.schedule_svg import BREAK, COLOURS, DIGIT, LEFT, MARGIN, draw_schedule
+from mt_core.planning.svg import RIGHT, TOP, WIDTH
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -29,7 +29,8 @@ def texts(root: ElementTree.Element) -> list[str]:
 def test_every_pass_is_a_bar_at_its_time(name, size):
     timeline = play(name, *size)
     root = ElementTree.fromstring(draw_schedule(timeline, name))
-    scale = (float(root.get("width")) - LEFT - RIGHT) / timeline.seconds
+    scale = max(12, (WIDTH - LEFT - RIGHT) / timeline.seconds)  # the width of a digit and its margins
+    assert float(root.get("width")) == round(LEFT + RIGHT + scale * timeline.seconds)
     drawn = []
     for group in root.iter(f"{SVG}g"):
         bar, label = group.find(f"{SVG}rect"), group.find(f"{SVG}text")
@@ -76,11 +77,28 @@ def test_colours_differ_in_lightness_too():
     assert all(after - before > 0.05 for before, after in pairwise(light))
 
 
-def test_a_long_step_stays_a_small_picture():
-    text = draw_schedule(play("1f1b", 16, 192), "long")
+def test_of_a_long_step_begin_and_end_are_drawn_with_room_for_all_numbers():
+    timeline = play("1f1b", 16, 192)
+    text = draw_schedule(timeline, "long", unit="s")
     root = ElementTree.fromstring(text)
-    assert len(text) < 1_200_000
+    assert len(text) < 600_000
     assert float(root.get("width")) == 4000
     assert root.get("viewBox") == f"0 0 4000 {root.get('height')}"
-    assert "prefers-color-scheme: dark" in text
+    groups = list(root.iter(f"{SVG}g"))
+    titles = {group.find(f"{SVG}title").text for group in groups}
+    assert {"F0: 0 to 1", "B191: 619 to 621"} <= titles
+    assert not any(title.startswith("F100:") for title in titles)
+    (left_out,) = [word for word in texts(root) if word.endswith(" left out")]
+    shown = (4000 - LEFT - RIGHT - BREAK) / (3 * DIGIT + MARGIN + 1)
+    assert left_out == f"{621 - shown:.4g} s left out"
+    assert {"0 s", "621 s", f"{shown / 2:.4g} s", f"{621 - shown / 2:.4g} s"} <= set(texts(root))
+    edges = [float(group.find(f"{SVG}rect").get("x")) for group in groups]
+    assert max(edges) < 4000 - RIGHT
+    cut = [group for group in groups if group.find(f"{SVG}text") is None]
+    assert len(cut) <= 2 * 16  # at the break a pass may be drawn in part
+
+
+def test_a_picture_follows_the_reader_s_colours_and_needs_nothing_else():
+    text = draw_schedule(play("1f1b", 2, 2), "short")
+    assert text.count("prefers-color-scheme: dark") == 2
     assert "href" not in text

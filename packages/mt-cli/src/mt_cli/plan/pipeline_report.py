@@ -135,6 +135,7 @@ def _get_schedule_values(plan: PipelinePlan) -> dict[str, Any]:
         "virtual_stages": plan.schedule.placement.chunks,
         "layout": format_layout(plan.stages),
         "bubble": plan.timeline.bubble,
+        "longest_pause": plan.timeline.paused,
         "peak_activations": list(plan.timeline.peak_activations),
         "totals": [each.total for each in plan.plans],
         "fits": plan.fits,

@@ -5,7 +5,7 @@ seeing colours; later chunks of a rank are paler and have a line above them.
 """
 
 from collections.abc import Iterator
-from math import ceil
+from dataclasses import dataclass
 
 from mt_core.pipeline.actions import Action, PassKind
 from mt_core.pipeline.simulator import Event, Timeline
@@ -23,57 +23,98 @@ IDLE = """<style>
   @media (prefers-color-scheme: dark) { .idle { fill: #21262d } }
 </style>"""
 LEFT = 70
-NUMBER = 20
-"""Width at which a bar has room for the number of a microbatch."""
-MOST_WIDE = 4000
-NO_TOOLTIP = 3
-"""Width below which a bar is drawn without its times."""
-NARROW = 0.4
-"""Width below which bars are not drawn one by one."""
+DIGIT, MARGIN = 7, 4
+"""Width of a digit of a microbatch's number, and of what is left beside the number."""
+MOST_WIDE, BREAK = 4000, 40
+"""Width of the largest picture, and of the gap in one that shows only the begin and the end of a step."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Scale:
+    """Where on the picture a time is; the middle of a long step is left out, so that numbers stay legible."""
+
+    seconds: float
+    rate: float
+    """Width of a second."""
+
+    @property
+    def shown(self) -> float:
+        """Seconds from the begin that are drawn, and again to the end; all if that is all there is."""
+        room = (MOST_WIDE - LEFT - RIGHT - BREAK) / 2 / self.rate
+        return room if self.seconds * self.rate > MOST_WIDE - LEFT - RIGHT else self.seconds
+
+    @property
+    def left_out(self) -> float:
+        """Seconds of the middle that are not drawn."""
+        return max(self.seconds - 2 * self.shown, 0.0)
+
+    @property
+    def width(self) -> int:
+        """Width of the whole picture."""
+        return MOST_WIDE if self.left_out else round(LEFT + RIGHT + self.seconds * self.rate)
+
+    def place(self, start: float, end: float) -> Iterator[tuple[float, float]]:
+        """Left edge and width of what is drawn from one time to another: nothing, one piece or two."""
+        first = min(end, self.shown)
+        if start < first:
+            yield LEFT + start * self.rate, (first - start) * self.rate
+        resumed = self.shown + self.left_out
+        if self.left_out and end > resumed:
+            begun = max(start, resumed)
+            yield LEFT + BREAK + (begun - self.left_out) * self.rate, (end - begun) * self.rate
 
 
 def draw_schedule(timeline: Timeline, title: str, *, unit: str = "", factor: float = 1.0) -> str:
     """The whole step; times are shown after multiplication by `factor`, with `unit`."""
-    shortest = min(event.end - event.start for events in timeline.events for event in events if event.end > event.start)
-    wanted = LEFT + RIGHT + NUMBER * timeline.seconds / shortest
-    width = min(max(WIDTH, ceil(wanted)), MOST_WIDE)
-    scale = (width - LEFT - RIGHT) / timeline.seconds
+    lengths = sorted(event.end - event.start for events in timeline.events for event in events)
+    short = max(lengths[len(lengths) // 4], timeline.seconds * 1e-6)  # a quarter of all passes may be shorter
+    needed = DIGIT * len(str(timeline.schedule.microbatches - 1)) + MARGIN + 1
+    scale = _Scale(timeline.seconds, max(needed / short, (WIDTH - LEFT - RIGHT) / timeline.seconds))
     body: list[str] = [IDLE]
     for rank, events in enumerate(timeline.events):
         y = TOP + rank * (BAR + GAP)
         body.append(draw_text(LEFT - 10, y + 16, f"rank {rank}", anchor="end"))
-        body.append(f'<rect class="idle" x="{LEFT}" y="{y}" width="{width - LEFT - RIGHT}" height="{BAR}"/>')
+        for x, wide in scale.place(0, timeline.seconds):
+            body.append(f'<rect class="idle" x="{x:.1f}" y="{y}" width="{wide:.1f}" height="{BAR}"/>')
         for event in events:
             body += _draw_event(event, timeline, y, scale, factor)
     bottom = TOP + len(timeline.events) * (BAR + GAP)
-    body.append(f'<line class="line" x1="{LEFT}" x2="{width - RIGHT}" y1="{bottom}" y2="{bottom}"/>')
-    for tick in list_ticks(timeline.seconds * factor):
-        x = LEFT + tick / factor * scale
-        body.append(f'<line class="line" x1="{x:.1f}" x2="{x:.1f}" y1="{bottom}" y2="{bottom + 5}"/>')
-        body.append(draw_text(x, bottom + 18, f"{tick:g} {unit}".strip(), anchor="middle"))
+    for time, label in _list_times(scale, factor):
+        for x, _ in scale.place(time, time + 1e-9 * timeline.seconds):
+            body.append(f'<line class="line" x1="{x:.1f}" x2="{x:.1f}" y1="{bottom}" y2="{bottom + 5}"/>')
+            body.append(draw_text(x, bottom + 18, f"{label} {unit}".strip(), anchor="middle"))
+    if scale.left_out:
+        words = f"{scale.left_out * factor:.4g} {unit}".strip() + " left out"
+        body.append(draw_text(scale.width / 2, TOP - 8, words, anchor="middle"))
     body += _draw_legend(timeline, bottom + 34)
-    return make_document(f"{title}: bubble {timeline.bubble * 100:.1f}%", body, bottom + 64, width=width)
+    heading = f"{title}: bubble {timeline.bubble * 100:.1f}%"
+    return make_document(heading, body, bottom + 64, width=scale.width)
 
 
-def _draw_event(event: Event, timeline: Timeline, y: float, scale: float, factor: float) -> Iterator[str]:
+def _list_times(scale: _Scale, factor: float) -> Iterator[tuple[float, str]]:
+    """Round times; of a step whose middle is left out, the edges of what is drawn."""
+    if scale.left_out:
+        edges = (0.0, scale.shown * (1 - 1e-6), scale.seconds - scale.shown * (1 - 1e-6), scale.seconds)
+        yield from ((edge, f"{edge * factor:.4g}") for edge in edges)
+    else:
+        yield from ((tick / factor, f"{tick:g}") for tick in list_ticks(scale.seconds * factor))
+
+
+def _draw_event(event: Event, timeline: Timeline, y: float, scale: _Scale, factor: float) -> Iterator[str]:
     """One bar, or two halves one above the other for passes that run together."""
-    passes, x, wide = event.step.passes, LEFT + event.start * scale, (event.end - event.start) * scale
-    if wide < NARROW:
-        return
-    high = BAR / len(passes)
-    for number, action in enumerate(passes):
-        if wide < NO_TOOLTIP:
-            yield _draw_bar(action, timeline, (x, y + number * high), (wide, high))
-            continue
-        times = f"{event.start * factor:.4g} to {event.end * factor:.4g}"
-        yield f"<g><title>{action}: {times}</title>"
-        yield _draw_bar(action, timeline, (x, y + number * high), (max(wide - 0.6, NARROW), high - 0.6))
-        if wide >= 7 * len(str(action.microbatch)) + 4:
-            centre, baseline = x + wide / 2, y + number * high + high / 2 + (4 if high == BAR else 3.5)
-            size = "" if high == BAR else ' style="font-size: 10px"'
-            label = f'<text class="inside" x="{centre:.1f}" y="{baseline:.1f}" text-anchor="middle"{size}>'
-            yield f"{label}{action.microbatch}</text>"
-        yield "</g>"
+    high = BAR / len(event.step.passes)
+    times = f"{event.start * factor:.4g} to {event.end * factor:.4g}"
+    for x, wide in scale.place(event.start, event.end):
+        for number, action in enumerate(event.step.passes):
+            top = y + number * high
+            yield f"<g><title>{action}: {times}</title>"
+            yield _draw_bar(action, timeline, (x, top), (max(wide - 0.6, 0.2), high - 0.6))
+            if wide >= DIGIT * len(str(action.microbatch)) + MARGIN:
+                baseline = top + high / 2 + (4 if high == BAR else 3.5)
+                size = "" if high == BAR else ' style="font-size: 10px"'
+                label = f'<text class="inside" x="{x + wide / 2:.1f}" y="{baseline:.1f}" text-anchor="middle"{size}>'
+                yield f"{label}{action.microbatch}</text>"
+            yield "</g>"
 
 
 def _draw_bar(action: Action, timeline: Timeline, corner: tuple[float, float], size: tuple[float, float]) -> str:
