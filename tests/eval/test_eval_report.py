@@ -56,6 +56,7 @@ def test_a_metric_that_is_not_finite_is_refused_and_nothing_written(tmp_path):
     report = replace(REPORT, metrics={"loss": math.nan, "accuracy": 0.5, "perplexity": math.inf})
     with pytest.raises(MtError) as error:
         publish(report, tmp_path / "r.json")
-    hint = "a finite number: look for NaN and infinity in the model's weights"
+    hint = "look for NaN and infinity in the weights (mt ckpt inspect), and try --dtype fp32"
     assert str(error.value) == f"lambada: loss is nan; {hint}\nlambada: perplexity is inf; {hint}"
+    assert error.value.exit_code == 1
     assert not list(tmp_path.iterdir())

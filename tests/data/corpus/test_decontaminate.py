@@ -57,7 +57,7 @@ def test_shorter_ngrams_are_found_anywhere_in_a_text_of_more_than_the_longest():
 
 
 def test_passages_of_a_task_leave_the_corpus(tmp_path: Path):
-    task = write_records(tmp_path / "quiz.jsonl", {"question": LEAK}, {"question": "too short"})
+    task = write_records(tmp_path / "quiz.ndjson", {"question": LEAK}, {"question": "too short"})
     common = "these words stand in the corpus again and again so they are common"
     (tmp_path / "plain.txt").write_text(f"{common}\n")
     corpus = write_records(

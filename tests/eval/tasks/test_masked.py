@@ -10,6 +10,7 @@ from mt_core.checkpoint import native
 from mt_core.errors import MtError
 from mt_data.datasets.bert import build_splits
 from mt_data.tokenizers.build import build_tokenizer
+from mt_eval.finite import NonFiniteOutput
 from mt_eval.load import Checkpoint
 from mt_eval.tasks.command import app
 from mt_eval.tasks.masked import HeldOut, make_data_section
@@ -47,6 +48,20 @@ def save(folder, tokenizer_files, name="model", **changes):
 
 def run(*words):
     return CliRunner().invoke(app, [str(word) for word in (*words, "--device", "cpu")], catch_exceptions=False)
+
+
+def test_a_model_with_nan_has_no_loss(tmp_path, tokenizer_files):
+    checkpoint, corpus = save(tmp_path, tokenizer_files), toy_corpus(tmp_path)
+    source = Checkpoint.open(checkpoint).loader
+    tensors = {name: tensor.clone() for name, tensor in source.tensors()}
+    tensors["embed.weight"][20] = float("nan")
+    native.write_model(tmp_path / "broken", source.config().model_dump(), tensors.items(), tokenizer_files)
+    with pytest.raises(
+        NonFiniteOutput, match=r"broken: sample \d+: the model computes a loss that is not finite"
+    ) as error:
+        run("masked-lm", "--load-dir", tmp_path / "broken", "--data", corpus, "--output", tmp_path / "r.json")
+    assert error.value.exit_code == 1
+    assert not (tmp_path / "r.json").exists()
 
 
 def test_a_model_without_a_run_has_the_losses_that_transformers_has(tmp_path, tokenizer_files):

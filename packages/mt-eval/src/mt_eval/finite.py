@@ -3,6 +3,7 @@
 from mt_core.errors import MtError
 
 EXIT_NON_FINITE = 1
+ADVICE = "look for NaN and infinity in the weights (mt ckpt inspect), and try --dtype fp32"
 
 
 class NonFiniteOutput(MtError):
@@ -10,6 +11,5 @@ class NonFiniteOutput(MtError):
 
     exit_code = EXIT_NON_FINITE
 
-    def __init__(self, where: str, value: str) -> None:
-        allowed = "look for NaN and infinity in the weights (mt ckpt inspect), and try --dtype fp32"
+    def __init__(self, where: str, value: str, allowed: str = ADVICE) -> None:
         super().__init__(where, f"the model computes {value} here", allowed)

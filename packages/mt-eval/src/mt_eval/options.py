@@ -16,6 +16,17 @@ if TYPE_CHECKING:
     from mt_data.config import TokenizerConfig
 
 
+Beginning = Annotated[
+    bool | None,
+    Option(
+        "--bos/--no-bos",
+        help="Begin every text with the beginning-of-sequence token, or never; as the tokenizer says if not given.",
+        show_default=False,
+    ),
+]
+"""Whether texts begin with a token of their own, for commands that read texts."""
+
+
 @dataclass(frozen=True, slots=True)
 class ModelOptions:
     """How a checkpoint becomes a model."""
@@ -41,7 +52,7 @@ class ModelOptions:
 
 @dataclass(frozen=True, slots=True)
 class TokenizerOptions:
-    """Another source for the tokenizer than the checkpoint, and how texts begin."""
+    """Another source for the tokenizer than the checkpoint."""
 
     tokenizer_type: Annotated[
         str | None,
@@ -50,26 +61,18 @@ class TokenizerOptions:
     vocab_file: Annotated[Path | None, "vocab.json of GPT2BPETokenizer."] = None
     merge_file: Annotated[Path | None, "merges.txt of GPT2BPETokenizer."] = None
     tokenizer_model: Annotated[Path | None, "tokenizer.json or its directory."] = None
-    bos: Annotated[
-        bool | None,
-        Option(
-            "--bos/--no-bos",
-            help="Begin every text with the beginning-of-sequence token, or never; as the tokenizer says if not given.",
-            show_default=False,
-        ),
-    ] = None
 
     def config(self) -> "TokenizerConfig | None":
         """The tokenizer that the options name, its kind found from the files if not given; None if they name none."""
         from mt_data.options import make_tokenizer_config
 
-        given = {name: value for name, value in asdict(self).items() if value is not None and name != "bos"}
+        given = {name: value for name, value in asdict(self).items() if value is not None}
         return make_tokenizer_config(given) if given else None
 
 
 @dataclass(frozen=True, slots=True)
 class TaskOptions:
-    """What every evaluation task takes."""
+    """What every evaluation task on texts takes."""
 
     load_dir: Annotated[Path, "Checkpoint: a run, a step or a Hugging Face directory."]
     data: Annotated[Path, "The file to evaluate on; .gz, .zst and .bz2 are decompressed."]
@@ -82,4 +85,5 @@ class TaskOptions:
     batch_size: Annotated[
         int | None, Option(min=1, help="Sequences in a batch; changes the speed only.", show_default=False)
     ] = None
+    bos: Beginning = None
     output: Annotated[Path | None, "Also write the results to this JSON file."] = None

@@ -11,8 +11,9 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
-from mt_core.errors import MtError, Problem, raise_if
+from mt_core.errors import MtError, Problem
 from mt_core.files import atomic_file, disk_errors
+from mt_eval.finite import ADVICE, NonFiniteOutput
 
 Value = int | float | str
 
@@ -57,11 +58,11 @@ def check_output(path: Path | None) -> None:
 
 def publish(report: Report, output: Path | None = None) -> None:
     """Print the table on stdout, and write the JSON file, whole or not at all; metrics have to be finite."""
-    raise_if(
-        Problem(report.task, f"{name} is {value}", "a finite number: look for NaN and infinity in the model's weights")
-        for name, value in report.metrics.items()
-        if not isfinite(value)
-    )
+    wrong = {name: value for name, value in report.metrics.items() if not isfinite(value)}
+    if wrong:
+        raise NonFiniteOutput.from_problems(
+            Problem(report.task, f"{name} is {value}", ADVICE) for name, value in wrong.items()
+        )
     if output is not None:
         with atomic_file(output, "w") as file:
             file.write(json.dumps(report.document(), indent=2, ensure_ascii=False, allow_nan=False) + "\n")

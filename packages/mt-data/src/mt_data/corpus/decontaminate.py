@@ -14,6 +14,7 @@ from mt_core.errors import MtError
 from mt_data.corpus.ngrams import NgramIndex, NgramSizes, PassageCut, cut_passages, list_ngrams
 from mt_data.corpus.records import OnError, Record, RecordTransform, read_lines, read_record
 from mt_data.corpus.step import CorpusStep, run_step
+from mt_data.text_io.inputs import guess_format
 from mt_data.text_io.lines import check_inputs
 
 TaskNgrams = Mapping[str, tuple[str, ...]]
@@ -90,7 +91,7 @@ def read_ngrams(tasks: Sequence[EvaluationSet], sizes: NgramSizes) -> dict[str, 
 
 
 def _read_text(task: EvaluationSet, line: bytes, where: str) -> str:
-    if task.path.suffix not in (".jsonl", ".json"):
+    if guess_format(task.path) != "jsonl":
         return line.decode(errors="replace")
     record = read_record(line, (task.key,), where)
     assert record is not None

@@ -11,7 +11,7 @@ from typer import Argument, Option
 from mt_core.cli.options import expand_options
 from mt_core.contracts import Tokenizer
 from mt_core.errors import MtError, Problem, raise_if
-from mt_eval.options import ModelOptions, TokenizerOptions
+from mt_eval.options import Beginning, ModelOptions, TokenizerOptions
 
 UNFINISHED = "\ufffd"
 """What the first bytes of a character decode to before the last one arrives."""
@@ -43,6 +43,7 @@ class PromptOptions:
     )
     max_new_tokens: Annotated[int, Option(min=1, help="Most new tokens for each prompt.")] = 64
     seed: Annotated[int, "Seed of the draws; equal seeds give equal texts."] = 0
+    bos: Beginning = None
 
     def texts(self) -> list[str]:
         """All prompts, those of the file last; an empty one begins a document."""
@@ -88,7 +89,7 @@ def generate(
 
     options = SamplingOptions(draw.temperature, draw.top_k, draw.top_p)
     opened = Checkpoint.open(checkpoint.path(), model.loader, model.loader_options)
-    encoder = TextEncoder.create(load_tokenizer(opened, tokenizer.config()), bos=tokenizer.bos)
+    encoder = TextEncoder.create(load_tokenizer(opened, tokenizer.config()), bos=prompts.bos)
     texts = prompts.texts()
     tokens = [encoder.encode(text) for text in texts]
     positions = opened.loader.config().max_seq_len

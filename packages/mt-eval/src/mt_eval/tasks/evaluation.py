@@ -39,7 +39,7 @@ class Evaluation:
         started = time.monotonic()
         check_output(task.output)
         checkpoint = Checkpoint.open(task.load_dir, model.loader, model.loader_options)
-        encoder = TextEncoder.create(load_tokenizer(checkpoint, tokenizer.config()), bos=tokenizer.bos)
+        encoder = TextEncoder.create(load_tokenizer(checkpoint, tokenizer.config()), bos=task.bos)
         return cls(name, task, model, checkpoint, encoder, started)
 
     @property

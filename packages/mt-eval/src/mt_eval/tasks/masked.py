@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from mt_core.config.sections import RuntimeConfig
 from mt_core.contracts import Dataset
 from mt_core.errors import MtError
 from mt_core.plugins import component
+from mt_eval.finite import NonFiniteOutput
 from mt_eval.load import Checkpoint, load_network
 from mt_eval.options import TokenizerOptions
 from mt_models.config import BertConfig, T5Config
@@ -153,4 +155,10 @@ def compute_losses(
     model = load_network(checkpoint, device=device, dtype=dtype)
     vocab_size = checkpoint.loader.config().vocab_size
     batches = load_batches(samples, micro_batch=batch, consumed=0, order="sequential", vocab_size=vocab_size)
-    return evaluate(model, list(batches), Mesh(), chosen), batch
+    metrics = evaluate(model, list(batches), Mesh(), chosen)
+    if not all(map(isfinite, metrics.values())):
+        one_by_one = load_batches(samples, micro_batch=1, consumed=0, order="sequential", vocab_size=vocab_size)
+        for number, single in enumerate(one_by_one):
+            if not isfinite(evaluate(model, [single], Mesh(), chosen)["loss"]):
+                raise NonFiniteOutput(f"{checkpoint.path}: sample {number}", "a loss that is not finite")
+    return metrics, batch
