@@ -4,6 +4,7 @@ Source: docs/specs/checkpoints.md §2.4, §2.5.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import product
 from typing import NamedTuple
 
@@ -14,6 +15,9 @@ from mt_ckpt.megatron.dist_format.metadata import Chunk, Stored
 from mt_ckpt.megatron.parameters.names import EXPERT, LAYER, count_layers, strip_layer_index, te_name
 from mt_ckpt.megatron.parameters.table import Shape
 from mt_models.config import TransformerConfig
+
+GATED = (".linear_fc1.weight", ".linear_fc1.bias")
+"""Ends of the keys of tensors that are gate and up."""
 
 
 class ChunkLocation(NamedTuple):
@@ -27,7 +31,7 @@ class ChunkLocation(NamedTuple):
 
 
 def candidate_locations(config: TransformerConfig, name: str) -> list[ChunkLocation]:
-    """Where releases put a tensor, the usual place first: layers under one key, or under one for each."""
+    """Where releases put a tensor, the usual place first: layers under one key, or under one for each, experts too."""
     layer, expert = LAYER.match(name), EXPERT.search(name)
     of_expert = (int(expert[1]),) if expert else ()
     experts = (config.mlp.experts,) if expert and config.mlp.kind == "moe" else ()
@@ -38,8 +42,28 @@ def candidate_locations(config: TransformerConfig, name: str) -> list[ChunkLocat
     stacked = [strip_layer_index(key) for key in known]
     return [
         *(ChunkLocation(key, (int(layer[1]), *of_expert), (count_layers(config, name), *experts)) for key in stacked),
+        *([ChunkLocation(EXPERT.sub(r"mlp.experts.experts.\1.", name))] if expert else []),
         *(ChunkLocation(key, of_expert, experts) for key in known),
     ]
+
+
+def join_gate_and_up(stored: Mapping[str, Stored]) -> dict[str, Stored]:
+    """The tensors with gate and up under one key, gate's rows first, where a file has them under `_w` and `_v`.
+
+    Megatron saves so with `singleton_local_shards`, each layer and expert under a key of its own.
+    """
+    joined = dict(stored)
+    for key in stored:
+        stem = key.removesuffix("_w")
+        gate, up = stored[key], stored.get(f"{stem}_v")
+        if stem == key or not stem.endswith(GATED) or stem in stored or not (up and gate.size and up.size):
+            continue
+        if gate.size == up.size and gate.original is up.original is None:
+            rows = gate.size[0]
+            below = [replace(c, offsets=(c.offsets[0] + rows, *c.offsets[1:])) for c in up.chunks]
+            joined[stem] = Stored((2 * rows, *gate.size[1:]), [*gate.chunks, *below])
+            del joined[key], joined[f"{stem}_v"]
+    return joined
 
 
 class ChunkReader:

@@ -14,7 +14,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from mt_ckpt.megatron.dist_format.chunks import ChunkLocation, ChunkReader, candidate_locations
+from mt_ckpt.megatron.dist_format.chunks import ChunkLocation, ChunkReader, candidate_locations, join_gate_and_up
 from mt_ckpt.megatron.dist_format.metadata import Stored, read_metadata
 from mt_ckpt.megatron.parameters.fusion import VOCABULARY, canonical, join, stored_shape
 from mt_ckpt.megatron.parameters.names import list_parameters, second_names
@@ -31,7 +31,7 @@ class DistFiles:
     """An iteration's directory with .metadata and *.distcp files; `given` arguments go before those of the files."""
 
     def __init__(self, path: Path, *, given: Mapping[str, Any] = MappingProxyType({})) -> None:
-        self.path, self.stored = path, read_metadata(path)
+        self.path, self.stored = path, join_gate_and_up(read_metadata(path))
         if not (path / "metadata.json").is_file():
             raise MtError(str(path / "metadata.json"), "missing: its writing was interrupted", "use another iteration")
         chunks = [chunk for stored in self.stored.values() for chunk in stored.chunks]
