@@ -12,8 +12,8 @@ from mt_cli.run_config import run_config_type
 from mt_core.plugins import components
 
 sys.path.insert(0, str(GENERATORS))
-commands_reference, configuration_reference = map(
-    importlib.import_module, ("commands_reference", "configuration_reference")
+commands_reference, configuration_reference, megatron_arguments = map(
+    importlib.import_module, ("commands_reference", "configuration_reference", "megatron_arguments")
 )
 
 RECORDS = {"api", "decisions", "specs", "benchmarks.md"}
@@ -36,10 +36,18 @@ def prose(path) -> str:
     return "\n\n".join(THEIR_COLUMN.sub("", p) if p.startswith("| Megatron-LM |") else p for p in paragraphs)
 
 
-@pytest.mark.parametrize("reference", [configuration_reference, commands_reference], ids=lambda module: module.__name__)
+@pytest.mark.parametrize(
+    "reference", [configuration_reference, commands_reference, megatron_arguments], ids=lambda module: module.__name__
+)
 def test_a_generated_page_is_up_to_date(reference):
     command = f"python tools/docs/{reference.__name__}.py"
     assert reference.PAGE.read_text("utf-8") == reference.render_page(), f"run {command}"
+
+
+def test_every_argument_of_megatron_that_is_read_is_documented():
+    rows = (row for rows in megatron_arguments.ROWS.values() for row in rows)
+    read = {name for row in rows for name in megatron_arguments.list_read(row)}
+    assert read == {*megatron_arguments.list_arguments()}
 
 
 def test_every_field_of_the_configuration_is_documented():
