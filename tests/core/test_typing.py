@@ -44,6 +44,7 @@ def test_parameters_annotated_any_only_get_fewer(name):
     assert len(given) <= MOST[name], "\n".join(given)
 
 
+@pytest.mark.slow
 def test_pyright_catches_a_misspelt_setting(tmp_path):
     (tmp_path / "attempts.py").write_text(ATTEMPTS)
     settings = {"include": ["."], "pythonVersion": "3.11", "typeCheckingMode": "standard"}
