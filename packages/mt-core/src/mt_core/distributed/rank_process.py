@@ -36,7 +36,7 @@ def end_with(run: Callable[[], int], info: RankInfo) -> NoReturn:
     except BaseException as err:
         text = traceback.format_exc()
         if isinstance(err, OSError) and (error := describe_file_error(err)):
-            code, text = EXIT_USER_ERROR, f"{error}\n"
+            code, text = EXIT_USER_ERROR, str(error)
         print("".join(f"mt{info.label}: {line}" for line in text.splitlines(keepends=True)), file=sys.stderr)
     finally:
         for stream in (sys.stdout, sys.stderr):
