@@ -89,3 +89,20 @@ def recorded(layout: str) -> dict[str, Record]:
 def test_losses_gradients_and_weights_of_three_steps_are_those_of_one_rank(layout, model):
     found = compare_records(recorded(layout)[model], recorded("one rank")[model])
     assert [f"{d.quantity}: {d.relative:.1e}" for d in found if not d.relative <= RTOL] == []
+
+
+METRICS = {
+    "bert": {"masked_lm_loss", "sentence_order_loss", "sentence_order_accuracy"},
+    "bert, norms after, no order": {"masked_lm_loss"},
+    "t5": {"span_loss"},
+    "t5 of Megatron": {"span_loss"},
+}
+
+
+@pytest.mark.parametrize(("layout", "model"), [(each, model) for each in LAYOUTS for model in models_of(each)])
+def test_what_is_reported_beside_the_loss_is_that_of_one_rank_and_adds_up_to_it(layout, model):
+    found, expected = recorded(layout)[model], recorded("one rank")[model]
+    for ours, theirs, loss in zip(found.metrics, expected.metrics, found.losses, strict=True):
+        assert ours.keys() == METRICS[model]
+        assert ours == pytest.approx(theirs, rel=RTOL)
+        assert sum(value for name, value in ours.items() if name.endswith("loss")) == pytest.approx(loss, rel=RTOL)

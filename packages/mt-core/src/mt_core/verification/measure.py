@@ -1,7 +1,7 @@
 """A short run of a configuration on random tokens, recorded in whole canonical tensors."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -19,7 +19,7 @@ from mt_core.training.loss_scale import LossScale
 from mt_core.training.optimizer import parameter_groups
 from mt_core.training.seeds import derived_seed
 from mt_core.training.state import TrainState
-from mt_core.training.step import backward, reduce, update
+from mt_core.training.step import backward, reduce, reduce_metrics, update
 
 NamedTensors = dict[str, Tensor]
 
@@ -34,6 +34,8 @@ class Record:
     """Gradients of each step, under canonical names, before clipping."""
     weights: NamedTensors
     """After the last step."""
+    metrics: list[dict[str, float]] = field(default_factory=list)
+    """What the model reports beside the loss, by name, of each step over all ranks."""
 
 
 def measure(
@@ -72,8 +74,9 @@ def _step(config: RunConfig, state: TrainState, record: Record, *, documents: bo
     data_parallel, mesh, scale = state.data_parallel, state.data_parallel.mesh, state.loss_scale.value
     batches = list(random_batches(config, mesh, state.position.step, documents=documents))
     tokens = config.batch.global_batch * config.data.seq_length
-    loss = backward(state.model, data_parallel, batches, tokens, torch.device("cpu"), scale=scale).loss
+    loss, metrics = backward(state.model, data_parallel, batches, tokens, torch.device("cpu"), scale=scale)
     reduce(data_parallel)
+    record.metrics.append(reduce_metrics(mesh, metrics))
     record.gradients.append({name: g / scale for name, g in gather_state(state, "gradient").items()})
     updated = update(data_parallel, state.optimizer, lr=config.optim.lr, clip_norm=config.optim.clip_norm, scale=scale)
     data_parallel.wait()
