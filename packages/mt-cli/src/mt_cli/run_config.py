@@ -65,7 +65,11 @@ def read_run_layers(
 
     if not (files or overrides or preset):
         presets = ", ".join(components("preset")) or "none; pip install mt-models"
-        raise MtError("configuration", "none is given", f"give a TOML file, or --preset NAME of: {presets}")
+        raise MtError(
+            "configuration",
+            "none is given",
+            f"give a TOML file, a text with mt train --data, or --preset NAME of: {presets}",
+        )
     return add_checkpoint(read_layers(files, overrides, preset), announce=announce)
 
 

@@ -1,5 +1,6 @@
 """`mt train RUN.toml`: in this process on one device, or as several ranks with --nproc."""
 
+import os
 import sys
 from functools import partial
 from pathlib import Path
@@ -47,7 +48,7 @@ def train(
       mt train --data shakespeare.txt
       mt train run.toml --set train.steps=1000 --set optim.lr=1e-3
       mt train run.toml --nproc 2
-      mt train --preset gpt2-124m --set data.paths=corpus_text_document
+      mt train --preset gpt2-124m --set 'data.paths=["corpus_text_document"]'
       mt train run/config.toml
     """
     from mt_core.distributed.environment import adopt_slurm, get_rank_info, refuse_nproc
@@ -110,5 +111,8 @@ def _launch(
     options += ["--allow-change"] if allow_change else []
     arguments = ["-m", "mt_cli", "train", *map(str, files), *options]
     run_dir = Path(config.runtime.run_dir)
+    if nproc > (cores := os.cpu_count() or nproc) and config.runtime.device != "cuda":
+        allowed = f"on a CPU start at most {cores}, else each waits for the others"
+        print(f"mt: --nproc: {nproc} ranks on {cores} cores; {allowed}", file=sys.stderr, flush=True)
     with claim_run_directory(run_dir):
         return launch(arguments, nproc, run_dir=run_dir, max_restarts=max_restarts)

@@ -4,6 +4,7 @@ A loader, or its declaration (`Component.declaration`), may have a static method
 looks at names of files and little more, and a text `looks_for` that names them. One without is used by its name only.
 """
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -13,6 +14,11 @@ from mt_core.contracts import CheckpointLoader
 from mt_core.errors import MtError
 from mt_core.plugin_options import assign_options, read_options
 from mt_core.plugins import component, components
+
+HUB = "hub"
+"""The loader whose paths are names of repositories."""
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
+"""org/name or org/name@revision."""
 
 
 def detect_loader(path: Path) -> str:
@@ -69,4 +75,6 @@ def _unrecognised(path: Path) -> MtError:
             files = getattr(loaders[name].load_declaration(), "looks_for", loaders[name].summary)
             looked_for.append(f"{name}: {files}")
     problem = "holds no checkpoint of a known format" if path.exists() else "no such directory"
+    if HUB in loaders and not path.exists() and HUB_NAME.fullmatch(str(path)):
+        problem += f"; to fetch it from the Hugging Face hub: --loader {HUB}"
     return MtError(str(path), problem, f"looked for {'; '.join(looked_for)}{''.join(failures)}")

@@ -3,6 +3,7 @@
 Precedence: defaults < preset < files in order < `--set`.
 """
 
+import json
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +19,8 @@ from mt_core.errors import MtError, Problem, raise_if, suggest_file
 from mt_core.plugins import component, components, did_you_mean, manager
 
 TOML = "give a TOML file of settings"
+TEXTS = (".txt", ".jsonl", ".ndjson", ".json", ".md", ".parquet", ".gz", ".zst")
+"""Suffixes of what is rather a text than settings."""
 Tree = TypeVar("Tree", bound=Section)
 """The type of the configuration that is loaded."""
 LONGEST_VALUE = 200
@@ -45,7 +48,8 @@ def read_toml(path: Path, source: str | None = None) -> Layer:
     except OSError as err:
         raise MtError(str(path), f"cannot be read: {err.strerror}", TOML) from err
     except ValueError as err:
-        raise MtError(str(path), f"not TOML: {err}", "" if path.suffix == ".toml" else TOML) from err
+        text = f"; a text to train on goes to: mt train --data {path}" if path.suffix in TEXTS else ""
+        raise MtError(str(path), f"not TOML: {err}", "" if path.suffix == ".toml" else TOML + text) from err
 
 
 def _parse_toml(text: str) -> dict[str, Any]:
@@ -203,7 +207,12 @@ def locate(layers: Sequence[Layer], path: Sequence[str]) -> str:
 
 def value_problem(where: str, error: Mapping[str, Any]) -> Problem:
     """One of pydantic's errors as a problem: the actual value and what is wrong with it."""
-    message = error["msg"].removeprefix("Value error, ")
+    message, kind = error["msg"].removeprefix("Value error, "), error["type"]
+    if kind == "tuple_type":
+        item = json.dumps(error["input"] if isinstance(error["input"], str) else "…", ensure_ascii=False)
+        return Problem(where, f"{error['input']!r}", f"a list, in brackets: [{item}]")
+    if kind in ("model_type", "model_attributes_type", "dict_type"):
+        return Problem(where, f"{error['input']!r}", f"a table: set its fields, as {where.rpartition(' ')[2]}.FIELD")
     if isinstance(error["input"], Mapping):
         return Problem(where, message)
     shown = repr(error["input"])

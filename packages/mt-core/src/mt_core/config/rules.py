@@ -1,12 +1,11 @@
 """Rules between the fields of mt-core's own sections: what does not fit, and values that would."""
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
-from mt_core.checkpoint.detection import recognising_loaders
+from mt_core.checkpoint.detection import HUB, HUB_NAME, recognising_loaders
 from mt_core.config.run_config import RunConfig, TransformerRun, has_attention
 from mt_core.config.sections import CheckpointConfig
 from mt_core.config.trainable import pattern_problems
@@ -24,10 +23,6 @@ GRADIENTS = {
 """Allowed values of `precision.gradients` for each dtype: fp16 sums overflow unless the loss is scaled, bf16 sums lose
 the digits of fp16 gradients, and fp64 runs are for exact comparisons, which narrower sums would spoil."""
 
-HUB = "hub"
-"""The loader whose paths are names of repositories."""
-HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
-"""org/name or org/name@revision."""
 DETERMINISTIC_CORES = ("sdpa", "eager")
 """Attention cores that compute the same twice when torch's deterministic algorithms are on: torch then leaves cuDNN's
 kernel out, and flash and memory-efficient attention take their deterministic backward passes. Measured on an H200 with
