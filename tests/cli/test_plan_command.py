@@ -1,6 +1,7 @@
 """`mt plan` as a user runs it; without torch."""
 
 import json
+import shlex
 import xml.etree.ElementTree as ElementTree
 
 import pytest
@@ -222,3 +223,16 @@ def test_a_pipeline_that_does_not_fit_ends_with_1(mt, config):
     assert ran.returncode == 1
     assert ran.stderr.startswith("mt: does not fit: ")
     assert "(none fits; this one needs least memory)" in ran.stdout
+
+
+def test_stages_of_equal_time_are_named_for_the_shell(mt, config):
+    words = ("--set", "parallel.pipeline=4", "--set", "parallel.tensor=1", "--set", "parallel.sequence=false")
+    values = json.loads(mt("plan", config, "--gpus", 8, *words, "--json").stdout)["pipeline"]
+    balanced = values["balanced"]
+    assert balanced["set"] == [*values["recommended"]["set"], f'pipeline.layout="{balanced["layout"]}"']
+    shown = mt("plan", config, "--gpus", 8, *words).stdout
+    (line,) = [line for line in shown.splitlines() if line.startswith("  with stages of equal time: ")]
+    options = shlex.split(line.partition(": ")[2].rpartition(" (")[0])
+    again = json.loads(mt("plan", config, "--gpus", 8, *words, *options, "--json").stdout)["pipeline"]
+    assert again["seconds"] == balanced["seconds"]
+    assert again["layout"] == balanced["layout"]

@@ -23,8 +23,8 @@ from mt_core.pipeline.rank_schedules import ScheduleSize
 from mt_core.pipeline.schedule_table import SCHEDULES, build_schedule
 from mt_core.pipeline.simulator import simulate
 from mt_core.planning.activations import count_activations
+from mt_core.planning.pipeline.schedule_svg import draw_schedule
 from mt_core.planning.precision import state_bytes
-from mt_core.planning.schedule_svg import draw_schedule
 from mt_core.planning.svg import COLOURS
 
 FOLDER = Path(__file__).parents[2] / "docs" / "explanation" / "parallelism"

@@ -218,3 +218,17 @@ def test_numbers_of_layers_that_a_refusal_names_pass(layers, ranks, chunks, firs
         for number in map(int, allowed[1].split(" or ")):
             assert sum(count(number, Placement(ranks, chunks), **keys)) == number
         assert sum(count(layers, Placement(ranks, chunks), layout=allowed[2])) == layers
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "counts"),
+    [
+        (0, 0, [8, 8, 8, 8]),
+        (0, 2, [8, 9, 9, 6]),
+        (1, 5, [8, 10, 10, 4]),
+        (0, 40, [10, 11, 11, 0]),
+        (0.5, 0.5, [8, 8, 8, 8]),
+    ],
+)
+def test_ends_that_take_as_long_as_layers_leave_fewer_to_their_stages(first, last, counts):
+    assert [len(stage.layers) for stage in balance_stages(32, 4, first=first, last=last)] == counts

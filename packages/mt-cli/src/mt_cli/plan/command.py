@@ -99,22 +99,23 @@ def _plan_pipeline(
     """The plan of the fullest rank of a pipeline, and the report of all; its picture is written."""
     from mt_cli.plan.pipeline_report import get_values, list_lines
     from mt_core.files import atomic_file
-    from mt_core.planning.pipeline import check_pipeline, plan_pipeline
-    from mt_core.planning.schedule_comparison import compare_schedules, recommend_schedule
-    from mt_core.planning.schedule_svg import draw_schedule
+    from mt_core.planning.pipeline.pipeline_plan import check_pipeline, plan_pipeline
+    from mt_core.planning.pipeline.schedule_comparison import balance_candidate, compare_schedules, recommend_schedule
+    from mt_core.planning.pipeline.schedule_svg import draw_schedule
 
     layout = check_pipeline(config, gpus)
     made = plan_pipeline(config, layout, kind)
     candidates = compare_schedules(config, layout, kind)
     recommended = recommend_schedule(candidates)
+    balanced = balance_candidate(config, layout, kind, recommended.candidate) if recommended else None
     if picture is not None:
         title = f"{made.schedule.name} on {gpus} × {kind.name}, {made.schedule.microbatches} microbatches"
         with atomic_file(picture, "w") as file:
             file.write(draw_schedule(made.timeline, title, unit="ms", factor=1e3))
     if as_json:
-        printed = json.dumps(get_values(config, made, kind, candidates, recommended), indent=2)
+        printed = json.dumps(get_values(config, made, kind, candidates, recommended, balanced), indent=2)
     else:
-        printed = "\n".join(list_lines(config, made, kind, candidates, recommended, explain=explain))
+        printed = "\n".join(list_lines(config, made, kind, candidates, recommended, balanced, explain=explain))
     return made.plans[made.fullest], printed
 
 

@@ -1,5 +1,6 @@
 """What `mt plan` prints of a run with a pipeline: one rank of it as without, and all schedules in one table."""
 
+import shlex
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -16,9 +17,9 @@ from mt_core.pipeline.layout_string import format_layout
 from mt_core.pipeline.schedule_table import SCHEDULES
 from mt_core.planning.gpu_profile import Profile
 from mt_core.planning.memory import GIB
-from mt_core.planning.pipeline import ASSUMPTIONS, PipelinePlan
+from mt_core.planning.pipeline.pipeline_plan import ASSUMPTIONS, PipelinePlan
+from mt_core.planning.pipeline.schedule_comparison import Candidate, Recommendation
 from mt_core.planning.plan import ASSUMPTIONS as ALWAYS
-from mt_core.planning.schedule_comparison import Candidate, Recommendation
 
 NOT_RUN = "planned only: mt train does not run a pipeline yet"
 
@@ -29,6 +30,7 @@ def list_lines(
     profile: Profile,
     candidates: Sequence[Candidate],
     recommended: Recommendation | None,
+    balanced: Candidate | None,
     *,
     explain: bool,
 ) -> Iterator[str]:
@@ -39,7 +41,8 @@ def list_lines(
     yield from describe_memory(fullest, explain=explain, whose=f"pipeline rank {plan.fullest}")
     totals = ", ".join(f"{each.total / GIB:.1f}" for each in plan.plans)
     yield f"  {'every rank of the pipeline':<34}{totals}"
-    yield from _describe_schedules(plan, candidates, recommended)
+    yield from _describe_schedules(plan, candidates)
+    yield from _describe_recommendation(recommended, balanced)
     yield from describe_communication(busiest, profile, whose=f"rank {plan.busiest}")
     yield from describe_step(config, busiest, profile, _count_gpus(plan), whose=f" of rank {plan.busiest}")
     if explain:
@@ -60,9 +63,7 @@ def _describe_pipeline(plan: PipelinePlan) -> Iterator[str]:
     yield f"           {NOT_RUN}"
 
 
-def _describe_schedules(
-    plan: PipelinePlan, candidates: Sequence[Candidate], recommended: Recommendation | None
-) -> Iterator[str]:
+def _describe_schedules(plan: PipelinePlan, candidates: Sequence[Candidate]) -> Iterator[str]:
     """One row a schedule; the chosen one is marked."""
     yield (
         f"\n{'schedules':<24}{'bubble %':>10}{'activations GiB':>20}{'most GiB':>10}{'GB sent':>9}{'ms a step':>11}"
@@ -85,9 +86,23 @@ def _describe_schedules(
             f"{mark} {name:<22}{other.timeline.bubble * 100:>10.1f}{kept:>20}{most:>10.2f}{other.sent / 1e9:>9.2f}"
             f"{other.seconds * 1e3:>11,.1f}{fits}{cut}"
         )
+
+
+def _describe_recommendation(recommended: Recommendation | None, balanced: Candidate | None) -> Iterator[str]:
+    """What to set, and the stages that make it faster still."""
     if recommended:
-        words = " ".join(f"--set {change}" for change in recommended.candidate.changes)
-        yield f"  recommended: {words} ({recommended.reason})"
+        yield f"  recommended: {_join(recommended.candidate)} ({recommended.reason})"
+    if recommended and recommended.candidate.plan and balanced and balanced.plan:
+        less = 1 - balanced.plan.seconds / recommended.candidate.plan.seconds
+        taken = (
+            f"{balanced.plan.seconds * 1e3:,.1f} ms, {less * 100:.1f}% less; bubble {balanced.plan.timeline.bubble:.1%}"
+        )
+        yield f"  with stages of equal time: {_join(balanced)} ({taken})"
+
+
+def _join(candidate: Candidate) -> str:
+    """Changes as options for a shell."""
+    return " ".join(f"--set {shlex.quote(change)}" for change in candidate.changes)
 
 
 def _is_even(plan: PipelinePlan) -> bool:
@@ -101,6 +116,7 @@ def get_values(
     profile: Profile,
     candidates: Sequence[Candidate],
     recommended: Recommendation | None,
+    balanced: Candidate | None,
 ) -> dict[str, Any]:
     """Everything in the report as plain values: bytes, seconds, shares of 1; memory is that of the fullest rank."""
     gpus = _count_gpus(plan)
@@ -117,6 +133,9 @@ def get_values(
             "recommended": None
             if recommended is None
             else {"set": list(recommended.candidate.changes), "reason": recommended.reason},
+            "balanced": None
+            if balanced is None or balanced.plan is None
+            else {"set": list(balanced.changes), **_get_schedule_values(balanced.plan)},
         },
         "advice": [],
         "assumptions": [*ALWAYS, *ASSUMPTIONS],

@@ -35,11 +35,21 @@ def number_layers(counts: Sequence[int]) -> tuple[Stage, ...]:
     return tuple(Stage(range(*bound), number == 0, number == last) for number, bound in enumerate(bounds))
 
 
-def balance_stages(layers: int, stages: int) -> tuple[Stage, ...]:
-    """Stages as even as can be; where some have a layer more, those are not the first and the last."""
-    each, more = divmod(layers, stages)
-    order = sorted(range(stages), key=lambda number: number in (0, stages - 1))
-    return number_layers([each + (number in order[:more]) for number in range(stages)])
+def balance_stages(layers: int, stages: int, *, first: float = 0, last: float = 0) -> tuple[Stage, ...]:
+    """Stages that take as equally long as can be, where embedding and head take as long as so many layers.
+
+    Where some have a layer more, those are not the first and the last.
+    """
+    ends = (0, stages - 1)
+    loads = [0.0] * stages
+    loads[0] += first
+    loads[-1] += last
+    counts = [0] * stages
+    for _ in range(layers):
+        least = min(range(stages), key=lambda number: (loads[number], number in ends))
+        counts[least] += 1
+        loads[least] += 1
+    return number_layers(counts)
 
 
 def _list_contradictions(config: PipelineConfig) -> Iterator[Problem]:

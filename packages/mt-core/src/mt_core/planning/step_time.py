@@ -95,6 +95,11 @@ class Passes:
     waited: Mapping[str, float]
     """Seconds of both directions that arithmetic waits for the collectives of each axis."""
 
+    @property
+    def seconds(self) -> float:
+        """Seconds of both directions."""
+        return self.forward + self.backward_input + self.backward_weight
+
 
 def predict_passes(config: PlannedRun, layout: Layout, profile: Profile) -> Passes:
     """The passes of one micro-batch, outside of what comes once a step."""

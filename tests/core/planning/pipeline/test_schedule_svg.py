@@ -8,7 +8,7 @@ import pytest
 from mt_core.pipeline.rank_schedules import ScheduleSize
 from mt_core.pipeline.schedule_table import build_schedule
 from mt_core.pipeline.simulator import StageCosts, Timeline, simulate
-from mt_core.planning.schedule_svg import BREAK, COLOURS, DIGIT, LEFT, MARGIN, draw_schedule
+from mt_core.planning.pipeline.schedule_svg import BREAK, COLOURS, DIGIT, LEFT, MARGIN, draw_schedule
 from mt_core.planning.svg import RIGHT, TOP, WIDTH
 
 SVG = "{http://www.w3.org/2000/svg}"

@@ -1,8 +1,22 @@
 """All schedules for one run, and which of them is recommended."""
 
 from core.planning.configs import h200, run
-from mt_core.planning.pipeline import check_pipeline
-from mt_core.planning.schedule_comparison import Candidate, compare_schedules, recommend_schedule
+from mt_core.pipeline.layout_string import parse_layout
+from mt_core.planning.pipeline.pipeline_plan import check_pipeline
+from mt_core.planning.pipeline.schedule_comparison import (
+    Candidate,
+    balance_candidate,
+    compare_schedules,
+    recommend_schedule,
+)
+
+
+def balance(name: str, *overrides: str) -> tuple[Candidate, Candidate | None]:
+    """A schedule as it is planned, and with stages that take equally long."""
+    config = run("parallel.pipeline=4", "batch.global_batch=16", *overrides)
+    layout = check_pipeline(config, 4)
+    candidate = next(each for each in compare_schedules(config, layout, h200()) if each.name == name)
+    return candidate, balance_candidate(config, layout, h200(), candidate)
 
 
 def compare(*overrides: str, gib: float = 139.8, preset: str = "llama3-8b") -> list[Candidate]:
@@ -93,3 +107,16 @@ def test_a_layout_of_other_stages_is_balanced_for_a_schedule_that_needs_more():
     by_name = {each.name: each.plan for each in compare("pipeline.layout=Et*8|t*9|t*9|t*6L")}
     assert [len(stage.layers) for stage in by_name["zb-h1"].stages] == [8, 9, 9, 6]
     assert [len(stage.layers) for stage in by_name["zbv"].stages] == [4] * 8
+
+
+def test_stages_that_take_equally_long_have_fewer_layers_beside_the_head():
+    plain, balanced = balance("1f1b")
+    assert balanced.changes == ("pipeline.schedule=1f1b", f'pipeline.layout="{balanced.layout}"')
+    *others, last = [len(stage.layers) for stage in parse_layout(balanced.layout)]
+    assert last < min(others)
+    assert sum(others) + last == 32
+    assert balanced.plan.seconds < 0.95 * plain.plan.seconds
+    assert balanced.plan.timeline.bubble < plain.plan.timeline.bubble
+    set_by_hand, again = balance("1f1b", f"pipeline.layout={balanced.layout}")
+    assert set_by_hand.plan.seconds == balanced.plan.seconds
+    assert again is None

@@ -13,7 +13,7 @@ from mt_core.pipeline.stages import balance_stages, number_layers
 from mt_core.planning.activations import count_activations
 from mt_core.planning.communication import micro_batches
 from mt_core.planning.memory import by_category
-from mt_core.planning.pipeline import PipelinePlan, check_pipeline, plan_pipeline, plan_schedule
+from mt_core.planning.pipeline.pipeline_plan import PipelinePlan, check_pipeline, plan_pipeline, plan_schedule
 from mt_core.planning.plan import plan
 from mt_core.planning.stage_model import cut_run
 

@@ -1,18 +1,18 @@
 """Every pipeline schedule for one run, side by side, and the one to choose."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mt_core.config.run_config import PlannedRun
 from mt_core.errors import MtError
 from mt_core.parallel.layout import Layout
-from mt_core.pipeline.layout_string import Stage
+from mt_core.pipeline.layout_string import Stage, format_layout
 from mt_core.pipeline.rank_schedules import ScheduleSize
 from mt_core.pipeline.schedule_table import SCHEDULES, build_schedule
 from mt_core.pipeline.stages import balance_stages, cut_stages
 from mt_core.planning.communication import micro_batches
 from mt_core.planning.gpu_profile import Profile
-from mt_core.planning.pipeline import PipelinePlan, plan_schedule
+from mt_core.planning.pipeline.pipeline_plan import PipelinePlan, balance_by_time, plan_schedule
 
 INTERLEAVED = (2, 4)
 """Stages of a rank that are tried with interleaving, beside the number that a configuration asks for."""
@@ -28,12 +28,15 @@ class Candidate:
     chunks: int
     plan: PipelinePlan | None = None
     reason: str = ""
+    layout: str = ""
+    """The layout of its stages, where that is to be set."""
 
     @property
     def changes(self) -> tuple[str, ...]:
         """What to set, as values of `--set`."""
         several = (f"pipeline.virtual_stages={self.chunks}",) if self.name == "interleaved" else ()
-        return (f"pipeline.schedule={self.name}", *several)
+        layout = (f'pipeline.layout="{self.layout}"',) if self.layout else ()
+        return (f"pipeline.schedule={self.name}", *several, *layout)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +94,17 @@ def recommend_schedule(candidates: Sequence[Candidate]) -> Recommendation | None
     best = min(equal, key=lambda pair: _get_most(pair[1]))
     plain = next((plan for candidate, plan in plans if candidate.name == "1f1b"), None)
     return Recommendation(best[0], _explain(best, plain, alone=len(equal) == 1))
+
+
+def balance_candidate(config: PlannedRun, layout: Layout, profile: Profile, candidate: Candidate) -> Candidate | None:
+    """A schedule with stages that take equally long, if that makes its step shorter and still fits as before."""
+    if candidate.plan is None:
+        return None
+    schedule = candidate.plan.schedule
+    stages = balance_by_time(config, layout, profile, schedule.placement)
+    plan = plan_schedule(config, layout, profile, schedule, stages)
+    shorter = plan.seconds < candidate.plan.seconds * (1 - EQUAL) and plan.fits >= candidate.plan.fits
+    return replace(candidate, plan=plan, layout=format_layout(stages)) if shorter else None
 
 
 def _explain(best: tuple[Candidate, PipelinePlan], plain: PipelinePlan | None, *, alone: bool) -> str:

@@ -10,12 +10,12 @@ from dataclasses import astuple, dataclass, replace
 from mt_core.config.run_config import PlannedRun
 from mt_core.errors import Problem, raise_if
 from mt_core.parallel.layout import Layout, build_layout, problems, suggest_nearest
-from mt_core.pipeline.actions import Schedule
+from mt_core.pipeline.actions import Placement, Schedule
 from mt_core.pipeline.layout_string import Stage
 from mt_core.pipeline.rank_schedules import ScheduleSize
 from mt_core.pipeline.schedule_table import SCHEDULES, build_schedule, list_problems
 from mt_core.pipeline.simulator import StageCosts, Timeline, simulate
-from mt_core.pipeline.stages import cut_stages
+from mt_core.pipeline.stages import balance_stages, cut_stages
 from mt_core.planning.activations import count_activations
 from mt_core.planning.communication import Phase, Transfer, micro_batches, transfers
 from mt_core.planning.compute import Compute, compute
@@ -100,6 +100,17 @@ def plan_pipeline(config: PlannedRun, layout: Layout, profile: Profile) -> Pipel
     schedule = build_schedule(keys.schedule, size)
     stages = cut_stages(config.model.layers, schedule.placement, keys)
     return plan_schedule(config, layout, profile, schedule, stages)
+
+
+def balance_by_time(
+    config: PlannedRun, layout: Layout, profile: Profile, placement: Placement
+) -> tuple[Stage, ...]:  # fmt: skip
+    """Stages that take equally long, as far as whole layers allow: embedding and head leave fewer to their stages."""
+    layer, first, last = (
+        predict_passes(cut_run(config, [stage]), layout, profile).seconds
+        for stage in (Stage(range(1)), Stage(range(0), embedding=True), Stage(range(0), loss=True))
+    )
+    return balance_stages(config.model.layers, placement.stages, first=first / layer, last=last / layer)
 
 
 def plan_schedule(
@@ -230,7 +241,7 @@ class _Planner:
             for axis, waiting in self.passes[number].waited.items():
                 waited[axis] = waited.get(axis, 0.0) + waiting * count
         passes = [self.passes[number] for number in numbers]
-        serial = count * sum(each.forward + each.backward_input + each.backward_weight for each in passes)
+        serial = count * sum(each.seconds for each in passes)
         if "expert" in waited:
             waited["expert"] -= serial - timeline.work[rank]  # what passes that run together hide
         waited = {axis: waited.get(axis, 0.0) + sync.waited.get(axis, 0.0) for axis in {**waited, **sync.waited}}
