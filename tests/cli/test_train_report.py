@@ -1,6 +1,7 @@
 """What `mt train` says at its start and its end; the lines of steps are asserted with the runs themselves."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -28,7 +29,10 @@ def test_a_run_says_how_it_runs_and_what_came_of_it(toml, tmp_path, capsys):
     assert rows["device"] == "cpu, 1 thread, fp32"
     assert rows["back"] == "ends   attention sdpa, optimizer adamw, not compiled"
     assert rows["data"].startswith(f"{tmp_path / 'bytes_text_document'}: 20 documents, ")
-    assert rows["data"].endswith(" tokens to train on; the run reads 0.0117 epochs")
+    tokens, epochs = re.findall(
+        r"documents, ([\d,]+) tokens to train on; the run reads ([\d.]+) epochs$", rows["data"]
+    )[0]
+    assert float(epochs) == pytest.approx(6 * 4 * 32 / int(tokens.replace(",", "")), rel=5e-3)
     loss, valid = printed.out.splitlines()[-2].split(" | ")[1], printed.out.splitlines()[-1].rpartition(" ")[2]
     begin = printed.out.splitlines()[0].split(" | ")[1].removeprefix("loss ")
     assert rows["loss"] == f"{loss.removeprefix('loss ')} at step 6, {begin} at step 1; validation {valid}"

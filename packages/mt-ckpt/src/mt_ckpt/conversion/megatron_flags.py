@@ -3,6 +3,7 @@
 Torch-free, since `mt ckpt convert` reads a command line with it.
 """
 
+import itertools
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -65,7 +66,7 @@ def translate_flags(args: Sequence[str], declared: Collection[str] = ()) -> Tran
 
 def _read_values(args: Sequence[str]) -> dict[str, str]:
     """Each flag with the word after it."""
-    pairs = ((word.partition("="), after) for word, after in zip(args, (*args[1:], ""), strict=True))
+    pairs = ((word.partition("="), after) for word, after in itertools.zip_longest(args, args[1:], fillvalue=""))
     return {flag: value if equals else after for (flag, equals, value), after in pairs if flag.startswith("--")}
 
 

@@ -51,6 +51,13 @@ from mt_data.batching.loading import load_batches
 from mt_models.canonical import stream_parameters
 
 
+def set_threads(count: int | None) -> None:
+    """Let this rank use so many CPU threads; if None, those of OMP_NUM_THREADS, or its share of the cores."""
+    if count is None and "OMP_NUM_THREADS" in os.environ:
+        return  # torch has read it
+    torch.set_num_threads(count or max(1, (os.cpu_count() or 1) // local_ranks()))
+
+
 def run(config: FullConfig, *, allow_change: bool = False) -> int:
     """Train as `config` says; the exit code: 0, or 128 + the signal that ended the run early, its state saved.
 
@@ -64,7 +71,7 @@ def run(config: FullConfig, *, allow_change: bool = False) -> int:
             heartbeat = stack.enter_context(process_group(device, run_dir, config.runtime.stall_timeout))
             mesh = make_mesh(resolve_dims(config.parallel, get_rank_info().world_size))
             stop = stack.enter_context(catch_stop_signals(insistent=mesh.world.size == 1))
-            torch.set_num_threads(config.runtime.threads or max(1, (os.cpu_count() or 1) // local_ranks()))
+            set_threads(config.runtime.threads)
             check_sizes(make_batch_sizes(config.batch), config.batch.micro_batch * mesh.data.size)
             point = find_resume_point(run_dir)
             if point is not None and first:

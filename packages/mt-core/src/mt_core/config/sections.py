@@ -252,4 +252,4 @@ class RuntimeConfig(Section):
     stall_timeout: PositiveFloat = 600.0
     """Seconds without progress after which a rank reports where it is and ends."""
     threads: PositiveInt | None = None
-    """CPU threads of each rank; unset, the cores divided by the ranks on this machine."""
+    """CPU threads of each rank; unset, OMP_NUM_THREADS, else the cores divided by the ranks on this machine."""
