@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from mt_cli.checkpoint_init import HARMLESS
 from mt_cli.run_config import load_run_config, run_config_type
 from mt_cli.train.compose import run
+from mt_cli.train.from_text import TextRun, prepare_text_run
 from mt_core.checkpoint.detection import open_checkpoint
 from mt_core.config.fields import iterate_settings
 from mt_core.errors import MtError
@@ -144,3 +145,17 @@ def test_a_checkpoint_that_is_not_there_says_what_may_be_meant(init, message, so
     with pytest.raises(MtError) as raised:
         load_run_config([], [f"checkpoint.init={init}"])
     assert message in str(raised.value)
+
+
+def test_a_text_is_tokenized_as_the_checkpoint_does_and_trained_on(source, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "verse.txt").write_text("From fairest creatures we desire increase,\n" * 40)
+    overrides = [f"checkpoint.init=hf:{source}", "batch.micro_batch=2", "batch.global_batch=2", "train.steps=1"]
+    told: list[str] = []
+    file = prepare_text_run(TextRun(Path("verse.txt"), [], overrides, None), told.append)
+    config = load_run_config([file], overrides)
+    assert config.model == open_checkpoint(source, "hf").config()
+    assert Path(str(config.data.tokenizer and config.data.tokenizer.model)) == source
+    assert told[0].startswith("tokenizer   HuggingFaceTokenizer: ")
+    assert not [line for line in told if "preset" in line]
+    assert run(config) == 0
