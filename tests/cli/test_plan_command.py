@@ -161,7 +161,7 @@ def test_a_pipeline_is_planned_and_all_schedules_compared(mt, blocking, config):
 
 
 def test_a_pipeline_as_json_and_as_a_picture(mt, config, tmp_path):
-    words = ("--schedule", "zbv", "--picture", tmp_path / "out.svg", "--json")
+    words = ("--schedule", "zbv", "--picture", tmp_path / "new" / "out.svg", "--json")
     ran = mt("plan", config, "--gpus", 8, *PIPELINE, *words)
     assert ran.returncode == 0, ran.stderr
     values = json.loads(ran.stdout)
@@ -179,9 +179,16 @@ def test_a_pipeline_as_json_and_as_a_picture(mt, config, tmp_path):
     assert values["step"]["seconds"] == pytest.approx(sum(values["step"]["parts"].values()))
     tokens = 16 * 8192 / values["step"]["seconds"] / 8
     assert values["step"]["tokens_per_s_per_gpu"] == pytest.approx(tokens)
-    picture = ElementTree.fromstring((tmp_path / "out.svg").read_text())
+    picture = ElementTree.fromstring((tmp_path / "new" / "out.svg").read_text())
     (title,) = picture.findall("{http://www.w3.org/2000/svg}title")
     assert title.text == f"zbv on 8 × nvidia-h200, 8 microbatches: bubble {pipeline['bubble'] * 100:.1f}%"
+
+
+def test_a_picture_of_a_pipeline_needs_a_directory_too(mt, config, tmp_path):
+    (tmp_path / "file").touch()
+    ran = mt("plan", config, "--gpus", 8, *PIPELINE, "--picture", tmp_path / "file" / "out.svg")
+    assert ran.returncode == 2
+    assert "is a file, not a directory" in ran.stderr
 
 
 @pytest.mark.parametrize(

@@ -166,6 +166,10 @@ def test_letters_repeat_alone_and_in_groups(text, layers):
         ("Et)|L", "'Et>)<|L': ')' at position 3 closes nothing; leave it out, or write \"(\" before the group"),
         ("Et|m|L", "'Et|>m<|L': 'm' at position 4 is a layer of multi-token prediction, which mt has none of"),
         ("Et*99999999999|L", "'Et*9999999999>9<|L': '9' at position 14 repeats too much; allowed: 100,000 letters"),
+        (
+            f"E{'(' * 21}t{')' * 21}|L",
+            f"'E{'(' * 20}>(<t{')' * 21}|L': '(' at position 22 opens too many groups; allowed: 20",
+        ),
         ("t|tL", "stage 0 of 't|tL' is 't'; allowed: one E (embedding), as the first letter of the first stage"),
         ("Et|Et|L", "stage 1 of 'Et|Et|L' is 'Et'; allowed: one E (embedding), as the first letter of the first"),
         ("tE|L", "stage 0 of 'tE|L' is 'tE'; allowed: one E (embedding), as the first letter of the first stage"),

@@ -98,7 +98,7 @@ def _plan_pipeline(
 ) -> "tuple[Plan, str]":
     """The plan of the fullest rank of a pipeline, and the report of all; its picture is written."""
     from mt_cli.plan.pipeline_report import get_values, list_lines
-    from mt_core.files import atomic_file
+    from mt_core.files import atomic_file, disk_errors
     from mt_core.planning.pipeline.pipeline_plan import check_pipeline, plan_pipeline
     from mt_core.planning.pipeline.schedule_comparison import balance_candidate, compare_schedules, recommend_schedule
     from mt_core.planning.pipeline.schedule_svg import draw_schedule
@@ -109,6 +109,8 @@ def _plan_pipeline(
     recommended = recommend_schedule(candidates)
     balanced = balance_candidate(config, layout, kind, recommended.candidate) if recommended else None
     if picture is not None:
+        with disk_errors(picture.parent):
+            picture.parent.mkdir(parents=True, exist_ok=True)
         title = f"{made.schedule.name} on {gpus} × {kind.name}, {made.schedule.microbatches} microbatches"
         with atomic_file(picture, "w") as file:
             file.write(draw_schedule(made.timeline, title, unit="ms", factor=1e3))

@@ -14,6 +14,8 @@ KEY = "pipeline.layout"
 LETTERS = "EtL|"
 MOST_LETTERS = 100_000
 """Letters of a layout when all is repeated; more are a slip."""
+MOST_OPEN = 20
+"""Groups that may be inside each other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +101,8 @@ class _Reader:
         letters = character
         if character == "(":
             self.opened.append(start)
+            if len(self.opened) > MOST_OPEN:
+                self._fail("opens too many groups", f"allowed: {MOST_OPEN} in each other", at=start)
             letters = self.read_group()
             self.opened.pop()
             self.position += 1
