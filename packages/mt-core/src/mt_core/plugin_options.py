@@ -107,7 +107,7 @@ def _values(kind: Any) -> Iterator[str]:
     elif get_origin(kind) in (Union, UnionType):
         yield from (value for part in parts for value in _values(part))
     else:
-        yield PLAIN_NAMES.get(kind, kind.__name__.upper())
+        yield PLAIN_NAMES[kind] if kind in PLAIN_NAMES else kind.__name__.upper()
 
 
 def find_problems(

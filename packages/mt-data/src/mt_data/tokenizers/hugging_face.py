@@ -168,7 +168,8 @@ def find_prefix(tokenizer: Tokenizer, directory: Path, named: Mapping[str, Any])
                 return tuple(ids[:before])
             break
     asked = read_object(directory / "tokenizer_config.json").get("add_bos_token") is True
-    return (tokenizer.token_to_id(_token_text(named["bos_token"])),) if asked and "bos_token" in named else ()
+    begin = tokenizer.token_to_id(_token_text(named.get("bos_token"))) if asked else None
+    return () if begin is None else (begin,)
 
 
 def read_named_tokens(directory: Path) -> dict[str, Any]:

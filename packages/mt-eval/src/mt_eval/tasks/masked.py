@@ -18,6 +18,7 @@ from mt_core.checkpoint.commit_protocol import META
 from mt_core.config.loading import Layer, merge, validate
 from mt_core.config.sections import RuntimeConfig
 from mt_core.contracts import Dataset
+from mt_core.contracts.checkpoints import ID_FILES
 from mt_core.errors import MtError
 from mt_core.plugins import component
 from mt_eval.finite import NonFiniteOutput
@@ -119,7 +120,7 @@ def default_section(model: BertConfig | T5Config) -> dict[str, Any]:
 def make_tokenizer_config(checkpoint: Checkpoint, options: TokenizerOptions) -> "TokenizerConfig":
     """The tokenizer that the options name, or that travels with the checkpoint; it must have the model's ids."""
     from mt_data.tokenizers.build import detect_tokenizer
-    from mt_eval.load import ID_FILES, load_tokenizer
+    from mt_eval.load import load_tokenizer
 
     given = options.config()
     load_tokenizer(checkpoint, given)
