@@ -69,9 +69,26 @@ BALANCED = {
         "attention": GQA(heads=8, num_kv_heads=4, head_size=4),
         "mlp": MoE(ffn_hidden_size=20, experts=8, top_k=3, normalized=False, aux_loss_coeff=0.5),
         "tied": True,
-    }
+    },
+    "shared-expert": {
+        "attention": GQA(heads=8, num_kv_heads=4, head_size=4),
+        "mlp": MoE(
+            ffn_hidden_size=12,
+            experts=8,
+            top_k=3,
+            score="sigmoid",
+            scaling_factor=1.5,
+            groups=4,
+            top_groups=2,
+            jitter=0.2,
+            aux_loss_coeff=0.3,
+            z_loss_coeff=0.1,
+            shared_ffn_hidden_size=16,
+            shared_gate=True,
+        ),
+    },
 }
-"""Experts with a balance loss, which takes whole sequences."""
+"""Experts with losses of the router's, and between them whatever else a router and a mixture may have."""
 
 EXPERT_LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "expert 2": (2, {"expert": 2}),

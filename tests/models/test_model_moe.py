@@ -1,21 +1,15 @@
-"""A mixture of experts equals its definition, and its balance loss reaches the router by the weight of its sequence."""
+"""A mixture of experts equals its definition, and its router's losses reach it by the weight of their sequence."""
 
 import pytest
 import torch
 from pydantic import ValidationError
 
 from models.parts import MOE, tiny
+from mt_core.parallel.dropout import DropoutKeys, jitter_features
 from mt_models import config
 from mt_models.layers.mlp import make_mlp
-from mt_models.layers.moe import (
-    AuxLosses,
-    attach_aux_losses,
-    load_balancing_loss,
-    multiply_grouped,
-    multiply_looped,
-    runs_grouped,
-    topk_routing,
-)
+from mt_models.layers.moe import multiply_grouped, multiply_looped, runs_grouped
+from mt_models.layers.router import AuxLosses, attach_aux_losses, choose_experts, load_balancing_loss
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
 
@@ -32,20 +26,112 @@ def normal(*shape, seed=9):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-@pytest.mark.parametrize("normalized", [True, False])
-def test_a_token_gets_the_weighted_sum_of_its_experts(normalized):
-    layer, x_BTD = experts(normalized=normalized), normal(2, 7, 6)
+ROUTERS = {
+    "softmax after the choice": {},
+    "softmax before the choice": {"normalized": False},
+    "scaled": {"scaling_factor": 2.5},
+    "sigmoid": {"score": "sigmoid"},
+    "sigmoid, not normalised, scaled": {"score": "sigmoid", "normalized": False, "scaling_factor": 0.5},
+    "best 2 of 4 groups, by their best expert": {"groups": 4, "top_groups": 2, "group_best": 1, "normalized": False},
+    "best 1 of 2 groups, by sums of 2 logits": {"groups": 2, "top_groups": 1},
+    "best 2 of 4 groups, by sums of 2 sigmoids": {"groups": 4, "top_groups": 2, "score": "sigmoid"},
+    "shared expert": {"shared_ffn_hidden_size": 7},
+    "shared expert with a gate": {"shared_ffn_hidden_size": 7, "shared_gate": True, "normalized": False},
+}
+
+
+def feed(x_D, gate_up_2FD, down_DF):
+    gate_F, up_F = (weight @ x_D for weight in gate_up_2FD)
+    return down_DF @ (gate_F * gate_F.sigmoid() * up_F)
+
+
+def route(part, logits_E):
+    """The numbers of a token's experts and their weights, by definition."""
+    scores_E = logits_E.softmax(0) if part.score == "softmax" else logits_E.sigmoid()
+    ranked_E = logits_E if part.score == "softmax" and part.normalized else scores_E
+    groups = ranked_E.split(part.experts // part.groups)
+    sums = [sum(sorted(group.tolist())[-part.group_best :]) for group in groups]
+    allowed = sorted(range(part.groups), key=lambda g: -sums[g])[: part.top_groups or part.groups]
+    candidates = [e for e in range(part.experts) if e // (part.experts // part.groups) in allowed]
+    best = sorted(candidates, key=lambda e: -ranked_E[e].item())[: part.top_k]
+    total = sum(scores_E[e] for e in best) if part.normalized else 1.0
+    return {e: scores_E[e] / total * part.scaling_factor for e in best}
+
+
+def defined(layer, x_BTD):
+    """What the layer is to compute, token by token."""
+    y_ND = []
+    for x_D in x_BTD.flatten(0, 1):
+        weights = route(layer.part, layer.router.weight @ x_D)
+        y_D = sum(
+            w * feed(x_D, layer.experts.gate_up.weight[e], layer.experts.down.weight[e]) for e, w in weights.items()
+        )
+        if layer.shared is not None:
+            shared_D = feed(x_D, layer.shared.gate_up.weight, layer.shared.down.weight)
+            gate = (layer.shared_gate.weight @ x_D).sigmoid() if layer.part.shared_gate else 1.0
+            y_D = y_D + gate * shared_D
+        y_ND.append(y_D)
+    return torch.stack(y_ND).view_as(x_BTD)
+
+
+@pytest.mark.parametrize("router", ROUTERS.values(), ids=ROUTERS)
+def test_a_token_gets_the_weighted_sum_of_its_experts_and_so_do_gradients(router):
+    layer, x_BTD, g_BTD = experts(experts=8, **router), normal(2, 7, 6).requires_grad_(), normal(2, 7, 6, seed=3)
+    inputs = [x_BTD, *layer.parameters()]
+    y_BTD, expected_BTD = layer(x_BTD), defined(layer, x_BTD)
+    torch.testing.assert_close(y_BTD, expected_BTD, **EXACT)
+    gradients, expected = (torch.autograd.grad(y, inputs, g_BTD) for y in (y_BTD, expected_BTD))
+    for ours, theirs in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, **EXACT)
+
+
+def test_a_router_that_sends_everything_to_one_expert_leaves_the_others_a_zero_gradient():
+    layer = experts(top_k=1, normalized=False)
+    layer.router.weight.data.zero_()[2] = 100.0
+    x_BTD = normal(2, 7, 6).abs()
     y_BTD = layer(x_BTD)
-    for x_D, y_D in zip(x_BTD.flatten(0, 1), y_BTD.flatten(0, 1), strict=True):
-        probabilities_E = (layer.router.weight @ x_D).softmax(0)
-        best = probabilities_E.argsort(descending=True)[:2].tolist()
-        total = sum(probabilities_E[e] for e in best) if normalized else 1.0
-        expected_D = torch.zeros(6, dtype=torch.float64)
-        for e in best:
-            gate_F, up_F = (layer.experts.gate_up.weight[e, i] @ x_D for i in (0, 1))
-            hidden_F = gate_F * gate_F.sigmoid() * up_F
-            expected_D = expected_D + probabilities_E[e] / total * (layer.experts.down.weight[e] @ hidden_F)
-        torch.testing.assert_close(y_D, expected_D, **EXACT)
+    torch.testing.assert_close(y_BTD, defined(layer, x_BTD), **EXACT)
+    y_BTD.sum().backward()
+    assert [bool(g.any()) for g in layer.experts.down.weight.grad] == [False, False, True, False]
+    assert all(p.grad.isfinite().all() for p in layer.parameters())
+
+
+def router_losses(layer, x_BTD):
+    aux_losses = AuxLosses()
+    layer.train()(x_BTD, aux_losses)
+    (loss_B,) = aux_losses.losses
+    return loss_B
+
+
+def test_the_z_loss_is_the_mean_square_of_the_logarithm_of_the_sum_of_exponentials():
+    layer, x_BTD = experts(z_loss_coeff=0.25), normal(2, 7, 6)
+    logits_BTE = x_BTD @ layer.router.weight.T
+    torch.testing.assert_close(
+        router_losses(layer, x_BTD), 0.25 * logits_BTE.exp().sum(-1).log().square().mean(1), **EXACT
+    )
+
+
+def test_the_balance_loss_of_sigmoid_scores_takes_their_shares_as_probabilities():
+    layer, x_BTD = experts(score="sigmoid", aux_loss_coeff=0.5), normal(2, 7, 6)
+    scores_BTE = (x_BTD @ layer.router.weight.T).sigmoid()
+    counts_BE = torch.stack([torch.bincount(e.flatten(), minlength=4) for e in scores_BTE.topk(2).indices])
+    means_BE = (scores_BTE / scores_BTE.sum(-1, keepdim=True)).mean(1)
+    expected_B = 0.5 * 4 * (counts_BE.double() / 14 * means_BE).sum(-1)
+    torch.testing.assert_close(router_losses(layer, x_BTD), expected_B, **EXACT)
+
+
+def test_jitter_changes_what_the_router_sees_in_training_alone():
+    part = {"jitter": 0.3, "normalized": False}
+    layer, x_BTD = experts(**part), normal(2, 7, 6)
+    keys = DropoutKeys(torch.tensor([7, 8], dtype=torch.int32), torch.arange(7, dtype=torch.int32))
+    assert torch.equal(layer(x_BTD), experts(normalized=False)(x_BTD))
+    assert not torch.equal(layer(x_BTD, None, keys), layer(x_BTD))
+    long = keys._replace(positions_T=torch.arange(5000, dtype=torch.int32))
+    factor_BTD = jitter_features(torch.ones(2, 5000, 6).double(), long, 0.3, 1)
+    assert 0.7 <= factor_BTD.min() < 0.7001
+    assert 1.2999 < factor_BTD.max() <= 1.3
+    assert abs(factor_BTD.mean() - 1) < 0.003
+    assert abs(factor_BTD.var() - 0.3**2 / 3) < 0.0005
 
 
 def test_an_expert_that_nobody_chose_gets_a_zero_gradient():
@@ -59,7 +145,7 @@ def test_the_router_of_a_bf16_model_computes_in_fp32():
     layer = experts().bfloat16()
     x_BTD = normal(2, 50, 6).bfloat16()
     logits_BTE = x_BTD.float() @ layer.router.weight.float().T
-    weights_BTC, chosen_BTC = topk_routing(logits_BTE, 2, normalized=True)
+    weights_BTC, chosen_BTC = choose_experts(layer.part, logits_BTE)
     assert weights_BTC.dtype == torch.float32
     counts_E = torch.bincount(chosen_BTC.flatten(), minlength=4)
     seen = []
@@ -71,9 +157,9 @@ def test_the_router_of_a_bf16_model_computes_in_fp32():
 def test_the_load_balancing_loss_is_one_for_even_choices_and_the_number_of_experts_for_one_favourite():
     even_BTE = torch.eye(4, dtype=torch.float64)[None]
     torch.testing.assert_close(
-        load_balancing_loss(even_BTE, torch.arange(4)[None, :, None]), torch.ones(1).double(), **EXACT
+        load_balancing_loss(even_BTE.softmax(-1), torch.arange(4)[None, :, None]), torch.ones(1).double(), **EXACT
     )
-    one_BTE = torch.tensor([100.0, 0, 0, 0], dtype=torch.float64).expand(1, 4, 4)
+    one_BTE = torch.tensor([100.0, 0, 0, 0], dtype=torch.float64).softmax(-1).expand(1, 4, 4)
     favourite = load_balancing_loss(one_BTE, torch.zeros(1, 4, 1, dtype=torch.int64))
     torch.testing.assert_close(favourite, torch.full((1,), 4.0).double(), **EXACT)
 
@@ -158,6 +244,11 @@ def test_only_bf16_on_a_gpu_runs_grouped():
     [
         ({"top_k": 5}, "top_k 5 is more than experts 4"),
         ({"top_k": 1}, "with top_k 1 the only weight is always 1, and the router learns nothing: normalized = false"),
+        ({"shared_gate": True}, "shared_gate needs a shared expert: shared_ffn_hidden_size is unset"),
+        ({"groups": 3}, "groups 3 do not divide experts 4"),
+        ({"groups": 2, "top_groups": 3}, "top_groups 3 is more than groups 2"),
+        ({"groups": 4, "top_groups": 1, "group_best": 1}, "top_k 2 is more than the 1 experts of top_groups 1"),
+        ({"groups": 4, "top_groups": 2}, "group_best 2 is more than the 1 experts of a group"),
     ],
 )
 def test_impossible_choices_are_refused(changes, message):

@@ -89,12 +89,9 @@ def test_a_ring_cannot_change_scores_but_the_other_exchanges_can():
 
 
 @pytest.mark.parametrize("shared", [{"context": 2}, {"sequence": True}])
-def test_a_balance_loss_needs_whole_sequences(shared):
-    (problem,) = mt_config_rules(with_parallel(tiny(mlp=MOE | {"aux_loss_coeff": 0.1}), **shared))
-    assert str(problem).startswith(
-        "model.mlp.aux_loss_coeff: 0.1 needs whole sequences, which ranks share with parallel.context"
-    )
-    assert mt_config_rules(with_parallel(tiny(mlp=MOE), **shared)) == []
+def test_losses_of_a_router_may_be_of_sequences_that_ranks_share(shared):
+    losses = {"aux_loss_coeff": 0.1, "z_loss_coeff": 0.1}
+    assert mt_config_rules(with_parallel(tiny(mlp=MOE | losses), **shared)) == []
 
 
 def test_a_named_core_that_cannot_cap_is_a_configuration_problem():

@@ -30,16 +30,10 @@ EXPERT_2 = Axis("expert", 1, 2)
 """The second of two ranks."""
 
 
-def models_of(layout: str) -> list[str]:
-    """A balance loss takes whole sequences."""
-    parallel = EXPERT_LAYOUTS[layout][1]
-    return ["experts"] + (list(BALANCED) if not parallel.keys() & {"context", "sequence"} else [])
-
-
 def cases(layout: str) -> list[tuple[str, str]]:
     """Model and variant; those of a model change from layout to layout."""
     first = list(EXPERT_LAYOUTS).index(layout)
-    return [(model, list(VARIANTS)[(first + n) % 4]) for n, model in enumerate(models_of(layout))]
+    return [(model, list(VARIANTS)[(first + n) % 4]) for n, model in enumerate(("experts", *BALANCED))]
 
 
 def config_of(layout: str, model: str, variant: str) -> Any:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, note, settings
 from hypothesis import strategies as st
 
-from layouts import MODELS, SAMPLES, run_config
+from layouts import BALANCED, MODELS, SAMPLES, run_config
 from mt_cli.verify.record import record
 from mt_core.verification.compare import compare_records
 
@@ -48,7 +48,8 @@ def layouts(draw: st.DrawFn, experts: bool = False) -> tuple[int, str, dict[str,
     micro = draw(st.sampled_from([size for size in (1, 2, 4, 8) if size * data <= SAMPLES]))
     sections = {"parallel": parallel, "recompute": recompute}
     sections["batch"] = {"micro_batch": micro, "global_batch": SAMPLES}
-    return tensor * context * data, "experts" if experts else draw(st.sampled_from(list(MODELS))), sections
+    models = ["experts", *BALANCED] if experts else list(MODELS)
+    return tensor * context * data, draw(st.sampled_from(models)), sections
 
 
 @settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))

@@ -104,6 +104,8 @@ def test_each_expert_is_shared_among_the_ranks_that_hold_it():
 
 def saved_bytes(config: GPTConfig, tokens: int, batch: int) -> int:
     """What autograd keeps of a block's forward pass: storages that are neither parameters nor the angles."""
+    from mt_models.layers.router import AuxLosses
+
     block = config.build().layers["0"]
     rotation = make_block_rotation(config, tokens)
     not_saved = {p.untyped_storage().data_ptr() for p in block.parameters()} | {
@@ -121,7 +123,7 @@ def saved_bytes(config: GPTConfig, tokens: int, batch: int) -> int:
 
     x_BTD = torch.randn(batch, tokens, config.hidden_size, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        result = block(x_BTD, rotation, dropout=make_block_dropout(config, batch, tokens))
+        result = block(x_BTD, rotation, aux_losses=AuxLosses(), dropout=make_block_dropout(config, batch, tokens))
     assert result.requires_grad
     return sum(storage.nbytes() for storage in kept.values())
 
@@ -183,15 +185,32 @@ def test_activations_with_dropout_are_what_a_real_block_saves(groups, rates):
     assert sum(tensor.size for tensor in costs.saved) == saved_bytes(model, tokens=64, batch=2)
 
 
-@pytest.mark.parametrize("normalized", [True, False])
-def test_activations_of_experts_are_what_a_real_block_saves(normalized):
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"normalized": False},
+        {"score": "sigmoid"},
+        {"score": "sigmoid", "normalized": False, "scaling_factor": 2.0},
+        {"groups": 4, "top_groups": 2, "normalized": False},
+        {"score": "sigmoid", "groups": 4, "top_groups": 2},
+        {"scaling_factor": 2.0},
+        {"aux_loss_coeff": 0.1},
+        {"z_loss_coeff": 0.1},
+        {"score": "sigmoid", "aux_loss_coeff": 0.1},
+        {"shared_ffn_hidden_size": 32},
+        {"shared_ffn_hidden_size": 32, "shared_gate": True},
+    ],
+    ids=str,
+)
+def test_activations_of_experts_are_what_a_real_block_saves(changes):
     model = GPTConfig(
         layers=1,
         hidden_size=64,
         vocab_size=128,
         max_seq_len=64,
         attention={"heads": 4, "num_kv_heads": 4, "head_size": 16, "core": "sdpa"},
-        mlp={"kind": "moe", "ffn_hidden_size": 48, "experts": 8, "top_k": 3, "normalized": normalized},
+        mlp={"kind": "moe", "ffn_hidden_size": 48, "experts": 8, "top_k": 3, **changes},
         norm={"kind": "layer"},
         position={"kind": "rope"},
     )

@@ -12,7 +12,10 @@ from torch import Tensor
 
 from mt_models.config import TransformerConfig
 
-INTO_RESIDUAL = (".attn.out.weight", ".cross.out.weight", ".mlp.down.weight", ".mlp.experts.down.weight")
+INTO_RESIDUAL = (
+    *(".attn.out.weight", ".cross.out.weight"),
+    *(".mlp.down.weight", ".mlp.experts.down.weight", ".mlp.shared.down.weight"),
+)
 
 
 def initial(config: TransformerConfig, seed: int, *, name: str, shape: tuple[int, ...]) -> Tensor:

@@ -22,7 +22,6 @@ def problems(config: ModelRun) -> Iterator[Problem]:
         return
     if config.model.kind == "gpt":
         yield from _exchange(config)
-        yield from _balance(config)
     else:
         yield from _causal(config)
     if isinstance(config.model, BertConfig):
@@ -73,15 +72,3 @@ def _exchange(config: ModelRun) -> Iterator[Problem]:
     if special and config.parallel.context > 1 and config.parallel.cp_comm_type == "ring":
         actual = f"'ring' cannot apply model.attention.{', '.join(special)}"
         yield Problem("parallel.cp_comm_type", actual, "allowed: all_gather, all_to_all")
-
-
-def _balance(config: ModelRun) -> Iterator[Problem]:
-    """The balance loss is one of whole sequences, and a rank that shares them sees only a part."""
-    mlp, parallel = config.model.mlp, config.parallel
-    if mlp.kind == "moe" and mlp.aux_loss_coeff and (parallel.context > 1 or parallel.sequence):
-        actual = (
-            f"{mlp.aux_loss_coeff} needs whole sequences, which ranks share with parallel.context and parallel.sequence"
-        )
-        yield Problem(
-            "model.mlp.aux_loss_coeff", actual, "allowed: 0, or parallel.context = 1 and parallel.sequence = false"
-        )

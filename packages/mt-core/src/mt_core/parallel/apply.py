@@ -13,6 +13,7 @@ from mt_core.distributed.mesh import Mesh
 from mt_core.errors import raise_if
 from mt_core.parallel.context.comm_types import make_context_core
 from mt_core.parallel.data.protocol import DataParallel, make_data_parallel
+from mt_core.parallel.expert.sequence_shards import SequenceShards, make_sequence_shards
 from mt_core.parallel.recompute import list_modules_with_core, recompute
 from mt_core.parallel.tensor.cross_entropy import VocabCrossEntropy, compile_kernels, linear_cross_entropy
 from mt_core.parallel.tensor.plan import apply_plan
@@ -28,6 +29,7 @@ def parallelize(config: RunConfig, mesh: Mesh, device: torch.device) -> tuple[Mo
     for module in list_modules_with_core(model):
         core = make_context_core(config.parallel.cp_comm_type, module.core, axis=mesh.context)
         module.core = disable_tracing(core) if config.runtime.compile and mesh.context.size > 1 else core
+    share_sequences(model, make_sequence_shards(mesh, sequence=config.parallel.sequence))
     recompute(model, config.recompute)
     if config.runtime.compile:
         compile_parts(model, mesh, sequence=config.parallel.sequence)
@@ -48,9 +50,20 @@ def freeze(model: CanonicalModel, patterns: Sequence[str]) -> None:
         parameter.requires_grad_(is_trainable(canonical[name][0], patterns))
 
 
+def share_sequences(model: Model, shards: SequenceShards) -> None:
+    """Tell every module with `shards` which other ranks have parts of its sequences."""
+    modules: Any = model.modules()
+    for module in modules:
+        if hasattr(module, "shards"):
+            module.shards = shards
+
+
 def compile_parts(model: Model, mesh: Mesh, *, sequence: bool) -> None:
     """Compile each block and the loss with torch.compile."""
     modules: Any = model.modules()
+    shards = make_sequence_shards(mesh, sequence=sequence)
+    if shards.ranks > 1:
+        share_sequences(model, SequenceShards(shards.ranks, *map(disable_tracing, shards[1:])))
     for module in modules:
         op: Any = getattr(module, "op", None)
         if op is linear_cross_entropy or isinstance(op, VocabCrossEntropy):

@@ -73,12 +73,16 @@ def fold(key: Tensor, word: Tensor | int) -> Tensor:
     return mix(key ^ mix(word + OFFSET))
 
 
+def hash_elements(rows: Tensor, columns: Tensor) -> Tensor:
+    """Numbers int32 […, N], all equally likely, of the rows' hashes […] and columns int32 [N]."""
+    x = (rows[..., None] ^ mix(columns + OFFSET)) * FIRST
+    return (x ^ ((x >> 15) & 0x1FFFF)) * SECOND
+
+
 def make_mask(rows: Tensor, columns: Tensor, rate: float) -> Tensor:
     """Booleans, True for what is kept, with probability 1 − rate: of the rows' hashes […] and columns int32 [N],
     […, N]."""
-    x = (rows[..., None] ^ mix(columns + OFFSET)) * FIRST
-    x = (x ^ ((x >> 15) & 0x1FFFF)) * SECOND
-    return x >= round(rate * 2**32) - 2**31
+    return hash_elements(rows, columns) >= round(rate * 2**32) - 2**31
 
 
 def drop(x: Tensor, kept: Tensor, rate: float) -> Tensor:
@@ -92,17 +96,29 @@ def drop_features(x_BTD: Tensor, keys: DropoutKeys, rate: float, site: int) -> T
     return drop(x_BTD, make_mask(rows_BT, number_positions(0, x_BTD.shape[-1], x_BTD.device), rate), rate)
 
 
+def jitter_features(x_BTD: Tensor, keys: DropoutKeys, rate: float, site: int) -> Tensor:
+    """Multiply each feature of tokens by a number of its own in 1 − rate … 1 + rate, all equally likely."""
+    rows_BT = fold(fold(keys.samples_B, site)[:, None], keys.positions_T)
+    numbers_BTD = hash_elements(rows_BT, number_positions(0, x_BTD.shape[-1], x_BTD.device))
+    return x_BTD * (1 + rate * (numbers_BTD.to(x_BTD.dtype) / 2**31))
+
+
+FeatureOp = Callable[[Tensor, DropoutKeys, float, int], Tensor]
+"""`drop_features` or `jitter_features`."""
+
+
 @dataclass(frozen=True, slots=True)
 class SequenceDropout:
-    """`drop_features` where tensor ranks may hold a part of the sequence each, as between the matrices."""
+    """A change of features where tensor ranks may hold a part of the sequence each, as between the matrices."""
 
     axis: Axis
     sequence: bool
+    change: FeatureOp = drop_features
 
     def __call__(self, x_BTD: Tensor, keys: DropoutKeys, rate: float, site: int) -> Tensor:
         """[B, T of this rank, D] to the same shape, with the keys of the whole sequence."""
         positions_T = local_shard(keys.positions_T, self.axis, 0) if self.sequence else keys.positions_T
-        return drop_features(x_BTD, keys._replace(positions_T=positions_T), rate, site)
+        return self.change(x_BTD, keys._replace(positions_T=positions_T), rate, site)
 
 
 def number_heads(count: int, device: torch.device) -> Tensor:

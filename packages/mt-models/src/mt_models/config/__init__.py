@@ -7,7 +7,8 @@ from mt_models.config.attention import GQA
 from mt_models.config.bert import BertConfig
 from mt_models.config.dropout import Dropout
 from mt_models.config.gpt import GPTConfig
-from mt_models.config.mlp import Dense, Gated, MoE
+from mt_models.config.mlp import Dense, Gated
+from mt_models.config.moe import MoE
 from mt_models.config.norm import LayerNorm, RMSNorm
 from mt_models.config.position import Learned, Linear, Llama3, NoPosition, Relative, Rope, YaRN
 from mt_models.config.t5 import T5Config

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 from pydantic import Field, PositiveFloat, model_validator
 
 from mt_core.planning.layer_costs import LayerCosts, RankShape
-from mt_models.config.mlp import Dense, Gated, MoE
+from mt_models.config.mlp import Dense, Gated
+from mt_models.config.moe import MoE
 from mt_models.config.norm import LayerNorm, RMSNorm
 from mt_models.config.position import Learned, NoPosition, Rope
 from mt_models.config.tensors import CanonicalTensor, Tensors, matrix_parameters, repeat_block

@@ -82,6 +82,11 @@ class TransformerSection(Section):
         return {"tokens": tokens_BT}
 
     @property
+    def draws(self) -> bool:
+        """Whether training draws random numbers: for dropout, or a router's jitter."""
+        return self.dropout.is_active or (self.mlp.kind == "moe" and self.mlp.jitter > 0)
+
+    @property
     def parameter_count(self) -> int:
         """Parameters, without padding; a tied weight counts once."""
         return count_parameters(self.canonical_tensors().values())

@@ -20,8 +20,8 @@ from mt_core.parallel.dropout import (
     number_positions,
 )
 
-EMBEDDING, DECODER_EMBEDDING, ATTENTION, ATTENTION_OUTPUT, CROSS, CROSS_OUTPUT, MLP_OUTPUT = range(7)
-"""The operations of a layer, or before the first, that drop elements."""
+EMBEDDING, DECODER_EMBEDDING, ATTENTION, ATTENTION_OUTPUT, CROSS, CROSS_OUTPUT, MLP_OUTPUT, ROUTER = range(8)
+"""The operations of a layer, or before the first, that drop elements, or jitter them as a router does."""
 
 
 class HiddenDropout(nn.Module):

@@ -1,4 +1,5 @@
-"""Feed-forward layers: each takes features and, where it may have an auxiliary loss, the collector of those.
+"""Feed-forward layers: each takes features and, for what only a mixture of experts does with them, the collector of
+auxiliary losses and the layer's dropout keys.
 
 Shape suffixes: B batch, T tokens, D model size, F hidden features."""
 
@@ -8,12 +9,14 @@ from types import MappingProxyType
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mt_core.parallel.dropout import DropoutKeys
 from mt_core.parallel.tensor.plan import Column, Expert, Plan, Row, Sequence
 from mt_models import config
 from mt_models.config.mlp import GATE_UP
 from mt_models.fusion import stack_parts
 from mt_models.layers.basic import Linear
-from mt_models.layers.moe import AuxLosses, MoE
+from mt_models.layers.moe import MoE
+from mt_models.layers.router import AuxLosses
 
 
 def squared_relu(x: Tensor) -> Tensor:
@@ -39,9 +42,9 @@ class Dense(nn.Module):
         self.down = Linear(part.ffn_hidden_size, size, bias=part.bias)
         self.activation = ACTIVATIONS[part.activation]
 
-    def forward(self, x_BTD: Tensor, aux_losses: AuxLosses | None = None) -> Tensor:
-        """[B, T, D] to the same shape; adds no auxiliary loss."""
-        del aux_losses
+    def forward(self, x_BTD: Tensor, aux_losses: AuxLosses | None = None, keys: DropoutKeys | None = None) -> Tensor:
+        """[B, T, D] to the same shape; adds no auxiliary loss, and draws nothing."""
+        del aux_losses, keys
         return self.down(self.activation(self.up(x_BTD)))
 
 
@@ -56,9 +59,9 @@ class Gated(nn.Module):
         self.down = Linear(part.ffn_hidden_size, size, bias=part.bias)
         self.activation = ACTIVATIONS[part.activation]
 
-    def forward(self, x_BTD: Tensor, aux_losses: AuxLosses | None = None) -> Tensor:
-        """[B, T, D] to the same shape; adds no auxiliary loss."""
-        del aux_losses
+    def forward(self, x_BTD: Tensor, aux_losses: AuxLosses | None = None, keys: DropoutKeys | None = None) -> Tensor:
+        """[B, T, D] to the same shape; adds no auxiliary loss, and draws nothing."""
+        del aux_losses, keys
         gate_BTF, up_BTF = self.gate_up(x_BTD).unbind(-2)
         return self.down(self.activation(gate_BTF) * up_BTF)
 
@@ -67,7 +70,8 @@ def make_mlp(part: config.Dense | config.Gated | config.MoE, size: int) -> nn.Mo
     """The feed-forward layer that a configuration part describes."""
     match part:
         case config.MoE():
-            return MoE(part, size, ACTIVATIONS[part.activation])
+            shared = Gated(part.shared, size) if part.shared is not None else None
+            return MoE(part, size, ACTIVATIONS[part.activation], shared)
         case config.Gated():
             return Gated(part, size)
         case config.Dense():
@@ -78,7 +82,10 @@ def plan(part: config.Dense | config.Gated | config.MoE) -> Plan:
     """Cut by hidden feature; experts are cut by their number alone, so that tensor ranks have whole ones."""
     match part:
         case config.MoE():
-            return {"router": Sequence(), "experts*": Expert()}
+            shared = plan(part.shared) if part.shared is not None else {}
+            rules: Plan = {f"shared.{name}": rule for name, rule in shared.items()}
+            gate: Plan = {"shared_gate": Sequence()} if part.shared_gate else {}
+            return {"router": Sequence(), "experts*": Expert(), **rules, **gate}
         case config.Gated():
             return {"gate_up": Column(dim=1), "down": Row(dim=1)}
         case config.Dense():

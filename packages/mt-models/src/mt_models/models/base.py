@@ -87,12 +87,13 @@ class Transformer(nn.Module, Generic[Config]):
         self, tokens_BT: Tensor, keys_B: Tensor | None, positions_T: Tensor | None = None
     ) -> DropoutKeys | None:
         """What masks depend on in training, from the samples' keys and the tokens' indices in their rows, which are
-        0, 1, 2, … if not given; None where nothing is dropped. `MtError` where training lacks the keys."""
-        if not self.training or not self.config.dropout.is_active:
+        0, 1, 2, … if not given; None where nothing is dropped or jittered. `MtError` where training lacks the keys."""
+        if not self.training or not self.config.draws:
             return None
         if keys_B is None:
+            where = "model.dropout" if self.config.dropout.is_active else "model.mlp.jitter"
             actual = "is on, but the batch has no 'dropout_keys', on which masks depend"
-            raise MtError("model.dropout", actual, "add_dropout_keys of mt_core.training.batch_inputs, or model.eval()")
+            raise MtError(where, actual, "add_dropout_keys of mt_core.training.batch_inputs, or model.eval()")
         if positions_T is None:
             positions_T = number_positions(0, tokens_BT.shape[1], tokens_BT.device)
         return DropoutKeys(keys_B, positions_T.to(torch.int32))

@@ -21,8 +21,8 @@ from mt_models.layers.basic import CrossEntropy, Embedding, Linear, make_norm
 from mt_models.layers.dropout import ATTENTION_OUTPUT, EMBEDDING, MLP_OUTPUT, HiddenDropout
 from mt_models.layers.kv_cache import KVCache, LayerCache
 from mt_models.layers.mlp import make_mlp
-from mt_models.layers.moe import AuxLosses, attach_aux_losses
 from mt_models.layers.rope import Rotation, make_rotation
+from mt_models.layers.router import AuxLosses, attach_aux_losses
 from mt_models.models.base import Transformer, count_positions, split_layers
 
 
@@ -50,13 +50,13 @@ class Block(nn.Module):
         aux_losses: AuxLosses | None = None,
         dropout: DropoutKeys | None = None,
     ) -> Tensor:
-        """[B, T, D] to the same shape; a mixture of experts adds its load balancing loss to `aux_losses`.
+        """[B, T, D] to the same shape; a mixture of experts adds its router's losses to `aux_losses`.
 
-        With the layer's dropout keys, elements are dropped.
+        With the layer's dropout keys, elements are dropped, and jittered.
         """
         y_BTD = self.attn(self.attn_norm(x_BTD), rotation, cache, segment_ids_BT, dropout=dropout)
         x_BTD = x_BTD + self.attn_dropout(self.attn_post_norm(y_BTD), dropout)
-        y_BTD = self.mlp(self.mlp_norm(x_BTD), aux_losses)
+        y_BTD = self.mlp(self.mlp_norm(x_BTD), aux_losses, dropout)
         return x_BTD + self.mlp_dropout(self.mlp_post_norm(y_BTD), dropout)
 
 

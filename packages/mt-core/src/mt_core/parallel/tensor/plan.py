@@ -16,7 +16,7 @@ from torch import nn
 
 from mt_core.distributed.mesh import Axis, make_subaxis
 from mt_core.errors import Problem, raise_if
-from mt_core.parallel.dropout import LocalHeads, SequenceDropout, drop_features, number_heads
+from mt_core.parallel.dropout import LocalHeads, SequenceDropout, drop_features, jitter_features, number_heads
 from mt_core.parallel.expert.dispatcher import ExpertDispatch, dispatch
 from mt_core.parallel.tensor.cross_entropy import VocabCrossEntropy, linear_cross_entropy
 from mt_core.parallel.tensor.linear import (
@@ -94,6 +94,7 @@ PARALLEL_OPS: Mapping[tuple[type, Any], Callable[[Axis, bool], Any]] = {
     (Vocab, linear_cross_entropy): VocabCrossEntropy,
     (Sequence, F.embedding): SequenceEmbedding,
     (Sequence, drop_features): SequenceDropout,
+    (Sequence, jitter_features): lambda axis, sequence: SequenceDropout(axis, sequence, jitter_features),
     (Column, number_heads): lambda axis, _: LocalHeads(axis),
     (Expert, dispatch): lambda axis, _: ExpertDispatch(axis),  # with sequence parallelism each rank sends its tokens
     (Vocab, used_elsewhere): lambda axis, _: used_elsewhere,

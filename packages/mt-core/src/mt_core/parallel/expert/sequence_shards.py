@@ -1,0 +1,67 @@
+"""What a router needs of the other ranks that share its sequences: context ranks, and tensor ranks that divide them.
+
+A loss of a whole sequence is a sum of parts, one on each of these ranks, since each has some of the tokens. What
+multiplies a part is summed over the ranks first: forward the counts of choices, backward the weight of the sequence in
+the loss of the step.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from torch import Tensor
+
+from mt_core.distributed.mesh import Axis, Mesh
+
+
+def keep(tensor: Tensor) -> Tensor:
+    """Return what one rank alone already has of whole sequences."""
+    return tensor
+
+
+class SequenceShards(NamedTuple):
+    """How to complete what this rank knows of its sequences."""
+
+    ranks: int = 1
+    """Ranks that share each sequence."""
+    sum: Callable[[Tensor], Tensor] = keep
+    """Sum a tensor over those ranks; no gradient flows back."""
+    sum_gradient: Callable[[Tensor], Tensor] = keep
+    """Return the tensor; its gradient is summed over the ranks that have different labels of a sequence."""
+
+
+WHOLE_SEQUENCES = SequenceShards()
+"""Those of a rank that shares no sequence."""
+
+
+def make_sequence_shards(mesh: Mesh, *, sequence: bool) -> SequenceShards:
+    """Return the shards of a layout; under sequence parallelism tensor ranks divide sequences further.
+
+    The loss of a label is on every tensor rank, but on one context rank only.
+    """
+    axes = tuple(axis for axis in (mesh.context, mesh.tensor if sequence else Axis("tensor")) if axis.size > 1)
+    if not axes:
+        return WHOLE_SEQUENCES
+    count = mesh.context.size * (mesh.tensor.size if sequence else 1)
+    gradient = _make_gradient_sum(mesh.context) if mesh.context.size > 1 else keep
+    return SequenceShards(count, _make_sum(axes), gradient)
+
+
+def _make_sum(axes: tuple[Axis, ...]) -> Callable[[Tensor], Tensor]:
+    def add_up(tensor: Tensor) -> Tensor:
+        total = tensor.detach().clone()
+        for axis in axes:
+            axis.sum_(total)
+        return total
+
+    return add_up
+
+
+def _make_gradient_sum(axis: Axis) -> Callable[[Tensor], Tensor]:
+    def sum_gradient(tensor: Tensor) -> Tensor:
+        if not tensor.requires_grad:
+            return tensor
+        tensor = tensor.view_as(tensor)
+        tensor.register_hook(lambda gradient: axis.sum_(gradient.contiguous().clone()))
+        return tensor
+
+    return sum_gradient

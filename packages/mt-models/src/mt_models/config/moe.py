@@ -1,0 +1,171 @@
+"""A mixture of experts as a part of a model: the router, the experts and the shared expert."""
+
+from collections.abc import Iterator
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+
+from mt_core.config.sections import Section
+from mt_core.parallel.cuts import CutSize, TensorCut
+from mt_core.planning.layer_costs import LayerCosts, RankShape, SavedTensor
+from mt_models.config.mlp import GATE_UP, Gated, gated_costs
+from mt_models.config.tensors import CanonicalTensor, Tensors, linear
+
+ROUTED_TRAFFIC = 7
+"""Elements read and written for each feature of an expert's row: gathered 2, put back 2, weighted 2, added up 1."""
+
+
+class MoE(Section):
+    """A mixture of gated feed-forward layers: each token passes through the `top_k` experts that its router prefers."""
+
+    kind: Literal["moe"] = "moe"
+    ffn_hidden_size: PositiveInt
+    """Hidden features of each expert."""
+    experts: PositiveInt
+    """Feed-forward layers to choose from."""
+    top_k: PositiveInt
+    """Experts of a token."""
+    activation: Literal["silu", "gelu", "gelu_tanh"] = "silu"
+    """Function of the gate."""
+    score: Literal["softmax", "sigmoid"] = "softmax"
+    """What makes scores, the weights of experts, of the router's logits: a softmax, or each by itself a sigmoid."""
+    normalized: bool = True
+    """The scores of a token's experts are divided by their sum. With a softmax that is one over their logits alone,
+    after the choice; otherwise it is one over all experts', before it."""
+    scaling_factor: PositiveFloat = 1.0
+    """The weights of a token's experts are multiplied by this."""
+    groups: PositiveInt = 1
+    """Equal groups of neighbouring experts, of which a token's may be in `top_groups` only."""
+    top_groups: PositiveInt | None = None
+    """Groups that a token's experts may be in; unset, all."""
+    group_best: PositiveInt = 2
+    """Experts of a group whose scores, the best ones, add up to that of the group."""
+    jitter: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """In training each feature that the router sees is multiplied by a random number in 1 − jitter … 1 + jitter."""
+    aux_loss_coeff: NonNegativeFloat = 0.0
+    """Coefficient of the loss that evens out, in each sequence, how often experts are chosen."""
+    z_loss_coeff: NonNegativeFloat = 0.0
+    """Coefficient of the loss that keeps logits small: the square of the logarithm of the sum of their exponentials."""
+    shared_ffn_hidden_size: PositiveInt | None = None
+    """Hidden features of the shared expert, through which every token passes; unset, there is none."""
+    shared_gate: bool = False
+    """The shared expert's output is multiplied by a number in 0 … 1, the sigmoid of a projection of the token."""
+
+    @model_validator(mode="after")
+    def _choice_is_possible(self) -> Self:
+        if problems := [*self._router_problems()]:
+            raise ValueError("; ".join(problems))
+        return self
+
+    def _router_problems(self) -> Iterator[str]:
+        if self.top_k > self.experts:
+            yield f"top_k {self.top_k} is more than experts {self.experts}"
+        if self.top_k == 1 and self.normalized:
+            yield "with top_k 1 the only weight is always 1, and the router learns nothing: normalized = false"
+        if self.shared_gate and self.shared_ffn_hidden_size is None:
+            yield "shared_gate needs a shared expert: shared_ffn_hidden_size is unset"
+        if self.experts % self.groups:
+            yield f"groups {self.groups} do not divide experts {self.experts}"
+        elif self.top_groups is not None:
+            yield from self._group_problems(self.top_groups, self.experts // self.groups)
+
+    def _group_problems(self, top_groups: int, size: int) -> Iterator[str]:
+        if top_groups > self.groups:
+            yield f"top_groups {top_groups} is more than groups {self.groups}"
+        elif self.top_k > top_groups * size:
+            yield f"top_k {self.top_k} is more than the {top_groups * size} experts of top_groups {top_groups}"
+        if self.group_best > size:
+            yield f"group_best {self.group_best} is more than the {size} experts of a group"
+
+    @property
+    def shared(self) -> Gated | None:
+        """The shared expert as a layer by itself."""
+        if self.shared_ffn_hidden_size is None:
+            return None
+        return Gated(ffn_hidden_size=self.shared_ffn_hidden_size, activation=self.activation)
+
+    @property
+    def has_aux_losses(self) -> bool:
+        """Whether training adds losses of the router's to that of the labels."""
+        return bool(self.aux_loss_coeff or self.z_loss_coeff)
+
+    def tensors(self, name: str, size: int) -> Tensors:
+        """The canonical tensors over `size` features: the router's, which all ranks have, and stacks of the experts'.
+
+        The stacks are divided over the expert axis alone: tensor ranks have whole experts. They divide the shared one.
+        """
+        experts, features, cut = self.experts, self.ffn_hidden_size, TensorCut(0, axis="expert")
+        tensors = {f"{name}.router.weight": CanonicalTensor((experts, size))}
+        for projection in GATE_UP.parts:
+            tensors[f"{name}.experts.{projection}.weight"] = CanonicalTensor((experts, features, size), cut, GATE_UP)
+        tensors[f"{name}.experts.down.weight"] = CanonicalTensor((experts, size, features), cut)
+        if self.shared is not None:
+            tensors |= self.shared.tensors(f"{name}.shared", size)
+        return tensors | (linear(f"{name}.shared_gate", 1, size, bias=False) if self.shared_gate else {})
+
+    def cut_sizes(self, key: str) -> list[CutSize]:
+        """The number of experts, which expert ranks divide, and the shared one's features, which tensor ranks do."""
+        sizes = [CutSize(f"{key}.experts", self.experts, axis="expert")]
+        if self.shared_ffn_hidden_size is not None:
+            sizes.append(CutSize(f"{key}.shared_ffn_hidden_size", self.shared_ffn_hidden_size))
+        return sizes
+
+    def flops_per_token(self, size: int) -> int:
+        """Training FLOPs of a token in the router and in the experts that it passes through, the shared one too."""
+        shared = self.shared.flops_per_token(size) if self.shared is not None else 0
+        return 6 * (self.experts + self.shared_gate) * size + self.expert_flops(size) + shared
+
+    def costs(self, shape: RankShape, size: int) -> LayerCosts:
+        """The costs of the mixture between its norm and the residual sum, if experts are chosen equally often.
+
+        Tensor ranks have whole experts: they compute the same, unless they divide the sequence.
+        """
+        tokens = shape.tokens / shape.sequence_parts
+        rows = tokens * self.top_k
+        routed = rows * size * shape.element_size
+        mixture = LayerCosts(
+            saved=(
+                *self._saved_by_router(shape, tokens, size),
+                SavedTensor("rows into and out of experts", 2 * routed),
+            ),
+            forward_bytes=ROUTED_TRAFFIC * routed,
+            backward_bytes=ROUTED_TRAFFIC * routed,
+            repeated_flops=self.expert_flops(size) * (shape.tensor / shape.sequence_parts - 1),
+            routed_bytes=routed,
+        ) + gated_costs(shape, rows * self.ffn_hidden_size)
+        return mixture if self.shared is None else mixture + self._shared_costs(shape, tokens, size)
+
+    def _shared_costs(self, shape: RankShape, tokens: float, size: int) -> LayerCosts:
+        """The costs of the shared expert, whose output is added to so many tokens; a gate multiplies it first."""
+        assert self.shared is not None
+        features, gate = tokens * size * shape.element_size, int(self.shared_gate)
+        added = LayerCosts(
+            saved=(SavedTensor("shared expert's gate and what it multiplies", gate * features * (1 + 1 / size)),),
+            forward_bytes=(3 + 2 * gate) * features,  # read twice and written; multiplied before
+            backward_bytes=3 * gate * features,
+        )
+        return self.shared.costs(shape, size) + added
+
+    def _saved_by_router(self, shape: RankShape, tokens: float, size: int) -> Iterator[SavedTensor]:
+        wide, narrow = shape.wide_size, shape.element_size < shape.wide_size
+        rows, choices = tokens * self.top_k, tokens * self.experts
+        orders = 5 if shape.expert > 1 else 3  # int64: choices, tokens of rows, their order; of exchanged rows, twice
+        after = self.normalized and self.score == "softmax"
+        probabilities = rows if after else choices
+        probabilities += rows + tokens if self.normalized and not after else 0  # what is divided, and by what
+        if self.aux_loss_coeff:  # each sequence's share of choices of each expert, and what sigmoids are divided by
+            sequences = shape.tokens * shape.context / shape.seq_length
+            probabilities += choices + sequences * self.experts + (tokens if self.score == "sigmoid" else 0)
+        if self.z_loss_coeff:
+            probabilities += choices + tokens
+        limited = self.top_groups not in (None, self.groups)
+        apart = narrow or not after or self.scaling_factor != 1
+        yield SavedTensor("input of the router, widened", tokens * size * wide if narrow else 0)
+        yield SavedTensor("input of the router, jittered", tokens * size * wide if self.jitter else 0)
+        yield SavedTensor("weights of choices", rows * shape.element_size if apart else 0)
+        yield SavedTensor("groups that are left out", tokens * self.groups if limited else 0)
+        yield SavedTensor("probabilities, and orders of choices", probabilities * wide + rows * 8 * orders)
+
+    def expert_flops(self, size: int) -> int:
+        """Training FLOPs of a token in its experts, but for the shared one."""
+        return 6 * self.top_k * 3 * self.ffn_hidden_size * size
