@@ -1,5 +1,6 @@
 """Which tokens of a conversation are learnt: by hand for the usual templates, and as transformers masks them."""
 
+import io
 import json
 from pathlib import Path
 
@@ -201,6 +202,29 @@ def test_a_template_file_that_is_not_read(tmp_path: Path):
         make_dataset(tmp_path, [CONVERSATIONS[0]], tokenizer, chat_template="x.jinja")
     with pytest.raises(MtError, match=r"data\.chat_template: no file x\.jinja"):
         make_dataset(tmp_path, [CONVERSATIONS[0]], tokenizer, chat_template="x.jinja", prompt_format="template")
+
+
+@pytest.mark.parametrize("type", ["GPTSentencePieceTokenizer", "SentencePieceTokenizer"])
+def test_sentence_pieces_are_learnt_where_the_assistant_speaks(tmp_path: Path, type: str):
+    sentencepiece = pytest.importorskip("sentencepiece")
+    model = io.BytesIO()
+    symbols = ["<|im_start|>", "<|im_end|>", "\n"]
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["user assistant two and four be brief"] * 20),
+        model_writer=model,
+        model_type="char",
+        user_defined_symbols=symbols,
+        normalization_rule_name="identity",
+        add_dummy_prefix=False,
+        remove_extra_whitespaces=False,
+        hard_vocab_limit=False,
+        vocab_size=60,
+        minloglevel=2,
+    )
+    (tmp_path / "chars.model").write_bytes(model.getvalue())
+    messages = chat("two and two", "four", "and", " two\n", system="be brief")
+    dataset = make_dataset(tmp_path, [messages], {"type": type, "model": str(tmp_path / "chars.model")})
+    assert read_learnt(dataset, messages) == ["four<|im_end|>\n", " two\n<|im_end|>\n"]
 
 
 def test_a_tokenizer_that_does_not_say_where_its_tokens_stand(tmp_path: Path):

@@ -133,6 +133,29 @@ def test_batches_have_the_ids_of_single_texts(plain: Path, texts: list[str], typ
     assert isinstance(tokenizer, Tokenizer)
 
 
+OFFSET_SAMPLES = (
+    "",
+    "dog",
+    "  the  walking dog\n\n",
+    "x<s>y</s> <MASK>z",
+    "Größe ﬁ 😀\u3000Ａ",
+    "<|im_start|>user\nhi<|im_end|>",
+)
+
+
+@pytest.mark.parametrize("type", ["GPTSentencePieceTokenizer", "Llama2Tokenizer", "SentencePieceTokenizer"])
+def test_offsets_tile_the_text_and_belong_to_the_ids_of_encode(plain: Path, texts: list[str], type: str):
+    tokenizer = open_as(type, plain)
+    for text in (*OFFSET_SAMPLES, *texts):
+        ids, offsets = tokenizer.encode_with_offsets(text)
+        assert ids == tokenizer.encode(text)
+        assert offsets == sorted(offsets)
+        assert "".join("".join(text[begin:end] for begin, end in offsets).split()) == "".join(text.split())
+        for number, (begin, end) in zip(ids, offsets, strict=True):
+            if begin < end and text[begin:end].isascii() and number != tokenizer.processor.unk_id():
+                assert tokenizer.decode([number]).strip() == text[begin:end].strip()
+
+
 def encode_elsewhere(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     return tokenizer.encode_batch(texts)
 

@@ -176,6 +176,18 @@ def test_both_ways_of_splitting_are_one(tik: Callable[..., Any], texts: list[str
     assert [tokenizer._encode_spaces(text) for text in [*texts, *ODD]] == tokenizer.encode_batch([*texts, *ODD])
 
 
+def test_offsets_cover_the_text_and_a_letter_of_several_tokens_belongs_to_each(
+    tik: Callable[..., Any], texts: list[str]
+):
+    tokenizer = tik()
+    for text in ("", "dog", "Größe 😀 ﬁ\n\n  x", *texts):
+        ids, offsets = tokenizer.encode_with_offsets(text)
+        assert ids == tokenizer.encode(text)
+        for number, (begin, end) in zip(ids, offsets, strict=True):
+            assert tokenizer.decode([number]).replace("\ufffd", "") in text[begin:end]
+        assert {place for begin, end in offsets for place in range(begin, end)} == {*range(len(text))}
+
+
 def test_saved_and_pickled_it_stays_the_same(tik: Callable[..., Any], tmp_path: Path):
     names = ("<unk>", "<s>", "</s>", "<fim>")
     tokenizer = tik(12, tiktoken_pattern="v1", tiktoken_special_tokens=names)

@@ -48,6 +48,12 @@ class PlainSentencePiece(MaskingTokenizer):
         """Ids of a text; Llama2Tokenizer puts the beginning of sequence before them."""
         return self.processor.encode(text, add_bos=self._begin)
 
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids of a text, and for each the characters [begin, end) of the text that it stands for."""
+        ids, offsets = encode_pieces(self.processor, text)
+        begin = list(self.prefix_ids)
+        return begin + ids, [(0, 0)] * len(begin) + offsets
+
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` of each text, faster."""
         return self.processor.encode(list(texts), add_bos=self._begin, num_threads=count_threads())
@@ -89,6 +95,12 @@ def read_roles(processor: Any) -> dict[str, int]:
     return {role: number for role, number in ids.items() if number >= 0}
 
 
+def encode_pieces(processor: Any, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+    """Ids of a text, and the characters [begin, end) of the text that each stands for."""
+    encoded = processor.encode(text, return_type="offset_mapping")
+    return encoded["ids"], encoded["offsets"]
+
+
 def read_pieces(processor: Any) -> dict[str, int]:
     """Piece to id."""
     return {processor.id_to_piece(number): number for number in range(processor.get_piece_size())}
@@ -117,6 +129,23 @@ class SentencePieceTokenizer(MaskingTokenizer):
     def encode(self, text: str) -> list[int]:
         """Ids of a text; special tokens in it are found, of two at one place the one that was added first."""
         return self._encode([text], num_threads=1)[0]
+
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids of a text, and for each the characters [begin, end) of the text that it stands for."""
+        ids: list[int] = []
+        offsets: list[tuple[int, int]] = []
+        start = 0
+        for place, part in enumerate(self._pattern.split(text)):
+            end = start + len(part)
+            if place % 2:
+                ids.append(self._vocabulary[part])
+                offsets.append((start, end))
+            else:
+                some_ids, some_offsets = encode_pieces(self.processor, part)
+                ids += some_ids
+                offsets += [(start + first, start + last) for first, last in some_offsets]
+            start = end
+        return ids, offsets
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` of each text, faster."""

@@ -12,6 +12,7 @@ import binascii
 import json
 import re
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,14 @@ class TikTokenizer(MaskingTokenizer):
     def encode(self, text: str) -> list[int]:
         """Ids of a text."""
         return self._encode_spaces(text) if has_long_space(text) else self._encoding.encode_ordinary(text)
+
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids of a text, and for each the characters [begin, end) that it holds a byte of."""
+        ids = self.encode(text)
+        sizes = [len(self._encoding.decode_single_token_bytes(number)) for number in ids]
+        character = [place for place, letter in enumerate(text) for _ in letter.encode("utf-8", "surrogatepass")]
+        ends = list(accumulate(sizes))
+        return ids, [(character[end - size], character[end - 1] + 1) for size, end in zip(sizes, ends, strict=True)]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` of each text, faster."""

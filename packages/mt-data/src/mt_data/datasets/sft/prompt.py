@@ -115,7 +115,11 @@ def get_offset_encoder(tokenizer: Tokenizer) -> OffsetEncoder:
     if encoder is None:
         name = getattr(tokenizer, "type", type(tokenizer).__name__)
         actual = f"{name} does not say where its tokens stand in a text, so answers cannot be told from prompts"
-        raise MtError("data.tokenizer.type", actual, "HuggingFaceTokenizer, with the tokenizer.json of the model")
+        raise MtError(
+            "data.tokenizer.type",
+            actual,
+            "HuggingFaceTokenizer with the model's tokenizer.json, a SentencePiece type, or TikTokenizer",
+        )
     return encoder
 
 
