@@ -53,6 +53,39 @@ def test_experts_come_back_to_the_same_bits(options, native, tmp_path):  # noqa:
     assert open_checkpoint(back).config() == open_checkpoint(source).config()
 
 
+ROUTED = {
+    "score": "sigmoid",
+    "scaling_factor": 2.5,
+    "groups": 2,
+    "top_groups": 1,
+    "z_loss_coeff": 0.001,
+    "jitter": 0.01,
+}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [sizes(2, 2) | expert(2), sizes(2) | expert(2, target_ckpt_format="torch_dist")],
+    ids=["torch", "torch_dist"],
+)
+def test_a_shared_expert_and_its_router_come_back_to_the_same_bits(options, native, tmp_path):  # noqa: F811
+    source = native(mlp=MOE | ROUTED | {"shared_ffn_hidden_size": 6, "shared_gate": True})
+    _, back = convert_there_and_back(source, tmp_path, **options)
+    assert read_tensors(back) == read_tensors(source)
+    assert open_checkpoint(back).config() == open_checkpoint(source).config()
+
+
+def test_a_router_that_args_cannot_express_is_refused(native, tmp_path):  # noqa: F811
+    settings = {"score": "sigmoid", "normalized": False, "groups": 4, "top_groups": 2, "group_best": 1}
+    config = build_config(mlp=MOE | settings | {"experts": 8})
+    with pytest.raises(MtError) as error:
+        save(tmp_path / "core", config, ())
+    assert "cannot carry mlp.normalized = False" in str(error.value)
+    save_group = build_config(mlp=MOE | {"groups": 2, "top_groups": 1, "group_best": 1})
+    with pytest.raises(MtError, match="cannot carry mlp.group_best = 1"):
+        save(tmp_path / "core", save_group, ())
+
+
 def test_an_expert_rank_holds_its_experts_and_all_else(core):
     directory, source = core(expert=2, saver_transformer_impl="local")
     assert sorted(path.name for path in directory.iterdir()) == ["mp_rank_00_000", "mp_rank_00_001"]
@@ -125,7 +158,7 @@ def test_what_args_ask_of_experts_and_mt_lacks_is_told_together(core):
 
     def change(state):
         args = state["args"]
-        args.moe_shared_expert_intermediate_size, args.moe_router_score_function = 32, "sigmoid"
+        args.moe_latent_size, args.moe_router_score_function = 32, "sqrtsoftplus"
         args.moe_layer_freq, args.moe_router_load_balancing_type = [0, 1], "sinkhorn"
         args.add_bias_linear, args.swiglu = True, False
 
@@ -134,10 +167,10 @@ def test_what_args_ask_of_experts_and_mt_lacks_is_told_together(core):
         MegatronCoreLoader(directory).config()
     assert found(raised) == [
         "args.swiglu is False",
-        "args.moe_shared_expert_intermediate_size is 32",
-        "args.moe_router_score_function is 'sigmoid'",
+        "args.moe_latent_size is 32",
         "args.add_bias_linear is True",
         "args.moe_layer_freq is [0, 1]",
+        "args.moe_router_score_function is 'sqrtsoftplus'",
         "args.moe_router_load_balancing_type is 'sinkhorn'",
     ]
 

@@ -31,14 +31,17 @@ EXPERTS = {
     "attention": {"heads": 4, "num_kv_heads": 2, "head_size": 6, "qk_norm": True},
     "mlp": {"kind": "moe", "ffn_hidden_size": 20, "experts": 4, "top_k": 2},
 }
+SHARED = {"shared_ffn_hidden_size": 12, "shared_gate": True}
+SIGMOID = {"score": "sigmoid", "scaling_factor": 2.5, "groups": 2, "top_groups": 1, "group_best": 2}
 CASES = {
     "llama": ("llama", ROPE),
     "llama tied": ("llama tied", ROPE),
     "gpt2": ("gpt2", {"vocab_size": 64}),
     "experts": ("llama", ROPE | EXPERTS),
     "experts, all probabilities": ("llama", ROPE | EXPERTS | {"mlp": EXPERTS["mlp"] | {"normalized": False}}),
+    "shared expert": ("llama", ROPE | EXPERTS | {"mlp": EXPERTS["mlp"] | SHARED | SIGMOID}),
 }
-SAVED = ("gpt2", "experts")
+SAVED = ("gpt2", "experts", "shared expert")
 """What megatron-core also saves, which takes it a second each."""
 TOKENS_BT = torch.randint(64, (2, 12), generator=torch.Generator().manual_seed(1))
 
@@ -94,7 +97,13 @@ def with_experts(axis: Axis, config: Any) -> Any:
         activation_func=torch.nn.functional.silu,
         num_moe_experts=mlp.experts,
         moe_router_topk=mlp.top_k,
-        moe_router_pre_softmax=not mlp.normalized,
+        moe_router_pre_softmax=mlp.score == "softmax" and not mlp.normalized,
+        moe_router_score_function=mlp.score,
+        moe_router_topk_scaling_factor=mlp.scaling_factor if mlp.scaling_factor != 1 else None,
+        moe_router_num_groups=mlp.groups if mlp.top_groups else None,
+        moe_router_group_topk=mlp.top_groups,
+        moe_shared_expert_intermediate_size=mlp.shared_ffn_hidden_size,
+        moe_shared_expert_gate=mlp.shared_gate,
         moe_router_load_balancing_type="none",
         moe_router_dtype="fp32",
         hidden_dropout=0.0,

@@ -93,3 +93,20 @@ def test_more_gpus_are_asked_for_when_nothing_else_helps():
 def test_nothing_is_offered_that_cannot_exist():
     config = run("batch.global_batch=1", preset="gpt3-175b")
     assert find_fitting_ranks(config, build_layout(config, 1), h200().model_copy(update={"memory_gib": 4.0})) is None
+
+
+@pytest.mark.parametrize(
+    ("preset", "ranks", "overrides"),
+    [
+        ("mixtral-8x22b", 64, ("parallel.tensor=2", "parallel.sequence=true", "parallel.expert=8")),
+        ("qwen3-30b-a3b", 16, ("parallel.expert=8",)),
+    ],
+)
+def test_a_preset_of_experts_fits_where_experts_are_cut_or_something_that_does_is_offered(preset, ranks, overrides):
+    settings = ("batch.global_batch=64", "parallel.sharding=zero1", "recompute.granularity=full", *overrides)
+    config = run(*settings, preset=preset)
+    raise_if(problems(config, ranks))
+    if not plan(config, ranks, h200()).fits:
+        found = find_fitting_layouts(config, build_layout(config, ranks), h200(), ranks=ranks)
+        config = run(*settings, *words(found[0]), preset=preset)
+    assert plan(config, ranks, h200()).fits

@@ -57,6 +57,9 @@ LOCAL = (
     "pre_mlp_layernorm",
     "mlp.router",
     "mlp.experts",
+    "mlp.shared_experts",
+    "mlp.shared_experts.linear_fc1",
+    "mlp.shared_experts.linear_fc2",
     "mlp.linear_fc1",
     "mlp.linear_fc2",
 )

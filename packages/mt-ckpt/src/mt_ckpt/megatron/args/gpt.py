@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from mt_ckpt.megatron.args.experts import read_experts, write_experts
 from mt_ckpt.megatron.args.table import (
     Arguments,
     Row,
@@ -104,13 +105,13 @@ def _write_mlp(config: GPTConfig, layout: Layout) -> Arguments:
         "squared_relu": mlp.activation == "squared_relu",
         "openai_gelu": mlp.activation == "gelu_tanh" and not all_biased,
         "bias_gelu_fusion": mlp.activation == "gelu_tanh" and all_biased,
-    } | (_write_experts(config, layout) if mlp.kind == "moe" else {"num_experts": None})
+    } | (write_experts(config, layout) if mlp.kind == "moe" else {"num_experts": None})
 
 
 def _read_mlp(source: Source) -> Settings:
     size = source.get("ffn_hidden_size") or 4 * source.get("hidden_size")
     if source.get("num_experts"):
-        return _read_experts(source, size)
+        return read_experts(source, size)
     gated = bool(source.get("swiglu"))
     kind = "gated" if gated else "dense"
     activation = "silu" if gated else read_activation(source)
@@ -122,38 +123,6 @@ def read_activation(source: Source) -> str:
     if source.get("squared_relu"):
         return "squared_relu"
     return "gelu_tanh" if source.get("openai_gelu") or source.get("bias_gelu_fusion") else "gelu"
-
-
-def _write_experts(config: GPTConfig, layout: Layout) -> Arguments:
-    mlp = config.mlp
-    assert mlp.kind == "moe"
-    return {
-        "num_experts": mlp.experts,
-        "moe_ffn_hidden_size": mlp.ffn_hidden_size,
-        "moe_layer_freq": 1,
-        "moe_router_topk": mlp.top_k,
-        "moe_router_pre_softmax": not mlp.normalized,
-        "moe_router_score_function": "softmax",
-        "moe_router_dtype": "fp32",
-        "moe_router_load_balancing_type": "seq_aux_loss" if mlp.aux_loss_coeff else "none",
-        "moe_aux_loss_coeff": mlp.aux_loss_coeff,
-        "moe_grouped_gemm": layout.grouped,
-        "moe_shared_expert_intermediate_size": None,
-        "moe_token_dispatcher_type": "alltoall",
-        "sequence_parallel": layout.tensor > 1,  # training demands it
-    }
-
-
-def _read_experts(source: Source, size: int) -> Settings:
-    balanced = source.get("moe_router_load_balancing_type") in (None, "aux_loss", "seq_aux_loss")
-    return {
-        "mlp.kind": "moe",
-        "mlp.ffn_hidden_size": source.get("moe_ffn_hidden_size") or size,
-        "mlp.experts": source.get("num_experts"),
-        "mlp.top_k": source.get("moe_router_topk") or 2,
-        "mlp.normalized": not source.get("moe_router_pre_softmax"),
-        "mlp.aux_loss_coeff": (source.get("moe_aux_loss_coeff") or 0.0) if balanced else 0.0,
-    }
 
 
 def _write_positions(config: GPTConfig, layout: Layout) -> Arguments:

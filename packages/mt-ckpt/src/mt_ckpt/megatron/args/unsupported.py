@@ -29,12 +29,7 @@ PLAIN: Mapping[str, Any] = {
 """Arguments that change what is computed, and the only value that we implement; absent or None is that value too."""
 EXPERTS: Mapping[str, Any] = {
     "swiglu": True,
-    "moe_shared_expert_intermediate_size": None,
-    "moe_router_score_function": "softmax",
     "moe_router_enable_expert_bias": False,
-    "moe_router_topk_scaling_factor": None,
-    "moe_router_num_groups": None,
-    "moe_router_group_topk": None,
     "moe_router_topk_limited_devices": None,
     "moe_router_force_load_balancing": False,
     "moe_expert_capacity_factor": None,
@@ -42,6 +37,7 @@ EXPERTS: Mapping[str, Any] = {
     "moe_latent_size": None,
 }
 """Arguments of a model with experts that change what is computed, and the only value that we implement."""
+SCORES = ("softmax", "sigmoid")
 BALANCING = ("aux_loss", "seq_aux_loss", "none")
 POSITIONS = {"rope": "rope", "learned_absolute": "learned", "none": "none"}
 NORMS = {"RMSNorm": "rms", "LayerNorm": "layer"}
@@ -80,6 +76,9 @@ def _unsupported_expert_args(args: Mapping[str, Any]) -> Iterator[tuple[str, str
         and not (isinstance(frequency, list) and all(n == 1 for n in frequency))
     ):
         yield f"args.moe_layer_freq is {frequency!r}", "experts in every layer, or in none, are implemented"
+    score = args.get("moe_router_score_function")
+    if score is not None and score not in SCORES:
+        yield f"args.moe_router_score_function is {score!r}", f"implemented: {', '.join(SCORES)}"
     balancing = args.get("moe_router_load_balancing_type")
     if balancing is not None and balancing not in BALANCING:
         yield f"args.moe_router_load_balancing_type is {balancing!r}", f"implemented: {', '.join(BALANCING)}"

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 
-from mt_ckpt.megatron.parameters.table import COPIES, EXPERTS, OUTSIDE, stacks
+from mt_ckpt.megatron.parameters.table import COPIES, EXPERTS, OUR_SHARED_GATE, OUTSIDE, SHARED_GATE, stacks
 from mt_ckpt.megatron.parameters.table import Parameter as Parameter
 from mt_models.config import TransformerConfig
 
@@ -34,6 +34,7 @@ def list_parameters(config: TransformerConfig) -> dict[str, Parameter]:
                     f"{theirs}.{module}.{leaf}": _name_in_layer(config, ours, leaf, parameter) for leaf in LEAVES
                 }
             tensors |= _experts(config, n)
+            tensors[f"{theirs}.{SHARED_GATE}"] = Parameter((f"{ours}{OUR_SHARED_GATE}",))
         final = Parameter((f"{stack.ours}norm",))
         tensors |= {f"{name}.final_layernorm.{leaf}": _named(final, "", leaf) for leaf in LEAVES}
     shapes = config.canonical_shapes()

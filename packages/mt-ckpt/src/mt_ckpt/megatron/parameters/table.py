@@ -37,9 +37,13 @@ BLOCK = {
     "self_attention.linear_proj": Parameter(("attn.out",), 1),
     "pre_mlp_layernorm": Parameter(("mlp_norm",)),
     "mlp.router": Parameter(("mlp.router",)),
+    "mlp.shared_experts.linear_fc1": Parameter(("mlp.shared.gate", "mlp.shared.up"), 1),
+    "mlp.shared_experts.linear_fc2": Parameter(("mlp.shared.down",), 1),
     "mlp.linear_fc1": Parameter(("mlp.gate", "mlp.up"), 1),
     "mlp.linear_fc2": Parameter(("mlp.down",), 1),
 }
+SHARED_GATE, OUR_SHARED_GATE = "mlp.shared_experts.gate_weight", "mlp.shared_gate.weight"
+"""The gate of shared experts, whose name ends with no leaf of its own (docs/specs/checkpoints.md §3.6)."""
 EXPERTS = {
     "linear_fc1": Parameter(("mlp.experts.gate", "mlp.experts.up"), 1),
     "linear_fc2": Parameter(("mlp.experts.down",), 1),

@@ -1,0 +1,83 @@
+"""Megatron's `args` of a mixture of experts and our settings for them.
+
+Source: docs/specs/checkpoints.md §1.2. A group's score is the sum of its best scores, as many as a token has experts in
+each group that it may choose from; releases before 0.12 took two, which is the same for DeepSeek's models.
+"""
+
+from mt_ckpt.megatron.args.table import Arguments, Settings, Source
+from mt_ckpt.megatron.layout import Layout
+from mt_models.config import GPTConfig, MoE
+
+
+def write_experts(config: GPTConfig, layout: Layout) -> Arguments:
+    """The arguments of a mixture of experts."""
+    mlp = config.mlp
+    assert mlp.kind == "moe"
+    return {
+        "num_experts": mlp.experts,
+        "moe_ffn_hidden_size": mlp.ffn_hidden_size,
+        "moe_layer_freq": 1,
+        "moe_grouped_gemm": layout.grouped,
+        "moe_shared_expert_intermediate_size": mlp.shared_ffn_hidden_size,
+        "moe_shared_expert_gate": mlp.shared_gate,
+        "moe_token_dispatcher_type": "alltoall",
+        "sequence_parallel": layout.tensor > 1,  # training demands it
+        **_write_router(mlp),
+    }
+
+
+def _write_router(mlp: MoE) -> Arguments:
+    limited = mlp.top_groups is not None
+    return {
+        "moe_router_topk": mlp.top_k,
+        "moe_router_pre_softmax": mlp.score == "softmax" and not mlp.normalized,
+        "moe_router_score_function": mlp.score,
+        "moe_router_topk_scaling_factor": mlp.scaling_factor if mlp.scaling_factor != 1 else None,
+        "moe_router_num_groups": mlp.groups if limited else None,
+        "moe_router_group_topk": mlp.top_groups,
+        "moe_router_dtype": "fp32",
+        "moe_router_load_balancing_type": "seq_aux_loss" if mlp.aux_loss_coeff else "none",
+        "moe_aux_loss_coeff": mlp.aux_loss_coeff,
+        "moe_z_loss_coeff": mlp.z_loss_coeff or None,
+        "moe_input_jitter_eps": mlp.jitter or None,
+    }
+
+
+def read_experts(source: Source, size: int) -> Settings:
+    """Settings of a mixture of experts, which are as wide as a dense layer of `size` features unless args say more."""
+    return {
+        "mlp.kind": "moe",
+        "mlp.ffn_hidden_size": source.get("moe_ffn_hidden_size") or size,
+        "mlp.experts": source.get("num_experts"),
+        "mlp.shared_ffn_hidden_size": source.get("moe_shared_expert_intermediate_size"),
+        "mlp.shared_gate": bool(source.get("moe_shared_expert_gate")),
+        **_read_router(source),
+    }
+
+
+def _read_router(source: Source) -> Settings:
+    """Settings of the router; sigmoid scores of several experts always add up to one, and that of one is its own."""
+    top_k, score = source.get("moe_router_topk") or 2, source.get("moe_router_score_function") or "softmax"
+    normalized = top_k > 1 if score == "sigmoid" else not source.get("moe_router_pre_softmax")
+    balanced = source.get("moe_router_load_balancing_type") in (None, "aux_loss", "seq_aux_loss")
+    return {
+        "mlp.top_k": top_k,
+        "mlp.score": score,
+        "mlp.normalized": normalized,
+        "mlp.scaling_factor": source.get("moe_router_topk_scaling_factor") or 1.0,
+        "mlp.aux_loss_coeff": (source.get("moe_aux_loss_coeff") or 0.0) if balanced else 0.0,
+        "mlp.z_loss_coeff": source.get("moe_z_loss_coeff") or 0.0,
+        "mlp.jitter": source.get("moe_input_jitter_eps") or 0.0,
+        **_read_groups(source, top_k),
+    }
+
+
+def _read_groups(source: Source, top_k: int) -> Settings:
+    top_groups = source.get("moe_router_group_topk")
+    if not top_groups:
+        return {}
+    return {
+        "mlp.groups": source.get("moe_router_num_groups") or 1,
+        "mlp.top_groups": top_groups,
+        "mlp.group_best": max(1, top_k // top_groups),
+    }
