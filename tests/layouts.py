@@ -3,7 +3,7 @@
 from typing import Any
 
 from mt_cli.run_config import run_config_type
-from mt_models.config import GQA, Dense, Dropout, Gated, LayerNorm, Learned, MoE, NoPosition, RMSNorm, Rope
+from mt_models.config import GQA, MLA, Dense, Dropout, Gated, LayerNorm, Learned, MoE, NoPosition, RMSNorm, Rope, YaRN
 
 DROPOUT = Dropout(attention=0.2, hidden=0.1, embedding=0.3)
 
@@ -40,8 +40,15 @@ MODELS: dict[str, dict[str, Any]] = {
         "mlp": MoE(ffn_hidden_size=24, experts=4, top_k=2),
         "dropout": DROPOUT,
     },
+    "latent": {
+        "attention": MLA(
+            heads=4, q_lora_rank=12, kv_lora_rank=10, nope_head_size=6, rope_head_size=4, v_head_size=5, norm_eps=1e-3
+        ),
+        "position": Rope(scaling=YaRN(factor=4.0, original_positions=8, mscale=0.7, mscale_all_dim=0.9)),
+        "dropout": DROPOUT,
+    },
 }
-"""Between them: experts, normalised heads, post-norms, capped logits, dropout,
+"""Between them: experts, latent attention, normalised heads, post-norms, capped logits, dropout,
 grouped and full attention, ties, biases, every kind of position, norm and feed-forward layer."""
 
 LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {

@@ -13,6 +13,7 @@ from mt_cli.verify.shrink import recompute_layers, shrink
 from mt_core.errors import MtError
 from mt_core.parallel.layout import build_layout, problems
 from mt_core.verification.compare import compare_records
+from mt_models.config import MLA
 
 SETS = ("batch.micro_batch=4", "batch.global_batch=1024")
 
@@ -151,6 +152,15 @@ class TestShrink:
                 continue
             assert list(problems(small.model_copy(update={"parallel": case.parallel}), case.ranks)) == []
             assert small.batch.global_batch // small.batch.micro_batch // data >= 2
+
+    def test_latent_attention_stays_so(self):
+        sizes = {"q_lora_rank": 24, "kv_lora_rank": 16, "nope_head_size": 16, "rope_head_size": 8, "v_head_size": 12}
+        config = make_config("llama3-8b")
+        attention = MLA(heads=32, scale=0.1, **sizes)
+        config = config.model_copy(update={"model": config.model.model_copy(update={"attention": attention})})
+        part = shrink_for(config, "tensor=2")[0].model.attention
+        assert (part.kind, part.heads, part.scale, part.q_lora_rank, part.kv_lora_rank) == ("mla", 4, 0.1, 12, 12)
+        assert (part.nope_head_size, part.rope_head_size, part.v_head_size) == (8, 8, 8)
 
     @pytest.mark.parametrize(
         ("heads", "groups", "layout", "small"),

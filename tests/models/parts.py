@@ -50,6 +50,10 @@ COMBINATIONS = {
     )
 }
 
+LATENT = {
+    **{"kind": "mla", "heads": 4, "kv_lora_rank": 8},
+    **{"nope_head_size": 6, "rope_head_size": 4, "v_head_size": 5},
+}
 MOE = {"kind": "moe", "ffn_hidden_size": 24, "experts": 4, "top_k": 2}
 
 COMBINATIONS |= {
@@ -64,6 +68,10 @@ COMBINATIONS |= {
         scaled_embedding=True,
         logit_softcap=3.0,
         tied=True,
+    ),
+    "latent": tiny(attention=LATENT),
+    "latent-queries-layer-scaled": tiny(
+        attention=LATENT | {"q_lora_rank": 7, "norm_eps": 1e-3, "scale": 0.4}, norm=LAYER
     ),
     "yarn-window": tiny(
         attention=attention(window=4),

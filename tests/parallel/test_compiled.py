@@ -18,7 +18,7 @@ from mt_core.parallel.tensor.cross_entropy import (
 from mt_core.parallel.tensor.plan import apply_plan
 from mt_core.training.seeds import make_sample_keys
 from mt_core.verification.ranks import run_ranks
-from mt_models.config import MoE
+from mt_models.config import MLA, MoE
 from tiny import built, llama
 
 pytestmark = pytest.mark.slow
@@ -69,14 +69,21 @@ def test_compiled_sums_of_16_bit_gradients_are_torchs():
 
 
 DROPOUT = {"attention": 0.1, "hidden": 0.1, "embedding": 0.1}
-MIXTURE = llama(mlp=MoE(ffn_hidden_size=24, experts=4, top_k=2), dropout=DROPOUT)
+MODELS = {
+    "expert": llama(mlp=MoE(ffn_hidden_size=24, experts=4, top_k=2), dropout=DROPOUT),
+    "latent attention by tensor": llama(
+        attention=MLA(heads=4, q_lora_rank=12, kv_lora_rank=10, nope_head_size=6, rope_head_size=4, v_head_size=5),
+        dropout=DROPOUT,
+    ),
+}
+"""Models that are not like Llama, by what is cut."""
 
 
 def cut(axis: Axis, by: str):
     """A model whose layers need the axis' ranks, as `parallelize` makes it for torch.compile."""
-    model = built(MIXTURE if by == "expert" else llama(dropout=DROPOUT))
-    tensor, expert = (axis if by == name else Axis(name) for name in ("tensor", "expert"))
-    apply_plan(model, model.plan(tensor.size), tensor, sequence=by == "tensor", expert=expert)
+    model = built(MODELS.get(by, llama(dropout=DROPOUT)))
+    tensor, expert = (axis if name in by else Axis(name) for name in ("tensor", "expert"))
+    apply_plan(model, model.plan(tensor.size), tensor, sequence="tensor" in by, expert=expert)
     for module in model.modules():
         if isinstance(op := getattr(module, "op", None), ExpertDispatch):
             module.op = disable_tracing(op)
@@ -89,13 +96,13 @@ def cut(axis: Axis, by: str):
 def gradients_on_ranks(axis: Axis, by: str, compiled: bool) -> list[Tensor]:
     model = cut(axis, by)
     for block in model.layers.values() if compiled else ():
-        block.forward = torch.compile(block.forward, backend="aot_eager", fullgraph=by == "tensor")
-    tokens_BT = torch.arange(64).view(2, 32) + (0 if by == "tensor" else axis.rank)
+        block.forward = torch.compile(block.forward, backend="aot_eager", fullgraph="tensor" in by)
+    tokens_BT = torch.arange(64).view(2, 32) + (0 if "tensor" in by else axis.rank)
     model.token_losses(tokens_BT, tokens_BT, dropout_keys_B=make_sample_keys(0, 0, 2)).sum().backward()
     return [p.grad for p in model.parameters()]
 
 
-@pytest.mark.parametrize("by", ["tensor", "context", "expert"])
+@pytest.mark.parametrize("by", ["tensor", "latent attention by tensor", "context", "expert"])
 def test_layers_whose_ranks_exchange_compute_the_same_compiled(by):
     """Those cut by tensor are one graph."""
     plain, compiled = (run_ranks(2, gradients_on_ranks, by, compiled) for compiled in (False, True))

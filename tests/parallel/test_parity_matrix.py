@@ -66,7 +66,7 @@ def test_losses_norms_gradients_and_weights_of_three_steps_are_those_of_one_rank
 @pytest.mark.parametrize("layout", [each for each in LAYOUTS if each.startswith("context 2,")] + ["tensor 2, sequence"])
 def test_documents_that_do_not_see_each_other_are_honoured(layout, reference):
     ranks, parallel = LAYOUTS[layout]
-    models = ["gqa", "learned-biased"]
+    models = ["gqa", "learned-biased", "latent"]
     found = records([run_config(model, parallel=parallel) for model in models], ranks, documents=True)
     for model, record in zip(models, found, strict=True):
         assert disagreements(record, reference[model, True]) == []

@@ -141,7 +141,7 @@ def make_block_rotation(config: GPTConfig, tokens: int):
 
     if config.position.kind != "rope":
         return None
-    return make_rotation(torch.arange(tokens), config.attention.head_size, theta=1e4, dtype=torch.float32)
+    return make_rotation(torch.arange(tokens), config.attention.rotary_size, theta=1e4, dtype=torch.float32)
 
 
 @pytest.mark.parametrize("position", ["rope", "learned"])
@@ -213,6 +213,29 @@ def test_activations_of_experts_are_what_a_real_block_saves(changes):
         mlp={"kind": "moe", "ffn_hidden_size": 48, "experts": 8, "top_k": 3, **changes},
         norm={"kind": "layer"},
         position={"kind": "rope"},
+    )
+    costs = model.layer_costs(RankShape(tokens=2 * 64, seq_length=64, element_size=4))
+    assert sum(tensor.size for tensor in costs.saved) == saved_bytes(model, tokens=64, batch=2)
+
+
+@pytest.mark.parametrize("position", ["rope", "learned"])
+@pytest.mark.parametrize("q_lora_rank", [None, 24])
+@pytest.mark.parametrize("core", ["sdpa", "eager"])
+@pytest.mark.parametrize("dropout", [0, 0.1])
+def test_activations_of_latent_attention_are_what_a_real_block_saves(position, q_lora_rank, core, dropout):
+    """With values as wide as keys where torch's kernel for CPUs is to run."""
+    values = 12 if core == "eager" else 24
+    sizes = {"kv_lora_rank": 20, "nope_head_size": 16, "rope_head_size": 8, "v_head_size": values}
+    model = GPTConfig(
+        layers=1,
+        hidden_size=64,
+        vocab_size=128,
+        max_seq_len=64,
+        attention={"kind": "mla", "heads": 4, "q_lora_rank": q_lora_rank, "core": core, **sizes},
+        mlp={"kind": "dense", "ffn_hidden_size": 96},
+        norm={"kind": "layer"},
+        position={"kind": position},
+        dropout={"attention": dropout},
     )
     costs = model.layer_costs(RankShape(tokens=2 * 64, seq_length=64, element_size=4))
     assert sum(tensor.size for tensor in costs.saved) == saved_bytes(model, tokens=64, batch=2)

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 
 from mt_core.parallel.tensor.plan import Column, Plan, Rule, Sequence, Vocab
 from mt_models.config import BertConfig, GPTConfig, T5Config, TransformerConfig
-from mt_models.layers import attention, mlp
+from mt_models.layers import attention, mla, mlp
 
 
 def plan(config: TransformerConfig, tensor: int) -> Plan:
@@ -56,8 +56,9 @@ def _t5(config: T5Config, tensor: int) -> Plan:
 
 def _parts(config: TransformerConfig, tensor: int) -> dict[str, Plan]:
     """The rules of the parts of a block."""
-    kv_replicas = config.attention.count_kv_replicas(tensor)
-    return {"attn": attention.plan(config.attention, kv_replicas), "mlp": mlp.plan(config.mlp)}
+    part = config.attention
+    heads = mla.plan(part) if part.kind == "mla" else attention.plan(part, part.count_kv_replicas(tensor))
+    return {"attn": heads, "mlp": mlp.plan(config.mlp)}
 
 
 def _blocks(prefix: str, parts: Mapping[str, Plan], norms: Iterable[str]) -> dict[str, Rule]:

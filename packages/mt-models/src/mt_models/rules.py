@@ -9,7 +9,7 @@ from mt_core.config.trainable import fused_problems
 from mt_core.contracts import DataSection
 from mt_core.errors import Problem
 from mt_core.plugins import components, did_you_mean
-from mt_models.config import GQA, BertConfig, TransformerConfig
+from mt_models.config import GQA, MLA, BertConfig, TransformerConfig
 from mt_models.config.tensors import Tensors
 
 ModelRun: TypeAlias = "RunConfig[TransformerConfig, DataSection]"
@@ -56,7 +56,7 @@ def _heads(model: BertConfig, parallel: ParallelConfig) -> Iterator[Problem]:
         yield Problem("parallel.sequence", actual, "allowed: false, or model.pooler = model.binary_head = false")
 
 
-def _core(attention: GQA) -> Iterator[Problem]:
+def _core(attention: GQA | MLA) -> Iterator[Problem]:
     """The core is an installed one; of sdpa it is known without torch that it cannot cap."""
     core, known = attention.core, ["auto", *components("attention")]
     if core not in known:

@@ -10,9 +10,10 @@ from typing import Any
 from mt_core.config.loading import merge
 from mt_core.config.run_config import TransformerRun
 from mt_core.parallel.layout import Layout, axis_problems
-from mt_models.config import T5Config
+from mt_models.config import GQA, MLA, T5Config
 
 HEAD_SIZE = 8
+LATENT = 12
 VOCABULARY = 251
 """A prime: no multiple of any padding unit."""
 VOCABULARY_DIVISOR = 4
@@ -41,9 +42,9 @@ def shrink(config: TransformerRun, layouts: Sequence[Layout]) -> Any:
 def _model(config: TransformerRun, layouts: Sequence[Layout]) -> Mapping[str, Any]:
     model = config.model
     groups, queries = heads(config, layouts)
-    head = min(model.attention.head_size, HEAD_SIZE - model.attention.head_size % 2)
+    attention = _attention(config, groups, queries)
     width = model.attention.heads * model.attention.head_size
-    size = groups * queries * head + (0 if model.hidden_size == width else 4)
+    size = groups * queries * attention.head_size + (0 if model.hidden_size == width else 4)
     cut = lcm(*(layout.dims.tensor for layout in layouts))
     hidden = min(
         max(round(model.mlp.ffn_hidden_size / model.hidden_size * size / cut), 1) * cut, model.mlp.ffn_hidden_size
@@ -59,10 +60,28 @@ def _model(config: TransformerRun, layouts: Sequence[Layout]) -> Mapping[str, An
         "vocab_size": min(model.vocab_size, VOCABULARY),
         "vocab_divisor": min(model.vocab_divisor, VOCABULARY_DIVISOR),
         "max_seq_len": length if model.max_seq_len == config.data.seq_length else length + 4,
-        "attention": {"heads": groups * queries, "num_kv_heads": groups, "head_size": head},
+        "attention": attention.model_dump(),
         "mlp": {"ffn_hidden_size": hidden},
         "init_std": min(gain, 1.0) / size**0.5,
     }
+
+
+def _attention(config: TransformerRun, groups: int, queries: int) -> GQA | MLA:
+    """Attention of so many heads, as small as it can be and still have what the whole one has."""
+    part = _resize(config, groups, queries)
+    names = ("head_size",) if part.kind == "gqa" else ("nope_head_size", "rope_head_size", "v_head_size")
+    sizes = {name: min(getattr(part, name), HEAD_SIZE - getattr(part, name) % 2) for name in names}
+    ranks = {name: getattr(part, name) for name in ("q_lora_rank", "kv_lora_rank") if part.kind == "mla"}
+    sizes |= {name: min(rank, LATENT) for name, rank in ranks.items() if rank is not None}
+    return part.model_copy(update=sizes)
+
+
+def _resize(config: TransformerRun, groups: int, queries: int) -> GQA | MLA:
+    """The configuration's attention with so many heads, which latent attention has no groups of."""
+    part = config.model.attention
+    assert isinstance(part, GQA | MLA)
+    grouped = {"num_kv_heads": groups} if part.kind == "gqa" else {}
+    return part.model_copy(update={"heads": groups * queries, **grouped})
 
 
 def heads(config: TransformerRun, layouts: Sequence[Layout]) -> tuple[int, int]:
@@ -85,7 +104,7 @@ def _features(groups: int, queries: int, layout: Layout) -> tuple[bool, ...]:
 
 
 def _legal(config: TransformerRun, size: tuple[int, int], layouts: Sequence[Layout]) -> bool:
-    attention = config.model.attention.model_copy(update={"heads": size[0] * size[1], "num_kv_heads": size[0]})
+    attention = _resize(config, *size)
     small = config.model_copy(update={"model": config.model.model_copy(update={"attention": attention})})
     about_heads = ("parallel.tensor", "parallel.context")
     return not any(p.where in about_heads for layout in layouts for p in axis_problems(small, layout))

@@ -7,6 +7,7 @@ from mt_models.config.attention import GQA
 from mt_models.config.bert import BertConfig
 from mt_models.config.dropout import Dropout
 from mt_models.config.gpt import GPTConfig
+from mt_models.config.mla import MLA
 from mt_models.config.mlp import Dense, Gated
 from mt_models.config.moe import MoE
 from mt_models.config.norm import LayerNorm, RMSNorm
@@ -19,6 +20,7 @@ TransformerConfig = GPTConfig | BertConfig | T5Config
 
 __all__ = [
     "GQA",
+    "MLA",
     "BertConfig",
     "Dense",
     "Dropout",

@@ -62,6 +62,16 @@ class GQA(Section):
             raise ValueError(f"window {self.window} is used nowhere: window_layers names no layer")
         return self
 
+    @property
+    def rotary_size(self) -> int:
+        """Features per head that are rotated."""
+        return self.head_size
+
+    @property
+    def cache_shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Shapes of what generation keeps of a token: its keys and its values."""
+        return (self.num_kv_heads, self.head_size), (self.num_kv_heads, self.head_size)
+
     def get_window(self, layer: int) -> int | None:
         """The window of one layer, None if it sees everything."""
         pattern = self.window_layers or (True,)
@@ -100,9 +110,12 @@ class GQA(Section):
         heads = CutSize(f"{key}.heads", self.heads, all_to_all=True)
         return [heads, CutSize(f"{key}.num_kv_heads", self.num_kv_heads, repeats=True, all_to_all=True)]
 
-    def costs(self, shape: RankShape, *, rotary: bool, dropout: bool = False) -> LayerCosts:
+    def costs(
+        self, shape: RankShape, size: int, norm: RMSNorm | LayerNorm, *, rotary: bool, dropout: bool = False
+    ) -> LayerCosts:
         """The costs of attention between its norm and the residual sum, with or without rotary positions and dropout
         of its probabilities, for which it is written out."""
+        del size, norm
         core = "eager" if dropout else self.core
         features = shape.tokens * self.head_size
         heads, groups = self.heads / shape.tensor, max(self.num_kv_heads / shape.tensor, 1)

@@ -1,10 +1,13 @@
 """Configuration of `GPT`."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
-from pydantic import Field, PositiveFloat, model_validator
+from pydantic import BeforeValidator, Field, PositiveFloat, model_validator
 
 from mt_core.planning.layer_costs import LayerCosts, RankShape
+from mt_models.config.attention import GQA
+from mt_models.config.mla import MLA
 from mt_models.config.mlp import Dense, Gated
 from mt_models.config.moe import MoE
 from mt_models.config.norm import LayerNorm, RMSNorm
@@ -16,10 +19,16 @@ if TYPE_CHECKING:
     from mt_models.models.gpt import GPT
 
 
+def _default_to_gqa(attention: object) -> object:
+    return {"kind": "gqa", **attention} if isinstance(attention, Mapping) else attention
+
+
 class GPTConfig(TransformerSection):
     """A decoder-only transformer with pre-normalised residual blocks."""
 
     kind: Literal["gpt"] = "gpt"
+    attention: Annotated[GQA | MLA, Field(discriminator="kind"), BeforeValidator(_default_to_gqa)]
+    """Attention of every block."""
     mlp: Annotated[Dense | Gated | MoE, Field(discriminator="kind")]
     """Feed-forward layer of every block."""
     norm: Annotated[RMSNorm | LayerNorm, Field(discriminator="kind")]
@@ -37,8 +46,9 @@ class GPTConfig(TransformerSection):
 
     @model_validator(mode="after")
     def _rope_needs_pairs(self) -> Self:
-        if self.position.kind == "rope" and self.attention.head_size % 2:
-            raise ValueError(f"rotary positions need an even attention.head_size, got {self.attention.head_size}")
+        if self.position.kind == "rope" and (size := self.attention.rotary_size) % 2:
+            name = "head_size" if self.attention.kind == "gqa" else "rope_head_size"
+            raise ValueError(f"rotary positions need an even attention.{name}, got {size}")
         return self
 
     def build(self, tensor: int = 1) -> "GPT":
@@ -71,7 +81,7 @@ class GPTConfig(TransformerSection):
     def layer_costs(self, shape: RankShape) -> LayerCosts:
         """What one layer costs a rank in one micro-batch; post-norms are left out."""
         rotary, dropped = self.position.kind == "rope", self.dropout.attention > 0
-        attention = self.attention.costs(shape, rotary=rotary, dropout=dropped)
+        attention = self.attention.costs(shape, self.hidden_size, self.norm, rotary=rotary, dropout=dropped)
         norm, mlp = self.norm.costs(shape, self.hidden_size), self.mlp.costs(shape, self.hidden_size)
         dropout = self.dropout.costs(shape, self.hidden_size)
         return norm + attention + dropout + norm + mlp + dropout

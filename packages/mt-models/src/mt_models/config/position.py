@@ -1,8 +1,9 @@
 """Positions as parts of a model."""
 
+import math
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from mt_core.config.sections import Section
 
@@ -48,13 +49,31 @@ class YaRN(Section):
     beta_slow: PositiveFloat = 1.0
     """Pairs with fewer turns than this are divided by the whole factor."""
     attention_factor: PositiveFloat | None = None
-    """Factor of rotated queries and keys; unset, 0.1 · ln(factor) + 1."""
+    """Factor of rotated queries and keys; unset, 0.1 · ln(factor) + 1, or by `mscale` and `mscale_all_dim`."""
+    mscale: NonNegativeFloat | None = None
+    """With `mscale_all_dim`, rotated queries and keys have the quotient of 0.1 · mscale · ln(factor) + 1 and the same
+    of `mscale_all_dim` as their factor (DeepSeek)."""
+    mscale_all_dim: NonNegativeFloat | None = None
+    """In latent attention, scores are multiplied by (0.1 · mscale_all_dim · ln(factor) + 1)²."""
 
     @model_validator(mode="after")
     def _band_is_ordered(self) -> Self:
         if self.beta_slow >= self.beta_fast:
             raise ValueError(f"beta_slow {self.beta_slow} is not below beta_fast {self.beta_fast}")
         return self
+
+    def sharpen(self, mscale: float | None) -> float:
+        """The factor 0.1 · mscale · ln(factor) + 1, which is 1 without an mscale."""
+        return 0.1 * (mscale or 0.0) * math.log(self.factor) + 1
+
+    @property
+    def rotary_factor(self) -> float:
+        """Factor of rotated queries and keys."""
+        if self.attention_factor is not None:
+            return self.attention_factor
+        if self.mscale and self.mscale_all_dim:
+            return self.sharpen(self.mscale) / self.sharpen(self.mscale_all_dim)
+        return self.sharpen(1)
 
 
 class Rope(Section):

@@ -7,7 +7,6 @@ from pydantic import Field, PositiveFloat, PositiveInt, WithJsonSchema
 
 from mt_core.config.sections import Section
 from mt_core.parallel.cuts import CutSize, TensorCut
-from mt_models.config.attention import GQA
 from mt_models.config.dropout import Dropout
 from mt_models.config.norm import LayerNorm, RMSNorm
 from mt_models.config.tensors import CanonicalTensor, Tensors, count_parameters
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class TransformerSection(Section):
-    """The fields that every model has; each model narrows `kind` and `mlp`, and may say more of the others."""
+    """The fields that every model has; each model narrows those of `Any`, and may say more of the others."""
 
     kind: Any
     """Which model it is."""
@@ -31,7 +30,7 @@ class TransformerSection(Section):
     """Token ids, before padding; `"tokenizer"` in a file takes as many as `data.tokenizer` has."""
     max_seq_len: PositiveInt
     """Longest sequence in tokens."""
-    attention: GQA
+    attention: Any
     """Attention of every block."""
     mlp: Any
     """Feed-forward layer of every block."""

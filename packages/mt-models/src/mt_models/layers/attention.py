@@ -38,6 +38,7 @@ class Attention(nn.Module):
         """`tensor` ranks will share it: more than there are groups, and the groups are repeated."""
         super().__init__()
         part, D = config.attention, config.hidden_size
+        assert part.kind == "gqa"
         kv_replicas = part.count_kv_replicas(tensor)
         G, R = part.num_kv_heads * kv_replicas, part.queries_per_group // kv_replicas
         self.qkv = Linear(D, (G, R + 2, part.head_size), bias=part.qkv_bias)
@@ -88,6 +89,7 @@ class CrossAttention(nn.Module):
         """`tensor` ranks will share it: more than there are groups, and the groups are repeated."""
         super().__init__()
         part, D = config.attention, config.hidden_size
+        assert part.kind == "gqa"
         self.q = Linear(D, (part.heads, part.head_size), bias=part.qkv_bias)
         self.kv = Linear(D, (part.num_kv_heads * part.count_kv_replicas(tensor), 2, part.head_size), bias=part.qkv_bias)
         self.out = Linear((part.heads, part.head_size), D, bias=part.out_bias)

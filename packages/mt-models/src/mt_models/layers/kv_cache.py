@@ -1,4 +1,5 @@
-"""The KV cache: keys and values of the positions a model has already seen, for generation.
+"""The KV cache: keys and values of the positions a model has already seen, for generation; of latent attention the
+latents and the features that keys of all heads share, in their places.
 
 Shape suffixes: B batch, T new tokens, S all tokens so far, G key/value groups, K head size.
 """
@@ -40,9 +41,10 @@ class KVCache:
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> None:
-        shape = (batch, positions, config.attention.num_kv_heads, config.attention.head_size)
+        shapes = [(batch, positions, *shape) for shape in config.attention.cache_shapes]
         self.layers = tuple(
-            LayerCache(*(torch.empty(shape, dtype=dtype, device=device) for _ in "kv")) for _ in range(config.layers)
+            LayerCache(*(torch.empty(shape, dtype=dtype, device=device) for shape in shapes))
+            for _ in range(config.layers)
         )
 
     @property

@@ -49,9 +49,7 @@ def scale_frequencies(plain_L: Tensor, scaling: Scaling | None, theta: float) ->
 
 def get_attention_factor(scaling: Scaling | None) -> float:
     """Factor of cos and sin, which sharpens attention: above 1 with YaRN, else 1 (arXiv:2309.00071, §3.4)."""
-    if not isinstance(scaling, config.YaRN):
-        return 1.0
-    return scaling.attention_factor or 0.1 * math.log(scaling.factor) + 1
+    return scaling.rotary_factor if isinstance(scaling, config.YaRN) else 1.0
 
 
 def _kept_by_turns(scaling: config.Llama3, plain_L: Tensor) -> Tensor:

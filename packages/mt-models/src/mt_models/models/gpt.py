@@ -20,6 +20,7 @@ from mt_models.layers.attention_cores import Core
 from mt_models.layers.basic import CrossEntropy, Embedding, Linear, make_norm
 from mt_models.layers.dropout import ATTENTION_OUTPUT, EMBEDDING, MLP_OUTPUT, HiddenDropout
 from mt_models.layers.kv_cache import KVCache, LayerCache
+from mt_models.layers.mla import LatentAttention
 from mt_models.layers.mlp import make_mlp
 from mt_models.layers.rope import Rotation, make_rotation
 from mt_models.layers.router import AuxLosses, attach_aux_losses
@@ -32,7 +33,7 @@ class Block(nn.Module):
     def __init__(self, config: GPTConfig, core: Core, tensor: int = 1, layer: int = 0) -> None:
         super().__init__()
         self.attn_norm = make_norm(config.norm, config.hidden_size)
-        self.attn = Attention(config, core, tensor, layer)
+        self.attn = make_attention(config, core, tensor, layer)
         self.mlp_norm = make_norm(config.norm, config.hidden_size)
         self.mlp = make_mlp(config.mlp, config.hidden_size)
         self.attn_post_norm, self.mlp_post_norm = (
@@ -58,6 +59,13 @@ class Block(nn.Module):
         x_BTD = x_BTD + self.attn_dropout(self.attn_post_norm(y_BTD), dropout)
         y_BTD = self.mlp(self.mlp_norm(x_BTD), aux_losses, dropout)
         return x_BTD + self.mlp_dropout(self.mlp_post_norm(y_BTD), dropout)
+
+
+def make_attention(config: GPTConfig, core: Core, tensor: int, layer: int) -> nn.Module:
+    """The attention layer that the configuration describes."""
+    if config.attention.kind == "mla":
+        return LatentAttention(config, config.attention, core)
+    return Attention(config, core, tensor, layer)
 
 
 class GPT(Transformer[GPTConfig]):
@@ -164,7 +172,7 @@ class GPT(Transformer[GPTConfig]):
         if part.kind != "rope":
             return None
         wide = torch.promote_types(dtype, torch.float32)
-        size = self.config.attention.head_size
+        size = self.config.attention.rotary_size
         return make_rotation(positions, size, theta=part.theta, dtype=wide, scaling=part.scaling)
 
     @property

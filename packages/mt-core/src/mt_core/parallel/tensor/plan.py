@@ -27,6 +27,7 @@ from mt_core.parallel.tensor.linear import (
     VocabEmbedding,
     VocabLinear,
 )
+from mt_core.parallel.tensor.shared_features import SharedFeatures, share_features
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +96,7 @@ PARALLEL_OPS: Mapping[tuple[type, Any], Callable[[Axis, bool], Any]] = {
     (Sequence, F.embedding): SequenceEmbedding,
     (Sequence, drop_features): SequenceDropout,
     (Sequence, jitter_features): lambda axis, sequence: SequenceDropout(axis, sequence, jitter_features),
+    (Column, share_features): SharedFeatures,
     (Column, number_heads): lambda axis, _: LocalHeads(axis),
     (Expert, dispatch): lambda axis, _: ExpertDispatch(axis),  # with sequence parallelism each rank sends its tokens
     (Vocab, used_elsewhere): lambda axis, _: used_elsewhere,
