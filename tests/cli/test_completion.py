@@ -43,6 +43,7 @@ def completions(mt, line: str, **variables: object) -> list[str]:
         ("mt config show --set model.mlp.aux", ["model.mlp.aux_loss_coeff="]),
         ("mt plan --set parallel.seq", ["parallel.sequence="]),
         ("mt verify --set lr_schedule.min", ["lr_schedule.min_lr=", "lr_schedule.min_lr_fraction="]),
+        ("mt data plan --set batch.micro", ["batch.micro_batch="]),
         ("mt eval lambada --loader n", ["native"]),
         ("mt generate --loader hf --device c", ["cpu", "cuda"]),
     ],

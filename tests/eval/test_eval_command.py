@@ -98,7 +98,7 @@ def trained_shorter(checkpoint, tmp_path):
 
 def test_inputs_are_as_long_as_the_samples_in_training(trained_shorter, held_out, passages, tmp_path):
     for options, seq_length, source in (
-        ((), 48, "data.seq_length of the run"),
+        ((), 48, "samples in training"),
         (("--seq-length", 64), 64, "--seq-length"),
         (("--seq-length", 20), 20, "--seq-length"),
     ):

@@ -103,3 +103,15 @@ def test_torch_dist_gives_the_same_bits_back(model, tensor, native, tmp_path):
     source = native(model)
     core, back = convert_there_and_back(source, tmp_path, target_ckpt_format="torch_dist", **sizes(tensor))
     assert read_tensors(core) == read_tensors(back) == read_tensors(source)
+
+
+@pytest.mark.parametrize("saver", ["core", "legacy"])
+def test_the_length_of_the_samples_in_training_is_that_of_args(saver, native, tmp_path):
+    convert("native", native(), saver, tmp_path / saver)
+    assert open_checkpoint(tmp_path / saver).trained_seq_length() == 12
+    (file,) = (tmp_path / saver).rglob("model_optim_rng.pt")
+    state = torch.load(file, weights_only=False)
+    state["args"].seq_length = 7
+    torch.save(state, file)
+    loader = open_checkpoint(tmp_path / saver)
+    assert (loader.trained_seq_length(), loader.config().max_seq_len) == (7, 12)

@@ -35,6 +35,10 @@ class MegatronCoreLoader:
         """The model that the checkpoint's args and tensors describe."""
         return read_model(self.source.args, self.shapes, str(self.source.path), self.true_vocab_size)
 
+    def trained_seq_length(self) -> int | None:
+        """Tokens of the samples that Megatron trained on; None where args do not say."""
+        return getattr(self.source.args, "seq_length", None)
+
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Canonical name and tensor, one at a time."""
         return self.source.tensors(self.config())

@@ -9,20 +9,23 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from mt_core.cli.completion import complete_settings, preset_names
 from mt_core.cli.options import expand_options
 from mt_core.errors import MtError, Problem, raise_if
-from mt_core.plugins import components
 from mt_data.options import TokenizerOptions, print_rows, print_table
 
 if TYPE_CHECKING:
+    from mt_core.config.sections import Section
     from mt_data.tools.epoch_plan import SourcePlan
 
 
 COLUMNS = ("source", "share", "tokens", "samples", "epochs")
 
 
-def _list_presets() -> list[str]:
-    return list(components("preset"))
+def _load_tree() -> "type[Section]":
+    from mt_data.tools.plan import data_plan_config_type
+
+    return data_plan_config_type()
 
 
 @expand_options
@@ -122,8 +125,11 @@ def blend(
 
 def plan(
     files: Annotated[list[Path] | None, typer.Argument(help="TOML files; later ones override earlier ones.")] = None,
-    overrides: Annotated[list[str] | None, typer.Option("--set", help="Override one: section.field=value.")] = None,
-    preset: Annotated[str | None, typer.Option(help="Start from this preset.", autocompletion=_list_presets)] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Override one: section.field=value.", autocompletion=complete_settings(_load_tree)),
+    ] = None,
+    preset: Annotated[str | None, typer.Option(help="Start from this preset.", autocompletion=preset_names)] = None,
 ) -> None:
     """Show what a run will read before step 1: samples, tokens and epochs of every source.
 

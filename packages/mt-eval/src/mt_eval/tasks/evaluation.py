@@ -63,7 +63,7 @@ class Evaluation:
                 raise MtError("--seq-length", f"{asked} tokens", f"1 to {positions}, the model's positions")
             return asked, "--seq-length"
         trained = self.checkpoint.trained_seq_length
-        known = (min(trained, positions), "data.seq_length of the run") if trained else (positions, "model's positions")
+        known = (min(trained, positions), "samples in training") if trained else (positions, "model's positions")
         return min(known, (longest or positions, "longest input of the task"), key=lambda pair: pair[0])
 
     def batch_size(self, model: GPT, length: int) -> int:

@@ -49,6 +49,10 @@ class MegatronLegacyLoader:
         """The model that args and shapes describe."""
         return read_model(self.args, self.shapes, str(self.source.path), self.true_vocab_size, core=False)
 
+    def trained_seq_length(self) -> int | None:
+        """Tokens of the samples that Megatron trained on; None where args do not say."""
+        return getattr(self.args, "seq_length", None)
+
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Canonical name and tensor, one at a time."""
         return self.source.tensors(self.config())
