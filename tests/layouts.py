@@ -112,17 +112,77 @@ EXPERT_LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
 """The same for mixtures of experts, data ranks besides expert ranks where there are four: zero1 and fsdp share dense
 weights among all ranks, or those of a copy, and each expert among those of them that hold it."""
 
+EIGHT = "E|t|t|t|t||t|tL"
+"""Eight stages of six layers, one of them empty."""
+
+PIPELINES: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
+    "gpipe 2": (2, {}, {"schedule": "gpipe"}),
+    "1f1b 2": (2, {}, {}),
+    "interleaved 2 of 3 stages": (2, {}, {"schedule": "interleaved", "virtual_stages": 3}),
+    "zb-h1 2": (2, {}, {"schedule": "zb-h1"}),
+    "zb-2p 2, uneven": (2, {}, {"schedule": "zb-2p", "num_layers_in_first_stage": 1}),
+    "zbv 2": (2, {}, {"schedule": "zbv", "layout": "Et|t*3|t|tL"}),
+    "dualpipev 2, ends alone": (2, {}, {"schedule": "dualpipev", "layout": "E|t*3|t*3|L"}),
+    "gpipe 4": (4, {}, {"schedule": "gpipe", "layout": "Et*2|t*2|t|tL"}),
+    "1f1b 4, ends alone": (4, {}, {"layout": "E|t*3|t*3|L"}),
+    "interleaved 4": (4, {}, {"schedule": "interleaved", "layout": EIGHT}),
+    "interleaved 3, groups of 4": (3, {}, {"schedule": "interleaved", "microbatch_group_size": 4}),
+    "zb-h1 4": (4, {}, {"schedule": "zb-h1", "layout": "Et|t|t*2|t*2L"}),
+    "zb-2p 4": (4, {}, {"schedule": "zb-2p", "layout": "Et|t|t*2|t*2L"}),
+    "zbv 4": (4, {}, {"schedule": "zbv", "layout": EIGHT}),
+    "dualpipev 4": (4, {}, {"schedule": "dualpipev", "layout": EIGHT}),
+    "1f1b 2 × tensor 2, sequence": (4, {"tensor": 2, "sequence": True}, {}),
+    "zbv 2 × tensor 2, sequence": (4, {"tensor": 2, "sequence": True}, {"schedule": "zbv", "layout": "Et|t*3|t|tL"}),
+    "zb-h1 2 × tensor 2": (4, {"tensor": 2}, {"schedule": "zb-h1"}),
+    "interleaved 2 × context 2": (4, {"context": 2}, {"schedule": "interleaved", "virtual_stages": 3}),
+    "zb-h1 2 × context 2, all-gather": (4, {"context": 2, "cp_comm_type": "all_gather"}, {"schedule": "zb-h1"}),
+    "1f1b 2 × replicate 2": (4, {"sharding": "replicate", "bucket_size": 3000}, {}),
+    "interleaved 2 × zero1 2": (
+        4,
+        {"sharding": "zero1", "bucket_size": 3000},
+        {"schedule": "interleaved", "virtual_stages": 3},
+    ),
+    "dualpipev 2 × zero1 2": (4, {"sharding": "zero1"}, {"schedule": "dualpipev", "layout": "Et|t*3|t|tL"}),
+    "1f1b 2 × fsdp 2": (4, {"sharding": "fsdp"}, {}),
+    "zbv 2 × fsdp 2": (4, {"sharding": "fsdp"}, {"schedule": "zbv", "layout": "Et|t*3|t|tL"}),
+    "1f1b 2 × tensor 2, sequence × zero1 2": (
+        8,
+        {"tensor": 2, "sequence": True, "sharding": "zero1", "bucket_size": 3000},
+        {},
+    ),
+    "zb-h1 2 × zero1 2 in replicas 2": (8, {"sharding": "zero1", "shard_size": 2}, {"schedule": "zb-h1"}),
+    "interleaved 2 × fsdp 2 in replicas 2": (
+        8,
+        {"sharding": "fsdp", "shard_size": 2},
+        {"schedule": "interleaved", "virtual_stages": 3},
+    ),
+}
+"""Ranks and the sections `parallel`, without the pipeline's length, and `pipeline`: every schedule alone, where stages
+are uneven, empty, or an end without layers, and with every other axis."""
+DEEP = 6
+"""Layers of models that are cut into stages."""
+
+EXPERT_PIPELINES: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
+    "1f1b 2 × expert 2": (4, {"expert": 2}, {}),
+    "zbv 2 × expert 2 × zero1 2": (4, {"expert": 2, "sharding": "zero1"}, {"schedule": "zbv", "layout": "Et|t*3|t|tL"}),
+    "interleaved 2 × expert 2 × fsdp 2": (
+        4,
+        {"expert": 2, "sharding": "fsdp"},
+        {"schedule": "interleaved", "virtual_stages": 3},
+    ),
+}
+
 SAMPLES = 8
 """Of every step."""
 
 
-def run_config(model: str = "gqa", **sections: Any) -> Any:
-    """A resolved configuration in fp64 of a model of two layers; sections as plain values."""
+def run_config(model: str = "gqa", layers: int = 2, **sections: Any) -> Any:
+    """A resolved configuration in fp64 of a small model; sections as plain values."""
     part = {name: v.model_dump() if hasattr(v, "model_dump") else v for name, v in (MODELS | BALANCED)[model].items()}
     values = {
         "model": {
             "kind": "gpt",
-            "layers": 2,
+            "layers": layers,
             "hidden_size": 32,
             "vocab_size": 61,
             "vocab_divisor": 4,
@@ -140,6 +200,14 @@ def run_config(model: str = "gqa", **sections: Any) -> Any:
         "runtime": {"device": "cpu"},
     }
     return run_config_type().model_validate(values | sections)
+
+
+def pipeline_config(model: str, layout: str, **sections: Any) -> Any:
+    """The configuration of a deep model in a layout of `PIPELINES` or `EXPERT_PIPELINES`."""
+    ranks, parallel, pipeline = (PIPELINES | EXPERT_PIPELINES)[layout]
+    length = int(layout.split()[1].rstrip(","))
+    assert ranks % length == 0
+    return run_config(model, DEEP, parallel=parallel | {"pipeline": length}, pipeline=pipeline, **sections)
 
 
 def data_ranks(ranks: int, parallel: dict[str, Any]) -> int:

@@ -29,7 +29,8 @@ def batches_of(config: Any, mesh: Mesh, step: int = 0) -> list[Batch]:
 def gradients(config: Any, state: TrainState, batches: Sequence[Batch]) -> torch.Tensor:
     """Compute the gradients of a step in which every token counts; returns this rank's share of the loss."""
     tokens = config.batch.global_batch * config.data.seq_length
-    loss = backward(state.model, state.data_parallel, batches, tokens, CPU, scale=state.loss_scale.value).loss
+    keywords = {"scale": state.loss_scale.value, "pipeline": state.pipeline}
+    loss = backward(state.model, state.data_parallel, batches, tokens, CPU, **keywords).loss
     reduce(state.data_parallel)
     return loss
 

@@ -41,16 +41,24 @@ class TestCases:
             "bucket_size": 7,
         }
 
-    @pytest.mark.parametrize("layout", ["pipeline=2", "pipeline=2,tensor=2"])
-    def test_a_pipeline_is_refused_as_nothing_runs_it_yet(self, layout):
+    def test_a_pipeline_is_compared_with_two_ranks_and_its_schedule(self):
         config = make_config("llama3-8b", "parallel.pipeline=4", "pipeline.schedule=zbv")
-        message = "parallel.pipeline: [24], but pipelines are planned only: nothing runs them yet; allowed: 1"
-        with pytest.raises(MtError, match=message):
-            cases(config, [layout], None)
-        with pytest.raises(MtError, match=message):
-            cases(config, [], None)
+        (own,), (other,) = cases(config, [], None), cases(config, ["pipeline=2,tensor=2"], None)
+        assert (own.parallel.pipeline, own.ranks, other.ranks) == (2, 2, 4)
+        keys = with_parallel(config, own.parallel).pipeline
+        assert (keys.schedule, keys.virtual_stages, keys.layout) == ("zbv", 2, "Et*8|t*8|t*8|t*8L")
         (case,) = cases(config, ["tensor=2"], None)
         assert case.parallel.pipeline == 1
+
+    def test_a_pipeline_shrinks_to_the_layers_that_its_stages_need(self):
+        small, _ = shrink_for(make_config("llama3-8b", "pipeline.schedule=interleaved", "parallel.pipeline=8"))
+        assert (small.model.layers, small.batch.global_batch) == (8, 2 * 2 * 2)
+        small, _ = shrink_for(make_config("llama3-8b"), "pipeline=4,data=2")
+        assert (small.model.layers, small.batch.global_batch) == (8, 2 * 2 * 2 * 4)
+
+    def test_a_pipeline_of_a_model_without_stages_is_refused(self):
+        with pytest.raises(MtError, match="a model of kind 't5' cannot be cut into stages; allowed: 1"):
+            cases(make_config("t5-220m"), ["pipeline=2"], None)
 
     @pytest.mark.parametrize(
         ("layout", "ranks", "data"),

@@ -2,7 +2,7 @@
 
 import pytest
 
-from layouts import BALANCED, MODELS, SAMPLES, run_config
+from layouts import BALANCED, DEEP, MODELS, SAMPLES, run_config
 from mt_core.verification.measure import Record, measure
 
 
@@ -14,6 +14,20 @@ def reference(compute_once) -> dict[tuple[str, bool], Record]:
         "parity, one rank",
         lambda: {
             (model, documents): measure(run_config(model, batch=batch), 1, documents=documents)
+            for model in MODELS | BALANCED
+            for documents in (False, True)
+        },
+    )
+
+
+@pytest.fixture(scope="session")
+def deep_reference(compute_once) -> dict[tuple[str, bool], Record]:
+    """The same of models with enough layers for stages."""
+    batch = {"micro_batch": SAMPLES, "global_batch": SAMPLES}
+    return compute_once(
+        "parity of deep models, one rank",
+        lambda: {
+            (model, documents): measure(run_config(model, DEEP, batch=batch), 1, documents=documents)
             for model in MODELS | BALANCED
             for documents in (False, True)
         },

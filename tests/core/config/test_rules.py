@@ -41,10 +41,42 @@ def test_a_layout_that_cannot_be_is_told_before_there_are_ranks():
     ]
 
 
-def test_a_pipeline_is_not_trained_yet():
-    assert refused("parallel.pipeline=2") == [
-        "parallel.pipeline: 2, but pipelines are planned only: nothing runs them yet; allowed: 1; mt plan takes more"
+def test_stages_that_cannot_be_are_told_before_there_are_ranks():
+    assert refused("parallel.pipeline=3") == [
+        "model.layers: 4 layers do not divide evenly over 3 ranks; allowed: model.layers = 3 or 6; "
+        'or pipeline.layout = "Et|t*2|tL" alone'
     ]
+    assert refused("parallel.pipeline=2", "pipeline.layout=Et|x") == [
+        "pipeline.layout: 'Et|>x<': 'x' at position 4 is no letter of a layout; allowed: E, t, L, |, *, \"(\" and \")\""
+    ]
+    assert refused("parallel.pipeline=3", "pipeline.layout=E|t*4L|") == [
+        "pipeline.layout: stage 1 of 'E|t*4L|' is 'ttttL'; allowed: one L (loss), as the last letter of the last stage",
+    ]
+    assert refused("parallel.pipeline=3", "pipeline.layout=Et*4||L") == [
+        'pipeline.layout: leaves rank 1 of the pipeline nothing of the model; give it a layer, as "Et|t*2|tL" does'
+    ]
+    assert refused("parallel.pipeline=2", "pipeline.schedule=zbv", "pipeline.virtual_stages=3") == [
+        "pipeline.virtual_stages: 3, but a rank of zbv has 2; allowed: 2"
+    ]
+
+
+def test_counts_that_a_schedule_does_not_take_are_told_before_there_are_ranks():
+    dualpipev = ("parallel.pipeline=2", "pipeline.schedule=dualpipev", "parallel.data=2")
+    said = "dualpipev needs at least 2 × 2 ranks; allowed: 4 microbatches, batch.global_batch = 8"
+    assert refused(*dualpipev, "batch.global_batch=6") == [f"batch.global_batch: 3 microbatches, but {said}"]
+    assert refused(*dualpipev, "batch.global_batch=8", 'batch.sizes="0:8 16:6 32:8"') == [
+        f"batch.sizes: 3 microbatches, but {said}"
+    ]
+    growing = ("batch.global_batch=10", "batch.rampup=[6, 2, 32]")
+    assert refused(*dualpipev, *growing) == [f"batch.rampup: 3 microbatches, but {said}"]
+
+
+@pytest.mark.parametrize("preset", ["bert-345m", "t5-220m"])
+def test_models_that_cannot_be_cut_into_stages_are_refused(preset):
+    kind = preset.partition("-")[0]
+    assert f"parallel.pipeline: 2, but a model of kind {kind!r} cannot be cut into stages; allowed: 1" in refused(
+        "parallel.pipeline=2", preset=preset
+    )
 
 
 @pytest.mark.parametrize(

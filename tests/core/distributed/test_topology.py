@@ -20,10 +20,11 @@ def count_up(dims: ParallelDims) -> list[dict[str, int]]:
     shard, expert = dims.shard or dims.data * dims.context, dims.expert
     most = next(n for n in range(1, shard * expert + 1) if n * expert % shard == 0)  # fewest that fill whole groups
     ranks = []
-    for data, context, tensor in product(range(dims.data), range(dims.context), range(dims.tensor)):
+    axes = (dims.pipeline, dims.data, dims.context, dims.tensor)
+    for pipeline, data, context, tensor in product(*map(range, axes)):
         line = data * dims.context + context
         ranks.append(
-            {"data": data, "context": context, "tensor": tensor, "data_context": line}
+            {"pipeline": pipeline, "data": data, "context": context, "tensor": tensor, "data_context": line}
             | {"shard": line % shard, "replica": line // shard, "expert": line % expert}
             | {"expert_data_parallel": line // expert}
             | {"expert_shard": line // expert % most, "expert_replica": line // expert // most}
@@ -34,7 +35,7 @@ def count_up(dims: ParallelDims) -> list[dict[str, int]]:
 @pytest.mark.parametrize("sizes", SIZES)
 def test_coordinates_are_those_of_counting_up(sizes):
     for shard, expert in product(divisors(sizes[0] * sizes[1]), repeat=2):
-        dims = ParallelDims(*sizes, shard=shard, expert=expert)
+        dims = ParallelDims(*sizes, shard=shard, expert=expert, pipeline=1 + expert % 2)
         expected = count_up(dims)
         assert [dims.coordinates(rank) for rank in range(dims.ranks)] == expected
         assert dims.sizes == {axis: 1 + max(rank[axis] for rank in expected) for axis in expected[0]}
@@ -150,6 +151,7 @@ def test_without_a_shard_size_all_ranks_with_the_same_weights_share():
         ({"tensor": 2, "context": 2}, 8, ParallelDims(2, 2, 2, 1)),
         ({"data": 2, "tensor": 2, "sharding": "fsdp"}, 4, ParallelDims(2, 1, 2, None)),
         ({"sharding": "zero1", "shard_size": 2}, 4, ParallelDims(4, 1, 1, 2)),
+        ({"pipeline": 4, "tensor": 2}, 16, ParallelDims(2, 1, 2, 1, 1, 4)),
     ],
 )
 def test_data_is_what_the_other_axes_leave(values, ranks, dims):
@@ -170,6 +172,12 @@ def test_data_is_what_the_other_axes_leave(values, ranks, dims):
             {"data": 2, "tensor": 2},
             8,
             "parallel.data: tensor 2 × context 1 × data 2 = 4, but 8 ranks run; start 4 ranks, or leave data unset",
+        ),
+        (
+            {"tensor": 2, "pipeline": 3},
+            8,
+            "parallel: tensor 2 × context 1 × pipeline 3 does not divide 8 ranks; "
+            "start 12 ranks, or change one of the three",
         ),
         (
             {"sharding": "zero1", "shard_size": 3, "context": 2},

@@ -194,10 +194,15 @@ def test_where_no_layout_passes_the_next_numbers_of_ranks_are_told():
     assert suggest_nearest(run("batch.micro_batch=3"), 1).allowed == "no layout of 1 passes; nor one of fewer"
 
 
-def test_a_pipeline_is_refused_by_what_does_not_run_it():
-    assert told(8, LLAMA, "parallel.pipeline=4") == [
-        "parallel.pipeline: 4, but pipelines are planned only: nothing runs them yet; allowed: 1; mt plan takes more"
+def test_a_pipeline_is_a_factor_of_the_ranks():
+    assert told(8, LLAMA, "parallel.pipeline=4") == []
+    assert build_layout(run(LLAMA, "parallel.pipeline=4"), 8).dims.data == 2
+    assert told(6, LLAMA, "parallel.pipeline=4") == [
+        "parallel: tensor 1 × context 1 × pipeline 4 does not make 6 ranks; "
+        "allowed: tensor × context × data × pipeline = 6"
     ]
+    (nearest, *_) = find_nearest(run(LLAMA, "parallel.pipeline=4"), 8)
+    assert nearest.dims.ranks == 8
 
 
 def test_keys_of_a_pipeline_need_one():

@@ -6,6 +6,7 @@ from dataclasses import replace
 from mt_cli.run_config import FullConfig
 from mt_cli.vocabulary import find_missing_rows
 from mt_core.errors import MtError, Problem
+from mt_core.pipeline.schedule_table import get_size, list_problems
 from mt_data.batching.batch_sizes import make_batch_sizes
 from mt_data.config import BERTData, T5Data
 from mt_models.config import BertConfig
@@ -38,9 +39,23 @@ def _batch(config: FullConfig) -> Iterator[Problem]:
         sizes = f"{', '.join(map(str, wrong[:3]))}{', …' if len(wrong) > 3 else ''}"
         actual = f"{sizes}: no multiple of micro_batch {batch.micro_batch} × data {config.parallel.data or 1}"
         yield Problem(where, actual, f"allowed: multiples of {unit}")
+    elif changing and config.parallel.data:
+        yield from list_schedule_problems(config, config.parallel.data, where)
     if batch.sizes and config.train.eval_every and batch.global_batch % unit:
         actual = f"{batch.global_batch}, the batch of evaluations, is no multiple of {unit}"
         yield Problem("batch.global_batch", actual, f"allowed: multiples of {unit}, or train.eval_every = 0")
+
+
+def list_schedule_problems(config: FullConfig, data: int, where: str = "batch.global_batch") -> Iterator[Problem]:
+    """Why the schedule of a pipeline does not take the batches of a run, with so many data ranks: of the first size
+    that it does not."""
+    schedule, unit = config.pipeline.schedule, config.batch.micro_batch * data
+    if config.parallel.pipeline == 1:
+        return
+    for size in make_batch_sizes(config.batch).sizes():
+        if wrong := [*list_problems(schedule, get_size(config, size // unit), samples=unit)]:
+            yield from (replace(problem, where=where) for problem in wrong)
+            return
 
 
 SAMPLES = {"gpt": ("gpt", "fim", "sft", "mock"), "bert": ("bert",), "t5": ("t5",)}

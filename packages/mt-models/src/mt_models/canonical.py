@@ -119,7 +119,7 @@ def stream_parameters(
     arrived: list[tuple[str, tuple[int, ...]]] = []
     for part, tensor in tensors:
         arrived.append((part, tuple(tensor.shape)))
-        if expected.get(part) == arrived[-1][1] and owners[part] in waiting:
+        if expected.get(part) == arrived[-1][1] and owners.get(part) in waiting:
             name = owners[part]
             waiting[name][part] = tensor
             if len(waiting[name]) == len(parts[name]):

@@ -13,6 +13,7 @@ from mt_cli.plan.report import (
     get_plan_values,
 )
 from mt_core.config.run_config import TransformerRun
+from mt_core.parallel.layout import stage_problems
 from mt_core.pipeline.layout_string import format_layout
 from mt_core.pipeline.schedule_table import SCHEDULES
 from mt_core.planning.gpu_profile import Profile
@@ -21,7 +22,7 @@ from mt_core.planning.pipeline.pipeline_plan import ASSUMPTIONS, PipelinePlan
 from mt_core.planning.pipeline.schedule_comparison import Candidate, Recommendation
 from mt_core.planning.plan import ASSUMPTIONS as ALWAYS
 
-NOT_RUN = "planned only: mt train does not run a pipeline yet"
+NOT_RUN = "planned only"
 
 
 def list_lines(
@@ -37,7 +38,7 @@ def list_lines(
     """The whole report."""
     fullest, busiest = plan.plans[plan.fullest], plan.plans[plan.busiest]
     yield from describe_head(config, busiest, profile)
-    yield from _describe_pipeline(plan)
+    yield from _describe_pipeline(config, plan)
     yield from describe_memory(fullest, explain=explain, whose=f"pipeline rank {plan.fullest}")
     totals = ", ".join(f"{each.total / GIB:.1f}" for each in plan.plans)
     yield f"  {'every rank of the pipeline':<34}{totals}"
@@ -55,12 +56,12 @@ def _count_gpus(plan: PipelinePlan) -> int:
     return plan.plans[0].layout.dims.ranks * len(plan.plans)
 
 
-def _describe_pipeline(plan: PipelinePlan) -> Iterator[str]:
+def _describe_pipeline(config: TransformerRun, plan: PipelinePlan) -> Iterator[str]:
     placement, kind = plan.schedule.placement, SCHEDULES[plan.schedule.name]
     each = f", {placement.chunks} stages each" if placement.chunks > 1 else ""
     shape = " in V shape" if placement.shape == "v" else ""
     yield f"pipeline   {placement.ranks} ranks{each}{shape}: {kind.title}, {format_layout(plan.stages)}"
-    yield f"           {NOT_RUN}"
+    yield from (f"           {NOT_RUN}: {problem}" for problem in stage_problems(config))
 
 
 def _describe_schedules(plan: PipelinePlan, candidates: Sequence[Candidate]) -> Iterator[str]:
@@ -126,7 +127,7 @@ def get_values(
     return values | {
         "memory": full | {"rank": plan.fullest, "totals": [each.total for each in plan.plans]},
         "pipeline": {
-            "runs": False,
+            "runs": not list(stage_problems(config)),
             "microbatches": plan.schedule.microbatches,
             **_get_schedule_values(plan),
             "schedules": [_get_candidate_values(candidate) for candidate in candidates],

@@ -13,6 +13,7 @@ from types import MappingProxyType
 import torch
 import torch.distributed as dist
 
+from mt_cli.rules import list_schedule_problems
 from mt_cli.run_config import FullConfig
 from mt_cli.train.report import RunSummary, describe_start, print_rows, report_end
 from mt_cli.train.resume import (
@@ -73,6 +74,7 @@ def run(config: FullConfig, *, allow_change: bool = False) -> int:
             stop = stack.enter_context(catch_stop_signals(insistent=mesh.world.size == 1))
             set_threads(config.runtime.threads)
             check_sizes(make_batch_sizes(config.batch), config.batch.micro_batch * mesh.data.size)
+            raise_if(list_schedule_problems(config, mesh.data.size))
             point = find_resume_point(run_dir)
             if point is not None and first:
                 raise_if(change_problems(point, config, mesh.data.size, allow=allow_change))
@@ -221,10 +223,11 @@ def open_data(
 
 def build_state(config: FullConfig, mesh: Mesh, device: torch.device, *, resume: bool) -> TrainState:
     """Model, weights and optimizer at step 0: initialised from the seed or, if this is no resume, from a checkpoint."""
-    model, data_parallel = parallelize(config, mesh, device)
+    model, data_parallel, pipeline = parallelize(config, mesh, device)
     groups = parameter_groups(data_parallel.main_params, data_parallel.shapes, config.optim.weight_decay)
     optimizer = component("optimizer", config.optim.name)(groups, config.optim)
-    state = TrainState(model, data_parallel, optimizer, loss_scale=LossScale.initial(config.precision))
+    scale = LossScale.initial(config.precision)
+    state = TrainState(model, data_parallel, optimizer, loss_scale=scale, pipeline=pipeline)
     if config.checkpoint.init and not resume:
         load_weights(state, config.checkpoint.init, config.checkpoint.init_options)
     elif not resume:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from mt_cli.verify.layouts import Case
+from mt_cli.verify.layouts import Case, with_stages
 from mt_cli.verify.record import record
 from mt_core.config.run_config import TransformerRun
 from mt_core.config.sections import ParallelConfig, RecomputeConfig
@@ -62,11 +62,11 @@ def check(config: TransformerRun, cases: Sequence[Case], *, steps: int, document
     """The outcome of each case as soon as it is there; `config` is one that `shrink` made."""
     config = with_runnable_core(config)
     options = {"steps": steps, "documents": documents, "timeout_s": TIMEOUT_S}
-    plain = config.model_copy(update={"parallel": ParallelConfig(), "recompute": RecomputeConfig()})
+    plain = with_stages(config.model_copy(update={"parallel": ParallelConfig(), "recompute": RecomputeConfig()}))
     reference = record(plain, 1, **options)
     for case in cases:
         began = time.monotonic()
-        run = record(config.model_copy(update={"parallel": case.parallel}), case.ranks, **options)
+        run = record(with_stages(config.model_copy(update={"parallel": case.parallel})), case.ranks, **options)
         rows = (Row(d.quantity, d.relative, limit(config, d.quantity)) for d in compare_records(run, reference))
         rows = tuple(row for row in rows if is_comparable(config, row.quantity))
         yield Outcome(case, rows, time.monotonic() - began)

@@ -10,7 +10,10 @@ from mt_core.config.run_config import TransformerRun
 from mt_core.config.sections import ParallelConfig, PipelineConfig
 from mt_core.distributed.topology import resolve_dims
 from mt_core.errors import MtError, Problem, raise_if
-from mt_core.parallel.layout import pipeline_problems, problems
+from mt_core.parallel.layout import problems
+from mt_core.pipeline.layout_string import format_layout
+from mt_core.pipeline.schedule_table import SCHEDULES
+from mt_core.pipeline.stages import balance_stages
 from mt_models.plugin import mt_config_rules
 
 MOST_RANKS = 64
@@ -37,7 +40,6 @@ def cases(config: TransformerRun, layouts: Sequence[str], ranks: int | None) -> 
         chosen = [_case(text, parse_layout(text, config.parallel), ranks) for text in layouts]
     else:
         chosen = [_configured_case(config, ranks)]
-    raise_if(problem for case in chosen for problem in pipeline_problems(with_parallel(config, case.parallel)))
     for case in chosen:
         if case.ranks == 1 and config.recompute.granularity == "none":
             where = case.name if layouts else "parallel"
@@ -68,13 +70,14 @@ def parse_layout(text: str, base: ParallelConfig) -> ParallelConfig:
 
 
 def smaller(parallel: ParallelConfig) -> ParallelConfig:
-    """This layout with fewer data ranks, and fewer that share a state or experts: what two do, many do."""
+    """This layout with fewer data ranks and stages, and fewer that share a state or experts: what two do, many do."""
     shard, data = parallel.shard_size and min(parallel.shard_size, 2), parallel.data or 1
     expert = next((size for size in range(2, parallel.expert + 1) if parallel.expert % size == 0), 1)
     least = min(data, 2)
     if expert > 1 and data * parallel.context > parallel.expert:  # several ranks hold the same experts
         least = max(least, -(-2 * expert // parallel.context))
-    small = parallel.model_copy(update={"data": None, "shard_size": shard, "expert": expert})
+    fewer = {"data": None, "shard_size": shard, "expert": expert, "pipeline": min(parallel.pipeline, 2)}
+    small = parallel.model_copy(update=fewer)
     return small.model_copy(update={"data": data_ranks(small, at_least=least)})
 
 
@@ -89,11 +92,31 @@ def data_ranks(parallel: ParallelConfig, *, at_least: int = 1) -> int:
 
 def with_parallel(config: TransformerRun, parallel: ParallelConfig) -> Any:
     """The configuration in another layout, with as small a batch as that takes."""
-    batch = config.batch.model_copy(
-        update={"global_batch": config.batch.micro_batch * (parallel.data or 1), "rampup": None, "sizes": None}
-    )
-    pipeline = config.pipeline if parallel.pipeline > 1 else PipelineConfig()
-    return config.model_copy(update={"parallel": parallel, "pipeline": pipeline, "batch": batch})
+    samples = config.batch.micro_batch * (parallel.data or 1) * count_microbatches(parallel)
+    batch = config.batch.model_copy(update={"global_batch": samples, "rampup": None, "sizes": None})
+    return with_stages(config.model_copy(update={"parallel": parallel, "batch": batch}))
+
+
+def count_microbatches(parallel: ParallelConfig) -> int:
+    """A number of micro-batches that every schedule takes."""
+    return 2 * parallel.pipeline if parallel.pipeline > 1 else 1
+
+
+def count_chunks(config: TransformerRun) -> int:
+    """Stages of a rank of the pipeline: as many as its schedule needs, or two where there are more."""
+    fewest = SCHEDULES[config.pipeline.schedule].chunks[0]
+    return min(config.pipeline.virtual_stages or fewest, max(fewest, 2))
+
+
+def with_stages(config: TransformerRun) -> Any:
+    """The configuration with its layers as even as can be over the stages of its schedule, or without a pipeline."""
+    ranks = config.parallel.pipeline
+    if ranks == 1:
+        return config.model_copy(update={"pipeline": PipelineConfig()})
+    keys, chunks = config.pipeline, count_chunks(config)
+    layout = format_layout(balance_stages(config.model.layers, ranks * chunks))
+    stages = PipelineConfig(schedule=keys.schedule, virtual_stages=chunks, layout=layout)
+    return config.model_copy(update={"pipeline": stages})
 
 
 def _configured_case(config: TransformerRun, ranks: int | None) -> Case:
@@ -111,6 +134,6 @@ def _plain(value: object) -> str:
 
 def _case(name: str, parallel: ParallelConfig, ranks: int | None) -> Case:
     if ranks is None:
-        ranks = (parallel.data or data_ranks(parallel)) * parallel.tensor * parallel.context
+        ranks = (parallel.data or data_ranks(parallel)) * parallel.tensor * parallel.context * parallel.pipeline
     data = resolve_dims(parallel, ranks).data
     return Case(name, parallel.model_copy(update={"data": data}), ranks)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from math import lcm
 from typing import Any
 
+from mt_cli.verify.layouts import count_chunks
 from mt_core.config.loading import merge
 from mt_core.config.run_config import TransformerRun
 from mt_core.parallel.layout import Layout, axis_problems
@@ -50,7 +51,7 @@ def _model(config: TransformerRun, layouts: Sequence[Layout]) -> Mapping[str, An
         max(round(model.mlp.ffn_hidden_size / model.hidden_size * size / cut), 1) * cut, model.mlp.ffn_hidden_size
     )
     length = _seq_length(config, layouts)
-    layers = recompute_layers(config)[0]
+    layers = min(recompute_layers(config)[0] * _count_stages(config, layouts), model.layers)
     decoder = {"decoder_layers": min(model.decoder_layers, layers)} if isinstance(model, T5Config) else {}
     gain = model.init_std * model.hidden_size**0.5  # of a matrix; above 1, softmax saturates and makes rounding larger
     return {
@@ -82,6 +83,12 @@ def _resize(config: TransformerRun, groups: int, queries: int) -> GQA | MLA:
     assert isinstance(part, GQA | MLA)
     grouped = {"num_kv_heads": groups} if part.kind == "gqa" else {}
     return part.model_copy(update={"heads": groups * queries, **grouped})
+
+
+def _count_stages(config: TransformerRun, layouts: Sequence[Layout]) -> int:
+    """Stages of the longest pipeline, so that each has as many layers as a model without stages."""
+    ranks = max(layout.dims.pipeline for layout in layouts)
+    return ranks * count_chunks(config) if ranks > 1 else 1
 
 
 def heads(config: TransformerRun, layouts: Sequence[Layout]) -> tuple[int, int]:
@@ -135,7 +142,9 @@ def _units(layouts: Sequence[Layout]) -> Iterator[int]:
 
 
 def _batch(config: TransformerRun, layouts: Sequence[Layout]) -> Mapping[str, Any]:
-    """Two micro-batches for each data rank of the widest layout, and a whole number for those of each."""
+    """Two micro-batches for each data rank of the widest layout, and a whole number for those of each; with a pipeline,
+    two for each of its ranks too."""
     micro = min(config.batch.micro_batch, 2)
     samples = 2 * micro * lcm(*(layout.dims.data for layout in layouts))
+    samples *= lcm(*(layout.dims.pipeline for layout in layouts))
     return {"micro_batch": micro, "global_batch": samples, "rampup": None, "sizes": None}

@@ -49,7 +49,7 @@ class ParallelConfig(Section):
     expert: PositiveInt = 1
     """Ranks of data × context that share each layer's experts; tokens travel to the ranks of their experts."""
     pipeline: PositiveInt = 1
-    """Ranks that have different layers. `mt plan` plans above 1; `mt train` does not run it yet."""
+    """Ranks that have different layers; the section `pipeline` says which, and in what order they work."""
     sequence: bool = False
     """Sequence parallelism: between the matrices, tensor ranks hold a part of the sequence each."""
     cp_comm_type: CPCommType = "ring"

@@ -1,6 +1,6 @@
 """What a model offers to training: its inputs, its losses, its blocks, and its canonical tensors."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
 from mt_core.contracts.configurations import ModelConfig
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor, dtype, nn
 
     from mt_core.parallel.tensor.plan import Plan
+    from mt_core.pipeline.layout_string import Stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +150,48 @@ class Model(CanonicalModel, Protocol):
 
     def initial(self, seed: int, name: str) -> "Tensor":
         """The initial value of canonical tensor `name`, whole; it depends on the seed and the name only."""
+        ...
+
+
+class EdgeTensor(NamedTuple):
+    """A tensor that one stage of a pipeline passes on to the next, for one micro-batch."""
+
+    shape: tuple[int, ...]
+    dtype: "dtype"
+    per_token: bool = True
+    """Whether dim 1 runs over tokens, of which a tensor rank has a part under sequence parallelism."""
+
+
+class StageOutput(NamedTuple):
+    """What a stage makes of a micro-batch."""
+
+    edge: "Mapping[str, Tensor]"
+    """What the next stage gets, by name; nothing from the last."""
+    losses: Losses
+    """Losses of the last stage, and metrics of any."""
+
+
+class StagedModel(Model, Protocol):
+    """A model that can be cut into stages of a pipeline, as every one is whose configuration has `cuts_stages`.
+
+    A rank may have several stages; its module keeps the names of the whole model.
+    """
+
+    def keep_stages(self, stages: "Sequence[Stage]") -> None:
+        """Drop every part that none of these stages has."""
+        ...
+
+    def edge_tensors(self, arguments: "Mapping[str, Tensor]", dtype: "dtype") -> Mapping[str, EdgeTensor]:
+        """The tensors between any two stages, by name, of a micro-batch with these arguments of `losses` in a model of
+        this data type; all are floating-point numbers, and have gradients."""
+        ...
+
+    @property
+    def run_stage(self) -> "Callable[..., StageOutput]":
+        """`run_stage(stage, edge, **arguments)` passes a micro-batch through one stage.
+
+        `edge` is what the stage before it passed on, and the arguments are those of `losses`: every stage gets them.
+        """
         ...
 
 

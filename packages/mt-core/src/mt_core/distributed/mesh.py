@@ -4,6 +4,7 @@ An axis of size 1 has no group, and every collective on it is the identity. The 
 can live in one process.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch.distributed as dist
@@ -70,6 +71,8 @@ class Mesh:
     """Ranks that hold different parts of the same samples."""
     tensor: Axis = Axis("tensor")
     """Ranks that hold different parts of the same matrices."""
+    pipeline: Axis = Axis("pipeline")
+    """Ranks that hold different layers."""
     data_context: Axis = Axis("data_context")
     """data × context: ranks that see different tokens with the same weights."""
     shard: Axis = Axis("shard")
@@ -87,13 +90,35 @@ class Mesh:
         """Return the shard and the replica axis of parameters cut over the axis `cut`: experts have their own."""
         return (self.expert_shard, self.expert_replica) if cut == self.expert else (self.shard, self.replica)
 
+    @property
+    def stage_ranks(self) -> range:
+        """The world ranks that hold the same layers as this one."""
+        first = self.pipeline.rank * self.dims.stage_ranks
+        return range(first, first + self.dims.stage_ranks)
+
+    def sum_over_losses_(self, tensor: Tensor) -> Tensor:
+        """Sum, in place, what each rank has of a sum over tokens, of which only some stages have a part."""
+        return self.pipeline.sum_(self.data_context.sum_(tensor))
+
+    def connect_stages(self, name: str, positions: Sequence[int]) -> Axis:
+        """Connect the ranks at these positions of each pipeline; every rank must call it, also one that is none.
+
+        The order of positions is that of the axis; a rank at none of them gets an axis of size 1.
+        """
+        groups = [[ranks[position] for position in positions] for ranks in self.dims.groups("pipeline")]
+        group, _ = dist.new_subgroups_by_enumeration(groups)
+        if self.pipeline.rank not in positions:
+            return Axis(name)
+        assert isinstance(group, dist.ProcessGroup)
+        return Axis(name, [*positions].index(self.pipeline.rank), len(positions), group)
+
 
 def make_mesh(dims: ParallelDims) -> Mesh:
     """Connect the ranks of the process group along every axis; every rank must call it with the same dims."""
     if dims.ranks == 1:
         return Mesh()
     axes = {"world": _connect("world", [[*range(dims.ranks)]])}
-    for name in ("data", "context", "tensor", "data_context", "shard", "replica", "expert"):
+    for name in ("pipeline", "data", "context", "tensor", "data_context", "shard", "replica", "expert"):
         axes[name] = _connect(name, dims.groups(name))
     if dims.expert == 1:
         return Mesh(dims, **axes, expert_shard=axes["shard"], expert_replica=axes["replica"])

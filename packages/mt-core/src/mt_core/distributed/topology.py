@@ -13,21 +13,21 @@ from math import lcm, prod
 from mt_core.config.sections import ParallelConfig
 from mt_core.errors import MtError
 
-AXES = ("data", "context", "tensor")
+AXES = ("pipeline", "data", "context", "tensor")
 """The axes of a configuration, outermost first: neighbouring ranks differ along `tensor` (docs/specs/core.md §1.1)."""
 VIEWS = (
     AXES,
-    ("data_context", "tensor"),
-    ("replica", "shard", "tensor"),
-    ("expert_data_parallel", "expert", "tensor"),
-    ("expert_replica", "expert_shard", "expert", "tensor"),
+    ("pipeline", "data_context", "tensor"),
+    ("pipeline", "replica", "shard", "tensor"),
+    ("pipeline", "expert_data_parallel", "expert", "tensor"),
+    ("pipeline", "expert_replica", "expert_shard", "expert", "tensor"),
 )
 """The ways to count the same ranks as a grid, outermost axis first; an axis means the same in every view."""
 
 
 @dataclass(frozen=True)
 class ParallelDims:
-    """Sizes of the axes; those of data, context and tensor multiply to the number of ranks."""
+    """Sizes of the axes; those of pipeline, data, context and tensor multiply to the number of ranks."""
 
     data: int = 1
     context: int = 1
@@ -36,10 +36,17 @@ class ParallelDims:
     """Ranks of data × context that share one copy of the sharded state; None for all of them."""
     expert: int = 1
     """Neighbours on data × context that share each layer's experts."""
+    pipeline: int = 1
+    """Groups of ranks that have different layers."""
 
     @property
     def ranks(self) -> int:
         """Ranks of the whole run."""
+        return self.pipeline * self.stage_ranks
+
+    @property
+    def stage_ranks(self) -> int:
+        """Ranks that have the same layers: neighbours, since the pipeline is the outermost axis."""
         return self.data * self.context * self.tensor
 
     @property
@@ -66,6 +73,7 @@ class ParallelDims:
         """The number of ranks along every axis of `VIEWS`."""
         expert_data_parallel = self.data_context // self.expert
         return {
+            "pipeline": self.pipeline,
             "data": self.data,
             "context": self.context,
             "tensor": self.tensor,
@@ -122,13 +130,16 @@ def _view(axis: str) -> tuple[str, ...]:
 
 def resolve_dims(config: ParallelConfig, ranks: int) -> ParallelDims:
     """Return the sizes that a configuration means for a number of ranks; raise `MtError` if they do not fit."""
-    model = config.tensor * config.context
+    model = config.tensor * config.context * config.pipeline
+    axes = f"tensor {config.tensor} × context {config.context}"
+    axes += f" × pipeline {config.pipeline}" if config.pipeline > 1 else ""
     if config.data is None and ranks % model:
-        reason = f"tensor {config.tensor} × context {config.context} does not divide {ranks} ranks"
-        raise MtError("parallel", reason, f"start {-(-ranks // model) * model} ranks, or change one of the two")
+        number = "three" if config.pipeline > 1 else "two"
+        allowed = f"start {-(-ranks // model) * model} ranks, or change one of the {number}"
+        raise MtError("parallel", f"{axes} does not divide {ranks} ranks", allowed)
     data = config.data or ranks // model
     if data * model != ranks:
-        product = f"tensor {config.tensor} × context {config.context} × data {data} = {data * model}"
+        product = f"{axes} × data {data} = {data * model}"
         raise MtError(
             "parallel.data", f"{product}, but {ranks} ranks run", f"start {data * model} ranks, or leave data unset"
         )
@@ -139,4 +150,4 @@ def resolve_dims(config: ParallelConfig, ranks: int) -> ParallelDims:
             reason = f"{size} does not divide data × context = {data_context}"
             divisors = ", ".join(str(n) for n in range(1, data_context + 1) if data_context % n == 0)
             raise MtError(f"parallel.{field}", reason, f"allowed: {divisors}")
-    return ParallelDims(data, config.context, config.tensor, shard, config.expert)
+    return ParallelDims(data, config.context, config.tensor, shard, config.expert, config.pipeline)

@@ -1,35 +1,53 @@
 """From a configuration to this rank's part of a model: the one path that applies every kind of parallelism."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from mt_core.config.run_config import RunConfig
 from mt_core.config.trainable import fused_problems, is_trainable, pattern_problems
-from mt_core.contracts import CanonicalModel, Model, as_module
+from mt_core.contracts import CanonicalModel, Model, StagedModel, as_module
 from mt_core.distributed.mesh import Mesh
 from mt_core.errors import raise_if
 from mt_core.parallel.context.comm_types import make_context_core
 from mt_core.parallel.data.protocol import DataParallel, make_data_parallel
 from mt_core.parallel.expert.sequence_shards import SequenceShards, make_sequence_shards
+from mt_core.parallel.pipeline.cut import Pipeline, connect_tied, cut_model, make_pipeline
+from mt_core.parallel.pipeline.weight_gradients import split_weight_gradients
 from mt_core.parallel.recompute import list_modules_with_core, recompute
 from mt_core.parallel.tensor.cross_entropy import VocabCrossEntropy, compile_kernels, linear_cross_entropy
 from mt_core.parallel.tensor.plan import apply_plan
 
 
-def parallelize(config: RunConfig, mesh: Mesh, device: torch.device) -> tuple[Model, DataParallel]:
-    """Build a run's model, its parameters allocated on `device` but uninitialised, and its data parallelism."""
+class ParallelModel(NamedTuple):
+    """This rank's part of a model, and what spreads the work on it over ranks."""
+
+    model: Model
+    data_parallel: DataParallel
+    pipeline: Pipeline | None
+    """None where every rank has all layers."""
+
+
+def parallelize(config: RunConfig, mesh: Mesh, device: torch.device) -> ParallelModel:
+    """Build a run's model, its parameters allocated on `device` but uninitialised, and its parallelism."""
     with torch.device("meta"):
         model = config.model.build(mesh.tensor.size)
     plan = model.plan(mesh.tensor.size)
     freeze(model, config.optim.trainable)
+    pipeline = make_pipeline(config, mesh) if mesh.pipeline.size > 1 else None
+    if pipeline is not None:
+        plan = cut_model(cast(StagedModel, model), pipeline, plan)
     placements = apply_plan(as_module(model), plan, mesh.tensor, sequence=config.parallel.sequence, expert=mesh.expert)
+    if pipeline is not None:
+        placements = connect_tied(placements, mesh)
     for module in list_modules_with_core(model):
         core = make_context_core(config.parallel.cp_comm_type, module.core, axis=mesh.context)
         module.core = disable_tracing(core) if config.runtime.compile and mesh.context.size > 1 else core
     share_sequences(model, make_sequence_shards(mesh, sequence=config.parallel.sequence))
+    if pipeline is not None and pipeline.splits_backward:
+        split_weight_gradients(as_module(model), pipeline.weight_gradients)
     recompute(model, config.recompute)
     if config.runtime.compile:
         compile_parts(model, mesh, sequence=config.parallel.sequence)
@@ -38,7 +56,7 @@ def parallelize(config: RunConfig, mesh: Mesh, device: torch.device) -> tuple[Mo
     )
     if config.runtime.compile:
         data_parallel.compile()
-    return model, data_parallel
+    return ParallelModel(model, data_parallel, pipeline)
 
 
 def freeze(model: CanonicalModel, patterns: Sequence[str]) -> None:

@@ -11,8 +11,11 @@ from mt_core.config.run_config import RunConfig, TransformerRun
 from mt_core.config.sections import CPCommType
 from mt_core.contracts import TransformerModelConfig
 from mt_core.distributed.topology import ParallelDims
-from mt_core.errors import Problem
+from mt_core.errors import MtError, Problem
 from mt_core.parallel.cuts import CutSize
+from mt_core.pipeline.layout_string import format_layout
+from mt_core.pipeline.schedule_table import get_placement, get_size, list_chunk_problems, list_problems
+from mt_core.pipeline.stages import balance_stages, cut_stages
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +65,10 @@ def build_layout(config: RunConfig, ranks: int | None = None) -> Layout:
     parallel, recompute = config.parallel, config.recompute
     shard = 1 if parallel.sharding == "replicate" else parallel.shard_size
     least = lcm(parallel.context, parallel.expert, shard or 1) // parallel.context
-    data = parallel.data or (least if ranks is None else max(ranks // (parallel.tensor * parallel.context), 1))
+    model = parallel.tensor * parallel.context * parallel.pipeline
+    data = parallel.data or (least if ranks is None else max(ranks // model, 1))
     return Layout(
-        dims=ParallelDims(data, parallel.context, parallel.tensor, shard, parallel.expert),
+        dims=ParallelDims(data, parallel.context, parallel.tensor, shard, parallel.expert, parallel.pipeline),
         sequence=parallel.sequence,
         cp_comm_type=parallel.cp_comm_type,
         sharding=parallel.sharding,
@@ -78,16 +82,18 @@ def build_layout(config: RunConfig, ranks: int | None = None) -> Layout:
 
 def problems(config: TransformerRun, ranks: int | None = None) -> Iterator[Problem]:
     """Everything that keeps a run from being cut as its configuration says; without `ranks`, as far as that shows."""
-    yield from pipeline_problems(config)
     layout = build_layout(config, ranks)
     dims, parallel = layout.dims, config.parallel
     if ranks is not None and dims.ranks != ranks:
         data = f" × data {dims.data}" if parallel.data else ""
+        data += f" × pipeline {dims.pipeline}" if dims.pipeline > 1 else ""
+        product = "tensor × context × data" + (" × pipeline" if dims.pipeline > 1 else "")
         yield Problem(
             "parallel",
             f"tensor {dims.tensor} × context {dims.context}{data} does not make {ranks} ranks",
-            f"allowed: tensor × context × data = {ranks}",
+            f"allowed: {product} = {ranks}",
         )
+    yield from pipeline_problems(config, layout if ranks or parallel.data else None)
     yield from axis_problems(config, layout)
     yield from _shard(config, layout)
     recompute, layers = config.recompute, config.model.layers
@@ -95,16 +101,48 @@ def problems(config: TransformerRun, ranks: int | None = None) -> Iterator[Probl
         yield Problem("recompute.layers", f"{recompute.layers} of {layers} layers", f"allowed: 1 to {layers}")
 
 
-def pipeline_problems(config: RunConfig) -> Iterator[Problem]:
-    """What does not run yet, or has no effect; `mt plan` cuts the pipeline first, and asks about one of its stages."""
+def pipeline_problems(config: RunConfig, layout: Layout | None = None) -> Iterator[Problem]:
+    """What keeps a pipeline from running, or has no effect; without a layout, as far as that shows.
+
+    `mt plan` cuts the pipeline first, and asks about one of its stages.
+    """
     if config.parallel.pipeline > 1:
-        actual = f"{config.parallel.pipeline}, but pipelines are planned only: nothing runs them yet"
-        yield Problem("parallel.pipeline", actual, "allowed: 1; mt plan takes more")
+        wrong = list(stage_problems(config))
+        yield from wrong
+        unit, batch = (layout.micro_batch * layout.dims.data, config.batch) if layout else (0, config.batch)
+        if not wrong and unit and batch.global_batch % unit == 0 and not batch.sizes:
+            size = get_size(config, batch.global_batch // unit)
+            yield from list_problems(config.pipeline.schedule, size, samples=unit)
         return
     for key, field in type(config.pipeline).model_fields.items():
         if (value := getattr(config.pipeline, key)) != field.default:
             actual = f"{value!r}, but parallel.pipeline is 1"
             yield Problem(f"pipeline.{key}", actual, "leave it out, or set parallel.pipeline above 1")
+
+
+def stage_problems(config: RunConfig) -> Iterator[Problem]:
+    """Why the model cannot be cut into the stages that a configuration asks for."""
+    keys, size = config.pipeline, get_size(config, 1)
+    if not getattr(config.model, "cuts_stages", False):
+        actual = f"{config.parallel.pipeline}, but a model of kind {config.model.kind!r} cannot be cut into stages"
+        yield Problem("parallel.pipeline", actual, "allowed: 1")
+        return
+    if wrong := list(list_chunk_problems(keys.schedule, size)):
+        yield from wrong
+        return
+    layers: int = getattr(config.model, "layers", 0)
+    try:
+        stages = cut_stages(layers, get_placement(config), keys)
+    except MtError as error:
+        yield from error.problems
+        return
+    placement = get_placement(config)
+    for rank in range(placement.ranks):
+        parts = [stages[number] for number in placement.get_stages(rank)]
+        if not any(stage.layers or stage.embedding or stage.loss for stage in parts):
+            near = format_layout(balance_stages(layers, placement.stages))
+            actual = f"leaves rank {rank} of the pipeline nothing of the model"
+            yield Problem("pipeline.layout", actual, f'give it a layer, as "{near}" does')
 
 
 def axis_problems(config: TransformerRun, layout: Layout) -> Iterator[Problem]:
@@ -214,12 +252,12 @@ def find_nearest(config: TransformerRun, ranks: int, *, count: int = 3) -> list[
     does not.
     """
     wanted = build_layout(config, ranks)
-    legal = [layout for layout in cuts(wanted, ranks) if not any(axis_problems(config, layout))]
+    legal = [layout for layout in cuts(wanted, ranks // wanted.dims.pipeline) if not any(axis_problems(config, layout))]
     return sorted(legal, key=lambda layout: _distance(layout.dims, wanted.dims))[:count]
 
 
 def cuts(layout: Layout, ranks: int) -> Iterator[Layout]:
-    """`layout` with every tensor × context × data = `ranks`, whatever the rules say."""
+    """`layout` with every tensor × context × data = `ranks`, those of one stage, whatever the rules say."""
     for tensor in range(1, ranks + 1):
         for context in range(1, ranks // tensor + 1):
             if ranks % (tensor * context) == 0:
@@ -230,7 +268,7 @@ def recut(layout: Layout, *, tensor: int, context: int, data: int) -> Layout:
     """`layout` with other axes; what no longer makes sense with them is dropped."""
     shard, expert = layout.dims.shard, gcd(layout.dims.expert, data * context)
     shard = shard if shard and data * context % shard == 0 else None
-    dims = ParallelDims(data, context, tensor, shard, expert)
+    dims = ParallelDims(data, context, tensor, shard, expert, layout.dims.pipeline)
     return replace(layout, dims=dims, sequence=layout.sequence and tensor > 1)
 
 

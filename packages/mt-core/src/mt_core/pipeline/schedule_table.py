@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import count, islice
 
+from mt_core.config.run_config import RunConfig
 from mt_core.errors import Problem, raise_if
 from mt_core.pipeline.actions import Placement, Schedule, Shape, Step
 from mt_core.pipeline.list_scheduling import ZB_2P, ZBV, Urgency, generate_steps
@@ -83,6 +84,19 @@ SCHEDULES = {
 """Simplest first: between equals, `mt plan` recommends the earlier one."""
 
 
+def get_size(config: RunConfig, microbatches: int) -> ScheduleSize:
+    """The size of a run's schedule in a step of so many microbatches."""
+    keys = config.pipeline
+    chunks = keys.virtual_stages or SCHEDULES[keys.schedule].chunks[0]
+    return ScheduleSize(config.parallel.pipeline, microbatches, chunks, keys.microbatch_group_size)
+
+
+def get_placement(config: RunConfig) -> Placement:
+    """Which rank of a run has which stages."""
+    size = get_size(config, 1)
+    return Placement(size.ranks, size.chunks, SCHEDULES[config.pipeline.schedule].shape)
+
+
 def build_schedule(name: str, size: ScheduleSize) -> Schedule:
     """The lists of all ranks; `MtError` names everything that the schedule does not take, and what it would."""
     raise_if(list_problems(name, size))
@@ -99,7 +113,7 @@ def list_problems(name: str, size: ScheduleSize, *, samples: int | None = None) 
     if name not in SCHEDULES:
         yield Problem("pipeline.schedule", f"unknown schedule {name!r}", did_you_mean(name, SCHEDULES))
         return
-    kind, wrong = SCHEDULES[name], list(_list_chunk_problems(name, size))
+    kind, wrong = SCHEDULES[name], list(list_chunk_problems(name, size))
     yield from wrong
     if not wrong and not kind.takes(size):
         counts = find_nearest_counts(name, size)
@@ -120,7 +134,8 @@ def find_nearest_counts(name: str, size: ScheduleSize) -> list[int]:
     return [*below, next(filter(takes, count(size.microbatches + 1)))]
 
 
-def _list_chunk_problems(name: str, size: ScheduleSize) -> Iterator[Problem]:
+def list_chunk_problems(name: str, size: ScheduleSize) -> Iterator[Problem]:
+    """What keeps a schedule from having a size, whatever its number of microbatches."""
     fewest, most = SCHEDULES[name].chunks
     if size.chunks < fewest or (most and size.chunks > most):
         numbers = f"{fewest}" if most == fewest else f"{fewest} or more"

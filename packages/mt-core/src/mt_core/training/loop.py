@@ -94,7 +94,7 @@ def _agree(run: Run, batches: Sequence[Batch], stop: GracefulStop) -> tuple[floa
     counts = [valid_tokens(batches), count_untrained(batches), float(stop.signal is not None)]
     sums = torch.tensor(counts, dtype=torch.float64)
     run.mesh.world.sum_(sums)
-    copies = run.mesh.context.size * run.mesh.tensor.size
+    copies = run.mesh.context.size * run.mesh.tensor.size * run.mesh.pipeline.size
     return float(sums[0]) / copies, round(float(sums[1]) / copies), bool(sums[2])
 
 
@@ -108,7 +108,14 @@ def _step(
     scale = state.loss_scale.value
     update_heartbeat = partial(run.heartbeat.update, position.step + 1, "forward and backward")
     loss, metrics = backward(
-        state.model, state.data_parallel, batches, tokens, run.device, scale=scale, update_heartbeat=update_heartbeat
+        state.model,
+        state.data_parallel,
+        batches,
+        tokens,
+        run.device,
+        scale=scale,
+        pipeline=state.pipeline,
+        update_heartbeat=update_heartbeat,
     )
     run.heartbeat.update(position.step + 1, "reduce")
     reduce(state.data_parallel)
@@ -123,7 +130,7 @@ def _step(
         state.loss_scale.after_step(config.precision, finite=bool(updated.norm.isfinite()))
     if position.step % config.log.every == 0 or position.step in (1, config.train.steps):
         _check_finite(run, nonfinite)
-        values = {"loss": float(run.mesh.data_context.sum_(loss)), "lr": lr, "grad_norm": float(updated.norm)}
+        values = {"loss": float(run.mesh.sum_over_losses_(loss)), "lr": lr, "grad_norm": float(updated.norm)}
         values = reduce_metrics(run.mesh, metrics) | values
         values |= {"loss_scale": scale} if config.precision.dtype == "fp16" else {}
         _emit(run, values | throughput.lap())
@@ -145,7 +152,8 @@ def _evaluate(run: Run) -> None:
     update_heartbeat()
     count = run.config.train.eval_batches * run.micro_batches(run.config.batch.global_batch)
     batches = list(islice(run.valid_batches(), count))
-    values = evaluate(run.state.model, batches, run.mesh, run.device, update_heartbeat=update_heartbeat)
+    state, keywords = run.state, {"update_heartbeat": update_heartbeat}
+    values = evaluate(state.model, batches, run.mesh, run.device, pipeline=state.pipeline, **keywords)
     _emit(run, {f"valid_{name}": value for name, value in values.items()})
 
 

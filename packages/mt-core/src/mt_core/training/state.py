@@ -22,8 +22,9 @@ from mt_core.checkpoint.native import locked_for_reading, read_meta
 from mt_core.checkpoint.shard_files import StoredTensor, check_names, open_part
 from mt_core.config.sections import PrecisionConfig
 from mt_core.config.trainable import WHERE
-from mt_core.errors import Problem, raise_if
+from mt_core.errors import MtError, Problem, raise_if
 from mt_core.parallel.data.protocol import DataParallel
+from mt_core.parallel.pipeline.cut import Pipeline
 from mt_core.training.loss_scale import LossScale
 
 MASTER = "master"
@@ -48,6 +49,8 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     position: Position = field(default_factory=Position)
     loss_scale: LossScale = field(default_factory=LossScale)
+    pipeline: Pipeline | None = None
+    """The stages, if the model is cut into some; this rank then has a part of the parameters."""
 
     def initialize(self, seed: int) -> None:
         """Draw the weights, several tensors at a time: they are the same under every layout."""
@@ -98,7 +101,18 @@ class TrainState:
     def parts(self) -> dict[str, Iterator[tuple[str, Tensor]]]:
         """Return the tensors that this rank writes, by part; all ranks must iterate over all parts, in this order."""
         self.data_parallel.wait()
+        self._check_tied()
         return {"model": self._model_tensors(), "optim": self._optimizer_tensors()}
+
+    def _check_tied(self) -> None:
+        """Refuse to save a weight that two stages have if its values differ; every rank must call it."""
+        local = self._local_shards()
+        for name, shard in local.items():
+            if (axis := self.data_parallel.placements[name].tied).size > 1:
+                difference = axis.sum_(shard.detach().clone() if axis.rank else -shard.detach())
+                if difference.any():
+                    reason = f"differs between stages by up to {difference.abs().max().item():.3g}"
+                    raise MtError(name, reason, "this is a fault of mt; resume from the last checkpoint, and report it")
 
     def owned_bytes(self) -> int:
         """Estimate the bytes that this rank writes: its share of the weights, of main parameters and of two moments."""
@@ -168,9 +182,13 @@ class TrainState:
         return {name for name, parameter in self.model.named_parameters() if not parameter.requires_grad}
 
     def _assign_writers(self) -> dict[str, int]:
-        """Assign each parameter to the rank that writes it, in the model's order."""
-        sizes = {name: shape.numel() for name, shape in self.data_parallel.shapes.items()}
-        writers = assign_writers(sizes, lambda _: range(self.data_parallel.mesh.world.size))
+        """Assign each parameter of this rank's stages to the rank that writes it, in the model's order; one that
+        several stages have is the first one's."""
+        placements = self.data_parallel.placements
+        sizes = {
+            name: shape.numel() for name, shape in self.data_parallel.shapes.items() if not placements[name].tied.rank
+        }
+        writers = assign_writers(sizes, lambda _: self.data_parallel.mesh.stage_ranks)
         return {name: writers[name] for name in sizes}
 
     def _canonical_names(self, name: str) -> list[str]:
@@ -198,12 +216,14 @@ class TrainState:
     def _optimizer_problems(self, directory: Path) -> Iterator[Problem]:
         """Report parameters that have optimizer state in a checkpoint and are not trained now, or the reverse."""
         entries = {name.partition(".")[2] for name, stored in open_part(directory).items() if stored.shape}
-        trained = {part for name in self.data_parallel.shapes for part in self._canonical_names(name)}
-        trained -= {part for name in self._frozen_names() for part in self._canonical_names(name)}
+        local = {part for name in self.data_parallel.shapes for part in self._canonical_names(name)}
+        frozen = {part for name in self._frozen_names() for part in self._canonical_names(name)}
+        others = {*self.model.config.canonical_shapes()} - local  # of other stages
+        trained = local - frozen
         allowed = f"keep the patterns of that run, or start a new one with checkpoint.init = native:{directory.parent}"
         for names, actual in (
             (trained - entries, "without optimizer state in the checkpoint"),
-            (entries - trained, "with optimizer state in the checkpoint would be frozen"),
+            (entries - trained - others, "with optimizer state in the checkpoint would be frozen"),
         ):
             if names and entries:
                 rest = f" and {len(names) - 1} more" if len(names) > 1 else ""

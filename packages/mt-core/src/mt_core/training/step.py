@@ -5,17 +5,22 @@ micro-batches nor any kind of parallelism change it. A model that has a loss of 
 samples of the step; one without losses of tokens has that alone.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
-from mt_core.contracts import Losses, MetricSum, Model
-from mt_core.distributed.mesh import Mesh
+from mt_core.contracts import Model
+from mt_core.distributed.mesh import Axis, Mesh
 from mt_core.parallel.data.grad_norm import all_reduce_partial_grads, compute_global_norm, compute_local_norms
 from mt_core.parallel.data.protocol import DataParallel
+from mt_core.parallel.pipeline.cut import Pipeline
+from mt_core.parallel.pipeline.runtime import ScheduleRun
 from mt_core.training.batch_inputs import Batch, prepare_inputs, valid_tokens
+from mt_core.training.losses import LossSums, add_metrics, add_up_losses
+from mt_core.training.pipelined_step import PipelinedPasses, PipelinedStep
 
 
 class Update(NamedTuple):
@@ -36,57 +41,31 @@ class StepLosses(NamedTuple):
     """By name, [total, weight] in fp64."""
 
 
-class LossSums(NamedTuple):
-    """Sums over one micro-batch on this rank, in nats."""
-
-    tokens: Tensor | None
-    """The losses of its valid tokens; None if the model has no losses of tokens."""
-    samples: Tensor | None
-    """The losses of its samples; None if the model has none."""
-    metrics: dict[str, Tensor]
-    """By name, [total, weight] in fp64."""
-
-    def mean(self, tokens: float, samples: float) -> Tensor:
-        """Return this micro-batch's part of the mean over `tokens` tokens plus the mean over `samples` samples."""
-        parts = [] if self.tokens is None else [self.tokens / max(tokens, 1.0)]
-        parts += [] if self.samples is None else [self.samples / samples]
-        assert parts, "a model has losses of tokens, of samples or of both"
-        return parts[0] if len(parts) == 1 else parts[0] + parts[1]
-
-
 def sum_losses(model: Model, batch: Batch, mesh: Mesh, device: torch.device) -> LossSums:
     """Sum up the losses and metrics of a micro-batch on this rank."""
     arguments, mask_BT = prepare_inputs(model, batch, mesh.context, device)
-    losses: Losses = model.losses(**arguments)
-    tokens, samples, metrics = losses.tokens, losses.samples, {**losses.metrics}
-    if tokens is not None:
-        valid_BT = torch.ones_like(tokens) if mask_BT is None else mask_BT.to(tokens.dtype)
-        tokens = (tokens * valid_BT).sum()
-        metrics |= _name_sum(losses.tokens_name, tokens, valid_BT)
-    if samples is not None:
-        weights_B, samples = torch.ones_like(samples), samples.sum()
-        metrics |= _name_sum(losses.samples_name, samples, weights_B)
-    sums = {name: torch.stack((m.total, m.weight)).detach().double() for name, m in metrics.items()}
-    return LossSums(tokens, samples, sums)
-
-
-def _name_sum(name: str | None, total: Tensor, weights: Tensor) -> dict[str, MetricSum]:
-    """The metric of a named sum."""
-    return {} if name is None else {name: MetricSum(total, weights.sum(dtype=torch.float64).to(total.dtype))}
-
-
-def add_metrics(sums: dict[str, Tensor], metrics: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Add the metrics of one more micro-batch to the sums."""
-    return sums | {name: sums[name] + value if name in sums else value for name, value in metrics.items()}
+    return add_up_losses(model.losses(**arguments), mask_BT)
 
 
 def reduce_metrics(mesh: Mesh, metrics: Mapping[str, Tensor]) -> dict[str, float]:
     """Return each metric over all ranks, total ÷ weight, unless its weight is 0. Every rank must call it."""
+    metrics = _gather_metrics(mesh.pipeline, metrics)
     if not metrics:
         return {}
     names = sorted(metrics)
     sums = mesh.data_context.sum_(torch.stack([metrics[name] for name in names])).tolist()
     return {name: total / weight for name, (total, weight) in zip(names, sums, strict=True) if weight}
+
+
+def _gather_metrics(pipeline: Axis, metrics: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Add up the metrics of all stages, each of which may have others."""
+    stages: list[Mapping[str, Tensor]] = [metrics] * pipeline.size
+    if pipeline.size > 1:
+        dist.all_gather_object(stages, {name: value.cpu() for name, value in metrics.items()}, group=pipeline.group)
+    sums: dict[str, Tensor] = {}
+    for each in stages:
+        sums = add_metrics(sums, each)
+    return sums
 
 
 def count_samples(batches: Sequence[Batch]) -> int:
@@ -102,15 +81,22 @@ def backward(
     device: torch.device,
     *,
     scale: float = 1.0,
+    pipeline: Pipeline | None = None,
     update_heartbeat: Callable[[], None] = lambda: None,
 ) -> StepLosses:
     """Add up this rank's gradients of `scale` × the step's loss, over `tokens` of all ranks.
 
-    `update_heartbeat` is called before each micro-batch.
+    With a pipeline, the micro-batches pass through the stages of all its ranks. `update_heartbeat` is called before
+    each micro-batch, or before each pass through a stage.
     """
     total, metrics = torch.zeros((), device=device), {}
     samples = count_samples(batches) * data_parallel.mesh.data_context.size
     data_parallel.begin_step()
+    if pipeline is not None:
+        work = PipelinedStep(model, data_parallel, pipeline, batches, device, update_heartbeat)
+        work.divide_losses(tokens, samples, scale)
+        ScheduleRun(pipeline, work, device).run(pipeline.build_schedule(len(batches)))
+        return StepLosses(work.loss, work.metrics)
     for number, batch in enumerate(batches, 1):
         update_heartbeat()
         if number == len(batches):
@@ -165,24 +151,43 @@ def evaluate(
     mesh: Mesh,
     device: torch.device,
     *,
+    pipeline: Pipeline | None = None,
     update_heartbeat: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
     """Mean `loss` over the valid tokens and samples of these batches on all ranks, and the model's metrics by name.
 
-    `update_heartbeat` is called after each batch.
+    `update_heartbeat` is called after each batch, or before each pass through a stage.
     """
     model.eval()
     tokens, samples = valid_tokens(batches) / mesh.context.size, float(count_samples(batches))
     token_losses, sample_losses, metrics = 0.0, 0.0, {}
     try:
-        for batch in batches:
-            sums = sum_losses(model, batch, mesh, device)
+        for sums in _evaluate(model, batches, mesh, device, pipeline, update_heartbeat):
             token_losses += 0.0 if sums.tokens is None else float(sums.tokens.double())
             sample_losses += 0.0 if sums.samples is None else float(sums.samples.double())
             metrics = add_metrics(metrics, sums.metrics)
-            update_heartbeat()
     finally:
         model.train()
-    totals = mesh.data_context.sum_(torch.tensor([token_losses, tokens, sample_losses, samples], dtype=torch.float64))
-    loss = float(totals[0] / max(totals[1], 1.0) + totals[2] / totals[3])
+    sums = mesh.pipeline.sum_(torch.tensor([token_losses, sample_losses], dtype=torch.float64))
+    totals = mesh.data_context.sum_(torch.tensor([*sums.tolist(), tokens, samples], dtype=torch.float64))
+    loss = float(totals[0] / max(totals[2], 1.0) + totals[1] / totals[3])
     return {"loss": loss, **reduce_metrics(mesh, metrics)}
+
+
+def _evaluate(
+    model: Model,
+    batches: Sequence[Batch],
+    mesh: Mesh,
+    device: torch.device,
+    pipeline: Pipeline | None,
+    update_heartbeat: Callable[[], None],
+) -> Iterator[LossSums]:
+    """The sums of each batch; with a pipeline, those of each pass through a stage."""
+    if pipeline is None:
+        for batch in batches:
+            yield sum_losses(model, batch, mesh, device)
+            update_heartbeat()
+        return
+    work = PipelinedPasses(model, pipeline, batches, device, update_heartbeat)
+    ScheduleRun(pipeline, work, device).evaluate(len(batches))
+    yield from work.sums

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from mt_core.checkpoint.gather import gather_whole
@@ -53,10 +54,11 @@ def measure(
     `save` a run directory to save the end in.
     """
     mesh, device = make_mesh(resolve_dims(config.parallel, ranks)), torch.device("cpu")
-    model, data_parallel = parallelize(config, mesh, device)
+    model, data_parallel, pipeline = parallelize(config, mesh, device)
     groups = parameter_groups(data_parallel.main_params, data_parallel.shapes, config.optim.weight_decay)
     optimizer = component("optimizer", config.optim.name)(groups, config.optim)
-    state = TrainState(model, data_parallel, optimizer, loss_scale=LossScale.initial(config.precision))
+    scale = LossScale.initial(config.precision)
+    state = TrainState(model, data_parallel, optimizer, loss_scale=scale, pipeline=pipeline)
     if start is None:
         state.initialize(config.runtime.seed)
     else:
@@ -74,14 +76,15 @@ def _step(config: RunConfig, state: TrainState, record: Record, *, documents: bo
     data_parallel, mesh, scale = state.data_parallel, state.data_parallel.mesh, state.loss_scale.value
     batches = list(random_batches(config, mesh, state.position.step, documents=documents))
     tokens = config.batch.global_batch * config.data.seq_length
-    loss, metrics = backward(state.model, data_parallel, batches, tokens, torch.device("cpu"), scale=scale)
+    pipeline, device = state.pipeline, torch.device("cpu")
+    loss, metrics = backward(state.model, data_parallel, batches, tokens, device, scale=scale, pipeline=pipeline)
     reduce(data_parallel)
     record.metrics.append(reduce_metrics(mesh, metrics))
     record.gradients.append({name: g / scale for name, g in gather_state(state, "gradient").items()})
     updated = update(data_parallel, state.optimizer, lr=config.optim.lr, clip_norm=config.optim.clip_norm, scale=scale)
     data_parallel.wait()
     state.position.step += 1
-    record.losses.append(float(mesh.data_context.sum_(loss.double())))
+    record.losses.append(float(mesh.sum_over_losses_(loss.double())))
     record.norms.append(float(updated.norm))
 
 
@@ -119,9 +122,23 @@ def gather_state(state: TrainState, what: Literal["weight", "gradient"]) -> Name
             part, dtype = data_parallel.frozen.get(name), data_parallel.dtype
         elif part is not None and what == "gradient":
             part = part.grad
-        whole = gather_whole(state.model, data_parallel, name, part, 0, dtype=dtype)
+        whole = gather_whole(state.model, data_parallel, name, part, data_parallel.mesh.stage_ranks[0], dtype=dtype)
         tensors |= {canonical: tensor.detach().clone() for canonical, tensor in whole}
-    return tensors
+    return _gather_stages(data_parallel.mesh, tensors)
+
+
+def _gather_stages(mesh: Mesh, tensors: NamedTensors) -> NamedTensors:
+    """Gather the tensors of all stages on the first rank; those that several stages have must be equal."""
+    if mesh.pipeline.size == 1 or mesh.world.rank != mesh.stage_ranks[0]:
+        return tensors
+    stages: list[NamedTensors] = [{}] * mesh.pipeline.size
+    dist.all_gather_object(stages, tensors, group=mesh.pipeline.group)
+    whole: NamedTensors = {}
+    for each in stages:
+        for name, tensor in each.items():
+            assert name not in whole or torch.equal(whole[name], tensor), f"{name} differs between stages"
+            whole[name] = tensor
+    return {name: whole[name] for name in sorted(whole)} if mesh.pipeline.rank == 0 else {}
 
 
 def save_state(config: RunConfig, state: TrainState, run: Path) -> None:

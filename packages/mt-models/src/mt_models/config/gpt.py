@@ -1,7 +1,7 @@
 """Configuration of `GPT`."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, PositiveFloat, model_validator
 
@@ -43,6 +43,8 @@ class GPTConfig(TransformerSection):
     """Logits l become logit_softcap · tanh(l / logit_softcap); unset, they stay as they are."""
     tied: bool = False
     """The output layer uses the embedding's weight."""
+    cuts_stages: ClassVar[bool] = True
+    """Whether the model can be cut into stages of a pipeline."""
 
     @model_validator(mode="after")
     def _rope_needs_pairs(self) -> Self:

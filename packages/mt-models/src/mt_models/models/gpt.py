@@ -4,6 +4,7 @@ Shape suffixes: B batch, T tokens, D model size, V vocabulary (its true size; pa
 """
 
 import math
+from collections.abc import Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
 
@@ -11,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mt_core.contracts import BatchKey, Losses
+from mt_core.contracts import BatchKey, EdgeTensor, Losses, StageOutput
 from mt_core.parallel.dropout import DropoutKeys
 from mt_core.parallel.tensor.cross_entropy import cap_logits
+from mt_core.pipeline.layout_string import Stage
 from mt_models.config import GPTConfig
 from mt_models.layers.attention import Attention
 from mt_models.layers.attention_cores import Core
@@ -25,6 +27,9 @@ from mt_models.layers.mlp import make_mlp
 from mt_models.layers.rope import Rotation, make_rotation
 from mt_models.layers.router import AuxLosses, attach_aux_losses
 from mt_models.models.base import Transformer, count_positions, split_layers
+
+FEATURES, AUX_LOSSES = "features", "aux_losses"
+"""Names of what a stage of a pipeline passes on."""
 
 
 class Block(nn.Module):
@@ -134,12 +139,17 @@ class GPT(Transformer[GPTConfig]):
     ) -> Tensor:
         """Final normalised features [B, T, D]; `MtError` if a sequence is longer than `max_seq_len`."""
         positions = count_positions(tokens_BT, positions, 0 if cache is None else cache.length)
-        x_BTD = self.embed_tokens(tokens_BT, positions, 0 if cache is None else cache.length)
-        x_BTD = self.embed_dropout(x_BTD, *split_layers(dropout, 0, 1))
+        x_BTD = self.embed_inputs(tokens_BT, positions, 0 if cache is None else cache.length, dropout)
         return self.norm(self.run_layers(x_BTD, positions, cache, segment_ids_BT, aux_losses, dropout=dropout))
 
+    def embed_inputs(
+        self, tokens_BT: Tensor, positions: Tensor, start: int = 0, dropout: DropoutKeys | None = None
+    ) -> Tensor:
+        """The first layer's input, [B, T, D], after dropout."""
+        return self.embed_dropout(self.embed_tokens(tokens_BT, positions, start), *split_layers(dropout, 0, 1))
+
     def embed_tokens(self, tokens_BT: Tensor, positions: Tensor | None = None, start: int = 0) -> Tensor:
-        """The first layer's input, [B, T, D]; `MtError` if a sequence is longer than `max_seq_len`."""
+        """The first layer's input before dropout, [B, T, D]; `MtError` if a sequence is longer than `max_seq_len`."""
         self.check_length(start + tokens_BT.shape[1])
         x_BTD = self.embed(tokens_BT)
         if self.config.scaled_embedding:
@@ -154,17 +164,69 @@ class GPT(Transformer[GPTConfig]):
         segment_ids_BT: Tensor | None = None,
         aux_losses: AuxLosses | None = None,
         dropout: DropoutKeys | None = None,
+        numbers: range | None = None,
     ) -> Tensor:
-        """Pass features [B, T, D] at these positions through all layers of this module."""
+        """Pass features [B, T, D] at these positions through all layers, or through those of these numbers."""
         rotation = self.rotation(positions, x_BTD.dtype)
-        caches = [None] * len(self.layers) if cache is None else cache.layers
+        numbers = range(self.config.layers) if numbers is None else numbers
+        caches = [None] * len(numbers) if cache is None else cache.layers
         inputs = {"rotation": rotation, "segment_ids_BT": segment_ids_BT, "aux_losses": aux_losses}
-        keys = split_layers(dropout, 1, len(self.layers))
+        keys = split_layers(dropout, 1 + numbers.start, len(numbers))
         layers = [
-            partial(block, cache=layer_cache, dropout=layer_keys, **inputs)
-            for block, layer_cache, layer_keys in zip(self.layers.values(), caches, keys, strict=True)
+            partial(self.layers[str(number)], cache=layer_cache, dropout=layer_keys, **inputs)
+            for number, layer_cache, layer_keys in zip(numbers, caches, keys, strict=True)
         ]
         return self.run(layers, x_BTD)
+
+    def keep_stages(self, stages: Sequence[Stage]) -> None:
+        """Drop the layers and the ends that none of these stages has; a head without weight keeps the embedding."""
+        numbers = {number for stage in stages for number in stage.layers}
+        for number in set(range(self.config.layers)) - numbers:
+            del self.layers[str(number)]
+        first, last = any(stage.embedding for stage in stages), any(stage.loss for stage in stages)
+        dropped = [] if first else ["position", "embed_dropout"]
+        dropped += [] if last else ["norm", "head", "loss"]
+        dropped += [] if first or (last and self.config.tied) else ["embed"]
+        for name in dropped:
+            setattr(self, name, None)
+
+    def edge_tensors(self, arguments: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, EdgeTensor]:
+        """Features [B, T, D] between stages, and beside those the auxiliary losses so far, [B], if there are any."""
+        samples, length = arguments["tokens_BT"].shape
+        edge = {FEATURES: EdgeTensor((samples, length, self.config.hidden_size), dtype)}
+        if self.config.mlp.kind == "moe" and self.config.mlp.has_aux_losses:
+            wide = torch.promote_types(dtype, torch.float32)
+            edge[AUX_LOSSES] = EdgeTensor((samples,), wide, per_token=False)
+        return edge
+
+    def run_stage(
+        self,
+        stage: Stage,
+        edge: Mapping[str, Tensor],
+        *,
+        tokens_BT: Tensor,
+        labels_BT: Tensor,
+        positions: Tensor | None = None,
+        segment_ids_BT: Tensor | None = None,
+        dropout_keys_B: Tensor | None = None,
+        row_positions_T: Tensor | None = None,
+    ) -> StageOutput:
+        """Pass a micro-batch through one stage; the last one returns the losses of `token_losses`."""
+        aux_losses = AuxLosses()
+        if AUX_LOSSES in edge:
+            aux_losses.losses.append(edge[AUX_LOSSES])
+        dropout = self.start_dropout(tokens_BT, dropout_keys_B, row_positions_T)
+        positions = count_positions(tokens_BT, positions)
+        x_BTD = self.embed_inputs(tokens_BT, positions, 0, dropout) if stage.embedding else edge[FEATURES]
+        x_BTD = self.run_layers(x_BTD, positions, None, segment_ids_BT, aux_losses, dropout, stage.layers)
+        if stage.loss:
+            losses_BT = self.loss(self.norm(x_BTD), self.output_weight, labels_BT)
+            return StageOutput({}, Losses(attach_aux_losses(losses_BT, aux_losses)))
+        passed = {FEATURES: x_BTD}
+        for name, (shape, dtype, _) in self.edge_tensors({"tokens_BT": tokens_BT}, x_BTD.dtype).items():
+            if name == AUX_LOSSES:
+                passed[name] = sum(aux_losses.losses, x_BTD.new_zeros(shape, dtype=dtype))
+        return StageOutput(passed, Losses())
 
     def rotation(self, positions: Tensor, dtype: torch.dtype) -> Rotation | None:
         """Rotary angles of the positions, in fp32 or wider; None when the model has no rotary positions."""

@@ -4,7 +4,7 @@ Main parameters are the fp32 shards; each block's weights are gathered in the mo
 and gradients reduce-scattered, both overlapped with computation by FSDP2 itself.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 import torch.distributed as dist
@@ -55,6 +55,8 @@ class FullyShard:
         fully_shard(self.model, mesh=dense_mesh, **options)
         self.model.to_empty(device=device)
         register_fsdp_forward_method(self.model, "losses")
+        if hasattr(self.model, "run_stage"):
+            register_fsdp_forward_method(self.model, "run_stage")
         for module in self._list_fsdp_modules():
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
@@ -114,14 +116,17 @@ class FullyShard:
         """Do nothing: FSDP2 accumulates gradients itself."""
 
     def begin_step(self) -> None:
-        """Postpone the sums over replicas to the last backward pass."""
+        """Postpone the sums over replicas to the last backward pass; stages of a pipeline have several last ones."""
         for module in self._list_fsdp_modules():
-            module.set_requires_all_reduce(False, recurse=False)
+            module.set_requires_all_reduce(self.mesh.pipeline.size > 1, recurse=False)
 
     def last_backward(self) -> None:
         """Sum over replicas too in the next backward pass."""
         for module in self._list_fsdp_modules():
             module.set_requires_all_reduce(True, recurse=False)
+
+    def complete(self, names: Collection[str]) -> None:
+        """Do nothing: FSDP2 reduces gradients in every backward pass."""
 
     def reduce(self) -> None:
         """Set the gradients of the main parameters: FSDP2 has reduced them in the backward passes."""

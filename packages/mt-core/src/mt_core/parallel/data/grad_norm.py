@@ -9,14 +9,17 @@ from mt_core.parallel.data.protocol import DataParallel
 
 @torch.no_grad()
 def all_reduce_partial_grads(data_parallel: DataParallel) -> None:
-    """Add up, in place, gradients of which each tensor rank has a part: weights used on a part of the sequence, and
-    repeated key/value groups. One all-reduce for each axis."""
+    """Add up, in place, gradients of which each of several ranks has a part: weights used on a part of the sequence,
+    repeated key/value groups, and weights that two stages have. One all-reduce for each axis."""
     parts: dict[Axis, list[Tensor]] = {}
     for name, gradient in _list_gradients(data_parallel):
         placement = data_parallel.placements[name]
         if placement.partial:
             _, replicated = data_parallel.split_replicated(name, gradient)
             parts.setdefault(placement.replicas, []).append(replicated)
+    for name, gradient in _list_gradients(data_parallel):
+        if (tied := data_parallel.placements[name].tied).size > 1:
+            parts.setdefault(tied, []).append(gradient)
     for axis, pieces in parts.items():
         flat = axis.sum_(torch.cat([piece.flatten() for piece in pieces]))
         for piece, total in zip(pieces, flat.split([piece.numel() for piece in pieces]), strict=True):
@@ -30,8 +33,9 @@ def compute_local_norms(data_parallel: DataParallel) -> Tensor:
     counted = []
     for name, gradient in _list_gradients(data_parallel):
         unique, replicated = data_parallel.split_replicated(name, gradient)
-        counts_replicated = data_parallel.placements[name].replicas.rank == 0
-        counted.append(gradient if counts_replicated else unique)
+        placement = data_parallel.placements[name]
+        part = gradient if placement.replicas.rank == 0 else unique
+        counted.append(part if placement.tied.rank == 0 else part.flatten()[:0])
         assert unique.numel() + replicated.numel() == gradient.numel()
     if not counted:  # this rank has no main parameter: the ranks' sums must have one dtype all the same
         wide = torch.promote_types(data_parallel.dtype, torch.float32)
@@ -49,7 +53,7 @@ def compute_global_norm(data_parallel: DataParallel, local_norms: Tensor) -> Ten
         experts = _sum_squares(local_norms, [axis == mesh.expert for axis in axes])
         others = _sum_squares(local_norms, [axis != mesh.expert for axis in axes])
         square = mesh.shard.sum_(others) + mesh.expert.sum_(mesh.expert_shard.sum_(experts))
-    return mesh.tensor.sum_(square).sqrt()
+    return mesh.pipeline.sum_(mesh.tensor.sum_(square)).sqrt()
 
 
 def _sum_squares(norms: Tensor, selected: list[bool]) -> Tensor:

@@ -1,6 +1,6 @@
 """Data parallelism: what the training step asks of it, whichever of the three strategies does it."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Protocol
 
 import torch
@@ -57,6 +57,10 @@ class DataParallel(Protocol):
 
     def last_backward(self) -> None:
         """The next backward pass is the step's last: reduction may begin as gradients become complete."""
+        ...
+
+    def complete(self, names: Collection[str]) -> None:
+        """Parameters of these names get no further gradient in this step: their reduction may begin."""
         ...
 
     def reduce(self) -> None:

@@ -7,7 +7,7 @@ weights gathered (arXiv:1910.02054). With one, gradients are summed over all rep
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -76,7 +76,7 @@ class Buckets:
         parameters = dict(model.named_parameters())
         self.shapes: Mapping[str, torch.Size] = {name: p.shape for name, p in parameters.items()}
         trainable = {name: p.numel() for name, p in parameters.items() if p.requires_grad}
-        axes = {name: mesh.shard_axes(placements[name].axis) for name in trainable}
+        axes = {name: (mesh.shard_axes(placements[name].axis), placements[name].tied) for name in trainable}
         self.spans = lay_out(trainable, config.bucket_size, axes)
         self.buckets = [*self._allocate(device, dtype, gradients)]
         self.main_params: Mapping[str, nn.Parameter] = {
@@ -100,7 +100,7 @@ class Buckets:
 
     def _allocate(self, device: torch.device, dtype: torch.dtype, gradients: torch.dtype) -> Iterator[Bucket]:
         wide = torch.promote_types(dtype, torch.float32)
-        for number in range(1 + max(span.bucket for span in self.spans.values())):
+        for number in range(1 + max((span.bucket for span in self.spans.values()), default=-1)):
             spans = {name: span for name, span in self.spans.items() if span.bucket == number}
             shard, replica = self.mesh.shard_axes(self.placements[next(iter(spans))].axis)
             unit = math.lcm(ALIGNMENT, shard.size)
@@ -168,8 +168,16 @@ class Buckets:
         """Reduce buckets from now on as soon as they are complete."""
         self._last = True
 
+    def complete(self, names: Collection[str]) -> None:
+        """Reduce the buckets in which all gradients are complete now."""
+        for bucket in self.buckets if self.config.overlap_grad_reduce else []:
+            bucket.waiting -= {*names}
+            if not bucket.waiting and not bucket.reduced:
+                self._start_reduction(bucket)
+
     def _accumulate(self, name: str, weight: Tensor) -> None:
-        assert weight.grad is not None
+        if weight.grad is None:
+            return  # postponed by a pass for gradients of inputs alone
         gradient = self._view_buffer(name, "gradients")
         if name in self._fresh:
             self._set(gradient.view(-1), weight.grad.flatten())
@@ -239,7 +247,8 @@ class Buckets:
 def lay_out(sizes: Mapping[str, int], bucket_size: int, axes: Mapping[str, object] | None = None) -> dict[str, Span]:
     """Assign parameters to spans in reverse order; a bucket is closed when it has `bucket_size` elements.
 
-    Parameters share a bucket only if `axes` has equal values for them: the axes over which they are sharded.
+    Parameters share a bucket only if `axes` has equal values for them: the axes over which they are sharded, and those
+    of stages that have them too, whose buckets then are alike.
     """
     spans, ends, count = {}, {}, 0
     for name, size in reversed(list(sizes.items())):

@@ -105,6 +105,21 @@ class SequenceEmbedding:
         return F.embedding(collectives.local_shard(indices, self.axis, -1) if self.sequence else indices, weight)
 
 
+def column_gradients(
+    g: Tensor, x: Tensor | None, weight: Tensor | None, axis: Axis, sequence: bool
+) -> tuple[Tensor, Tensor]:
+    """Return the gradients of x and of the weight of a `ColumnLinear`; without the weight none of x, without x none of
+    the weight: they are empty."""
+    return _column_backward(g, x, weight, axis.group_name, sequence)
+
+
+def row_gradients(
+    g: Tensor, x: Tensor | None, weight: Tensor | None, axis: Axis, sequence: bool
+) -> tuple[Tensor, Tensor]:
+    """Return the gradients of x and of the weight of a `RowLinear`, as `column_gradients` does."""
+    return _row_backward(g, x, weight, axis.group_name, sequence)
+
+
 @torch.library.custom_op("mt::column_linear", mutates_args=())
 def _column(x: Tensor, weight: Tensor, bias: Tensor | None, group: str, sequence: bool) -> Tensor:
     return _all_gather_matmul(x, weight.mT, bias, find_axis(group))[0] if sequence else F.linear(x, weight, bias)

@@ -120,6 +120,8 @@ class Placement:
     """The first element that other ranks hold as well, counted flat."""
     partial: bool = False
     """Whether the gradients of those replicas are parts of a sum."""
+    tied: Axis = Axis("tied")
+    """Ranks of the pipeline that have the parameter too, for another use, and a part of its gradient each."""
 
 
 NO_EXPERTS = Axis("expert")

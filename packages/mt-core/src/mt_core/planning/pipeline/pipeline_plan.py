@@ -12,8 +12,7 @@ from mt_core.errors import Problem, raise_if
 from mt_core.parallel.layout import Layout, build_layout, problems, suggest_nearest
 from mt_core.pipeline.actions import Placement, Schedule
 from mt_core.pipeline.layout_string import Stage
-from mt_core.pipeline.rank_schedules import ScheduleSize
-from mt_core.pipeline.schedule_table import SCHEDULES, build_schedule, list_problems
+from mt_core.pipeline.schedule_table import SCHEDULES, build_schedule, get_size, list_problems
 from mt_core.pipeline.simulator import StageCosts, Timeline, simulate
 from mt_core.pipeline.stages import balance_stages, cut_stages
 from mt_core.planning.activations import count_activations
@@ -93,9 +92,7 @@ def check_pipeline(config: PlannedRun, gpus: int) -> Layout:
 
 def plan_pipeline(config: PlannedRun, layout: Layout, profile: Profile) -> PipelinePlan:
     """The plan of the schedule and the stages that a configuration asks for; `MtError` if they do not fit together."""
-    keys, ranks = config.pipeline, config.parallel.pipeline
-    chunks = keys.virtual_stages or SCHEDULES[keys.schedule].chunks[0]
-    size = ScheduleSize(ranks, micro_batches(config, layout), chunks, keys.microbatch_group_size)
+    keys, size = config.pipeline, get_size(config, micro_batches(config, layout))
     raise_if(list_problems(keys.schedule, size, samples=layout.micro_batch * layout.dims.data))
     schedule = build_schedule(keys.schedule, size)
     stages = cut_stages(config.model.layers, schedule.placement, keys)
