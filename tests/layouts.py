@@ -44,12 +44,16 @@ MODELS: dict[str, dict[str, Any]] = {
         "attention": MLA(
             heads=4, q_lora_rank=12, kv_lora_rank=10, nope_head_size=6, rope_head_size=4, v_head_size=5, norm_eps=1e-3
         ),
+        "mlp": MoE(
+            **{"ffn_hidden_size": 12, "experts": 4, "top_k": 2, "normalized": False},
+            **{"shared_ffn_hidden_size": 24, "dense_layers": 1, "dense_ffn_hidden_size": 48},
+        ),
         "position": Rope(scaling=YaRN(factor=4.0, original_positions=8, mscale=0.7, mscale_all_dim=0.9)),
         "dropout": DROPOUT,
     },
 }
-"""Between them: experts, latent attention, normalised heads, post-norms, capped logits, dropout,
-grouped and full attention, ties, biases, every kind of position, norm and feed-forward layer."""
+"""Between them: experts, in all layers or all but the first, latent attention, normalised heads, post-norms, capped
+logits, dropout, grouped and full attention, ties, biases, every kind of position, norm and feed-forward layer."""
 
 LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "tensor 2": (2, {"tensor": 2}),

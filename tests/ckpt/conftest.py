@@ -34,6 +34,11 @@ GPT2: dict[str, Any] = {
 }
 HEADS = {"head_dim": 10}
 EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 24}
+DEEPSEEK: dict[str, Any] = {
+    **(LLAMA | EXPERTS | {"num_key_value_heads": 4, "n_routed_experts": 8, "n_shared_experts": 2}),
+    **{"q_lora_rank": None, "kv_lora_rank": 12, "qk_nope_head_dim": 6, "qk_rope_head_dim": 4, "v_head_dim": 5},
+    "first_k_dense_replace": 1,
+}
 BERT = {name: value for name, value in LLAMA.items() if "token_id" not in name and "key_value" not in name}
 T5: dict[str, Any] = {
     "vocab_size": 61,
@@ -55,6 +60,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2": ("Qwen2", LLAMA),
     "qwen3": ("Qwen3", LLAMA | HEADS),
     "qwen3_moe": ("Qwen3Moe", LLAMA | HEADS | EXPERTS | {"num_experts": 5, "norm_topk_prob": True}),
+    "deepseek_v2": ("DeepseekV2", DEEPSEEK),
     "gemma": ("Gemma", LLAMA | HEADS),
     "gemma2": ("Gemma2", LLAMA | HEADS | {"sliding_window": 7}),
     "phi3": ("Phi3", LLAMA | {"pad_token_id": None}),

@@ -70,6 +70,7 @@ COMBINATIONS |= {
         tied=True,
     ),
     "latent": tiny(attention=LATENT),
+    "experts-after-dense-layer": tiny(mlp=MOE | {"dense_layers": 1, "dense_ffn_hidden_size": 20}),
     "latent-queries-layer-scaled": tiny(
         attention=LATENT | {"q_lora_rank": 7, "norm_eps": 1e-3, "scale": 0.4}, norm=LAYER
     ),

@@ -1,5 +1,7 @@
 """A mixture of experts equals its definition, and its router's losses reach it by the weight of their sequence."""
 
+import re
+
 import pytest
 import torch
 from pydantic import ValidationError
@@ -253,4 +255,17 @@ def test_only_bf16_on_a_gpu_runs_grouped():
 )
 def test_impossible_choices_are_refused(changes, message):
     with pytest.raises(ValidationError, match=message):
+        tiny(mlp=MOE | changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dense_layers": 1}, "dense_layers 1 and dense_ffn_hidden_size None: set both"),
+        ({"dense_ffn_hidden_size": 8}, "dense_layers 0 and dense_ffn_hidden_size 8: set both"),
+        ({"dense_layers": 2, "dense_ffn_hidden_size": 8}, "mlp.dense_layers 2 leave none of 2 layers for experts"),
+    ],
+)
+def test_dense_layers_have_a_width_and_leave_some_for_experts(changes, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
         tiny(mlp=MOE | changes)

@@ -20,6 +20,7 @@ PUBLISHED = {
     "mistral-7b": 7_241_732_096,
     "mixtral-8x7b": 46_702_792_704,
     "mixtral-8x22b": 140_620_634_112,
+    "deepseek-v2-lite": 15_706_484_224,
     "gemma-2-2b": 2_614_341_888,
     "qwen3-8b": 8_190_735_360,
     "qwen3-30b-a3b": 30_532_122_624,
@@ -81,6 +82,14 @@ def test_flops_of_mixtral_are_those_of_the_experts_that_a_token_passes_through()
     attention, expert, router = 2 * 4096 * 4096 + 2 * 4096 * 1024, 3 * 4096 * 14336, 8 * 4096
     matrices = 32 * (attention + 2 * expert + router) + 32000 * 4096
     assert config.flops_per_token(4096) == 6 * matrices + 6 * 32 * 4096 * 4096
+
+
+def test_flops_of_deepseek_v2_lite_are_those_of_its_first_layer_and_of_the_others():
+    config = GPTConfig.model_validate(preset("deepseek-v2-lite")["model"])
+    attention = 2048 * (16 * 192 + 576 + 16 * 128) + 512 * 16 * 256
+    dense, mixture = 3 * 2048 * 10944, 3 * 2048 * (6 * 1408 + 2816) + 64 * 2048
+    matrices = 27 * attention + dense + 26 * mixture + 102400 * 2048
+    assert config.flops_per_token(4096) == 6 * matrices + 27 * 6 * 16 * (192 + 128) * 2048
 
 
 def test_flops_of_gemma_2_count_the_keys_in_a_window():

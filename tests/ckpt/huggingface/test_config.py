@@ -289,7 +289,10 @@ def test_a_missing_kv_head_count_means_multi_head_attention():
         ({"rope_scaling": "yarn"}, "rope_scaling is 'yarn'; it must be an object"),
         ({"rope_scaling": {"rope_type": "linear"}}, "rope_scaling has no factor; linear needs it"),
         ({"rope_scaling": {"rope_type": "linear", "factor": "2x"}}, "factor is '2x'"),
-        ({"rope_scaling": YARN | {"mscale": 0.7}}, "rope_scaling has mscale 0.7; of yarn, attention_factor, beta_fast"),
+        (
+            {"rope_scaling": YARN | {"mscale_low": 0.7}},
+            "rope_scaling has mscale_low 0.7; of yarn, attention_factor, beta_fast",
+        ),
         ({"rope_scaling": YARN | {"truncate": False}}, "rope_scaling has truncate False"),
         ({"rope_parameters": {"full_attention": {}}}, "rope_parameters differs by type of layer"),
         (

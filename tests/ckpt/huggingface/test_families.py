@@ -14,6 +14,7 @@ from mt_ckpt.conversion.verify import our_logits, transformers_logits
 from mt_ckpt.huggingface.config import read_config
 from mt_ckpt.huggingface.families import FAMILIES
 from mt_ckpt.huggingface.saver import choose_family, save
+from mt_cli.run_config import load_run_config
 from mt_core.checkpoint.detection import open_checkpoint
 from mt_core.errors import MtError
 from mt_models.canonical import canonical_state
@@ -39,6 +40,8 @@ CASES = {
     ),
     "llama yarn": ("llama", rope("yarn", factor=4.0, original_max_position_embeddings=10)),
     "llama yarn, all set": ("llama", rope("yarn", factor=4.0, beta_fast=8.0, beta_slow=2.0, attention_factor=1.3)),
+    "llama yarn, mscales": ("llama", rope("yarn", factor=4.0, mscale=0.7, mscale_all_dim=0.9)),
+    "llama yarn, one mscale": ("llama", rope("yarn", factor=4.0, mscale=0.7)),
     "mistral": ("mistral", {"sliding_window": 7}),
     "mistral 0.3": ("mistral", {"sliding_window": None}),
     "mixtral": ("mixtral", {}),
@@ -55,6 +58,16 @@ CASES = {
     ),
     "qwen3_moe": ("qwen3_moe", {}),
     "qwen3_moe unnormalised": ("qwen3_moe", {"norm_topk_prob": False, "use_sliding_window": True, "sliding_window": 7}),
+    "deepseek_v2": ("deepseek_v2", {"rms_norm_eps": 1e-4, "topk_method": "greedy"}),
+    "deepseek_v2 yarn, groups, compressed queries": (
+        "deepseek_v2",
+        {
+            **{"q_lora_rank": 14, "routed_scaling_factor": 1.7, "first_k_dense_replace": 2},
+            **{"topk_method": "group_limited_greedy", "n_group": 4, "topk_group": 2},
+            **rope("yarn", factor=4.0, original_max_position_embeddings=10, mscale=0.7, mscale_all_dim=0.9),
+        },
+    ),
+    "deepseek_v2 without dense layers": ("deepseek_v2", {"first_k_dense_replace": 0, "topk_method": "greedy"}),
     "gemma": ("gemma", {}),
     "gemma2": ("gemma2", {"query_pre_attn_scalar": 24, "attn_logit_softcapping": 2.0}),
     "gemma2 plain": (
@@ -99,14 +112,18 @@ def test_transformers_reads_and_writes_our_config_json(family, changes, save_mod
     assert read_config(again, FAMILIES, "config.json") == config
 
 
+GROUPED = {"heads": 4, "num_kv_heads": 2, "head_size": 8}
+
+
 def ours(**changes):
+    attention = changes.pop("attention", {})
     values = {
         "layers": 3,
         "hidden_size": 32,
         "vocab_size": 61,
         "max_seq_len": 40,
         "init_std": 0.2,
-        "attention": {"heads": 4, "num_kv_heads": 2, "head_size": 8} | changes.pop("attention", {}),
+        "attention": attention if attention.get("kind") == "mla" else GROUPED | attention,
         "mlp": {"kind": "gated", "ffn_hidden_size": 48},
         "norm": {"kind": "rms"},
         "position": {"kind": "rope", "theta": 5000.0},
@@ -115,6 +132,34 @@ def ours(**changes):
 
 
 MOE = {"kind": "moe", "ffn_hidden_size": 24, "experts": 4, "top_k": 2, "aux_loss_coeff": 0.01}
+DEEPSEEK = {
+    "attention": {
+        **{"kind": "mla", "heads": 4, "q_lora_rank": 9, "kv_lora_rank": 12},
+        **{"nope_head_size": 6, "rope_head_size": 4, "v_head_size": 5},
+    },
+    "mlp": MOE
+    | {"normalized": False, "shared_ffn_hidden_size": 48, "dense_layers": 1, "dense_ffn_hidden_size": 40, "groups": 2}
+    | {"top_groups": 1, "group_best": 1, "scaling_factor": 1.5},
+    "norm": {"kind": "rms", "eps": 1e-6},
+    "position": {
+        "kind": "rope",
+        "scaling": {
+            **{"kind": "yarn", "factor": 3.0, "original_positions": 16, "mscale": 0.7, "mscale_all_dim": 0.9},
+        },
+    },
+}
+DEEPSEEK_V2_LITE = """{"model_type": "deepseek_v2", "attention_bias": false, "attention_dropout": 0.0,
+  "aux_loss_alpha": 0.001, "bos_token_id": 100000, "eos_token_id": 100001, "first_k_dense_replace": 1,
+  "hidden_act": "silu", "hidden_size": 2048, "initializer_range": 0.02, "intermediate_size": 10944,
+  "kv_lora_rank": 512, "max_position_embeddings": 163840, "moe_intermediate_size": 1408, "moe_layer_freq": 1,
+  "n_group": 1, "n_routed_experts": 64, "n_shared_experts": 2, "norm_topk_prob": false, "num_attention_heads": 16,
+  "num_experts_per_tok": 6, "num_hidden_layers": 27, "num_key_value_heads": 16, "pretraining_tp": 1,
+  "q_lora_rank": null, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "rms_norm_eps": 1e-06,
+  "rope_scaling": {"beta_fast": 32, "beta_slow": 1, "factor": 40, "mscale": 0.707, "mscale_all_dim": 0.707,
+    "original_max_position_embeddings": 4096, "type": "yarn"},
+  "rope_theta": 10000, "routed_scaling_factor": 1.0, "scoring_func": "softmax", "seq_aux": true,
+  "tie_word_embeddings": false, "topk_group": 1, "topk_method": "greedy", "torch_dtype": "bfloat16",
+  "use_cache": true, "v_head_dim": 128, "vocab_size": 102400}"""
 OF_GEMMA = {
     "norm": {"kind": "rms", "offset": True},
     "scaled_embedding": True,
@@ -128,6 +173,7 @@ MODELS = {
     "qwen3": ours(attention={"qk_norm": True, "window": 6, "window_layers": [False, False, True]}),
     "mixtral": ours(mlp=MOE),
     "qwen3_moe": ours(mlp=MOE | {"normalized": False}, attention={"qk_norm": True}),
+    "deepseek_v2": ours(**DEEPSEEK),
     "gemma": ours(**OF_GEMMA),
     "gemma2": ours(
         **OF_GEMMA,
@@ -148,7 +194,7 @@ def test_transformers_computes_with_our_model(family, config, tmp_path):
     assert differ(transformers_logits(tmp_path / "ours", TOKENS_BT), model(TOKENS_BT)) <= CLOSE
 
 
-@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe", "deepseek_v2"])
 def test_experts_packed_by_transformers_5_are_read(family, save_model, tmp_path):
     source = save_model(family)
     hugging_face_model(family).save_pretrained(tmp_path / "packed", save_original_format=False)
@@ -200,6 +246,44 @@ def test_experts_in_several_files_are_gathered(save_model, tmp_path):
     assert len([*path.glob("*.safetensors")]) > 5
     convert("mixtral_hf", path, "hf", tmp_path / "result")
     assert bits(tmp_path / "result") == bits(path)
+
+
+def test_what_a_deepseek_v2_cannot_be_is_refused_at_once():
+    raw = json.loads(DEEPSEEK_V2_LITE) | {
+        **{"head_dim": 128, "qk_head_dim": 191, "num_key_value_heads": 8, "topk_method": "noaux_tc"},
+        **{"n_shared_experts": None, "intermediate_size": None, "norm_topk_prob": True, "moe_layer_freq": 2},
+        **{"scoring_func": "sigmoid", "attention_bias": True, "num_nextn_predict_layers": 1},
+    }
+    with pytest.raises(MtError) as error:
+        read_config(raw, FAMILIES, "config.json")
+    assert sorted(str(problem).removeprefix("config.json: ") for problem in error.value.problems) == [
+        "attention_bias is True; only False is implemented for deepseek_v2",
+        "has num_nextn_predict_layers = 1; not known for deepseek_v2: remove what does not change the model's results; "
+        "else it cannot be read",
+        "head_dim is 128; only 64 is implemented, which other keys give",
+        "intermediate_size is None; the first layers need it",
+        "moe_layer_freq is 2; only 1 is implemented",
+        "n_shared_experts is None; it must be a positive integer",
+        "norm_topk_prob is True; only False is implemented",
+        "num_key_value_heads is 8; only 16 is implemented, which other keys give",
+        "qk_head_dim is 191; only 192 is implemented, which other keys give",
+        "scoring_func is 'sigmoid'; only 'softmax' is implemented for deepseek_v2",
+        "topk_method is 'noaux_tc'; allowed: greedy, group_limited_greedy",
+    ]
+
+
+def test_the_published_config_of_deepseek_v2_lite_is_the_preset():
+    read = read_config(json.loads(DEEPSEEK_V2_LITE), FAMILIES, "config.json")
+    preset = load_run_config([], [], "deepseek-v2-lite", rules=False).model
+    assert read.mlp.aux_loss_coeff == 0  # which config.json does not carry
+    part = preset.mlp.model_copy(update={"aux_loss_coeff": 0.0})
+    assert read == preset.model_copy(update={"mlp": part, "init_std": 0.02})
+
+
+def test_a_shared_expert_of_another_width_is_no_deepseek_v2():
+    config = ours(**DEEPSEEK | {"mlp": DEEPSEEK["mlp"] | {"shared_ffn_hidden_size": 40}})
+    with pytest.raises(MtError, match=r"mlp\.shared_ffn_hidden_size = 40, not a multiple of 24"):
+        choose_family(config, "deepseek_v2")
 
 
 def test_mixtral_hf_reads_only_mixtral(save_model, tmp_path):

@@ -13,6 +13,7 @@ from mt_core.errors import MtError
 
 DEFAULTS = {
     "t5": {"feed_forward_proj": "gated-gelu"},  # of T5, only v1.1 is implemented
+    "deepseek_v2": {"num_experts_per_tok": 6},  # which has no default
 }
 REAL = {
     "llama": "is_llama_config transformers.js_config pretraining_tp rope_interleaved max_sequence_length auto_map",
@@ -20,6 +21,7 @@ REAL = {
     "mixtral": "output_router_logits router_aux_loss_coef router_jitter_noise",
     "qwen2": "max_window_layers use_mrope use_sliding_window sliding_window",
     "qwen3_moe": "intermediate_size output_router_logits router_aux_loss_coef mlp_only_layers decoder_sparse_step",
+    "deepseek_v2": "aux_loss_alpha seq_aux ep_size scoring_func moe_layer_freq norm_topk_prob pretraining_tp auto_map",
     "gemma2": "cache_implementation hidden_act sliding_window_size _attn_implementation",
     "phi3": "auto_map embd_pdrop resid_pdrop attention_bias lm_head_bias tie_word_embeddings",
     "gpt2": "n_ctx _num_labels summary_type task_specific_params reorder_and_upcast_attn predict_special_tokens",
@@ -31,6 +33,7 @@ VALUES = {"sliding_window": None, "hidden_act": "gelu_pytorch_tanh", "is_gated_a
 VALUES |= dict.fromkeys(
     ("rope_interleaved", "use_mrope", "use_sliding_window", "attention_bias", "lm_head_bias"), False
 )
+VALUES |= {"scoring_func": "softmax", "moe_layer_freq": 1, "norm_topk_prob": False}
 VALUES |= {"tie_word_embeddings": False, "decoder_sparse_step": 1, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
 
 

@@ -241,6 +241,23 @@ def test_activations_of_latent_attention_are_what_a_real_block_saves(position, q
     assert sum(tensor.size for tensor in costs.saved) == saved_bytes(model, tokens=64, batch=2)
 
 
+def test_a_layer_costs_what_dense_and_expert_layers_cost_on_average():
+    experts = {"kind": "moe", "ffn_hidden_size": 48, "experts": 8, "top_k": 3}
+    shape = RankShape(tokens=2 * 64, seq_length=64, element_size=4, tensor=2)
+
+    def cost(mlp, field):
+        sizes = {"layers": 4, "hidden_size": 64, "vocab_size": 128, "max_seq_len": 64}
+        attention = {"heads": 4, "num_kv_heads": 4, "head_size": 16}
+        parts = {"attention": attention, "mlp": mlp, "norm": {"kind": "rms"}, "position": {"kind": "rope"}}
+        costs = GPTConfig.model_validate(sizes | parts).layer_costs(shape)
+        return sum(tensor.size for tensor in costs.saved) if field == "saved" else getattr(costs, field)
+
+    for field in ("saved", "forward_bytes", "tensor_reductions", "repeated_flops", "routed_bytes"):
+        dense, mixed = cost({"kind": "gated", "ffn_hidden_size": 96}, field), cost(experts, field)
+        average = cost(experts | {"dense_layers": 1, "dense_ffn_hidden_size": 96}, field)
+        assert average == pytest.approx(dense / 4 + mixed * 3 / 4, rel=1e-12), field
+
+
 def test_rows_of_experts_are_cut_by_sequence_parallelism_and_by_no_other_axis():
     def rows(*overrides: str) -> float:
         config = run("batch.global_batch=16", *overrides, **MIXTRAL)

@@ -16,6 +16,7 @@ PRESETS = {
     "mistral-7b": "Mistral 7B v0.1",
     "mixtral-8x7b": "Mixtral 8x7B, a mixture of experts",
     "mixtral-8x22b": "Mixtral 8x22B, a mixture of experts",
+    "deepseek-v2-lite": "DeepSeek-V2-Lite, a mixture of experts with latent attention",
     "gemma-2-2b": "Gemma 2 2B",
     "qwen3-8b": "Qwen3 8B",
     "qwen3-30b-a3b": "Qwen3 30B-A3B, a mixture of 128 experts",

@@ -77,7 +77,9 @@ def _said_otherwise(config: GPTConfig) -> dict[str, Any]:
     part, same = config.attention, {}
     if part.window:
         same["attention.window_layers"] = windows.pattern(windows.get_window_flags(config))
-    if part.scale == part.head_size**-0.5:
+    if part.kind == "mla" and part.norm_eps == config.norm.eps:
+        same["attention.norm_eps"] = None
+    if part.kind == "gqa" and part.scale == part.head_size**-0.5:
         same["attention.scale"] = None
     return same
 

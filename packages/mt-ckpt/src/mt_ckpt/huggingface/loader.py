@@ -13,6 +13,7 @@ from mt_ckpt.huggingface.families import FAMILIES, fused
 from mt_ckpt.huggingface.families.family import Config, Family
 from mt_ckpt.tensor_streams import tokenizer_files
 from mt_ckpt.tensor_streams.experts import stack_experts, unstack_shapes
+from mt_ckpt.tensor_streams.rotary_pairs import split_pairs
 from mt_ckpt.tensor_streams.safetensors_directory import SafetensorsDir, read_json
 from mt_ckpt.tensor_streams.streams import merge_copies, name_tied, set_problems
 from mt_core.checkpoint.page_cache import drop_pages
@@ -54,6 +55,8 @@ class HuggingFace:
         self._check()
         where, mlp = str(self.path), self._config.mlp
         tensors = self._rename(self.source.tensors())
+        if self._family.interleaved:
+            tensors = split_pairs(self._config, tensors)
         if mlp.kind == "moe":
             tensors = stack_experts(where, tensors, mlp.experts, used=drop_pages)
         yield from merge_copies(where, tensors, self._repeated, tied=self._tied)

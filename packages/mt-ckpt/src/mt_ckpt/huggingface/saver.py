@@ -13,6 +13,7 @@ from mt_ckpt.huggingface.config import find_lost_settings, write_config
 from mt_ckpt.huggingface.families import FAMILIES, fused
 from mt_ckpt.huggingface.families.family import Config, Family
 from mt_ckpt.tensor_streams.experts import unstack_experts
+from mt_ckpt.tensor_streams.rotary_pairs import join_pairs
 from mt_ckpt.tensor_streams.safetensors_directory import write_shards
 from mt_ckpt.tensor_streams.tokenizer_files import GENERATION, special_ids
 from mt_core.errors import MtError, Problem
@@ -37,6 +38,7 @@ def save(
     family = choose_family(config, target_model_type)
     ids, described = special_ids(tokenizer_files), write_config(family, config)
     prefix = family.prefix if described["architectures"] == [family.base] else ""
+    tensors = join_pairs(config, tensors) if family.interleaved else tensors
     renamed = ((name.removeprefix(prefix), tensor) for name, tensor in _rename_tensors(family, tensors))
     with atomic_directory(path) as temporary:
         dtype = write_shards(temporary, fused.pack(family, renamed), shard_bytes)

@@ -11,7 +11,7 @@ from mt_cli.verify.layouts import count_chunks
 from mt_core.config.loading import merge
 from mt_core.config.run_config import TransformerRun
 from mt_core.parallel.layout import Layout, axis_problems
-from mt_models.config import GQA, MLA, T5Config
+from mt_models.config import GQA, MLA, MoE, T5Config
 
 HEAD_SIZE = 8
 LATENT = 12
@@ -62,9 +62,18 @@ def _model(config: TransformerRun, layouts: Sequence[Layout]) -> Mapping[str, An
         "vocab_divisor": min(model.vocab_divisor, VOCABULARY_DIVISOR),
         "max_seq_len": length if model.max_seq_len == config.data.seq_length else length + 4,
         "attention": attention.model_dump(),
-        "mlp": {"ffn_hidden_size": hidden},
+        "mlp": {"ffn_hidden_size": hidden, **_extra_layers(model.mlp, hidden, layers)},
         "init_std": min(gain, 1.0) / size**0.5,
     }
+
+
+def _extra_layers(mlp: object, hidden: int, layers: int) -> Mapping[str, int]:
+    """What a mixture of experts has besides experts: as wide as those, and leaving a layer for them."""
+    if not isinstance(mlp, MoE):
+        return {}
+    names = ("shared_ffn_hidden_size", "dense_ffn_hidden_size")
+    widths = {name: min(hidden, width) for name in names if (width := getattr(mlp, name)) is not None}
+    return {**widths, "dense_layers": min(mlp.dense_layers, layers - 1)}
 
 
 def _attention(config: TransformerRun, groups: int, queries: int) -> GQA | MLA:

@@ -4,7 +4,7 @@ Each part of a model counts its own costs, beside its canonical tensors; those o
 layer brings its numbers with it, and nothing here names one.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from operator import add
 
 from mt_core.config.run_config import PlannedRun
@@ -65,7 +65,7 @@ class LayerCosts:
     """Bytes read and written in the forward pass by kernels that are neither matrix products nor the attention core."""
     backward_bytes: float = 0
     """Bytes that such kernels read and write in the backward pass."""
-    tensor_reductions: int = 0
+    tensor_reductions: float = 0
     """Results of which each tensor rank has a summand, such as those of output projections."""
     repeated_flops: float = 0
     """Training FLOPs of a token that tensor ranks compute beyond their share, since the weights are whole on each."""
@@ -78,6 +78,12 @@ class LayerCosts:
 
     def __add__(self, other: "LayerCosts") -> "LayerCosts":
         return LayerCosts(*(add(getattr(self, f.name), getattr(other, f.name)) for f in fields(self)))
+
+    def scale(self, share: float) -> "LayerCosts":
+        """The costs of a layer that only this share of the layers have, as a part of an average layer's."""
+        saved = tuple(replace(tensor, size=tensor.size * share) for tensor in self.saved)
+        rest = {f.name: getattr(self, f.name) * share for f in fields(self) if f.name != "saved"}
+        return LayerCosts(saved, **rest)
 
 
 def get_layer_costs(config: PlannedRun, layout: Layout) -> LayerCosts:

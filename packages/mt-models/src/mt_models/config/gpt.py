@@ -12,7 +12,7 @@ from mt_models.config.mlp import Dense, Gated
 from mt_models.config.moe import MoE
 from mt_models.config.norm import LayerNorm, RMSNorm
 from mt_models.config.position import Learned, NoPosition, Rope
-from mt_models.config.tensors import CanonicalTensor, Tensors, matrix_parameters, repeat_block
+from mt_models.config.tensors import CanonicalTensor, Tensors, matrix_parameters
 from mt_models.config.transformer import TransformerSection
 
 if TYPE_CHECKING:
@@ -53,6 +53,17 @@ class GPTConfig(TransformerSection):
             raise ValueError(f"rotary positions need an even attention.{name}, got {size}")
         return self
 
+    @model_validator(mode="after")
+    def _some_layer_has_experts(self) -> Self:
+        if self.mlp.kind == "moe" and self.mlp.dense_layers >= self.layers:
+            raise ValueError(f"mlp.dense_layers {self.mlp.dense_layers} leave none of {self.layers} layers for experts")
+        return self
+
+    def get_mlp(self, layer: int) -> Dense | Gated | MoE:
+        """The feed-forward layer of one block."""
+        dense = self.mlp.dense if self.mlp.kind == "moe" and layer < self.mlp.dense_layers else None
+        return dense or self.mlp
+
     def build(self, tensor: int = 1) -> "GPT":
         """The module, parameters uninitialised, on the current default device and dtype; whole, for `tensor` ranks."""
         from mt_models.models.gpt import GPT
@@ -64,7 +75,8 @@ class GPTConfig(TransformerSection):
         tensors = self.vocab_tensors("embed")
         if self.position.kind == "learned":
             tensors["position.weight"] = CanonicalTensor((self.max_seq_len, self.hidden_size))
-        tensors |= repeat_block(self._block_tensors(), self.layers)
+        for layer in range(self.layers):
+            tensors |= {f"layers.{layer}.{name}": tensor for name, tensor in self._block_tensors(layer).items()}
         tensors |= self.norm.tensors("norm", self.hidden_size)
         return tensors if self.tied else tensors | self.vocab_tensors("head")
 
@@ -73,20 +85,28 @@ class GPTConfig(TransformerSection):
         """Names of the norms of a block, those of heads left out."""
         return ("attn_norm", "mlp_norm", *(("attn_post_norm", "mlp_post_norm") if self.post_norms else ()))
 
-    def _block_tensors(self) -> Tensors:
+    def _block_tensors(self, layer: int) -> Tensors:
         tensors: Tensors = {}
         for name in self.block_norms:
             tensors |= self.norm.tensors(name, self.hidden_size)
         tensors |= self.attention.tensors("attn", self.hidden_size, self.norm)
-        return tensors | self.mlp.tensors("mlp", self.hidden_size)
+        return tensors | self.get_mlp(layer).tensors("mlp", self.hidden_size)
 
     def layer_costs(self, shape: RankShape) -> LayerCosts:
-        """What one layer costs a rank in one micro-batch; post-norms are left out."""
+        """What one layer costs a rank in one micro-batch, on average; post-norms are left out."""
         rotary, dropped = self.position.kind == "rope", self.dropout.attention > 0
         attention = self.attention.costs(shape, self.hidden_size, self.norm, rotary=rotary, dropout=dropped)
-        norm, mlp = self.norm.costs(shape, self.hidden_size), self.mlp.costs(shape, self.hidden_size)
+        norm, mlp = self.norm.costs(shape, self.hidden_size), self._mlp_costs(shape)
         dropout = self.dropout.costs(shape, self.hidden_size)
         return norm + attention + dropout + norm + mlp + dropout
+
+    def _mlp_costs(self, shape: RankShape) -> LayerCosts:
+        """The costs of a block's feed-forward layer, on average over the blocks."""
+        costs = self.mlp.costs(shape, self.hidden_size)
+        if self.mlp.kind != "moe" or self.mlp.dense is None:
+            return costs
+        share = self.mlp.dense_layers / self.layers
+        return self.mlp.dense.costs(shape, self.hidden_size).scale(share) + costs.scale(1 - share)
 
     def flops_per_token(self, sequence: int) -> float:
         """Training FLOPs per token: 6 · matrix parameters + 12 · layers · heads · head_size · keys.
@@ -95,8 +115,8 @@ class GPTConfig(TransformerSection):
         token sees on average: half of the sequence, as in docs/benchmarks.md, or fewer in a window.
         """
         projections = 6 * matrix_parameters(self.attention.tensors("attn", self.hidden_size, self.norm))
-        layer = projections + self.mlp.flops_per_token(self.hidden_size)
-        matrices = self.layers * layer + 6 * self.vocab_size * self.hidden_size
+        feeding = sum(self.get_mlp(layer).flops_per_token(self.hidden_size) for layer in range(self.layers))
+        matrices = self.layers * projections + feeding + 6 * self.vocab_size * self.hidden_size
         windows = (self.attention.get_window(n) for n in range(self.layers))
         keys = sum(_mean_keys(sequence, window) for window in windows)
         return matrices + self.attention.score_flops(keys)

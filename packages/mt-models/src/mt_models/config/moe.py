@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from mt_core.config.sections import Section
 from mt_core.parallel.cuts import CutSize, TensorCut
@@ -51,6 +51,11 @@ class MoE(Section):
     shared_gate: bool = False
     """The shared expert's output is multiplied by a number in 0 … 1, the sigmoid of a projection of the token."""
 
+    dense_layers: NonNegativeInt = 0
+    """The first layers of the model that have no experts but one gated layer, through which every token passes."""
+    dense_ffn_hidden_size: PositiveInt | None = None
+    """Hidden features of those layers; they have the activation of the experts."""
+
     @model_validator(mode="after")
     def _choice_is_possible(self) -> Self:
         if problems := [*self._router_problems()]:
@@ -58,6 +63,8 @@ class MoE(Section):
         return self
 
     def _router_problems(self) -> Iterator[str]:
+        if (self.dense_layers > 0) != (self.dense_ffn_hidden_size is not None):
+            yield f"dense_layers {self.dense_layers} and dense_ffn_hidden_size {self.dense_ffn_hidden_size}: set both"
         if self.top_k > self.experts:
             yield f"top_k {self.top_k} is more than experts {self.experts}"
         if self.top_k == 1 and self.normalized:
@@ -85,6 +92,13 @@ class MoE(Section):
         return Gated(ffn_hidden_size=self.shared_ffn_hidden_size, activation=self.activation)
 
     @property
+    def dense(self) -> Gated | None:
+        """What the first layers have instead of experts."""
+        if self.dense_ffn_hidden_size is None:
+            return None
+        return Gated(ffn_hidden_size=self.dense_ffn_hidden_size, activation=self.activation)
+
+    @property
     def has_aux_losses(self) -> bool:
         """Whether training adds losses of the router's to that of the labels."""
         return bool(self.aux_loss_coeff or self.z_loss_coeff)
@@ -108,6 +122,8 @@ class MoE(Section):
         sizes = [CutSize(f"{key}.experts", self.experts, axis="expert")]
         if self.shared_ffn_hidden_size is not None:
             sizes.append(CutSize(f"{key}.shared_ffn_hidden_size", self.shared_ffn_hidden_size))
+        if self.dense_ffn_hidden_size is not None:
+            sizes.append(CutSize(f"{key}.dense_ffn_hidden_size", self.dense_ffn_hidden_size))
         return sizes
 
     def flops_per_token(self, size: int) -> int:

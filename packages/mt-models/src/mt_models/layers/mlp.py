@@ -85,7 +85,8 @@ def plan(part: config.Dense | config.Gated | config.MoE) -> Plan:
             shared = plan(part.shared) if part.shared is not None else {}
             rules: Plan = {f"shared.{name}": rule for name, rule in shared.items()}
             gate: Plan = {"shared_gate": Sequence()} if part.shared_gate else {}
-            return {"router": Sequence(), "experts*": Expert(), **rules, **gate}
+            dense = plan(part.dense) if part.dense is not None else {}  # of the first layers
+            return {"router": Sequence(), "experts*": Expert(), **rules, **gate, **dense}
         case config.Gated():
             return {"gate_up": Column(dim=1), "down": Row(dim=1)}
         case config.Dense():

@@ -40,7 +40,7 @@ class Block(nn.Module):
         self.attn_norm = make_norm(config.norm, config.hidden_size)
         self.attn = make_attention(config, core, tensor, layer)
         self.mlp_norm = make_norm(config.norm, config.hidden_size)
-        self.mlp = make_mlp(config.mlp, config.hidden_size)
+        self.mlp = make_mlp(config.get_mlp(layer), config.hidden_size)
         self.attn_post_norm, self.mlp_post_norm = (
             make_norm(config.norm, config.hidden_size) if config.post_norms else nn.Identity() for _ in range(2)
         )

@@ -93,5 +93,7 @@ class Family:
     """Why transformers would refuse a configuration of this family."""
     fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Modules whose rows are those of several, one after the other."""
+    interleaved: bool = False
+    """Rotated features stand in pairs of neighbours, not in halves (of latent attention alone)."""
     transposed: tuple[str, ...] = ()
     """Modules whose weight is stored [in, out]."""

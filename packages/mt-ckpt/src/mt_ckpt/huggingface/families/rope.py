@@ -22,6 +22,8 @@ SCALINGS: dict[str, dict[str, Key]] = {
         "beta_fast": Key("beta_fast", 32.0),
         "beta_slow": Key("beta_slow", 1.0),
         "attention_factor": Key("attention_factor", None),
+        "mscale": Key("mscale", None),
+        "mscale_all_dim": Key("mscale_all_dim", None),
     },
 }
 """Kind of scaling to our settings and their keys."""
