@@ -41,6 +41,16 @@ def faulty(groups, config):
     from mt_core.training.optimizer import adamw
 
     optimizer, steps = adamw(groups, config), iter(range(1, 1000))
+    if os.environ.get("FAULT_IN") == "forward":
+        from torch.nn.modules.module import register_module_forward_pre_hook
+
+        calls = iter(range(1, 1000))
+        register_module_forward_pre_hook(
+            lambda module, _: misbehave()
+            if os.environ["RANK"] == "1" and type(module).__name__ == "Block" and next(calls) == 10
+            else None
+        )
+        return optimizer
     optimizer.register_step_pre_hook(lambda *_: misbehave() if next(steps) == 5 and os.environ["RANK"] == "1" else None)
     return optimizer
 
@@ -122,6 +132,20 @@ def test_after_a_kill_in_a_step_a_restarted_run_equals_an_unbroken_one_bit_for_b
         assert zero[-1] == "exit 5: lost another rank", done.stderr
         assert "mt [rank 0]: lost another rank in" in done.stderr
     assert "mt: starting all ranks again; restarts left: 0" in done.stderr
+    assert f"mt: resuming from {cut / 'step-00000004'}" in done.stderr
+    assert_same_end(whole, cut, 8)
+
+
+def test_a_stage_killed_in_a_pass_ends_the_others_and_a_restart_goes_on_bit_for_bit(tmp_path, toml):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    stages = ["--set", "parallel.pipeline=2"]  # one block a rank and two microbatches: the tenth call is in step 5
+    assert train(toml, *stages, "--set", f"runtime.run_dir={whole}").returncode == 0
+    options = [*stages, "--max-restarts", 1, "--set", f"runtime.run_dir={cut}"]
+    done = train(toml, *options, FAULT="kill", FAULT_IN="forward", FAULT_ONCE=tmp_path / "once")
+    assert done.returncode == 0, done.stderr
+    _, zero, one = table(done.stderr)
+    assert one[-1] == "killed by SIGKILL"
+    assert zero[-1] in ("exit 5: lost another rank", "stopped by the launcher (SIGKILL)"), done.stderr
     assert f"mt: resuming from {cut / 'step-00000004'}" in done.stderr
     assert_same_end(whole, cut, 8)
 

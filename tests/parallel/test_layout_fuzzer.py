@@ -1,13 +1,16 @@
 """Random legal layouts of up to eight ranks compute what one rank computes."""
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, assume, given, note, settings
 from hypothesis import strategies as st
 
-from layouts import BALANCED, MODELS, SAMPLES, run_config
+from layouts import BALANCED, DEEP, MODELS, SAMPLES, run_config
 from mt_cli.verify.record import record
+from mt_core.parallel.layout import problems
+from mt_core.pipeline.schedule_table import SCHEDULES
 from mt_core.verification.compare import compare_records
 
 pytestmark = pytest.mark.slow
@@ -16,11 +19,11 @@ RTOL = 1e-12
 
 
 @st.composite
-def layouts(draw: st.DrawFn, experts: bool = False) -> tuple[int, str, dict[str, Any]]:
+def layouts(draw: st.DrawFn, experts: bool = False, most: int = 8) -> tuple[int, str, dict[str, Any]]:
     """Ranks, a model, and the sections `parallel`, `recompute` and `batch`; with `experts`, an expert axis."""
-    tensor = draw(st.sampled_from([1, 2, 4]))
-    context = draw(st.sampled_from([size for size in (1, 2, 4) if tensor * size <= 8]))
-    data = draw(st.sampled_from([size for size in (1, 2, 4, 8) if tensor * context * size <= 8]))
+    tensor = draw(st.sampled_from([size for size in (1, 2, 4) if size <= most]))
+    context = draw(st.sampled_from([size for size in (1, 2, 4) if tensor * size <= most]))
+    data = draw(st.sampled_from([size for size in (1, 2, 4, 8) if tensor * context * size <= most]))
     exchanges = ["ring", "all_gather"] + (["all_to_all"] if tensor * context <= 2 else [])
     parallel = {
         "tensor": tensor,
@@ -52,6 +55,24 @@ def layouts(draw: st.DrawFn, experts: bool = False) -> tuple[int, str, dict[str,
     return tensor * context * data, draw(st.sampled_from(models)), sections
 
 
+@st.composite
+def pipelines(draw: st.DrawFn) -> tuple[int, str, dict[str, Any]]:
+    """The same with stages: every schedule, layers cut anywhere, and every other axis."""
+    length = draw(st.sampled_from([2, 3, 4]))
+    ranks, model, sections = draw(layouts(most=8 // length))
+    schedule = draw(st.sampled_from(sorted(SCHEDULES)))
+    fewest, most = SCHEDULES[schedule].chunks
+    chunks = draw(st.integers(fewest, most or 3))
+    count = length * chunks
+    cuts = sorted(draw(st.lists(st.integers(0, DEEP), min_size=count - 1, max_size=count - 1)))
+    layout = "E" + "|".join("t" * (end - start) for start, end in pairwise([0, *cuts, DEEP])) + "L"
+    sections["parallel"] |= {"pipeline": length}
+    sections["pipeline"] = {"schedule": schedule, "virtual_stages": chunks, "layout": layout}
+    config = run_config(model, DEEP, **sections)
+    assume(not list(problems(config, ranks * length)))
+    return ranks * length, model, sections
+
+
 @settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(layouts(), st.booleans())
 def test_a_random_layout_agrees_with_one_rank(reference, drawn, documents):
@@ -59,4 +80,14 @@ def test_a_random_layout_agrees_with_one_rank(reference, drawn, documents):
     note(f"{ranks} ranks, {model}, {sections}, documents {documents}")
     found = record(run_config(model, **sections), ranks, documents=documents)
     wrong = [d for d in compare_records(found, reference[model, documents]) if not d.relative <= RTOL]
+    assert wrong == []
+
+
+@settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(pipelines(), st.booleans())
+def test_random_stages_agree_with_one_rank(deep_reference, drawn, documents):
+    ranks, model, sections = drawn
+    note(f"{ranks} ranks, {model}, {sections}, documents {documents}")
+    found = record(run_config(model, DEEP, **sections), ranks, documents=documents)
+    wrong = [d for d in compare_records(found, deep_reference[model, documents]) if not d.relative <= RTOL]
     assert wrong == []

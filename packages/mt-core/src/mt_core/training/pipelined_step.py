@@ -88,8 +88,8 @@ class PipelinedStep(PipelinedPasses):
     ) -> None:
         super().__init__(model, pipeline, batches, device, update_heartbeat)
         self.data_parallel = data_parallel
-        self.loss = torch.zeros((), device=device)
-        """The step's loss, on the rank of the last stage."""
+        self.loss = torch.zeros((), device=device, dtype=torch.promote_types(self.dtype, torch.float32))
+        """The step's loss, on the rank of the last stage; 0 in this dtype on the others, with which it is summed."""
         self.metrics: dict[str, Tensor] = {}
 
     def divide_losses(self, tokens: float, samples: float, scale: float) -> None:
