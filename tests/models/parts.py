@@ -59,6 +59,9 @@ MOE = {"kind": "moe", "ffn_hidden_size": 24, "experts": 4, "top_k": 2}
 COMBINATIONS |= {
     "experts": tiny(mlp=MOE),
     "experts-unnormalised": tiny(mlp=MOE | {"normalized": False, "aux_loss_coeff": 0.5}),
+    "experts-biased-shared": tiny(
+        mlp=MOE | {"score": "sigmoid", "expert_bias": True, "shared_ffn_hidden_size": 8, "shared_gate": True}
+    ),
     "head-norms": tiny(attention=attention(qk_norm=True)),
     "head-norms-layer": tiny(attention=attention(qk_norm=True), norm=LAYER),
     "post-norms-offset-capped-window": tiny(

@@ -5,13 +5,13 @@ import torch
 
 from models.parts import COMBINATIONS, attention, tiny
 from mt_core.errors import MtError
-from mt_models.canonical import canonical_state, load_canonical, load_stream
+from mt_models.canonical import canonical_state, list_stored, load_canonical, load_stream
 
 
 def random_like_parameters(model, dtype):
-    """A tensor for each parameter, with the zero padding rows that optimizer moments have."""
+    """A tensor for each parameter and stored buffer, with the zero padding rows that optimizer moments have."""
     source = torch.Generator().manual_seed(0)
-    tensors = {name: torch.randn(p.shape, generator=source).to(dtype) for name, p in model.named_parameters()}
+    tensors = {name: torch.randn(p.shape, generator=source).to(dtype) for name, p in list_stored(model)}
     for name in tensors.keys() & {"embed.weight", "head.weight"}:
         tensors[name][model.config.vocab_size :] = 0
     return tensors

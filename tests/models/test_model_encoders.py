@@ -11,7 +11,7 @@ from models.encoders import BERT, HEADLESS, MODELS, T5, bert, t5
 from models.parts import COMBINATIONS
 from models.test_model_canonical import random_like_parameters
 from mt_core.errors import MtError
-from mt_models.canonical import canonical_state
+from mt_models.canonical import canonical_state, list_stored
 from mt_models.config import GQA
 from mt_models.layers.attention_cores import ScoreMods, eager, sdpa
 from mt_models.rules import group_fused
@@ -21,7 +21,7 @@ from mt_models.rules import group_fused
 def test_rules_know_without_torch_which_tensors_are_one_parameter(config):
     with torch.device("meta"):
         model = config.build()
-    fused = {name: [*model.canonical_regions(name)] for name, _ in model.named_parameters()}
+    fused = {name: [*model.canonical_regions(name)] for name, _ in list_stored(model)}
     assert group_fused(config.canonical_tensors()) == fused
 
 

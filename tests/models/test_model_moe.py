@@ -7,7 +7,9 @@ import torch
 from pydantic import ValidationError
 
 from models.parts import MOE, tiny
+from mt_core.distributed.mesh import Mesh
 from mt_core.parallel.dropout import DropoutKeys, jitter_features
+from mt_core.parallel.expert.balance import finish_routing
 from mt_models import config
 from mt_models.layers.mlp import make_mlp
 from mt_models.layers.moe import multiply_grouped, multiply_looped, runs_grouped
@@ -96,6 +98,52 @@ def test_a_router_that_sends_everything_to_one_expert_leaves_the_others_a_zero_g
     y_BTD.sum().backward()
     assert [bool(g.any()) for g in layer.experts.down.weight.grad] == [False, False, True, False]
     assert all(p.grad.isfinite().all() for p in layer.parameters())
+
+
+def test_a_bias_changes_who_is_chosen_and_no_weight():
+    layer, x_BTD = experts(score="sigmoid", normalized=False, expert_bias=True), normal(2, 7, 6)
+    layer.router.bias.copy_(torch.tensor([0.0, 100.0, 0.0, 50.0]))
+    weights_BTC, chosen_BTC = layer.router(x_BTD)
+    assert torch.equal(chosen_BTC, torch.tensor([1, 3]).expand(2, 7, 2))
+    assert torch.equal(weights_BTC, (x_BTD @ layer.router.weight.T).sigmoid()[..., [1, 3]])
+
+
+def test_a_bias_grows_where_choices_are_few_and_stays_in_a_step_that_is_not_finite():
+    layer = experts(score="sigmoid", expert_bias=True, expert_bias_update_rate=0.25)
+    layer.router.load += torch.tensor([6, 2, 4, 4])
+    finite = torch.tensor(True)
+    metrics = finish_routing(layer, Mesh(), finite)
+    assert layer.router.bias.tolist() == [-0.25, 0.25, 0, 0]
+    assert (metrics["expert_load_max"].item(), metrics["expert_load_min"].item()) == (1.5, 0.5)
+    assert not layer.router.load.any()
+    layer.router.load += torch.tensor([0, 1, 0, 0])
+    finish_routing(layer, Mesh(), ~finite)
+    assert layer.router.bias.tolist() == [-0.25, 0.25, 0, 0]
+
+
+def test_training_counts_choices_and_their_entropy_and_evaluation_does_not():
+    layer, x_BTD = experts(), normal(2, 7, 6)
+    layer.eval()(x_BTD)
+    assert not layer.router.load.any()
+    layer.train()(x_BTD)
+    logits_NE = (x_BTD @ layer.router.weight.T).flatten(0, 1)
+    load_E = torch.bincount(logits_NE.topk(2).indices.flatten(), minlength=4)
+    assert torch.equal(layer.router.load, load_E)
+    metrics = finish_routing(layer, Mesh(), torch.tensor(True))
+    expected = {
+        "expert_load_max": load_E.max() / 7,
+        "expert_load_min": load_E.min() / 7,
+        "router_entropy": torch.distributions.Categorical(logits=logits_NE).entropy().mean(),
+    }
+    torch.testing.assert_close(metrics, {name: v.double() for name, v in expected.items()}, rtol=1e-6, atol=0)
+
+
+def test_a_bias_stays_wide_where_weights_are_rounded():
+    layer = experts(score="sigmoid", expert_bias=True).float()
+    layer.router.bias.fill_(1 / 3)
+    layer.bfloat16()
+    assert layer.router.weight.dtype == torch.bfloat16
+    assert torch.equal(layer.router.bias, torch.full((4,), 1 / 3))
 
 
 def router_losses(layer, x_BTD):
@@ -246,6 +294,7 @@ def test_only_bf16_on_a_gpu_runs_grouped():
     [
         ({"top_k": 5}, "top_k 5 is more than experts 4"),
         ({"top_k": 1}, "with top_k 1 the only weight is always 1, and the router learns nothing: normalized = false"),
+        ({"expert_bias": True}, "expert_bias needs score = \"sigmoid\", not 'softmax'"),
         ({"shared_gate": True}, "shared_gate needs a shared expert: shared_ffn_hidden_size is unset"),
         ({"groups": 3}, "groups 3 do not divide experts 4"),
         ({"groups": 2, "top_groups": 3}, "top_groups 3 is more than groups 2"),

@@ -166,25 +166,25 @@ SAVED = "expert 2 × zero1 2"
 @pytest.fixture(scope="module")
 def one_rank_s(tmp_path_factory) -> Path:
     run = tmp_path_factory.mktemp("one")
-    measure(run_config("experts"), 1, steps=2, save=run)
+    measure(run_config("shared-expert"), 1, steps=2, save=run)
     return resolve(run)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", [SAVED, "expert 2 × tensor 2, sequence"])
 def test_whole_stacks_are_saved_and_loaded_under_another_layout(layout, one_rank_s, reference, tmp_path):
-    record(run_config("experts", parallel=EXPERT_LAYOUTS[layout][1]), 4, steps=2, save=tmp_path)
+    record(run_config("shared-expert", parallel=EXPERT_LAYOUTS[layout][1]), 4, steps=2, save=tmp_path)
     for part in ("model", "optim"):
         ours, theirs = open_part(resolve(tmp_path) / part), open_part(one_rank_s / part)
         assert {name: t.shape for name, t in ours.items()} == {name: t.shape for name, t in theirs.items()}
         a, b = ({name: t[...] for name, t in stored.items() if t.shape} for stored in (ours, theirs))
         assert max(value for _, value in tensor_differences(a, b)) <= RTOL
-    whole = reference["experts", False]
+    whole = reference["shared-expert", False]
     last = Record(whole.losses[2:], whole.norms[2:], whole.gradients[2:], whole.weights)
     for other, (ranks, parallel) in {"expert 4": EXPERT_LAYOUTS["expert 4"], "fsdp": LAYOUTS["fsdp 2"]}.items():
-        resumed = record(run_config("experts", parallel=parallel), ranks, steps=1, start=resolve(tmp_path))
+        resumed = record(run_config("shared-expert", parallel=parallel), ranks, steps=1, start=resolve(tmp_path))
         assert disagreements(resumed, last) == [], other
-    again = record(run_config("experts", parallel=EXPERT_LAYOUTS[layout][1]), 4, steps=1, start=one_rank_s)
+    again = record(run_config("shared-expert", parallel=EXPERT_LAYOUTS[layout][1]), 4, steps=1, start=one_rank_s)
     assert disagreements(again, last) == []
 
 

@@ -34,6 +34,13 @@ def canonical_regions(
     return {part: _region(tensors[part], rank, size) for part in parts}
 
 
+def list_stored(model: CanonicalModel) -> Iterator[tuple[str, Tensor]]:
+    """What checkpoints have of a model in memory: every parameter, and the buffers with a canonical name."""
+    yield from model.named_parameters()
+    shapes = model.config.canonical_shapes()
+    yield from ((name, buffer) for name, buffer in as_module(model).named_buffers() if name in shapes)
+
+
 def _parts(fusion: Fusion, name: str) -> list[str]:
     """The canonical names of a parameter's parts."""
     if fusion.parts is None:
@@ -85,7 +92,7 @@ def _pad(content: Tensor, name: str, tensor: CanonicalTensor, size: int) -> Tens
 @torch.no_grad()
 def load_canonical(model: CanonicalModel, get: Callable[[str], Tensor]) -> None:
     """Fill every parameter of a whole model from the canonical tensors that `get` returns; each is asked for once."""
-    for name, parameter in model.named_parameters():
+    for name, parameter in list_stored(model):
         tensor = model.from_canonical(name, get)
         assert tensor.shape == parameter.shape, f"{name}: {tuple(tensor.shape)} is not {tuple(parameter.shape)}"
         parameter.copy_(tensor)
@@ -93,14 +100,14 @@ def load_canonical(model: CanonicalModel, get: Callable[[str], Tensor]) -> None:
 
 def canonical_state(model: CanonicalModel) -> dict[str, Tensor]:
     """Every canonical tensor of a model, detached; they may share the parameters' memory."""
-    parameters = ((name, parameter.detach()) for name, parameter in model.named_parameters())
+    parameters = ((name, parameter.detach()) for name, parameter in list_stored(model))
     return dict(pair for name, tensor in parameters for pair in model.to_canonical(name, tensor))
 
 
 @torch.no_grad()
 def load_stream(model: CanonicalModel, tensors: Iterable[tuple[str, Tensor]]) -> None:
     """Fill every parameter of a whole model from a stream, as `stream_parameters` does."""
-    parameters = dict(model.named_parameters())
+    parameters = dict(list_stored(model))
     stream_parameters(model, tensors, lambda name, get: parameters[name].copy_(model.from_canonical(name, get)))
 
 
@@ -113,7 +120,7 @@ def stream_parameters(
     everything missing, unexpected, repeated or misshapen at once; the model is then partly filled.
     """
     expected = model.config.canonical_shapes()
-    parts = {name: _parts(get_fusion(as_module(model), name), name) for name, _ in model.named_parameters()}
+    parts = {name: _parts(get_fusion(as_module(model), name), name) for name, _ in list_stored(model)}
     owners = {part: name for name in parts for part in parts[name]}
     waiting: dict[str, dict[str, Tensor]] = {name: {} for name in parts}
     arrived: list[tuple[str, tuple[int, ...]]] = []

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mt_core.config.run_config import RunConfig
 from mt_core.config.trainable import fused_problems, is_trainable, pattern_problems
@@ -54,9 +54,18 @@ def parallelize(config: RunConfig, mesh: Mesh, device: torch.device) -> Parallel
     data_parallel = make_data_parallel(
         model, placements, mesh, device=device, precision=config.precision, parallel=config.parallel
     )
+    allocate_buffers(as_module(model), data_parallel.dtype, device)
     if config.runtime.compile:
         data_parallel.compile()
     return ParallelModel(model, data_parallel, pipeline)
+
+
+def allocate_buffers(module: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
+    """Allocate the buffers of a model on meta, filled with zeros: floating-point ones in their data type or wider."""
+    for part in module.modules():
+        for name, buffer in part.named_buffers(recurse=False):
+            wide = torch.promote_types(buffer.dtype, dtype) if buffer.is_floating_point() else buffer.dtype
+            setattr(part, name, torch.zeros(buffer.shape, dtype=wide, device=device))
 
 
 def freeze(model: CanonicalModel, patterns: Sequence[str]) -> None:

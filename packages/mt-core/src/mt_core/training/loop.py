@@ -19,6 +19,7 @@ from mt_core.contracts import MetricSink
 from mt_core.distributed.heartbeat import Heartbeat
 from mt_core.distributed.mesh import Mesh
 from mt_core.errors import MtError
+from mt_core.parallel.expert.balance import finish_routing
 from mt_core.training.batch_inputs import Batch, add_dropout_keys, count_untrained, valid_tokens
 from mt_core.training.lr_schedule import learning_rate
 from mt_core.training.metrics import ThroughputMeter
@@ -121,6 +122,7 @@ def _step(
     reduce(state.data_parallel)
     run.heartbeat.update(position.step + 1, "optimizer")
     updated = update(state.data_parallel, state.optimizer, lr=lr, clip_norm=config.optim.clip_norm, scale=scale)
+    routing = finish_routing(state.model, run.mesh, updated.norm.isfinite())
     position.step += 1
     position.samples += run.global_batch(position.samples)
     position.tokens += int(tokens)
@@ -131,7 +133,7 @@ def _step(
     if position.step % config.log.every == 0 or position.step in (1, config.train.steps):
         _check_finite(run, nonfinite)
         values = {"loss": float(run.mesh.sum_over_losses_(loss)), "lr": lr, "grad_norm": float(updated.norm)}
-        values = reduce_metrics(run.mesh, metrics) | values
+        values = reduce_metrics(run.mesh, metrics) | {name: float(value) for name, value in routing.items()} | values
         values |= {"loss_scale": scale} if config.precision.dtype == "fp16" else {}
         _emit(run, values | throughput.lap())
 

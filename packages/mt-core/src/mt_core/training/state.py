@@ -69,11 +69,13 @@ class TrainState:
         """Yield `fill(name, get)`, which sets this rank's shard of a parameter from the canonical tensors that `get`
         returns, whole or stored; after the block, ranks gather the weights."""
         self.data_parallel.wait()  # main parameters may be read by an all-gather that is under way
-        local = self._local_shards()
+        local, buffers = self._local_shards(), self.stored_buffers()
 
         def fill(name: str, get: Callable[[str], Any]) -> None:
             if name in local:
                 local[name].copy_(self._part(name, get))
+            elif name in buffers:
+                buffers[name].copy_(self.model.from_canonical(name, get))
 
         with torch.no_grad():
             yield fill
@@ -82,8 +84,13 @@ class TrainState:
     def fill(self, get: Callable[[str], Any]) -> None:
         """Set the weights from the canonical tensors that `get` returns, whole or stored."""
         with self.filling() as fill:
-            for name in self.data_parallel.shapes:
+            for name in (*self.data_parallel.shapes, *self.stored_buffers()):
                 fill(name, get)
+
+    def stored_buffers(self) -> dict[str, Tensor]:
+        """Return the buffers that checkpoints have, such as the biases of routers; every rank has them whole."""
+        shapes = self.model.config.canonical_shapes()
+        return {name: buffer for name, buffer in self.model.named_buffers() if name in shapes}
 
     def _local_shards(self) -> dict[str, Tensor]:
         """Return this rank's shard of every parameter, in the model's order: main parameters, and frozen ones."""
@@ -135,6 +142,8 @@ class TrainState:
         for name, writer in self._assign_writers().items():
             part = local[name].detach().to(self.data_parallel.dtype) if name in local else None
             yield from self._whole(name, part, writer, self.data_parallel.dtype)
+        if self.data_parallel.mesh.data_context.rank == self.data_parallel.mesh.tensor.rank == 0:
+            yield from ((name, buffer.detach().clone()) for name, buffer in self.stored_buffers().items())
 
     def _optimizer_tensors(self) -> Iterator[tuple[str, Tensor]]:
         counts, dtypes = self._optimizer_keys()

@@ -14,6 +14,7 @@ from mt_core.config.run_config import RunConfig
 from mt_core.distributed.mesh import Mesh, make_mesh
 from mt_core.distributed.topology import resolve_dims
 from mt_core.parallel.apply import parallelize
+from mt_core.parallel.expert.balance import finish_routing
 from mt_core.plugins import component
 from mt_core.training.batch_inputs import Batch, add_dropout_keys
 from mt_core.training.loss_scale import LossScale
@@ -82,6 +83,7 @@ def _step(config: RunConfig, state: TrainState, record: Record, *, documents: bo
     record.metrics.append(reduce_metrics(mesh, metrics))
     record.gradients.append({name: g / scale for name, g in gather_state(state, "gradient").items()})
     updated = update(data_parallel, state.optimizer, lr=config.optim.lr, clip_norm=config.optim.clip_norm, scale=scale)
+    finish_routing(state.model, mesh, updated.norm.isfinite())
     data_parallel.wait()
     state.position.step += 1
     record.losses.append(float(mesh.sum_over_losses_(loss.double())))
@@ -124,6 +126,8 @@ def gather_state(state: TrainState, what: Literal["weight", "gradient"]) -> Name
             part = part.grad
         whole = gather_whole(state.model, data_parallel, name, part, data_parallel.mesh.stage_ranks[0], dtype=dtype)
         tensors |= {canonical: tensor.detach().clone() for canonical, tensor in whole}
+    buffers = state.stored_buffers() if what == "weight" else {}
+    tensors |= {name: buffer.detach().clone() for name, buffer in buffers.items()}
     return _gather_stages(data_parallel.mesh, tensors)
 
 

@@ -40,6 +40,11 @@ class MoE(Section):
     """Groups that a token's experts may be in; unset, all."""
     group_best: PositiveInt = 2
     """Experts of a group whose scores, the best ones, add up to that of the group."""
+    expert_bias: bool = False
+    """Each expert's score gets a number of its own before experts are chosen, not before they are weighted. After each
+    step it grows where an expert got fewer tokens than the mean, and shrinks where it got more."""
+    expert_bias_update_rate: NonNegativeFloat = 1e-3
+    """By how much it changes in a step."""
     jitter: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """In training each feature that the router sees is multiplied by a random number in 1 − jitter … 1 + jitter."""
     aux_loss_coeff: NonNegativeFloat = 0.0
@@ -69,6 +74,8 @@ class MoE(Section):
             yield f"top_k {self.top_k} is more than experts {self.experts}"
         if self.top_k == 1 and self.normalized:
             yield "with top_k 1 the only weight is always 1, and the router learns nothing: normalized = false"
+        if self.expert_bias and self.score != "sigmoid":
+            yield f'expert_bias needs score = "sigmoid", not {self.score!r}'
         if self.shared_gate and self.shared_ffn_hidden_size is None:
             yield "shared_gate needs a shared expert: shared_ffn_hidden_size is unset"
         if self.experts % self.groups:
@@ -110,6 +117,8 @@ class MoE(Section):
         """
         experts, features, cut = self.experts, self.ffn_hidden_size, TensorCut(0, axis="expert")
         tensors = {f"{name}.router.weight": CanonicalTensor((experts, size))}
+        if self.expert_bias:
+            tensors[f"{name}.router.bias"] = CanonicalTensor((experts,))
         for projection in GATE_UP.parts:
             tensors[f"{name}.experts.{projection}.weight"] = CanonicalTensor((experts, features, size), cut, GATE_UP)
         tensors[f"{name}.experts.down.weight"] = CanonicalTensor((experts, size, features), cut)

@@ -51,6 +51,21 @@ class Router(nn.Module):
         self.part = part
         self.op: Callable[[Tensor, DropoutKeys, float, int], Tensor] = jitter_features
         self.shards: SequenceShards = WHOLE_SEQUENCES
+        self.bias: Tensor | None
+        wide = torch.promote_types(torch.get_default_dtype(), torch.float32)
+        self.register_buffer("bias", torch.zeros(part.experts, dtype=wide) if part.expert_bias else None)
+        self.load: Tensor
+        self.register_buffer("load", torch.zeros(part.experts, dtype=torch.int64), persistent=False)
+        self.entropy: Tensor
+        self.register_buffer("entropy", torch.zeros(2, dtype=torch.float64), persistent=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Router":
+        """Move or convert the module; its bias stays in fp32 or wider, since a rounded one may choose other experts."""
+        bias = self.bias
+        super()._apply(fn, recurse)
+        if bias is not None and self.bias is not None and self.bias.itemsize < torch.float32.itemsize:
+            self.bias = bias.to(self.bias.device, torch.float32)
+        return self
 
     def forward(self, x_BTD: Tensor, aux_losses: AuxLosses | None = None, keys: DropoutKeys | None = None) -> Routing:
         """Route tokens [B, T, D]; losses of each sequence are appended to `aux_losses`.
@@ -63,11 +78,33 @@ class Router(nn.Module):
             if keys is not None and self.part.jitter:
                 x_BTD = self.op(x_BTD, keys, self.part.jitter, ROUTER)
             logits_BTE = F.linear(x_BTD, self.weight.to(wide))
-        routing = choose_experts(self.part, logits_BTE)
+        routing = choose_experts(self.part, logits_BTE, self.bias)
+        if self.training:
+            self.count(logits_BTE.detach(), routing.chosen_BTC)
         if aux_losses is not None and self.part.has_aux_losses:
             loss_B = self.compute_losses(logits_BTE, routing.chosen_BTC)
             aux_losses.losses.append(self.shards.sum_gradient(loss_B))
         return routing
+
+    @torch.no_grad()
+    def count(self, logits_BTE: Tensor, chosen_BTC: Tensor) -> None:
+        """Add up how often each expert is chosen, and the entropy of choices, until the end of the step.
+
+        A layer that is recomputed counts twice: only ratios within a layer mean something.
+        """
+        self.load += one_hot(chosen_BTC.flatten(), self.part.experts).sum(0)
+        entropy = torch.special.entr(compute_probabilities(self.part, logits_BTE)).sum()
+        self.entropy += torch.stack((entropy, torch.full_like(entropy, chosen_BTC[..., 0].numel())))
+
+    @torch.no_grad()
+    def update_bias(self, load_E: Tensor, finite: Tensor) -> None:
+        """Move the bias towards experts that were chosen less often than the mean, in a step of a finite gradient.
+
+        `load_E` are the choices of all ranks in the step (arXiv:2408.15664).
+        """
+        if self.bias is not None:
+            direction_E = (load_E.sum() - self.part.experts * load_E).sign() * finite
+            self.bias += self.part.expert_bias_update_rate * direction_E
 
     def compute_losses(self, logits_BTE: Tensor, chosen_BTC: Tensor) -> Tensor:
         """This rank's part of the balance loss and the z-loss of each sequence, times their coefficients, [B]."""
@@ -81,15 +118,19 @@ class Router(nn.Module):
         return loss_B
 
 
-def choose_experts(part: config.MoE, logits_BTE: Tensor) -> Routing:
-    """Choose each token's experts by their scores, and weight them.
+def choose_experts(part: config.MoE, logits_BTE: Tensor, bias_E: Tensor | None = None) -> Routing:
+    """Choose each token's experts by their scores, to which a bias may be added for the choice, and weight them.
 
      The normalised softmax is one over the chosen logits, and groups are then ranked by sums of logits
     ; otherwise scores are computed first.
     """
     after = part.normalized and part.score == "softmax"
     scores_BTE = logits_BTE if after else compute_scores(part, logits_BTE)
-    weights_BTC, chosen_BTC = limit_groups(part, scores_BTE).topk(part.top_k, dim=-1)
+    if bias_E is None:
+        weights_BTC, chosen_BTC = limit_groups(part, scores_BTE).topk(part.top_k, dim=-1)
+    else:
+        chosen_BTC = limit_groups(part, scores_BTE.detach() + bias_E).topk(part.top_k, dim=-1).indices
+        weights_BTC = scores_BTE.gather(-1, chosen_BTC)
     if after:
         weights_BTC = weights_BTC.softmax(-1)
     elif part.normalized:
