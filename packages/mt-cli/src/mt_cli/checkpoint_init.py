@@ -17,7 +17,15 @@ from mt_core.config.rules import init_problems
 from mt_core.contracts import CheckpointLoader
 from mt_core.errors import MtError, Problem, raise_if
 
-HARMLESS = ("attention.core", "init_std", "vocab_divisor", "mlp.aux_loss_coeff", "mlp.z_loss_coeff", "mlp.jitter", "*dropout*")
+HARMLESS = (
+    "attention.core",
+    "init_std",
+    "vocab_divisor",
+    "mlp.aux_loss_coeff",
+    "mlp.z_loss_coeff",
+    "mlp.jitter",
+    "*dropout*",
+)
 """Patterns of keys below `model` that may differ from the checkpoint's: how it computes, and what only trains."""
 LONGEST_DEFAULT = 2048
 """Longest `data.seq_length` that a checkpoint decides; its positions, if those are fewer."""
