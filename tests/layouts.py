@@ -218,4 +218,4 @@ def pipeline_config(model: str, layout: str, **sections: Any) -> Any:
 
 def data_ranks(ranks: int, parallel: dict[str, Any]) -> int:
     """Ranks of a layout that take different samples."""
-    return ranks // (parallel.get("tensor", 1) * parallel.get("context", 1))
+    return ranks // (parallel.get("tensor", 1) * parallel.get("context", 1) * parallel.get("pipeline", 1))

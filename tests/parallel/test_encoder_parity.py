@@ -52,6 +52,8 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "zero1 2": (2, {"sharding": "zero1", "bucket_size": 3000}),
     "fsdp 2": (2, {"sharding": "fsdp"}),
     "tensor 4": (4, {"tensor": 4}),
+    "pipeline 2": (2, {"pipeline": 2}),
+    "pipeline 2 × tensor 2": (4, {"pipeline": 2, "tensor": 2}),
 }
 RECOMPUTE = {"t5": {"granularity": "full", "method": "uniform", "layers": 2}, "bert": {"granularity": "selective"}}
 
@@ -74,6 +76,8 @@ def models_of(layout: str) -> list[str]:
     fewer than ranks need four of these."""
     if layout == "tensor 4":
         return ["t5"]
+    if LAYOUTS[layout][1].get("pipeline"):  # a rule says which models are cut into stages
+        return [name for name in MODELS if name.startswith("bert")]
     return [name for name in MODELS if not (LAYOUTS[layout][1].get("sequence") and name == "bert")]
 
 

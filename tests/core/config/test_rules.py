@@ -71,12 +71,9 @@ def test_counts_that_a_schedule_does_not_take_are_told_before_there_are_ranks():
     assert refused(*dualpipev, *growing) == [f"batch.rampup: 3 microbatches, but {said}"]
 
 
-@pytest.mark.parametrize("preset", ["bert-345m", "t5-220m"])
-def test_models_that_cannot_be_cut_into_stages_are_refused(preset):
-    kind = preset.partition("-")[0]
-    assert f"parallel.pipeline: 2, but a model of kind {kind!r} cannot be cut into stages; allowed: 1" in refused(
-        "parallel.pipeline=2", preset=preset
-    )
+def test_models_that_cannot_be_cut_into_stages_are_refused():
+    said = "parallel.pipeline: 2, but a model of kind 't5' cannot be cut into stages; allowed: 1"
+    assert said in refused("parallel.pipeline=2", preset="t5-220m")
 
 
 @pytest.mark.parametrize(

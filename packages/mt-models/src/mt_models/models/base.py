@@ -12,6 +12,7 @@ from mt_core.errors import MtError
 from mt_core.parallel.dropout import DropoutKeys, number_positions
 from mt_core.parallel.recompute import Layer, run_sequentially
 from mt_core.parallel.tensor.plan import Plan
+from mt_core.pipeline.layout_string import Stage
 from mt_models import canonical
 from mt_models.config import TransformerConfig
 from mt_models.config.tensors import Tensors
@@ -22,6 +23,8 @@ from mt_models.plan import plan
 
 Run = Callable[[list[Layer], Tensor], Tensor]
 """Passes features through layers; recomputation replaces it."""
+FEATURES = "features"
+"""The name of the features that a stage of a pipeline passes on."""
 Config = TypeVar("Config", bound=TransformerConfig)
 
 
@@ -103,6 +106,29 @@ class Transformer(nn.Module, Generic[Config]):
         part = self.config.attention
         dropout = ["dropout"] if self.config.dropout.attention else []
         return choose_core(part.core, compute_device(device), frozenset([*part.special_scores, *dropout, *needed]))
+
+
+def keep_parts(
+    model: nn.Module,
+    blocks: nn.ModuleDict,
+    stages: Sequence[Stage],
+    ends: tuple[Sequence[str], Sequence[str]],
+    *,
+    tied: bool,
+) -> None:
+    """Drop the blocks that no stage has, and the parts of a model before or behind them if their stage is not here.
+
+    The embedding is one of the first; a model that is tied needs it in the last stage as well.
+    """
+    numbers = {str(number) for stage in stages for number in stage.layers}
+    for number in {*blocks} - numbers:
+        del blocks[number]
+    first, last = any(stage.embedding for stage in stages), any(stage.loss for stage in stages)
+    before, behind = ends
+    dropped = [*([] if first else before), *([] if last else behind)]
+    dropped += [] if first or (last and tied) else ["embed"]
+    for name in dropped:
+        setattr(model, name, None)
 
 
 def split_layers(keys: DropoutKeys | None, first: int, count: int) -> Sequence[DropoutKeys | None]:

@@ -5,6 +5,7 @@ Without heads it is an encoder: a feature vector for each token (arXiv:1810.0480
 Shape suffixes: B batch, T tokens, D model size, V vocabulary (its true size; padding rows never reach a logit).
 """
 
+from collections.abc import Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
 
@@ -12,15 +13,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mt_core.contracts import BatchKey, Losses, MetricSum
+from mt_core.contracts import BatchKey, EdgeTensor, Losses, MetricSum, StageOutput
 from mt_core.parallel.dropout import DropoutKeys
+from mt_core.pipeline.layout_string import Stage
 from mt_models.config import BertConfig
 from mt_models.layers.attention import Attention
 from mt_models.layers.attention_cores import Core
 from mt_models.layers.basic import CrossEntropy, Embedding, Head, Linear, make_norm
 from mt_models.layers.dropout import ATTENTION_OUTPUT, EMBEDDING, MLP_OUTPUT, HiddenDropout
 from mt_models.layers.mlp import ACTIVATIONS, make_mlp
-from mt_models.models.base import Transformer, split_layers
+from mt_models.models.base import FEATURES, Transformer, keep_parts, split_layers
 
 MASKED_LM_LOSS, SENTENCE_ORDER_LOSS = "masked_lm_loss", "sentence_order_loss"
 SENTENCE_ORDER_ACCURACY = "sentence_order_accuracy"
@@ -119,18 +121,31 @@ class Bert(Transformer[BertConfig]):
         """Features [B, T, D]; types are 0 and positions 0, 1, 2, … if not given, and where the mask is 0 there is
         padding. `MtError` if a sequence is longer than `max_seq_len`, or training with dropout lacks the keys."""
         dropout = self.start_dropout(tokens_BT, dropout_keys_B)
+        x_BTD = self.embed_inputs(tokens_BT, types_BT, positions, dropout)
+        return self.norm(self.run_layers(x_BTD, padding_mask_BT, dropout))
+
+    def embed_inputs(
+        self, tokens_BT: Tensor, types_BT: Tensor | None, positions: Tensor | None, dropout: DropoutKeys | None
+    ) -> Tensor:
+        """The first layer's input, [B, T, D], after dropout."""
         x_BTD = self.embed_tokens(tokens_BT, positions)
         if self.token_type is not None:
             x_BTD = x_BTD + self.token_type(torch.zeros_like(tokens_BT) if types_BT is None else types_BT)
-        x_BTD = self.embed_dropout(self.embed_norm(x_BTD), *split_layers(dropout, 0, 1))
-        return self.norm(self.run_layers(x_BTD, padding_mask_BT, dropout))
+        return self.embed_dropout(self.embed_norm(x_BTD), *split_layers(dropout, 0, 1))
 
     def run_layers(
-        self, x_BTD: Tensor, padding_mask_BT: Tensor | None = None, dropout: DropoutKeys | None = None
+        self,
+        x_BTD: Tensor,
+        padding_mask_BT: Tensor | None = None,
+        dropout: DropoutKeys | None = None,
+        numbers: range | None = None,
     ) -> Tensor:
-        """Pass features [B, T, D] through all layers of this module."""
-        layers = zip(self.layers.values(), split_layers(dropout, 1, len(self.layers)), strict=True)
-        blocks = [partial(block, padding_mask_BT=padding_mask_BT, dropout=keys) for block, keys in layers]
+        """Pass features [B, T, D] through all layers, or through those of these numbers."""
+        numbers = range(self.config.layers) if numbers is None else numbers
+        layers = zip(numbers, split_layers(dropout, 1 + numbers.start, len(numbers)), strict=True)
+        blocks = [
+            partial(self.layers[str(number)], padding_mask_BT=padding_mask_BT, dropout=keys) for number, keys in layers
+        ]
         return self.run(blocks, x_BTD)
 
     def logits(self, x_BTD: Tensor) -> Tensor:
@@ -168,8 +183,43 @@ class Bert(Transformer[BertConfig]):
         With `is_random_next_B`, 1 where the two parts are exchanged, also that of the binary head, [B], and how often
         it is right.
         """
-        assert self.lm_head is not None, "rules refuse to train without model.lm_head"
         x_BTD = self.hidden(tokens_BT, types_BT, padding_mask_BT, positions, dropout_keys_B)
+        return self.head_losses(x_BTD, labels_BT, is_random_next_B)
+
+    def keep_stages(self, stages: Sequence[Stage]) -> None:
+        """Drop the layers and the ends that none of these stages has; the last one keeps the embedding."""
+        before = ("position", "token_type", "embed_norm", "embed_dropout")
+        behind = ("norm", "lm_head", "head", "pooler", "binary_head", "loss")
+        keep_parts(self, self.layers, stages, (before, behind), tied=True)
+
+    def edge_tensors(self, arguments: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, EdgeTensor]:
+        """Features [B, T, D] between stages."""
+        return {FEATURES: EdgeTensor((*arguments["tokens_BT"].shape, self.config.hidden_size), dtype)}
+
+    def run_stage(
+        self,
+        stage: Stage,
+        edge: Mapping[str, Tensor],
+        *,
+        tokens_BT: Tensor,
+        labels_BT: Tensor,
+        positions: Tensor | None = None,
+        padding_mask_BT: Tensor | None = None,
+        types_BT: Tensor | None = None,
+        is_random_next_B: Tensor | None = None,
+        dropout_keys_B: Tensor | None = None,
+    ) -> StageOutput:
+        """Pass a micro-batch through one stage; the last one returns what `losses` does."""
+        dropout = self.start_dropout(tokens_BT, dropout_keys_B)
+        x_BTD = self.embed_inputs(tokens_BT, types_BT, positions, dropout) if stage.embedding else edge[FEATURES]
+        x_BTD = self.run_layers(x_BTD, padding_mask_BT, dropout, stage.layers)
+        if stage.loss:
+            return StageOutput({}, self.head_losses(self.norm(x_BTD), labels_BT, is_random_next_B))
+        return StageOutput({FEATURES: x_BTD}, Losses())
+
+    def head_losses(self, x_BTD: Tensor, labels_BT: Tensor, is_random_next_B: Tensor | None) -> Losses:
+        """The losses of both heads from the last features, as `losses` describes them."""
+        assert self.lm_head is not None, "rules refuse to train without model.lm_head"
         weight_VD, bias_V = self.output()
         losses_BT = self.loss(self.lm_head(x_BTD), weight_VD, labels_BT.clamp(min=0), bias_V)
         if is_random_next_B is None or self.binary_head is None:

@@ -26,10 +26,10 @@ from mt_models.layers.mla import LatentAttention
 from mt_models.layers.mlp import make_mlp
 from mt_models.layers.rope import Rotation, make_rotation
 from mt_models.layers.router import AuxLosses, attach_aux_losses
-from mt_models.models.base import Transformer, count_positions, split_layers
+from mt_models.models.base import FEATURES, Transformer, count_positions, keep_parts, split_layers
 
-FEATURES, AUX_LOSSES = "features", "aux_losses"
-"""Names of what a stage of a pipeline passes on."""
+AUX_LOSSES = "aux_losses"
+"""The name of the auxiliary losses that a stage of a pipeline passes on beside the features."""
 
 
 class Block(nn.Module):
@@ -180,15 +180,8 @@ class GPT(Transformer[GPTConfig]):
 
     def keep_stages(self, stages: Sequence[Stage]) -> None:
         """Drop the layers and the ends that none of these stages has; a head without weight keeps the embedding."""
-        numbers = {number for stage in stages for number in stage.layers}
-        for number in set(range(self.config.layers)) - numbers:
-            del self.layers[str(number)]
-        first, last = any(stage.embedding for stage in stages), any(stage.loss for stage in stages)
-        dropped = [] if first else ["position", "embed_dropout"]
-        dropped += [] if last else ["norm", "head", "loss"]
-        dropped += [] if first or (last and self.config.tied) else ["embed"]
-        for name in dropped:
-            setattr(self, name, None)
+        ends = (("position", "embed_dropout"), ("norm", "head", "loss"))
+        keep_parts(self, self.layers, stages, ends, tied=self.config.tied)
 
     def edge_tensors(self, arguments: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, EdgeTensor]:
         """Features [B, T, D] between stages, and beside those the auxiliary losses so far, [B], if there are any."""
