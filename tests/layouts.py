@@ -78,7 +78,15 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
 BALANCED = {
     "balanced-experts": {
         "attention": GQA(heads=8, num_kv_heads=4, head_size=4),
-        "mlp": MoE(ffn_hidden_size=20, experts=8, top_k=3, normalized=False, aux_loss_coeff=0.5),
+        "mlp": MoE(
+            ffn_hidden_size=20,
+            experts=8,
+            top_k=3,
+            normalized=False,
+            aux_loss_coeff=0.5,
+            capacity_factor=1.0,
+            drop_policy="position",
+        ),
         "tied": True,
     },
     "shared-expert": {
@@ -94,6 +102,7 @@ BALANCED = {
             expert_bias=True,
             expert_bias_update_rate=0.02,
             jitter=0.2,
+            capacity_factor=0.8,
             aux_loss_coeff=0.3,
             z_loss_coeff=0.1,
             shared_ffn_hidden_size=16,

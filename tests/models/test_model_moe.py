@@ -103,7 +103,7 @@ def test_a_router_that_sends_everything_to_one_expert_leaves_the_others_a_zero_g
 def test_a_bias_changes_who_is_chosen_and_no_weight():
     layer, x_BTD = experts(score="sigmoid", normalized=False, expert_bias=True), normal(2, 7, 6)
     layer.router.bias.copy_(torch.tensor([0.0, 100.0, 0.0, 50.0]))
-    weights_BTC, chosen_BTC = layer.router(x_BTD)
+    weights_BTC, chosen_BTC, _ = layer.router(x_BTD)
     assert torch.equal(chosen_BTC, torch.tensor([1, 3]).expand(2, 7, 2))
     assert torch.equal(weights_BTC, (x_BTD @ layer.router.weight.T).sigmoid()[..., [1, 3]])
 
@@ -133,6 +133,7 @@ def test_training_counts_choices_and_their_entropy_and_evaluation_does_not():
     expected = {
         "expert_load_max": load_E.max() / 7,
         "expert_load_min": load_E.min() / 7,
+        "dropped_share": torch.tensor(0.0),
         "router_entropy": torch.distributions.Categorical(logits=logits_NE).entropy().mean(),
     }
     torch.testing.assert_close(metrics, {name: v.double() for name, v in expected.items()}, rtol=1e-6, atol=0)
@@ -144,6 +145,41 @@ def test_a_bias_stays_wide_where_weights_are_rounded():
     layer.bfloat16()
     assert layer.router.weight.dtype == torch.bfloat16
     assert torch.equal(layer.router.bias, torch.full((4,), 1 / 3))
+
+
+def run_with_capacity(layer, x_BTD, capacity):
+    """What the layer is to compute if each expert takes so many tokens of a sequence, and the share that it drops."""
+    y_BTD, dropped, part = torch.zeros_like(x_BTD), 0, layer.part
+    for sample, x_TD in enumerate(x_BTD):
+        routes = [route(part, layer.router.weight @ x_D) for x_D in x_TD]
+        for e in range(part.experts):
+            takers = [(weights[e].item(), t) for t, weights in enumerate(routes) if e in weights]
+            takers = sorted(takers, reverse=True) if part.drop_policy == "probability" else takers
+            dropped += len(takers[capacity:])
+            for _, t in takers[:capacity]:
+                y_D = feed(x_TD[t], layer.experts.gate_up.weight[e], layer.experts.down.weight[e])
+                y_BTD[sample, t] += routes[t][e] * y_D
+    return y_BTD, dropped / (x_BTD[..., 0].numel() * part.top_k)
+
+
+@pytest.mark.parametrize("policy", ["probability", "position"])
+def test_an_expert_that_is_full_drops_the_tokens_of_least_weight_or_the_last(policy):
+    layer, x_BTD = experts(capacity_factor=0.5, drop_policy=policy, normalized=False), normal(2, 8, 6)
+    y_BTD, (expected_BTD, dropped) = layer(x_BTD), run_with_capacity(layer, x_BTD, 2)
+    torch.testing.assert_close(y_BTD, expected_BTD, **EXACT)
+    gradients, expected = (
+        torch.autograd.grad(y, [*layer.parameters()], normal(2, 8, 6, seed=3)) for y in (y_BTD, expected_BTD)
+    )
+    for ours, theirs in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, **EXACT)
+    assert finish_routing(layer, Mesh(), torch.tensor(True))["dropped_share"].item() == dropped > 0.2
+
+
+def test_a_capacity_drops_nothing_in_evaluation_nor_where_there_is_room():
+    x_BTD = normal(2, 8, 6)
+    tight, wide, dropless = experts(capacity_factor=0.5), experts(capacity_factor=4.0), experts()
+    assert torch.equal(tight.eval()(x_BTD), dropless(x_BTD))
+    assert torch.equal(wide(x_BTD), dropless(x_BTD))
 
 
 def router_losses(layer, x_BTD):
@@ -195,7 +231,7 @@ def test_the_router_of_a_bf16_model_computes_in_fp32():
     layer = experts().bfloat16()
     x_BTD = normal(2, 50, 6).bfloat16()
     logits_BTE = x_BTD.float() @ layer.router.weight.float().T
-    weights_BTC, chosen_BTC = choose_experts(layer.part, logits_BTE)
+    weights_BTC, chosen_BTC, _ = choose_experts(layer.part, logits_BTE)
     assert weights_BTC.dtype == torch.float32
     counts_E = torch.bincount(chosen_BTC.flatten(), minlength=4)
     seen = []
@@ -296,6 +332,7 @@ def test_only_bf16_on_a_gpu_runs_grouped():
         ({"top_k": 1}, "with top_k 1 the only weight is always 1, and the router learns nothing: normalized = false"),
         ({"expert_bias": True}, "expert_bias needs score = \"sigmoid\", not 'softmax'"),
         ({"shared_gate": True}, "shared_gate needs a shared expert: shared_ffn_hidden_size is unset"),
+        ({"drop_policy": "position"}, "drop_policy needs a capacity: without capacity_factor nothing is dropped"),
         ({"groups": 3}, "groups 3 do not divide experts 4"),
         ({"groups": 2, "top_groups": 3}, "top_groups 3 is more than groups 2"),
         ({"groups": 4, "top_groups": 1, "group_best": 1}, "top_k 2 is more than the 1 experts of top_groups 1"),

@@ -81,9 +81,13 @@ def test_a_router_that_args_cannot_express_is_refused(native, tmp_path):  # noqa
     with pytest.raises(MtError) as error:
         save(tmp_path / "core", config, ())
     assert "cannot carry mlp.normalized = False" in str(error.value)
-    save_group = build_config(mlp=MOE | {"groups": 2, "top_groups": 1, "group_best": 1})
-    with pytest.raises(MtError, match="cannot carry mlp.group_best = 1"):
-        save(tmp_path / "core", save_group, ())
+    for setting, changes in {
+        "group_best = 1": {"groups": 2, "top_groups": 1, "group_best": 1},
+        "capacity_factor = 1.5": {"capacity_factor": 1.5},
+        "expert_bias = True": {"score": "sigmoid", "expert_bias": True},
+    }.items():
+        with pytest.raises(MtError, match=f"cannot carry mlp.{setting}"):
+            save(tmp_path / "core", build_config(mlp=MOE | changes), ())
 
 
 def test_an_expert_rank_holds_its_experts_and_all_else(core):

@@ -24,6 +24,8 @@ HARMLESS = (
     "mlp.aux_loss_coeff",
     "mlp.z_loss_coeff",
     "mlp.jitter",
+    "mlp.capacity_factor",
+    "mlp.drop_policy",
     "*dropout*",
 )
 """Patterns of keys below `model` that may differ from the checkpoint's: how it computes, and what only trains."""

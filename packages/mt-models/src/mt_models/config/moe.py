@@ -51,6 +51,11 @@ class MoE(Section):
     """Coefficient of the loss that evens out, in each sequence, how often experts are chosen."""
     z_loss_coeff: NonNegativeFloat = 0.0
     """Coefficient of the loss that keeps logits small: the square of the logarithm of the sum of their exponentials."""
+    capacity_factor: PositiveFloat | None = None
+    """In training an expert takes so many times as many tokens of a sequence as it would if all were chosen equally
+    often, rounded up, and drops the others, which are left with their remaining experts. Unset, nothing is dropped."""
+    drop_policy: Literal["probability", "position"] = "probability"
+    """Which tokens an expert that is full drops: those of the lowest weights, or the last ones of the sequence."""
     shared_ffn_hidden_size: PositiveInt | None = None
     """Hidden features of the shared expert, through which every token passes; unset, there is none."""
     shared_gate: bool = False
@@ -78,6 +83,12 @@ class MoE(Section):
             yield f'expert_bias needs score = "sigmoid", not {self.score!r}'
         if self.shared_gate and self.shared_ffn_hidden_size is None:
             yield "shared_gate needs a shared expert: shared_ffn_hidden_size is unset"
+        if (
+            self.capacity_factor is None
+            and "drop_policy" in self.model_fields_set
+            and self.drop_policy != "probability"
+        ):
+            yield "drop_policy needs a capacity: without capacity_factor nothing is dropped"
         if self.experts % self.groups:
             yield f"groups {self.groups} do not divide experts {self.experts}"
         elif self.top_groups is not None:

@@ -79,10 +79,18 @@ class MoE(nn.Module):
     def run_experts(self, x_BTD: Tensor, routing: Routing) -> Tensor:
         """Pass tokens through the experts that they are routed to."""
         chosen_M = routing.chosen_BTC.flatten()
+        if routing.kept_BTC is not None:  # what is dropped goes behind the last expert, and no further
+            chosen_M = chosen_M.where(routing.kept_BTC.flatten(), self.part.experts)
         order_M = chosen_M.argsort(stable=True)
         back_M = invert_permutation(order_M)
         x_MD = permute_tokens(x_BTD.flatten(0, 1), order_M, back_M)
-        y_MD = permute(self.experts(x_MD, one_hot(chosen_M, self.part.experts).sum(0)), back_M, order_M)
+        counts_E = one_hot(chosen_M, self.part.experts).sum(0)
+        if routing.kept_BTC is None:
+            y_MD = self.experts(x_MD, counts_E)
+        else:
+            rows = int(counts_E.sum())
+            y_MD = F.pad(self.experts(x_MD[:rows], counts_E), (0, 0, 0, len(x_MD) - rows))
+        y_MD = permute(y_MD, back_M, order_M)
         y_BTCD = y_MD.view(*routing.chosen_BTC.shape, -1)
         return (y_BTCD * routing.weights_BTC[..., None].to(y_BTCD.dtype)).sum(2)
 

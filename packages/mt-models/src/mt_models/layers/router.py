@@ -7,6 +7,7 @@ adds up what has to be known of the whole.
 Shape suffixes: B batch, T tokens, D model size, E experts, C choices of a token, G groups of experts.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -40,6 +41,8 @@ class Routing(NamedTuple):
     """Weights of each token's experts, in fp32 or wider."""
     chosen_BTC: Tensor
     """Numbers of its experts, int64."""
+    kept_BTC: Tensor | None = None
+    """False where an expert is full, and drops the token; None where nothing is dropped."""
 
 
 class Router(nn.Module):
@@ -58,6 +61,8 @@ class Router(nn.Module):
         self.register_buffer("load", torch.zeros(part.experts, dtype=torch.int64), persistent=False)
         self.entropy: Tensor
         self.register_buffer("entropy", torch.zeros(2, dtype=torch.float64), persistent=False)
+        self.dropped: Tensor
+        self.register_buffer("dropped", torch.zeros((), dtype=torch.int64), persistent=False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Router":
         """Move or convert the module; its bias stays in fp32 or wider, since a rounded one may choose other experts."""
@@ -80,18 +85,34 @@ class Router(nn.Module):
             logits_BTE = F.linear(x_BTD, self.weight.to(wide))
         routing = choose_experts(self.part, logits_BTE, self.bias)
         if self.training:
-            self.count(logits_BTE.detach(), routing.chosen_BTC)
+            routing = self.drop(routing)
+            self.count(logits_BTE.detach(), routing)
         if aux_losses is not None and self.part.has_aux_losses:
             loss_B = self.compute_losses(logits_BTE, routing.chosen_BTC)
             aux_losses.losses.append(self.shards.sum_gradient(loss_B))
         return routing
 
     @torch.no_grad()
-    def count(self, logits_BTE: Tensor, chosen_BTC: Tensor) -> None:
-        """Add up how often each expert is chosen, and the entropy of choices, until the end of the step.
+    def drop(self, routing: Routing) -> Routing:
+        """Drop the tokens of experts that are full, which depends on whole sequences and on nothing else."""
+        part = self.part
+        if part.capacity_factor is None:
+            return routing
+        weights_BTC, chosen_BTC = self.shards.gather(routing.weights_BTC), self.shards.gather(routing.chosen_BTC)
+        capacity = math.ceil(chosen_BTC.shape[1] * part.top_k / part.experts * part.capacity_factor)
+        by_weight = weights_BTC if part.drop_policy == "probability" else None
+        kept_BTC = keep_within_capacity(chosen_BTC, by_weight, part.experts, capacity)
+        return routing._replace(kept_BTC=self.shards.take_local(kept_BTC))
+
+    @torch.no_grad()
+    def count(self, logits_BTE: Tensor, routing: Routing) -> None:
+        """Add up how often each expert is chosen, the entropy of choices and what is dropped, until the step ends.
 
         A layer that is recomputed counts twice: only ratios within a layer mean something.
         """
+        chosen_BTC = routing.chosen_BTC
+        if routing.kept_BTC is not None:
+            self.dropped += (~routing.kept_BTC).sum()
         self.load += one_hot(chosen_BTC.flatten(), self.part.experts).sum(0)
         entropy = torch.special.entr(compute_probabilities(self.part, logits_BTE)).sum()
         self.entropy += torch.stack((entropy, torch.full_like(entropy, chosen_BTC[..., 0].numel())))
@@ -136,6 +157,20 @@ def choose_experts(part: config.MoE, logits_BTE: Tensor, bias_E: Tensor | None =
     elif part.normalized:
         weights_BTC = weights_BTC / (weights_BTC.sum(-1, keepdim=True) + LEAST_SUM)
     return Routing(weights_BTC if part.scaling_factor == 1 else weights_BTC * part.scaling_factor, chosen_BTC)
+
+
+def keep_within_capacity(chosen_BTC: Tensor, weights_BTC: Tensor | None, experts: int, capacity: int) -> Tensor:
+    """Which choices are among the first `capacity` of their expert in their sequence, boolean [B, T, C].
+
+    The first are those of the highest weights, the earlier token of two equal ones; without weights, the earliest.
+    """
+    chosen_BTE = one_hot(chosen_BTC, experts).any(-2)
+    if weights_BTC is not None:
+        weights_BTE = weights_BTC.new_full(chosen_BTE.shape, -torch.inf).scatter(-1, chosen_BTC, weights_BTC)
+        place_BTE = weights_BTE.argsort(dim=1, descending=True, stable=True).argsort(1)
+    else:
+        place_BTE = chosen_BTE.cumsum(1) - 1
+    return (place_BTE < capacity).gather(-1, chosen_BTC)
 
 
 def compute_scores(part: config.MoE, logits_BTE: Tensor) -> Tensor:

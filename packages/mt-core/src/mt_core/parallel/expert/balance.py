@@ -14,7 +14,7 @@ from mt_core.contracts import Model
 from mt_core.distributed.mesh import Mesh
 from mt_core.parallel.expert.sequence_shards import SequenceShards
 
-METRICS = ("expert_load_max", "expert_load_min", "router_entropy")
+METRICS = ("expert_load_max", "expert_load_min", "router_entropy", "dropped_share")
 
 
 class CountingRouter(Protocol):
@@ -23,6 +23,8 @@ class CountingRouter(Protocol):
     shards: SequenceShards
     load: Tensor
     """Choices of each expert since the last step, int64 [E]."""
+    dropped: Tensor
+    """Choices since then that were dropped, int64."""
     entropy: Tensor
     """Sum of the entropies of tokens' probabilities since then, in nats, and the number of tokens, fp64 [2]."""
 
@@ -41,16 +43,18 @@ def finish_routing(model: Model, mesh: Mesh, finite: Tensor) -> dict[str, Tensor
     """Let every router act on the choices of the step, and forget them; every rank must call it after the update.
 
     Returns metrics, each the mean over the model's layers: `expert_load_max` and `expert_load_min`, the choices of the
-    most and the least chosen expert divided by the mean, and `router_entropy` in nats.
+    most and the least chosen expert divided by the mean, `router_entropy` in nats, and `dropped_share`, of all choices.
     """
     routers = list_routers(model)
     if not routers and (mesh.pipeline.size == 1 or not _has_experts(model)):
         return {}
     total = torch.zeros(len(METRICS) + 1, dtype=torch.float64, device=finite.device)
     if routers:
-        sums = torch.cat([torch.cat((router.load.double(), router.entropy)) for router in routers])
+        sums = torch.cat(
+            [torch.cat((router.load.double(), router.entropy, router.dropped[None])) for router in routers]
+        )
         sums = mesh.data.sum_(routers[0].shards.sum(sums.clone()))
-        parts = sums.split([len(router.load) + 2 for router in routers])
+        parts = sums.split([len(router.load) + 3 for router in routers])
         total += sum(_finish(router, part, finite) for router, part in zip(routers, parts, strict=True))
     *sums, layers = mesh.pipeline.sum_(total).unbind()
     return {name: value / layers for name, value in zip(METRICS, sums, strict=True)}
@@ -58,12 +62,14 @@ def finish_routing(model: Model, mesh: Mesh, finite: Tensor) -> dict[str, Tensor
 
 def _finish(router: CountingRouter, sums: Tensor, finite: Tensor) -> Tensor:
     """Let one router act on its sums over ranks; return its metrics, and 1 for its layer."""
-    load_E, (entropy, tokens) = sums[:-2], sums[-2:].unbind()
+    load_E, (entropy, tokens, dropped) = sums[:-3], sums[-3:].unbind()
     router.update_bias(load_E, finite)
     router.load.zero_()
     router.entropy.zero_()
+    router.dropped.zero_()
     mean = load_E.mean()
-    return torch.stack((load_E.max() / mean, load_E.min() / mean, entropy / tokens, torch.ones_like(mean)))
+    metrics = load_E.max() / mean, load_E.min() / mean, entropy / tokens, dropped / load_E.sum()
+    return torch.stack((*metrics, torch.ones_like(mean)))
 
 
 def _has_experts(model: Model) -> bool:

@@ -6,11 +6,15 @@ the loss of the step.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from mt_core.distributed.mesh import Axis, Mesh
+from mt_core.parallel.context.zigzag import all_gather_stacked, gather_sequence, shard_sequence
+from mt_core.parallel.tensor.collectives import local_shard
 
 
 def keep(tensor: Tensor) -> Tensor:
@@ -25,6 +29,10 @@ class SequenceShards(NamedTuple):
     """Ranks that share each sequence."""
     sum: Callable[[Tensor], Tensor] = keep
     """Sum a tensor over those ranks; no gradient flows back."""
+    gather: Callable[[Tensor], Tensor] = keep
+    """Gather [B, T, …] of this rank to that of whole sequences, in order; no gradient flows back."""
+    take_local: Callable[[Tensor], Tensor] = keep
+    """Return this rank's part of [B, T, …] of whole sequences."""
     sum_gradient: Callable[[Tensor], Tensor] = keep
     """Return the tensor; its gradient is summed over the ranks that have different labels of a sequence."""
 
@@ -43,7 +51,20 @@ def make_sequence_shards(mesh: Mesh, *, sequence: bool) -> SequenceShards:
         return WHOLE_SEQUENCES
     count = mesh.context.size * (mesh.tensor.size if sequence else 1)
     gradient = _make_gradient_sum(mesh.context) if mesh.context.size > 1 else keep
-    return SequenceShards(count, _make_sum(axes), gradient)
+    tensor = mesh.tensor if sequence else Axis("tensor")
+    return SequenceShards(
+        count, _make_sum(axes), partial(_gather, mesh.context, tensor), partial(_take, mesh.context, tensor), gradient
+    )
+
+
+def _gather(context: Axis, tensor: Axis, x: Tensor) -> Tensor:
+    if tensor.size > 1:
+        x = torch.cat(all_gather_stacked(x.detach(), tensor).unbind(), 1)
+    return gather_sequence(x, context, 1)
+
+
+def _take(context: Axis, tensor: Axis, x: Tensor) -> Tensor:
+    return local_shard(shard_sequence(x, context, 1), tensor, 1)
 
 
 def _make_sum(axes: tuple[Axis, ...]) -> Callable[[Tensor], Tensor]:
