@@ -1,6 +1,7 @@
 """Fixtures for every part."""
 
 import fcntl
+import gc
 import os
 import pickle
 import shutil
@@ -19,6 +20,7 @@ from preloaded import processes
 
 HERE = Path(__file__).parent
 
+gc.disable()  # until everything is collected: see pytest_collection
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # several tests run at a time, and their commands
 os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # no pool of processes that each import torch
@@ -109,6 +111,15 @@ def compute_once(build_once) -> Callable[[str, Callable[[], Any]], Any]:
         return values[name]
 
     return get
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[object]:
+    """Look for garbage only after collection, and only in what tests make: modules and items are a million objects."""
+    result = yield
+    gc.freeze()
+    gc.enable()
+    return result
 
 
 def pytest_collection_modifyitems(items) -> None:
