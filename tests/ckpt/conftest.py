@@ -61,6 +61,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3": ("Qwen3", LLAMA | HEADS),
     "qwen3_moe": ("Qwen3Moe", LLAMA | HEADS | EXPERTS | {"num_experts": 5, "norm_topk_prob": True}),
     "deepseek_v2": ("DeepseekV2", DEEPSEEK),
+    "deepseek_v3": ("DeepseekV3", DEEPSEEK | {"n_group": 4, "topk_group": 2}),
     "gemma": ("Gemma", LLAMA | HEADS),
     "gemma2": ("Gemma2", LLAMA | HEADS | {"sliding_window": 7}),
     "phi3": ("Phi3", LLAMA | {"pad_token_id": None}),
@@ -99,6 +100,9 @@ def hugging_face_model(family: str, auto_class: str = "AutoModelForCausalLM", **
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
+        for name, buffer in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                buffer.add_(0.1 * torch.randn_like(buffer))
     return model.eval()
 
 

@@ -54,6 +54,14 @@ def test_one_gpu_needs_no_communication(mt):
     assert "on 1 data rank\n" in shown
 
 
+def test_latent_attention_and_experts_after_a_dense_layer_are_planned(mt):
+    words = ("--set", "parallel.expert=8", "--set", "parallel.sharding=zero1", "--set", "parallel.tensor=2")
+    shown = mt("plan", "--preset", "deepseek-v2-lite", "--gpus", 64, "--set", "parallel.sequence=true", *words).stdout
+    assert shown.startswith("model      15,706,484,224 parameters, 27 layers, bf16\n")
+    assert " expert all-to-all " in shown
+    assert " fits, " in shown
+
+
 def test_explain_lists_items_and_assumptions(mt, config):
     shown = mt("plan", config, "--gpus", 8, "--explain").stdout
     assert "    Adam's two moments " in shown

@@ -68,6 +68,12 @@ CASES = {
         },
     ),
     "deepseek_v2 without dense layers": ("deepseek_v2", {"first_k_dense_replace": 0, "topk_method": "greedy"}),
+    "deepseek_v3": ("deepseek_v3", {}),
+    "deepseek_v3 yarn, unnormalised, compressed queries": (
+        "deepseek_v3",
+        {"q_lora_rank": 14, "norm_topk_prob": False, "n_group": 1, "topk_group": 1, "rms_norm_eps": 1e-4}
+        | rope("yarn", factor=4.0, original_max_position_embeddings=10, mscale=0.7, mscale_all_dim=0.9),
+    ),
     "gemma": ("gemma", {}),
     "gemma2": ("gemma2", {"query_pre_attn_scalar": 24, "attn_logit_softcapping": 2.0}),
     "gemma2 plain": (
@@ -148,6 +154,7 @@ DEEPSEEK = {
         },
     },
 }
+V3_ROUTER = {"normalized": True, "score": "sigmoid", "expert_bias": True, "group_best": 2, "scaling_factor": 2.5}
 DEEPSEEK_V2_LITE = """{"model_type": "deepseek_v2", "attention_bias": false, "attention_dropout": 0.0,
   "aux_loss_alpha": 0.001, "bos_token_id": 100000, "eos_token_id": 100001, "first_k_dense_replace": 1,
   "hidden_act": "silu", "hidden_size": 2048, "initializer_range": 0.02, "intermediate_size": 10944,
@@ -174,6 +181,7 @@ MODELS = {
     "mixtral": ours(mlp=MOE),
     "qwen3_moe": ours(mlp=MOE | {"normalized": False}, attention={"qk_norm": True}),
     "deepseek_v2": ours(**DEEPSEEK),
+    "deepseek_v3": ours(**DEEPSEEK | {"mlp": DEEPSEEK["mlp"] | V3_ROUTER}),
     "gemma": ours(**OF_GEMMA),
     "gemma2": ours(
         **OF_GEMMA,
@@ -194,7 +202,7 @@ def test_transformers_computes_with_our_model(family, config, tmp_path):
     assert differ(transformers_logits(tmp_path / "ours", TOKENS_BT), model(TOKENS_BT)) <= CLOSE
 
 
-@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe", "deepseek_v2"])
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe", "deepseek_v2", "deepseek_v3"])
 def test_experts_packed_by_transformers_5_are_read(family, save_model, tmp_path):
     source = save_model(family)
     hugging_face_model(family).save_pretrained(tmp_path / "packed", save_original_format=False)
@@ -269,6 +277,18 @@ def test_what_a_deepseek_v2_cannot_be_is_refused_at_once():
         "qk_head_dim is 191; only 192 is implemented, which other keys give",
         "scoring_func is 'sigmoid'; only 'softmax' is implemented for deepseek_v2",
         "topk_method is 'noaux_tc'; allowed: greedy, group_limited_greedy",
+    ]
+
+
+def test_what_a_deepseek_v3_cannot_be_is_refused_at_once(save_model):
+    raw = json.loads((save_model("deepseek_v3") / "config.json").read_text())
+    raw |= {"rope_interleave": False, "norm_topk_prob": None, "topk_method": "greedy"}
+    with pytest.raises(MtError) as error:
+        read_config(raw, FAMILIES, "config.json")
+    assert sorted(str(problem).removeprefix("config.json: ") for problem in error.value.problems) == [
+        "has no norm_topk_prob; of deepseek_v3 it must be given",
+        "rope_interleave is False; only True is implemented",
+        "topk_method is 'greedy'; only 'noaux_tc' is implemented for deepseek_v3",
     ]
 
 

@@ -53,6 +53,33 @@ def test_experts_come_back_to_the_same_bits(options, native, tmp_path):  # noqa:
     assert open_checkpoint(back).config() == open_checkpoint(source).config()
 
 
+LATENT = {
+    **{"kind": "mla", "heads": 4, "kv_lora_rank": 8},
+    **{"nope_head_size": 6, "rope_head_size": 4, "v_head_size": 5},
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "lost"),
+    [
+        ({"attention": LATENT}, ["attention.kind = 'mla'"]),
+        (
+            {"mlp": MOE | {"dense_layers": 1, "dense_ffn_hidden_size": 20}},
+            ["mlp.dense_layers = 1", "mlp.dense_ffn_hidden_size = 20"],
+        ),
+    ],
+    ids=["latent attention", "dense first layers"],
+)
+def test_what_megatron_s_files_do_not_carry_is_refused(changes, lost, native, tmp_path):  # noqa: F811
+    source = native(**changes)
+    for saver in ("core", "legacy"):
+        with pytest.raises(MtError) as error:
+            convert("native", source, saver, tmp_path / saver)
+        expected = [f"saver {saver}: cannot carry {setting}; or use --saver native" for setting in lost]
+        assert [str(problem) for problem in error.value.problems] == expected
+        assert not (tmp_path / saver).exists()
+
+
 ROUTED = {
     "score": "sigmoid",
     "scaling_factor": 2.5,

@@ -81,6 +81,8 @@ def _said_otherwise(config: GPTConfig) -> dict[str, Any]:
         same["attention.window_layers"] = windows.pattern(windows.get_window_flags(config))
     if part.kind == "mla" and part.norm_eps == config.norm.eps:
         same["attention.norm_eps"] = None
+    if config.mlp.kind == "moe" and config.mlp.top_groups == config.mlp.groups:
+        same["mlp.top_groups"] = None
     if part.kind == "gqa" and part.scale == part.head_size**-0.5:
         same["attention.scale"] = None
     return same

@@ -1,7 +1,7 @@
 """Hugging Face model families that ours can be: tables each."""
 
 from mt_ckpt.huggingface.families.bert import BERT, MEGATRON_BERT
-from mt_ckpt.huggingface.families.deepseek import DEEPSEEK_V2
+from mt_ckpt.huggingface.families.deepseek import DEEPSEEK_V2, DEEPSEEK_V3
 from mt_ckpt.huggingface.families.family import Family
 from mt_ckpt.huggingface.families.gemma import GEMMA, GEMMA2
 from mt_ckpt.huggingface.families.gpt2 import GPT2
@@ -22,6 +22,7 @@ FAMILIES: dict[str, Family] = {
         MIXTRAL,
         QWEN3_MOE,
         DEEPSEEK_V2,
+        DEEPSEEK_V3,
         GEMMA,
         GEMMA2,
         PHI3,

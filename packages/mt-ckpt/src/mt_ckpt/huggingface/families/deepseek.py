@@ -1,10 +1,12 @@
-"""DeepSeek-V2: latent attention, and experts in all but the first layers, a shared one among them.
+"""DeepSeek-V2 and V3: latent attention, and experts in all but the first layers, a shared one among them.
 
 The norms of compressed features have an epsilon of their own. Several shared experts are one that is as wide as all of
-them. `group_limited_greedy` chooses groups by their best expert.
+them. V2's `group_limited_greedy` chooses groups by their best expert, V3 by its two best, scored by sigmoids, with a
+bias of the choice. Layers of V3's files that predict further tokens are refused as tensors that no model here has.
 """
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from mt_ckpt.huggingface.families.decoder import ALWAYS, KEYS, MLP, NORMS, decoder_names
@@ -50,6 +52,10 @@ def _dense_width(raw: Mapping[str, Any]) -> int | None:
     return (width if type(width) is int else 1) if raw.get("first_k_dense_replace") else None
 
 
+def _top_groups(raw: Mapping[str, Any]) -> int | None:
+    return None if raw.get("topk_group", 1) == raw.get("n_group", 1) else raw.get("topk_group", 1)
+
+
 def _shared_width(raw: Mapping[str, Any]) -> int | None:
     counts = raw.get("n_shared_experts"), raw.get("moe_intermediate_size")
     return counts[0] * counts[1] if all(type(count) is int for count in counts) else None  # pyright: ignore[reportOptionalOperand]
@@ -69,8 +75,6 @@ def _complaints(raw: Mapping[str, Any]) -> Iterator[Complaint]:
     for name, value in repeated.items():
         if raw.get(name) not in (None, value):
             yield f"{name} is {raw[name]!r}", f"only {value!r} is implemented, which other keys give"
-    if raw.get("topk_method", GREEDY) not in (GREEDY, LIMITED):
-        yield f"topk_method is {raw['topk_method']!r}", f"allowed: {GREEDY}, {LIMITED}"
     shared = raw.get("n_shared_experts", 2)
     if type(shared) is not int or shared < 1:
         yield f"n_shared_experts is {shared!r}", "it must be a positive integer"
@@ -78,15 +82,33 @@ def _complaints(raw: Mapping[str, Any]) -> Iterator[Complaint]:
         yield f"intermediate_size is {raw.get('intermediate_size')!r}", "the first layers need it"
 
 
+def _complaints_of_v2(raw: Mapping[str, Any]) -> Iterator[Complaint]:
+    yield from _complaints(raw)
+    if raw.get("topk_method", GREEDY) not in (GREEDY, LIMITED):
+        yield f"topk_method is {raw['topk_method']!r}", f"allowed: {GREEDY}, {LIMITED}"
+
+
+def _complaints_of_v3(raw: Mapping[str, Any]) -> Iterator[Complaint]:
+    """Keys without which other defaults than ours count."""
+    yield from _complaints(raw)
+    for name in ("first_k_dense_replace", "n_group", "topk_group", "norm_topk_prob", "routed_scaling_factor"):
+        if raw.get(name) is None:
+            yield f"has no {name}", "of deepseek_v3 it must be given"
+
+
+def _write_v2(config: GPTConfig) -> Iterator[tuple[str, Any]]:
+    yield from _write(config)
+    limited = config.mlp.kind == "moe" and config.mlp.top_groups not in (None, config.mlp.groups)
+    yield "topk_method", LIMITED if limited else GREEDY
+
+
 def _write(config: GPTConfig) -> Iterator[tuple[str, Any]]:
     part = config.mlp
     if part.kind != "moe":
         return
-    limited = part.top_groups not in (None, part.groups)
     yield "num_key_value_heads", config.attention.heads
     yield "intermediate_size", part.dense_ffn_hidden_size or part.ffn_hidden_size
     yield "n_shared_experts", (part.shared_ffn_hidden_size or 0) // part.ffn_hidden_size
-    yield "topk_method", LIMITED if limited else GREEDY
     yield "n_group", part.groups
     yield "topk_group", part.top_groups or part.groups
 
@@ -98,37 +120,60 @@ def _limits(config: GPTConfig) -> Iterator[str]:
         yield f"mlp.shared_ffn_hidden_size = {width or None}, not a multiple of {part.ffn_hidden_size}"
 
 
+NAMES = decoder_names(NORMS | LATENT_ATTENTION | IN_TRANSFORMERS | SHARED | MLP)
+BIAS = {"model.layers.{n}.mlp.gate.e_score_correction_bias": "layers.{n}.mlp.router.bias"}
+ALIKE = {name: value for name, value in ALWAYS.items() if name != "mlp.bias"} | {
+    "attention.kind": "mla",
+    "attention.norm_eps": _norm_eps,
+    "attention.scale": None,
+    "mlp.kind": "moe",
+    "mlp.shared_ffn_hidden_size": _shared_width,
+    "mlp.shared_gate": False,
+    "mlp.dense_ffn_hidden_size": _dense_width,
+}
+"""What both always have."""
+ALSO_READ = (
+    *("head_dim", "qk_head_dim", "num_key_value_heads", "intermediate_size"),
+    *("n_shared_experts", "topk_method", "n_group", "topk_group"),
+)
+UNREAD = IGNORED | {"aux_loss_alpha": ANY, "seq_aux": ANY, "ep_size": ANY}
+
 DEEPSEEK_V2 = Family(
     model_type="deepseek_v2",
     architecture="DeepseekV2ForCausalLM",
     prefix="model.",
-    names=decoder_names(NORMS | LATENT_ATTENTION | IN_TRANSFORMERS | SHARED | MLP),
+    names=NAMES,
     keys={name: key for name, key in KEYS.items() if name not in ("attention.num_kv_heads", "attention.head_size")}
     | SIZES,
-    always={name: value for name, value in ALWAYS.items() if name != "mlp.bias"}
+    always=ALIKE
     | {
-        "attention.kind": "mla",
-        "attention.norm_eps": _norm_eps,
-        "attention.scale": None,
-        "mlp.kind": "moe",
         "mlp.score": "softmax",
         "mlp.normalized": False,
-        "mlp.shared_ffn_hidden_size": _shared_width,
-        "mlp.shared_gate": False,
-        "mlp.dense_ffn_hidden_size": _dense_width,
         "mlp.groups": lambda raw: raw.get("n_group", 1) if _limited(raw) else 1,
-        "mlp.top_groups": lambda raw: raw.get("topk_group", 1) if _limited(raw) else None,
+        "mlp.top_groups": lambda raw: _top_groups(raw) if _limited(raw) else None,
         "mlp.group_best": lambda raw: 1 if _limited(raw) else 2,
     },
-    also_written=_write,
-    also_read=(
-        *("head_dim", "qk_head_dim", "num_key_value_heads", "intermediate_size"),
-        *("n_shared_experts", "topk_method", "n_group", "topk_group"),
-    ),
-    ignored=IGNORED | {"aux_loss_alpha": ANY, "seq_aux": ANY, "ep_size": ANY, "scoring_func": "softmax"},
+    also_written=_write_v2,
+    also_read=ALSO_READ,
+    ignored=UNREAD | {"scoring_func": "softmax"},
     required={"norm_topk_prob": False, "moe_layer_freq": 1},
-    complaints=_complaints,
+    complaints=_complaints_of_v2,
     limits=_limits,
     interleaved=True,
     token_ids={"bos_token_id": 1, "eos_token_id": 2},
+)
+DEEPSEEK_V3 = replace(
+    DEEPSEEK_V2,
+    model_type="deepseek_v3",
+    architecture="DeepseekV3ForCausalLM",
+    names=replace(NAMES, table={**NAMES.table, **BIAS}),
+    keys={**DEEPSEEK_V2.keys, "mlp.normalized": Key("norm_topk_prob", True), "mlp.groups": Key("n_group", 1)},
+    always=ALIKE
+    | {"mlp.score": "sigmoid", "mlp.expert_bias": True, "mlp.top_groups": _top_groups, "mlp.group_best": 2},
+    also_written=_write,
+    ignored=UNREAD | {"scoring_func": "sigmoid", "topk_method": "noaux_tc", "num_nextn_predict_layers": ANY},
+    required={"moe_layer_freq": 1, "rope_interleave": True},
+    complaints=_complaints_of_v3,
+    also_read=tuple(name for name in ALSO_READ if name != "topk_method"),
+    token_ids={"bos_token_id": 0, "eos_token_id": 1},
 )
