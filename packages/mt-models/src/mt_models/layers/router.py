@@ -102,7 +102,8 @@ class Router(nn.Module):
         capacity = math.ceil(chosen_BTC.shape[1] * part.top_k / part.experts * part.capacity_factor)
         by_weight = weights_BTC if part.drop_policy == "probability" else None
         kept_BTC = keep_within_capacity(chosen_BTC, by_weight, part.experts, capacity)
-        return routing._replace(kept_BTC=self.shards.take_local(kept_BTC))
+        # no `_replace`, whose result Dynamo cannot carry across a graph break
+        return Routing(routing.weights_BTC, routing.chosen_BTC, self.shards.take_local(kept_BTC))
 
     @torch.no_grad()
     def count(self, logits_BTE: Tensor, routing: Routing) -> None:
