@@ -26,9 +26,7 @@ from mt_core.verification.ranks import run_ranks
 from mt_models.config import GQA, GPTConfig
 from rank_states import CPU, state_of
 
-pytestmark = pytest.mark.slow
-
-pytest.importorskip("megatron.core")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("megatron_core")]
 
 ROUNDING = 2.0**-24
 """Unit roundoff of fp32."""

@@ -26,9 +26,7 @@ from mt_core.distributed.mesh import Axis
 from mt_core.verification.ranks import run_ranks
 from mt_models.canonical import load_stream
 
-pytestmark = pytest.mark.slow
-
-pytest.importorskip("megatron.core")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("megatron_core")]
 
 CASES: dict[str, Any] = {
     name: config.model_copy(update={"vocab_size": 64})

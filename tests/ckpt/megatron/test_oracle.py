@@ -22,9 +22,7 @@ from mt_ckpt.megatron.torch_format import safe_unpickle
 from mt_core.distributed.mesh import Axis
 from mt_core.verification.ranks import run_ranks
 
-pytestmark = pytest.mark.slow
-
-pytest.importorskip("megatron.core")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("megatron_core")]
 
 ROPE = {"vocab_size": 64, "position": {"kind": "rope"}}
 EXPERTS = {

@@ -17,9 +17,7 @@ from mt_core.distributed.mesh import Axis
 from mt_core.errors import MtError
 from mt_core.verification.ranks import run_ranks
 
-pytestmark = pytest.mark.slow
-
-pytest.importorskip("megatron.core")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("megatron_core")]
 
 CASES = ("llama", "gpt2", "experts")
 FORMS: dict[str, dict[str, Any]] = {"ordinary": {}, "singleton": {"singleton_local_shards": True}}

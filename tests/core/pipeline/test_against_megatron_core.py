@@ -10,9 +10,7 @@ from mt_core.pipeline.rank_schedules import ScheduleSize
 from mt_core.pipeline.schedule_table import build_schedule
 from mt_core.pipeline.stages import cut_stages
 
-pytestmark = pytest.mark.slow
-
-pytest.importorskip("megatron.core")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("megatron_core")]
 
 
 @pytest.mark.parametrize(("count", "chunks", "group"), [(8, 2, 4), (10, 2, 6), (14, 3, 5), (4, 4, 4), (9, 2, 9)])

@@ -1,5 +1,6 @@
 """Samples against Megatron's own dataset classes, on random corpora and settings."""
 
+import importlib
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
@@ -28,21 +29,19 @@ from mt_data.indexed.reader import IndexedReader
 from mt_data.indexed.writer import IndexedWriter
 
 torch = pytest.importorskip("torch")
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    pytest.importorskip("megatron.core")
-    from megatron.core.datasets.bert_dataset import BERTMaskedWordPieceDataset, BERTMaskedWordPieceDatasetConfig
-    from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
-    from megatron.core.datasets.gpt_dataset import GPTDataset as TheirGPTDataset
-    from megatron.core.datasets.gpt_dataset import GPTDatasetConfig, MockGPTDataset
-    from megatron.core.datasets.indexed_dataset import IndexedDataset
-    from megatron.core.datasets.t5_dataset import T5MaskedWordPieceDataset, T5MaskedWordPieceDatasetConfig
-    from megatron.core.datasets.utils import Split
+pytestmark = pytest.mark.usefixtures("megatron_core")
 
 EOD = 5
 NO_ID = 5_000
 """A padding that stands in no text: Megatron masks an id wherever it is, mt what it filled up itself."""
 some = settings(deadline=None, max_examples=30)
+
+
+def theirs(name: str) -> Any:
+    """A module of Megatron's datasets, imported by the first test that needs it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return importlib.import_module(f"megatron.core.datasets.{name}")
 
 
 class ToyTokenizer:
@@ -117,7 +116,7 @@ def test_gpt_samples(
     chosen = dict(zip(names, flags, strict=True))
     with tempfile.TemporaryDirectory() as folder:
         prefix = write(Path(folder) / "c", documents)
-        config = GPTDatasetConfig(
+        config = theirs("gpt_dataset").GPTDatasetConfig(
             random_seed=seed, sequence_length=seq_length, blend=([prefix], None), split="1",
             tokenizer=StreamTokenizer(), add_extra_token_to_sequence=extra, drop_last_partial_validation_sequence=drop,
             **(chosen | {"create_attention_mask": True}),
@@ -125,7 +124,14 @@ def test_gpt_samples(
         indices = np.arange(len(documents), dtype=np.int32)
 
         def megatrons() -> Any:
-            return TheirGPTDataset(IndexedDataset(prefix), prefix, indices, samples, Split.valid, config)
+            return theirs("gpt_dataset").GPTDataset(
+                theirs("indexed_dataset").IndexedDataset(prefix),
+                prefix,
+                indices,
+                samples,
+                theirs("utils").Split.valid,
+                config,
+            )
 
         reference = megatrons()
         ours = build_gpt_dataset(
@@ -186,7 +192,7 @@ def test_blends_of_splits(
         paths = prefixes if weights is None else [str(weights[0]), prefixes[0], str(weights[1]), prefixes[1]]
         blend = (prefixes, list(weights) if weights else None)
         where = {"blend_per_split": [blend, blend, None]} if per_split else {"blend": blend, "split": "2,1"}
-        config = GPTDatasetConfig(
+        config = theirs("gpt_dataset").GPTDatasetConfig(
             random_seed=seed, sequence_length=3, tokenizer=StreamTokenizer(), reset_position_ids=False,
             reset_attention_mask=False, eod_mask_loss=False, create_attention_mask=False, **where,
         )  # fmt: skip
@@ -198,7 +204,11 @@ def test_blends_of_splits(
             reject()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            built = BlendedMegatronDatasetBuilder(TheirGPTDataset, [*sizes, 0], lambda: True, config).build()
+            built = (
+                theirs("blended_megatron_dataset_builder")
+                .BlendedMegatronDatasetBuilder(theirs("gpt_dataset").GPTDataset, [*sizes, 0], lambda: True, config)
+                .build()
+            )
         for mine, reference in ((ours.train, built[0]), (ours.valid, built[1])):
             assert mine is not None
             assert len(mine) == len(reference)
@@ -208,14 +218,16 @@ def test_blends_of_splits(
 
 
 def test_the_mock_corpus(tmp_path: Path):
-    config = GPTDatasetConfig(
+    config = theirs("gpt_dataset").GPTDatasetConfig(
         random_seed=7, sequence_length=512, tokenizer=StreamTokenizer(),
         reset_position_ids=False, reset_attention_mask=False, eod_mask_loss=False, create_attention_mask=False,
     )  # fmt: skip
-    low = MockGPTDataset.build_low_level_dataset(None, config)
+    low = theirs("gpt_dataset").MockGPTDataset.build_low_level_dataset(None, config)
     sequences = MockSequences(eod=EOD, vocab_size=1000)
     assert np.array_equal(sequences.lengths, low.sequence_lengths)
-    reference = MockGPTDataset(low, None, np.arange(33_333, dtype=np.int32), 50, Split.train, config)
+    reference = theirs("gpt_dataset").MockGPTDataset(
+        low, None, np.arange(33_333, dtype=np.int32), 50, theirs("utils").Split.train, config
+    )
     ours = build_gpt_dataset(
         sequences, IndexRequest(range(33_333), 50, 512, 7), IndexCache(tmp_path), GPTSampleOptions(EOD)
     )
@@ -261,7 +273,14 @@ def reference_item(reference: Any, index: int, seed: int) -> Mapping[str, Any]:
 
 
 def reference_dataset(kind: Any, config: Any, prefix: str, documents: int, samples: int) -> Any:
-    return kind(IndexedDataset(prefix), prefix, np.arange(documents, dtype=np.int32), samples, Split.train, config)
+    return kind(
+        theirs("indexed_dataset").IndexedDataset(prefix),
+        prefix,
+        np.arange(documents, dtype=np.int32),
+        samples,
+        theirs("utils").Split.train,
+        config,
+    )
 
 
 @some
@@ -290,12 +309,14 @@ def test_bert_samples(
         mapping = build_sentence_mapping(Sentences(reader.lengths, reader.documents), gathering)
         if not len(mapping):
             return
-        config = BERTMaskedWordPieceDatasetConfig(
+        config = theirs("bert_dataset").BERTMaskedWordPieceDatasetConfig(
             random_seed=seed, sequence_length=seq_length, blend=([reader.prefix], None), split="1",
             tokenizer=ToyTokenizer(), short_sequence_probability=short_prob, classification_head=two_parts,
             path_to_cache=str(Path(folder) / "reference"), **reference_settings,
         )  # fmt: skip
-        reference = reference_dataset(BERTMaskedWordPieceDataset, config, reader.prefix, len(documents), 12)
+        reference = reference_dataset(
+            theirs("bert_dataset").BERTMaskedWordPieceDataset, config, reader.prefix, len(documents), 12
+        )
         ids = BERTIds(2, 3, 4, np.arange(40))
         dataset = BERTDataset(SentenceSamples(reader, mapping, seed), ids, PIECES, ours, seq_length, two_parts)
         assert len(dataset) == len(reference)
@@ -322,12 +343,14 @@ def test_t5_samples(
         mapping = build_sentence_mapping(
             Sentences(reader.lengths, reader.documents), SentenceSampling(seq_length - 2, 1, 0.1, seed, 12)
         )
-        config = T5MaskedWordPieceDatasetConfig(
+        config = theirs("t5_dataset").T5MaskedWordPieceDatasetConfig(
             random_seed=seed, sequence_length=seq_length, sequence_length_decoder=60, blend=([reader.prefix], None),
             split="1", tokenizer=ToyTokenizer(), short_sequence_probability=0.1,
             path_to_cache=str(Path(folder) / "reference"), **reference_settings,
         )  # fmt: skip
-        reference = reference_dataset(T5MaskedWordPieceDataset, config, reader.prefix, len(documents), 12)
+        reference = reference_dataset(
+            theirs("t5_dataset").T5MaskedWordPieceDataset, config, reader.prefix, len(documents), 12
+        )
         ids = T5Ids(20, 21, 4, tuple(range(22, 40)))
         dataset = T5Dataset(SentenceSamples(reader, mapping, seed), ids, PIECES, ours, seq_length, 60)
         assert len(dataset) == len(reference)

@@ -1,5 +1,7 @@
 """Index arrays against Megatron's own compiled functions, on random input."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -15,10 +17,16 @@ from mt_data.datasets.masking.sentence_mapping import (
     build_sentence_mapping,
 )
 
-pytest.importorskip("megatron.core")
-helpers = pytest.importorskip("megatron.core.datasets.helpers_cpp")
+pytestmark = pytest.mark.usefixtures("megatron_core")
 
 often = settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow])
+
+
+def get_helpers() -> Any:
+    """Megatron's compiled functions, imported by the first test that needs them."""
+    return pytest.importorskip("megatron.core.datasets.helpers_cpp")
+
+
 seldom = settings(deadline=None, max_examples=25)
 
 MANY = 2**31 - 2
@@ -41,7 +49,7 @@ def documents(draw: st.DrawFn) -> Sentences:
 def reference_blend(given: list[float], size: int) -> tuple[np.ndarray, np.ndarray]:
     shares = np.array(given, np.float64) / np.sum(np.array(given, np.float64))
     dataset, sample = np.zeros(size, np.int16), np.zeros(size, np.int64)
-    helpers.build_blending_indices(dataset, sample, shares, len(given), size, False)
+    get_helpers().build_blending_indices(dataset, sample, shares, len(given), size, False)
     return dataset, sample
 
 
@@ -64,7 +72,7 @@ def test_large_blends(spread: int):
 @given(sizes=st.lists(st.integers(1, 300), min_size=1, max_size=30))
 def test_exhaustive_blends(sizes: list[int]):
     dataset, sample = np.zeros(sum(sizes), np.int16), np.zeros(sum(sizes), np.int64)
-    helpers.build_exhaustive_blending_indices(dataset, sample, np.array(sizes, np.int64), len(sizes))
+    get_helpers().build_exhaustive_blending_indices(dataset, sample, np.array(sizes, np.int64), len(sizes))
     ours = blend_exhaustively(sizes)
     assert np.array_equal(ours[0], dataset)
     assert np.array_equal(ours[1], sample)
@@ -83,7 +91,9 @@ def test_sample_indexes(lengths: list[int], samples: int, seq_length: int, extra
     array = np.array(lengths, np.int32)
     ours = build_indices(array, request)
     epochs = len(ours.document) // len(lengths)
-    reference = helpers.build_sample_idx_int32(array, ours.document, seq_length, epochs, sum(lengths), True, extra)
+    reference = get_helpers().build_sample_idx_int32(
+        array, ours.document, seq_length, epochs, sum(lengths), True, extra
+    )
     assert np.array_equal(ours.sample, reference)
 
 
@@ -102,7 +112,7 @@ def test_sentence_mappings(
     ours = build_sentence_mapping(sentences, SentenceSampling(longest, min_sentences, short_prob, seed, samples))
     if len(ours):  # where there is nothing to gather Megatron goes on for 2^31 epochs
         bounds, lengths = sentences.documents, sentences.lengths
-        reference = helpers.build_mapping(
+        reference = get_helpers().build_mapping(
             bounds, lengths, MANY, samples, longest, short_prob, seed, False, min_sentences
         )
         assert np.array_equal(ours, reference)
@@ -123,7 +133,7 @@ def test_block_mappings(sentences: Sentences, longest: int, min_sentences: int, 
     if one:
         ours = build_block_mapping(sentences, titles, SentenceSampling(longest, min_sentences, 0, seed, epochs * one))
         bounds, lengths = sentences.documents, sentences.lengths
-        reference = helpers.build_blocks_mapping(
+        reference = get_helpers().build_blocks_mapping(
             bounds, lengths, titles, epochs, MANY, longest, seed, False, min_sentences == 1
         )
         assert np.array_equal(ours, reference)

@@ -35,9 +35,7 @@ from mt_core.distributed.mesh import Axis
 from mt_core.verification.ranks import run_ranks
 from parallel.test_against_megatron_core import fuse, table
 
-pytestmark = pytest.mark.slow
-
-pytest.importorskip("megatron.core")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("megatron_core")]
 
 MODEL: dict[str, Any] = {"vocab_size": 64, "layers": 2}
 KEYS = ("param", "exp_avg", "exp_avg_sq")
