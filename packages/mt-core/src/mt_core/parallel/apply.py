@@ -36,7 +36,7 @@ def parallelize(config: RunConfig, mesh: Mesh, device: torch.device) -> Parallel
         model = config.model.build(mesh.tensor.size)
     plan = model.plan(mesh.tensor.size)
     freeze(model, config.optim.trainable)
-    pipeline = make_pipeline(config, mesh) if mesh.pipeline.size > 1 else None
+    pipeline = make_pipeline(config, mesh, device) if mesh.pipeline.size > 1 else None
     if pipeline is not None:
         plan = cut_model(cast(StagedModel, model), pipeline, plan)
     placements = apply_plan(as_module(model), plan, mesh.tensor, sequence=config.parallel.sequence, expert=mesh.expert)

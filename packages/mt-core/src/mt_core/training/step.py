@@ -95,7 +95,7 @@ def backward(
     if pipeline is not None:
         work = PipelinedStep(model, data_parallel, pipeline, batches, device, update_heartbeat)
         work.divide_losses(tokens, samples, scale)
-        ScheduleRun(pipeline, work, device).run(pipeline.build_schedule(len(batches)))
+        ScheduleRun(pipeline, work).run(pipeline.build_schedule(len(batches)))
         return StepLosses(work.loss, work.metrics)
     for number, batch in enumerate(batches, 1):
         update_heartbeat()
@@ -189,5 +189,5 @@ def _evaluate(
             update_heartbeat()
         return
     work = PipelinedPasses(model, pipeline, batches, device, update_heartbeat)
-    ScheduleRun(pipeline, work, device).evaluate(len(batches))
+    ScheduleRun(pipeline, work).evaluate(len(batches))
     yield from work.sums

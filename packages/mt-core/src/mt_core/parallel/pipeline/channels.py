@@ -81,16 +81,17 @@ class Incoming:
 class Channels:
     """This rank's channels."""
 
-    def __init__(self, mesh: Mesh, placement: Placement) -> None:
-        """Connect all ranks, and open every channel: NCCL's first message waits for both sides."""
-        self.placement, self.rank = placement, mesh.pipeline.rank
+    def __init__(self, mesh: Mesh, placement: Placement, device: torch.device) -> None:
+        """Connect all ranks, and open every channel for tensors on a device: NCCL's first message waits for both
+        sides."""
+        self.placement, self.rank, self.device = placement, mesh.pipeline.rank, device
         self.axes: dict[Route, Axis] = {}
         for route in list_routes(placement):
             axis = mesh.connect_stages("channel", sorted((route.source, route.target)))
             if axis.size > 1:
                 self.axes[route] = axis
         for route, axis in self.axes.items():
-            greeting = torch.zeros(1, device=_get_device(axis))
+            greeting = torch.zeros(1, device=device)
             if route.source == self.rank:
                 axis.send(greeting, 1 - axis.rank)
             else:
@@ -99,9 +100,9 @@ class Channels:
         self.arriving: dict[Message, tuple[dict[str, Tensor], list[dist.Work]]] = {}
         self.sent: list[tuple[Tensor, dist.Work]] = []
 
-    def begin(self, passes: Sequence[Sequence[Action]], shapes: Shapes, device: torch.device) -> None:
+    def begin(self, passes: Sequence[Sequence[Action]], shapes: Shapes) -> None:
         """Expect the messages of a step; `passes` are those of all ranks, in order."""
-        self.shapes, self.device = shapes, device
+        self.shapes = shapes
         self.incoming = {route: Incoming() for route in self.axes if route.target == self.rank}
         for route, incoming in self.incoming.items():
             for action in passes[route.source]:
@@ -166,8 +167,3 @@ class Channels:
         self.sent.clear()
         left = [*self.arriving, *(message for each in self.incoming.values() for message in each.expected)]
         assert not left, f"{left} are expected"
-
-
-def _get_device(axis: Axis) -> torch.device:
-    """Where the tensors of an axis's collectives have to be."""
-    return torch.device("cuda" if dist.get_backend(axis.group) == "nccl" else "cpu")

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
+import torch
 import torch.distributed as dist
 
 from mt_core.config.run_config import RunConfig
@@ -61,11 +62,11 @@ class Pipeline:
         return build_schedule(self.config.pipeline.schedule, get_size(self.config, microbatches))
 
 
-def make_pipeline(config: RunConfig, mesh: Mesh) -> Pipeline:
-    """Connect the ranks of a pipeline; every rank must call it."""
+def make_pipeline(config: RunConfig, mesh: Mesh, device: torch.device) -> Pipeline:
+    """Connect the ranks of a pipeline, whose tensors are on `device`; every rank must call it."""
     placement = get_placement(config)
     stages = cut_stages(get_layers(config), placement, config.pipeline)
-    return Pipeline(config, mesh, placement, stages, Channels(mesh, placement), WeightGradients())
+    return Pipeline(config, mesh, placement, stages, Channels(mesh, placement, device), WeightGradients())
 
 
 def get_layers(config: RunConfig) -> int:

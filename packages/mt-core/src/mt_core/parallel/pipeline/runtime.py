@@ -52,8 +52,8 @@ class _Saved:
 class ScheduleRun:
     """The passes of one step on this rank."""
 
-    def __init__(self, pipeline: Pipeline, work: StageWork, device: torch.device) -> None:
-        self.pipeline, self.work, self.device = pipeline, work, device
+    def __init__(self, pipeline: Pipeline, work: StageWork) -> None:
+        self.pipeline, self.work = pipeline, work
         self.saved: dict[tuple[int, int], _Saved] = {}
         self.local: dict[Message, Edge] = {}
         """Messages between two stages of this rank."""
@@ -63,7 +63,7 @@ class ScheduleRun:
         ranks = range(schedule.placement.ranks)
         passes = [[*schedule.list_passes(rank)] for rank in ranks]
         left = Counter(action.chunk for action in passes[self.pipeline.rank] if action.kind != "F")
-        self.pipeline.channels.begin(passes, self.work.edge_tensors, self.device)
+        self.pipeline.channels.begin(passes, self.work.edge_tensors)
         for action in passes[self.pipeline.rank]:
             left[action.chunk] -= action.kind != "F"
             self.work.begin_pass(action, last=not left.total())
@@ -86,7 +86,7 @@ class ScheduleRun:
     def evaluate(self, microbatches: int) -> None:
         """Pass micro-batches through all stages, forward only."""
         order = order_forward(self.pipeline.placement, microbatches)
-        self.pipeline.channels.begin([order] * self.pipeline.placement.ranks, self.work.edge_tensors, self.device)
+        self.pipeline.channels.begin([order] * self.pipeline.placement.ranks, self.work.edge_tensors)
         for action in order:
             self.work.begin_pass(action, last=False)
             self._forward(action.microbatch, action.chunk)
