@@ -13,6 +13,7 @@ import torch.distributed as dist
 from mt_core.config.run_config import RunConfig
 from mt_core.contracts import StagedModel, as_module
 from mt_core.distributed.mesh import Axis, Mesh
+from mt_core.errors import MtError
 from mt_core.parallel.pipeline.channels import Channels
 from mt_core.parallel.pipeline.weight_gradients import WeightGradients
 from mt_core.parallel.tensor.plan import Placement, Plan
@@ -64,6 +65,9 @@ class Pipeline:
 
 def make_pipeline(config: RunConfig, mesh: Mesh, device: torch.device) -> Pipeline:
     """Connect the ranks of a pipeline, whose tensors are on `device`; every rank must call it."""
+    if device.type == "cuda":  # on two H200s the first step of GPipe did not end
+        actual = f"{config.parallel.pipeline}, but between GPUs stages may wait for each other without end"
+        raise MtError("parallel.pipeline", actual, 'allowed: 1 on GPUs, or runtime.device = "cpu"')
     placement = get_placement(config)
     stages = cut_stages(get_layers(config), placement, config.pipeline)
     return Pipeline(config, mesh, placement, stages, Channels(mesh, placement, device), WeightGradients())
