@@ -71,6 +71,20 @@ def test_compiled_sums_of_16_bit_gradients_are_torchs():
 DROPOUT = {"attention": 0.1, "hidden": 0.1, "embedding": 0.1}
 MODELS = {
     "expert": llama(mlp=MoE(ffn_hidden_size=24, experts=4, top_k=2), dropout=DROPOUT),
+    "shared and full expert": llama(
+        mlp=MoE(
+            ffn_hidden_size=24,
+            experts=4,
+            top_k=2,
+            score="sigmoid",
+            expert_bias=True,
+            jitter=0.1,
+            z_loss_coeff=0.1,
+            capacity_factor=0.8,
+            shared_ffn_hidden_size=12,
+            shared_gate=True,
+        )
+    ),
     "latent attention by tensor": llama(
         attention=MLA(heads=4, q_lora_rank=12, kv_lora_rank=10, nope_head_size=6, rope_head_size=4, v_head_size=5),
         dropout=DROPOUT,
@@ -102,7 +116,7 @@ def gradients_on_ranks(axis: Axis, by: str, compiled: bool) -> list[Tensor]:
     return [p.grad for p in model.parameters()]
 
 
-@pytest.mark.parametrize("by", ["tensor", "latent attention by tensor", "context", "expert"])
+@pytest.mark.parametrize("by", ["tensor", "latent attention by tensor", "context", "expert", "shared and full expert"])
 def test_layers_whose_ranks_exchange_compute_the_same_compiled(by):
     """Those cut by tensor are one graph."""
     plain, compiled = (run_ranks(2, gradients_on_ranks, by, compiled) for compiled in (False, True))
