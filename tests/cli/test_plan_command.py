@@ -48,6 +48,22 @@ def test_a_growing_batch_is_planned_at_its_largest(mt, config):
     assert "mt: batch.sizes: '0:4 x'; steps as" in mt("plan", config, *words, "--set", "batch.sizes=0:4 x").stderr
 
 
+def test_a_batch_that_grows_is_told_and_every_size_must_pass(mt, config):
+    words = ("--gpus", 8, "--set", "parallel.pipeline=2", "--set", "parallel.tensor=2")
+    words += ("--set", "batch.rampup=[4, 4, 30]")
+    shown = mt("plan", config, *words).stdout
+    assert "\n           grown from 4 = 2 × 1 by 4 over 30 samples, 5 steps\n" in shown
+    assert "dualpipev               2 microbatches, but dualpipev needs at least 2 × 2 ranks;" in shown
+    ran = mt("plan", config, *words, "--schedule", "dualpipev")
+    assert ran.returncode == 2
+    assert ran.stderr == (
+        "mt: batch.rampup: 2 microbatches, but dualpipev needs at least 2 × 2 ranks; allowed: 4 microbatches, "
+        "batch.global_batch = 8\n"
+    )
+    ran = mt("plan", config, "--gpus", 8, "--set", "batch.rampup=[3, 1, 30]")
+    assert ran.stderr.startswith("mt: batch.rampup: 3, 5, 7, …: no multiple of micro_batch 1 × data 2; allowed: ")
+
+
 def test_one_gpu_needs_no_communication(mt):
     shown = mt("plan", "--preset", "gpt2-124m", "--gpus", 1).stdout
     assert "\nno communication\n" in shown

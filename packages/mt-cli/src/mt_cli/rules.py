@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from mt_cli.run_config import FullConfig
 from mt_cli.vocabulary import find_missing_rows
+from mt_core.config.run_config import RunConfig
 from mt_core.errors import MtError, Problem
 from mt_core.pipeline.schedule_table import get_size, list_problems
 from mt_data.batching.batch_sizes import make_batch_sizes
@@ -14,14 +15,14 @@ from mt_models.config import BertConfig
 
 def problems(config: FullConfig) -> Iterator[Problem]:
     """Report batches that change during the run in impossible ways, and data that the model cannot use."""
-    yield from _batch(config)
+    yield from list_batch_problems(config)
     yield from _samples(config)
     yield from _documents(config)
     yield from _without_effect(config)
     yield from find_missing_rows(config)
 
 
-def _batch(config: FullConfig) -> Iterator[Problem]:
+def list_batch_problems(config: RunConfig) -> Iterator[Problem]:
     """`global_batch` itself is a rule of the layout's; here are `rampup` and `sizes`."""
     batch = config.batch
     if batch.rampup and batch.sizes:
@@ -46,7 +47,7 @@ def _batch(config: FullConfig) -> Iterator[Problem]:
         yield Problem("batch.global_batch", actual, f"allowed: multiples of {unit}, or train.eval_every = 0")
 
 
-def list_schedule_problems(config: FullConfig, data: int, where: str = "batch.global_batch") -> Iterator[Problem]:
+def list_schedule_problems(config: RunConfig, data: int, where: str = "batch.global_batch") -> Iterator[Problem]:
     """Why the schedule of a pipeline does not take the batches of a run, with so many data ranks: of the first size
     that it does not."""
     schedule, unit = config.pipeline.schedule, config.batch.micro_batch * data

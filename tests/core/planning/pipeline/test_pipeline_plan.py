@@ -7,13 +7,20 @@ import pytest
 from core.planning.configs import h200, run
 from mt_core.errors import MtError
 from mt_core.pipeline.actions import Placement
+from mt_core.pipeline.layout_string import Stage
 from mt_core.pipeline.rank_schedules import ScheduleSize
 from mt_core.pipeline.schedule_table import build_schedule
 from mt_core.pipeline.stages import balance_stages, number_layers
 from mt_core.planning.activations import count_activations
 from mt_core.planning.communication import micro_batches
 from mt_core.planning.memory import by_category
-from mt_core.planning.pipeline.pipeline_plan import PipelinePlan, check_pipeline, plan_pipeline, plan_schedule
+from mt_core.planning.pipeline.pipeline_plan import (
+    PipelinePlan,
+    check_pipeline,
+    count_split_share,
+    plan_pipeline,
+    plan_schedule,
+)
 from mt_core.planning.plan import plan
 from mt_core.planning.stage_model import cut_run
 
@@ -161,6 +168,32 @@ def test_recompute_keeps_little_and_costs_time():
     plain, full = make(4, "parallel.pipeline=4"), make(4, "parallel.pipeline=4", "recompute.granularity=full")
     assert max(full.timeline.peak_activations) < 0.1 * max(plain.timeline.peak_activations)
     assert full.seconds > 1.2 * plain.seconds
+
+
+def test_gradients_that_wait_need_what_was_recomputed():
+    """Between the two halves of a backward pass a rank holds whole layers, of which only inputs were kept before."""
+    full, held = "recompute.granularity=full", {}
+    for schedule in ("1f1b", "zb-h1"):
+        made = [make(4, "parallel.pipeline=4", f"pipeline.schedule={schedule}", *words) for words in ((), (full,))]
+        held[schedule] = [each.timeline.peak_activations[3] for each in made]
+    assert held["1f1b"][1] < 0.1 * held["1f1b"][0]
+    assert held["zb-h1"][1] >= held["1f1b"][0]
+    assert held["zb-h1"][1] <= held["zb-h1"][0]
+
+
+@pytest.mark.parametrize(
+    ("preset", "linear"),
+    [
+        ("llama3-8b", 32 * (2 * 4096 * 4096 + 2 * 1024 * 4096 + 3 * 14336 * 4096)),
+        ("mixtral-8x7b", 32 * (2 * 4096 * 4096 + 2 * 1024 * 4096)),
+    ],
+)
+def test_experts_and_the_head_do_not_wait_for_their_gradients(preset, linear):
+    config = run(preset=preset)
+    expected = 6 * linear / config.model.flops_per_token(0)
+    assert count_split_share(config) == pytest.approx(expected, rel=1e-12)
+    head = cut_run(config, [Stage(range(0), loss=True)])
+    assert count_split_share(head) == 0
 
 
 def test_passes_that_run_together_hide_the_exchange_with_experts():

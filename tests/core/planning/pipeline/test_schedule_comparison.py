@@ -1,5 +1,7 @@
 """All schedules for one run, and which of them is recommended."""
 
+import pytest
+
 from core.planning.configs import h200, run
 from mt_core.pipeline.layout_string import parse_layout
 from mt_core.planning.pipeline.pipeline_plan import check_pipeline
@@ -120,3 +122,23 @@ def test_stages_that_take_equally_long_have_fewer_layers_beside_the_head():
     set_by_hand, again = balance("1f1b", f"pipeline.layout={balanced.layout}")
     assert set_by_hand.plan.seconds == balanced.plan.seconds
     assert again is None
+
+
+def test_a_schedule_that_refuses_a_smaller_batch_of_the_run_has_no_plan():
+    config = run("parallel.pipeline=4", "batch.global_batch=16")
+    layout = check_pipeline(config, 4)
+    refused = {each.name: each.reason for each in compare_schedules(config, layout, h200(), [6, 16]) if not each.plan}
+    assert refused.keys() == {"interleaved", "dualpipev"}
+    assert refused["dualpipev"] == "6 microbatches, but dualpipev needs at least 2 × 4 ranks; allowed: 8 microbatches"
+
+
+def test_what_is_compiled_or_sharded_by_fsdp_splits_no_backward_pass():
+    for words in (["runtime.compile=true"], ["parallel.sharding=fsdp"]):
+        by_name = {each.name: each.plan for each in compare(*words)}
+        plain, split = by_name["1f1b"], by_name["zb-h1"]
+        assert plain is not None
+        assert split is not None
+        assert split.seconds == pytest.approx(plain.seconds)
+        assert split.timeline.peak_activations == pytest.approx(plain.timeline.peak_activations)
+    by_name = {each.name: each.plan for each in compare()}
+    assert by_name["zb-h1"].seconds < 0.95 * by_name["1f1b"].seconds

@@ -11,6 +11,8 @@ from mt_cli.options import Files, Overrides, Preset
 from mt_core.config.run_config import PlannedRun
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from mt_core.planning.gpu_profile import Profile
     from mt_core.planning.plan import Plan
 
@@ -55,7 +57,6 @@ def plan(
     config = load_run_config(files or [], changed, preset, rules=False)  # planning needs no data
     if not has_layer_costs(config):
         raise MtError("model.kind", f"{config.model.kind!r}: the arithmetic of this model is not known", "allowed: gpt")
-    config = _at_full_batch(config)
     kind = read_profile(profile)
     if memory_gib is not None:
         kind = kind.model_copy(update={"memory_gib": memory_gib})
@@ -76,14 +77,16 @@ def plan(
 
 
 def _plan_layout(
-    config: PlannedRun, gpus: int, kind: "Profile", svg: Path | None, *, as_json: bool, explain: bool
+    run: PlannedRun, gpus: int, kind: "Profile", svg: Path | None, *, as_json: bool, explain: bool
 ) -> "tuple[Plan, str]":
     """The plan of a run whose ranks are all alike, and its report; its pictures are written."""
     from mt_cli.plan.report import as_values, lines
     from mt_core.planning.plan import plan as make_plan
     from mt_core.planning.suggestions import find_fitting_layouts, find_fitting_ranks
 
+    config = _at_full_batch(run)
     made = make_plan(config, gpus, kind)
+    _check_batches(run, made.layout.dims.data)
     advice = [] if made.fits else find_fitting_layouts(config, made.layout, kind, ranks=gpus)
     more = None if made.fits or advice else find_fitting_ranks(config, made.layout, kind)
     if svg is not None:
@@ -94,7 +97,7 @@ def _plan_layout(
 
 
 def _plan_pipeline(
-    config: PlannedRun, gpus: int, kind: "Profile", picture: Path | None, *, as_json: bool, explain: bool
+    run: PlannedRun, gpus: int, kind: "Profile", picture: Path | None, *, as_json: bool, explain: bool
 ) -> "tuple[Plan, str]":
     """The plan of the fullest rank of a pipeline, and the report of all; its picture is written."""
     from mt_cli.plan.pipeline_report import get_values, list_lines
@@ -103,9 +106,11 @@ def _plan_pipeline(
     from mt_core.planning.pipeline.schedule_comparison import balance_candidate, compare_schedules, recommend_schedule
     from mt_core.planning.pipeline.schedule_svg import draw_schedule
 
+    config = _at_full_batch(run)
     layout = check_pipeline(config, gpus)
     made = plan_pipeline(config, layout, kind)
-    candidates = compare_schedules(config, layout, kind)
+    counts = [size // (layout.micro_batch * layout.dims.data) for size in _check_batches(run, layout.dims.data)]
+    candidates = compare_schedules(config, layout, kind, counts)
     recommended = recommend_schedule(candidates)
     balanced = balance_candidate(config, layout, kind, recommended.candidate) if recommended else None
     if picture is not None:
@@ -119,6 +124,17 @@ def _plan_pipeline(
     else:
         printed = "\n".join(list_lines(config, made, kind, candidates, recommended, balanced, explain=explain))
     return made.plans[made.fullest], printed
+
+
+def _check_batches(config: PlannedRun, data: int) -> "Sequence[int]":
+    """Every size of the batch over the run; `MtError` if so many data ranks, or the schedule, do not take one."""
+    from mt_cli.rules import list_batch_problems
+    from mt_core.errors import raise_if
+    from mt_data.batching.batch_sizes import make_batch_sizes
+
+    parallel = config.parallel.model_copy(update={"data": data})
+    raise_if(list_batch_problems(config.model_copy(update={"parallel": parallel})))
+    return make_batch_sizes(config.batch).sizes()
 
 
 def _at_full_batch(config: PlannedRun) -> PlannedRun:

@@ -42,6 +42,25 @@ def describe_head(config: TransformerRun, plan: Plan, profile: Profile) -> Itera
     batch, length = config.batch.global_batch, config.data.seq_length
     ranks = f"{dims.data} data rank{'s' if dims.data > 1 else ''}"
     yield f"batch      {batch} × {length:,} tokens = {plan.micro_batches} × {layout.micro_batch} on {ranks}"
+    if growth := get_growth(config):
+        least = growth["start"] // (layout.micro_batch * dims.data)
+        yield (
+            f"           grown from {growth['start']} = {least} × {layout.micro_batch} by {growth['increment']} "
+            f"over {growth['samples']:,} samples, {growth['steps']:,} steps"
+        )
+
+
+def get_growth(config: TransformerRun) -> dict[str, int] | None:
+    """How the batch grows at the begin of the run, and in how many steps."""
+    from mt_data.batching.batch_sizes import make_batch_sizes
+
+    if config.batch.rampup is None:
+        return None
+    sizes, consumed, steps = make_batch_sizes(config.batch), 0, 0
+    while (size := sizes.size_after(consumed)) < config.batch.global_batch:
+        consumed, steps = consumed + size, steps + 1
+    start, increment, samples = config.batch.rampup
+    return {"start": start, "increment": increment, "samples": samples, "steps": steps}
 
 
 def _sharding(plan: Plan) -> str:
@@ -158,6 +177,8 @@ def get_plan_values(config: TransformerRun, plan: Plan, profile: Profile, gpus: 
         "layout": {"tensor": dims.tensor, "context": dims.context, "data": dims.data, "expert": dims.expert}
         | {"sequence": layout.sequence, "sharding": layout.sharding, "shard_group_size": layout.shard_group_size}
         | {"micro_batches": plan.micro_batches},
+        "model": {"parameters": sum(map(prod, config.model.canonical_shapes().values()))},
+        "batch": {"global_batch": config.batch.global_batch, "growth": get_growth(config)},
         "memory": {
             "fits": plan.fits,
             "reason": None if plan.fits else f"{plan.total / GIB:.1f} GiB of {plan.capacity / GIB:.1f} on each GPU",

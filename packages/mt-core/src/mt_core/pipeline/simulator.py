@@ -27,7 +27,7 @@ class StageCosts:
     activations: float = 1
     """Memory from the forward pass to the end of the backward pass."""
     weight_part: float = 1
-    """Share of it that the weight pass still needs when the input pass is done, from 0 to 1."""
+    """What the weight pass needs when the input pass is done, as a share of it; above 1 if that pass recomputes it."""
 
     def get_seconds(self, action: Action) -> float:
         """How long a pass runs."""
@@ -191,6 +191,7 @@ class _Run:
         self.live[rank] += sum(self.costs[stage].activations for stage, action in pairs if action.kind == "F")
         self.peaks[rank] = max(self.peaks[rank], self.live[rank])
         self.live[rank] -= sum(self.costs[stage].get_freed(action) for stage, action in pairs)
+        self.peaks[rank] = max(self.peaks[rank], self.live[rank])
 
     def _list_step_inputs(self, rank: int, step: Step) -> Iterator[Result]:
         placement = self.schedule.placement

@@ -6,10 +6,11 @@ The schedule is simulated with the times and activations of the stages, and says
 
 from collections.abc import Iterator
 from dataclasses import astuple, dataclass, replace
+from math import prod
 
 from mt_core.config.run_config import PlannedRun
 from mt_core.errors import Problem, raise_if
-from mt_core.parallel.layout import Layout, build_layout, problems, suggest_nearest
+from mt_core.parallel.layout import Layout, Recompute, build_layout, problems, suggest_nearest
 from mt_core.pipeline.actions import Placement, Schedule
 from mt_core.pipeline.layout_string import Stage
 from mt_core.pipeline.schedule_table import SCHEDULES, build_schedule, get_size, list_problems
@@ -21,7 +22,7 @@ from mt_core.planning.compute import Compute, compute
 from mt_core.planning.gpu_profile import Profile
 from mt_core.planning.layer_costs import count_tokens
 from mt_core.planning.memory import GIB, Item, count_working, memory
-from mt_core.planning.parameters import count_rank_elements
+from mt_core.planning.parameters import count_rank_elements, find_layer
 from mt_core.planning.plan import Plan
 from mt_core.planning.precision import BYTES, state_bytes
 from mt_core.planning.stage_model import cut_run, drop_pipeline, is_tied
@@ -29,7 +30,9 @@ from mt_core.planning.step_time import Passes, StepTime, Sync, divide_work, pred
 
 ASSUMPTIONS = (
     "Tensors between stages travel beside the arithmetic of both, and never wait for each other.",
-    "Where the backward pass is split, activations are kept until the weights' gradients are computed.",
+    "Where the backward pass is split, activations are kept until the weights' gradients are computed, recomputed ones "
+    "too; the weights' gradients of experts and of the output layer are computed along with the inputs'.",
+    "With runtime.compile and with fsdp no backward pass is split: schedules that would split it run it whole.",
     "Passes that run together hide the exchange of tokens with experts, and no other collective.",
 )
 
@@ -117,6 +120,26 @@ def plan_schedule(
     return _Planner(config, layout, profile, schedule, stages).plan()
 
 
+def can_split_backward(config: PlannedRun) -> bool:
+    """Whether gradients of weights can be computed apart from those of inputs, as schedules without a bubble need."""
+    return not config.runtime.compile and config.parallel.sharding != "fsdp"
+
+
+def count_split_share(part: PlannedRun) -> float:
+    """The share of a stage's products with weights whose gradients can wait: those of linear layers, not of experts."""
+    model = part.model
+    total, cuts = model.flops_per_token(0), model.canonical_cuts()
+    matrices = [
+        prod(shape)
+        for name, shape in model.canonical_shapes().items()
+        if find_layer(name) is not None
+        and len(shape) == 2
+        and not (name in cuts and cuts[name].axis == "expert")
+        and not name.endswith("router.weight")
+    ]
+    return min(6 * sum(matrices) / total, 1.0) if total else 0.0
+
+
 class _Planner:
     """The parts of a model on the ranks of a pipeline, and their costs."""
 
@@ -140,10 +163,7 @@ class _Planner:
 
     def plan(self) -> PipelinePlan:
         """Simulate the step, and count what each rank has of it."""
-        costs = [
-            StageCosts(each.forward, each.backward_input, each.backward_weight, self._count_saved(part))
-            for each, part in zip(self.passes, self.parts, strict=True)
-        ]
+        costs = [self._count_costs(each, part) for each, part in zip(self.passes, self.parts, strict=True)]
         overlap = self._get_hidden_share() if SCHEDULES[self.schedule.name].overlapping else 0.0
         send = self._make_send("", "forward", 1).seconds(self.profile)
         timeline = simulate(self.schedule, costs, send=send, overlap=overlap)
@@ -166,8 +186,14 @@ class _Planner:
         )
         return PipelinePlan(timeline, self.stages, plans)
 
-    def _count_saved(self, part: PlannedRun) -> float:
-        return count_activations(part, self.layout).saved
+    def _count_costs(self, passes: Passes, part: PlannedRun) -> StageCosts:
+        """Times and activations of a stage; what runs along with the gradients of inputs counts as theirs."""
+        saved = count_activations(part, self.layout).saved
+        share = count_split_share(part) if can_split_backward(self.config) else 0.0
+        weight = passes.backward_weight * share
+        rest = passes.backward_input + passes.backward_weight - weight
+        kept = count_activations(part, replace(self.layout, recompute=Recompute())).saved if share else 0.0
+        return StageCosts(passes.forward, rest, weight, saved, kept / saved if saved else 0.0)
 
     def _get_hidden_share(self) -> float:
         """How much of the shorter of two passes is waiting for the exchange with experts, which the other one hides."""

@@ -4,11 +4,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from mt_core.config.run_config import PlannedRun
-from mt_core.errors import MtError
+from mt_core.errors import MtError, raise_if
 from mt_core.parallel.layout import Layout
 from mt_core.pipeline.layout_string import Stage, format_layout
 from mt_core.pipeline.rank_schedules import ScheduleSize
-from mt_core.pipeline.schedule_table import SCHEDULES, build_schedule
+from mt_core.pipeline.schedule_table import SCHEDULES, build_schedule, list_problems
 from mt_core.pipeline.stages import balance_stages, cut_stages
 from mt_core.planning.communication import micro_batches
 from mt_core.planning.gpu_profile import Profile
@@ -47,9 +47,14 @@ class Recommendation:
     reason: str
 
 
-def compare_schedules(config: PlannedRun, layout: Layout, profile: Profile) -> list[Candidate]:
-    """Every schedule with the microbatches, layers and GPUs of a run, in the order of `SCHEDULES`."""
-    return [_try_schedule(config, layout, profile, name, chunks) for name, chunks in _list_variants(config)]
+def compare_schedules(
+    config: PlannedRun, layout: Layout, profile: Profile, counts: Sequence[int] = ()
+) -> list[Candidate]:  # fmt: skip
+    """Every schedule with the microbatches, layers and GPUs of a run, in the order of `SCHEDULES`.
+
+    `counts` are the microbatches of other steps, as of a batch that grows: a schedule that refuses one has no plan.
+    """
+    return [_try_schedule(config, layout, profile, (name, chunks), counts) for name, chunks in _list_variants(config)]
 
 
 def _list_variants(config: PlannedRun) -> Iterator[tuple[str, int]]:
@@ -61,12 +66,17 @@ def _list_variants(config: PlannedRun) -> Iterator[tuple[str, int]]:
             yield name, kind.chunks[0]
 
 
-def _try_schedule(config: PlannedRun, layout: Layout, profile: Profile, name: str, chunks: int) -> Candidate:
+def _try_schedule(
+    config: PlannedRun, layout: Layout, profile: Profile, variant: tuple[str, int], counts: Sequence[int]
+) -> Candidate:
+    name, chunks = variant
     group = config.pipeline.microbatch_group_size if name == "interleaved" else None
     size = ScheduleSize(config.parallel.pipeline, micro_batches(config, layout), chunks, group)
     if size.ranks * chunks > config.model.layers:
         return Candidate(name, chunks, reason=f"{config.model.layers} layers for {size.ranks * chunks} stages")
     try:
+        for count in counts:
+            raise_if(list_problems(name, replace(size, microbatches=count)))
         schedule = build_schedule(name, size)
     except MtError as err:
         return Candidate(name, chunks, reason=f"{err.problems[0].actual}; {err.problems[0].allowed}")
