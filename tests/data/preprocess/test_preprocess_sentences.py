@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,9 @@ from mt_data.preprocess.job import PreprocessJob
 from mt_data.preprocess.run import preprocess
 from mt_data.preprocess.sentences import SLICE_CHARACTERS, SentenceSplitting, choose_splitter, split_sentences
 
-pytest.importorskip("sentencex")
-pytest.importorskip("nltk")
+pytestmark = pytest.mark.skipif(
+    not (find_spec("sentencex") and find_spec("nltk")), reason="sentencex or nltk is not installed"
+)
 
 TEXT = "Dr. Smith went home.  He slept.\n\nThen 3.14 was it?\nYes! \n"
 
