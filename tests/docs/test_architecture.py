@@ -78,8 +78,3 @@ def test_every_file_of_the_table_of_things_exists():
     paths = re.findall(r"`(mt_\w+/[^`]*)`", table)
     assert len(paths) > 30
     assert [path for path in paths if not (source(path.partition("/")[0]).parent / path).exists()] == []
-
-
-def test_the_place_of_pipelines_is_named_until_it_is_there():
-    room = "mt_core/parallel/pipeline/"
-    assert (f"`{room}`" in TEXT) != (source("mt_core") / "parallel" / "pipeline").is_dir()
