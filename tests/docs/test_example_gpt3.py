@@ -84,7 +84,6 @@ def test_1024_gpus_of_80_gb_are_enough(folder, environment):
     assert values["batch"] == {"global_batch": 1536, "growth": growth}
     axes = {name: values["layout"][name] for name in ("tensor", "pipeline", "data", "context")}
     assert axes == {"tensor": 8, "pipeline": 16, "data": 8, "context": 1}
-    assert values["pipeline"]["runs"]
     assert values["pipeline"]["microbatches"] == 192
 
 
