@@ -34,6 +34,7 @@ def test_features_of_padded_sentences_equal_transformers(source):
     model = loader.config().build()
     assert isinstance(model, Bert)
     load_stream(model, loader.tensors())
+    model.eval()
     with torch.no_grad():
         ours_BTD = model(batch["input_ids"], batch["token_type_ids"], batch["attention_mask"])
     seen = batch["attention_mask"].bool()
