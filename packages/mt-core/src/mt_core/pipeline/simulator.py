@@ -55,7 +55,7 @@ class Timeline:
 
     schedule: Schedule
     events: tuple[tuple[Event, ...], ...]
-    """Those of each rank in order."""
+    """The events of each rank, in order."""
     peak_activations: tuple[float, ...]
     """The most that each rank holds at once."""
 

@@ -1,9 +1,12 @@
 """`mt ckpt convert-format`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from mt_ckpt.megatron.training_state.convert import ConversionResult
 
 
 def register(app: typer.Typer) -> None:
@@ -51,7 +54,7 @@ def convert_format(
     Example:
       mt ckpt convert-format --load-dir megatron-run --save-dir run --to native
     """
-    from mt_ckpt.megatron.training_state.convert import ConversionResult, Target
+    from mt_ckpt.megatron.training_state.convert import Target
     from mt_ckpt.megatron.training_state.convert import convert_format as run
 
     target = Target(
@@ -64,9 +67,13 @@ def convert_format(
         grouped=moe_grouped_gemm,
         optimizer=target_optimizer,
     )
-    done: ConversionResult = run(
-        load_dir, save_dir, target, true_vocab_size=true_vocab_size, megatron_args=megatron_args, verify=verify
+    _print_result(
+        run(load_dir, save_dir, target, true_vocab_size=true_vocab_size, megatron_args=megatron_args, verify=verify), to
     )
+
+
+def _print_result(done: "ConversionResult", to: str) -> None:
+    """Say what was carried into the format `to`, and what was not."""
     state = done.state
     print(f"wrote {done.path}: {to}, from {done.source_format}")
     print(f"carried: weights, master weights, both moments, scheduler, {len(state.groups)} parameter groups")

@@ -38,7 +38,7 @@ class SequenceShards(NamedTuple):
 
 
 WHOLE_SEQUENCES = SequenceShards()
-"""Those of a rank that shares no sequence."""
+"""The shards of a rank that has every sequence whole."""
 
 
 def make_sequence_shards(mesh: Mesh, *, sequence: bool) -> SequenceShards:

@@ -35,7 +35,7 @@ class Pipeline:
     """All of the model, in order."""
     channels: Channels
     weight_gradients: WeightGradients
-    """Those that the schedule computes apart."""
+    """Gradients of weights that the schedule computes apart from those of inputs."""
 
     @property
     def rank(self) -> int:
