@@ -160,10 +160,10 @@ def test_restarts_without_ranks_to_start_are_refused(mt, toml):
 
 def wait_for(is_done: Callable[[], object], process: subprocess.Popen[str]) -> None:
     """Wait until `is_done()` is true; the run must not end before."""
-    end = time.monotonic() + 90
+    end = time.monotonic() + 600
     while not is_done():
         assert time.monotonic() < end
-        assert process.poll() is None
+        assert process.poll() is None, process.communicate()[1]
         time.sleep(0.001)
 
 
@@ -222,17 +222,23 @@ def test_ranks_that_never_come_are_named_by_those_that_did(toml):
         assert rank.returncode == 3
 
 
-RENDEZVOUS = "keep_alive_interval=1,keep_alive_max_attempt=2,last_call_timeout=6,join_timeout=60"
-"""A node is lost after two seconds without a word, not torchrun's 15, and its place is kept for six, not 30."""
+RENDEZVOUS = "keep_alive_interval=1,keep_alive_max_attempt=10,last_call_timeout=6,join_timeout=200"
+"""A node is lost after ten seconds without a word (two are too few on a busy machine: a living node was given up), not
+torchrun's 15, and its place is kept for six, not 30."""
 
 
 def agent(toml: Path, address: str) -> subprocess.Popen[str]:
-    """A torchrun with one rank: a node, in a process group of its own."""
+    """A torchrun with one rank: a node, in a process group of its own.
+
+    One store for the agents and the ranks is what torchrun would take, but a node that joins in a later round waits for
+    its address for ever: the first node writes it only in the round in which it makes the store (torch 2.11).
+    """
     command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "1:2", "--nproc-per-node", "1"]
     command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", address, "--rdzv-conf", RENDEZVOUS, "--rdzv-id", "test"]
-    command += ["--max-restarts", "3", "-m", "mt_cli", "train", str(toml)]
+    command += ["--max-restarts", "20", "-m", "mt_cli", "train", str(toml)]
     command += ["--set", "train.steps=400", "--set", "checkpoint.every=20"]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    environment = os.environ | {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 
 def heartbeats(run_dir: Path) -> list[dict[str, int]]:
