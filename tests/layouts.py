@@ -123,6 +123,11 @@ EXPERT_LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "expert 2 × tensor 2": (4, {"expert": 2, "tensor": 2}),
     "expert 2 × tensor 2, sequence": (4, {"expert": 2, "tensor": 2, "sequence": True, "sharding": "zero1"}),
     "expert 2 × context 2": (4, {"expert": 2, "context": 2}),
+    "expert 2, all-gather": (2, {"expert": 2, "token_dispatcher": "all_gather"}),
+    "expert 2 × tensor 2, sequence, all-gather": (
+        4,
+        {"expert": 2, "tensor": 2, "sequence": True, "token_dispatcher": "all_gather", "sharding": "fsdp"},
+    ),
 }
 """The same for mixtures of experts, data ranks besides expert ranks where there are four: zero1 and fsdp share dense
 weights among all ranks, or those of a copy, and each expert among those of them that hold it."""

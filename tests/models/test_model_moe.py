@@ -235,7 +235,7 @@ def test_the_router_of_a_bf16_model_computes_in_fp32():
     assert weights_BTC.dtype == torch.float32
     counts_E = torch.bincount(chosen_BTC.flatten(), minlength=4)
     seen = []
-    layer.experts.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[1]))
+    layer.experts.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].counts))
     assert layer(x_BTD).dtype == torch.bfloat16
     assert torch.equal(seen[0], counts_E)
 

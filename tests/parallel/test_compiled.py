@@ -5,10 +5,10 @@ import torch
 from torch import Tensor
 
 from mt_core.distributed.mesh import Axis
-from mt_core.parallel.apply import disable_tracing
+from mt_core.parallel.apply import UntracedDispatcher, disable_tracing
 from mt_core.parallel.context.comm_types import make_context_core
 from mt_core.parallel.data.zero1 import add_, set_
-from mt_core.parallel.expert.dispatcher import ExpertDispatch
+from mt_core.parallel.expert.dispatcher import AllToAllDispatcher
 from mt_core.parallel.tensor.cross_entropy import (
     CrossEntropyKernels,
     VocabCrossEntropy,
@@ -99,8 +99,8 @@ def cut(axis: Axis, by: str):
     tensor, expert = (axis if name in by else Axis(name) for name in ("tensor", "expert"))
     apply_plan(model, model.plan(tensor.size), tensor, sequence="tensor" in by, expert=expert)
     for module in model.modules():
-        if isinstance(op := getattr(module, "op", None), ExpertDispatch):
-            module.op = disable_tracing(op)
+        if isinstance(op := getattr(module, "op", None), AllToAllDispatcher):
+            module.op = UntracedDispatcher(op)
     for block in model.layers.values():
         if by == "context":
             block.attn.core = disable_tracing(make_context_core("ring", block.attn.core, axis=axis))

@@ -1,5 +1,6 @@
 """Experts cut over ranks: what one rank computes, in fp64, gradient by gradient; from and to any checkpoint."""
 
+import itertools
 import re
 from collections.abc import Callable
 from functools import partial
@@ -15,13 +16,24 @@ from layouts import BALANCED, EXPERT_LAYOUTS, LAYOUTS, SAMPLES, data_ranks, run_
 from mt_cli.verify.record import record, records
 from mt_core.checkpoint.native import resolve
 from mt_core.checkpoint.shard_files import open_part
+from mt_core.config.sections import TokenDispatcherName
 from mt_core.distributed.mesh import Axis
 from mt_core.errors import MtError
-from mt_core.parallel.expert.dispatcher import ExpertDispatch, dispatch
-from mt_core.parallel.tensor.plan import Placement, apply_plan
+from mt_core.parallel.expert.dispatcher import (
+    DISPATCHERS,
+    AllGatherDispatcher,
+    AllToAllDispatcher,
+    Choices,
+    dispatch,
+)
+from mt_core.parallel.expert.exchange import Exchange
+from mt_core.parallel.tensor.plan import Expert, Placement, Replicate, apply_plan
 from mt_core.verification.compare import compare_records, tensor_differences
 from mt_core.verification.measure import Record, measure
 from mt_core.verification.ranks import run_ranks
+from mt_models.config import MoE
+from mt_models.layers.mlp import make_mlp
+from mt_models.layers.mlp import plan as make_plan
 from mt_models.layers.moe import multiply_grouped, multiply_looped
 from parallel.test_layout_fuzzer import layouts
 from parallel.test_parity_matrix import RTOL, VARIANTS, disagreements
@@ -80,46 +92,164 @@ def test_a_random_layout_with_an_expert_axis_agrees_with_one_rank(reference, dra
     assert [d for d in compare_records(found, reference[model, False]) if not d.relative <= RTOL] == []
 
 
-ROWS = {
-    "uneven": [[5, 0, 3, 4], [1, 2, 9, 2]],
-    "nobody goes to the first rank": [[0, 0, 3, 4], [0, 0, 1, 2]],
-    "nobody stays": [[0, 0, 2, 1], [3, 2, 0, 0]],
-    "one rank has no tokens": [[0, 0, 0, 0], [1, 2, 3, 2]],
-    "no rows at all": [[0, 0, 0, 0], [0, 0, 0, 0]],
+EXPERTS, WIDTH = 4, 6
+MIXED = [[0, 1], [2, 0], [3, 2], [1, 3], [0, 3]]
+CASES: dict[str, Callable[[int], tuple[list[list[int]], list[list[bool]] | None]]] = {
+    "as they come": lambda rank: (
+        [[0, 1], [2, 0], [3, 2], [1, 3], [0, 3]] if rank else [[3, 1]] * 2 + [[0, 2]] * 3,
+        None,
+    ),
+    "everything to one expert": lambda _: ([[2]] * 5, None),
+    "nobody goes to the first rank": lambda _: ([[2, 3], [3, 2], [2, 3], [3, 2], [2, 3]], None),
+    "nobody stays": lambda rank: ([[0, 1] if rank else [2, 3]] * 5, None),
+    "some are dropped": lambda rank: (
+        [[0, 1], [2, 0], [3, 2], [1, 3], [0, 3]],
+        [[True, n % 2 == rank] for n in range(5)],
+    ),
+    "one rank drops all": lambda rank: ([[0, 3]] * 5, [[rank == 1] * 2] * 5),
+    "all are dropped": lambda _: ([[0, 3]] * 5, [[False] * 2] * 5),
 }
-"""Rows that each of two ranks has for each of four experts."""
+"""What the five tokens of each of two ranks choose among four experts, and what is kept."""
+DISPATCHED = [AllToAllDispatcher, AllGatherDispatcher]
 
 
-def drawn_rows(counts: list[int], rank: int) -> Tensor:
-    generator = torch.Generator().manual_seed(rank)
-    return torch.randn(sum(counts), 6, generator=generator, dtype=torch.float64)
+def draw(*shape: int, seed: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).requires_grad_()
 
 
-def weights() -> Tensor:
-    return torch.randn(4, 6, 6, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+def choices_of(case: str, rank: int) -> tuple[Tensor, Choices]:
+    """A rank's tokens and where they go."""
+    chosen, kept = CASES[case](rank)
+    chosen_NC, kept_NC = torch.tensor(chosen), None if kept is None else torch.tensor(kept)
+    weights_NC = draw(*chosen_NC.shape, seed=5 + rank)
+    return draw(len(chosen), WIDTH, seed=rank), Choices(weights_NC, chosen_NC, kept_NC, EXPERTS)
 
 
-def dispatched(axis: Axis, rows: list[list[int]]) -> tuple[Tensor, Tensor, Tensor]:
-    """Results, gradients of the rows and of this rank's experts."""
-    counts = rows[axis.rank]
-    x_MD = drawn_rows(counts, axis.rank).requires_grad_()
-    mine_EDD = weights().chunk(axis.size)[axis.rank].clone().requires_grad_()
-    y_MD = ExpertDispatch(axis)(x_MD, torch.tensor(counts), lambda x, n: multiply_looped(x, mine_EDD, n).sin())
-    y_MD.square().sum().backward()
-    return y_MD.detach(), x_MD.grad, mine_EDD.grad
+def dispatched(axis: Axis) -> dict[tuple[str, str], tuple[Tensor, ...]]:
+    """Results, and gradients of tokens, of weights and of this rank's experts, by dispatcher and case."""
+    found = {}
+    for make, case in itertools.product(DISPATCHED, CASES):
+        x_ND, choices = choices_of(case, axis.rank)
+        w_EDD = draw(EXPERTS, WIDTH, WIDTH, seed=9)
+        local_eDD = w_EDD.chunk(axis.size)[axis.rank]
+        dispatcher = make(axis)
+        sent = dispatcher.send(x_ND, choices)
+        y_ND = dispatcher.run(sent, lambda x, n, w=local_eDD: multiply_looped(x, w, n).sin())
+        y_ND.square().sum().backward()
+        found[make.__name__, case] = tuple(t.detach() for t in (y_ND, x_ND.grad, choices.weights_NC.grad, w_EDD.grad))
+    return found
 
 
-@pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)
-def test_rows_reach_their_experts_and_come_back_in_their_order(rows):
-    found = run_ranks(2, dispatched, rows)
-    w_EDD = weights().requires_grad_()
-    for rank, (y_MD, g_MD, _) in enumerate(found):
-        x_MD = drawn_rows(rows[rank], rank).requires_grad_()
-        expected_MD = dispatch(x_MD, torch.tensor(rows[rank]), lambda x, n: multiply_looped(x, w_EDD, n).sin())
-        expected_MD.square().sum().backward()
-        torch.testing.assert_close(y_MD, expected_MD, rtol=1e-12, atol=1e-12)
-        torch.testing.assert_close(g_MD, x_MD.grad, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(torch.cat([g for *_, g in found]), w_EDD.grad, rtol=1e-12, atol=1e-12)
+def defined(case: str, ranks: int) -> list[tuple[Tensor, ...]]:
+    """The same of every rank by a loop over tokens and their choices; gradients of experts are each rank's part."""
+    w_EDD, found = draw(EXPERTS, WIDTH, WIDTH, seed=9), []
+    for rank in range(ranks):
+        x_ND, (weights_NC, chosen_NC, kept_NC, _) = choices_of(case, rank)
+        rows = [torch.zeros(WIDTH, dtype=torch.float64)] * len(x_ND)
+        for n, c in itertools.product(*map(range, chosen_NC.shape)):
+            if kept_NC is None or kept_NC[n, c]:
+                rows[n] = rows[n] + weights_NC[n, c] * (w_EDD[chosen_NC[n, c]] @ x_ND[n]).sin()
+        y_ND = torch.stack(rows)
+        if y_ND.requires_grad:
+            y_ND.square().sum().backward()
+        found.append((y_ND.detach(), *(torch.zeros_like(t) if t.grad is None else t.grad for t in (x_ND, weights_NC))))
+    g_EDD = torch.zeros_like(w_EDD) if w_EDD.grad is None else w_EDD.grad
+    return [(*row, g_EDD) for row in found]
+
+
+@pytest.fixture(scope="session")
+def exchanged(compute_once) -> list[dict[tuple[str, str], tuple[Tensor, ...]]]:
+    """What each of two ranks found, of one launch."""
+    return compute_once("dispatchers on two ranks", lambda: run_ranks(2, dispatched))
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("dispatcher", [make.__name__ for make in DISPATCHED])
+def test_a_dispatcher_is_a_dense_loop_forward_and_backward(dispatcher, case, exchanged):
+    found, expected = [rank[dispatcher, case] for rank in exchanged], defined(case, 2)
+    for (*ours, _), (*theirs, _) in zip(found, expected, strict=True):
+        for a, b in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(sum(g_EDD for *_, g_EDD in found), expected[0][-1], rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_on_one_rank_it_is_the_same_loop(case):
+    x_ND, choices = choices_of(case, 1)
+    w_EDD = draw(EXPERTS, WIDTH, WIDTH, seed=9)
+    sent = dispatch.send(x_ND, choices)
+    y_ND = dispatch.run(sent, lambda x, n: multiply_looped(x, w_EDD, n).sin())
+    y_ND.square().sum().backward()
+    for ours, theirs in zip((y_ND, x_ND.grad, choices.weights_NC.grad), defined(case, 2)[1], strict=False):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-13)
+
+
+def make_layer(axis: Axis, name: TokenDispatcherName) -> Any:
+    """A mixture with a shared expert, whose router sends every token to the last expert first."""
+    part = MoE(ffn_hidden_size=5, experts=4, top_k=2, shared_ffn_hidden_size=7, shared_gate=True)
+    layer = make_mlp(part, WIDTH).double()
+    for seed, parameter in enumerate(layer.parameters()):
+        parameter.data = draw(*parameter.shape, seed=seed).detach()
+    layer.router.weight.data[-1] = 100.0
+    plan = {name: rule if isinstance(rule, Expert) else Replicate() for name, rule in make_plan(part).items()}
+    apply_plan(layer, plan, Axis("tensor"), expert=axis, token_dispatcher=name)
+    return layer
+
+
+def run_layer(axis: Axis, name: TokenDispatcherName, beside: bool) -> list[Tensor]:
+    """Result and gradients, the shared expert computed while tokens travel or after."""
+    layer = make_layer(axis, name)
+    x_BTD = draw(2, 5, WIDTH, seed=20 + axis.rank).abs().detach().requires_grad_()
+    if beside:
+        y_BTD = layer(x_BTD)
+    else:
+        choices = layer.list_choices(layer.router(x_BTD))
+        assert (choices.chosen_NC == 3).any(1).all()
+        y_BTD = layer.experts(layer.experts.op.send(x_BTD.flatten(0, 1), choices)).view_as(x_BTD)
+        y_BTD = y_BTD + layer.run_shared(layer.shared, x_BTD)
+    y_BTD.square().sum().backward()
+    return [y_BTD.detach(), x_BTD.grad, *(p.grad for p in layer.parameters())]
+
+
+def list_events(axis: Axis, name: TokenDispatcherName) -> list[str]:
+    """What a layer does in turn: exchanges begun and ended, and its shared expert."""
+    layer, events = make_layer(axis, name), []
+    start, wait = Exchange.start, Exchange.wait
+    x_BTD = draw(2, 5, WIDTH, seed=20 + axis.rank)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Exchange, "start", lambda *args, **keys: (events.append("begin"), start(*args, **keys))[1])
+        patch.setattr(Exchange, "wait", lambda *args: (events.append("end"), wait(*args))[1])
+        layer.shared.down.register_forward_hook(lambda *_: events.append("shared"))
+        layer.shared.down.register_full_backward_hook(lambda *_: events.append("shared"))
+        layer(x_BTD).sum().backward()
+    return events
+
+
+def run_layers(axis: Axis) -> tuple[dict[Any, list[Tensor]], dict[Any, list[str]]]:
+    found = {case: run_layer(axis, *case) for case in itertools.product(DISPATCHERS, (True, False))}
+    return found, {name: list_events(axis, name) for name in DISPATCHERS}
+
+
+@pytest.fixture(scope="session")
+def layers_on_ranks(compute_once):
+    return compute_once("mixtures on one and two ranks", lambda: [run_ranks(size, run_layers) for size in (1, 2)])
+
+
+def test_a_shared_expert_computes_while_tokens_travel_forward_and_backward(layers_on_ranks):
+    _, [(_, events), _] = layers_on_ranks
+    beside = ["begin", "shared", "end"]
+    assert events["all_to_all"] == [*beside, "begin", "end", "begin", "end", *beside]
+    assert events["all_gather"] == [*beside, *beside]
+
+
+def test_a_shared_expert_beside_the_exchange_changes_no_bit_also_if_all_tokens_choose_one_expert(layers_on_ranks):
+    [(one, _)], found = layers_on_ranks[0], [rank for rank, _ in layers_on_ranks[1]]
+    for rank, name in itertools.product(range(2), DISPATCHERS):
+        for ours, theirs in zip(found[rank][name, True], found[rank][name, False], strict=True):
+            assert torch.equal(ours, theirs)
+    for name in DISPATCHERS:
+        for ours, theirs in zip(found[0][name, True][:2], one[name, True][:2], strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
 def built(experts: str = "experts"):
@@ -133,17 +263,23 @@ def test_the_rule_cuts_stacks_by_expert_and_swaps_the_dispatcher():
     experts = model.layers["1"].mlp.experts
     assert experts.gate_up.weight.shape == (2, 2, 24, 32)
     assert experts.down.weight.shape == (2, 32, 24)
-    assert experts.op == ExpertDispatch(EXPERT_2)
+    assert experts.op == AllToAllDispatcher(EXPERT_2)
     cut = {name: place for name, place in placements.items() if place.axis == EXPERT_2}
     assert set(cut) == {f"layers.{n}.mlp.experts.{part}.weight" for n in (0, 1) for part in ("gate_up", "down")}
     assert set(cut.values()) == {Placement(0, EXPERT_2)}
     assert model.layers["1"].mlp.router.weight.shape == (4, 32)
 
 
+def test_the_dispatcher_is_the_one_of_the_configuration():
+    model = built()
+    apply_plan(model, model.plan(1), Axis("tensor"), expert=EXPERT_2, token_dispatcher="all_gather")
+    assert model.layers["1"].mlp.experts.op == AllGatherDispatcher(EXPERT_2)
+
+
 def test_without_an_expert_axis_the_dispatcher_stays():
     model = built()
     apply_plan(model, model.plan(2), Axis("tensor", 0, 2), sequence=True)
-    assert model.layers["0"].mlp.experts.op is dispatch
+    assert model.layers["0"].mlp.experts.op == dispatch
 
 
 @pytest.mark.parametrize("sequence", [False, True])
@@ -199,6 +335,8 @@ def in_bf16(axis: Axis, device: str) -> list[tuple[Tensor, ...]]:
     counts_E = torch.tensor([[30, 0, 17, 41], [3, 0, 2, 9]][axis.rank], device=device)
     x_MD = torch.randn(int(counts_E.sum()), 32, generator=generator)
     into_EFD, out_EDF = torch.randn(4, 48, 32, generator=generator), torch.randn(4, 32, 48, generator=generator)
+    chosen_NC = torch.arange(4, device=device).repeat_interleave(counts_E)[:, None]
+    choices = Choices(torch.ones(chosen_NC.shape, device=device), chosen_NC, None, 4)
     found = []
     for multiply in (multiply_looped, multiply_grouped):
         x, into, out = (
@@ -206,7 +344,8 @@ def in_bf16(axis: Axis, device: str) -> list[tuple[Tensor, ...]]:
             for t in (x_MD, *(w.chunk(axis.size)[axis.rank] for w in (into_EFD, out_EDF)))
         )
         feed = partial(two_products, multiply, into, out)
-        y = ExpertDispatch(axis)(x, counts_E, feed)
+        dispatcher = AllToAllDispatcher(axis)
+        y = dispatcher.run(dispatcher.send(x, choices), feed)
         y.float().sin().sum().backward()
         found.append(tuple(t.cpu() for t in (y.detach(), x.grad, into.grad, out.grad)))
     return found

@@ -60,7 +60,6 @@ NOT_NEEDED = {
     "--apply-query-key-layer-scaling": "how scores are computed in fp16, not which",
     "--transformer-impl": "`model.attention.core` chooses among kernels",
     "--moe-grouped-gemm": "how experts are computed and named",
-    "--moe-token-dispatcher-type": "one dispatcher",
     "--moe-router-dtype": "always fp32",
 }
 """Flags of the architecture's that say how to compute it."""

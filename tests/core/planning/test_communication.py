@@ -127,6 +127,14 @@ def test_tokens_travel_to_their_two_experts_and_back():
     assert {size for axis, _, _, size in cut if axis == "expert"} == {SEQUENCE}
 
 
+def test_all_gather_brings_every_token_to_every_rank_whatever_it_chose():
+    gathered = ("parallel.expert=8", "parallel.token_dispatcher=all_gather")
+    rows = [row for row in of_experts(8, *gathered) if row[0] == "expert"]
+    assert rows == [("expert", name, 32, 8 * SEQUENCE) for name in ("all-gather", "reduce-scatter") * 2]
+    full = of_experts(8, *gathered, "recompute.granularity=full")
+    assert sum(calls for axis, _, calls, _ in full if axis == "expert") == 192
+
+
 EXPERTS, DENSE = 32 * 8 * 3 * 4096 * 14336, 46_702_792_704 - 32 * 8 * 3 * 4096 * 14336
 
 

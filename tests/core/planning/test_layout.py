@@ -90,6 +90,13 @@ def test_all_to_all_shares_heads_and_groups():
     assert told(32, "parallel.tensor=2", "parallel.context=16") == []
 
 
+def test_a_token_dispatcher_without_ranks_to_exchange_with_is_refused():
+    assert told(2, "parallel.token_dispatcher=all_gather") == [
+        'parallel.token_dispatcher: "all_gather", but parallel.expert is 1, and no token travels; '
+        "leave it out, or set parallel.expert above 1"
+    ]
+
+
 def test_the_batch_is_whole_micro_batches():
     assert told(4, "batch.global_batch=6") == [
         "batch.global_batch: 6 is no multiple of micro_batch 1 × data 4; allowed: 4 or 8"

@@ -19,6 +19,8 @@ from pydantic import (
 CPCommType = Literal["ring", "all_gather", "all_to_all"]
 """How context-parallel ranks communicate; Megatron calls them p2p, all_gather and a2a."""
 
+TokenDispatcherName = Literal["all_to_all", "all_gather"]
+"""How expert-parallel ranks exchange tokens; Megatron calls them alltoall and allgather."""
 
 ScheduleName = Literal["gpipe", "1f1b", "interleaved", "zb-h1", "zb-2p", "zbv", "dualpipev"]
 """Pipeline schedules, by their names in `mt_core.pipeline.schedule_table`."""
@@ -48,6 +50,9 @@ class ParallelConfig(Section):
     """Ranks that share each sequence."""
     expert: PositiveInt = 1
     """Ranks of data × context that share each layer's experts; tokens travel to the ranks of their experts."""
+    token_dispatcher: TokenDispatcherName = "all_to_all"
+    """How expert ranks exchange tokens: each row goes to the rank of its expert, or every rank gets all tokens and the
+    results of all are summed."""
     pipeline: PositiveInt = 1
     """Ranks that have different layers; the section `pipeline` says which, and in what order they work."""
     sequence: bool = False

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mt_core.config.run_config import RunConfig
 from mt_core.config.trainable import fused_problems, is_trainable, pattern_problems
@@ -13,6 +13,7 @@ from mt_core.distributed.mesh import Mesh
 from mt_core.errors import raise_if
 from mt_core.parallel.context.comm_types import make_context_core
 from mt_core.parallel.data.protocol import DataParallel, make_data_parallel
+from mt_core.parallel.expert.dispatcher import TokenDispatcher
 from mt_core.parallel.expert.sequence_shards import SequenceShards, make_sequence_shards
 from mt_core.parallel.pipeline.cut import Pipeline, connect_tied, cut_model, make_pipeline
 from mt_core.parallel.pipeline.weight_gradients import split_weight_gradients
@@ -39,7 +40,14 @@ def parallelize(config: RunConfig, mesh: Mesh, device: torch.device) -> Parallel
     pipeline = make_pipeline(config, mesh, device) if mesh.pipeline.size > 1 else None
     if pipeline is not None:
         plan = cut_model(cast(StagedModel, model), pipeline, plan)
-    placements = apply_plan(as_module(model), plan, mesh.tensor, sequence=config.parallel.sequence, expert=mesh.expert)
+    placements = apply_plan(
+        as_module(model),
+        plan,
+        mesh.tensor,
+        sequence=config.parallel.sequence,
+        expert=mesh.expert,
+        token_dispatcher=config.parallel.token_dispatcher,
+    )
     if pipeline is not None:
         placements = connect_tied(placements, mesh)
     for module in list_modules_with_core(model):
@@ -96,18 +104,25 @@ def compile_parts(model: Model, mesh: Mesh, *, sequence: bool) -> None:
         if op is linear_cross_entropy or isinstance(op, VocabCrossEntropy):
             module.op = VocabCrossEntropy(mesh.tensor, sequence, compile_kernels())
         elif not getattr(op, "traceable", True):
-            module.op = disable_tracing(op)
+            module.op = UntracedDispatcher(op) if hasattr(op, "send") else disable_tracing(op)
     for block in model.layers.values():
         block.forward = torch.compile(block.forward)  # pyright: ignore[reportArgumentType] a module's method
 
 
-def disable_tracing(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+class UntracedDispatcher:
+    """A token dispatcher between ranks, both steps of which run eagerly in a compiled layer."""
+
+    def __init__(self, dispatcher: TokenDispatcher) -> None:
+        self.send, self.run = disable_tracing(dispatcher.send), disable_tracing(dispatcher.run)
+
+
+def disable_tracing(function: Callable[..., Any]) -> Callable[..., Any]:
     """Wrap a function that communicates with other ranks, which Dynamo cannot trace, so that it runs eagerly.
 
     Not a decorator where it is defined: that would import Dynamo, for a second, into every process that trains nothing.
     """
 
-    def run(*inputs: Any, **keywords: Any) -> Tensor:
+    def run(*inputs: Any, **keywords: Any) -> Any:
         return function(*inputs, **keywords)
 
     disabled: Any = torch.compiler.disable(run, reason="collectives cannot be traced")

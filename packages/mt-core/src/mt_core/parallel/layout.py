@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from math import gcd, lcm, log2
 
 from mt_core.config.run_config import RunConfig, TransformerRun
-from mt_core.config.sections import CPCommType
+from mt_core.config.sections import CPCommType, TokenDispatcherName
 from mt_core.contracts import TransformerModelConfig
 from mt_core.distributed.topology import ParallelDims
 from mt_core.errors import MtError, Problem
@@ -34,6 +34,7 @@ class Layout:
     dims: ParallelDims
     sequence: bool = False
     cp_comm_type: CPCommType = "ring"
+    token_dispatcher: TokenDispatcherName = "all_to_all"
     sharding: str = "replicate"
     overlap_grad_reduce: bool = True
     overlap_param_gather: bool = True
@@ -71,6 +72,7 @@ def build_layout(config: RunConfig, ranks: int | None = None) -> Layout:
         dims=ParallelDims(data, parallel.context, parallel.tensor, shard, parallel.expert, parallel.pipeline),
         sequence=parallel.sequence,
         cp_comm_type=parallel.cp_comm_type,
+        token_dispatcher=parallel.token_dispatcher,
         sharding=parallel.sharding,
         overlap_grad_reduce=parallel.overlap_grad_reduce,
         overlap_param_gather=parallel.overlap_param_gather,
@@ -95,6 +97,9 @@ def problems(config: TransformerRun, ranks: int | None = None) -> Iterator[Probl
         )
     yield from pipeline_problems(config, layout if ranks or parallel.data else None)
     yield from axis_problems(config, layout)
+    if parallel.expert == 1 and parallel.token_dispatcher != "all_to_all":
+        actual = f'"{parallel.token_dispatcher}", but parallel.expert is 1, and no token travels'
+        yield Problem("parallel.token_dispatcher", actual, "leave it out, or set parallel.expert above 1")
     yield from _shard(config, layout)
     recompute, layers = config.recompute, config.model.layers
     if recompute.granularity == "full" and recompute.layers > layers:

@@ -154,20 +154,31 @@ def _context(config: PlannedRun, layout: Layout) -> Iterator[Transfer]:
 
 
 def _expert(config: PlannedRun, layout: Layout) -> Iterator[Transfer]:
-    """Rows of the width of the model, there and back; the transpose of each in the backward pass."""
+    """Rows or tokens of the width of the model, there and back; the transpose of each in the backward pass."""
     dims, layers = layout.dims, config.model.layers
     if dims.expert == 1:
         return
-    size = get_layer_costs(config, layout).routed_bytes
+    costs = get_layer_costs(config, layout)
     recomputed = _count_recomputed(layout, layers)
 
-    def row(what: str, phase: Phase, calls: float) -> Transfer:
-        return Transfer("expert", dims.expert, "all-to-all", what, phase, calls, size, span=dims.span("expert"))
+    def row(collective: str, what: str, phase: Phase, calls: float, size: float) -> Transfer:
+        return Transfer("expert", dims.expert, collective, what, phase, calls, size, span=dims.span("expert"))
 
-    yield row("tokens to their experts and back", "forward", 2 * layers)
+    if layout.token_dispatcher == "all_to_all":
+        size = costs.routed_bytes
+        yield row("all-to-all", "tokens to their experts and back", "forward", 2 * layers, size)
+        if recomputed:
+            yield row("all-to-all", "the same, computed again", "backward", 2 * recomputed, size)
+        yield row("all-to-all", "their gradients", "backward", 2 * layers, size)
+        return
+    size = dims.expert * costs.mixed_bytes
+    yield row("all-gather", "tokens to every expert", "forward", layers, size)
+    yield row("reduce-scatter", "results of experts", "forward", layers, size)
     if recomputed:
-        yield row("the same, computed again", "backward", 2 * recomputed)
-    yield row("their gradients", "backward", 2 * layers)
+        yield row("all-gather", "tokens, computed again", "backward", recomputed, size)
+        yield row("reduce-scatter", "results, computed again", "backward", recomputed, size)
+    yield row("all-gather", "gradients of results", "backward", layers, size)
+    yield row("reduce-scatter", "gradients of tokens", "backward", layers, size)
 
 
 @dataclass(frozen=True, slots=True)

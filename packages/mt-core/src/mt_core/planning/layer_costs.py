@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 from operator import add
 
 from mt_core.config.run_config import PlannedRun
-from mt_core.config.sections import CPCommType
+from mt_core.config.sections import CPCommType, TokenDispatcherName
 from mt_core.parallel.layout import Layout
 from mt_core.planning.precision import BYTES
 
@@ -33,6 +33,8 @@ class RankShape:
     """How context ranks exchange keys and values."""
     expert: int = 1
     """Ranks that divide the experts."""
+    token_dispatcher: TokenDispatcherName = "all_to_all"
+    """How those exchange tokens."""
     compiled: bool = False
     """Whether torch.compile joins the kernels of a block."""
 
@@ -74,7 +76,9 @@ class LayerCosts:
     query_bytes: float = 0
     """Bytes of queries and of the attention core's results, which context ranks exchange by all-to-all."""
     routed_bytes: float = 0
-    """Bytes of the rows that go to experts, and come back from them."""
+    """Bytes of the rows that go to experts, and come back from them: each token once for each of its experts."""
+    mixed_bytes: float = 0
+    """Bytes of the tokens that pass through experts."""
 
     def __add__(self, other: "LayerCosts") -> "LayerCosts":
         return LayerCosts(*(add(getattr(self, f.name), getattr(other, f.name)) for f in fields(self)))
@@ -98,6 +102,7 @@ def get_layer_costs(config: PlannedRun, layout: Layout) -> LayerCosts:
             context=layout.dims.context,
             cp_comm_type=layout.cp_comm_type,
             expert=layout.dims.expert,
+            token_dispatcher=layout.token_dispatcher,
             compiled=config.runtime.compile,
         )
     )

@@ -99,6 +99,8 @@ def _buffers(config: PlannedRun, layout: Layout) -> list[Item]:
     dims, each, costs = layout.dims, state_bytes(config.precision), get_layer_costs(config, layout)
     count = count_parameters(config.model, dims.tensor, dims.expert)
     whole = count_tokens(config, layout) * config.model.hidden_size * BYTES[config.precision.dtype]
+    gathers = layout.token_dispatcher == "all_gather"
+    exchanged = 2 * (dims.expert * costs.mixed_bytes if gathers else costs.routed_bytes)
     keys = costs.kv_bytes * {"ring": 2, "all_gather": dims.context, "all_to_all": 1}[layout.cp_comm_type]
     return [
         Item(
@@ -108,5 +110,5 @@ def _buffers(config: PlannedRun, layout: Layout) -> list[Item]:
         ),
         Item("buffers", "gathered sequence, its gradient", 2 * whole if layout.sequence else 0),
         Item("buffers", "keys, values of other ranks", keys if dims.context > 1 else 0),
-        Item("buffers", "rows on their way to experts", 2 * costs.routed_bytes if dims.expert > 1 else 0),
+        Item("buffers", "rows on their way to experts", exchanged if dims.expert > 1 else 0),
     ]

@@ -168,6 +168,7 @@ class MoE(Section):
             backward_bytes=ROUTED_TRAFFIC * routed,
             repeated_flops=self.expert_flops(size) * (shape.tensor / shape.sequence_parts - 1),
             routed_bytes=routed,
+            mixed_bytes=tokens * size * shape.element_size,
         ) + gated_costs(shape, rows * self.ffn_hidden_size)
         return mixture if self.shared is None else mixture + self._shared_costs(shape, tokens, size)
 
@@ -185,7 +186,9 @@ class MoE(Section):
     def _saved_by_router(self, shape: RankShape, tokens: float, size: int) -> Iterator[SavedTensor]:
         wide, narrow = shape.wide_size, shape.element_size < shape.wide_size
         rows, choices = tokens * self.top_k, tokens * self.experts
-        orders = 5 if shape.expert > 1 else 3  # int64: choices, tokens of rows, their order; of exchanged rows, twice
+        orders, gathered = 5 if shape.expert > 1 else 3, 0  # int64: choices, their order twice, that of exchanged rows
+        if shape.token_dispatcher == "all_gather" and shape.expert > 1:  # those of all ranks, and their weights
+            orders, gathered = 1 + 2 * shape.expert, shape.expert * rows * wide
         after = self.normalized and self.score == "softmax"
         probabilities = rows if after else choices
         probabilities += rows + tokens if self.normalized and not after else 0  # what is divided, and by what
@@ -200,6 +203,7 @@ class MoE(Section):
         yield SavedTensor("input of the router, jittered", tokens * size * wide if self.jitter else 0)
         yield SavedTensor("weights of choices", rows * shape.element_size if apart else 0)
         yield SavedTensor("groups that are left out", tokens * self.groups if limited else 0)
+        yield SavedTensor("weights of all ranks' choices", gathered)
         yield SavedTensor("probabilities, and orders of choices", probabilities * wide + rows * 8 * orders)
 
     def expert_flops(self, size: int) -> int:

@@ -9,21 +9,19 @@ M = N·C tokens in the order of their experts.
 
 from collections.abc import Callable
 from types import MappingProxyType
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mt_core.parallel.dropout import DropoutKeys
-from mt_core.parallel.expert.dispatcher import Dispatch, dispatch
-from mt_core.parallel.expert.permutation import invert_permutation, permute
+from mt_core.parallel.expert.dispatcher import Choices, Sent, TokenDispatcher, dispatch
 from mt_core.parallel.tensor.plan import used_elsewhere
 from mt_models import config
 from mt_models.config.mlp import GATE_UP
 from mt_models.fusion import stack_parts
 from mt_models.layers.basic import Linear
-from mt_models.layers.router import AuxLosses, Router, Routing, one_hot
+from mt_models.layers.router import AuxLosses, Router, Routing
 
 
 class ExpertWeights(nn.Module):
@@ -45,11 +43,11 @@ class Experts(nn.Module):
         self.gate_up = ExpertWeights(part.experts, 2, part.ffn_hidden_size, size)
         self.down = ExpertWeights(part.experts, size, part.ffn_hidden_size)
         self.activation = activation
-        self.op: Dispatch = dispatch
+        self.op: TokenDispatcher = dispatch
 
-    def forward(self, x_MD: Tensor, counts_E: Tensor) -> Tensor:
-        """[M, D] to the same shape; the first counts[0] rows are the first expert's, and so on."""
-        return self.op(x_MD, counts_E, self.feed)
+    def forward(self, sent: Sent) -> Tensor:
+        """Pass tokens on their way through their experts; return each token's weighted sum, [N, D]."""
+        return self.op.run(sent, self.feed)
 
     def feed(self, x_MD: Tensor, counts_E: Tensor) -> Tensor:
         """[M, D] to the same shape, for rows whose experts are all on this rank."""
@@ -73,52 +71,20 @@ class MoE(nn.Module):
 
     def forward(self, x_BTD: Tensor, aux_losses: AuxLosses | None = None, keys: DropoutKeys | None = None) -> Tensor:
         """[B, T, D] to the same shape; the router's losses of each sequence, [B], are appended to `aux_losses`."""
-        y_BTD = self.run_experts(x_BTD, self.router(x_BTD, aux_losses, keys))
-        return y_BTD if self.shared is None else y_BTD + self.run_shared(self.shared, x_BTD)
+        sent = self.experts.op.send(x_BTD.flatten(0, 1), self.list_choices(self.router(x_BTD, aux_losses, keys)))
+        shared_BTD = None if self.shared is None else self.run_shared(self.shared, x_BTD)  # while tokens travel
+        y_BTD = self.experts(sent).view_as(x_BTD)
+        return y_BTD if shared_BTD is None else y_BTD + shared_BTD
 
-    def run_experts(self, x_BTD: Tensor, routing: Routing) -> Tensor:
-        """Pass tokens through the experts that they are routed to."""
-        chosen_M = routing.chosen_BTC.flatten()
-        if routing.kept_BTC is not None:  # what is dropped goes behind the last expert, and no further
-            chosen_M = chosen_M.where(routing.kept_BTC.flatten(), self.part.experts)
-        order_M = chosen_M.argsort(stable=True)
-        back_M = invert_permutation(order_M)
-        x_MD = permute_tokens(x_BTD.flatten(0, 1), order_M, back_M)
-        counts_E = one_hot(chosen_M, self.part.experts).sum(0)
-        if routing.kept_BTC is None:
-            y_MD = self.experts(x_MD, counts_E)
-        else:
-            rows = int(counts_E.sum())
-            y_MD = F.pad(self.experts(x_MD[:rows], counts_E), (0, 0, 0, len(x_MD) - rows))
-        y_MD = permute(y_MD, back_M, order_M)
-        y_BTCD = y_MD.view(*routing.chosen_BTC.shape, -1)
-        return (y_BTCD * routing.weights_BTC[..., None].to(y_BTCD.dtype)).sum(2)
+    def list_choices(self, routing: Routing) -> Choices:
+        """List the choices of the tokens of all sequences."""
+        kept_NC = None if routing.kept_BTC is None else routing.kept_BTC.flatten(0, 1)
+        return Choices(routing.weights_BTC.flatten(0, 1), routing.chosen_BTC.flatten(0, 1), kept_NC, self.part.experts)
 
     def run_shared(self, shared: nn.Module, x_BTD: Tensor) -> Tensor:
         """Pass tokens through the shared expert, and its gate if there is one."""
         y_BTD = shared(x_BTD)
         return y_BTD if self.shared_gate is None else self.shared_gate(x_BTD).sigmoid() * y_BTD
-
-
-def permute_tokens(x_ND: Tensor, order_M: Tensor, back_M: Tensor) -> Tensor:
-    """Each token's features for each of its choices, choice `order[0]` first; choice m is one of token m // C.
-
-    `back` is the inverse order: with it, gradients are gathered and added up in a fixed order, without atomic sums.
-    """
-    return _PermuteTokens.apply(x_ND, order_M, back_M)  # pyright: ignore[reportReturnType]
-
-
-class _PermuteTokens(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x_ND: Tensor, order_M: Tensor, back_M: Tensor) -> Tensor:
-        ctx.save_for_backward(back_M)
-        ctx.tokens = len(x_ND)
-        return x_ND[order_M // (len(order_M) // len(x_ND))]
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        (back_M,) = ctx.saved_tensors
-        return gradients[0][back_M].unflatten(0, (ctx.tokens, -1)).sum(1), None, None
 
 
 def multiply_looped(x_MI: Tensor, weight_EOI: Tensor, counts_E: Tensor) -> Tensor:

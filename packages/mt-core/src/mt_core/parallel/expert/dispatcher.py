@@ -1,76 +1,151 @@
-"""Experts on other ranks: tokens travel to the ranks that hold their experts, and the results back.
+"""Token dispatchers: what carries tokens to their experts, on this rank or on others, and the results back.
 
-Every rank of the expert axis has an equal, contiguous part of the experts. Counts go first, since they say how many
-rows a rank gets from each other; nothing is dropped, and a rank may get none.
+Every rank of the expert axis has an equal, contiguous part of the experts. Either rows travel, each to the rank of its
+expert (arXiv:2006.16668), or every rank gets all tokens and its experts' part of each result is summed over ranks.
+`send` and `run` are two steps, so that a layer can do other work while bytes travel.
 
-Shape suffixes: D model size, E experts, e those of this rank, n ranks, M rows of this rank's tokens in the order of
-their experts, R rows that reach this rank's experts.
+Shape suffixes: D model size, N tokens, G those of all n ranks, C choices of a token, E experts, e those of this rank,
+M = N·C rows in the order of their experts, R rows that reach this rank's experts.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from mt_core.config.sections import TokenDispatcherName
 from mt_core.distributed.mesh import Axis
-from mt_core.parallel.expert.permutation import invert_permutation, permute, sort_by_expert
+from mt_core.parallel.expert.exchange import Exchange, make_all_gather, make_all_to_all
+from mt_core.parallel.expert.permutation import Permutation, permute, restore, sort_by_expert, sort_choices, unpermute
+from mt_core.parallel.tensor.collectives import all_gather, all_gather_async, reduce_scatter
 
 Experts = Callable[[Tensor, Tensor], Tensor]
-"""Local experts: maps rows in the order of their experts, and the number of rows of each, to as many rows."""
-Dispatch = Callable[[Tensor, Tensor, Experts], Tensor]
-"""Maps rows [M, D] and counts [E] to expert outputs, exchanging rows with the ranks that hold remote experts."""
+"""Local experts: maps rows [R, D] in the order of their experts, and the number of rows of each, to as many rows."""
 
 
-def dispatch(x_MD: Tensor, counts_E: Tensor, experts: Experts) -> Tensor:
-    """Pass each row through its expert; all experts are local."""
-    return experts(x_MD, counts_E)
+class Choices(NamedTuple):
+    """Where tokens go."""
+
+    weights_NC: Tensor
+    """Weights of each token's experts."""
+    chosen_NC: Tensor
+    """Numbers of its experts among all of the layer, int64."""
+    kept_NC: Tensor | None
+    """False where an expert drops the token; None where nothing is dropped."""
+    experts: int
+    """All experts of the layer, on whatever rank."""
+
+
+class Sent(NamedTuple):
+    """Tokens on their way to their experts, and what takes the results back."""
+
+    x: Tensor
+    """Rows for local experts; or what stands for them while they travel."""
+    weights_NC: Tensor
+    permutation: Permutation
+    counts: Tensor
+    """Rows of each local expert [e]; or of each rank and local expert [n, e]."""
+    exchange: Exchange | None = None
+    """What brings rows or tokens of other ranks."""
+    sizes: tuple[tuple[int, ...], ...] = ()
+    """Rows that go to each rank, and rows that come from each, where those are exchanged."""
+
+
+class TokenDispatcher(Protocol):
+    """Passes tokens through their experts."""
+
+    def send(self, x_ND: Tensor, choices: Choices) -> Sent:
+        """Begin to bring each token to its experts."""
+        ...
+
+    def run(self, sent: Sent, experts: Experts) -> Tensor:
+        """Pass what arrives through the local experts; return the weighted sum of each token's experts, [N, D]."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
-class ExpertDispatch:
-    """`dispatch` with the experts cut over the axis (arXiv:2006.16668): one exchange there and one back."""
+class LocalDispatcher:
+    """Takes tokens to experts that are all on this rank."""
+
+    def send(self, x_ND: Tensor, choices: Choices) -> Sent:
+        """Sort tokens by expert; the host waits for their number only where some are dropped."""
+        permutation, counts_E = sort_choices(choices.chosen_NC, choices.kept_NC, choices.experts)
+        rows = None if choices.kept_NC is None else int(counts_E.sum())
+        return Sent(permute(x_ND, permutation, rows), choices.weights_NC, permutation, counts_E)
+
+    def run(self, sent: Sent, experts: Experts) -> Tensor:
+        """Pass rows through their experts, and add up those of each token."""
+        return unpermute(experts(sent.x, sent.counts), sent.permutation, sent.weights_NC)
+
+
+@dataclass(frozen=True, slots=True)
+class AllToAllDispatcher:
+    """Sends each row to the rank that has its expert, in one exchange of uneven parts, and the result back in another.
+
+    Counts go first, since they say how many rows a rank gets from each other; a rank may get none.
+    """
 
     axis: Axis
     traceable: ClassVar[bool] = False
 
-    def __call__(self, x_MD: Tensor, counts_E: Tensor, experts: Experts) -> Tensor:
-        """Map [M, D] to the same shape and order; the host waits for the counts."""
+    def send(self, x_ND: Tensor, choices: Choices) -> Sent:
+        """Begin to send rows; the host waits for the counts."""
+        permutation, counts_E = sort_choices(choices.chosen_NC, choices.kept_NC, choices.experts)
         counts_ne = counts_E.view(self.axis.size, -1)
         received_ne = torch.empty_like(counts_ne)
         dist.all_to_all_single(received_ne, counts_ne.contiguous(), group=self.axis.group)
-        sent, received = torch.stack((counts_ne.sum(1), received_ne.sum(1))).tolist()
-        x_RD = exchange_rows(x_MD, self.axis, sent, received)
-        order_R = sort_by_expert(received_ne, sum(received))
-        back_R = invert_permutation(order_R)
-        y_RD = permute(experts(permute(x_RD, order_R, back_R), received_ne.sum(0)), back_R, order_R)
-        return exchange_rows(y_RD, self.axis, received, sent)
+        there, here = map(tuple, torch.stack((counts_ne.sum(1), received_ne.sum(1))).tolist())
+        exchange = make_all_to_all(self.axis, there, here)
+        token = exchange.begin(permute(x_ND, permutation, sum(there)))
+        return Sent(token, choices.weights_NC, permutation, received_ne, exchange, (there, here))
+
+    def run(self, sent: Sent, experts: Experts) -> Tensor:
+        """Sort what came by expert, pass it through the experts and send the results back."""
+        assert sent.exchange is not None
+        there, here = sent.sizes
+        by_expert = sort_by_expert(sent.counts, sum(here))
+        x_RD = permute(sent.exchange.finish(sent.x), by_expert)
+        y_RD = restore(experts(x_RD, sent.counts.sum(0)), by_expert)
+        y_MD = make_all_to_all(self.axis, here, there)(y_RD)
+        return unpermute(y_MD, sent.permutation, sent.weights_NC)
 
 
-def exchange_rows(x_MD: Tensor, axis: Axis, sent: Sequence[int], received: Sequence[int]) -> Tensor:
-    """Send the first sent[0] rows to rank 0 and so on; the result's first received[0] rows are from there.
+@dataclass(frozen=True, slots=True)
+class AllGatherDispatcher:
+    """Gives every rank the tokens of all, and sums what their experts return; ranks must have equally many tokens."""
 
-    The transpose is the exchange with the two swapped.
-    """
-    return _Exchange.apply(x_MD, axis, sent, received)  # pyright: ignore[reportReturnType]
+    axis: Axis
+    traceable: ClassVar[bool] = False
+
+    def send(self, x_ND: Tensor, choices: Choices) -> Sent:
+        """Begin to gather tokens, and sort the choices of local experts; the host waits for the number of those."""
+        exchange = make_all_gather(self.axis)
+        token = exchange.begin(x_ND)
+        weights_GC = all_gather(choices.weights_NC, self.axis, 0)
+        chosen_NC, kept_NC = choices.chosen_NC, choices.kept_NC
+        if kept_NC is not None:
+            chosen_NC = chosen_NC.where(kept_NC, choices.experts)
+        local = choices.experts // self.axis.size
+        chosen_GC = all_gather_async(chosen_NC, self.axis, 0)() - self.axis.rank * local
+        permutation, counts_e = sort_choices(chosen_GC, (chosen_GC >= 0) & (chosen_GC < local), local)
+        return Sent(token, weights_GC, permutation, counts_e, exchange)
+
+    def run(self, sent: Sent, experts: Experts) -> Tensor:
+        """Pass the tokens that chose local experts through those, and sum what each token got over the ranks."""
+        assert sent.exchange is not None
+        x_RD = permute(sent.exchange.finish(sent.x), sent.permutation, int(sent.counts.sum()))
+        y_GD = unpermute(experts(x_RD, sent.counts), sent.permutation, sent.weights_NC)
+        return reduce_scatter(y_GD, self.axis, 0)
 
 
-class _Exchange(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x_MD: Tensor, axis: Axis, sent: Sequence[int], received: Sequence[int]) -> Tensor:
-        ctx.axis, ctx.sent, ctx.received = axis, sent, received
-        return _exchange(x_MD, axis, sent, received)
+dispatch = LocalDispatcher()
+"""The dispatcher of a layer whose experts are on one rank."""
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return _exchange(gradients[0], ctx.axis, ctx.received, ctx.sent), None, None, None
-
-
-def _exchange(x_MD: Tensor, axis: Axis, sent: Sequence[int], received: Sequence[int]) -> Tensor:
-    y_RD = x_MD.new_empty(sum(received), *x_MD.shape[1:])
-    dist.all_to_all_single(y_RD, x_MD.contiguous(), [*received], [*sent], group=axis.group)
-    return y_RD
+DISPATCHERS: Mapping[TokenDispatcherName, Callable[[Axis], TokenDispatcher]] = {
+    "all_to_all": AllToAllDispatcher,
+    "all_gather": AllGatherDispatcher,
+}
+"""Dispatchers by their name in the configuration, for the axis that cuts the experts."""

@@ -1,39 +1,114 @@
-"""Permutations of rows: sorting tokens by expert and back, with gradients that are gathered instead of added up.
+"""Permutations of rows: tokens to the order of their experts and back, with gradients that are gathered, not added up.
 
-Shape suffixes: D model size, e experts of this rank, n ranks, R rows.
+`permute` takes each token once for each expert that it chose, `unpermute` adds up what came of those rows. Both have a
+plain form, whose kernels torch.compile fuses, and none of them uses atomic sums: results are the same bits every time.
+
+Shape suffixes: D model size, N tokens, C choices of a token, M = N·C choices, R ≤ M rows of those that are kept, E
+experts, e those of this rank, n ranks.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 
-def sort_by_expert(counts_ne: Tensor, rows: int) -> Tensor:
+class Permutation(NamedTuple):
+    """An order of the choices of tokens, and the inverse order; choice m is one of token m // C."""
+
+    order_M: Tensor
+    """The choice that stands at each position, int64."""
+    back_M: Tensor
+    """The position of each choice, int64."""
+
+
+def sort_choices(chosen_NC: Tensor, kept_NC: Tensor | None, experts: int) -> tuple[Permutation, Tensor]:
+    """Return the order of choices by expert, and the number of choices of each expert, [E].
+
+    Choices that are not kept stand behind those of the last expert, and count for none.
+    """
+    chosen_M = chosen_NC.flatten()
+    if kept_NC is not None:
+        chosen_M = chosen_M.where(kept_NC.flatten(), experts)
+    counts_E = (chosen_M[:, None] == torch.arange(experts, device=chosen_M.device)).sum(0)
+    return make_permutation(chosen_M.argsort(stable=True)), counts_E
+
+
+def sort_by_expert(counts_ne: Tensor, rows: int) -> Permutation:
     """Return the order that sorts rows by expert which are sorted by rank, and within a rank by expert."""
     experts = torch.arange(counts_ne.shape[1], device=counts_ne.device).repeat(counts_ne.shape[0])
-    return experts.repeat_interleave(counts_ne.flatten(), output_size=rows).argsort(stable=True)
+    return make_permutation(experts.repeat_interleave(counts_ne.flatten(), output_size=rows).argsort(stable=True))
 
 
-def invert_permutation(order_R: Tensor) -> Tensor:
-    """Return the order that undoes another."""
-    return torch.empty_like(order_R).scatter_(0, order_R, torch.arange(len(order_R), device=order_R.device))
+def make_permutation(order_M: Tensor) -> Permutation:
+    """Return an order with its inverse."""
+    positions_M = torch.arange(len(order_M), device=order_M.device)
+    return Permutation(order_M, torch.empty_like(order_M).scatter_(0, order_M, positions_M))
 
 
-def permute(x_RD: Tensor, order_R: Tensor, back_R: Tensor) -> Tensor:
-    """Return x[order]; `back` is the inverse order, in which the gradient is gathered instead of added up."""
-    return _Permute.apply(x_RD, order_R, back_R)  # pyright: ignore[reportReturnType]
+def permute(x_ND: Tensor, permutation: Permutation, rows: int | None = None) -> Tensor:
+    """Return the features of the token of each choice, in the order of the permutation, [R, D]; the first `rows`."""
+    rows = len(permutation.order_M) if rows is None else rows
+    return _Permute.apply(x_ND, *permutation, rows)  # pyright: ignore[reportReturnType]
+
+
+def unpermute(y_RD: Tensor, permutation: Permutation, weights_NC: Tensor) -> Tensor:
+    """Return the sum of each token's rows times their weights, [N, D]; choices without a row add nothing."""
+    return _Unpermute.apply(y_RD, *permutation, weights_NC)  # pyright: ignore[reportReturnType]
+
+
+def restore(y_MD: Tensor, permutation: Permutation) -> Tensor:
+    """Return rows to where `permute` took them from, where each token had one choice."""
+    return permute(y_MD, Permutation(permutation.back_M, permutation.order_M))
 
 
 class _Permute(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_RD: Tensor, order_R: Tensor, back_R: Tensor) -> Tensor:
-        ctx.save_for_backward(back_R)
-        return x_RD[order_R]
+    def forward(ctx: Any, x_ND: Tensor, order_M: Tensor, back_M: Tensor, rows: int) -> Tensor:
+        ctx.save_for_backward(back_M)
+        ctx.tokens = len(x_ND)
+        return gather_tokens(x_ND, order_M[:rows], len(back_M))
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        (back_R,) = ctx.saved_tensors
-        return gradients[0][back_R], None, None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        (back_M,) = ctx.saved_tensors
+        return add_choices(gradients[0], back_M, ctx.tokens), None, None, None
+
+
+class _Unpermute(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, y_RD: Tensor, order_M: Tensor, back_M: Tensor, weights_NC: Tensor) -> Tensor:
+        ctx.save_for_backward(y_RD, order_M, back_M, weights_NC)
+        return add_choices(y_RD, back_M, len(weights_NC), weights_NC)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, Tensor]:
+        y_RD, order_M, back_M, weights_NC = ctx.saved_tensors
+        (g_ND,) = gradients
+        order_R = order_M[: len(y_RD)]
+        g_RD = gather_tokens(g_ND, order_R, len(back_M), weights_NC)
+        return g_RD, None, None, multiply_choices(y_RD, back_M, g_ND).view_as(weights_NC).to(weights_NC.dtype)
+
+
+def gather_tokens(x_ND: Tensor, order_R: Tensor, choices: int, weights_NC: Tensor | None = None) -> Tensor:
+    """Return the features of the token of each choice in `order`, of all M = `choices`, times the choice's weight."""
+    x_RD = x_ND[order_R // max(choices // max(len(x_ND), 1), 1)]
+    return x_RD if weights_NC is None else x_RD * weights_NC.flatten()[order_R, None].to(x_RD.dtype)
+
+
+def add_choices(y_RD: Tensor, back_M: Tensor, tokens: int, weights_NC: Tensor | None = None) -> Tensor:
+    """Return the sum over each token's choices of their rows, times their weights."""
+    y_NCD = take_choices(y_RD, back_M).view(tokens, -1 if tokens else 1, y_RD.shape[1])
+    return (y_NCD if weights_NC is None else y_NCD * weights_NC[..., None].to(y_NCD.dtype)).sum(1)
+
+
+def multiply_choices(y_RD: Tensor, back_M: Tensor, g_ND: Tensor) -> Tensor:
+    """Return the inner product of the row of each choice and `g` of its token, [M], summed up in fp32 or wider."""
+    y_NCD = take_choices(y_RD, back_M).view(len(g_ND), -1 if len(g_ND) else 1, y_RD.shape[1])
+    return (y_NCD * g_ND[:, None]).sum(-1, dtype=torch.promote_types(g_ND.dtype, torch.float32)).flatten()
+
+
+def take_choices(y_RD: Tensor, back_M: Tensor) -> Tensor:
+    """Return the row of each choice, zeros for those without."""
+    return F.pad(y_RD, (0, 0, 0, len(back_M) - len(y_RD)))[back_M]

@@ -14,10 +14,11 @@ from typing import Any
 import torch.nn.functional as F
 from torch import nn
 
+from mt_core.config.sections import TokenDispatcherName
 from mt_core.distributed.mesh import Axis, make_subaxis
 from mt_core.errors import Problem, raise_if
 from mt_core.parallel.dropout import LocalHeads, SequenceDropout, drop_features, jitter_features, number_heads
-from mt_core.parallel.expert.dispatcher import ExpertDispatch, dispatch
+from mt_core.parallel.expert.dispatcher import DISPATCHERS, dispatch
 from mt_core.parallel.tensor.cross_entropy import VocabCrossEntropy, linear_cross_entropy
 from mt_core.parallel.tensor.linear import (
     ColumnEmbedding,
@@ -86,24 +87,47 @@ def used_elsewhere() -> None:
     with them, and that one has the parallel implementation."""
 
 
-PARALLEL_OPS: Mapping[tuple[type, Any], Callable[[Axis, bool], Any]] = {
-    (Column, F.linear): ColumnLinear,
-    (Column, F.embedding): ColumnEmbedding,
-    (Row, F.linear): RowLinear,
-    (Vocab, F.linear): VocabLinear,
-    (Vocab, F.embedding): VocabEmbedding,
-    (Vocab, linear_cross_entropy): VocabCrossEntropy,
-    (Sequence, F.embedding): SequenceEmbedding,
-    (Sequence, drop_features): SequenceDropout,
-    (Sequence, jitter_features): lambda axis, sequence: SequenceDropout(axis, sequence, jitter_features),
-    (Column, share_features): SharedFeatures,
-    (Column, number_heads): lambda axis, _: LocalHeads(axis),
-    (Expert, dispatch): lambda axis, _: ExpertDispatch(axis),  # with sequence parallelism each rank sends its tokens
-    (Vocab, used_elsewhere): lambda axis, _: used_elsewhere,
-    (Expert, used_elsewhere): lambda axis, _: used_elsewhere,
+NO_EXPERTS = Axis("expert")
+"""The expert axis of a run that cuts no experts."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRanks:
+    """The ranks that a plan cuts a model over, and how they exchange."""
+
+    tensor: Axis
+    sequence: bool = False
+    """Sequence parallelism over the tensor axis."""
+    expert: Axis = NO_EXPERTS
+    token_dispatcher: TokenDispatcherName = "all_to_all"
+
+    def get_axis(self, rule: Rule) -> Axis:
+        """Return the axis over which a rule cuts."""
+        return self.expert if isinstance(rule, Expert) else self.tensor
+
+
+def _over_tensor(make: Callable[[Axis, bool], Any]) -> Callable[[PlanRanks], Any]:
+    return lambda ranks: make(ranks.tensor, ranks.sequence)
+
+
+PARALLEL_OPS: Mapping[tuple[type, Any], Callable[[PlanRanks], Any]] = {
+    (Column, F.linear): _over_tensor(ColumnLinear),
+    (Column, F.embedding): _over_tensor(ColumnEmbedding),
+    (Row, F.linear): _over_tensor(RowLinear),
+    (Vocab, F.linear): _over_tensor(VocabLinear),
+    (Vocab, F.embedding): _over_tensor(VocabEmbedding),
+    (Vocab, linear_cross_entropy): _over_tensor(VocabCrossEntropy),
+    (Sequence, F.embedding): _over_tensor(SequenceEmbedding),
+    (Sequence, drop_features): _over_tensor(SequenceDropout),
+    (Sequence, jitter_features): lambda ranks: SequenceDropout(ranks.tensor, ranks.sequence, jitter_features),
+    (Column, share_features): _over_tensor(SharedFeatures),
+    (Column, number_heads): lambda ranks: LocalHeads(ranks.tensor),
+    # with sequence parallelism each rank sends its tokens
+    (Expert, dispatch): lambda ranks: DISPATCHERS[ranks.token_dispatcher](ranks.expert),
+    (Vocab, used_elsewhere): lambda _: used_elsewhere,
+    (Expert, used_elsewhere): lambda _: used_elsewhere,
 }
-"""What makes, of an axis and of whether there is sequence parallelism, the parallel implementation of a module's `op`
-under a rule."""
+"""What makes the parallel implementation of a module's `op` under a rule."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,28 +148,30 @@ class Placement:
     """Ranks of the pipeline that have the parameter too, for another use, and a part of its gradient each."""
 
 
-NO_EXPERTS = Axis("expert")
-"""The expert axis of a run that cuts no experts."""
-
-
 def apply_plan(
-    model: nn.Module, plan: Plan, axis: Axis, *, sequence: bool = False, expert: Axis = NO_EXPERTS
+    model: nn.Module,
+    plan: Plan,
+    axis: Axis,
+    *,
+    sequence: bool = False,
+    expert: Axis = NO_EXPERTS,
+    token_dispatcher: TokenDispatcherName = "all_to_all",
 ) -> dict[str, Placement]:
     """Cut a model, built on meta, for this rank of the tensor axis `axis` and of the expert axis; return the placement
     of each parameter. All that does not fit is one `MtError`."""
+    ranks = PlanRanks(axis, sequence, expert, token_dispatcher)
     named = dict(model.named_modules())
     matches = {name: [rule for pattern, rule in plan.items() if fnmatchcase(name, pattern)] for name in named}
     modules = {name: m for name, m in named.items() if matches[name] or [*m.parameters(recurse=False)]}
     rules = {name: matches[name] for name in modules}
-    axes = {"tensor": axis, "expert": expert}
-    raise_if(_problems(modules, plan, rules, {name: each.size for name, each in axes.items()}))
+    raise_if(_problems(modules, plan, rules, {"tensor": axis.size, "expert": expert.size}))
     neighbours = cache(lambda size: make_subaxis(axis, size))
     placements: dict[str, Placement] = {}
     for name, module in modules.items():
         (rule,) = rules[name]
-        cut = axes[get_cut_axis(rule)]
+        cut = ranks.get_axis(rule)
         if cut.size > 1 and (parallel_op := _find_parallel_op(rule, module)):
-            module.op = parallel_op(cut, sequence)
+            module.op = parallel_op(ranks)
         for leaf, parameter in module.named_parameters(recurse=False):
             _cut(parameter, get_cut_dim(rule, leaf), cut)
             placement = _place(parameter, leaf, rule, axis, neighbours, sequence=sequence)
@@ -170,9 +196,9 @@ def get_cut_axis(rule: Rule) -> str:
     return "expert" if isinstance(rule, Expert) else "tensor"
 
 
-def _find_parallel_op(rule: Rule, module: nn.Module) -> Callable[[Axis, bool], Any] | None:
+def _find_parallel_op(rule: Rule, module: nn.Module) -> Callable[[PlanRanks], Any] | None:
     op = getattr(module, "op", None)
-    return next((make for (kind, plain), make in PARALLEL_OPS.items() if kind is type(rule) and plain is op), None)
+    return next((make for (kind, plain), make in PARALLEL_OPS.items() if kind is type(rule) and plain == op), None)
 
 
 def _problems(
