@@ -1,12 +1,16 @@
 """Permutations of rows: tokens to the order of their experts and back, with gradients that are gathered, not added up.
 
-`permute` takes each token once for each expert that it chose, `unpermute` adds up what came of those rows. Both have a
-plain form, whose kernels torch.compile fuses, and none of them uses atomic sums: results are the same bits every time.
+`permute` takes each token once for each expert that it chose, `unpermute` adds up what came of those rows. Neither uses
+atomic sums, so results are the same bits every time. On a GPU each is one Triton kernel instead of several of torch's,
+unless torch.compile fuses those.
 
 Shape suffixes: D model size, N tokens, C choices of a token, M = N·C choices, R ≤ M rows of those that are kept, E
 experts, e those of this rank, n ranks.
 """
 
+from collections.abc import Callable
+from functools import cache
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import torch
@@ -68,27 +72,29 @@ class _Permute(torch.autograd.Function):
     def forward(ctx: Any, x_ND: Tensor, order_M: Tensor, back_M: Tensor, rows: int) -> Tensor:
         ctx.save_for_backward(back_M)
         ctx.tokens = len(x_ND)
-        return gather_tokens(x_ND, order_M[:rows], len(back_M))
+        return choose_operations(x_ND).gather_tokens(x_ND, order_M[:rows], len(back_M), None)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         (back_M,) = ctx.saved_tensors
-        return add_choices(gradients[0], back_M, ctx.tokens), None, None, None
+        g_RD = gradients[0]
+        return choose_operations(g_RD).add_choices(g_RD, back_M, ctx.tokens, None), None, None, None
 
 
 class _Unpermute(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, y_RD: Tensor, order_M: Tensor, back_M: Tensor, weights_NC: Tensor) -> Tensor:
         ctx.save_for_backward(y_RD, order_M, back_M, weights_NC)
-        return add_choices(y_RD, back_M, len(weights_NC), weights_NC)
+        return choose_operations(y_RD).add_choices(y_RD, back_M, len(weights_NC), weights_NC)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, Tensor]:
         y_RD, order_M, back_M, weights_NC = ctx.saved_tensors
         (g_ND,) = gradients
-        order_R = order_M[: len(y_RD)]
-        g_RD = gather_tokens(g_ND, order_R, len(back_M), weights_NC)
-        return g_RD, None, None, multiply_choices(y_RD, back_M, g_ND).view_as(weights_NC).to(weights_NC.dtype)
+        operations = choose_operations(g_ND)
+        g_RD = operations.gather_tokens(g_ND, order_M[: len(y_RD)], len(back_M), weights_NC)
+        products_M = operations.multiply_choices(y_RD, back_M, g_ND)
+        return g_RD, None, None, products_M.view_as(weights_NC).to(weights_NC.dtype)
 
 
 def gather_tokens(x_ND: Tensor, order_R: Tensor, choices: int, weights_NC: Tensor | None = None) -> Tensor:
@@ -112,3 +118,28 @@ def multiply_choices(y_RD: Tensor, back_M: Tensor, g_ND: Tensor) -> Tensor:
 def take_choices(y_RD: Tensor, back_M: Tensor) -> Tensor:
     """Return the row of each choice, zeros for those without."""
     return F.pad(y_RD, (0, 0, 0, len(back_M) - len(y_RD)))[back_M]
+
+
+class Operations(NamedTuple):
+    """One form of what permutations are made of."""
+
+    gather_tokens: Callable[[Tensor, Tensor, int, Tensor | None], Tensor]
+    add_choices: Callable[[Tensor, Tensor, int, Tensor | None], Tensor]
+    multiply_choices: Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+PLAIN = Operations(gather_tokens, add_choices, multiply_choices)
+
+
+def choose_operations(x: Tensor) -> Operations:
+    """Return Triton's kernels for a tensor on a GPU, or the plain form, which torch.compile fuses itself."""
+    return PLAIN if torch.compiler.is_compiling() or not x.is_cuda else _import_kernels()
+
+
+@cache
+def _import_kernels() -> Operations:
+    if find_spec("triton") is None:
+        return PLAIN
+    from mt_core.parallel.expert.fused_permutation import add_choices, gather_tokens, multiply_choices
+
+    return Operations(gather_tokens, add_choices, multiply_choices)
