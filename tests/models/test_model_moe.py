@@ -13,7 +13,7 @@ from mt_core.parallel.expert.balance import finish_routing
 from mt_models import config
 from mt_models.layers.mlp import make_mlp
 from mt_models.layers.moe import multiply_grouped, multiply_looped, runs_grouped
-from mt_models.layers.router import AuxLosses, attach_aux_losses, choose_experts, load_balancing_loss
+from mt_models.layers.router import choose_experts
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
 
@@ -182,30 +182,6 @@ def test_a_capacity_drops_nothing_in_evaluation_nor_where_there_is_room():
     assert torch.equal(wide(x_BTD), dropless(x_BTD))
 
 
-def router_losses(layer, x_BTD):
-    aux_losses = AuxLosses()
-    layer.train()(x_BTD, aux_losses)
-    (loss_B,) = aux_losses.losses
-    return loss_B
-
-
-def test_the_z_loss_is_the_mean_square_of_the_logarithm_of_the_sum_of_exponentials():
-    layer, x_BTD = experts(z_loss_coeff=0.25), normal(2, 7, 6)
-    logits_BTE = x_BTD @ layer.router.weight.T
-    torch.testing.assert_close(
-        router_losses(layer, x_BTD), 0.25 * logits_BTE.exp().sum(-1).log().square().mean(1), **EXACT
-    )
-
-
-def test_the_balance_loss_of_sigmoid_scores_takes_their_shares_as_probabilities():
-    layer, x_BTD = experts(score="sigmoid", aux_loss_coeff=0.5), normal(2, 7, 6)
-    scores_BTE = (x_BTD @ layer.router.weight.T).sigmoid()
-    counts_BE = torch.stack([torch.bincount(e.flatten(), minlength=4) for e in scores_BTE.topk(2).indices])
-    means_BE = (scores_BTE / scores_BTE.sum(-1, keepdim=True)).mean(1)
-    expected_B = 0.5 * 4 * (counts_BE.double() / 14 * means_BE).sum(-1)
-    torch.testing.assert_close(router_losses(layer, x_BTD), expected_B, **EXACT)
-
-
 def test_jitter_changes_what_the_router_sees_in_training_alone():
     part = {"jitter": 0.3, "normalized": False}
     layer, x_BTD = experts(**part), normal(2, 7, 6)
@@ -238,64 +214,6 @@ def test_the_router_of_a_bf16_model_computes_in_fp32():
     layer.experts.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].counts))
     assert layer(x_BTD).dtype == torch.bfloat16
     assert torch.equal(seen[0], counts_E)
-
-
-def test_the_load_balancing_loss_is_one_for_even_choices_and_the_number_of_experts_for_one_favourite():
-    even_BTE = torch.eye(4, dtype=torch.float64)[None]
-    torch.testing.assert_close(
-        load_balancing_loss(even_BTE.softmax(-1), torch.arange(4)[None, :, None]), torch.ones(1).double(), **EXACT
-    )
-    one_BTE = torch.tensor([100.0, 0, 0, 0], dtype=torch.float64).softmax(-1).expand(1, 4, 4)
-    favourite = load_balancing_loss(one_BTE, torch.zeros(1, 4, 1, dtype=torch.int64))
-    torch.testing.assert_close(favourite, torch.full((1,), 4.0).double(), **EXACT)
-
-
-def test_a_balance_loss_gets_the_gradient_of_all_tokens_of_its_sequence():
-    losses_BT, balance_B = (normal(*shape).requires_grad_() for shape in ((2, 3), (2,)))
-    weights_BT = torch.tensor([[1.0, 2, 0], [0, 5, 5]]).double()
-    aux_losses = AuxLosses()
-    aux_losses.losses = [balance_B, 2 * balance_B]
-    joined_BT = attach_aux_losses(losses_BT, aux_losses)
-    assert torch.equal(joined_BT, losses_BT)
-    (joined_BT * weights_BT).sum().backward()
-    assert torch.equal(losses_BT.grad, weights_BT)
-    assert balance_B.grad.tolist() == [9.0, 30.0]
-
-
-def router_gradients(make_model, tokens_BT, balance, normalized=True):
-    model = make_model(tiny(mlp=MOE | {"aux_loss_coeff": balance, "normalized": normalized}))
-    losses_BT = model.token_losses(tokens_BT, tokens_BT.roll(-1, 1))
-    losses_BT.mean().backward()
-    return losses_BT, [block.mlp.router.weight.grad for block in model.layers.values()]
-
-
-def test_the_balance_coefficient_changes_gradients_and_no_loss(make_model, tokens_BT):
-    (none, without), (half, some), (one, more) = (router_gradients(make_model, tokens_BT, c) for c in (0, 0.5, 1))
-    assert torch.equal(none, half)
-    assert torch.equal(none, one)
-    for a, b, c in zip(without, some, more, strict=True):
-        assert not torch.allclose(a, b)
-        torch.testing.assert_close(c - a, 2 * (b - a), rtol=1e-9, atol=1e-12)
-
-
-def test_the_balance_loss_is_the_same_in_one_batch_and_in_single_sequences(make_model, tokens_BT):
-    _, together = router_gradients(make_model, tokens_BT, 1.0)
-    apart = [router_gradients(make_model, sequence_BT, 1.0)[1] for sequence_BT in tokens_BT.split(1)]
-    for whole, *parts in zip(together, *apart, strict=True):
-        torch.testing.assert_close(whole, sum(parts) / 2, **EXACT)
-
-
-def test_recomputed_layers_have_the_same_gradients(make_model, tokens_BT):
-    from functools import partial
-
-    from mt_core.parallel.recompute import uniform
-
-    kept, again = (make_model(tiny(mlp=MOE | {"aux_loss_coeff": 1.0})) for _ in range(2))
-    again.run = partial(uniform, size=1)
-    for model in (kept, again):
-        model.token_losses(tokens_BT, tokens_BT.roll(-1, 1)).mean().backward()
-    for ours, theirs in zip(kept.parameters(), again.parameters(), strict=True):
-        assert torch.equal(ours.grad, theirs.grad)
 
 
 def check_the_grouped_product(device):
@@ -331,6 +249,7 @@ def test_only_bf16_on_a_gpu_runs_grouped():
         ({"top_k": 5}, "top_k 5 is more than experts 4"),
         ({"top_k": 1}, "with top_k 1 the only weight is always 1, and the router learns nothing: normalized = false"),
         ({"expert_bias": True}, "expert_bias needs score = \"sigmoid\", not 'softmax'"),
+        ({"aux_loss_scope": "micro_batch"}, "aux_loss_scope 'micro_batch' needs a loss: aux_loss_coeff is 0"),
         ({"shared_gate": True}, "shared_gate needs a shared expert: shared_ffn_hidden_size is unset"),
         ({"drop_policy": "position"}, "drop_policy needs a capacity: without capacity_factor nothing is dropped"),
         ({"groups": 3}, "groups 3 do not divide experts 4"),

@@ -7,6 +7,9 @@ from ckpt.megatron.test_errors import edit, found
 from ckpt.megatron.test_round_trip import build_config, convert_there_and_back, native, read_tensors, sizes  # noqa: F401 (a fixture)
 from ckpt.test_ckpt_command import mt_ckpt
 from mt_ckpt.conversion.convert import convert
+from mt_ckpt.megatron.args.gpt import read_args
+from mt_ckpt.megatron.args.model_types import model_args
+from mt_ckpt.megatron.layout import Layout
 from mt_ckpt.megatron.loader import MegatronCoreLoader
 from mt_ckpt.megatron.saver import save
 from mt_ckpt.megatron.torch_format import safe_unpickle
@@ -115,6 +118,28 @@ def test_a_router_that_args_cannot_express_is_refused(native, tmp_path):  # noqa
     }.items():
         with pytest.raises(MtError, match=f"cannot carry mlp.{setting}"):
             save(tmp_path / "core", build_config(mlp=MOE | changes), ())
+
+
+@pytest.mark.parametrize(
+    ("kind", "scope"), [("aux_loss", "micro_batch"), ("seq_aux_loss", "sequence"), ("global_aux_loss", "global_batch")]
+)
+def test_scopes_of_the_balance_loss_are_kinds_of_megatron_s(kind, scope):
+    config = build_config(mlp=MOE | {"aux_loss_scope": scope})
+    args = model_args(config, Layout(1, 1, 1, engine=True), dtype=torch.float32, form="torch")
+    assert (args.moe_router_load_balancing_type, args.moe_aux_loss_coeff) == (kind, 0.01)
+    assert read_args(args, "args") == config
+    args.moe_router_load_balancing_type, args.moe_aux_loss_coeff = [kind], [0.01]  # as newer releases write it
+    assert read_args(args, "args") == config
+
+
+def test_several_balance_losses_are_refused():
+    args = model_args(build_config(mlp=MOE), Layout(1, 1, 1, engine=True), dtype=torch.float32, form="torch")
+    args.moe_router_load_balancing_type = ["seq_aux_loss", "global_aux_loss"]
+    expected = (
+        r"args.moe_router_load_balancing_type is \['seq_aux_loss', 'global_aux_loss'\]; implemented: seq_aux_loss, "
+    )
+    with pytest.raises(MtError, match=expected):
+        read_args(args, "args")
 
 
 def test_an_expert_rank_holds_its_experts_and_all_else(core):

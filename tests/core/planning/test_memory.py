@@ -104,7 +104,7 @@ def test_each_expert_is_shared_among_the_ranks_that_hold_it():
 
 def saved_bytes(config: GPTConfig, tokens: int, batch: int) -> int:
     """What autograd keeps of a block's forward pass: storages that are neither parameters nor the angles."""
-    from mt_models.layers.router import AuxLosses
+    from mt_models.layers.router_losses import RoutingRecord
 
     block = config.build().layers["0"]
     rotation = make_block_rotation(config, tokens)
@@ -123,7 +123,7 @@ def saved_bytes(config: GPTConfig, tokens: int, batch: int) -> int:
 
     x_BTD = torch.randn(batch, tokens, config.hidden_size, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        result = block(x_BTD, rotation, aux_losses=AuxLosses(), dropout=make_block_dropout(config, batch, tokens))
+        result = block(x_BTD, rotation, record=RoutingRecord(), dropout=make_block_dropout(config, batch, tokens))
     assert result.requires_grad
     return sum(storage.nbytes() for storage in kept.values())
 
@@ -196,6 +196,7 @@ def test_activations_with_dropout_are_what_a_real_block_saves(groups, rates):
         {"score": "sigmoid", "groups": 4, "top_groups": 2},
         {"scaling_factor": 2.0},
         {"aux_loss_coeff": 0.1},
+        {"aux_loss_coeff": 0.1, "aux_loss_scope": "micro_batch"},
         {"z_loss_coeff": 0.1},
         {"score": "sigmoid", "aux_loss_coeff": 0.1},
         {"shared_ffn_hidden_size": 32},

@@ -148,7 +148,7 @@ def test_keys_that_a_model_does_not_know_and_keys_that_it_lacks_are_named():
         prepare_inputs(model, batch, Axis("context"), CPU)
     assert str(error.value).splitlines() == [
         "batch: unknown key 'segment_id' for a model of kind 'gpt'; did you mean 'segment_ids'? "
-        "allowed: tokens, labels, position_ids, segment_ids, dropout_keys, row_positions",
+        "allowed: tokens, labels, position_ids, segment_ids, padding_mask, dropout_keys, row_positions",
         "batch: has no 'tokens', only labels, loss_mask, segment_id; a model of kind 'gpt' needs it",
     ]
 

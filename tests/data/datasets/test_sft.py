@@ -29,6 +29,7 @@ def test_conversations_are_packed_until_the_sample_is_full():
         "loss_mask": [0, 0, 1, 1, 0, 0, 0],
         "position_ids": [0, 1, 2, 3, 4, 0, 1],
         "segment_ids": [0, 0, 0, 0, 0, 1, 1],
+        "padding_mask": [1, 1, 1, 1, 1, 1, 1],
     }
 
 
@@ -36,6 +37,7 @@ def test_conversations_are_filled_up_for_context_parallelism():
     sample = pack_conversations([FIRST, SECOND], seq_length=12, pad=0, multiple=4)
     assert sample["tokens"].tolist() == [10, 11, 12, 13, 14, 0, 0, 0, 20, 21, 22, 23]
     assert sample["segment_ids"].tolist() == [0] * 8 + [1] * 4
+    assert sample["padding_mask"].tolist() == [1] * 5 + [0] * 3 + [1] * 4
     assert sample["position_ids"].tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3]
 
 
@@ -45,6 +47,7 @@ def test_a_sample_that_is_not_full_is_filled_up_with_its_last_conversation():
     assert sample["labels"].tolist() == [-100, 22, 23, 0, 0, 0]
     assert sample["loss_mask"].tolist() == [0, 1, 1, 0, 0, 0]
     assert sample["segment_ids"].tolist() == [0] * 6
+    assert sample["padding_mask"].tolist() == [1, 1, 1, 1, 0, 0]
 
 
 def test_a_system_message_begins_a_conversation():

@@ -22,6 +22,7 @@ HARMLESS = (
     "init_std",
     "vocab_divisor",
     "mlp.aux_loss_coeff",
+    "mlp.aux_loss_scope",
     "mlp.z_loss_coeff",
     "mlp.jitter",
     "mlp.capacity_factor",

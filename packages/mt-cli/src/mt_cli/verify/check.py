@@ -19,6 +19,7 @@ from mt_core.config.run_config import TransformerRun
 from mt_core.config.sections import ParallelConfig, RecomputeConfig
 from mt_core.plugins import component
 from mt_core.verification.compare import compare_records
+from mt_core.verification.measure import Record
 
 EPS = {"bf16": 2.0**-7, "fp32": 2.0**-23}
 """Distance from 1 to the next number."""
@@ -63,13 +64,22 @@ def check(config: TransformerRun, cases: Sequence[Case], *, steps: int, document
     config = with_runnable_core(config)
     options = {"steps": steps, "documents": documents, "timeout_s": TIMEOUT_S}
     plain = with_stages(config.model_copy(update={"parallel": ParallelConfig(), "recompute": RecomputeConfig()}))
-    reference = record(plain, 1, **options)
+    references: dict[int, Record] = {}
     for case in cases:
-        began = time.monotonic()
+        micro = config.batch.micro_batch * (case.parallel.data or 1 if _balances_steps(config) else 1)
+        if micro not in references:
+            batch = config.batch.model_copy(update={"micro_batch": micro})
+            references[micro] = record(plain.model_copy(update={"batch": batch}), 1, **options)
+        reference, began = references[micro], time.monotonic()
         run = record(with_stages(config.model_copy(update={"parallel": case.parallel})), case.ranks, **options)
         rows = (Row(d.quantity, d.relative, limit(config, d.quantity)) for d in compare_records(run, reference))
         rows = tuple(row for row in rows if is_comparable(config, row.quantity))
         yield Outcome(case, rows, time.monotonic() - began)
+
+
+def _balances_steps(config: TransformerRun) -> bool:
+    """Whether a loss takes what all data ranks have had of the step: one rank then has to have as much at once."""
+    return config.model.mlp.kind == "moe" and config.model.mlp.aux_loss_scope == "global_batch"
 
 
 def with_runnable_core(config: TransformerRun) -> Any:

@@ -14,7 +14,7 @@ from mt_core.errors import raise_if
 from mt_core.parallel.context.comm_types import make_context_core
 from mt_core.parallel.data.protocol import DataParallel, make_data_parallel
 from mt_core.parallel.expert.dispatcher import TokenDispatcher
-from mt_core.parallel.expert.sequence_shards import SequenceShards, make_sequence_shards
+from mt_core.parallel.expert.sequence_shards import SequenceShards, keep, make_sequence_shards
 from mt_core.parallel.pipeline.cut import Pipeline, connect_tied, cut_model, make_pipeline
 from mt_core.parallel.pipeline.weight_gradients import split_weight_gradients
 from mt_core.parallel.recompute import list_modules_with_core, recompute
@@ -96,9 +96,8 @@ def share_sequences(model: Model, shards: SequenceShards) -> None:
 def compile_parts(model: Model, mesh: Mesh, *, sequence: bool) -> None:
     """Compile each block and the loss with torch.compile."""
     modules: Any = model.modules()
-    shards = make_sequence_shards(mesh, sequence=sequence)
-    if shards.ranks > 1:
-        share_sequences(model, SequenceShards(shards.ranks, *map(disable_tracing, shards[1:])))
+    ranks, *functions = make_sequence_shards(mesh, sequence=sequence)
+    share_sequences(model, SequenceShards(ranks, *(f if f is keep else disable_tracing(f) for f in functions)))
     for module in modules:
         op: Any = getattr(module, "op", None)
         if op is linear_cross_entropy or isinstance(op, VocabCrossEntropy):

@@ -51,8 +51,8 @@ def measure(
 ) -> Record:
     """Run `steps` steps on the CPU as one of `ranks` joined ranks; every rank must call it.
 
-    `documents` cuts the sequences into documents that do not see each other. `start` is a checkpoint to go on from,
-    `save` a run directory to save the end in.
+    `documents` cuts the sequences into documents that do not see each other, with padding at the end. `start` is a
+    checkpoint to go on from, `save` a run directory to save the end in.
     """
     mesh, device = make_mesh(resolve_dims(config.parallel, ranks)), torch.device("cpu")
     model, data_parallel, pipeline = parallelize(config, mesh, device)
@@ -100,7 +100,8 @@ def random_batches(config: RunConfig, mesh: Mesh, step: int, *, documents: bool)
         ends = torch.rand(samples, length, generator=generator) < 4 / length
         number = ends.cumsum(-1)
         starts = torch.arange(length) - torch.where(ends, torch.arange(length), 0).cummax(-1).values
-        batch |= {"segment_ids": number, "position_ids": starts}
+        ends = torch.randint(length // 2, length + 1, (samples, 1), generator=generator)
+        batch |= {"segment_ids": number, "position_ids": starts, "padding_mask": (torch.arange(length) < ends).long()}
     batch |= config.model.random_inputs(ids[:, :-1], generator)
     micro = config.batch.micro_batch
     local = [

@@ -48,7 +48,10 @@ class MoE(Section):
     jitter: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """In training each feature that the router sees is multiplied by a random number in 1 − jitter … 1 + jitter."""
     aux_loss_coeff: NonNegativeFloat = 0.0
-    """Coefficient of the loss that evens out, in each sequence, how often experts are chosen."""
+    """Coefficient of the loss that evens out how often experts are chosen."""
+    aux_loss_scope: Literal["sequence", "micro_batch", "global_batch"] = "sequence"
+    """In what it evens them out: each sequence, a micro-batch, or what all ranks have had of the step so far. Of the
+    three only the sequence does not depend on how the batch is cut."""
     z_loss_coeff: NonNegativeFloat = 0.0
     """Coefficient of the loss that keeps logits small: the square of the logarithm of the sum of their exponentials."""
     capacity_factor: PositiveFloat | None = None
@@ -81,6 +84,8 @@ class MoE(Section):
             yield "with top_k 1 the only weight is always 1, and the router learns nothing: normalized = false"
         if self.expert_bias and self.score != "sigmoid":
             yield f'expert_bias needs score = "sigmoid", not {self.score!r}'
+        if self.aux_loss_scope != "sequence" and not self.aux_loss_coeff:
+            yield f"aux_loss_scope {self.aux_loss_scope!r} needs a loss: aux_loss_coeff is 0"
         if self.shared_gate and self.shared_ffn_hidden_size is None:
             yield "shared_gate needs a shared expert: shared_ffn_hidden_size is unset"
         if (
@@ -192,11 +197,14 @@ class MoE(Section):
         after = self.normalized and self.score == "softmax"
         probabilities = rows if after else choices
         probabilities += rows + tokens if self.normalized and not after else 0  # what is divided, and by what
-        if self.aux_loss_coeff:  # each sequence's share of choices of each expert, and what sigmoids are divided by
-            sequences = shape.tokens * shape.context / shape.seq_length
-            probabilities += choices + sequences * self.experts + (tokens if self.score == "sigmoid" else 0)
+        sequences = shape.tokens * shape.context / shape.seq_length
+        if (
+            self.aux_loss_coeff
+        ):  # shares of choices of each expert, tokens of sequences, and what sigmoids are divided by
+            shares = self.experts * (sequences if self.aux_loss_scope == "sequence" else 1)
+            probabilities += choices + shares + sequences + (tokens if self.score == "sigmoid" else 0)
         if self.z_loss_coeff:
-            probabilities += choices + tokens
+            probabilities += choices + tokens + sequences
         limited = self.top_groups not in (None, self.groups)
         apart = narrow or not after or self.scaling_factor != 1
         yield SavedTensor("input of the router, widened", tokens * size * wide if narrow else 0)

@@ -1,5 +1,5 @@
-"""Feed-forward layers: each takes features and, for what only a mixture of experts does with them, the collector of
-auxiliary losses and the layer's dropout keys.
+"""Feed-forward layers: each takes features and, for what only a mixture of experts does with them, the record of
+its router and the layer's dropout keys.
 
 Shape suffixes: B batch, T tokens, D model size, F hidden features."""
 
@@ -16,7 +16,7 @@ from mt_models.config.mlp import GATE_UP
 from mt_models.fusion import stack_parts
 from mt_models.layers.basic import Linear
 from mt_models.layers.moe import MoE
-from mt_models.layers.router import AuxLosses
+from mt_models.layers.router_losses import RoutingRecord
 
 
 def squared_relu(x: Tensor) -> Tensor:
@@ -42,9 +42,9 @@ class Dense(nn.Module):
         self.down = Linear(part.ffn_hidden_size, size, bias=part.bias)
         self.activation = ACTIVATIONS[part.activation]
 
-    def forward(self, x_BTD: Tensor, aux_losses: AuxLosses | None = None, keys: DropoutKeys | None = None) -> Tensor:
-        """[B, T, D] to the same shape; adds no auxiliary loss, and draws nothing."""
-        del aux_losses, keys
+    def forward(self, x_BTD: Tensor, record: RoutingRecord | None = None, keys: DropoutKeys | None = None) -> Tensor:
+        """[B, T, D] to the same shape; leaves nothing in the record, and draws nothing."""
+        del record, keys
         return self.down(self.activation(self.up(x_BTD)))
 
 
@@ -59,9 +59,9 @@ class Gated(nn.Module):
         self.down = Linear(part.ffn_hidden_size, size, bias=part.bias)
         self.activation = ACTIVATIONS[part.activation]
 
-    def forward(self, x_BTD: Tensor, aux_losses: AuxLosses | None = None, keys: DropoutKeys | None = None) -> Tensor:
-        """[B, T, D] to the same shape; adds no auxiliary loss, and draws nothing."""
-        del aux_losses, keys
+    def forward(self, x_BTD: Tensor, record: RoutingRecord | None = None, keys: DropoutKeys | None = None) -> Tensor:
+        """[B, T, D] to the same shape; leaves nothing in the record, and draws nothing."""
+        del record, keys
         gate_BTF, up_BTF = self.gate_up(x_BTD).unbind(-2)
         return self.down(self.activation(gate_BTF) * up_BTF)
 

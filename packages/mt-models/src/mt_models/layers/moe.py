@@ -21,7 +21,8 @@ from mt_models import config
 from mt_models.config.mlp import GATE_UP
 from mt_models.fusion import stack_parts
 from mt_models.layers.basic import Linear
-from mt_models.layers.router import AuxLosses, Router, Routing
+from mt_models.layers.router import Router, Routing
+from mt_models.layers.router_losses import RoutingRecord
 
 
 class ExpertWeights(nn.Module):
@@ -69,9 +70,9 @@ class MoE(nn.Module):
         self.shared_gate = Linear(size, 1) if part.shared_gate else None
         self.part = part
 
-    def forward(self, x_BTD: Tensor, aux_losses: AuxLosses | None = None, keys: DropoutKeys | None = None) -> Tensor:
-        """[B, T, D] to the same shape; the router's losses of each sequence, [B], are appended to `aux_losses`."""
-        sent = self.experts.op.send(x_BTD.flatten(0, 1), self.list_choices(self.router(x_BTD, aux_losses, keys)))
+    def forward(self, x_BTD: Tensor, record: RoutingRecord | None = None, keys: DropoutKeys | None = None) -> Tensor:
+        """[B, T, D] to the same shape; the router's losses of each sequence, [B], are left in the layer's record."""
+        sent = self.experts.op.send(x_BTD.flatten(0, 1), self.list_choices(self.router(x_BTD, record, keys)))
         shared_BTD = None if self.shared is None else self.run_shared(self.shared, x_BTD)  # while tokens travel
         y_BTD = self.experts(sent).view_as(x_BTD)
         return y_BTD if shared_BTD is None else y_BTD + shared_BTD

@@ -1,15 +1,13 @@
-"""The router of a mixture of experts: which experts a token passes through, their weights, and losses of the router's.
+"""The router of a mixture of experts: which experts a token passes through, and their weights.
 
-It computes in fp32 or wider: a rounded logit may choose another expert. Losses are of whole sequences, [B] each, so
-that they do not depend on how a batch is cut; where ranks share sequences, each has its part of a loss, and `shards`
-adds up what has to be known of the whole.
+It computes in fp32 or wider: a rounded logit may choose another expert. Where ranks share sequences, `shards` adds up
+what has to be known of the whole.
 
 Shape suffixes: B batch, T tokens, D model size, E experts, C choices of a token, G groups of experts.
 """
 
-import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,20 +16,18 @@ from torch import Tensor, nn
 from mt_core.parallel.dropout import DropoutKeys, jitter_features
 from mt_core.parallel.expert.sequence_shards import WHOLE_SEQUENCES, SequenceShards
 from mt_models import config
+from mt_models.layers.choices import (
+    compute_capacity,
+    count_choices,
+    keep_within_capacity,
+    leave_out_padding,
+    one_hot,
+)
 from mt_models.layers.dropout import ROUTER
+from mt_models.layers.router_losses import RoutingRecord, load_balancing_loss, z_loss
 
 LEAST_SUM = 1e-20
 """Added to the sum that sigmoid scores are divided by, which may be 0."""
-
-
-class AuxLosses:
-    """The auxiliary losses of one forward pass, [B] each.
-
-    No list: FSDP2 gives a layer copies of the lists in its arguments, and what is appended to those is lost.
-    """
-
-    def __init__(self) -> None:
-        self.losses: list[Tensor] = []
 
 
 class Routing(NamedTuple):
@@ -42,7 +38,7 @@ class Routing(NamedTuple):
     chosen_BTC: Tensor
     """Numbers of its experts, int64."""
     kept_BTC: Tensor | None = None
-    """False where an expert is full, and drops the token; None where nothing is dropped."""
+    """False where a token is padding or its expert is full, and drops it; None where all are kept."""
 
 
 class Router(nn.Module):
@@ -72,8 +68,8 @@ class Router(nn.Module):
             self.bias = bias.to(self.bias.device, torch.float32)
         return self
 
-    def forward(self, x_BTD: Tensor, aux_losses: AuxLosses | None = None, keys: DropoutKeys | None = None) -> Routing:
-        """Route tokens [B, T, D]; losses of each sequence are appended to `aux_losses`.
+    def forward(self, x_BTD: Tensor, record: RoutingRecord | None = None, keys: DropoutKeys | None = None) -> Routing:
+        """Route tokens [B, T, D]; in training the router's losses are left in the layer's record.
 
         With the layer's dropout keys the features are jittered, if the configuration has them so.
         """
@@ -83,40 +79,74 @@ class Router(nn.Module):
             if keys is not None and self.part.jitter:
                 x_BTD = self.op(x_BTD, keys, self.part.jitter, ROUTER)
             logits_BTE = F.linear(x_BTD, self.weight.to(wide))
-        routing = choose_experts(self.part, logits_BTE, self.bias)
+        mask_BT = None
+        if record is not None and record.padding_mask_BT is not None:
+            mask_BT = self.shards.take_tensor_part(record.padding_mask_BT) != 0
+        routing = self.leave_out(choose_experts(self.part, logits_BTE, self.bias), mask_BT)
         if self.training:
-            routing = self.drop(routing)
-            self.count(logits_BTE.detach(), routing)
-        if aux_losses is not None and self.part.has_aux_losses:
-            loss_B = self.compute_losses(logits_BTE, routing.chosen_BTC)
-            aux_losses.losses.append(self.shards.sum_gradient(loss_B))
+            self.observe(logits_BTE, routing, mask_BT, record)
         return routing
 
     @torch.no_grad()
-    def drop(self, routing: Routing) -> Routing:
-        """Drop the tokens of experts that are full, which depends on whole sequences and on nothing else."""
+    def leave_out(self, routing: Routing, mask_BT: Tensor | None) -> Routing:
+        """Leave out padding, and in training drop the tokens of experts that are full, which depends on whole sequences
+        and on nothing else."""
         part = self.part
-        if part.capacity_factor is None:
+        chosen_BTC = leave_out_padding(routing.chosen_BTC, mask_BT, part.experts)
+        if part.capacity_factor is not None and self.training:
+            chosen_BTC, by_weight = self.shards.gather(chosen_BTC), part.drop_policy == "probability"
+            weights_BTC = self.shards.gather(routing.weights_BTC) if by_weight else None
+            capacity_B = compute_capacity(chosen_BTC, part.experts, part.capacity_factor)
+            kept_BTC = keep_within_capacity(chosen_BTC, weights_BTC, part.experts, capacity_B)
+            kept_BTC = self.shards.take_local(kept_BTC)
+        elif mask_BT is not None:
+            kept_BTC = chosen_BTC < part.experts
+        else:
             return routing
-        weights_BTC, chosen_BTC = self.shards.gather(routing.weights_BTC), self.shards.gather(routing.chosen_BTC)
-        capacity = math.ceil(chosen_BTC.shape[1] * part.top_k / part.experts * part.capacity_factor)
-        by_weight = weights_BTC if part.drop_policy == "probability" else None
-        kept_BTC = keep_within_capacity(chosen_BTC, by_weight, part.experts, capacity)
         # no `_replace`, whose result Dynamo cannot carry across a graph break
-        return Routing(routing.weights_BTC, routing.chosen_BTC, self.shards.take_local(kept_BTC))
+        return Routing(routing.weights_BTC, routing.chosen_BTC, kept_BTC)
+
+    def observe(
+        self, logits_BTE: Tensor, routing: Routing, mask_BT: Tensor | None, record: RoutingRecord | None
+    ) -> None:
+        """Count choices, once in a forward pass although layers are recomputed, and leave losses in the record."""
+        experts = self.part.experts
+        first = record is None or not record.counted
+        counts_BE = count_choices(leave_out_padding(routing.chosen_BTC, mask_BT, experts), experts)
+        if first:
+            self.count(logits_BTE.detach(), counts_BE, routing, mask_BT)
+        if record is None:
+            return
+        record.counted = True
+        if self.part.has_aux_losses:
+            if first:
+                self.share_choices(counts_BE, record)
+            record.loss_B = self.shards.sum_gradient(self.compute_losses(logits_BTE, mask_BT, record))
 
     @torch.no_grad()
-    def count(self, logits_BTE: Tensor, routing: Routing) -> None:
-        """Add up how often each expert is chosen, the entropy of choices and what is dropped, until the step ends.
-
-        A layer that is recomputed counts twice: only ratios within a layer mean something.
-        """
-        chosen_BTC = routing.chosen_BTC
+    def count(self, logits_BTE: Tensor, counts_BE: Tensor, routing: Routing, mask_BT: Tensor | None) -> None:
+        """Add up how often each expert is chosen, the entropy of choices and what is dropped, until the step ends."""
+        choices = counts_BE.sum()
         if routing.kept_BTC is not None:
-            self.dropped += (~routing.kept_BTC).sum()
-        self.load += one_hot(chosen_BTC.flatten(), self.part.experts).sum(0)
-        entropy = torch.special.entr(compute_probabilities(self.part, logits_BTE)).sum()
-        self.entropy += torch.stack((entropy, torch.full_like(entropy, chosen_BTC[..., 0].numel())))
+            self.dropped += choices - routing.kept_BTC.sum()
+        self.load += counts_BE.sum(0)
+        entropy_BT = torch.special.entr(compute_probabilities(self.part, logits_BTE)).sum(-1)
+        entropy = entropy_BT.sum() if mask_BT is None else entropy_BT.where(mask_BT, 0).sum()
+        self.entropy += torch.stack((entropy.double(), choices / self.part.top_k))
+
+    @torch.no_grad()
+    def share_choices(self, counts_BE: Tensor, record: RoutingRecord) -> None:
+        """Leave in the record the share of choices on each expert, in what the balance loss evens out.
+
+        In the global batch that is the step so far: its later micro-batches are not known yet.
+        """
+        counts_BE = self.shards.sum(counts_BE)
+        record.tokens_B = counts_BE.sum(1) // self.part.top_k
+        if self.part.aux_loss_scope == "micro_batch":
+            counts_BE = counts_BE.sum(0, keepdim=True)
+        elif self.part.aux_loss_scope == "global_batch":
+            counts_BE = self.shards.sum_step(self.load)[None]
+        record.shares_BE = counts_BE.double() / counts_BE.sum(1, keepdim=True).clamp(min=1)
 
     @torch.no_grad()
     def update_bias(self, load_E: Tensor, finite: Tensor) -> None:
@@ -128,23 +158,22 @@ class Router(nn.Module):
             direction_E = (load_E.sum() - self.part.experts * load_E).sign() * finite
             self.bias += self.part.expert_bias_update_rate * direction_E
 
-    def compute_losses(self, logits_BTE: Tensor, chosen_BTC: Tensor) -> Tensor:
+    def compute_losses(self, logits_BTE: Tensor, mask_BT: Tensor | None, record: RoutingRecord) -> Tensor:
         """This rank's part of the balance loss and the z-loss of each sequence, times their coefficients, [B]."""
-        part, loss_B = self.part, logits_BTE.new_zeros(len(logits_BTE))
+        part, tokens_B, loss_B = self.part, record.tokens_B, logits_BTE.new_zeros(len(logits_BTE))
+        assert tokens_B is not None
+        assert record.shares_BE is not None
         if part.aux_loss_coeff:
             probabilities_BTE = compute_probabilities(part, logits_BTE)
-            loss_B = part.aux_loss_coeff * load_balancing_loss(probabilities_BTE, chosen_BTC, self.shards)
-        if part.z_loss_coeff:
-            squares_BT = logits_BTE.logsumexp(-1).square()
-            loss_B = loss_B + part.z_loss_coeff * squares_BT.mean(1) / self.shards.ranks
-        return loss_B
+            loss_B = part.aux_loss_coeff * load_balancing_loss(probabilities_BTE, record.shares_BE, tokens_B, mask_BT)
+        return loss_B + part.z_loss_coeff * z_loss(logits_BTE, tokens_B, mask_BT) if part.z_loss_coeff else loss_B
 
 
 def choose_experts(part: config.MoE, logits_BTE: Tensor, bias_E: Tensor | None = None) -> Routing:
     """Choose each token's experts by their scores, to which a bias may be added for the choice, and weight them.
 
-     The normalised softmax is one over the chosen logits, and groups are then ranked by sums of logits
-    ; otherwise scores are computed first.
+    The normalised softmax is one over the chosen logits, and groups are then ranked by sums of logits; otherwise
+    scores are computed first.
     """
     after = part.normalized and part.score == "softmax"
     scores_BTE = logits_BTE if after else compute_scores(part, logits_BTE)
@@ -158,20 +187,6 @@ def choose_experts(part: config.MoE, logits_BTE: Tensor, bias_E: Tensor | None =
     elif part.normalized:
         weights_BTC = weights_BTC / (weights_BTC.sum(-1, keepdim=True) + LEAST_SUM)
     return Routing(weights_BTC if part.scaling_factor == 1 else weights_BTC * part.scaling_factor, chosen_BTC)
-
-
-def keep_within_capacity(chosen_BTC: Tensor, weights_BTC: Tensor | None, experts: int, capacity: int) -> Tensor:
-    """Which choices are among the first `capacity` of their expert in their sequence, boolean [B, T, C].
-
-    The first are those of the highest weights, the earlier token of two equal ones; without weights, the earliest.
-    """
-    chosen_BTE = one_hot(chosen_BTC, experts).any(-2)
-    if weights_BTC is not None:
-        weights_BTE = weights_BTC.new_full(chosen_BTE.shape, -torch.inf).scatter(-1, chosen_BTC, weights_BTC)
-        place_BTE = weights_BTE.argsort(dim=1, descending=True, stable=True).argsort(1)
-    else:
-        place_BTE = chosen_BTE.cumsum(1) - 1
-    return (place_BTE < capacity).gather(-1, chosen_BTC)
 
 
 def compute_scores(part: config.MoE, logits_BTE: Tensor) -> Tensor:
@@ -193,44 +208,3 @@ def limit_groups(part: config.MoE, scores_BTE: Tensor) -> Tensor:
     best_BTG = grouped_BTGE.detach().topk(part.group_best, dim=-1).values.sum(-1)
     allowed_BTG = one_hot(best_BTG.topk(part.top_groups, dim=-1).indices, part.groups).any(-2)
     return grouped_BTGE.masked_fill(~allowed_BTG[..., None], -torch.inf).flatten(-2)
-
-
-def load_balancing_loss(
-    probabilities_BTE: Tensor, chosen_BTC: Tensor, shards: SequenceShards = WHOLE_SEQUENCES
-) -> Tensor:
-    """Σ_e E · (share of choices that fell on e) · (mean probability of e) of each sequence, [B]: 1 when all is even.
-
-    By sequence, not by micro-batch, so that it does not depend on how a batch is cut (arXiv:2405.04434, eq. 12-14).
-    Choices are counted on all ranks that share a sequence, and probabilities on this one: the parts add up.
-    """
-    experts = probabilities_BTE.shape[-1]
-    shares_BE = one_hot(chosen_BTC.flatten(1), experts).to(probabilities_BTE.dtype).mean(1)
-    shares_BE = shards.sum(shares_BE) / shards.ranks
-    return experts * (shares_BE * probabilities_BTE.mean(1)).sum(-1) / shards.ranks
-
-
-def one_hot(chosen: Tensor, experts: int) -> Tensor:
-    """Which expert each choice is, boolean […, E]; unlike `bincount`, it does not wait for the GPU."""
-    return chosen[..., None] == torch.arange(experts, device=chosen.device)
-
-
-def attach_aux_losses(losses_BT: Tensor, aux_losses: AuxLosses) -> Tensor:
-    """The losses unchanged, but their gradient also flows into the auxiliary losses, as if each token's had those.
-
-    So an auxiliary loss is weighted by the share that its sequence's tokens have in the loss of the step.
-    """
-    if not aux_losses.losses:
-        return losses_BT
-    return _AttachAuxLosses.apply(losses_BT, torch.stack(aux_losses.losses).sum(0))  # pyright: ignore[reportReturnType]
-
-
-class _AttachAuxLosses(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, losses_BT: Tensor, aux_B: Tensor) -> Tensor:
-        ctx.dtype = aux_B.dtype
-        return losses_BT.view_as(losses_BT)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
-        (g_BT,) = gradients
-        return g_BT, g_BT.sum(1).to(ctx.dtype)

@@ -25,7 +25,7 @@ from mt_models.layers.kv_cache import KVCache, LayerCache
 from mt_models.layers.mla import LatentAttention
 from mt_models.layers.mlp import make_mlp
 from mt_models.layers.rope import Rotation, make_rotation
-from mt_models.layers.router import AuxLosses, attach_aux_losses
+from mt_models.layers.router_losses import RoutingRecord, attach_aux_losses, sum_aux_losses
 from mt_models.models.base import FEATURES, Transformer, count_positions, keep_parts, split_layers
 
 AUX_LOSSES = "aux_losses"
@@ -53,16 +53,16 @@ class Block(nn.Module):
         rotation: Rotation | None,
         cache: LayerCache | None = None,
         segment_ids_BT: Tensor | None = None,
-        aux_losses: AuxLosses | None = None,
+        record: RoutingRecord | None = None,
         dropout: DropoutKeys | None = None,
     ) -> Tensor:
-        """[B, T, D] to the same shape; a mixture of experts adds its router's losses to `aux_losses`.
+        """[B, T, D] to the same shape; a mixture of experts leaves its router's losses in the record.
 
         With the layer's dropout keys, elements are dropped, and jittered.
         """
         y_BTD = self.attn(self.attn_norm(x_BTD), rotation, cache, segment_ids_BT, dropout=dropout)
         x_BTD = x_BTD + self.attn_dropout(self.attn_post_norm(y_BTD), dropout)
-        y_BTD = self.mlp(self.mlp_norm(x_BTD), aux_losses, dropout)
+        y_BTD = self.mlp(self.mlp_norm(x_BTD), record, dropout)
         return x_BTD + self.mlp_dropout(self.mlp_post_norm(y_BTD), dropout)
 
 
@@ -82,6 +82,7 @@ class GPT(Transformer[GPTConfig]):
             "labels": BatchKey("labels_BT", required=True, per_token=True),
             "position_ids": BatchKey("positions", per_token=True),
             "segment_ids": BatchKey("segment_ids_BT", per_token=True),
+            "padding_mask": BatchKey("padding_mask_BT", per_token=True),
             "dropout_keys": BatchKey("dropout_keys_B"),
             "row_positions": BatchKey("row_positions_T"),
         }
@@ -115,18 +116,21 @@ class GPT(Transformer[GPTConfig]):
         *,
         positions: Tensor | None = None,
         segment_ids_BT: Tensor | None = None,
+        padding_mask_BT: Tensor | None = None,
         dropout_keys_B: Tensor | None = None,
         row_positions_T: Tensor | None = None,
     ) -> Tensor:
         """Cross-entropy of each label in nats, [B, T], in fp32 or wider, not reduced.
 
-        `positions` are [T] or [B, T], 0, 1, 2, … if not given. Tokens see only those of equal segment ids. Training
-        with dropout needs the samples' keys, int32, and the tokens' indices in their rows unless those are 0, 1, 2, ….
+        `positions` are [T] or [B, T], 0, 1, 2, … if not given. Tokens see only those of equal segment ids. Where the
+        padding mask is 0 no expert runs, and no router's loss counts. Training with dropout needs the samples' keys,
+        int32, and the tokens' indices in their rows unless those are 0, 1, 2, ….
         """
-        aux_losses = AuxLosses()
+        records = [RoutingRecord(padding_mask_BT) for _ in self.layers]
         dropout = self.start_dropout(tokens_BT, dropout_keys_B, row_positions_T)
-        x_BTD = self.hidden(tokens_BT, positions, segment_ids_BT=segment_ids_BT, aux_losses=aux_losses, dropout=dropout)
-        return attach_aux_losses(self.loss(x_BTD, self.output_weight, labels_BT), aux_losses)
+        x_BTD = self.hidden(tokens_BT, positions, segment_ids_BT=segment_ids_BT, records=records, dropout=dropout)
+        losses_BT = self.loss(x_BTD, self.output_weight, labels_BT)
+        return attach_aux_losses(losses_BT, sum_aux_losses(record.loss_B for record in records))
 
     def hidden(
         self,
@@ -134,13 +138,13 @@ class GPT(Transformer[GPTConfig]):
         positions: Tensor | None = None,
         cache: KVCache | None = None,
         segment_ids_BT: Tensor | None = None,
-        aux_losses: AuxLosses | None = None,
+        records: Sequence[RoutingRecord] | None = None,
         dropout: DropoutKeys | None = None,
     ) -> Tensor:
         """Final normalised features [B, T, D]; `MtError` if a sequence is longer than `max_seq_len`."""
         positions = count_positions(tokens_BT, positions, 0 if cache is None else cache.length)
         x_BTD = self.embed_inputs(tokens_BT, positions, 0 if cache is None else cache.length, dropout)
-        return self.norm(self.run_layers(x_BTD, positions, cache, segment_ids_BT, aux_losses, dropout=dropout))
+        return self.norm(self.run_layers(x_BTD, positions, cache, segment_ids_BT, records, dropout=dropout))
 
     def embed_inputs(
         self, tokens_BT: Tensor, positions: Tensor, start: int = 0, dropout: DropoutKeys | None = None
@@ -162,7 +166,7 @@ class GPT(Transformer[GPTConfig]):
         positions: Tensor,
         cache: KVCache | None = None,
         segment_ids_BT: Tensor | None = None,
-        aux_losses: AuxLosses | None = None,
+        records: Sequence[RoutingRecord] | None = None,
         dropout: DropoutKeys | None = None,
         numbers: range | None = None,
     ) -> Tensor:
@@ -170,11 +174,12 @@ class GPT(Transformer[GPTConfig]):
         rotation = self.rotation(positions, x_BTD.dtype)
         numbers = range(self.config.layers) if numbers is None else numbers
         caches = [None] * len(numbers) if cache is None else cache.layers
-        inputs = {"rotation": rotation, "segment_ids_BT": segment_ids_BT, "aux_losses": aux_losses}
+        noted = [None] * len(numbers) if records is None else records
+        inputs = {"rotation": rotation, "segment_ids_BT": segment_ids_BT}
         keys = split_layers(dropout, 1 + numbers.start, len(numbers))
         layers = [
-            partial(self.layers[str(number)], cache=layer_cache, dropout=layer_keys, **inputs)
-            for number, layer_cache, layer_keys in zip(numbers, caches, keys, strict=True)
+            partial(self.layers[str(number)], cache=layer_cache, record=record, dropout=layer_keys, **inputs)
+            for number, layer_cache, record, layer_keys in zip(numbers, caches, noted, keys, strict=True)
         ]
         return self.run(layers, x_BTD)
 
@@ -201,24 +206,24 @@ class GPT(Transformer[GPTConfig]):
         labels_BT: Tensor,
         positions: Tensor | None = None,
         segment_ids_BT: Tensor | None = None,
+        padding_mask_BT: Tensor | None = None,
         dropout_keys_B: Tensor | None = None,
         row_positions_T: Tensor | None = None,
     ) -> StageOutput:
         """Pass a micro-batch through one stage; the last one returns the losses of `token_losses`."""
-        aux_losses = AuxLosses()
-        if AUX_LOSSES in edge:
-            aux_losses.losses.append(edge[AUX_LOSSES])
+        records = [RoutingRecord(padding_mask_BT) for _ in stage.layers]
         dropout = self.start_dropout(tokens_BT, dropout_keys_B, row_positions_T)
         positions = count_positions(tokens_BT, positions)
         x_BTD = self.embed_inputs(tokens_BT, positions, 0, dropout) if stage.embedding else edge[FEATURES]
-        x_BTD = self.run_layers(x_BTD, positions, None, segment_ids_BT, aux_losses, dropout, stage.layers)
+        x_BTD = self.run_layers(x_BTD, positions, None, segment_ids_BT, records, dropout, stage.layers)
+        aux_B = sum_aux_losses((edge.get(AUX_LOSSES), *(record.loss_B for record in records)))
         if stage.loss:
             losses_BT = self.loss(self.norm(x_BTD), self.output_weight, labels_BT)
-            return StageOutput({}, Losses(attach_aux_losses(losses_BT, aux_losses)))
+            return StageOutput({}, Losses(attach_aux_losses(losses_BT, aux_B)))
         passed = {FEATURES: x_BTD}
         for name, (shape, dtype, _) in self.edge_tensors({"tokens_BT": tokens_BT}, x_BTD.dtype).items():
             if name == AUX_LOSSES:
-                passed[name] = sum(aux_losses.losses, x_BTD.new_zeros(shape, dtype=dtype))
+                passed[name] = x_BTD.new_zeros(shape, dtype=dtype) if aux_B is None else aux_B
         return StageOutput(passed, Losses())
 
     def rotation(self, positions: Tensor, dtype: torch.dtype) -> Rotation | None:

@@ -4,9 +4,20 @@ Source: docs/specs/checkpoints.md §1.2. A group's score is the sum of its best 
 each group that it may choose from; releases before 0.12 took two, which is the same for DeepSeek's models.
 """
 
+from typing import Any
+
 from mt_ckpt.megatron.args.table import Arguments, Settings, Source
 from mt_ckpt.megatron.layout import Layout
 from mt_models.config import GPTConfig, MoE
+
+BALANCING = {"sequence": "seq_aux_loss", "micro_batch": "aux_loss", "global_batch": "global_aux_loss"}
+"""Our scopes of the balance loss to Megatron's names."""
+SCOPES = {theirs: ours for ours, theirs in BALANCING.items()}
+
+
+def get_single(value: Any) -> Any:
+    """The element of a list of one, as newer releases write balance losses and their coefficients."""
+    return value[0] if isinstance(value, list) and len(value) == 1 else value
 
 
 def write_experts(config: GPTConfig, layout: Layout) -> Arguments:
@@ -36,7 +47,7 @@ def _write_router(mlp: MoE) -> Arguments:
         "moe_router_num_groups": mlp.groups if limited else None,
         "moe_router_group_topk": mlp.top_groups,
         "moe_router_dtype": "fp32",
-        "moe_router_load_balancing_type": "seq_aux_loss" if mlp.aux_loss_coeff else "none",
+        "moe_router_load_balancing_type": BALANCING[mlp.aux_loss_scope] if mlp.aux_loss_coeff else "none",
         "moe_aux_loss_coeff": mlp.aux_loss_coeff,
         "moe_z_loss_coeff": mlp.z_loss_coeff or None,
         "moe_input_jitter_eps": mlp.jitter or None,
@@ -59,13 +70,15 @@ def _read_router(source: Source) -> Settings:
     """Settings of the router; sigmoid scores of several experts always add up to one, and that of one is its own."""
     top_k, score = source.get("moe_router_topk") or 2, source.get("moe_router_score_function") or "softmax"
     normalized = top_k > 1 if score == "sigmoid" else not source.get("moe_router_pre_softmax")
-    balanced = source.get("moe_router_load_balancing_type") in (None, "aux_loss", "seq_aux_loss")
+    kind = get_single(source.get("moe_router_load_balancing_type")) or "aux_loss"
+    coeff = (get_single(source.get("moe_aux_loss_coeff")) or 0.0) if kind in SCOPES else 0.0
     return {
         "mlp.top_k": top_k,
         "mlp.score": score,
         "mlp.normalized": normalized,
         "mlp.scaling_factor": source.get("moe_router_topk_scaling_factor") or 1.0,
-        "mlp.aux_loss_coeff": (source.get("moe_aux_loss_coeff") or 0.0) if balanced else 0.0,
+        "mlp.aux_loss_coeff": coeff,
+        "mlp.aux_loss_scope": SCOPES[kind] if coeff else "sequence",
         "mlp.z_loss_coeff": source.get("moe_z_loss_coeff") or 0.0,
         "mlp.jitter": source.get("moe_input_jitter_eps") or 0.0,
         **_read_groups(source, top_k),

@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from mt_ckpt.megatron.args.experts import SCOPES, get_single
+
 SIZES = ("num_layers", "hidden_size", "num_attention_heads", "max_position_embeddings", "padded_vocab_size")
 """Arguments without which there is no telling what the model is."""
 PLAIN: Mapping[str, Any] = {
@@ -38,7 +40,7 @@ EXPERTS: Mapping[str, Any] = {
 }
 """Arguments of a model with experts that change what is computed, and the only value that we implement."""
 SCORES = ("softmax", "sigmoid")
-BALANCING = ("aux_loss", "seq_aux_loss", "none")
+BALANCING = (*SCOPES, "none")
 POSITIONS = {"rope": "rope", "learned_absolute": "learned", "none": "none"}
 NORMS = {"RMSNorm": "rms", "LayerNorm": "layer"}
 
@@ -79,6 +81,6 @@ def _unsupported_expert_args(args: Mapping[str, Any]) -> Iterator[tuple[str, str
     score = args.get("moe_router_score_function")
     if score is not None and score not in SCORES:
         yield f"args.moe_router_score_function is {score!r}", f"implemented: {', '.join(SCORES)}"
-    balancing = args.get("moe_router_load_balancing_type")
+    balancing = get_single(args.get("moe_router_load_balancing_type"))
     if balancing is not None and balancing not in BALANCING:
         yield f"args.moe_router_load_balancing_type is {balancing!r}", f"implemented: {', '.join(BALANCING)}"

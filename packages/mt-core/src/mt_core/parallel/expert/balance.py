@@ -53,7 +53,7 @@ def finish_routing(model: Model, mesh: Mesh, finite: Tensor) -> dict[str, Tensor
         sums = torch.cat(
             [torch.cat((router.load.double(), router.entropy, router.dropped[None])) for router in routers]
         )
-        sums = mesh.data.sum_(routers[0].shards.sum(sums.clone()))
+        sums = routers[0].shards.sum_step(sums)
         parts = sums.split([len(router.load) + 3 for router in routers])
         total += sum(_finish(router, part, finite) for router, part in zip(routers, parts, strict=True))
     *sums, layers = mesh.pipeline.sum_(total).unbind()

@@ -29,10 +29,14 @@ class SequenceShards(NamedTuple):
     """Ranks that share each sequence."""
     sum: Callable[[Tensor], Tensor] = keep
     """Sum a tensor over those ranks; no gradient flows back."""
+    sum_step: Callable[[Tensor], Tensor] = keep
+    """Sum a tensor over all ranks that have tokens of the step; no gradient flows back."""
     gather: Callable[[Tensor], Tensor] = keep
     """Gather [B, T, …] of this rank to that of whole sequences, in order; no gradient flows back."""
     take_local: Callable[[Tensor], Tensor] = keep
     """Return this rank's part of [B, T, …] of whole sequences."""
+    take_tensor_part: Callable[[Tensor], Tensor] = keep
+    """Return this tensor rank's part of the [B, T, …] that its context rank has."""
     sum_gradient: Callable[[Tensor], Tensor] = keep
     """Return the tensor; its gradient is summed over the ranks that have different labels of a sequence."""
 
@@ -46,14 +50,19 @@ def make_sequence_shards(mesh: Mesh, *, sequence: bool) -> SequenceShards:
 
     The loss of a label is on every tensor rank, but on one context rank only.
     """
-    axes = tuple(axis for axis in (mesh.context, mesh.tensor if sequence else Axis("tensor")) if axis.size > 1)
-    if not axes:
-        return WHOLE_SEQUENCES
-    count = mesh.context.size * (mesh.tensor.size if sequence else 1)
-    gradient = _make_gradient_sum(mesh.context) if mesh.context.size > 1 else keep
     tensor = mesh.tensor if sequence else Axis("tensor")
-    return SequenceShards(
-        count, _make_sum(axes), partial(_gather, mesh.context, tensor), partial(_take, mesh.context, tensor), gradient
+    axes = tuple(axis for axis in (mesh.context, tensor) if axis.size > 1)
+    step = (*axes, mesh.data) if mesh.data.size > 1 else axes
+    shards = WHOLE_SEQUENCES._replace(sum_step=_make_sum(step) if step else keep)
+    if not axes:
+        return shards
+    return shards._replace(
+        ranks=mesh.context.size * tensor.size,
+        sum=_make_sum(axes),
+        gather=partial(_gather, mesh.context, tensor),
+        take_local=partial(_take, mesh.context, tensor),
+        take_tensor_part=partial(local_shard, axis=tensor, dim=1) if tensor.size > 1 else keep,
+        sum_gradient=_make_gradient_sum(mesh.context) if mesh.context.size > 1 else keep,
     )
 
 

@@ -191,9 +191,9 @@ def pack_conversations(
 ) -> Mapping[str, np.ndarray | np.generic]:
     """A sample: conversations until it is full, the last cut off, or else filled up.
 
-    Each is filled up to a `multiple` of tokens. Returns int64 [L] `tokens`, `labels`, `position_ids` and `segment_ids`,
-    and `loss_mask` float32 [L]. Where that is 0 the label is `pad` behind a conversation, else −100. A segment is a
-    conversation.
+    Each is filled up to a `multiple` of tokens. Returns int64 [L] `tokens`, `labels`, `position_ids`, `segment_ids` and
+    `padding_mask`, 0 where a token fills up, and `loss_mask` float32 [L]. Where that is 0 the label is `pad` behind a
+    conversation, else −100. A segment is a conversation.
     """
     tokens, learnt, is_filler, ends = [], [], [], [0]
     for conversation in conversations:
@@ -219,4 +219,5 @@ def pack_conversations(
         "loss_mask": is_learnt[1:].astype(np.float32),
         "position_ids": make_position_ids(lengths),
         "segment_ids": make_segment_ids(lengths, seq_length),
+        "padding_mask": (~is_pad[:-1]).astype(np.int64),
     }
