@@ -12,9 +12,12 @@ from mt_cli.checkpoint_init import HARMLESS
 from mt_cli.run_config import load_run_config, run_config_type
 from mt_cli.train.compose import run
 from mt_cli.train.from_text import TextRun, prepare_text_run
+from mt_core.checkpoint import native
 from mt_core.checkpoint.detection import open_checkpoint
 from mt_core.config.fields import iterate_settings
 from mt_core.errors import MtError
+from mt_models.canonical import canonical_state
+from mt_models.config.lora import Lora
 from tiny import byte_corpus, metrics
 
 TURNS = ("<|im_start|>", "<|im_end|>")
@@ -95,6 +98,19 @@ def test_every_key_that_contradicts_the_checkpoint_is_refused_by_name(source, tm
     (tmp_path / "run.toml").write_text("[model]\nnorm.eps = 1e-3\n")
     with pytest.raises(MtError, match=rf"^{tmp_path / 'run.toml'}: model.norm.eps: 0.001, but"):
         load_run_config([tmp_path / "run.toml"], [f"checkpoint.init=hf:{source}"], rules=False)
+
+
+def test_adapters_may_be_added_but_those_of_a_checkpoint_keep_their_size(source, tmp_path):
+    adapters = ["model.lora.rank=2", "model.lora.alpha=4"]
+    config = load(source, *adapters)
+    assert config.model == open_checkpoint(source).config().model_copy(update={"lora": Lora(rank=2, alpha=4)})
+    model = config.model.build()
+    model.initialize(0)
+    native.write_model(tmp_path / "adapted", config.model.model_dump(mode="json"), canonical_state(model).items(), [])
+    overrides = [f"checkpoint.init=native:{tmp_path / 'adapted'}", *adapters]
+    assert load_run_config([], overrides, rules=False).model == config.model
+    with pytest.raises(MtError, match=r"model.lora.rank: 3, but .* has 2; leave it out"):
+        load_run_config([], [*overrides, "model.lora.rank=3"], rules=False)
 
 
 def test_a_table_that_the_checkpoint_has_not_got_is_a_contradiction_and_an_unknown_key_is_unknown(source):

@@ -65,6 +65,9 @@ def convert(
     ] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Compare logits of source and result, in fp32.")] = False,
     model_type: Annotated[str | None, typer.Option(help="Refuse a source of another kind, such as GPT.")] = None,
+    merge_lora: Annotated[
+        bool, typer.Option("--merge-lora", help="Add adapters of model.lora to the weights.")
+    ] = False,
 ) -> None:
     """Convert a checkpoint from one format to another, one tensor at a time.
 
@@ -86,6 +89,7 @@ def convert(
             dtype=dtype,
             verify=verify,
             model_type=model_type,
+            merge_lora=merge_lora,
             options=ctx.obj or {},
         )
     )

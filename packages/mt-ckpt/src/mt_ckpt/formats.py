@@ -14,6 +14,7 @@ from mt_core.errors import MtError
 
 FamilyName = Annotated[str | None, "Family to write, such as phi3; else the first that carries the model."]
 ShardBytes = Annotated[PositiveInt, "Most bytes of tensors in a file."]
+BaseModel = Annotated[str | None, "Name or path of the frozen model, for adapter_config.json."]
 SHARD_BYTES = 5 * 10**9
 """Largest file of a checkpoint in Hugging Face format if no other size is asked for."""
 
@@ -62,6 +63,12 @@ class HuggingFaceSaverDeclaration:
     """Declares saver `hf`."""
 
     def __init__(self, *, target_model_type: FamilyName = None, shard_bytes: ShardBytes = SHARD_BYTES) -> None: ...
+
+
+class PeftSaverDeclaration:
+    """Declares saver `peft`."""
+
+    def __init__(self, *, base_model_name: BaseModel = None) -> None: ...
 
 
 class MetaDeclaration:

@@ -27,6 +27,7 @@ LOADERS: Rows = (
 SAVERS: Rows = (
     ("native", "native.saver:save", "NoOptions", "mt's own format"),
     ("hf", "huggingface.saver:save", "HuggingFaceSaverDeclaration", HUGGING_FACE),
+    ("peft", "huggingface.peft:save", "PeftSaverDeclaration", "Adapters of model.lora alone, for the library peft"),
     ("core", "megatron.saver:save", "MegatronCoreSaverDeclaration", MEGATRON_CORE),
     ("legacy", "megatron.legacy.saver:save", "MegatronLegacySaverDeclaration", MEGATRON_LEGACY),
 )

@@ -88,6 +88,8 @@ def is_harmless(key: str, value: object, model: Mapping[str, Any]) -> bool:
     """Whether a key below `model` may differ from the checkpoint's."""
     if key == "max_seq_len":  # positions that are no weights
         return get_table(model, "position").get("kind") in ("rope", "none")
+    if key.startswith("lora."):  # fresh adapters; those of the checkpoint have their size
+        return model.get("lora") is None
     return (key, value) == ("vocab_size", "tokenizer") or any(fnmatch(key, pattern) for pattern in HARMLESS)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 
 from mt_core.parallel.tensor.plan import Column, Plan, Rule, Sequence, Vocab
 from mt_models.config import BertConfig, GPTConfig, T5Config, TransformerConfig
+from mt_models.config.lora import Lora
 from mt_models.layers import attention, mla, mlp
 
 
@@ -19,7 +20,7 @@ def plan(config: TransformerConfig, tensor: int) -> Plan:
 
 
 def _gpt(config: GPTConfig, tensor: int) -> Plan:
-    rules = _blocks("layers", _parts(config, tensor), config.block_norms)
+    rules = _blocks("layers", _parts(config, tensor, config.lora), config.block_norms)
     rules |= {"norm": Sequence(), "embed_dropout": Sequence(), "embed": Vocab(), "loss": Vocab()}
     if config.position.kind == "learned":
         rules["position"] = Sequence()
@@ -54,11 +55,11 @@ def _t5(config: T5Config, tensor: int) -> Plan:
     return rules
 
 
-def _parts(config: TransformerConfig, tensor: int) -> dict[str, Plan]:
+def _parts(config: TransformerConfig, tensor: int, lora: Lora | None = None) -> dict[str, Plan]:
     """The rules of the parts of a block."""
     part = config.attention
-    heads = mla.plan(part) if part.kind == "mla" else attention.plan(part, part.count_kv_replicas(tensor))
-    return {"attn": heads, "mlp": mlp.plan(config.mlp)}
+    heads = mla.plan(part) if part.kind == "mla" else attention.plan(part, part.count_kv_replicas(tensor), lora)
+    return {"attn": heads, "mlp": mlp.plan(config.mlp, lora)}
 
 
 def _blocks(prefix: str, parts: Mapping[str, Plan], norms: Iterable[str]) -> dict[str, Rule]:

@@ -5,7 +5,7 @@ from typing import TypeAlias
 
 from mt_core.config.run_config import RunConfig
 from mt_core.config.sections import ParallelConfig
-from mt_core.config.trainable import fused_problems
+from mt_core.config.trainable import fused_problems, get_trainable
 from mt_core.contracts import DataSection
 from mt_core.errors import Problem
 from mt_core.plugins import components, did_you_mean
@@ -26,7 +26,7 @@ def problems(config: ModelRun) -> Iterator[Problem]:
         yield from _causal(config)
     if isinstance(config.model, BertConfig):
         yield from _heads(config.model, config.parallel)
-    yield from fused_problems(config.optim.trainable, group_fused(config.model.canonical_tensors()).values())
+    yield from fused_problems(get_trainable(config), group_fused(config.model.canonical_tensors()).values())
 
 
 def group_fused(tensors: Tensors) -> dict[str, list[str]]:

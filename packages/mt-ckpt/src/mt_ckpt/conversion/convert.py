@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mt_ckpt.conversion.merge_lora import MergedLora
 from mt_ckpt.conversion.verify import Comparison, verify_conversion
 from mt_ckpt.tensor_streams.streams import cast, check_stream, parse_dtype
 from mt_ckpt.tensor_streams.tokenizer_files import size_problems
@@ -20,6 +21,8 @@ from mt_core.plugin_options import assign_options, read_options
 from mt_core.plugins import component
 from mt_core.progress import progress
 
+ADAPTERS_ALONE = "peft"
+"""The saver whose results are no models."""
 TRIM_BYTES = 64 << 20
 """After so many bytes of tensors, memory that was freed goes back to the kernel."""
 
@@ -53,9 +56,10 @@ def convert(
     dtype: str | None = None,
     verify: bool = False,
     model_type: str | None = None,
+    merge_lora: bool = False,
     options: Mapping[str, Any] = MappingProxyType({}),
 ) -> Converted:
-    """Convert a checkpoint. Tensors keep their dtype unless `dtype` is given.
+    """Convert a checkpoint. Tensors keep their dtype unless `dtype` is given; adapters are kept unless they are merged.
 
     `options` are keyword-only parameters of the loader, of the saver, or of both; texts are read as their types say.
 
@@ -66,7 +70,10 @@ def convert(
     save, load = component("ckpt-saver", saver), component("ckpt-loader", loader)
     declared = {f"loader {loader}": read_options(load), f"saver {saver}": read_options(save)}
     loader_options, saver_options = assign_options(options, declared)
-    source = load(load_dir, **loader_options)
+    if verify and saver == ADAPTERS_ALONE:
+        raise MtError("--verify", "adapters alone compute no logits", "verify --merge-lora --saver hf instead")
+    source: CheckpointLoader = load(load_dir, **loader_options)
+    source = MergedLora(source, load_dir) if merge_lora else source
     config, count = source.config(), _Count()
     if model_type and model_type.lower() != config.kind:
         raise MtError(f"--model-type {model_type}", f"{load_dir} holds a {config.kind!r} model", f"use {config.kind}")

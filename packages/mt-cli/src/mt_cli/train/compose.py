@@ -6,7 +6,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from fnmatch import fnmatch
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
 
@@ -50,6 +52,7 @@ from mt_core.training.state import TrainState
 from mt_data.batching.batch_sizes import check_sizes, make_batch_sizes
 from mt_data.batching.loading import load_batches
 from mt_models.canonical import stream_parameters
+from mt_models.config.lora import ADAPTERS
 
 
 def set_threads(count: int | None) -> None:
@@ -229,14 +232,20 @@ def build_state(config: FullConfig, mesh: Mesh, device: torch.device, *, resume:
     scale = LossScale.initial(config.precision)
     state = TrainState(model, data_parallel, optimizer, loss_scale=scale, pipeline=pipeline)
     if config.checkpoint.init and not resume:
-        load_weights(state, config.checkpoint.init, config.checkpoint.init_options)
+        load_weights(state, config.checkpoint.init, config.checkpoint.init_options, seed=config.runtime.seed)
     elif not resume:
         state.initialize(config.runtime.seed)
     return state
 
 
-def load_weights(state: TrainState, init: str, options: Mapping[str, object] = MappingProxyType({})) -> None:
-    """Fill a model from `LOADER:PATH`, tensor by tensor; another shape is refused with all differences."""
+def load_weights(
+    state: TrainState, init: str, options: Mapping[str, object] = MappingProxyType({}), *, seed: int = 0
+) -> None:
+    """Fill a model from `LOADER:PATH`, tensor by tensor; another shape is refused with all differences. Adapters that
+    the checkpoint's model has not got are drawn from the seed."""
     name, _, path = init.partition(":")
+    checkpoint = open_checkpoint(Path(path), name, options)
+    missing = state.model.config.canonical_shapes().keys() - checkpoint.config().canonical_shapes().keys()
+    fresh = ((each, state.model.initial(seed, each)) for each in sorted(missing) if fnmatch(each, ADAPTERS))
     with state.filling() as fill:
-        stream_parameters(state.model, open_checkpoint(Path(path), name, options).tensors(), fill)
+        stream_parameters(state.model, chain(checkpoint.tensors(), fresh), fill)

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from mt_core.checkpoint.detection import HUB, HUB_NAME, recognising_loaders
 from mt_core.config.run_config import RunConfig, TransformerRun, has_attention
 from mt_core.config.sections import CheckpointConfig
-from mt_core.config.trainable import pattern_problems
+from mt_core.config.trainable import get_trainable, pattern_problems
 from mt_core.errors import Problem, suggest_file
 from mt_core.parallel import layout
 from mt_core.plugin_options import find_problems, read_options
@@ -42,7 +42,7 @@ def problems(config: RunConfig) -> Iterator[Problem]:
         yield from _deterministic(config)
     if config.optim.name not in (known := components("optimizer")):
         yield Problem("optim.name", f"unknown optimizer {config.optim.name!r}", did_you_mean(config.optim.name, known))
-    yield from pattern_problems(config.optim.trainable, config.model.canonical_shapes())
+    yield from pattern_problems(get_trainable(config), config.model.canonical_shapes())
     if config.checkpoint.init is not None:
         yield from init_problems(config.checkpoint.init, config.checkpoint.init_options)
     elif config.checkpoint.init_options:

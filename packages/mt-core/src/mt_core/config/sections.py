@@ -135,8 +135,9 @@ class OptimConfig(Section):
     """Largest norm of the whole gradient; 0 turns clipping off."""
     nonfinite: Literal["stop", "skip"] = "stop"
     """When the gradient is infinite or not a number: end the run with the rank and parameter, or leave the step out."""
-    trainable: tuple[str, ...] = ("*",)
-    """Patterns of canonical parameter names, such as "layers.*.mlp.*"; what matches none keeps its initial value."""
+    trainable: tuple[str, ...] | None = None
+    """Patterns of canonical parameter names, such as "layers.*.mlp.*"; what matches none keeps its initial value.
+    Unset, all are trained, or of a model with adapters those alone."""
 
 
 class TrainConfig(Section):

@@ -3,10 +3,18 @@
 from collections.abc import Collection, Iterator, Sequence
 from fnmatch import fnmatchcase
 
+from mt_core.config.run_config import RunConfig
 from mt_core.errors import Problem
 from mt_core.plugins import did_you_mean
 
 WHERE = "optim.trainable"
+
+
+def get_trainable(config: RunConfig) -> Sequence[str]:
+    """Return the patterns of what a run trains: those of `optim.trainable`, or where that is not set the model's."""
+    if config.optim.trainable is not None:
+        return config.optim.trainable
+    return getattr(config.model, "default_trainable", ("*",))
 
 
 def is_trainable(name: str, patterns: Sequence[str]) -> bool:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from mt_core.config.run_config import RunConfig
-from mt_core.config.trainable import fused_problems, is_trainable, pattern_problems
+from mt_core.config.trainable import fused_problems, get_trainable, is_trainable, pattern_problems
 from mt_core.contracts import CanonicalModel, Model, StagedModel, as_module
 from mt_core.distributed.mesh import Mesh
 from mt_core.errors import raise_if
@@ -36,7 +36,7 @@ def parallelize(config: RunConfig, mesh: Mesh, device: torch.device) -> Parallel
     with torch.device("meta"):
         model = config.model.build(mesh.tensor.size)
     plan = model.plan(mesh.tensor.size)
-    freeze(model, config.optim.trainable)
+    freeze(model, get_trainable(config))
     pipeline = make_pipeline(config, mesh, device) if mesh.pipeline.size > 1 else None
     if pipeline is not None:
         plan = cut_model(cast(StagedModel, model), pipeline, plan)

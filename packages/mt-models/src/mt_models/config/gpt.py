@@ -7,6 +7,7 @@ from pydantic import BeforeValidator, Field, PositiveFloat, model_validator
 
 from mt_core.planning.layer_costs import LayerCosts, RankShape
 from mt_models.config.attention import GQA
+from mt_models.config.lora import ADAPTERS, LAYERS, Lora
 from mt_models.config.mla import MLA
 from mt_models.config.mlp import Dense, Gated
 from mt_models.config.moe import MoE
@@ -43,6 +44,8 @@ class GPTConfig(TransformerSection):
     """Logits l become logit_softcap · tanh(l / logit_softcap); unset, they stay as they are."""
     tied: bool = False
     """The output layer uses the embedding's weight."""
+    lora: Lora | None = None
+    """Low-rank adapters; unset, there are none."""
     cuts_stages: ClassVar[bool] = True
     """Whether the model can be cut into stages of a pipeline."""
 
@@ -58,6 +61,23 @@ class GPTConfig(TransformerSection):
         if self.mlp.kind == "moe" and self.mlp.dense_layers >= self.layers:
             raise ValueError(f"mlp.dense_layers {self.mlp.dense_layers} leave none of {self.layers} layers for experts")
         return self
+
+    @model_validator(mode="after")
+    def _adapters_have_projections(self) -> Self:
+        if self.lora is None:
+            return self
+        if self.attention.kind != "gqa" or self.mlp.kind == "moe":
+            part = "attention.kind" if self.attention.kind != "gqa" else "mlp.kind"
+            raise ValueError(f"lora has no adapters for {part} = {getattr(self, part.split('.')[0]).kind!r}")
+        known = [target for target, layer in LAYERS.items() if f"{layer}.{target}.weight" in self._plain_tensors(0)]
+        if unknown := [target for target in self.lora.targets if target not in known]:
+            raise ValueError(f"lora.targets {unknown}: the model's blocks have {', '.join(known)}")
+        return self
+
+    @property
+    def default_trainable(self) -> tuple[str, ...]:
+        """The patterns of what is trained where `optim.trainable` is not set."""
+        return ("*",) if self.lora is None else (ADAPTERS,)
 
     def get_mlp(self, layer: int) -> Dense | Gated | MoE:
         """The feed-forward layer of one block."""
@@ -86,6 +106,11 @@ class GPTConfig(TransformerSection):
         return ("attn_norm", "mlp_norm", *(("attn_post_norm", "mlp_post_norm") if self.post_norms else ()))
 
     def _block_tensors(self, layer: int) -> Tensors:
+        tensors = self._plain_tensors(layer)
+        return tensors if self.lora is None else tensors | self.lora.tensors(tensors)
+
+    def _plain_tensors(self, layer: int) -> Tensors:
+        """The canonical tensors of a block but its adapters."""
         tensors: Tensors = {}
         for name in self.block_norms:
             tensors |= self.norm.tensors(name, self.hidden_size)

@@ -13,11 +13,13 @@ from mt_core.parallel.dropout import DropoutKeys, pass_dropout
 from mt_core.parallel.tensor.plan import Column, Heads, Plan, Row, Rule
 from mt_models.config import GQA, TransformerConfig
 from mt_models.config.attention import KV, QKV
+from mt_models.config.lora import Lora
 from mt_models.fusion import Fusion
 from mt_models.layers.attention_cores import Core, ScoreMods
 from mt_models.layers.basic import Linear, make_norm
 from mt_models.layers.dropout import ATTENTION, CROSS, AttentionDropout
 from mt_models.layers.kv_cache import LayerCache
+from mt_models.layers.lora import add_adapter, column_plan, make_adapter, make_linear, row_plan
 from mt_models.layers.rope import Rotation, rotate
 from mt_models.qkv_layout import fuse_kv, fuse_qkv, split_kv, split_qkv
 
@@ -34,6 +36,7 @@ class Attention(nn.Module):
         *,
         bidirectional: bool = False,
         biased: bool = False,
+        lora: Lora | None = None,
     ) -> None:
         """`tensor` ranks will share it: more than there are groups, and the groups are repeated."""
         super().__init__()
@@ -42,7 +45,9 @@ class Attention(nn.Module):
         kv_replicas = part.count_kv_replicas(tensor)
         G, R = part.num_kv_heads * kv_replicas, part.queries_per_group // kv_replicas
         self.qkv = Linear(D, (G, R + 2, part.head_size), bias=part.qkv_bias)
-        self.out = Linear((part.heads, part.head_size), D, bias=part.out_bias)
+        self.out = make_linear(lora, "out", (part.heads, part.head_size), D, bias=part.out_bias)
+        self.q = make_adapter(lora, "q", D, (G, R, part.head_size))
+        self.k, self.v = (make_adapter(lora, target, D, (G, part.head_size)) for target in "kv")
         self.q_norm, self.k_norm = (
             make_norm(config.norm, part.head_size) if part.qk_norm else nn.Identity() for _ in "qk"
         )
@@ -51,6 +56,11 @@ class Attention(nn.Module):
         self.dropout = AttentionDropout(config.dropout.attention, ATTENTION)
         qkv = Fusion(QKV.parts, split_qkv, lambda parts: fuse_qkv(*parts, head_size=part.head_size))
         self.fusions = {"qkv.weight": qkv, "qkv.bias": qkv, "out.weight": _flatten_inputs(part)}
+        self.fusions |= {
+            "q.lora_b.weight": _flatten_outputs(R, part.head_size),
+            "out.lora_a.weight": _flatten_inputs(part),
+        }
+        self.fusions |= {f"{target}.lora_b.weight": _flatten_outputs(part.head_size) for target in "kv"}
 
     def forward(
         self,
@@ -68,8 +78,9 @@ class Attention(nn.Module):
         Causal attention takes segment ids, bidirectional attention a padding mask. Dropout takes the layer's keys.
         """
         qkv_BTGXK = self.qkv(x_BTD)  # X = R + 2
-        q_BTHK = qkv_BTGXK[..., :-2, :].flatten(2, 3)
-        k_BSGK, v_BSGK = qkv_BTGXK[..., -2, :], qkv_BTGXK[..., -1, :]  # S = T until the cache adds the past
+        q_BTHK = add_adapter(qkv_BTGXK[..., :-2, :], self.q, x_BTD).flatten(2, 3)
+        k_BSGK = add_adapter(qkv_BTGXK[..., -2, :], self.k, x_BTD)
+        v_BSGK = add_adapter(qkv_BTGXK[..., -1, :], self.v, x_BTD)  # S = T until the cache adds the past
         q_BTHK, k_BSGK = self.q_norm(q_BTHK), self.k_norm(k_BSGK)
         if rotation is not None:
             q_BTHK, k_BSGK = rotate(q_BTHK, rotation), rotate(k_BSGK, rotation)
@@ -117,10 +128,19 @@ def _flatten_inputs(part: GQA) -> Fusion:
     return Fusion(None, lambda out: (out.flatten(1),), lambda parts: parts[0].unflatten(1, (-1, part.head_size)))
 
 
-def plan(part: GQA, kv_replicas: int = 1) -> Plan:
+def _flatten_outputs(*shape: int) -> Fusion:
+    """The fusion of B of an adapter, [G, …, rank] with the dims of a group's outputs, which is [out, rank] in
+    checkpoints."""
+    return Fusion(None, lambda b: (b.flatten(0, -2),), lambda parts: parts[0].unflatten(0, (-1, *shape)))
+
+
+def plan(part: GQA, kv_replicas: int = 1, lora: Lora | None = None) -> Plan:
     """Cut by group, and the output projection by head; keys and values of repeated groups are replicas."""
     qkv = Column(dim=0, kv_replicas=kv_replicas, num_replicated=2)
-    return {"qkv": qkv, "out": Row(dim=1), "dropout": Column(dim=0), **_head_norms(part)}
+    adapters = {**column_plan(lora, "q", Column(dim=0)), **row_plan(lora, "out")}
+    for target in "kv":
+        adapters |= column_plan(lora, target, Column(0, kv_replicas=kv_replicas, num_replicated=part.head_size))
+    return {"qkv": qkv, "out": Row(dim=1), "dropout": Column(dim=0), **_head_norms(part), **adapters}
 
 
 def cross_plan(part: GQA, kv_replicas: int = 1) -> Plan:

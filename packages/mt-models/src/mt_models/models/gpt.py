@@ -40,7 +40,7 @@ class Block(nn.Module):
         self.attn_norm = make_norm(config.norm, config.hidden_size)
         self.attn = make_attention(config, core, tensor, layer)
         self.mlp_norm = make_norm(config.norm, config.hidden_size)
-        self.mlp = make_mlp(config.get_mlp(layer), config.hidden_size)
+        self.mlp = make_mlp(config.get_mlp(layer), config.hidden_size, config.lora)
         self.attn_post_norm, self.mlp_post_norm = (
             make_norm(config.norm, config.hidden_size) if config.post_norms else nn.Identity() for _ in range(2)
         )
@@ -70,7 +70,7 @@ def make_attention(config: GPTConfig, core: Core, tensor: int, layer: int) -> nn
     """The attention layer that the configuration describes."""
     if config.attention.kind == "mla":
         return LatentAttention(config, config.attention, core)
-    return Attention(config, core, tensor, layer)
+    return Attention(config, core, tensor, layer, lora=config.lora)
 
 
 class GPT(Transformer[GPTConfig]):

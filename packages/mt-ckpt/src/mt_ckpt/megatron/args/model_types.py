@@ -146,6 +146,6 @@ def _changed(ours: Mapping[str, Any], kept: Mapping[str, Any], prefix: str = "")
         if isinstance(value, dict) and isinstance(other, dict) and value.get("kind") == other.get("kind"):
             yield from _changed(value, other, f"{path}.")
         elif isinstance(value, dict):
-            yield f"{path}.kind = {value['kind']!r}"
+            yield f"{path}.kind = {value['kind']!r}" if "kind" in value else path
         elif other != value and path not in NOT_COMPARED:
             yield f"{path} = {value!r}"

@@ -41,7 +41,8 @@ def read_native(path: Path) -> TrainingState:
         raise MtError(str(loader.step), "was trained in fp64", "Megatron's optimizers are fp32")
     if not isinstance(config, TransformerConfig):
         raise MtError(str(loader.step), f"holds a {config.kind!r} model", "Megatron's files hold gpt, bert and t5")
-    _refuse_frozen(loader.step, values["optim"].get("trainable", ["*"]), [*config.canonical_shapes()])
+    patterns = values["optim"].get("trainable") or getattr(config, "default_trainable", ("*",))
+    _refuse_frozen(loader.step, patterns, [*config.canonical_shapes()])
     raise_if(_problems(loader.step, stored, [*config.canonical_shapes()], fp32=fp32))
     optimizer: dict[str, Stream] = {kind: partial(_kind, stored, kind, [*config.canonical_shapes()]) for kind in KINDS}
     if fp32:
