@@ -138,7 +138,8 @@ def test_help_imports_no_torch_and_shows_all_options(named):
     assert not imported & {"torch", "numpy", "safetensors", "transformers", "huggingface_hub"}
     titles = [line for line in ran.stdout.splitlines() if line.startswith("Options of --")]
     assert titles == [
-        f"Options of --{side}:" for side in ("loader core", "loader legacy", "saver core", "saver hf", "saver legacy")
+        f"Options of --{side}:"
+        for side in ("loader core", "loader legacy", "saver core", "saver hf", "saver legacy", "saver peft")
     ]
     shown = ("--true-vocab-size INTEGER", "--moe-grouped-gemm", "5000000000]")
     assert all(text in ran.stdout for text in shown)

@@ -18,11 +18,7 @@ LAYERS: dict[str, str] = {
 
 
 class Lora(Section):
-    """Adapters beside projections W: y = W x + (alpha / rank) · B A x, with A of (rank, in) and B of (out, rank).
-
-    B begins as zero, so that a fresh adapter changes nothing. Where `optim.trainable` is not set, adapters alone are
-    trained.
-    """
+    """Adapters beside projections W: y = W x + (alpha / rank) · B A x; A is (rank, in), B is (out, rank), zero at first."""
 
     rank: PositiveInt
     """Features between A and B."""
