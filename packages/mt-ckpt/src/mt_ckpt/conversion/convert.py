@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mt_ckpt.conversion.merge_lora import MergedLora
+from mt_ckpt.conversion.merge_lora import merge_adapters
 from mt_ckpt.conversion.verify import Comparison, verify_conversion
 from mt_ckpt.tensor_streams.streams import cast, check_stream, parse_dtype
 from mt_ckpt.tensor_streams.tokenizer_files import size_problems
@@ -73,7 +73,7 @@ def convert(
     if verify and saver == ADAPTERS_ALONE:
         raise MtError("--verify", "adapters alone compute no logits", "verify --merge-lora --saver hf instead")
     source: CheckpointLoader = load(load_dir, **loader_options)
-    source = MergedLora(source, load_dir) if merge_lora else source
+    source = merge_adapters(source, load_dir) if merge_lora else source
     config, count = source.config(), _Count()
     if model_type and model_type.lower() != config.kind:
         raise MtError(f"--model-type {model_type}", f"{load_dir} holds a {config.kind!r} model", f"use {config.kind}")

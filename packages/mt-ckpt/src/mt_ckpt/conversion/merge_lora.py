@@ -1,7 +1,8 @@
 """A checkpoint with low-rank adapters, read as a plain model: each projection W becomes W + (alpha / rank) · B A."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -14,8 +15,13 @@ from mt_models.config.lora import LAYERS
 WEIGHT, A, B = ".weight", ".lora_a.weight", ".lora_b.weight"
 
 
+def merge_adapters(source: CheckpointLoader, where: Path) -> CheckpointLoader:
+    """A loader for what another one reads at `where`, its adapters merged; `MtError` if there are none."""
+    return cast(CheckpointLoader, MergedLora(source, where))
+
+
 class MergedLora:
-    """A `CheckpointLoader` for what another one reads, its adapters merged; `MtError` if there are none."""
+    """What a loader has but how it is opened: a checkpoint whose adapters are merged."""
 
     def __init__(self, source: CheckpointLoader, where: Path) -> None:
         config = source.config()
@@ -33,7 +39,7 @@ class MergedLora:
         targets = {f"layers.{n}.{LAYERS[target]}.{target}" for n in layers for target in self.lora.targets}
         return _merge(self.source.tensors(), targets, self.lora.scale)
 
-    def tokenizer_files(self) -> Iterable[Path]:
+    def tokenizer_files(self) -> Sequence[Path]:
         """Files of the tokenizer that travels with the checkpoint."""
         return self.source.tokenizer_files()
 

@@ -18,7 +18,7 @@ LAYERS: dict[str, str] = {
 
 
 class Lora(Section):
-    """Adapters beside projections W: y = W x + (alpha / rank) · B A x; A is (rank, in), B is (out, rank), zero at first."""
+    """Adapters beside projections W: y = W x + (alpha / rank) · B A x, where B begins as zero."""
 
     rank: PositiveInt
     """Features between A and B."""

@@ -101,5 +101,5 @@ def plan(part: config.Dense | config.Gated | config.MoE, lora: Lora | None = Non
                 **row_plan(lora, "down"),
             }
         case config.Dense():
-            adapters = column_plan(lora, "up", Column(dim=0)) | row_plan(lora, "down")
+            adapters = {**column_plan(lora, "up", Column(dim=0)), **row_plan(lora, "down")}
             return {"up": Column(dim=0), "down": Row(dim=1), **adapters}
