@@ -13,16 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from hypothesis import HealthCheck, settings
 
-from mt_core.plugins import Component, hookimpl, manager
 from preloaded import processes
 
 HERE = Path(__file__).parent
 
 gc.disable()  # until everything is collected: see pytest_collection
-torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # several tests run at a time, and their commands
 os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # no pool of processes that each import torch
 os.environ["TORCHINDUCTOR_VEC_ISA_OK"] = "1"  # nor one for each vector instruction set that the processor lists
@@ -30,8 +26,18 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # commands that tests start fin
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell sets it in the background, and children inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 processes.install(processes.fork_from_server)
-settings.register_profile("loaded machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("loaded machine")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Set up processes that run tests: one that only leads workers does without torch's import."""
+    if config.option.numprocesses:
+        return
+    import torch
+    from hypothesis import HealthCheck, settings
+
+    torch.set_num_threads(1)
+    settings.register_profile("loaded machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("loaded machine")
 
 
 @pytest.fixture
@@ -51,12 +57,14 @@ def megatron_core() -> None:
 @pytest.fixture
 def add_component() -> Iterator[Callable[..., None]]:
     """`add_component("ckpt-saver", "name", "package.module:attribute")`: a third party's plugin, for one test."""
+    from mt_core.plugins import Component, hookimpl, manager
+
     added = []
 
     def add(kind: Any, name: str, target: str) -> None:
         class Plugin:
             @hookimpl
-            def mt_components(self) -> list[Component]:
+            def mt_components(self) -> list[Any]:
                 return [Component(kind, name, target, "added by a test")]
 
         added.append(manager().register(Plugin(), name=f"test-{kind}-{name}"))
@@ -132,6 +140,8 @@ def pytest_collection() -> Iterator[object]:
 
 def pytest_collection_modifyitems(items) -> None:
     """Skip tests marked `gpu` where there is none, and mark those of the documentation."""
+    import torch
+
     for item in items:
         if item.path.is_relative_to(HERE / "docs"):
             item.add_marker(pytest.mark.docs)

@@ -20,6 +20,7 @@ body = marshal.dumps(
     {
         "mode": "report",
         "words": words,
+        "worker": False,
         "env": environment,
         "cwd": os.getcwd(),
         "umask": mask,

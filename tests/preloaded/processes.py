@@ -1,4 +1,4 @@
-"""`subprocess` whose `mt` commands are forks of a process that has imported torch: see `server.py`.
+"""`subprocess` whose `mt` commands and pytest's workers are forks of a process that has imported torch: `server.py`.
 
 `install` changes only how a process comes to be: `Popen` finds its own child with its own descriptors, process id,
 signals and exit code. Left to a real interpreter are commands with an environment that is read while importing, or a
@@ -20,13 +20,14 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 SERVER = "import sys; sys.path.append({tests!r}); from preloaded.server import main; sys.path.pop(); main({fds})"
 SCRIPT = Path(__file__).with_name("mt_script.py")
 MT = Path(sys.executable).with_name("mt")
+WORKER = [sys.executable, "-u", "-c", "import sys;exec(eval(sys.stdin.readline()))"]
+"""What pytest-xdist starts a worker with."""
 ADDRESS = "MT_TEST_SERVER"
 """Variable with the socket of the server, for the script `mt`."""
 READ_AT_IMPORT = ("PYTHON", "LD_", "MKL_", "KMP_", "OPENBLAS_", "CUDA_", "TORCH_", "MALLOC_")
@@ -85,7 +86,7 @@ def forkable(words: Sequence[str], environment: Mapping[str, str]) -> bool:
     """Whether a fork would do the same as `words` executed in `environment`."""
     if getattr(_real_only, "on", False):
         return False
-    if words[0] != str(MT) and list(words[:3]) != [sys.executable, "-m", "mt_cli"]:
+    if words[0] != str(MT) and list(words[:3]) != [sys.executable, "-m", "mt_cli"] and list(words) != WORKER:
         return False
     folders = environment.get("PYTHONPATH", "").split(os.pathsep)
     return _read_at_import(environment) == START and not any(
@@ -116,7 +117,8 @@ def request(
     first, rest = (str(MT.parent), list(words)) if words[0] == str(MT) else ("", list(words[1:]))
     return {
         "mode": "adopt",
-        "words": [folder if rest[0] == "-m" else first, *rest],
+        "words": [folder if rest[0] == "-m" else first, *(rest[1:] if rest[0] == "-u" else rest)],
+        "worker": list(words) == WORKER,
         "env": dict(environment),
         "cwd": folder,
         "umask": mask,
@@ -164,25 +166,37 @@ def _set_subreaper(on: bool) -> None:
         raise OSError(ctypes.get_errno(), "prctl")
 
 
-@cache
+_addresses: list[str] = []
+
+
 def server_address() -> str:
-    """The socket of this process's server, which is started by the first that asks for it."""
+    """The socket of this process's server, which the first that asks for it starts if the process came with none."""
+    if not _addresses:
+        start_server(_execute_server)
+    return _addresses[0]
+
+
+def start_server(start: Callable[[socket.socket, int], Callable[[], object]]) -> None:
+    """Let `start` make a process that serves a socket until a pipe ends, as it does with this process."""
     folder = tempfile.mkdtemp(prefix="mt-tests-", dir="/tmp")  # the path of a socket has 107 bytes at most
-    address = f"{folder}/socket"
-    ours, theirs = os.pipe()  # the server ends when this process does
+    ours, theirs = os.pipe()
     with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(address)
+        listener.bind(f"{folder}/socket")
         listener.listen(128)
-        code = SERVER.format(tests=str(Path(__file__).parents[1]), fds=f"{listener.fileno()}, {ours}")
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}  # no library starts threads while it is imported
-        environment.pop("PYTHONPATH", None)
-        command = [sys.executable, "-c", code]
-        server = subprocess.Popen(command, env=environment, pass_fds=(listener.fileno(), ours))
+        wait = start(listener, ours)
     os.close(ours)
+    _addresses.append(f"{folder}/socket")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    atexit.register(server.wait)  # so that its processor time is counted as this process's
+    atexit.register(wait)  # so that its processor time is counted as this process's
     atexit.register(os.close, theirs)
-    return address
+
+
+def _execute_server(listener: socket.socket, lifeline: int) -> Callable[[], object]:
+    code = SERVER.format(tests=str(Path(__file__).parents[1]), fds=f"{listener.fileno()}, {lifeline}")
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}  # no library starts threads while it is imported
+    environment.pop("PYTHONPATH", None)
+    command = [sys.executable, "-c", code]
+    return subprocess.Popen(command, env=environment, pass_fds=(listener.fileno(), lifeline)).wait
 
 
 def write_script(folder: Path) -> None:

@@ -3,7 +3,8 @@
 A command that imports torch takes three to six seconds of CPU time before it does anything; forked from here, it takes
 hundredths. One server runs beside each process of pytest's, for as long as that lives; `processes.py` sends it what
 `subprocess` would execute, `mt` does so for scripts. The server imports, and computes nothing: at a fork it has one
-thread and no state that a fresh interpreter would not have after the same imports.
+thread and no state that a fresh interpreter would not have after the same imports. Workers of pytest-xdist are forks
+too, each with a server forked from it, so that a run of the suite imports everything once.
 """
 
 import atexit
@@ -22,7 +23,8 @@ import socket
 import struct
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
@@ -30,9 +32,18 @@ from typing import Any, NoReturn
 from preloaded import processes
 
 PACKAGES = ("mt_core", "mt_data", "mt_models", "mt_ckpt", "mt_eval", "mt_cli")
-OTHERS = ("torch._dynamo", "torch.distributed.fsdp", "torch.utils.checkpoint", "torch.utils.tensorboard", "pytest")
-"""What ranks and tests' functions on them import, beyond what mt imports at the top of a module; `torch._dynamo` takes
-0.7 s of CPU time, and every optimizer of torch's imports it."""
+OTHERS = (
+    "torch._inductor.compile_fx",
+    "torch.distributed.fsdp",
+    "torch.utils.checkpoint",
+    "torch.utils.tensorboard",
+    "transformers.models.llama.modeling_llama",
+    "pytest",
+)
+"""What commands, ranks and tests import beyond what mt imports at the top of a module: half of the seconds of a command
+that compiles, or verifies against transformers, and every optimizer of torch's imports `torch._dynamo`."""
+FORGOTTEN = ("huggingface_hub", "transformers")
+"""Libraries that read variables `HF_…` while they are imported: a command with other ones imports them again."""
 ADOPT, REPORT = "adopt", "report"
 """What the client is: an ancestor of this process that becomes the parent of the command, or one that is told its
 process id, and later how it ended, and whose end kills it."""
@@ -124,6 +135,8 @@ def run_as(request: dict[str, Any], fds: Sequence[int]) -> NoReturn:
     elif request["mode"] == REPORT:
         os.setpgid(0, 0)  # signals reach it through the client alone, so once
     _take_descriptors(dict(zip(request["targets"], fds, strict=True)))
+    if request["worker"]:
+        processes.start_server(_fork_server)
     _reset_signals()
     os.umask(request["umask"])
     os.chdir(request["cwd"])
@@ -131,6 +144,17 @@ def run_as(request: dict[str, Any], fds: Sequence[int]) -> NoReturn:
     os.environ.update(request["env"])
     _reset_interpreter(request["words"][0])
     _end_with(request["words"])
+
+
+def _fork_server(listener: socket.socket, lifeline: int) -> Callable[[], object]:
+    """Fork a server of this fresh process's own, which shares nothing with it but standard error."""
+    pid = os.fork()
+    if not pid:
+        _take_descriptors(
+            {fd: fd for fd in (2, listener.fileno(), lifeline)} | {0: os.open(os.devnull, os.O_RDWR), 1: 2}
+        )
+        serve(listener, lifeline)
+    return partial(os.waitpid, pid, 0)
 
 
 def _take_descriptors(wanted: dict[int, int]) -> None:
@@ -168,6 +192,9 @@ def _reset_interpreter(first_path: str) -> None:
     added = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     sys.path[:] = [first_path, *added, *(path for path in BASE_PATH if path not in added)]
     sys.path_importer_cache.clear()
+    if any(name.startswith("HF_") and value != BASE_ENVIRONMENT.get(name) for name, value in os.environ.items()):
+        for module in [name for name in sys.modules if name.partition(".")[0] in FORGOTTEN]:
+            del sys.modules[module]
     sys.dont_write_bytecode = bool(os.environ.get("PYTHONDONTWRITEBYTECODE"))
     random.seed()
     if numpy := sys.modules.get("numpy"):
@@ -179,6 +206,7 @@ def _reset_interpreter(first_path: str) -> None:
 
 BASE_PATH: list[str] = []
 """`sys.path` of an interpreter without script and PYTHONPATH."""
+BASE_ENVIRONMENT = dict(os.environ)
 
 
 def _end_with(words: Sequence[str]) -> NoReturn:
