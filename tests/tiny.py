@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from mt_data.indexed.writer import IndexedWriter
-from mt_models.config import GQA, Dense, Gated, GPTConfig, LayerNorm, Learned, RMSNorm, Rope
+from mt_models.config import GQA, Dense, Gated, GPTConfig, LayerNorm, Learned, Relative, RMSNorm, Rope, T5Config
 
 SHARED = Path(__file__).parents[1].parent / "shared"
 
@@ -40,7 +40,22 @@ def gpt2(**changes) -> GPTConfig:
     return llama(**(values | changes))
 
 
-def built(config: GPTConfig, *, seed: int = 7, dtype: torch.dtype = torch.float64):
+def t5(**changes) -> T5Config:
+    """Two encoder and two decoder blocks with T5's own positions."""
+    values = {
+        "layers": 2,
+        "hidden_size": 32,
+        "vocab_size": 257,
+        "max_seq_len": 64,
+        "attention": GQA(heads=4, num_kv_heads=4, head_size=8),
+        "mlp": Gated(ffn_hidden_size=48),
+        "norm": RMSNorm(),
+        "position": Relative(buckets=8, max_distance=12),
+    }
+    return T5Config(**(values | changes))
+
+
+def built(config: GPTConfig | T5Config, *, seed: int = 7, dtype: torch.dtype = torch.float64):
     """The model, initialised."""
     model = config.build().to(dtype)
     model.initialize(seed)

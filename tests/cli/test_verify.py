@@ -56,9 +56,10 @@ class TestCases:
         small, _ = shrink_for(make_config("llama3-8b"), "pipeline=4,data=2")
         assert (small.model.layers, small.batch.global_batch) == (8, 2 * 2 * 2 * 4)
 
-    def test_a_pipeline_of_a_model_without_stages_is_refused(self):
-        with pytest.raises(MtError, match="a model of kind 't5' cannot be cut into stages; allowed: 1"):
-            cases(make_config("t5-220m"), ["pipeline=2"], None)
+    def test_a_pipeline_of_an_encoder_and_a_decoder_has_the_layers_of_both(self):
+        small, (case,) = shrink_for(make_config("t5-220m"), "pipeline=4")
+        assert (small.model.layers, small.model.decoder_layers) == (8, 8)
+        assert with_parallel(make_config("t5-220m"), case.parallel).pipeline.layout == "Et*6|t*6|t*6|t*6L"
 
     @pytest.mark.parametrize(
         ("layout", "ranks", "data"),

@@ -1,6 +1,7 @@
 """What a pipeline is made of: stages of a model, postponed gradients, messages, tied weights, steps left out."""
 
 from collections import Counter
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -18,8 +19,9 @@ from mt_core.pipeline.actions import Placement
 from mt_core.pipeline.layout_string import parse_layout
 from mt_core.training.step import evaluate, reduce, update
 from mt_core.verification.ranks import run_ranks
+from mt_models.config import Learned
 from rank_states import CPU, batches_of, gradients, state_of
-from tiny import built, llama
+from tiny import built, llama, t5
 
 TIED = "mha-tied"
 
@@ -37,17 +39,46 @@ def test_stages_have_every_weight_once_and_a_tied_one_at_both_ends(tied):
     assert {name for name, count in counts.items() if count > 1} == ({"embed.weight"} if tied else set())
 
 
-def test_stages_one_after_the_other_are_the_whole_model():
-    model = built(llama(layers=3))
-    tokens_BT = torch.randint(257, (2, 16), generator=torch.Generator().manual_seed(0))
+@pytest.mark.parametrize(
+    ("config", "layout"),
+    [
+        (llama(layers=3), "Et||ttL"),
+        *[(t5(), layout) for layout in ("E|t|t||t|t|L", "Ettt|tL", "Ett|ttL", "Et|ttt|L", "EttttL")],
+        (t5(tied=True, position=Learned(), head_bias=True), "Et|tt|t|L"),
+    ],
+)
+def test_stages_one_after_the_other_are_the_whole_model(config, layout):
+    """Those of T5 with sequences of two lengths, each stage with its own parts of the model alone."""
+    model = built(config)
+    tokens_BT = torch.randint(200, (2, 12), generator=torch.Generator().manual_seed(0))
     arguments = {"tokens_BT": tokens_BT, "labels_BT": tokens_BT.roll(-1, 1)}
+    if config.kind == "t5":
+        arguments["encoder_tokens_BS"] = tokens_BT.flip(1).repeat(1, 2)[:, :15]
     edge: Any = {}
-    for stage in parse_layout("Et||ttL"):
-        output = model.run_stage(stage, edge, **arguments)
+    for stage in parse_layout(layout):
+        part = deepcopy(model)
+        part.keep_stages([stage])
+        output = part.run_stage(stage, edge, **arguments)
         edge = output.edge
-        for name, tensor in edge.items():
-            assert model.edge_tensors(arguments, torch.float64)[name][:2] == (tensor.shape, tensor.dtype)
+        tensors = {name: (tensor.shape, tensor.dtype) for name, tensor in edge.items()}
+        assert stage.loss or tensors == {
+            name: each[:2] for name, each in part.edge_tensors(stage, arguments, torch.float64).items()
+        }
     assert torch.equal(output.losses.tokens, model.losses(**arguments).tokens)
+
+
+def test_stages_of_an_encoder_and_a_decoder_have_what_they_use():
+    config = t5(tied=True, position=Learned(), head_bias=True)
+    with torch.device("meta"):
+        parts = [config.build() for _ in range(4)]
+    for stage, part in zip(parse_layout("Et|t|t|tL"), parts, strict=True):
+        part.keep_stages([stage])
+    ends = [{name for name, _ in part.named_parameters() if ".layers." not in name} for part in parts]
+    embedding = {"embed.weight", "position.weight"}
+    assert ends[0] == ends[2] == embedding
+    assert ends[1] == {"encoder.norm.weight"}
+    assert ends[3] == {"embed.weight", "decoder.norm.weight", "head.bias"}
+    assert [[*part.layers] for part in parts] == [["encoder.0"], ["encoder.1"], ["decoder.0"], ["decoder.1"]]
 
 
 def test_gradients_of_weights_that_waited_are_those_computed_at_once():

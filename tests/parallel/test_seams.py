@@ -53,8 +53,8 @@ class GatedGPT(GPT):
         super().__init__(config, tensor)
         self.gate = Gate(config.hidden_size)
 
-    def hidden(self, *inputs: Any, **more: Any) -> Tensor:
-        return self.gate(super().hidden(*inputs, **more))
+    def run_layers(self, *inputs: Any, **more: Any) -> Tensor:
+        return self.gate(super().run_layers(*inputs, **more))
 
     def plan(self, tensor: int) -> Plan:
         return {**super().plan(tensor), "gate": RULES[self.config.rule]}

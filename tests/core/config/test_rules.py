@@ -1,11 +1,14 @@
 """Rules between fields of different sections: everything that does not fit is told at once, with values that would."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from mt_cli.run_config import load_run_config
 from mt_core.config.rules import DETERMINISTIC_CORES, problems
 from mt_core.config.sections import PrecisionConfig
 from mt_core.errors import MtError
+from mt_core.parallel.layout import pipeline_problems
 from mt_core.plugins import components
 
 IDS = "model.vocab_size=4096"
@@ -72,8 +75,21 @@ def test_counts_that_a_schedule_does_not_take_are_told_before_there_are_ranks():
 
 
 def test_models_that_cannot_be_cut_into_stages_are_refused():
-    said = "parallel.pipeline: 2, but a model of kind 't5' cannot be cut into stages; allowed: 1"
-    assert said in refused("parallel.pipeline=2", preset="t5-220m")
+    config = load_run_config([], (IDS, "parallel.pipeline=2"), "gpt-tiny", rules=False)
+    whole = config.model_copy(update={"model": SimpleNamespace(kind="maze")})
+    said = "parallel.pipeline: 2, but a model of kind 'maze' cannot be cut into stages; allowed: 1"
+    assert [str(problem) for problem in pipeline_problems(whole)] == [said]
+
+
+def test_layers_of_encoder_and_decoder_are_counted_together():
+    changes = ("parallel.pipeline=4", "model.layers=3", "model.decoder_layers=2")
+    assert refused(*changes, preset="t5-220m")[0] == (
+        "model.layers + model.decoder_layers: 5 layers do not divide evenly over 4 ranks; "
+        'allowed: model.layers + model.decoder_layers = 4 or 8; or pipeline.layout = "Et|t*2|t|tL" alone'
+    )
+    assert refused(*changes, "pipeline.layout=Et|t|t|tL", preset="t5-220m")[0] == (
+        'pipeline.layout: 4 layers (t), but model.layers + model.decoder_layers is 5; such as "Et|t*2|t|tL"'
+    )
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from mt_core.pipeline.actions import Placement
 from mt_core.pipeline.layout_string import parse_layout
 from mt_core.pipeline.rank_schedules import ScheduleSize
 from mt_core.pipeline.schedule_table import build_schedule
-from mt_core.pipeline.stages import cut_stages
+from mt_core.pipeline.stages import Layers, cut_stages
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("megatron_core")]
 
@@ -84,7 +84,7 @@ def test_stages_have_its_layers(layers, ranks, chunks, keys):
         **{renamed[key]: value for key, value in keys.items()},
     )
     placement = Placement(ranks, chunks)
-    for number, stage in enumerate(cut_stages(layers, placement, PipelineConfig.model_validate(keys))):
+    for number, stage in enumerate(cut_stages(Layers(layers), placement, PipelineConfig.model_validate(keys))):
         rank = placement.get_rank(number)
         where = {"vp_stage": number // ranks if chunks > 1 else None, "pp_rank": rank}
         assert len(stage.layers) == get_num_layers_to_build(config, **where)

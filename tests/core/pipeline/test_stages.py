@@ -11,16 +11,16 @@ from mt_core.config.sections import PipelineConfig
 from mt_core.errors import MtError
 from mt_core.pipeline.actions import Placement
 from mt_core.pipeline.layout_string import Stage, format_layout, parse_layout
-from mt_core.pipeline.stages import balance_stages, cut_stages, number_layers
+from mt_core.pipeline.stages import Layers, balance_stages, cut_stages, number_layers
 
 
 def count(layers: int, placement: Placement, **keys: object) -> list[int]:
     """Layers of each stage."""
-    return [len(stage.layers) for stage in cut_stages(layers, placement, PipelineConfig.model_validate(keys))]
+    return [len(stage.layers) for stage in cut_stages(Layers(layers), placement, PipelineConfig.model_validate(keys))]
 
 
 def test_layers_are_cut_evenly_and_numbered_in_their_order():
-    assert cut_stages(6, Placement(3), PipelineConfig()) == (
+    assert cut_stages(Layers(6), Placement(3), PipelineConfig()) == (
         Stage(range(0, 2), embedding=True),
         Stage(range(2, 4)),
         Stage(range(4, 6), loss=True),
@@ -44,7 +44,7 @@ def test_numbers_are_of_a_rank_with_all_its_stages():
 
 def test_no_two_stages_have_the_same_layer_when_only_the_last_is_uneven():
     """A known fault elsewhere: with interleaving, offsets behind the first rank were wrong."""
-    stages = cut_stages(14, Placement(4, 2), PipelineConfig(num_layers_in_last_stage=2))
+    stages = cut_stages(Layers(14), Placement(4, 2), PipelineConfig(num_layers_in_last_stage=2))
     assert [*chain.from_iterable(stage.layers for stage in stages)] == list(range(14))
 
 

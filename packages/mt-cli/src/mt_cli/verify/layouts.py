@@ -114,7 +114,7 @@ def with_stages(config: TransformerRun) -> Any:
     if ranks == 1:
         return config.model_copy(update={"pipeline": PipelineConfig()})
     keys, chunks = config.pipeline, count_chunks(config)
-    layout = format_layout(balance_stages(config.model.layers, ranks * chunks))
+    layout = format_layout(balance_stages(config.model.total_layers, ranks * chunks))
     stages = PipelineConfig(schedule=keys.schedule, virtual_stages=chunks, layout=layout)
     return config.model_copy(update={"pipeline": stages})
 

@@ -118,6 +118,16 @@ class TransformerModelConfig(ModelConfig, Protocol):
         ...
 
     @property
+    def total_layers(self) -> int:
+        """Transformer blocks of the whole model, which stages of a pipeline divide; a model without it has none."""
+        ...
+
+    @property
+    def layer_keys(self) -> str:
+        """The keys of the configuration that add up to `total_layers`."""
+        ...
+
+    @property
     def hidden_size(self) -> int:
         """Width of the residual stream."""
         ...

@@ -154,7 +154,7 @@ class Model(CanonicalModel, Protocol):
 
 
 class EdgeTensor(NamedTuple):
-    """A tensor that one stage of a pipeline passes on to the next, for one micro-batch."""
+    """A tensor that a stage of a pipeline passes on to the next one, for one micro-batch."""
 
     shape: tuple[int, ...]
     dtype: "dtype"
@@ -172,7 +172,7 @@ class StageOutput(NamedTuple):
 
 
 class StagedModel(Model, Protocol):
-    """A model that can be cut into stages of a pipeline, as every one is whose configuration has `cuts_stages`.
+    """A model that can be cut into stages of a pipeline, as every one is whose configuration has `total_layers`.
 
     A rank may have several stages; its module keeps the names of the whole model.
     """
@@ -181,8 +181,10 @@ class StagedModel(Model, Protocol):
         """Drop every part that none of these stages has."""
         ...
 
-    def edge_tensors(self, arguments: "Mapping[str, Tensor]", dtype: "dtype") -> Mapping[str, EdgeTensor]:
-        """The tensors between any two stages, by name, of a micro-batch with these arguments of `losses` in a model of
+    def edge_tensors(
+        self, stage: "Stage", arguments: "Mapping[str, Tensor]", dtype: "dtype"
+    ) -> Mapping[str, EdgeTensor]:
+        """The tensors that a stage passes on, by name, of a micro-batch with these arguments of `losses` in a model of
         this data type; all are floating-point numbers, and have gradients."""
         ...
 

@@ -6,6 +6,7 @@ The same rules serve `mt plan` and `mt train`; where a layout does not pass, `fi
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from math import gcd, lcm, log2
+from typing import cast
 
 from mt_core.config.run_config import RunConfig, TransformerRun
 from mt_core.config.sections import CPCommType, TokenDispatcherName
@@ -15,7 +16,7 @@ from mt_core.errors import MtError, Problem
 from mt_core.parallel.cuts import CutSize
 from mt_core.pipeline.layout_string import format_layout
 from mt_core.pipeline.schedule_table import get_placement, get_size, list_chunk_problems, list_problems
-from mt_core.pipeline.stages import balance_stages, cut_stages
+from mt_core.pipeline.stages import balance_stages, count_layers, cut_stages
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,14 +129,14 @@ def pipeline_problems(config: RunConfig, layout: Layout | None = None) -> Iterat
 def stage_problems(config: RunConfig) -> Iterator[Problem]:
     """Why the model cannot be cut into the stages that a configuration asks for."""
     keys, size = config.pipeline, get_size(config, 1)
-    if not getattr(config.model, "cuts_stages", False):
+    if not hasattr(config.model, "total_layers"):
         actual = f"{config.parallel.pipeline}, but a model of kind {config.model.kind!r} cannot be cut into stages"
         yield Problem("parallel.pipeline", actual, "allowed: 1")
         return
     if wrong := list(list_chunk_problems(keys.schedule, size)):
         yield from wrong
         return
-    layers: int = getattr(config.model, "layers", 0)
+    layers = count_layers(cast(TransformerModelConfig, config.model))
     try:
         stages = cut_stages(layers, get_placement(config), keys)
     except MtError as error:
@@ -145,7 +146,7 @@ def stage_problems(config: RunConfig) -> Iterator[Problem]:
     for rank in range(placement.ranks):
         parts = [stages[number] for number in placement.get_stages(rank)]
         if not any(stage.layers or stage.embedding or stage.loss for stage in parts):
-            near = format_layout(balance_stages(layers, placement.stages))
+            near = format_layout(balance_stages(layers.total, placement.stages))
             actual = f"leaves rank {rank} of the pipeline nothing of the model"
             yield Problem("pipeline.layout", actual, f'give it a layer, as "{near}" does')
 

@@ -5,15 +5,29 @@ The keys are those of the section `pipeline`; Megatron's rules are in docs/specs
 
 from collections.abc import Iterator, Sequence
 from itertools import accumulate, pairwise
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from mt_core.config.sections import PipelineConfig
+from mt_core.contracts import TransformerModelConfig
 from mt_core.errors import MtError, Problem, raise_if
 from mt_core.pipeline.actions import Placement
 from mt_core.pipeline.layout_string import Stage, format_layout, parse_layout
 
 
-def cut_stages(layers: int, placement: Placement, config: PipelineConfig) -> tuple[Stage, ...]:
+class Layers(NamedTuple):
+    """The layers of a whole model."""
+
+    total: int
+    keys: str = "model.layers"
+    """The keys of the configuration that add up to it."""
+
+
+def count_layers(model: TransformerModelConfig) -> Layers:
+    """The layers that stages of a model divide, an encoder's before a decoder's."""
+    return Layers(model.total_layers, model.layer_keys)
+
+
+def cut_stages(layers: Layers, placement: Placement, config: PipelineConfig) -> tuple[Stage, ...]:
     """Every stage in the order of the model; `MtError` names all that does not fit, with a layout that does."""
     raise_if(_list_contradictions(config))
     if config.layout is not None:
@@ -65,21 +79,21 @@ def _list_contradictions(config: PipelineConfig) -> Iterator[Problem]:
         yield from (Problem(f"pipeline.{name}", reason, "leave one out") for name in counted if name in given)
 
 
-def _count_even(layers: int, placement: Placement, config: PipelineConfig) -> list[int]:
+def _count_even(layers: Layers, placement: Placement, config: PipelineConfig) -> list[int]:
     """Equally many for each stage, the ends counted as layers if asked."""
     first, last = int(config.account_for_embedding), int(config.account_for_loss)
-    each, rest = divmod(layers + first + last, placement.stages)
+    each, rest = divmod(layers.total + first + last, placement.stages)
     counts = [each] * placement.stages
     counts[0] -= first
     counts[-1] -= last
     if rest or min(counts) < 0:
         counted = [name for name, one in (("embedding", first), ("loss", last)) if one]
-        reason = f"{' + '.join([f'{layers} layers', *counted])} do not divide evenly over {_describe(placement)}"
-        _refuse("model.layers", reason, _list_near(layers, placement.stages, -first - last), layers, placement)
+        reason = f"{' + '.join([f'{layers.total} layers', *counted])} do not divide evenly over {_describe(placement)}"
+        _refuse(layers.keys, reason, _list_near(layers, placement.stages, -first - last), layers, placement)
     return counts
 
 
-def _count_uneven(layers: int, placement: Placement, config: PipelineConfig) -> list[int]:
+def _count_uneven(layers: Layers, placement: Placement, config: PipelineConfig) -> list[int]:
     """Numbers of the first and last rank as given, and evenly many for the ranks between."""
     names = {0: "num_layers_in_first_stage", placement.ranks - 1: "num_layers_in_last_stage"}
     by_rank = {rank: count for rank, name in names.items() if (count := getattr(config, name))}
@@ -90,33 +104,34 @@ def _count_uneven(layers: int, placement: Placement, config: PipelineConfig) -> 
             _refuse(f"pipeline.{names[rank]}", reason, near, layers, placement)
     others = [rank for rank in range(placement.ranks) if rank not in by_rank]
     fixed, unit = sum(by_rank.values()), len(others) * placement.chunks
-    rest = layers - fixed
+    rest = layers.total - fixed
     if rest < 0 or (rest % unit if unit else rest):
-        reason = f"{layers} layers leave {rest} for the {len(others)} other ranks, which do not divide evenly"
-        _refuse("model.layers", reason, _list_near(layers, unit, fixed), layers, placement)
+        reason = f"{layers.total} layers leave {rest} for the {len(others)} other ranks, which do not divide evenly"
+        _refuse(layers.keys, reason, _list_near(layers, unit, fixed), layers, placement)
     by_rank |= {rank: rest // len(others) for rank in others}
     return [by_rank[placement.get_rank(stage)] // placement.chunks for stage in range(placement.stages)]
 
 
-def _list_near(layers: int, unit: int, start: int) -> str:
+def _list_near(layers: Layers, unit: int, start: int) -> str:
     """The numbers start, start + unit, … around a number that is none of them."""
-    below = max(start + (layers - start) // unit * unit, start) if unit else start
-    near = [below, below + unit] if unit and below < layers else [below]
-    return f"allowed: model.layers = {' or '.join(str(number) for number in near if number > 0)}"
+    below = max(start + (layers.total - start) // unit * unit, start) if unit else start
+    near = [below, below + unit] if unit and below < layers.total else [below]
+    return f"allowed: {layers.keys} = {' or '.join(str(number) for number in near if number > 0)}"
 
 
-def _refuse(where: str, reason: str, allowed: str, layers: int, placement: Placement) -> NoReturn:
-    near = format_layout(balance_stages(layers, placement.stages))
+def _refuse(where: str, reason: str, allowed: str, layers: Layers, placement: Placement) -> NoReturn:
+    near = format_layout(balance_stages(layers.total, placement.stages))
     raise MtError(where, reason, f'{allowed}; or pipeline.layout = "{near}" alone')
 
 
-def _list_layout_problems(stages: Sequence[Stage], layers: int, placement: Placement) -> Iterator[Problem]:
-    near = format_layout(balance_stages(layers, placement.stages))
+def _list_layout_problems(stages: Sequence[Stage], layers: Layers, placement: Placement) -> Iterator[Problem]:
+    near = format_layout(balance_stages(layers.total, placement.stages))
     if len(stages) != placement.stages:
         reason = f"{len(stages)} stages, but there are {_describe(placement)}"
         yield Problem("pipeline.layout", reason, f'allowed: {placement.stages} stages, such as "{near}"')
-    if (count := stages[-1].layers.stop) != layers:
-        yield Problem("pipeline.layout", f"{count} layers (t), but model.layers is {layers}", f'such as "{near}"')
+    if (count := stages[-1].layers.stop) != layers.total:
+        actual = f"{count} layers (t), but {layers.keys} is {layers.total}"
+        yield Problem("pipeline.layout", actual, f'such as "{near}"')
 
 
 def _describe(placement: Placement) -> str:

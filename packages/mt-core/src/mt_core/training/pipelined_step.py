@@ -43,9 +43,10 @@ class PipelinedPasses:
             self.inputs[microbatch] = prepare_inputs(self.model, batch, context, self.device)
         return self.inputs[microbatch]
 
-    def edge_tensors(self, microbatch: int) -> Mapping[str, EdgeTensor]:
-        """The tensors between stages, of which a tensor rank has a part under sequence parallelism."""
-        tensors = self.model.edge_tensors(self.prepare(microbatch).arguments, self.dtype)
+    def edge_tensors(self, stage: int, microbatch: int) -> Mapping[str, EdgeTensor]:
+        """The tensors that a stage passes on, of which a tensor rank has a part under sequence parallelism."""
+        arguments = self.prepare(microbatch).arguments
+        tensors = self.model.edge_tensors(self.pipeline.stages[stage], arguments, self.dtype)
         return {name: self._cut_tokens(tensor) for name, tensor in tensors.items()}
 
     def _cut_tokens(self, tensor: EdgeTensor) -> EdgeTensor:

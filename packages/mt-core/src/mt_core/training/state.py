@@ -112,11 +112,11 @@ class TrainState:
         return {"model": self._model_tensors(), "optim": self._optimizer_tensors()}
 
     def _check_tied(self) -> None:
-        """Refuse to save a weight that two stages have if its values differ; every rank must call it."""
+        """Refuse to save a weight that several stages have if its values differ; every rank must call it."""
         local = self._local_shards()
         for name, shard in local.items():
             if (axis := self.data_parallel.placements[name].tied).size > 1:
-                difference = axis.sum_(shard.detach().clone() if axis.rank else -shard.detach())
+                difference = axis.max_(shard.detach().clone()) + axis.max_(-shard.detach())
                 if difference.any():
                     reason = f"differs between stages by up to {difference.abs().max().item():.3g}"
                     raise MtError(name, reason, "this is a fault of mt; resume from the last checkpoint, and report it")

@@ -1,6 +1,6 @@
 """Configuration of `Bert`."""
 
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
@@ -41,9 +41,6 @@ class BertConfig(TransformerSection):
     """A dense layer and tanh over the first token's features."""
     binary_head: bool = True
     """Two logits from the pooler: is the second part really the second?"""
-
-    cuts_stages: ClassVar[bool] = True
-    """Whether the model can be cut into stages of a pipeline."""
 
     @model_validator(mode="after")
     def _heads_have_what_they_need(self) -> Self:

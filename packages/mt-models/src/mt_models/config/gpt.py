@@ -1,7 +1,7 @@
 """Configuration of `GPT`."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, PositiveFloat, model_validator
 
@@ -46,8 +46,6 @@ class GPTConfig(TransformerSection):
     """The output layer uses the embedding's weight."""
     lora: Lora | None = None
     """Low-rank adapters; unset, there are none."""
-    cuts_stages: ClassVar[bool] = True
-    """Whether the model can be cut into stages of a pipeline."""
 
     @model_validator(mode="after")
     def _rope_needs_pairs(self) -> Self:

@@ -1,6 +1,6 @@
 """Configuration of `T5`."""
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, PositiveInt
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 class T5Config(TransformerSection):
     """An encoder and a decoder that attends to its features (arXiv:1910.10683), of pre-normalised residual blocks."""
 
+    layer_keys: ClassVar[str] = "model.layers + model.decoder_layers"
     kind: Literal["t5"] = "t5"
     layers: PositiveInt
     """Blocks of the encoder."""
@@ -62,6 +63,16 @@ class T5Config(TransformerSection):
             tensors["position.weight"] = CanonicalTensor((self.max_seq_len, self.hidden_size))
         tensors |= self._stack_tensors("encoder") | self._stack_tensors("decoder")
         return tensors | self.vocab_tensors("head", weight=not self.tied, bias=self.head_bias)
+
+    @property
+    def total_layers(self) -> int:
+        """Blocks of the encoder, then those of the decoder."""
+        return self.layers + self.decoder_layers
+
+    def split_layers(self, numbers: range) -> tuple[range, range]:
+        """The encoder's and the decoder's blocks among those of the whole model, numbered in their stacks."""
+        decoder = range(max(numbers.start - self.layers, 0), max(numbers.stop - self.layers, 0))
+        return range(min(numbers.start, self.layers), min(numbers.stop, self.layers)), decoder
 
     def stack_layers(self, stack: str) -> int:
         """Blocks of the "encoder" or the "decoder"."""

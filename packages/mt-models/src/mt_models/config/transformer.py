@@ -1,7 +1,7 @@
 """What the configurations of all models have."""
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field, PositiveFloat, PositiveInt, WithJsonSchema
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 class TransformerSection(Section):
     """The fields that every model has; each model narrows those of `Any`, and may say more of the others."""
 
+    layer_keys: ClassVar[str] = "model.layers"
+    """The keys that add up to `total_layers`."""
     kind: Any
     """Which model it is."""
     layers: PositiveInt
@@ -58,6 +60,11 @@ class TransformerSection(Section):
         if weight:
             tensors[f"{name}.weight"] = CanonicalTensor((self.vocab_size, self.hidden_size), self.vocab_cut)
         return tensors | ({f"{name}.bias": CanonicalTensor((self.vocab_size,), self.vocab_cut)} if bias else {})
+
+    @property
+    def total_layers(self) -> int:
+        """Blocks of the whole model, which stages of a pipeline divide."""
+        return self.layers
 
     @abstractmethod
     def canonical_tensors(self) -> Tensors:

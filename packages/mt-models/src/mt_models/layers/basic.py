@@ -58,9 +58,9 @@ class Head(nn.Module):
         self.bias = nn.Parameter(torch.empty(rows)) if bias else None
         self.op = used_elsewhere
 
-    def weights(self, embedding_VD: Tensor) -> tuple[Tensor, Tensor | None]:
+    def weights(self, embedding: Embedding) -> tuple[Tensor, Tensor | None]:
         """Weight, the embedding's if it has none, and bias."""
-        return embedding_VD if self.weight is None else self.weight, self.bias
+        return embedding.weight if self.weight is None else self.weight, self.bias
 
 
 class RMSNorm(nn.Module):

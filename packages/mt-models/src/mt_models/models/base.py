@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from mt_core.contracts import BatchKey
+from mt_core.contracts import BatchKey, Losses, StageOutput
 from mt_core.errors import MtError
 from mt_core.parallel.dropout import DropoutKeys, number_positions
 from mt_core.parallel.recompute import Layer, run_sequentially
@@ -33,6 +33,8 @@ class Transformer(nn.Module, Generic[Config]):
 
     batch_keys: ClassVar[Mapping[str, BatchKey]]
     """The keys of a batch that the model takes."""
+    run_stage: ClassVar[Callable[..., StageOutput]]
+    """Passes a micro-batch through one stage, as `mt_core.contracts.StagedModel` says."""
     embed: Embedding
     position: Embedding | None
     """Learned positions."""
@@ -80,6 +82,12 @@ class Transformer(nn.Module, Generic[Config]):
         x_BTD = self.embed(tokens_BT)
         return x_BTD if self.position is None else x_BTD + self.position(count_positions(tokens_BT, positions, start))
 
+    def losses(self, tokens_BT: Tensor, labels_BT: Tensor, **inputs: Tensor) -> Losses:
+        """The losses of a micro-batch, which passes through the model as one stage; inputs are those of `run_stage`."""
+        whole = Stage(range(self.config.total_layers), embedding=True, loss=True)
+        # run_stage of the class: FSDP2 replaces this method and that one of the object, and would run twice
+        return type(self).run_stage(self, whole, {}, tokens_BT=tokens_BT, labels_BT=labels_BT, **inputs).losses
+
     def check_length(self, length: int) -> None:
         """Refuse a sequence that is too long."""
         if length > self.config.max_seq_len:
@@ -120,15 +128,19 @@ def keep_parts(
 
     The embedding is one of the first; a model that is tied needs it in the last stage as well.
     """
-    numbers = {str(number) for stage in stages for number in stage.layers}
-    for number in {*blocks} - numbers:
-        del blocks[number]
+    keep_blocks(blocks, [stage.layers for stage in stages])
     first, last = any(stage.embedding for stage in stages), any(stage.loss for stage in stages)
     before, behind = ends
     dropped = [*([] if first else before), *([] if last else behind)]
     dropped += [] if first or (last and tied) else ["embed"]
     for name in dropped:
         setattr(model, name, None)
+
+
+def keep_blocks(blocks: nn.ModuleDict, ranges: Sequence[range]) -> None:
+    """Drop the blocks whose numbers are in none of the ranges."""
+    for number in {*blocks} - {str(number) for numbers in ranges for number in numbers}:
+        del blocks[number]
 
 
 def split_layers(keys: DropoutKeys | None, first: int, count: int) -> Sequence[DropoutKeys | None]:

@@ -155,7 +155,7 @@ class Bert(Transformer[BertConfig]):
 
     def output(self) -> tuple[Tensor, Tensor | None]:
         """Weight [V, D] and bias [V] of the output layer, padding rows included."""
-        return (self.embed.weight, None) if self.head is None else self.head.weights(self.embed.weight)
+        return (self.embed.weight, None) if self.head is None else self.head.weights(self.embed)
 
     def pooled(self, x_BTD: Tensor) -> Tensor:
         """tanh(dense(features of the first token)), [B, D]."""
@@ -167,32 +167,13 @@ class Bert(Transformer[BertConfig]):
         assert self.binary_head is not None, "model.binary_head is off"
         return self.binary_head(self.pooled(x_BTD))
 
-    def losses(
-        self,
-        tokens_BT: Tensor,
-        labels_BT: Tensor,
-        *,
-        positions: Tensor | None = None,
-        padding_mask_BT: Tensor | None = None,
-        types_BT: Tensor | None = None,
-        is_random_next_B: Tensor | None = None,
-        dropout_keys_B: Tensor | None = None,
-    ) -> Losses:
-        """Cross-entropy of each label in nats, [B, T], in fp32 or wider; negative labels count as 0.
-
-        With `is_random_next_B`, 1 where the two parts are exchanged, also that of the binary head, [B], and how often
-        it is right.
-        """
-        x_BTD = self.hidden(tokens_BT, types_BT, padding_mask_BT, positions, dropout_keys_B)
-        return self.head_losses(x_BTD, labels_BT, is_random_next_B)
-
     def keep_stages(self, stages: Sequence[Stage]) -> None:
         """Drop the layers and the ends that none of these stages has; the last one keeps the embedding."""
         before = ("position", "token_type", "embed_norm", "embed_dropout")
         behind = ("norm", "lm_head", "head", "pooler", "binary_head", "loss")
         keep_parts(self, self.layers, stages, (before, behind), tied=True)
 
-    def edge_tensors(self, arguments: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, EdgeTensor]:
+    def edge_tensors(self, stage: Stage, arguments: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, EdgeTensor]:
         """Features [B, T, D] between stages."""
         return {FEATURES: EdgeTensor((*arguments["tokens_BT"].shape, self.config.hidden_size), dtype)}
 
@@ -209,7 +190,12 @@ class Bert(Transformer[BertConfig]):
         is_random_next_B: Tensor | None = None,
         dropout_keys_B: Tensor | None = None,
     ) -> StageOutput:
-        """Pass a micro-batch through one stage; the last one returns what `losses` does."""
+        """Pass a micro-batch through one stage; the last one returns the losses.
+
+        Those are the cross-entropy of each label in nats, [B, T], in fp32 or wider, negative labels counting as 0; with
+        `is_random_next_B`, 1 where the two parts are exchanged, also that of the binary head, [B], and how often it is
+        right.
+        """
         dropout = self.start_dropout(tokens_BT, dropout_keys_B)
         x_BTD = self.embed_inputs(tokens_BT, types_BT, positions, dropout) if stage.embedding else edge[FEATURES]
         x_BTD = self.run_layers(x_BTD, padding_mask_BT, dropout, stage.layers)
@@ -218,7 +204,7 @@ class Bert(Transformer[BertConfig]):
         return StageOutput({FEATURES: x_BTD}, Losses())
 
     def head_losses(self, x_BTD: Tensor, labels_BT: Tensor, is_random_next_B: Tensor | None) -> Losses:
-        """The losses of both heads from the last features, as `losses` describes them."""
+        """The losses of both heads from the last features, as `run_stage` describes them."""
         assert self.lm_head is not None, "rules refuse to train without model.lm_head"
         weight_VD, bias_V = self.output()
         losses_BT = self.loss(self.lm_head(x_BTD), weight_VD, labels_BT.clamp(min=0), bias_V)

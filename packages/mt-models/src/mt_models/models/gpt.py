@@ -105,46 +105,23 @@ class GPT(Transformer[GPTConfig]):
         """Logits [B, T, V] for the token after each; with a cache the tokens follow those already in it."""
         return self.logits(self.hidden(tokens_BT, cache=cache, dropout=self.start_dropout(tokens_BT, None)))
 
-    def losses(self, tokens_BT: Tensor, labels_BT: Tensor, **inputs: Tensor) -> Losses:
-        """The losses of the labels, [B, T]; inputs are those of `token_losses`."""
-        return Losses(self.token_losses(tokens_BT, labels_BT, **inputs))
-
-    def token_losses(
-        self,
-        tokens_BT: Tensor,
-        labels_BT: Tensor,
-        *,
-        positions: Tensor | None = None,
-        segment_ids_BT: Tensor | None = None,
-        padding_mask_BT: Tensor | None = None,
-        dropout_keys_B: Tensor | None = None,
-        row_positions_T: Tensor | None = None,
-    ) -> Tensor:
-        """Cross-entropy of each label in nats, [B, T], in fp32 or wider, not reduced.
-
-        `positions` are [T] or [B, T], 0, 1, 2, … if not given. Tokens see only those of equal segment ids. Where the
-        padding mask is 0 no expert runs, and no router's loss counts. Training with dropout needs the samples' keys,
-        int32, and the tokens' indices in their rows unless those are 0, 1, 2, ….
-        """
-        records = [RoutingRecord(padding_mask_BT) for _ in self.layers]
-        dropout = self.start_dropout(tokens_BT, dropout_keys_B, row_positions_T)
-        x_BTD = self.hidden(tokens_BT, positions, segment_ids_BT=segment_ids_BT, records=records, dropout=dropout)
-        losses_BT = self.loss(x_BTD, self.output_weight, labels_BT)
-        return attach_aux_losses(losses_BT, sum_aux_losses(record.loss_B for record in records))
+    def token_losses(self, tokens_BT: Tensor, labels_BT: Tensor, **inputs: Tensor) -> Tensor:
+        """Cross-entropy of each label in nats, [B, T], in fp32 or wider; inputs are those of `run_stage`."""
+        losses_BT = self.losses(tokens_BT, labels_BT, **inputs).tokens
+        assert losses_BT is not None
+        return losses_BT
 
     def hidden(
         self,
         tokens_BT: Tensor,
         positions: Tensor | None = None,
         cache: KVCache | None = None,
-        segment_ids_BT: Tensor | None = None,
-        records: Sequence[RoutingRecord] | None = None,
         dropout: DropoutKeys | None = None,
     ) -> Tensor:
         """Final normalised features [B, T, D]; `MtError` if a sequence is longer than `max_seq_len`."""
         positions = count_positions(tokens_BT, positions, 0 if cache is None else cache.length)
         x_BTD = self.embed_inputs(tokens_BT, positions, 0 if cache is None else cache.length, dropout)
-        return self.norm(self.run_layers(x_BTD, positions, cache, segment_ids_BT, records, dropout=dropout))
+        return self.norm(self.run_layers(x_BTD, positions, cache, dropout=dropout))
 
     def embed_inputs(
         self, tokens_BT: Tensor, positions: Tensor, start: int = 0, dropout: DropoutKeys | None = None
@@ -188,7 +165,7 @@ class GPT(Transformer[GPTConfig]):
         ends = (("position", "embed_dropout"), ("norm", "head", "loss"))
         keep_parts(self, self.layers, stages, ends, tied=self.config.tied)
 
-    def edge_tensors(self, arguments: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, EdgeTensor]:
+    def edge_tensors(self, stage: Stage, arguments: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, EdgeTensor]:
         """Features [B, T, D] between stages, and beside those the auxiliary losses so far, [B], if there are any."""
         samples, length = arguments["tokens_BT"].shape
         edge = {FEATURES: EdgeTensor((samples, length, self.config.hidden_size), dtype)}
@@ -210,7 +187,12 @@ class GPT(Transformer[GPTConfig]):
         dropout_keys_B: Tensor | None = None,
         row_positions_T: Tensor | None = None,
     ) -> StageOutput:
-        """Pass a micro-batch through one stage; the last one returns the losses of `token_losses`."""
+        """Pass a micro-batch through one stage; the last one returns the cross-entropy of each label.
+
+        `positions` are [T] or [B, T], 0, 1, 2, … if not given. Tokens see only those of equal segment ids. Where the
+        padding mask is 0 no expert runs, and no router's loss counts. Training with dropout needs the samples' keys,
+        int32, and the tokens' indices in their rows unless those are 0, 1, 2, ….
+        """
         records = [RoutingRecord(padding_mask_BT) for _ in stage.layers]
         dropout = self.start_dropout(tokens_BT, dropout_keys_B, row_positions_T)
         positions = count_positions(tokens_BT, positions)
@@ -221,7 +203,7 @@ class GPT(Transformer[GPTConfig]):
             losses_BT = self.loss(self.norm(x_BTD), self.output_weight, labels_BT)
             return StageOutput({}, Losses(attach_aux_losses(losses_BT, aux_B)))
         passed = {FEATURES: x_BTD}
-        for name, (shape, dtype, _) in self.edge_tensors({"tokens_BT": tokens_BT}, x_BTD.dtype).items():
+        for name, (shape, dtype, _) in self.edge_tensors(stage, {"tokens_BT": tokens_BT}, x_BTD.dtype).items():
             if name == AUX_LOSSES:
                 passed[name] = x_BTD.new_zeros(shape, dtype=dtype) if aux_B is None else aux_B
         return StageOutput(passed, Losses())

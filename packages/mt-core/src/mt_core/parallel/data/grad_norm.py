@@ -10,7 +10,7 @@ from mt_core.parallel.data.protocol import DataParallel
 @torch.no_grad()
 def all_reduce_partial_grads(data_parallel: DataParallel) -> None:
     """Add up, in place, gradients of which each of several ranks has a part: weights used on a part of the sequence,
-    repeated key/value groups, and weights that two stages have. One all-reduce for each axis."""
+    repeated key/value groups, and weights that several stages have. One all-reduce for each axis."""
     parts: dict[Axis, list[Tensor]] = {}
     for name, gradient in _list_gradients(data_parallel):
         placement = data_parallel.placements[name]

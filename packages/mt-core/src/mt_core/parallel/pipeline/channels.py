@@ -21,8 +21,8 @@ from mt_core.pipeline.actions import Action, Placement
 MessageKind = Literal["features", "gradients"]
 AHEAD = 2
 """Messages of a channel that a rank asks for before it needs them."""
-Shapes = Callable[[int], Mapping[str, EdgeTensor]]
-"""The tensors of a message about a micro-batch."""
+Shapes = Callable[[int, int], Mapping[str, EdgeTensor]]
+"""What a stage passes on of a micro-batch: the tensors of a message with features, and of one with their gradients."""
 
 
 class Message(NamedTuple):
@@ -37,6 +37,11 @@ class Message(NamedTuple):
     def target(self) -> int:
         """The stage that needs it."""
         return self.stage + (1 if self.kind == "features" else -1)
+
+    @property
+    def edge(self) -> int:
+        """The stage whose features the message has, or has gradients of."""
+        return min(self.stage, self.target)
 
 
 def make_message(action: Action, stage: int) -> Message | None:
@@ -129,7 +134,7 @@ class Channels:
             message = incoming.expected.popleft()
             tensors = {
                 name: torch.empty(tensor.shape, dtype=tensor.dtype, device=self.device)
-                for name, tensor in self.shapes(message.microbatch).items()
+                for name, tensor in self.shapes(message.edge, message.microbatch).items()
             }
             works = [dist.irecv(t, group=axis.group, group_src=1 - axis.rank) for t in tensors.values()]
             self.arriving[message] = tensors, [work for work in works if work is not None]
@@ -152,7 +157,7 @@ class Channels:
         route = self._get_route(message)
         assert route is not None
         axis = self.axes[route]
-        for name, expected in self.shapes(message.microbatch).items():
+        for name, expected in self.shapes(message.edge, message.microbatch).items():
             tensor = tensors[name].detach().contiguous()
             assert (tensor.shape, tensor.dtype) == expected[:2], f"{name}: {tensor.shape} is not {expected.shape}"
             work = dist.isend(tensor, group=axis.group, group_dst=1 - axis.rank)

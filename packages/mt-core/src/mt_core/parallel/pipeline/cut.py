@@ -6,12 +6,13 @@ The module keeps the names of the whole model, so checkpoints, initial weights a
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from typing import cast
 
 import torch
 import torch.distributed as dist
 
 from mt_core.config.run_config import RunConfig
-from mt_core.contracts import StagedModel, as_module
+from mt_core.contracts import StagedModel, TransformerModelConfig, as_module
 from mt_core.distributed.mesh import Axis, Mesh
 from mt_core.errors import MtError
 from mt_core.parallel.pipeline.channels import Channels
@@ -21,7 +22,7 @@ from mt_core.pipeline.actions import Placement as StagePlacement
 from mt_core.pipeline.actions import Schedule
 from mt_core.pipeline.layout_string import Stage
 from mt_core.pipeline.schedule_table import SCHEDULES, build_schedule, get_placement, get_size
-from mt_core.pipeline.stages import cut_stages
+from mt_core.pipeline.stages import count_layers, cut_stages
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,14 +70,8 @@ def make_pipeline(config: RunConfig, mesh: Mesh, device: torch.device) -> Pipeli
         actual = f"{config.parallel.pipeline}, but between GPUs stages may wait for each other without end"
         raise MtError("parallel.pipeline", actual, 'allowed: 1 on GPUs, or runtime.device = "cpu"')
     placement = get_placement(config)
-    stages = cut_stages(get_layers(config), placement, config.pipeline)
+    stages = cut_stages(count_layers(cast(TransformerModelConfig, config.model)), placement, config.pipeline)
     return Pipeline(config, mesh, placement, stages, Channels(mesh, placement, device), WeightGradients())
-
-
-def get_layers(config: RunConfig) -> int:
-    """The number of layers of the model, which is one that has some."""
-    layers: int = getattr(config.model, "layers", 0)
-    return layers
 
 
 def cut_model(model: StagedModel, pipeline: Pipeline, plan: Plan) -> Plan:

@@ -27,8 +27,8 @@ class StageWork(Protocol):
         """Pass a micro-batch through a stage: what the next stage gets, or the last one's loss to differentiate."""
         ...
 
-    def edge_tensors(self, microbatch: int) -> Mapping[str, EdgeTensor]:
-        """The tensors between stages for a micro-batch, as this rank has them."""
+    def edge_tensors(self, stage: int, microbatch: int) -> Mapping[str, EdgeTensor]:
+        """The tensors that a stage passes on of a micro-batch, as this rank has them."""
         ...
 
     def begin_pass(self, action: Action, *, last: bool) -> None:

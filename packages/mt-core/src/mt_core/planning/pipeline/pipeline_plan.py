@@ -15,7 +15,7 @@ from mt_core.pipeline.actions import Placement, Schedule
 from mt_core.pipeline.layout_string import Stage
 from mt_core.pipeline.schedule_table import SCHEDULES, build_schedule, get_size, list_problems
 from mt_core.pipeline.simulator import StageCosts, Timeline, simulate
-from mt_core.pipeline.stages import balance_stages, cut_stages
+from mt_core.pipeline.stages import balance_stages, count_layers, cut_stages
 from mt_core.planning.activations import count_activations
 from mt_core.planning.communication import Phase, Transfer, micro_batches, transfers
 from mt_core.planning.compute import Compute, compute
@@ -98,7 +98,7 @@ def plan_pipeline(config: PlannedRun, layout: Layout, profile: Profile) -> Pipel
     keys, size = config.pipeline, get_size(config, micro_batches(config, layout))
     raise_if(list_problems(keys.schedule, size, samples=layout.micro_batch * layout.dims.data))
     schedule = build_schedule(keys.schedule, size)
-    stages = cut_stages(config.model.layers, schedule.placement, keys)
+    stages = cut_stages(count_layers(config.model), schedule.placement, keys)
     return plan_schedule(config, layout, profile, schedule, stages)
 
 

@@ -9,7 +9,7 @@ from mt_core.parallel.layout import Layout
 from mt_core.pipeline.layout_string import Stage, format_layout
 from mt_core.pipeline.rank_schedules import ScheduleSize
 from mt_core.pipeline.schedule_table import SCHEDULES, build_schedule, list_problems
-from mt_core.pipeline.stages import balance_stages, cut_stages
+from mt_core.pipeline.stages import balance_stages, count_layers, cut_stages
 from mt_core.planning.communication import micro_batches
 from mt_core.planning.gpu_profile import Profile
 from mt_core.planning.pipeline.pipeline_plan import PipelinePlan, balance_by_time, plan_schedule
@@ -81,7 +81,7 @@ def _try_schedule(
     except MtError as err:
         return Candidate(name, chunks, reason=f"{err.problems[0].actual}; {err.problems[0].allowed}")
     try:
-        stages: tuple[Stage, ...] = cut_stages(config.model.layers, schedule.placement, config.pipeline)
+        stages: tuple[Stage, ...] = cut_stages(count_layers(config.model), schedule.placement, config.pipeline)
     except MtError:  # a layout for another number of stages, or one that does not divide by this one
         stages = balance_stages(config.model.layers, schedule.placement.stages)
     return Candidate(name, chunks, plan_schedule(config, layout, profile, schedule, stages))
