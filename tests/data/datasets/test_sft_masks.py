@@ -2,8 +2,11 @@
 
 import io
 import json
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from chat_tokenizers import CHATML, LLAMA2, LLAMA3, write_chat_tokenizer
@@ -247,3 +250,54 @@ def test_prompts_that_fill_the_sample(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "data.max_untrained = 0.09 is the share that is let pass" in str(refused.value)
     make_dataset(tmp_path, lines, tokenizer, seq_length=200, max_untrained=0.0)
     assert not capsys.readouterr().err
+
+
+def get_arrays(dataset: SFTDataset, index: int) -> dict[str, np.ndarray]:
+    return {key: np.asarray(values) for key, values in dataset[index].items()}
+
+
+def test_lines_that_fit_share_a_sample_and_stay_apart(tmp_path: Path):
+    lines = [*CONVERSATIONS, chat("x" * 100, "cut off"), chat("1", "2"), chat("3", "4")]
+    tokenizer = write_chat_tokenizer(tmp_path)
+    apart = make_dataset(tmp_path, lines, tokenizer, seq_length=60)
+    together = make_dataset(tmp_path, lines, tokenizer, seq_length=60, pack_lines=True)
+    sizes = [len(encode(apart, messages).tokens) for messages in lines]
+    assert together.starts is not None
+    groups = [range(*pair) for pair in pairwise(together.starts.tolist())]
+    assert [number for group in groups for number in group] == list(range(len(lines)))
+    assert all(sum(sizes[number] for number in group) <= 60 or len(group) == 1 for group in groups)
+    assert all(
+        sum(sizes[number] for number in (*group, after[0])) > 60 for group, after in pairwise(groups)
+    )  # no line could have joined the one before
+    assert max(map(len, groups)) > 1
+    assert len(together) == len(groups)
+    for sample, group in zip(map(partial(get_arrays, together), range(len(together))), groups, strict=True):
+        place = 0
+        for segment, number in enumerate(group):
+            alone, size = get_arrays(apart, number), min(sizes[number], 60)
+            segment_ids = sample["segment_ids"][place : place + size]
+            assert len({*segment_ids.tolist()}) == 1
+            assert (sample["segment_ids"] == segment_ids[0]).sum() == size or segment == len(group) - 1
+            for key in ("tokens", "position_ids", "padding_mask"):
+                assert (sample[key][place : place + size] == alone[key][:size]).all()
+            learnt = sample["loss_mask"][place : place + size - 1] > 0
+            assert (learnt == (alone["loss_mask"][: size - 1] > 0)).all()
+            assert (sample["labels"][place : place + size - 1][learnt] == alone["labels"][: size - 1][learnt]).all()
+            place += size
+        assert not sample["padding_mask"][place:].any()
+    again = make_dataset(tmp_path, lines, tokenizer, seq_length=60, pack_lines=True)  # from the stored starts
+    assert again.starts is not None
+    assert np.array_equal(again.starts, together.starts)
+    other = make_dataset(tmp_path, lines[2:], tokenizer, seq_length=60, pack_lines=True)
+    assert other.starts is not None
+    assert other.starts[-1] == len(lines) - 2
+
+
+def test_packed_lines_are_filled_up_to_a_multiple(tmp_path: Path):
+    tokenizer = write_chat_tokenizer(tmp_path)
+    lines = [chat("1", "2"), chat("3", "4")]
+    (size,) = {len(encode(make_dataset(tmp_path, lines, tokenizer), messages).tokens) for messages in lines}
+    assert size % 4
+    for multiple, samples in ((1, 1), (4, 2)):
+        options: dict[str, object] = {"seq_length": 2 * size, "conversation_multiple": multiple, "pack_lines": True}
+        assert len(make_dataset(tmp_path, lines, tokenizer, **options)) == samples

@@ -31,6 +31,8 @@ SAME_SAMPLES = frozenset(
     }
 )
 """Fields of the data section that do not decide which text sample i is made of; all others do, or may."""
+COUNTED = frozenset({"tokenizer", "prompt_format", "chat_template", "conversation_multiple"})
+"""Those of them on which the lengths of conversations depend, which decide where `data.pack_lines` is on."""
 ALLOW_CHANGE = "--allow-change"
 
 
@@ -108,7 +110,8 @@ def reorders_samples(change: Change, config: FullConfig) -> bool:
     if not change.recorded:
         return False
     if section == "data":
-        return field.partition(".")[0] not in SAME_SAMPLES
+        name = field.partition(".")[0]
+        return name not in SAME_SAMPLES or (name in COUNTED and getattr(config.data, "pack_lines", False))
     return change.key == "runtime.seed" or (change.key == "batch.micro_batch" and _is_cyclic(config))
 
 

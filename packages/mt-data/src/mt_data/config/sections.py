@@ -212,6 +212,8 @@ class SFTData(Corpora):
     """A file with the Jinja template; unset: that of the tokenizer's directory."""
     max_untrained: float = Field(0.1, ge=0, le=1)
     """Largest share of lines that have no token to learn, as where the prompt fills the sample; more are refused."""
+    pack_lines: bool = False
+    """Lines share a sample, as many in their order as fit whole, each apart from the others; else each has its own."""
     conversation_multiple: PositiveInt = 1
     """Each conversation is filled up to a multiple of this; context parallelism needs twice its size."""
 

@@ -1,13 +1,15 @@
 """`SFTDataset`: sample i is line i of a JSON Lines file of conversations, around and around (docs/specs/data.md §5.7).
+Where lines are packed, it is as many lines as fit.
 
-The conversations of a line are packed one after the other into L tokens. What is learnt is known token by token from
+The conversations of a sample are packed one after the other into L tokens. What is learnt is known token by token from
 the prompt's format; no id decides it, as padding and the end of a turn are one and the same in many models.
 """
 
+import functools
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from mt_core.errors import MtError
 from mt_data.blending.build import DatasetReader, SplitPart, Splits, SplitSizes, blend_splits
 from mt_data.config import SFTData
 from mt_data.datasets.packing import make_position_ids, make_segment_ids
+from mt_data.datasets.sft.line_packing import find_samples
 from mt_data.datasets.sft.prompt import (
     ConversationRenderer,
     EncodedConversation,
@@ -30,6 +33,7 @@ from mt_data.datasets.sft.prompt import (
 from mt_data.datasets.sft.template import read_chat_template
 from mt_data.indexed.cache import IndexCache
 from mt_data.text_io.json_documents import BadLine, find_surrogate, parse_object
+from mt_data.tokenizers.saved import fingerprint
 
 NEWLINE, SCAN_BYTES = ord("\n"), 1 << 24
 LINE_FORM = 'an object with "messages": [{"role": …, "content": …}, …]'
@@ -99,7 +103,7 @@ class ChatEncoding:
 
 @dataclass(frozen=True, slots=True)
 class SFTDataset:
-    """Samples from the lines of a split in order; the lines are repeated if more samples are wanted."""
+    """Samples from the lines of a split in order; they are repeated if more samples are wanted."""
 
     lines: ConversationFile
     elements: range
@@ -107,23 +111,39 @@ class SFTDataset:
     chat: ChatEncoding
     begin: int = 0
     """Samples that were given before the first of these."""
+    starts: np.ndarray | None = None
+    """The first element of each sample that lines share, and the number of elements; None if each line has its own."""
 
     def __len__(self) -> int:
         return self.samples
 
     def __getitem__(self, index: int) -> Mapping[str, np.ndarray | np.generic]:
-        """What `mt_data.datasets.sft.dataset.pack_conversations` makes of a line's conversations."""
+        """What `mt_data.datasets.sft.dataset.pack_conversations` makes of the conversations of the sample's lines."""
         if not 0 <= index < self.samples:
             raise IndexError(index)
-        return self.pack_line(self.elements[(self.begin + index) % len(self.elements)])
+        if self.starts is None:
+            return self.pack(self.elements[(self.begin + index) % len(self.elements)])
+        sample = (self.begin + index) % (len(self.starts) - 1)
+        return self.pack(*self.elements[self.starts[sample] : self.starts[sample + 1]])
 
-    def pack_line(self, number: int) -> Mapping[str, np.ndarray | np.generic]:
-        """The sample of a line of the file."""
-        chat, where = self.chat, self.lines.describe(number)
-        encode_with_offsets = get_offset_encoder(chat.tokenizer)
-        conversations = split_conversations(self.lines.read_messages(number), where)
-        encoded = (encode_conversation(chat.renderer.render(c, where), encode_with_offsets) for c in conversations)
+    def pack(self, *numbers: int) -> Mapping[str, np.ndarray | np.generic]:
+        """The sample of lines of the file."""
+        chat = self.chat
+        encoded = (conversation for number in numbers for conversation in encode_line(self.lines, number, chat))
         return pack_conversations(encoded, seq_length=chat.seq_length, pad=chat.pad, multiple=chat.multiple)
+
+
+def encode_line(lines: ConversationFile, number: int, chat: ChatEncoding) -> Iterator[EncodedConversation]:
+    """The tokens of a line's conversations."""
+    where, encode_with_offsets = lines.describe(number), get_offset_encoder(chat.tokenizer)
+    for conversation in split_conversations(lines.read_messages(number), where):
+        yield encode_conversation(chat.renderer.render(conversation, where), encode_with_offsets)
+
+
+def count_line(lines: ConversationFile, number: int, chat: ChatEncoding) -> int:
+    """How many tokens a line takes of a sample, each conversation filled up to the multiple."""
+    sizes = (len(conversation.tokens) for conversation in encode_line(lines, number, chat))
+    return sum(size + -size % chat.multiple for size in sizes)
 
 
 def build_splits(
@@ -136,11 +156,21 @@ def build_splits(
 ) -> Splits:
     """The three datasets of a section; shares of the split are of lines, and nothing is random."""
     del seed
-    chat_encoding = cache(lambda: _make_chat_encoding(config))
+    chat_encoding, cache = functools.cache(lambda: _make_chat_encoding(config)), IndexCache(cache_dir, builder)
 
     def build_dataset(lines: ConversationFile, part: SplitPart) -> Dataset:
-        count = len(part.elements) if part.samples is None else part.samples
-        dataset = SFTDataset(lines, part.elements, count, chat_encoding(), part.extension.begin)
+        chat, starts = chat_encoding(), None
+        if config.pack_lines:
+            starts = find_samples(
+                part.elements,
+                lambda number: count_line(lines, number, chat),
+                capacity=chat.seq_length,
+                key=_describe_encoding(lines, chat, config),
+                cache=cache,
+            )
+        epoch = len(part.elements) if starts is None else len(starts) - 1
+        count = epoch if part.samples is None else part.samples
+        dataset = SFTDataset(lines, part.elements, count, chat, part.extension.begin, starts)
         if builder:
             check_targets(dataset, max_untrained=config.max_untrained)
         return dataset
@@ -149,8 +179,16 @@ def build_splits(
         config,
         DatasetReader(ConversationFile, len, build_dataset, "lines"),
         samples=samples,
-        cache=IndexCache(cache_dir, builder),
+        cache=cache,
     )
+
+
+def _describe_encoding(lines: ConversationFile, chat: ChatEncoding, config: SFTData) -> str:
+    """What the tokens of lines depend on: the file as it is now, the tokenizer and the form of conversations."""
+    status = Path(lines.path).stat()
+    tokenizer = config.tokenizer.model_dump_json() if config.tokenizer is not None else ""
+    file = (str(Path(lines.path).resolve()), status.st_size, status.st_mtime_ns)
+    return repr((file, tokenizer, fingerprint(chat.tokenizer), chat.renderer, chat.multiple))
 
 
 def _make_chat_encoding(config: SFTData) -> ChatEncoding:
@@ -174,7 +212,7 @@ def check_targets(dataset: SFTDataset, *, max_untrained: float) -> None:
     Of a long split `CHECKED_LINES` lines are looked at, evenly spaced.
     """
     numbers = dataset.elements[:: -(-len(dataset.elements) // CHECKED_LINES)]
-    untrained = [number for number in numbers if not np.any(dataset.pack_line(number)["loss_mask"])]
+    untrained = [number for number in numbers if not np.any(dataset.pack(number)["loss_mask"])]
     if not untrained:
         return
     actual = f"{len(untrained):,} of {len(numbers):,} lines have no token to learn, conversation line "
