@@ -8,6 +8,7 @@ too, each with a server forked from it, so that a run of the suite imports every
 """
 
 import atexit
+import ctypes
 import fcntl
 import gc
 import importlib
@@ -47,6 +48,7 @@ FORGOTTEN = ("huggingface_hub", "transformers")
 ADOPT, REPORT = "adopt", "report"
 """What the client is: an ancestor of this process that becomes the parent of the command, or one that is told its
 process id, and later how it ended, and whose end kills it."""
+MADV_COLLAPSE, HUGE_PAGE = 25, 2 << 20
 FAR = 500
 """File descriptors from here on are free while a process sorts those that it was sent."""
 
@@ -268,6 +270,18 @@ def _import_without_plugins(name: str) -> None:
                     vars(sys.modules[package]).pop(child, None)
 
 
+def _collapse_pages() -> None:
+    """Put the heap into huge pages, where Linux is 6.1 or later: a fork takes 20 ms of CPU time instead of 55."""
+    madvise = ctypes.CDLL(None).madvise
+    madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        addresses, access, _, _, _, *name = line.split()
+        if access == "rw-p" and name in ([], ["[heap]"]):
+            start, end = (int(address, 16) for address in addresses.split("-"))
+            for page in range(-(-start // HUGE_PAGE) * HUGE_PAGE, end - HUGE_PAGE + 1, HUGE_PAGE):
+                madvise(page, HUGE_PAGE, MADV_COLLAPSE)  # only a hint
+
+
 def main(listener: int, lifeline: int) -> None:
     """Import everything and serve the socket `listener` until `lifeline` closes; both are descriptors."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is pytest's, whose end is this process's
@@ -282,4 +296,5 @@ def main(listener: int, lifeline: int) -> None:
     threads = os.listdir("/proc/self/task")
     assert len(threads) == 1, f"imports started threads, and a process that has some cannot be forked: {threads}"
     gc.freeze()  # collections touch no page that a child shares
+    _collapse_pages()
     serve(socket.socket(fileno=listener), lifeline)
