@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from mt_core.errors import MtError
-from mt_eval.generation.sampling import SamplingOptions, choose_tokens
+from mt_eval.generation.sampling import SamplingOptions, choose_each, choose_tokens
 
 PROBS = [0.1, 0.4, 0.2, 0.3]  # in order of probability: ids 1, 3, 2, 0
 
@@ -63,6 +63,23 @@ def test_temperature_acts_before_top_p():
     assert reachable(SamplingOptions(temperature=0.2, top_p=0.7)).keys() == {1}
 
 
+def test_top_p_decays_after_every_token_to_its_bound():
+    options = SamplingOptions(top_p=0.8, top_p_decay=0.5, top_p_bound=0.3)
+    assert [options.after(n).top_p for n in range(4)] == [0.8, 0.4, 0.3, 0.3]
+    assert reachable(options.after(0)).keys() == {1, 3, 2}
+    assert reachable(options.after(2)).keys() == {1}
+
+
+def test_a_top_p_that_has_decayed_to_nothing_leaves_the_likeliest():
+    assert reachable(SamplingOptions(top_p=0.8, top_p_decay=0.5).after(5000)).keys() == {1}
+
+
+def test_rows_are_drawn_by_options_of_their_own():
+    logits_BV = torch.tensor(PROBS).log().expand(3, -1)
+    options = [SamplingOptions(top_k=1), SamplingOptions(), SamplingOptions(top_k=1)]
+    assert choose_each(logits_BV, options, [0.0, 0.99, 0.0]) == [1, 0, 1]
+
+
 @pytest.mark.parametrize("draw", [0.0, 1 - 2**-53, 1.0])
 def test_extreme_draws_reach_only_possible_tokens(draw):
     logits_BV = torch.tensor([[-torch.inf, 1.0, -torch.inf]])
@@ -78,6 +95,10 @@ def test_extreme_draws_reach_only_possible_tokens(draw):
         ({"top_k": -1}, r"--top-k: -1; 0 \(off\) or more"),
         ({"top_p": 1.5}, r"--top-p: 1.5; 0 \(off\) to 1"),
         ({"top_p": 0.9, "top_k": 4}, "--top-k, --top-p: both set; one of the two"),
+        ({"top_p": 0.9, "top_p_decay": 1.1}, r"--top-p-decay: 1.1; 0 \(off\) to 1"),
+        ({"top_p_decay": 0.5}, "--top-p-decay: there is no top_p that could decay; give --top-p too"),
+        ({"top_p": 0.5, "top_p_decay": 0.5, "top_p_bound": 0.6}, "--top-p-bound: 0.6; 0 to --top-p, which is 0.5"),
+        ({"top_p": 0.5, "top_p_bound": 0.4}, "--top-p-bound: nothing decays; give --top-p-decay too"),
     ],
 )
 def test_values_without_meaning_are_refused(options, message):

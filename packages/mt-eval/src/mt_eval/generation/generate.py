@@ -1,18 +1,13 @@
-"""Grow several prompts of different lengths in one batch, with a key/value cache.
+"""Continue prompts with the generation engine: token by token as they become known, or all at once."""
 
-The batch is filled up to its shortest prompt, then advances one position at a time; while a position is still inside a
-longer prompt, the prompt's token is taken instead of the chosen one. No padding is ever attended to.
-
-Shape suffixes: B prompts, T tokens, V vocabulary.
-"""
-
-import random
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from mt_core.errors import Problem, raise_if
 from mt_eval.finite import NonFiniteOutput
-from mt_eval.generation.sampling import SamplingOptions, choose_tokens
+from mt_eval.generation.engine import Engine
+from mt_eval.generation.requests import Output, Request
+from mt_eval.generation.sampling import SamplingOptions
 
 if TYPE_CHECKING:
     from mt_models.models.gpt import GPT
@@ -53,40 +48,30 @@ def stream(
 
     Logits without a finite maximum are an `MtError` naming the prompt and the token that they follow.
     """
-    import torch
-
     check_prompts(prompts, max_new_tokens=max_new_tokens, max_seq_len=model.config.max_seq_len)
-    options = options or SamplingOptions()
-    if max_new_tokens == 0:
-        return
-    device = next(model.parameters()).device
-    draws = [random.Random(f"{seed}:{index}") for index in range(len(prompts))]
-    lengths = [len(prompt) for prompt in prompts]
-    last = [length + max_new_tokens for length in lengths]
-    position = min(lengths)
-    cache = model.make_cache(len(prompts), max(last) - 1)
-    tokens_BT = torch.tensor([list(prompt[:position]) for prompt in prompts], device=device)
-    while any(position < end for end in last):
-        with torch.inference_mode():
-            logits_BV = model(tokens_BT, cache)[:, -1]
-            inside = [position < length for length in lengths]
-            draws_B = [0.0 if given else draw.random() for given, draw in zip(inside, draws, strict=True)]
-            draws_B = torch.tensor(draws_B, dtype=torch.float64, device=device)
-            finite_B = logits_BV.amax(-1).isfinite()
-            chosen_B = choose_tokens(logits_BV.masked_fill(~finite_B[:, None], 0), options, draws_B)
-            chosen, finite = torch.stack((chosen_B, finite_B.long())).tolist()
-        for row, given in enumerate(inside):
-            if not finite[row] and position < last[row]:
-                raise NonFiniteOutput(f"prompt {row + 1}, after token {position}", "NaN or infinite logits")
-            if given:
-                chosen[row] = prompts[row][position]
-            elif position < last[row]:
-                if chosen[row] in ends:
-                    last[row] = position
-                else:
-                    yield row, chosen[row]
-        tokens_BT = torch.tensor(chosen, device=device)[:, None]
-        position += 1
+    sampling = options or SamplingOptions()
+    requests = [
+        Request(tuple(prompt), max_new_tokens, sampling, seed, frozenset(ends), sample=number)
+        for number, prompt in enumerate(prompts)
+    ]
+    for number, output in run_requests(Engine(model), requests):
+        if output.token is not None and output.finish != "stop":
+            yield number, output.token
+
+
+def run_requests(engine: Engine, requests: Iterable[Request]) -> Iterator[tuple[int, Output]]:
+    """Yield (index of the request, output) until all have ended; `MtError` if one ends with an error."""
+    requests = list(requests)
+    numbers = {engine.add(request): number for number, request in enumerate(requests)}
+    lengths = [len(request.prompt) for request in requests]
+    while not engine.idle:
+        for output in engine.step():
+            number = numbers[output.request]
+            if output.finish == "error":
+                where = f"prompt {number + 1}, after token {lengths[number]}"
+                raise NonFiniteOutput(where, "NaN or infinite logits")
+            lengths[number] += 1
+            yield number, output
 
 
 def check_prompts(prompts: Prompts, *, max_new_tokens: int, max_seq_len: int) -> None:

@@ -90,7 +90,7 @@ class Output:
     finish: Finish | None = None
     """Set in a request's last output."""
     error: str | None = None
-    """With `finish` "error": what went wrong, naming the request's token."""
+    """With `finish` "error": what went wrong, and after how many tokens, those of the prompt included."""
 
 
 @dataclass(frozen=True, slots=True)

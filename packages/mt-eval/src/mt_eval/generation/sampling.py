@@ -7,7 +7,9 @@ Choosing is a pure function of the logits and a number in [0, 1), so equal draws
 Shape suffixes: B sequences, V vocabulary.
 """
 
-from dataclasses import dataclass
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from mt_core.errors import Problem, raise_if
@@ -26,6 +28,10 @@ class SamplingOptions:
     """Keep this many of the largest logits; 1 always takes the largest, 0 keeps all."""
     top_p: float = 0.0
     """Keep the likeliest tokens up to the first that takes their sum above this; 0 keeps all."""
+    top_p_decay: float = 0.0
+    """After every new token, `top_p` is multiplied by this; 0 leaves it as it is."""
+    top_p_bound: float = 0.0
+    """What decay does not take `top_p` below."""
 
     def __post_init__(self) -> None:
         problems = []
@@ -38,12 +44,42 @@ class SamplingOptions:
             problems.append(Problem("--top-p", f"{self.top_p}", "0 (off) to 1"))
         if self.top_k and self.top_p:
             problems.append(Problem("--top-k, --top-p", "both set", "one of the two"))
+        problems += self._check_decay()
         raise_if(problems)
+
+    def _check_decay(self) -> Iterator[Problem]:
+        if not 0 <= self.top_p_decay <= 1:
+            yield Problem("--top-p-decay", f"{self.top_p_decay}", "0 (off) to 1")
+        elif self.top_p_decay and not self.top_p:
+            yield Problem("--top-p-decay", "there is no top_p that could decay", "give --top-p too")
+        if not 0 <= self.top_p_bound <= max(self.top_p, 0):
+            yield Problem("--top-p-bound", f"{self.top_p_bound}", f"0 to --top-p, which is {self.top_p}")
+        elif self.top_p_bound and not self.top_p_decay:
+            yield Problem("--top-p-bound", "nothing decays", "give --top-p-decay too")
+
+    def after(self, new_tokens: int) -> "SamplingOptions":
+        """The options for the token that follows so many new ones."""
+        if not self.top_p_decay:
+            return self
+        decayed = max(self.top_p * self.top_p_decay**new_tokens, self.top_p_bound, sys.float_info.min)
+        return replace(self, top_p=decayed, top_p_decay=0.0, top_p_bound=0.0)
 
     @property
     def greedy(self) -> bool:
         """No draw is needed."""
         return self.top_k == 1
+
+
+def choose_each(logits_BV: "Tensor", options: Sequence[SamplingOptions], draws: Sequence[float]) -> list[int]:
+    """One token for each row of logits [B, V], by the row's own options."""
+    import torch
+
+    draws_B = torch.tensor(draws, dtype=torch.float64, device=logits_BV.device)
+    chosen_B = torch.empty(len(draws), dtype=torch.int64, device=logits_BV.device)
+    for each in set(options):
+        rows = [row for row, option in enumerate(options) if option == each]
+        chosen_B[rows] = choose_tokens(logits_BV[rows], each, draws_B[rows])
+    return chosen_B.tolist()
 
 
 def choose_tokens(logits_BV: "Tensor", options: SamplingOptions, draws_B: "Tensor") -> "Tensor":

@@ -68,9 +68,9 @@ class GQA(Section):
         return self.head_size
 
     @property
-    def cache_shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Shapes of what generation keeps of a token: its keys and its values."""
-        return (self.num_kv_heads, self.head_size), (self.num_kv_heads, self.head_size)
+    def cache_sizes(self) -> tuple[int, int, int]:
+        """What generation keeps of a token: in how many groups, and how many features of a key and a value."""
+        return self.num_kv_heads, self.head_size, self.head_size
 
     def get_window(self, layer: int) -> int | None:
         """The window of one layer, None if it sees everything."""

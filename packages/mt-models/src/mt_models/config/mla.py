@@ -68,9 +68,10 @@ class MLA(Section):
         return self.heads
 
     @property
-    def cache_shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Shapes of what generation keeps of a token: its latent, and the features that keys of all heads share."""
-        return (self.kv_lora_rank,), (self.rope_head_size,)
+    def cache_sizes(self) -> tuple[int, int, int]:
+        """What generation keeps of a token: one key of its latent and of the features that keys of all heads share; the
+        latent is the value too."""
+        return 1, self.kv_lora_rank + self.rope_head_size, 0
 
     def count_kv_replicas(self, tensor: int) -> int:
         """How many of `tensor` ranks hold the same key/value head: each has its own."""

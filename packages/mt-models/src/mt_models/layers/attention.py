@@ -53,6 +53,7 @@ class Attention(nn.Module):
         )
         scores = ScoreMods(part.scale, part.softcap, part.get_window(layer), bidirectional=bidirectional, biased=biased)
         self.core: Callable[..., Tensor] = core.with_scores(scores)
+        self.scores = scores
         self.dropout = AttentionDropout(config.dropout.attention, ATTENTION)
         qkv = Fusion(QKV.parts, split_qkv, lambda parts: fuse_qkv(*parts, head_size=part.head_size))
         self.fusions = {"qkv.weight": qkv, "qkv.bias": qkv, "out.weight": _flatten_inputs(part)}
@@ -73,19 +74,19 @@ class Attention(nn.Module):
         bias_HTT: Tensor | None = None,
         dropout: DropoutKeys | None = None,
     ) -> Tensor:
-        """[B, T, D] to the same shape; with a cache the T tokens follow those already in it.
+        """[B, T, D] to the same shape; with a cache each row is a token of the sequence that the cache says.
 
         Causal attention takes segment ids, bidirectional attention a padding mask. Dropout takes the layer's keys.
         """
         qkv_BTGXK = self.qkv(x_BTD)  # X = R + 2
         q_BTHK = add_adapter(qkv_BTGXK[..., :-2, :], self.q, x_BTD).flatten(2, 3)
         k_BSGK = add_adapter(qkv_BTGXK[..., -2, :], self.k, x_BTD)
-        v_BSGK = add_adapter(qkv_BTGXK[..., -1, :], self.v, x_BTD)  # S = T until the cache adds the past
+        v_BSGK = add_adapter(qkv_BTGXK[..., -1, :], self.v, x_BTD)
         q_BTHK, k_BSGK = self.q_norm(q_BTHK), self.k_norm(k_BSGK)
         if rotation is not None:
             q_BTHK, k_BSGK = rotate(q_BTHK, rotation), rotate(k_BSGK, rotation)
         if cache is not None:
-            k_BSGK, v_BSGK = cache.append(k_BSGK, v_BSGK)
+            return self.out(cache.attend(q_BTHK, k_BSGK, v_BSGK, scores=self.scores))
         more = {"padding_mask_BS": padding_mask_BT, "bias_HTS": bias_HTT}
         given = {name: tensor for name, tensor in more.items() if tensor is not None}  # plain cores take neither
         given |= pass_dropout(self.dropout(dropout, q_BTHK.shape[2]))

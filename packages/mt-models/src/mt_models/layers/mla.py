@@ -1,7 +1,7 @@
 """Multi-head latent attention, written for one device (arXiv:2405.04434, §2.1).
 
-The latent is expanded to keys and values of every head before the attention core, in generation too: there all the
-latents so far are, and only they and the shared rotary features of keys are cached.
+The latent is expanded to keys and values of every head before the attention core. In generation only the latents and
+the shared rotary features of keys are cached, and attended to without being expanded.
 
 Shape suffixes: B batch, T tokens, S tokens so far, D model size, H heads, Q and C features of compressed queries and of
 the latent, N features of a head without positions, L those that are rotated, K = N + L, V features of a value head.
@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mt_core.parallel.dropout import DropoutKeys, pass_dropout
@@ -19,7 +20,7 @@ from mt_core.parallel.tensor.plan import Column, Plan, Row, Sequence
 from mt_core.parallel.tensor.shared_features import share_features
 from mt_models.config import MLA, GPTConfig
 from mt_models.fusion import Fusion
-from mt_models.layers.attention_cores import Core
+from mt_models.layers.attention_cores import Core, ScoreMods
 from mt_models.layers.basic import Linear, make_norm
 from mt_models.layers.dropout import ATTENTION, AttentionDropout
 from mt_models.layers.kv_cache import LayerCache
@@ -73,15 +74,29 @@ class LatentAttention(nn.Module):
         *,
         dropout: DropoutKeys | None = None,
     ) -> Tensor:
-        """[B, T, D] to the same shape; with a cache the T tokens follow those already in it."""
+        """[B, T, D] to the same shape; with a cache each row is a token of the sequence that the cache says."""
         q_BTHK = self.project_queries(x_BTD, rotation)
-        latent_BSC, k_BSL = self.compress(x_BTD, rotation)  # S = T until the cache adds the past
+        latent_BSC, k_BSL = self.compress(x_BTD, rotation)
         if cache is not None:
-            latent_BSC, k_BSL = cache.append(latent_BSC, k_BSL)
+            return self.out(self.attend_latents(q_BTHK, torch.cat((latent_BSC, k_BSL), -1), cache))
         k_BSHN, v_BSHV = self.kv_up(latent_BSC).split((self.part.nope_head_size, self.part.v_head_size), -1)
         k_BSHK = torch.cat((k_BSHN, k_BSL[:, :, None].expand(-1, -1, k_BSHN.shape[2], -1)), -1)
         more = pass_dropout(self.dropout(dropout, q_BTHK.shape[2]))
         return self.out(self.core(q_BTHK, k_BSHK, v_BSHV, segment_ids_BT, **more))
+
+    def attend_latents(self, q_BTHK: Tensor, key_BTX: Tensor, cache: LayerCache) -> Tensor:
+        """Attend to cached latents as they are, [B, T, H, V]: what would expand them is applied to queries and results.
+
+        A key is the latent and the shared features, X = C + L (arXiv:2405.04434, §2.1.2).
+        """
+        N = self.part.nope_head_size
+        up_HNC, up_HVC = self.kv_up.weight.split((N, self.part.v_head_size), 1)
+        absorbed = [F.linear(q_BTN, up_NC.mT) for q_BTN, up_NC in zip(q_BTHK[..., :N].unbind(2), up_HNC, strict=True)]
+        q_BTHX = torch.cat((torch.stack(absorbed, 2), q_BTHK[..., N:]), -1)
+        scores = ScoreMods(scale=self.part.head_size**-0.5)
+        y_BTHC = cache.attend(q_BTHX, key_BTX[:, :, None], None, scores=scores, values=self.part.kv_lora_rank)
+        expanded = [F.linear(y_BTC, up_VC) for y_BTC, up_VC in zip(y_BTHC.unbind(2), up_HVC, strict=True)]
+        return torch.stack(expanded, 2)
 
     def project_queries(self, x_BTD: Tensor, rotation: Rotation | None) -> Tensor:
         """Queries [B, T, H, K], rotated where they are to be; a scale that cores do not have is a factor of theirs."""

@@ -73,14 +73,14 @@ class Transformer(nn.Module, Generic[Config]):
         """Which part of which canonical tensors parameter `name` holds on a tensor rank; () is all of it."""
         return canonical.canonical_regions(self, self.canonical_tensors, name, rank, size)
 
-    def embed_tokens(self, tokens_BT: Tensor, positions: Tensor | None = None, start: int = 0) -> Tensor:
+    def embed_tokens(self, tokens_BT: Tensor, positions: Tensor | None = None) -> Tensor:
         """Embeddings [B, T, D] plus those of the positions, if learned; `MtError` if a sequence is too long.
 
-        Positions are [T] or [B, T], and count from `start` if not given.
+        Positions are [T] or [B, T], and 0, 1, 2, … if not given.
         """
-        self.check_length(start + tokens_BT.shape[1])
+        self.check_length(tokens_BT.shape[1])
         x_BTD = self.embed(tokens_BT)
-        return x_BTD if self.position is None else x_BTD + self.position(count_positions(tokens_BT, positions, start))
+        return x_BTD if self.position is None else x_BTD + self.position(count_positions(tokens_BT, positions))
 
     def losses(self, tokens_BT: Tensor, labels_BT: Tensor, **inputs: Tensor) -> Losses:
         """The losses of a micro-batch, which passes through the model as one stage; inputs are those of `run_stage`."""
@@ -148,11 +148,11 @@ def split_layers(keys: DropoutKeys | None, first: int, count: int) -> Sequence[D
     return [None] * count if keys is None else keys.split_layers(first, count)
 
 
-def count_positions(tokens_BT: Tensor, positions: Tensor | None, start: int = 0) -> Tensor:
-    """The positions given, or start, start + 1, … for the tokens, [T]."""
+def count_positions(tokens_BT: Tensor, positions: Tensor | None) -> Tensor:
+    """The positions given, or 0, 1, 2, … for the tokens, [T]."""
     if positions is not None:
         return positions
-    return torch.arange(start, start + tokens_BT.shape[1], device=tokens_BT.device)
+    return torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
 
 
 def compute_device(device: torch.device) -> torch.device:

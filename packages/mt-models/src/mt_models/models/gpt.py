@@ -21,7 +21,7 @@ from mt_models.layers.attention import Attention
 from mt_models.layers.attention_cores import Core
 from mt_models.layers.basic import CrossEntropy, Embedding, Linear, make_norm
 from mt_models.layers.dropout import ATTENTION_OUTPUT, EMBEDDING, MLP_OUTPUT, HiddenDropout
-from mt_models.layers.kv_cache import KVCache, LayerCache
+from mt_models.layers.kv_cache import CachePass, KVCache, LayerCache
 from mt_models.layers.mla import LatentAttention
 from mt_models.layers.mlp import make_mlp
 from mt_models.layers.rope import Rotation, make_rotation
@@ -101,8 +101,8 @@ class GPT(Transformer[GPTConfig]):
         self.head = None if config.tied else Linear(D, rows)
         self.loss = CrossEntropy(config.vocab_size, config.logit_softcap)
 
-    def forward(self, tokens_BT: Tensor, cache: KVCache | None = None) -> Tensor:
-        """Logits [B, T, V] for the token after each; with a cache the tokens follow those already in it."""
+    def forward(self, tokens_BT: Tensor, cache: CachePass | None = None) -> Tensor:
+        """Logits [B, T, V] for the token after each; with a cache tokens are rows [N, 1] of the sequences it says."""
         return self.logits(self.hidden(tokens_BT, cache=cache, dropout=self.start_dropout(tokens_BT, None)))
 
     def token_losses(self, tokens_BT: Tensor, labels_BT: Tensor, **inputs: Tensor) -> Tensor:
@@ -115,33 +115,34 @@ class GPT(Transformer[GPTConfig]):
         self,
         tokens_BT: Tensor,
         positions: Tensor | None = None,
-        cache: KVCache | None = None,
+        cache: CachePass | None = None,
         dropout: DropoutKeys | None = None,
     ) -> Tensor:
         """Final normalised features [B, T, D]; `MtError` if a sequence is longer than `max_seq_len`."""
-        positions = count_positions(tokens_BT, positions, 0 if cache is None else cache.length)
-        x_BTD = self.embed_inputs(tokens_BT, positions, 0 if cache is None else cache.length, dropout)
+        if cache is not None:
+            self.check_length(cache.length)
+            positions = cache.positions_N1
+        positions = count_positions(tokens_BT, positions)
+        x_BTD = self.embed_inputs(tokens_BT, positions, dropout)
         return self.norm(self.run_layers(x_BTD, positions, cache, dropout=dropout))
 
-    def embed_inputs(
-        self, tokens_BT: Tensor, positions: Tensor, start: int = 0, dropout: DropoutKeys | None = None
-    ) -> Tensor:
+    def embed_inputs(self, tokens_BT: Tensor, positions: Tensor, dropout: DropoutKeys | None = None) -> Tensor:
         """The first layer's input, [B, T, D], after dropout."""
-        return self.embed_dropout(self.embed_tokens(tokens_BT, positions, start), *split_layers(dropout, 0, 1))
+        return self.embed_dropout(self.embed_tokens(tokens_BT, positions), *split_layers(dropout, 0, 1))
 
-    def embed_tokens(self, tokens_BT: Tensor, positions: Tensor | None = None, start: int = 0) -> Tensor:
+    def embed_tokens(self, tokens_BT: Tensor, positions: Tensor | None = None) -> Tensor:
         """The first layer's input before dropout, [B, T, D]; `MtError` if a sequence is longer than `max_seq_len`."""
-        self.check_length(start + tokens_BT.shape[1])
+        self.check_length(tokens_BT.shape[1])
         x_BTD = self.embed(tokens_BT)
         if self.config.scaled_embedding:
             x_BTD = x_BTD * round_to_dtype(math.sqrt(self.config.hidden_size), x_BTD.dtype)
-        return x_BTD if self.position is None else x_BTD + self.position(count_positions(tokens_BT, positions, start))
+        return x_BTD if self.position is None else x_BTD + self.position(count_positions(tokens_BT, positions))
 
     def run_layers(
         self,
         x_BTD: Tensor,
         positions: Tensor,
-        cache: KVCache | None = None,
+        cache: CachePass | None = None,
         segment_ids_BT: Tensor | None = None,
         records: Sequence[RoutingRecord] | None = None,
         dropout: DropoutKeys | None = None,
@@ -196,7 +197,7 @@ class GPT(Transformer[GPTConfig]):
         records = [RoutingRecord(padding_mask_BT) for _ in stage.layers]
         dropout = self.start_dropout(tokens_BT, dropout_keys_B, row_positions_T)
         positions = count_positions(tokens_BT, positions)
-        x_BTD = self.embed_inputs(tokens_BT, positions, 0, dropout) if stage.embedding else edge[FEATURES]
+        x_BTD = self.embed_inputs(tokens_BT, positions, dropout) if stage.embedding else edge[FEATURES]
         x_BTD = self.run_layers(x_BTD, positions, None, segment_ids_BT, records, dropout, stage.layers)
         aux_B = sum_aux_losses((edge.get(AUX_LOSSES), *(record.loss_B for record in records)))
         if stage.loss:
@@ -226,10 +227,11 @@ class GPT(Transformer[GPTConfig]):
         """[B, T, D] to [B, T, V]: the matrix product includes padding rows, whose logits are cut off."""
         return cap_logits(F.linear(x_BTD, self.output_weight)[..., : self.config.vocab_size], self.config.logit_softcap)
 
-    def make_cache(self, batch: int, positions: int) -> KVCache:
-        """An empty KV cache on this model's device and in its dtype."""
-        weight = self.embed.weight
-        return KVCache(self.config, batch, positions=positions, dtype=weight.dtype, device=weight.device)
+    def make_cache(self, blocks: int, block_size: int) -> KVCache:
+        """A KV cache on this model's device and in its dtype, for the key/value groups that this rank has."""
+        weight, layer = self.embed.weight, self.layers["0"].attn
+        groups = len(layer.qkv.weight) if isinstance(layer, Attention) else None
+        return KVCache(self.config, blocks, block_size, groups=groups, dtype=weight.dtype, device=weight.device)
 
 
 def round_to_dtype(value: float, dtype: torch.dtype) -> float:

@@ -1,0 +1,243 @@
+"""A model with a paged KV cache, and the sequences that are in it: each knows its tokens, blocks and what is computed.
+
+Shape suffixes: N tokens of a pass, D hidden size, V vocabulary.
+"""
+
+from collections.abc import Sequence as Values
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mt_core.errors import MtError, Problem, raise_if
+from mt_eval.generation.blocks import ROOT, BlockPool, Prefix
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mt_models.models.gpt import GPT
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """The sizes of an engine. None of them changes a token."""
+
+    cache_gib: float = 1.0
+    """Memory of the cache; less is taken where all requests that can run at a time need less."""
+    blocks: int | None = None
+    """Blocks of the cache, if not as many as `cache_gib` has."""
+    block_size: int = 16
+    """Tokens of a block; a power of 2 up to 128."""
+    chunk_tokens: int = 256
+    """Most tokens of one step; every running request has one of them before prompts have any."""
+    max_running: int = 32
+    """Most requests that run at a time."""
+    prefix_reuse: bool = True
+    """Whether prompts take from the cache what earlier requests have computed of their beginnings."""
+
+    def __post_init__(self) -> None:
+        problems = []
+        if not self.cache_gib > 0:
+            problems.append(Problem("cache_gib", f"{self.cache_gib}", "above 0"))
+        if self.blocks is not None and self.blocks < 1:
+            problems.append(Problem("blocks", f"{self.blocks}", "1 or more"))
+        if self.block_size not in (1, 2, 4, 8, 16, 32, 64, 128):
+            problems.append(Problem("block_size", f"{self.block_size}", "a power of 2 from 1 to 128"))
+        if self.max_running < 1:
+            problems.append(Problem("max_running", f"{self.max_running}", "1 or more"))
+        if self.chunk_tokens < self.max_running:
+            allowed = f"max_running = {self.max_running} or more, as each running request has a token in every step"
+            problems.append(Problem("chunk_tokens", f"{self.chunk_tokens}", allowed))
+        raise_if(problems)
+
+    def count_blocks(self, model: "GPT") -> int:
+        """Blocks of the cache of a model."""
+        if self.blocks is not None:
+            return self.blocks
+        size = model.make_cache(1, self.block_size).nbytes
+        most = self.max_running * -(-model.config.max_seq_len // self.block_size)
+        return max(1, min(int(self.cache_gib * 2**30) // size, most))
+
+
+class Sequence:
+    """Tokens of one text, of which the first `computed` are in the cache."""
+
+    def __init__(self, tokens: Values[int], limit: int) -> None:
+        self.tokens = list(tokens)
+        self.limit = limit
+        """Most blocks that it has at a time."""
+        self.computed = 0
+        self.table: list[int] = []
+        """Blocks by their number; 0 where a block is out of every window."""
+        self.first = 0
+        """Number of the first block that it has."""
+        self.prefix: Prefix = ROOT
+        self.registered = 0
+        """Blocks whose prefix is known."""
+
+    @property
+    def blocks(self) -> list[int]:
+        """The blocks that it has."""
+        return self.table[self.first :]
+
+    @property
+    def left(self) -> int:
+        """Tokens that are not computed yet."""
+        return len(self.tokens) - self.computed
+
+
+class CachedModel:
+    """A GPT in eval mode, and the blocks of its cache."""
+
+    def __init__(self, model: "GPT", options: EngineOptions) -> None:
+        from mt_eval.generation.batch_invariance import BatchInvariance
+
+        check_whole(model)
+        self.model, self.options = model, options
+        blocks = options.count_blocks(model)
+        self.cache = model.make_cache(blocks + 1, options.block_size)
+        self.pool = BlockPool(blocks, options.block_size)
+        self.arithmetic = BatchInvariance() if self.cache.exact else nullcontext()
+        windows = self.cache.windows
+        self.horizon = None if None in windows else max(window for window in windows if window is not None)
+        """Tokens that are seen, if all layers have windows."""
+        self.prefix_hits = 0
+
+    def count_blocks(self, tokens: int) -> int:
+        """Most blocks that a sequence of so many tokens has at a time."""
+        size = self.pool.block_size
+        count = -(-tokens // size)
+        return count if self.horizon is None else min(count, -(-(self.horizon + self.options.chunk_tokens) // size) + 1)
+
+    def open(self, tokens: Values[int], longest: int, *, reuse: bool = True) -> Sequence | None:
+        """A sequence that will have up to `longest` tokens in the cache; None if there are too few blocks now.
+
+        What others have computed of its beginning is taken from the cache, but for the last token, unless `reuse` is
+        off.
+        """
+        pool, size = self.pool, self.pool.block_size
+        sequence = Sequence(tokens, self.count_blocks(longest))
+        known = pool.find_prefix(tokens, (len(tokens) - 1) // size) if reuse and self.options.prefix_reuse else []
+        first = self._first_block(len(known) * size)
+        shared = [block for _, block in known[first:]]
+        taken = sum(map(pool.is_unused, shared))
+        if pool.available < sequence.limit - len(shared) + taken:
+            return None
+        pool.share(shared)
+        pool.promised += sequence.limit - len(shared)
+        sequence.table, sequence.first = [0] * first + shared, first
+        sequence.computed, sequence.registered = len(known) * size, len(known)
+        sequence.prefix = known[-1][0] if known else ROOT
+        self.prefix_hits += sequence.computed
+        return sequence
+
+    def close(self, sequence: Sequence) -> None:
+        """Give the blocks of a sequence back."""
+        self.pool.promised -= sequence.limit - len(sequence.blocks)
+        self.pool.release(sequence.blocks)
+        sequence.table, sequence.limit, sequence.first = [], 0, 0
+
+    def fork(self, sequence: Sequence) -> Sequence:
+        """Another sequence with the same beginning; full blocks are shared. There must be blocks enough."""
+        child = Sequence(sequence.tokens, sequence.limit)
+        child.computed, child.first, child.prefix = sequence.computed, sequence.first, sequence.prefix
+        child.registered, child.table = sequence.registered, list(sequence.table)
+        self.pool.share(child.blocks)
+        self.pool.promised += child.limit - len(child.blocks)
+        if child.computed % self.pool.block_size:
+            last, copy = child.table[-1], self.pool.take()
+            self.cache.copy([last], [copy])
+            self.pool.release([last])
+            child.table[-1] = copy
+        return child
+
+    def run(self, parts: Values[tuple[Sequence, int]]) -> "Tensor":
+        """Compute the next so many tokens of each sequence; their features [N, D], one sequence after the other."""
+        import torch
+
+        x_ND = self._pass(parts)
+        first = 0
+        for sequence, count in parts:
+            if count > 1 and not bool(x_ND[first : first + count].isfinite().all()):
+                x_ND = torch.cat((x_ND[:first], self._run_singly(sequence, count), x_ND[first + count :]))
+            first += count
+            sequence.computed += count
+            self._register(sequence)
+            self._leave_window(sequence)
+        return x_ND
+
+    def _pass(self, parts: Values[tuple[Sequence, int]]) -> "Tensor":
+        """The features of the next so many tokens of each sequence, [N, D]."""
+        import torch
+
+        from mt_models.layers.kv_cache import Span
+
+        size, new = self.pool.block_size, []
+        for sequence, count in parts:
+            while len(sequence.table) * size < sequence.computed + count:
+                sequence.table.append(self.pool.take())
+                self.pool.promised -= 1
+                new.append(sequence.table[-1])
+        if new:
+            self.cache.clear(new)
+        spans = [Span(sequence.computed, count, sequence.table) for sequence, count in parts]
+        ids = [token for s, count in parts for token in s.tokens[s.computed : s.computed + count]]
+        tokens_N1 = torch.tensor(ids, device=self.cache.k.device)[:, None]
+        with torch.inference_mode(), self.arithmetic:
+            return self.model.hidden(tokens_N1, cache=self.cache.place(spans))[:, 0]
+
+    def _run_singly(self, sequence: Sequence, count: int) -> "Tensor":
+        """The features of the next tokens, each computed before the next is in the cache.
+
+        NaN in a token's value reaches the tokens before it in a common pass, as 0 · NaN is NaN; and others might take
+        those from the cache.
+        """
+        import torch
+
+        start = sequence.computed
+        self.cache.forget(sequence.table, start, start + count)
+        parts = []
+        for sequence.computed in range(start, start + count):
+            parts.append(self._pass([(sequence, 1)]))
+        sequence.computed = start
+        return torch.cat(parts)
+
+    def compute_logits(self, x_ND: "Tensor") -> "Tensor":
+        """Logits [N, V] of the true vocabulary for features [N, D]."""
+        import torch
+
+        with torch.inference_mode(), self.arithmetic:
+            return self.model.logits(x_ND[:, None])[:, 0]
+
+    def _register(self, sequence: Sequence) -> None:
+        size = self.pool.block_size
+        while self.options.prefix_reuse and (sequence.registered + 1) * size <= sequence.computed:
+            number = sequence.registered
+            tokens = sequence.tokens[number * size : (number + 1) * size]
+            sequence.prefix = self.pool.register(sequence.prefix, tokens, sequence.table[number])
+            sequence.registered += 1
+
+    def _leave_window(self, sequence: Sequence) -> None:
+        """Give back the blocks that no further token sees."""
+        first = self._first_block(sequence.computed)
+        if first > sequence.first:
+            left = sequence.table[sequence.first : first]
+            sequence.table[sequence.first : first] = [0] * len(left)
+            self.pool.release(left)
+            self.pool.promised += len(left)
+            sequence.first = first
+
+    def _first_block(self, position: int) -> int:
+        """Number of the first block that the token at a position sees."""
+        return 0 if self.horizon is None else max(position - self.horizon + 1, 0) // self.pool.block_size
+
+
+def check_whole(model: "GPT") -> None:
+    """Refuse a model that ranks share: its logits or features would be a part of the true ones."""
+    if model.embed is None or len(model.layers) < model.config.layers:
+        actual = "is cut into stages of a pipeline, through which generation does not pass"
+        raise MtError("model", actual, "load it whole (mt ckpt convert, or parallel.pipeline = 1)")
+    if len(model.embed.weight) < model.config.vocab_size:
+        actual = f"has {len(model.embed.weight)} of {model.config.vocab_size} rows of the vocabulary on this rank"
+        raise MtError("model", actual, "load it whole (parallel.tensor = 1)")
+    if model.training:
+        raise MtError("model", "is in training mode, in which it drops features", "call model.eval() first")
