@@ -122,6 +122,11 @@ EXPERT_LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "expert 2 × fsdp 1 in replicas 2": (4, {"expert": 2, "sharding": "fsdp", "shard_size": 2}),
     "expert 2 × tensor 2": (4, {"expert": 2, "tensor": 2}),
     "expert 2 × tensor 2, sequence": (4, {"expert": 2, "tensor": 2, "sequence": True, "sharding": "zero1"}),
+    "expert 2 × tensor 2 of whole experts": (4, {"expert": 2, "tensor": 2, "expert_tensor": 1}),
+    "expert 2 × tensor 2 of whole experts, sequence": (
+        4,
+        {"expert": 2, "tensor": 2, "expert_tensor": 1, "sequence": True, "sharding": "zero1"},
+    ),
     "expert 2 × context 2": (4, {"expert": 2, "context": 2}),
     "expert 2, all-gather": (2, {"expert": 2, "token_dispatcher": "all_gather"}),
     "expert 2 × tensor 2, sequence, all-gather": (

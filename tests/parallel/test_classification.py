@@ -12,7 +12,8 @@ from mt_core.contracts import BatchKey, Losses, MetricSum
 from mt_core.distributed.mesh import Axis, make_mesh
 from mt_core.distributed.topology import resolve_dims
 from mt_core.parallel.data.protocol import make_data_parallel
-from mt_core.parallel.tensor.plan import Replicate, apply_plan
+from mt_core.parallel.tensor.placement import apply_plan
+from mt_core.parallel.tensor.plan import Replicate
 from mt_core.training.step import backward, evaluate, reduce, reduce_metrics
 from mt_core.verification.ranks import run_ranks
 

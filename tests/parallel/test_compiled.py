@@ -15,7 +15,7 @@ from mt_core.parallel.tensor.cross_entropy import (
     compile_kernels,
     linear_cross_entropy,
 )
-from mt_core.parallel.tensor.plan import apply_plan
+from mt_core.parallel.tensor.placement import apply_plan
 from mt_core.training.seeds import make_sample_keys
 from mt_core.verification.ranks import run_ranks
 from mt_models.config import MLA, MoE

@@ -24,10 +24,12 @@ from mt_core.parallel.expert.dispatcher import (
     AllGatherDispatcher,
     AllToAllDispatcher,
     Choices,
+    TensorDispatcher,
     dispatch,
 )
 from mt_core.parallel.expert.exchange import Exchange
-from mt_core.parallel.tensor.plan import Expert, Placement, Replicate, apply_plan
+from mt_core.parallel.tensor.placement import Placement, apply_plan
+from mt_core.parallel.tensor.plan import Expert, Replicate
 from mt_core.verification.compare import compare_records, tensor_differences
 from mt_core.verification.measure import Record, measure
 from mt_core.verification.ranks import run_ranks
@@ -288,6 +290,33 @@ def test_tensor_ranks_have_whole_experts_whose_gradients_are_parts_under_sequenc
     placements = apply_plan(model, model.plan(2), tensor, sequence=sequence, expert=EXPERT_2)
     expected = Placement(0, EXPERT_2, replicas=tensor, partial=sequence)
     assert placements["layers.0.mlp.experts.down.weight"] == expected
+
+
+def share_experts(model: Any, tensor: Axis, parts: Axis, **changes: Any) -> dict[str, Placement]:
+    return apply_plan(model, model.plan(tensor.size), tensor, expert=EXPERT_2, expert_parts=parts, **changes)
+
+
+def test_tensor_ranks_that_share_experts_have_part_of_their_features_whose_gradients_are_whole():
+    model, tensor, parts = built(), Axis("tensor", 0, 2), Axis("expert_parts", 2, 4)
+    placements = share_experts(model, tensor, parts, sequence=True)
+    experts = model.layers["0"].mlp.experts
+    assert (experts.gate_up.weight.shape, experts.down.weight.shape) == ((2, 2, 12, 32), (2, 32, 12))
+    assert experts.op == TensorDispatcher(tensor, True, AllToAllDispatcher(EXPERT_2))
+    assert placements["layers.0.mlp.experts.down.weight"] == Placement(0, parts, inner=2)
+    regions = model.canonical_regions("layers.0.mlp.experts.down.weight", 2, 4, 2)
+    assert regions == {"layers.0.mlp.experts.down.weight": (slice(2, 4), slice(None), slice(0, 12))}
+
+
+def test_features_that_tensor_ranks_do_not_divide_or_no_rule_names_are_refused():
+    model = built("latent")
+    message = "experts.down.weight: dim 2 is 12; multiples of parallel.expert_tensor = 8, or parallel.expert_tensor = 1"
+    with pytest.raises(MtError, match=re.escape(message)):
+        share_experts(model, Axis("tensor", 0, 8), Axis("expert_parts", 8, 16))
+    model = built()
+    plan = {name: Expert() if isinstance(rule, Expert) else rule for name, rule in model.plan(2).items()}
+    message = "its Expert has no inner_dim for the 2 tensor ranks that share each expert; give it one, or set parallel."
+    with pytest.raises(MtError, match=re.escape(message)):
+        apply_plan(model, plan, Axis("tensor", 0, 2), expert=EXPERT_2, expert_parts=Axis("expert_parts", 2, 4))
 
 
 def test_a_number_of_experts_that_the_axis_does_not_divide_is_refused():

@@ -42,6 +42,8 @@ def layouts(draw: st.DrawFn, experts: bool = False, most: int = 8) -> tuple[int,
     if experts:
         assume(data * context > 1)
         parallel["expert"] = draw(st.sampled_from([size for size in (2, 4) if data * context % size == 0]))
+        parallel["token_dispatcher"] = draw(st.sampled_from(["all_to_all", "all_gather"]))
+        parallel["expert_tensor"] = draw(st.sampled_from([1, None]))
     granularity = draw(st.sampled_from(["none", "selective", "full"]))
     recompute = {
         "granularity": granularity,

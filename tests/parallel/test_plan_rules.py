@@ -16,16 +16,15 @@ from mt_core.errors import MtError
 from mt_core.parallel.tensor.collectives import all_gather_async
 from mt_core.parallel.tensor.cross_entropy import VocabCrossEntropy, linear_cross_entropy
 from mt_core.parallel.tensor.linear import ColumnLinear, RowLinear, VocabEmbedding
+from mt_core.parallel.tensor.placement import Placement, apply_plan
 from mt_core.parallel.tensor.plan import (
     Column,
     Expert,
-    Placement,
     Replicate,
     Row,
     Rule,
     Sequence,
     Vocab,
-    apply_plan,
     get_cut_axis,
     get_cut_dim,
 )

@@ -16,7 +16,8 @@ from mt_core.distributed.mesh import Axis, Mesh
 from mt_core.distributed.topology import ParallelDims
 from mt_core.errors import MtError
 from mt_core.parallel.apply import parallelize
-from mt_core.parallel.tensor.plan import Column, Expert, Plan, Replicate, Rule, apply_plan
+from mt_core.parallel.tensor.placement import apply_plan
+from mt_core.parallel.tensor.plan import Column, Expert, Plan, Replicate, Rule
 from mt_core.training.step import backward
 from mt_core.verification.ranks import run_ranks
 from mt_models.config import GPTConfig
@@ -94,8 +95,9 @@ def gated_config(rule: str, parallel: dict[str, Any], model: str = "gqa") -> Any
 def second_rank(parallel: dict[str, Any]) -> Mesh:
     """The mesh as the last rank sees it, without process groups: the plan is refused before they are needed."""
     sizes = {name: parallel.get(name, 1) for name in ("data", "context", "tensor", "expert")}
-    dims = ParallelDims(sizes["data"], sizes["context"], sizes["tensor"], None, sizes["expert"])
-    return Mesh(dims, **{name: Axis(name, size - 1, size) for name, size in sizes.items()})
+    dims = ParallelDims(sizes["data"], sizes["context"], sizes["tensor"], None, sizes["expert"], whole_experts=True)
+    axes = {name: Axis(name, size - 1, size) for name, size in sizes.items()}
+    return Mesh(dims, **axes, expert_parts=axes["expert"])
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

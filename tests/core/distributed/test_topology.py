@@ -26,7 +26,7 @@ def count_up(dims: ParallelDims) -> list[dict[str, int]]:
         ranks.append(
             {"pipeline": pipeline, "data": data, "context": context, "tensor": tensor, "data_context": line}
             | {"shard": line % shard, "replica": line // shard, "expert": line % expert}
-            | {"expert_data_parallel": line // expert}
+            | {"expert_data_parallel": line // expert, "expert_parts": line % expert * dims.tensor + tensor}
             | {"expert_shard": line // expert % most, "expert_replica": line // expert // most}
         )
     return ranks

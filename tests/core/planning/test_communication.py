@@ -118,13 +118,17 @@ def of_experts(ranks: int, *overrides: str) -> list[tuple[str, str, float, float
     return [(t.axis, t.collective, t.calls, t.size) for t in transfers(config, build_layout(config, ranks))]
 
 
+WHOLE = "parallel.expert_tensor=1"
+
+
 def test_tokens_travel_to_their_two_experts_and_back():
     rows = [row for row in of_experts(8, "parallel.expert=8") if row[0] == "expert"]
     assert rows == [("expert", "all-to-all", 64, 2 * SEQUENCE)] * 2
     full = of_experts(8, "parallel.expert=8", "recompute.granularity=full")
     assert sum(calls for axis, _, calls, _ in full if axis == "expert") == 192
-    cut = of_experts(16, "parallel.expert=8", "parallel.tensor=2", "parallel.sequence=true")
-    assert {size for axis, _, _, size in cut if axis == "expert"} == {SEQUENCE}
+    cut = ("parallel.expert=8", "parallel.tensor=2", "parallel.sequence=true")
+    assert {row[3] for row in of_experts(16, *cut) if row[0] == "expert"} == {2 * SEQUENCE}
+    assert {row[3] for row in of_experts(16, *cut, WHOLE) if row[0] == "expert"} == {SEQUENCE}
 
 
 def test_all_gather_brings_every_token_to_every_rank_whatever_it_chose():
@@ -170,11 +174,22 @@ def test_experts_that_one_rank_holds_are_not_reduced():
 
 
 def test_tensor_ranks_exchange_nothing_for_experts_they_hold_whole():
-    rows = of_experts(8, "parallel.tensor=4")
+    rows = of_experts(8, "parallel.tensor=4", WHOLE)
     assert {calls for axis, _, calls, _ in rows if axis == "tensor"} == {33}
-    rows = of_experts(8, "parallel.tensor=4", "parallel.sequence=true", "parallel.expert=2")
+    rows = of_experts(8, "parallel.tensor=4", "parallel.sequence=true", "parallel.expert=2", WHOLE)
     whole = (65 * 4096 + 32 * 8 * 4096 + EXPERTS / 2) * 4  # norms, routers, own experts
     assert [size for axis, _, calls, size in rows if axis == "tensor" and calls == 1] == [whole]
+
+
+def test_tensor_ranks_sum_what_each_has_of_experts_they_share():
+    rows = of_experts(8, "parallel.tensor=4")
+    assert {calls for axis, _, calls, _ in rows if axis == "tensor"} == {65}
+    rows = of_experts(8, "parallel.tensor=4", "parallel.sequence=true", "parallel.expert=2")
+    norms_and_routers = (65 * 4096 + 32 * 8 * 4096) * 4
+    assert [size for axis, _, calls, size in rows if axis == "tensor" and calls == 1] == [norms_and_routers]
+    rows = of_experts(16, "parallel.tensor=2", "parallel.expert=4")
+    reduced = [calls * size for axis, _, calls, size in rows if axis == "data"]
+    assert reduced[1] == pytest.approx(4 * EXPERTS / 4 / 2)
 
 
 KEYS = 2 * 2048 * 8 * 128 * 2

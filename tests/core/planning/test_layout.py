@@ -3,8 +3,11 @@
 import pytest
 
 from core.planning.configs import run
+from mt_core.config.sections import ParallelConfig
+from mt_core.distributed.topology import resolve_dims
 from mt_core.errors import MtError
-from mt_core.parallel.layout import build_layout, describe, find_nearest, problems, suggest_nearest
+from mt_core.parallel.layout import build_layout, problems
+from mt_core.parallel.nearest_layouts import describe, find_nearest, suggest_nearest
 from mt_core.planning.gpu_profile import read_profile
 from mt_core.planning.plan import plan
 
@@ -146,8 +149,45 @@ def test_a_model_without_experts_has_no_expert_axis():
     ]
 
 
-def test_the_hidden_features_of_experts_are_not_cut_by_tensor_ranks():
-    assert told(8, LLAMA, "parallel.tensor=8", "model.mlp.ffn_hidden_size=100", preset=MIXTRAL) == []
+def test_the_hidden_features_of_experts_are_cut_by_tensor_ranks_unless_those_have_whole_ones():
+    odd = ("parallel.tensor=8", "model.mlp.ffn_hidden_size=100")
+    assert told(8, LLAMA, *odd, "parallel.expert_tensor=1", preset=MIXTRAL) == []
+    assert told(8, LLAMA, *odd, preset=MIXTRAL) == [
+        "parallel.expert_tensor: 8 tensor ranks do not divide model.mlp.ffn_hidden_size = 100; "
+        "allowed: 1, or a parallel.tensor of 1, 2, 4 or 5"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("tensor", "reason"),
+    [
+        (4, "2 of 4 tensor ranks: all share each expert, or none does; allowed: 1 or 4"),
+        (1, "2, but parallel.tensor is 1, and ranks with different tokens share no expert; allowed: 1"),
+    ],
+)
+def test_all_tensor_ranks_share_each_expert_or_none_does(tensor, reason):
+    keys = (f"parallel.tensor={tensor}", "parallel.expert_tensor=2")
+    problem = f"parallel.expert_tensor: {reason}; to hold less of the experts, raise parallel.expert"
+    assert told(8, LLAMA, *keys, preset=MIXTRAL) == [problem]
+    with pytest.raises(MtError) as error:
+        resolve_dims(ParallelConfig(tensor=tensor, expert_tensor=2), 8)
+    assert str(error.value) == problem
+
+
+def test_a_model_without_experts_takes_no_expert_tensor():
+    assert told(8, "batch.global_batch=8", "parallel.expert_tensor=1") == [
+        'parallel.expert_tensor: 1, but model.mlp.kind "gated" has no experts; '
+        'leave it out, or set model.mlp.kind = "moe"'
+    ]
+
+
+def test_another_tensor_size_keeps_how_experts_are_shared():
+    def nearest(*keys: str) -> set[bool]:
+        found = find_nearest(run(LLAMA, "parallel.tensor=3", "parallel.expert=8", *keys, preset=MIXTRAL), 8)
+        return {layout.dims.whole_experts for layout in found}
+
+    assert nearest("parallel.expert_tensor=1") == {True}
+    assert nearest() == nearest("parallel.expert_tensor=3") == {False}
 
 
 def test_nearest_layouts_keep_what_they_can_of_the_expert_axis():

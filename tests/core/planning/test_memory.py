@@ -86,11 +86,15 @@ EXPERTS = 32 * 8 * 3 * 4096 * 14336
 
 @pytest.mark.parametrize("expert", [1, 2, 8])
 @pytest.mark.parametrize("tensor", [1, 2])
-def test_experts_are_divided_over_the_expert_axis_alone(tensor, expert):
+def test_experts_are_divided_over_the_expert_axis_and_by_tensor_ranks_that_share_each(tensor, expert):
     model = run(**MIXTRAL).model
     whole, part = count_parameters(model, tensor), count_parameters(model, tensor, expert)
     assert (whole.experts, part.experts) == (EXPERTS, EXPERTS // expert)
     assert part.total - part.experts == whole.total - whole.experts
+    shared = count_parameters(model, tensor, expert, tensor)
+    assert shared.experts == EXPERTS // expert // tensor
+    assert shared.total - shared.experts == part.total - part.experts
+    assert shared.whole == part.whole - (part.experts if tensor > 1 else 0)
 
 
 def test_each_expert_is_shared_among_the_ranks_that_hold_it():
@@ -259,7 +263,7 @@ def test_a_layer_costs_what_dense_and_expert_layers_cost_on_average():
         assert average == pytest.approx(dense / 4 + mixed * 3 / 4, rel=1e-12), field
 
 
-def test_rows_of_experts_are_cut_by_sequence_parallelism_and_by_no_other_axis():
+def test_rows_of_whole_experts_are_cut_by_sequence_parallelism_and_features_of_shared_ones_by_tensor_ranks():
     def rows(*overrides: str) -> float:
         config = run("batch.global_batch=16", *overrides, **MIXTRAL)
         saved = {tensor.name: tensor.size for tensor in get_layer_costs(config, build_layout(config, 8)).saved}
@@ -268,8 +272,12 @@ def test_rows_of_experts_are_cut_by_sequence_parallelism_and_by_no_other_axis():
     one = 2 * 8192 * 2 * (4096 + 14336) * 2  # two experts a token, in bf16
     assert rows("data.seq_length=8192") == one
     assert rows("data.seq_length=8192", "parallel.expert=8") == one
-    assert rows("data.seq_length=8192", "parallel.tensor=4") == one
-    assert rows("data.seq_length=8192", "parallel.tensor=4", "parallel.sequence=true") == one / 4
+    whole = ("data.seq_length=8192", "parallel.tensor=4", "parallel.expert_tensor=1")
+    assert rows(*whole) == one
+    assert rows(*whole, "parallel.sequence=true") == one / 4
+    shared = 2 * 8192 * 2 * (4096 + 14336 / 4) * 2
+    assert rows("data.seq_length=8192", "parallel.tensor=4") == shared
+    assert rows("data.seq_length=8192", "parallel.tensor=4", "parallel.sequence=true") == shared
 
 
 def activations(ranks: int, *overrides: str) -> dict[str, float]:

@@ -50,14 +50,15 @@ def test_on_a_timeline_arithmetic_and_waiting_take_turns(layout):
     assert spans[-1].name == "optimizer"
 
 
-def test_tensor_ranks_repeat_the_work_of_experts_unless_they_share_the_sequence():
+def test_tensor_ranks_repeat_the_work_of_experts_unless_they_share_those_or_the_sequence():
     def products(*overrides: str) -> float:
         config = run("batch.global_batch=16", *overrides, preset="mixtral-8x7b")
         return compute(config, build_layout(config, 8), h200()).products
 
     model = run(preset="mixtral-8x7b").model
     experts = 32 * 2 * 3 * 4096 * 14336 * 6 / model.flops_per_token(0)  # share of the FLOPs of a token
-    one, four = products(), ("parallel.tensor=4", "parallel.expert=2")
+    one, four = products(), ("parallel.tensor=4", "parallel.expert=2", "parallel.expert_tensor=1")
+    assert products(*four[:2]) == pytest.approx(one / 4)
     assert products(*four, "parallel.sequence=true") == pytest.approx(one / 4)
     assert products(*four) == pytest.approx(one * (experts + (1 - experts) / 4))
     assert products("parallel.expert=8") == one

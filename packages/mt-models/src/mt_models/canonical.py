@@ -16,22 +16,28 @@ from torch import Tensor, nn
 
 from mt_core.contracts import CanonicalModel, as_module
 from mt_core.errors import Problem, raise_if
+from mt_core.parallel.cuts import TensorCut
 from mt_models.config.tensors import CanonicalTensor, Tensors
 from mt_models.fusion import Fusion, get_fusion
 
+RankPosition = tuple[int, int, int]
+"""A rank of the axis that cuts a parameter, the size of the axis, and the tensor ranks that share each expert in it."""
+WHOLE: RankPosition = (0, 1, 1)
+"""The only rank of an axis."""
 TensorRegion = tuple[slice, ...]
 """The part of a canonical tensor that one rank holds; dims that are not named are whole."""
 
 
 def canonical_regions(
-    model: nn.Module, tensors: Tensors, name: str, rank: int = 0, size: int = 1
+    model: nn.Module, tensors: Tensors, name: str, position: RankPosition = WHOLE
 ) -> dict[str, TensorRegion]:
-    """Canonical names that parameter `name` holds on rank `rank` of `size` of the axis that cuts it, and their regions.
+    """Canonical names that parameter `name` holds on a rank of the axis that cuts it, and their regions.
 
-    `tensors` are all of the model's. Experts are cut over the expert axis, everything else over the tensor axis.
+    `tensors` are all of the model's. Experts are cut over the expert axis, times the tensor axis if that shares each;
+    everything else is cut over the tensor axis.
     """
     parts = _parts(get_fusion(model, name), name)
-    return {part: _region(tensors[part], rank, size) for part in parts}
+    return {part: _region(tensors[part], position) for part in parts}
 
 
 def list_stored(model: CanonicalModel) -> Iterator[tuple[str, Tensor]]:
@@ -49,33 +55,39 @@ def _parts(fusion: Fusion, name: str) -> list[str]:
     return [".".join((*parents, part, leaf)) for part in fusion.parts]
 
 
-def _region(tensor: CanonicalTensor, rank: int, size: int) -> TensorRegion:
-    shape, cut = tensor.shape, tensor.cut
-    return () if cut is None else (*[slice(None)] * cut.dim, cut.local_slice(shape[cut.dim], rank, size))
+def _region(tensor: CanonicalTensor, position: RankPosition) -> TensorRegion:
+    (rank, size, inner), shape, cut = position, tensor.shape, tensor.cut
+    if cut is None:
+        return ()
+    region = [*[slice(None)] * cut.dim, cut.local_slice(shape[cut.dim], rank // inner, size // inner)]
+    if cut.inner_dim is not None:
+        region += [slice(None)] * (cut.inner_dim - cut.dim - 1)
+        region.append(TensorCut(cut.inner_dim).local_slice(shape[cut.inner_dim], rank % inner, inner))
+    return tuple(region)
 
 
 def to_canonical(
-    model: nn.Module, tensors: Tensors, name: str, tensor: Tensor, rank: int = 0, size: int = 1
+    model: nn.Module, tensors: Tensors, name: str, tensor: Tensor, position: RankPosition = WHOLE
 ) -> Iterator[tuple[str, Tensor]]:
     """Canonical names and the contents of their regions, of a tensor shaped like parameter `name`.
 
     Memory may be shared. Padding is left out.
     """
-    regions = canonical_regions(model, tensors, name, rank, size)
+    regions = canonical_regions(model, tensors, name, position)
     for (part, region), content in zip(regions.items(), get_fusion(model, name).split(tensor), strict=True):
         rows = region[0] if region else slice(None)
         yield part, content if rows.stop is None else content[: rows.stop - rows.start]
 
 
 def from_canonical(
-    model: nn.Module, tensors: Tensors, name: str, get: Callable[[str], Any], rank: int = 0, size: int = 1
+    model: nn.Module, tensors: Tensors, name: str, get: Callable[[str], Any], position: RankPosition = WHOLE
 ) -> Tensor:
     """A tensor shaped like parameter `name` from whole canonical tensors, of which only the regions are read.
 
     Padding rows are zero.
     """
-    regions = canonical_regions(model, tensors, name, rank, size)
-    contents = (_pad(get(part)[region or ...], part, tensors[part], size) for part, region in regions.items())
+    regions = canonical_regions(model, tensors, name, position)
+    contents = (_pad(get(part)[region or ...], part, tensors[part], position[1]) for part, region in regions.items())
     return get_fusion(model, name).fuse([*contents])
 
 

@@ -5,7 +5,7 @@ from math import prod
 from typing import Any
 
 from mt_core.config.run_config import TransformerRun
-from mt_core.parallel.layout import describe
+from mt_core.parallel.nearest_layouts import describe
 from mt_core.planning.communication import Transfer
 from mt_core.planning.gpu_profile import Profile
 from mt_core.planning.memory import GIB, by_category
@@ -175,7 +175,12 @@ def get_plan_values(config: TransformerRun, plan: Plan, profile: Profile, gpus: 
     layout, dims = plan.layout, plan.layout.dims
     return {
         "layout": {"tensor": dims.tensor, "context": dims.context, "data": dims.data, "expert": dims.expert}
-        | {"sequence": layout.sequence, "sharding": layout.sharding, "shard_group_size": layout.shard_group_size}
+        | {
+            "expert_tensor": dims.expert_tensor,
+            "sequence": layout.sequence,
+            "sharding": layout.sharding,
+            "shard_group_size": layout.shard_group_size,
+        }
         | {"micro_batches": plan.micro_batches},
         "model": {"parameters": sum(map(prod, config.model.canonical_shapes().values()))},
         "batch": {"global_batch": config.batch.global_batch, "growth": get_growth(config)},

@@ -13,6 +13,7 @@ from torch import Tensor
 from mt_core.contracts import CanonicalModel
 from mt_core.distributed.mesh import Axis, Mesh
 from mt_core.parallel.data.protocol import DataParallel
+from mt_core.parallel.tensor.placement import Placement
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +23,7 @@ class ShardCoordinates:
     replica: int
     shard: int
     cut: int
-    """Position on the axis that cuts the parameter: tensor or expert."""
+    """Position on the axis that cuts the parameter: tensor, expert, or both together."""
     tensor: int
 
 
@@ -31,12 +32,13 @@ def locate(mesh: Mesh, cut: Axis, rank: int, *, sharded: bool) -> ShardCoordinat
 
     A parameter that is not `sharded` is whole, but for the cut, on every rank that sees other tokens.
     """
-    axes, experts = mesh.dims.coordinates(rank), cut == mesh.expert
+    axes, experts = mesh.dims.coordinates(rank), cut == mesh.expert_parts
     if sharded:
         replica, shard = (axes[f"expert_{name}" if experts else name] for name in ("replica", "shard"))
     else:
         replica, shard = axes["expert_data_parallel" if experts else "data_context"], 0
-    return ShardCoordinates(replica, shard, axes["expert" if experts else "tensor"], axes["tensor"])
+    parts = "expert" if mesh.dims.expert_tensor == 1 else "expert_parts"
+    return ShardCoordinates(replica, shard, axes[parts if experts else "tensor"], axes["tensor"])
 
 
 def gather_whole(
@@ -55,15 +57,17 @@ def gather_whole(
     """
     mesh, cut, shard = data_parallel.mesh, data_parallel.placements[name].axis, data_parallel.shard_axis(name)
     here, there = (locate(mesh, cut, rank, sharded=shard.size > 1) for rank in (mesh.world.rank, writer))
-    replicated = cut.size == 1 or cut == mesh.expert  # over tensor ranks, so only one of them sends
+    whole_experts = cut == mesh.expert_parts and mesh.dims.expert_tensor == 1
+    replicated = cut.size == 1 or whole_experts  # over tensor ranks, so only one of them sends
     if here.replica != there.replica or (replicated and here.tensor != there.tensor):
         return
     assert part is None or part.dtype == dtype, f"{name}: {part.dtype} is not {dtype}"
     local = _gather_over_shards(data_parallel, name, part, there.shard, dtype)
     if local is None:
         return
-    for canonical, piece in model.to_canonical(name, local, cut.rank, cut.size):
-        whole = _gather_over_cut(model, cut, name, canonical, piece, there.cut)
+    placement = data_parallel.placements[name]
+    for canonical, piece in model.to_canonical(name, local, cut.rank, cut.size, placement.inner):
+        whole = _gather_over_cut(model, placement, name, canonical, piece, there.cut)
         if whole is not None:
             yield canonical, whole
 
@@ -92,8 +96,9 @@ def _paste(data_parallel: DataParallel, name: str, whole: Tensor, rank: int, par
 
 
 def _gather_over_cut(
-    model: CanonicalModel, axis: Axis, name: str, canonical: str, piece: Tensor, writer: int
+    model: CanonicalModel, placement: Placement, name: str, canonical: str, piece: Tensor, writer: int
 ) -> Tensor | None:
+    axis = placement.axis
     if axis.size == 1:
         return piece
     if axis.rank != writer:
@@ -101,7 +106,7 @@ def _gather_over_cut(
         return None
     whole = piece.new_empty(model.config.canonical_shapes()[canonical])
     for rank in range(axis.size):
-        region = model.canonical_regions(name, rank, axis.size)[canonical]
+        region = model.canonical_regions(name, rank, axis.size, placement.inner)[canonical]
         here = whole[region]
         here.copy_(
             piece

@@ -50,6 +50,8 @@ class ParallelConfig(Section):
     """Ranks that share each sequence."""
     expert: PositiveInt = 1
     """Ranks of data × context that share each layer's experts; tokens travel to the ranks of their experts."""
+    expert_tensor: PositiveInt | None = None
+    """Tensor ranks that share each expert's matrices: all of them, if unset too, or 1, where each has whole experts."""
     token_dispatcher: TokenDispatcherName = "all_to_all"
     """How expert ranks exchange tokens: each row goes to the rank of its expert, or every rank gets all tokens and the
     results of all are summed."""

@@ -88,16 +88,26 @@ class CanonicalModel(Protocol):
         """Every parameter and its name, as `nn.Module` gives them."""
         ...
 
-    def to_canonical(self, name: str, tensor: "Tensor", rank: int = 0, size: int = 1) -> Iterable[tuple[str, "Tensor"]]:
-        """Split a (fused, padded) tensor shaped like parameter `name` on a tensor rank into parts of canonical ones."""
+    def to_canonical(
+        self, name: str, tensor: "Tensor", rank: int = 0, size: int = 1, inner: int = 1
+    ) -> Iterable[tuple[str, "Tensor"]]:
+        """Split a (fused, padded) tensor shaped like parameter `name` on a rank into parts of canonical ones.
+
+        It is rank `rank` of `size` that divide the parameter; where those are `inner` tensor ranks for each expert
+        rank, tensor ranks are neighbours.
+        """
         ...
 
-    def from_canonical(self, name: str, get: "Callable[[str], Any]", rank: int = 0, size: int = 1) -> "Tensor":
-        """Fuse a tensor shaped like parameter `name` on a tensor rank from slices of whole canonical ones."""
+    def from_canonical(
+        self, name: str, get: "Callable[[str], Any]", rank: int = 0, size: int = 1, inner: int = 1
+    ) -> "Tensor":
+        """Fuse a tensor shaped like parameter `name` on a rank from slices of whole canonical ones."""
         ...
 
-    def canonical_regions(self, name: str, rank: int = 0, size: int = 1) -> Mapping[str, tuple[slice, ...]]:
-        """Which slices of which canonical tensors parameter `name` holds on a tensor rank; () is all of it."""
+    def canonical_regions(
+        self, name: str, rank: int = 0, size: int = 1, inner: int = 1
+    ) -> Mapping[str, tuple[slice, ...]]:
+        """Which slices of which canonical tensors parameter `name` holds on a rank; () is all of it."""
         ...
 
 

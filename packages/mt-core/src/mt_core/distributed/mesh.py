@@ -4,7 +4,7 @@ An axis of size 1 has no group, and every collective on it is the identity. The 
 can live in one process.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch.distributed as dist
@@ -81,6 +81,8 @@ class Mesh:
     """Ranks of `data_context` that hold the same part of the sharded state."""
     expert: Axis = Axis("expert")
     """The part of `data_context` whose ranks hold different experts of the same layers."""
+    expert_parts: Axis = Axis("expert")
+    """Ranks that hold different parts of the same layers' experts: `expert`, times `tensor` where that shares each."""
     expert_shard: Axis = Axis("shard")
     """Ranks with the same experts that share one copy of their sharded state."""
     expert_replica: Axis = Axis("replica")
@@ -88,7 +90,7 @@ class Mesh:
 
     def shard_axes(self, cut: Axis) -> tuple[Axis, Axis]:
         """Return the shard and the replica axis of parameters cut over the axis `cut`: experts have their own."""
-        return (self.expert_shard, self.expert_replica) if cut == self.expert else (self.shard, self.replica)
+        return (self.expert_shard, self.expert_replica) if cut == self.expert_parts else (self.shard, self.replica)
 
     @property
     def stage_ranks(self) -> range:
@@ -120,11 +122,18 @@ def make_mesh(dims: ParallelDims) -> Mesh:
     axes = {"world": _connect("world", [[*range(dims.ranks)]])}
     for name in ("pipeline", "data", "context", "tensor", "data_context", "shard", "replica", "expert"):
         axes[name] = _connect(name, dims.groups(name))
+    axes["expert_parts"] = _connect_expert_parts(dims, axes)
     if dims.expert == 1:
         return Mesh(dims, **axes, expert_shard=axes["shard"], expert_replica=axes["replica"])
     for name in ("expert_shard", "expert_replica"):
         axes[name] = _connect(name, dims.groups(name))
     return Mesh(dims, **axes)
+
+
+def _connect_expert_parts(dims: ParallelDims, axes: Mapping[str, Axis]) -> Axis:
+    if dims.expert_tensor == 1:
+        return axes["expert"]
+    return axes["tensor"] if dims.expert == 1 else _connect("expert_parts", dims.groups("expert_parts"))
 
 
 def _connect(name: str, groups: list[list[int]]) -> Axis:

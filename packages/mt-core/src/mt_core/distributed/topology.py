@@ -20,6 +20,7 @@ VIEWS = (
     ("pipeline", "data_context", "tensor"),
     ("pipeline", "replica", "shard", "tensor"),
     ("pipeline", "expert_data_parallel", "expert", "tensor"),
+    ("pipeline", "expert_data_parallel", "expert_parts"),
     ("pipeline", "expert_replica", "expert_shard", "expert", "tensor"),
 )
 """The ways to count the same ranks as a grid, outermost axis first; an axis means the same in every view."""
@@ -38,6 +39,8 @@ class ParallelDims:
     """Neighbours on data × context that share each layer's experts."""
     pipeline: int = 1
     """Groups of ranks that have different layers."""
+    whole_experts: bool = False
+    """Tensor ranks have whole experts, instead of sharing each."""
 
     @property
     def ranks(self) -> int:
@@ -58,6 +61,11 @@ class ParallelDims:
     def shard_group_size(self) -> int:
         """Ranks that share one copy of the sharded state."""
         return self.shard or self.data_context
+
+    @property
+    def expert_tensor(self) -> int:
+        """Tensor ranks that share each expert's matrices."""
+        return 1 if self.whole_experts else self.tensor
 
     @property
     def expert_shard_group_size(self) -> int:
@@ -81,6 +89,7 @@ class ParallelDims:
             "shard": self.shard_group_size,
             "replica": self.data_context // self.shard_group_size,
             "expert": self.expert,
+            "expert_parts": self.expert * self.tensor,
             "expert_data_parallel": expert_data_parallel,
             "expert_shard": self.expert_shard_group_size,
             "expert_replica": expert_data_parallel // self.expert_shard_group_size,
@@ -100,7 +109,8 @@ class ParallelDims:
 
         Ranks of one `shard` group share one copy of the sharded state, those of one `replica` group hold the same part
         of it; an `expert` group holds different experts of the same layers, an `expert_data_parallel` group the same
-        experts, whose state it shares along `expert_shard` and repeats along `expert_replica`.
+        experts, whose state it shares along `expert_shard` and repeats along `expert_replica`; an `expert_parts` group
+        has all experts between its ranks where tensor ranks share each.
         """
         others = [other for other in _view(axis) if other != axis]
         groups: dict[tuple[int, ...], list[int]] = {}
@@ -145,9 +155,24 @@ def resolve_dims(config: ParallelConfig, ranks: int) -> ParallelDims:
         )
     data_context = data * config.context
     shard = {"replicate": 1, "zero1": config.shard_size, "fsdp": config.shard_size}[config.sharding]
+    if problem := find_expert_tensor_problem(config):
+        raise MtError(*problem)
     for field, size in (("shard_size", shard or 1), ("expert", config.expert)):
         if data_context % size:
             reason = f"{size} does not divide data × context = {data_context}"
             divisors = ", ".join(str(n) for n in range(1, data_context + 1) if data_context % n == 0)
             raise MtError(f"parallel.{field}", reason, f"allowed: {divisors}")
-    return ParallelDims(data, config.context, config.tensor, shard, config.expert, config.pipeline)
+    whole = config.expert_tensor == 1 < config.tensor
+    return ParallelDims(data, config.context, config.tensor, shard, config.expert, config.pipeline, whole)
+
+
+def find_expert_tensor_problem(config: ParallelConfig) -> tuple[str, str, str] | None:
+    """Say why experts cannot be shared among as many tensor ranks as a configuration asks for."""
+    if config.expert_tensor in (None, 1, config.tensor):
+        return None
+    few, tensor = config.expert_tensor, config.tensor
+    reason = f"{few}, but parallel.tensor is {tensor}, and ranks with different tokens share no expert"
+    if few < tensor:
+        reason = f"{few} of {tensor} tensor ranks: all share each expert, or none does"
+    fits = "1" if tensor == 1 else f"1 or {tensor}"
+    return "parallel.expert_tensor", reason, f"allowed: {fits}; to hold less of the experts, raise parallel.expert"

@@ -19,7 +19,7 @@ from mt_core.parallel.pipeline.cut import Pipeline, connect_tied, cut_model, mak
 from mt_core.parallel.pipeline.weight_gradients import split_weight_gradients
 from mt_core.parallel.recompute import list_modules_with_core, recompute
 from mt_core.parallel.tensor.cross_entropy import VocabCrossEntropy, compile_kernels, linear_cross_entropy
-from mt_core.parallel.tensor.plan import apply_plan
+from mt_core.parallel.tensor.placement import apply_plan
 
 
 class ParallelModel(NamedTuple):
@@ -46,6 +46,7 @@ def parallelize(config: RunConfig, mesh: Mesh, device: torch.device) -> Parallel
         mesh.tensor,
         sequence=config.parallel.sequence,
         expert=mesh.expert,
+        expert_parts=mesh.expert_parts,
         token_dispatcher=config.parallel.token_dispatcher,
     )
     if pipeline is not None:

@@ -6,7 +6,11 @@ from typing import Literal
 
 @dataclass(frozen=True, slots=True)
 class TensorCut:
-    """How the ranks of an axis divide one canonical tensor: each has an equal slice along a dim."""
+    """How the ranks of an axis divide one canonical tensor: each has an equal slice along a dim.
+
+    Experts are cut a second time where tensor ranks share each: rank r of the axis then is expert rank r // t and
+    tensor rank r % t.
+    """
 
     dim: int
     axis: Literal["tensor", "expert"] = "tensor"
@@ -14,6 +18,8 @@ class TensorCut:
     """The number of different slices if that is limited; ranks beyond it repeat them, as for key/value heads."""
     divisor: int | None = None
     """The slices are padded to a multiple of this, as rows of a vocabulary are; the last ones may be padding alone."""
+    inner_dim: int | None = None
+    """The dim that tensor ranks divide, if they share each expert."""
 
     def local_length(self, length: int, ranks: int) -> int:
         """The length on each of so many ranks, padding included."""
@@ -35,7 +41,7 @@ class CutSize:
     name: str
     """Key of the size in the configuration, such as "model.attention.heads"."""
     size: int
-    axis: Literal["tensor", "expert"] = "tensor"
+    axis: Literal["tensor", "expert", "expert_tensor"] = "tensor"
     repeats: bool = False
     """Whether a multiple of it of ranks is possible too: several then have the same slice, as of key/value heads."""
     all_to_all: bool = False

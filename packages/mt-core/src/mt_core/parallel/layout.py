@@ -1,17 +1,17 @@
 """How a run is cut over ranks, and the rules that say which cuts are possible.
 
-The same rules serve `mt plan` and `mt train`; where a layout does not pass, `find_nearest` lists ones that do.
+The same rules serve `mt plan` and `mt train`; `mt_core.parallel.nearest_layouts` lists layouts that pass.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
-from math import gcd, lcm, log2
+from dataclasses import dataclass
+from math import gcd, lcm
 from typing import cast
 
 from mt_core.config.run_config import RunConfig, TransformerRun
 from mt_core.config.sections import CPCommType, TokenDispatcherName
 from mt_core.contracts import TransformerModelConfig
-from mt_core.distributed.topology import ParallelDims
+from mt_core.distributed.topology import ParallelDims, find_expert_tensor_problem
 from mt_core.errors import MtError, Problem
 from mt_core.parallel.cuts import CutSize
 from mt_core.pipeline.layout_string import format_layout
@@ -35,6 +35,8 @@ class Layout:
     dims: ParallelDims
     sequence: bool = False
     cp_comm_type: CPCommType = "ring"
+    expert_tensor: int | None = None
+    """Tensor ranks that share each expert, if the configuration says so."""
     token_dispatcher: TokenDispatcherName = "all_to_all"
     sharding: str = "replicate"
     overlap_grad_reduce: bool = True
@@ -70,9 +72,18 @@ def build_layout(config: RunConfig, ranks: int | None = None) -> Layout:
     model = parallel.tensor * parallel.context * parallel.pipeline
     data = parallel.data or (least if ranks is None else max(ranks // model, 1))
     return Layout(
-        dims=ParallelDims(data, parallel.context, parallel.tensor, shard, parallel.expert, parallel.pipeline),
+        dims=ParallelDims(
+            data,
+            parallel.context,
+            parallel.tensor,
+            shard,
+            parallel.expert,
+            parallel.pipeline,
+            parallel.expert_tensor == 1 < parallel.tensor,
+        ),
         sequence=parallel.sequence,
         cp_comm_type=parallel.cp_comm_type,
+        expert_tensor=parallel.expert_tensor,
         token_dispatcher=parallel.token_dispatcher,
         sharding=parallel.sharding,
         overlap_grad_reduce=parallel.overlap_grad_reduce,
@@ -101,6 +112,7 @@ def problems(config: TransformerRun, ranks: int | None = None) -> Iterator[Probl
     if parallel.expert == 1 and parallel.token_dispatcher != "all_to_all":
         actual = f'"{parallel.token_dispatcher}", but parallel.expert is 1, and no token travels'
         yield Problem("parallel.token_dispatcher", actual, "leave it out, or set parallel.expert above 1")
+    yield from _expert_tensor_key(config)
     yield from _shard(config, layout)
     recompute, layers = config.recompute, config.model.layers
     if recompute.granularity == "full" and recompute.layers > layers:
@@ -157,6 +169,7 @@ def axis_problems(config: TransformerRun, layout: Layout) -> Iterator[Problem]:
     yield from wrong or _sequence(config, layout)
     yield from _context(config, layout)
     yield from _expert(config, layout)
+    yield from _expert_tensor(config, layout)
     yield from _batch(config, layout)
 
 
@@ -212,6 +225,27 @@ def _expert(config: TransformerRun, layout: Layout) -> Iterator[Problem]:
             yield Problem("parallel.expert", f"{expert} does not divide {name} = {number}", f"allowed: {fits}")
 
 
+def _expert_tensor(config: TransformerRun, layout: Layout) -> Iterator[Problem]:
+    size = layout.dims.expert_tensor
+    for features in get_cut_sizes(config.model, "expert_tensor"):
+        if not features.fits(size):
+            fits = _listed(t for t in _divisors(features.size) if t <= size)
+            actual = f"{size} tensor ranks do not divide {features.name} = {features.size}"
+            yield Problem("parallel.expert_tensor", actual, f"allowed: 1, or a parallel.tensor of {fits}")
+
+
+def _expert_tensor_key(config: TransformerRun) -> Iterator[Problem]:
+    """What is wrong with the key itself, whatever the layout."""
+    parallel = config.parallel
+    if parallel.expert_tensor is None:
+        return
+    if not get_cut_sizes(config.model, "expert_tensor"):
+        actual = f'{parallel.expert_tensor}, but model.mlp.kind "{config.model.mlp.kind}" has no experts'
+        yield Problem("parallel.expert_tensor", actual, 'leave it out, or set model.mlp.kind = "moe"')
+    elif problem := find_expert_tensor_problem(parallel):
+        yield Problem(*problem)
+
+
 def get_cut_sizes(model: TransformerModelConfig, axis: str) -> list[CutSize]:
     """The sizes of a model that the ranks of an axis divide."""
     return [size for size in model.cut_sizes() if size.axis == axis]
@@ -249,56 +283,3 @@ def _multiples(near: int, unit: int) -> str:
 def _listed(numbers: Iterable[int]) -> str:
     *head, last = map(str, numbers)
     return f"{', '.join(head)} or {last}" if head else last
-
-
-def find_nearest(config: TransformerRun, ranks: int, *, count: int = 3) -> list[Layout]:
-    """Up to `count` layouts of `ranks` that pass, those with the least change of tensor, context and data first.
-
-    Sequence parallelism is given up where tensor is 1, a shard_size that no longer divides, and of the expert axis what
-    does not.
-    """
-    wanted = build_layout(config, ranks)
-    legal = [layout for layout in cuts(wanted, ranks // wanted.dims.pipeline) if not any(axis_problems(config, layout))]
-    return sorted(legal, key=lambda layout: _distance(layout.dims, wanted.dims))[:count]
-
-
-def cuts(layout: Layout, ranks: int) -> Iterator[Layout]:
-    """`layout` with every tensor × context × data = `ranks`, those of one stage, whatever the rules say."""
-    for tensor in range(1, ranks + 1):
-        for context in range(1, ranks // tensor + 1):
-            if ranks % (tensor * context) == 0:
-                yield recut(layout, tensor=tensor, context=context, data=ranks // tensor // context)
-
-
-def recut(layout: Layout, *, tensor: int, context: int, data: int) -> Layout:
-    """`layout` with other axes; what no longer makes sense with them is dropped."""
-    shard, expert = layout.dims.shard, gcd(layout.dims.expert, data * context)
-    shard = shard if shard and data * context % shard == 0 else None
-    dims = ParallelDims(data, context, tensor, shard, expert, layout.dims.pipeline)
-    return replace(layout, dims=dims, sequence=layout.sequence and tensor > 1)
-
-
-def _distance(one: ParallelDims, other: ParallelDims) -> tuple[float, int, int]:
-    """Doublings and halvings between two, and, between equals, rather less context and then less tensor."""
-    pairs = ((one.tensor, other.tensor), (one.context, other.context), (one.data, other.data))
-    return sum(abs(log2(a / b)) for a, b in pairs), one.context, one.tensor
-
-
-def suggest_nearest(config: TransformerRun, ranks: int) -> Problem:
-    """What to do instead, as the last line of a refusal."""
-    actual = f"this layout cannot run on {ranks} ranks"
-    if layouts := find_nearest(config, ranks):
-        return Problem("parallel", actual, f"nearest that pass: {'; '.join(map(describe, layouts))}")
-    others = [
-        n for n in (*range(ranks - 1, 0, -1), *range(ranks + 1, 2 * ranks + 1)) if find_nearest(config, n, count=1)
-    ]
-    below, above = (max((n for n in others if n < ranks), default=0), min((n for n in others if n > ranks), default=0))
-    passing = (f"with {n} ranks: {describe(find_nearest(config, n, count=1)[0])}" for n in (below, above) if n)
-    return Problem("parallel", actual, f"no layout of {ranks} passes; {'; '.join(passing) or 'nor one of fewer'}")
-
-
-def describe(layout: Layout) -> str:
-    """The axes in words."""
-    dims, sequence = layout.dims, " + sequence" if layout.sequence else ""
-    expert = f", expert {dims.expert}" if dims.expert > 1 else ""
-    return f"tensor {dims.tensor}{sequence} × context {dims.context} × data {dims.data}{expert}"

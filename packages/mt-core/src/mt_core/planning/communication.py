@@ -93,8 +93,9 @@ def _tensor(config: PlannedRun, layout: Layout) -> Iterator[Transfer]:
         yield row("all-gather", "inputs, for the weights' gradients", "backward", calls + head, "matrix products")
         yield row("reduce-scatter", "gradients of those inputs", "backward", calls + head, "matrix products")
         whole = _count_partial(config, layout) * state_bytes(config.precision).wide
-        experts = count_parameters(model, n, dims.expert).experts
-        what = "gradients of norms and row biases" + (", of routers and experts" if experts else "")
+        experts = count_parameters(model, n, dims.expert, dims.expert_tensor).experts
+        routers = "" if not experts else ", of routers and experts" if dims.whole_experts else ", of routers"
+        what = f"gradients of norms and row biases{routers}"
         yield Transfer("tensor", n, "all-reduce", what, "reduce", 1, whole, span=n)
     else:
         yield row("all-reduce", "results of out and down projections, of the embedding", "forward", calls + embedding)
@@ -112,8 +113,9 @@ def _tensor(config: PlannedRun, layout: Layout) -> Iterator[Transfer]:
 def _count_partial(config: PlannedRun, layout: Layout) -> float:
     """Elements of this rank's masters of which tensor ranks have parts of the gradient; only experts are many."""
     dims = layout.dims
-    count = count_parameters(config.model, dims.tensor, dims.expert)
-    return count.whole - count.experts + count.experts / dims.expert_shard_group_size
+    count = count_parameters(config.model, dims.tensor, dims.expert, dims.expert_tensor)
+    experts = count.experts if dims.expert_tensor == 1 else 0
+    return count.whole - experts + experts / dims.expert_shard_group_size
 
 
 def _count_recomputed(layout: Layout, layers: int) -> int:
@@ -199,7 +201,7 @@ class _Shared:
 
 def _data(config: PlannedRun, layout: Layout) -> Iterator[Transfer]:
     dims = layout.dims
-    count = count_parameters(config.model, dims.tensor, dims.expert)
+    count = count_parameters(config.model, dims.tensor, dims.expert, dims.expert_tensor)
     apart = count.experts if dims.expert > 1 else 0
     layers = config.model.layers
     rest = _Shared(count.total - apart, "shard", "replica", layers + 1, count.ends)

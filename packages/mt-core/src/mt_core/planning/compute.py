@@ -100,7 +100,7 @@ def _logit_bytes(config: PlannedRun) -> int:
 def _accumulate(config: PlannedRun, layout: Layout) -> float:
     """A gradient read, the sum read and written."""
     each, dims = state_bytes(config.precision), layout.dims
-    count = count_parameters(config.model, dims.tensor, dims.expert).total
+    count = count_parameters(config.model, dims.tensor, dims.expert, dims.expert_tensor).total
     if layout.sharding == "fsdp":
         return (2 * each.weight + each.wide) * count  # widened for the reduction
     return (each.weight + 2 * each.gradient) * count
@@ -108,5 +108,5 @@ def _accumulate(config: PlannedRun, layout: Layout) -> float:
 
 def _optimizer(config: PlannedRun, layout: Layout) -> float:
     each, dims = state_bytes(config.precision), layout.dims
-    shared = count_parameters(config.model, dims.tensor, dims.expert).shared(dims)
+    shared = count_parameters(config.model, dims.tensor, dims.expert, dims.expert_tensor).shared(dims)
     return (OPTIMIZER * each.wide / 4 + each.weight) * shared

@@ -33,8 +33,10 @@ class RankShape:
     """How context ranks exchange keys and values."""
     expert: int = 1
     """Ranks that divide the experts."""
+    expert_tensor: int = 1
+    """Tensor ranks that share each expert."""
     token_dispatcher: TokenDispatcherName = "all_to_all"
-    """How those exchange tokens."""
+    """How expert ranks exchange tokens."""
     compiled: bool = False
     """Whether torch.compile joins the kernels of a block."""
 
@@ -102,6 +104,7 @@ def get_layer_costs(config: PlannedRun, layout: Layout) -> LayerCosts:
             context=layout.dims.context,
             cp_comm_type=layout.cp_comm_type,
             expert=layout.dims.expert,
+            expert_tensor=layout.dims.expert_tensor,
             token_dispatcher=layout.token_dispatcher,
             compiled=config.runtime.compile,
         )

@@ -63,7 +63,7 @@ def by_category(items: list[Item]) -> dict[Category, float]:
 def _state(config: PlannedRun, layout: Layout) -> list[Item]:
     """Parameters and what the optimizer keeps: 18, 20 or 16 bytes each (precision.py), parts of it shared."""
     dims, each = layout.dims, state_bytes(config.precision)
-    count = count_parameters(config.model, dims.tensor, dims.expert)
+    count = count_parameters(config.model, dims.tensor, dims.expert, dims.expert_tensor)
     shared = count.shared(dims)
     optimizer = [
         Item("gradients", "fp32 copies for the optimizer", each.wide_gradient * shared),
@@ -97,7 +97,7 @@ def count_working(config: PlannedRun, layout: Layout) -> list[Item]:
 
 def _buffers(config: PlannedRun, layout: Layout) -> list[Item]:
     dims, each, costs = layout.dims, state_bytes(config.precision), get_layer_costs(config, layout)
-    count = count_parameters(config.model, dims.tensor, dims.expert)
+    count = count_parameters(config.model, dims.tensor, dims.expert, dims.expert_tensor)
     whole = count_tokens(config, layout) * config.model.hidden_size * BYTES[config.precision.dtype]
     gathers = layout.token_dispatcher == "all_gather"
     exchanged = 2 * (dims.expert * costs.mixed_bytes if gathers else costs.routed_bytes)

@@ -35,18 +35,25 @@ class Parameters:
 
 
 @lru_cache(maxsize=128)
-def count_parameters(model: TransformerModelConfig, tensor: int = 1, expert: int = 1) -> Parameters:
-    """Elements of each part of a model on one of `tensor` × `expert` ranks, padding of the vocabulary included."""
+def count_parameters(
+    model: TransformerModelConfig, tensor: int = 1, expert: int = 1, expert_tensor: int = 1
+) -> Parameters:
+    """Elements of each part of a model on one of `tensor` × `expert` ranks, padding of the vocabulary included; each
+    expert is shared among `expert_tensor` of the tensor ranks."""
     shapes, cuts = model.canonical_shapes(), model.canonical_cuts()
-    elements = {name: count_rank_elements(shape, cuts.get(name), tensor, expert) for name, shape in shapes.items()}
+    elements = {name: count_rank_elements(shape, cuts.get(name), tensor, expert) for name, shape in shapes.items()} | {
+        name: count_rank_elements(shape, cuts[name], tensor, expert) // expert_tensor
+        for name, shape in shapes.items()
+        if name in cuts and cuts[name].inner_dim is not None
+    }
     layers: dict[str, int] = {}
     for name, count in elements.items():
         if layer := LAYER.search(name):
             prefix = name[: layer.end()]
             layers[prefix] = layers.get(prefix, 0) + count
     total = sum(elements.values())
-    whole = sum(count for name, count in elements.items() if name not in cuts or cuts[name].axis == "expert")
     experts = sum(count for name, count in elements.items() if name in cuts and cuts[name].axis == "expert")
+    whole = sum(count for name, count in elements.items() if name not in cuts) + (experts if expert_tensor == 1 else 0)
     return Parameters(
         total=total,
         block=max(layers.values(), default=0),

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from mt_core.config.run_config import PlannedRun
 from mt_core.errors import raise_if
-from mt_core.parallel.layout import Layout, build_layout, problems, suggest_nearest
+from mt_core.parallel.layout import Layout, build_layout, problems
+from mt_core.parallel.nearest_layouts import suggest_nearest
 from mt_core.planning import memory
 from mt_core.planning.communication import Transfer, micro_batches, transfers
 from mt_core.planning.gpu_profile import Profile

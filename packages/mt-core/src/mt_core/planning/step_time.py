@@ -136,7 +136,7 @@ def predict_sync(config: PlannedRun, layout: Layout, profile: Profile, passes: P
 
 def _get_bucket_share(config: PlannedRun, layout: Layout) -> float:
     """The share of the parameters in one bucket; a parameter is in one bucket as a whole."""
-    parameters = count_parameters(config.model, layout.dims.tensor, layout.dims.expert)
+    parameters = count_parameters(config.model, layout.dims.tensor, layout.dims.expert, layout.dims.expert_tensor)
     return min(1.0, max(layout.bucket_size, parameters.largest) / max(parameters.total, 1))
 
 

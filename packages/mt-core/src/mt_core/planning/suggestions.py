@@ -7,7 +7,8 @@ from math import gcd
 
 from mt_core.config.run_config import PlannedRun
 from mt_core.contracts import PlannedModelConfig
-from mt_core.parallel.layout import Layout, Recompute, axis_problems, cuts, get_cut_sizes
+from mt_core.parallel.layout import Layout, Recompute, axis_problems, get_cut_sizes
+from mt_core.parallel.nearest_layouts import cuts
 from mt_core.planning.gpu_profile import Profile
 from mt_core.planning.memory import GIB, memory, total
 from mt_core.planning.plan import Plan, plan_layout
@@ -107,6 +108,7 @@ def changes(old: Layout, new: Layout) -> tuple[tuple[str, ...], ...]:
             "parallel.context": (old.dims.context, new.dims.context),
             "parallel.data": (old.dims.data, new.dims.data),
             "parallel.expert": (old.dims.expert, new.dims.expert),
+            "parallel.expert_tensor": (old.expert_tensor, new.expert_tensor),
             "parallel.sequence": (str(old.sequence).lower(), str(new.sequence).lower()),
         },
         {

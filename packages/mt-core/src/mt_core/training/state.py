@@ -98,8 +98,8 @@ class TrainState:
         return {name: local[name] for name in self.data_parallel.shapes if name in local}
 
     def _part(self, name: str, get: Callable[[str], Any]) -> Tensor:
-        axis = self.data_parallel.placements[name].axis
-        local = self.model.from_canonical(name, get, axis.rank, axis.size)
+        placement = self.data_parallel.placements[name]
+        local = self.model.from_canonical(name, get, placement.axis.rank, placement.axis.size, placement.inner)
         assert local.shape == self.data_parallel.shapes[name], (
             f"{name}: {local.shape} is not {self.data_parallel.shapes[name]}"
         )

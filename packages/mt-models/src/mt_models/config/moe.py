@@ -129,22 +129,26 @@ class MoE(Section):
     def tensors(self, name: str, size: int) -> Tensors:
         """The canonical tensors over `size` features: the router's, which all ranks have, and stacks of the experts'.
 
-        The stacks are divided over the expert axis alone: tensor ranks have whole experts. They divide the shared one.
+        The stacks are divided over the expert axis, and hidden features over the tensor axis if it shares experts.
         """
-        experts, features, cut = self.experts, self.ffn_hidden_size, TensorCut(0, axis="expert")
+        experts, features = self.experts, self.ffn_hidden_size
+        rows, columns = (TensorCut(0, axis="expert", inner_dim=dim) for dim in (1, 2))
         tensors = {f"{name}.router.weight": CanonicalTensor((experts, size))}
         if self.expert_bias:
             tensors[f"{name}.router.bias"] = CanonicalTensor((experts,))
         for projection in GATE_UP.parts:
-            tensors[f"{name}.experts.{projection}.weight"] = CanonicalTensor((experts, features, size), cut, GATE_UP)
-        tensors[f"{name}.experts.down.weight"] = CanonicalTensor((experts, size, features), cut)
+            tensors[f"{name}.experts.{projection}.weight"] = CanonicalTensor((experts, features, size), rows, GATE_UP)
+        tensors[f"{name}.experts.down.weight"] = CanonicalTensor((experts, size, features), columns)
         if self.shared is not None:
             tensors |= self.shared.tensors(f"{name}.shared", size)
         return tensors | (linear(f"{name}.shared_gate", 1, size, bias=False) if self.shared_gate else {})
 
     def cut_sizes(self, key: str) -> list[CutSize]:
-        """The number of experts, which expert ranks divide, and the shared one's features, which tensor ranks do."""
-        sizes = [CutSize(f"{key}.experts", self.experts, axis="expert")]
+        """The number of experts, which expert ranks divide, and hidden features, which tensor ranks do."""
+        sizes = [
+            CutSize(f"{key}.experts", self.experts, axis="expert"),
+            CutSize(f"{key}.ffn_hidden_size", self.ffn_hidden_size, axis="expert_tensor"),
+        ]
         if self.shared_ffn_hidden_size is not None:
             sizes.append(CutSize(f"{key}.shared_ffn_hidden_size", self.shared_ffn_hidden_size))
         if self.dense_ffn_hidden_size is not None:
@@ -159,22 +163,25 @@ class MoE(Section):
     def costs(self, shape: RankShape, size: int) -> LayerCosts:
         """The costs of the mixture between its norm and the residual sum, if experts are chosen equally often.
 
-        Tensor ranks have whole experts: they compute the same, unless they divide the sequence.
+        Where tensor ranks have whole experts they compute the same, unless they divide the sequence.
         """
-        tokens = shape.tokens / shape.sequence_parts
-        rows = tokens * self.top_k
+        tokens, shared = shape.tokens / shape.sequence_parts, shape.expert_tensor > 1
+        mixed = shape.tokens if shared else tokens  # what one rank's experts see
+        rows = mixed * self.top_k
         routed = rows * size * shape.element_size
         mixture = LayerCosts(
             saved=(
                 *self._saved_by_router(shape, tokens, size),
+                *self._saved_by_dispatcher(shape, tokens, mixed),
                 SavedTensor("rows into and out of experts", 2 * routed),
             ),
             forward_bytes=ROUTED_TRAFFIC * routed,
             backward_bytes=ROUTED_TRAFFIC * routed,
-            repeated_flops=self.expert_flops(size) * (shape.tensor / shape.sequence_parts - 1),
+            tensor_reductions=int(shared),
+            repeated_flops=0 if shared else self.expert_flops(size) * (shape.tensor / shape.sequence_parts - 1),
             routed_bytes=routed,
-            mixed_bytes=tokens * size * shape.element_size,
-        ) + gated_costs(shape, rows * self.ffn_hidden_size)
+            mixed_bytes=mixed * size * shape.element_size,
+        ) + gated_costs(shape, rows * self.ffn_hidden_size / shape.expert_tensor)
         return mixture if self.shared is None else mixture + self._shared_costs(shape, tokens, size)
 
     def _shared_costs(self, shape: RankShape, tokens: float, size: int) -> LayerCosts:
@@ -191,9 +198,6 @@ class MoE(Section):
     def _saved_by_router(self, shape: RankShape, tokens: float, size: int) -> Iterator[SavedTensor]:
         wide, narrow = shape.wide_size, shape.element_size < shape.wide_size
         rows, choices = tokens * self.top_k, tokens * self.experts
-        orders, gathered = 5 if shape.expert > 1 else 3, 0  # int64: choices, their order twice, that of exchanged rows
-        if shape.token_dispatcher == "all_gather" and shape.expert > 1:  # those of all ranks, and their weights
-            orders, gathered = 1 + 2 * shape.expert, shape.expert * rows * wide
         after = self.normalized and self.score == "softmax"
         probabilities = rows if after else choices
         probabilities += rows + tokens if self.normalized and not after else 0  # what is divided, and by what
@@ -211,8 +215,17 @@ class MoE(Section):
         yield SavedTensor("input of the router, jittered", tokens * size * wide if self.jitter else 0)
         yield SavedTensor("weights of choices", rows * shape.element_size if apart else 0)
         yield SavedTensor("groups that are left out", tokens * self.groups if limited else 0)
-        yield SavedTensor("weights of all ranks' choices", gathered)
-        yield SavedTensor("probabilities, and orders of choices", probabilities * wide + rows * 8 * orders)
+        yield SavedTensor("probabilities, and choices", probabilities * wide + rows * 8)
+
+    def _saved_by_dispatcher(self, shape: RankShape, tokens: float, mixed: float) -> Iterator[SavedTensor]:
+        """The orders of choices, and what is gathered of those of other ranks."""
+        gathers = shape.expert > 1 and shape.token_dispatcher == "all_gather"
+        choices = mixed * self.top_k * (shape.expert if gathers else 1)
+        exchanged = 2 if shape.expert > 1 and not gathers else 0
+        yield SavedTensor("orders of choices", 8 * (2 * choices + exchanged * mixed * self.top_k))
+        yield SavedTensor(
+            "weights of other ranks' choices", choices * shape.wide_size if choices > tokens * self.top_k else 0
+        )
 
     def expert_flops(self, size: int) -> int:
         """Training FLOPs of a token in its experts, but for the shared one."""

@@ -83,14 +83,15 @@ def make_mlp(part: config.Dense | config.Gated | config.MoE, size: int, lora: Lo
 
 
 def plan(part: config.Dense | config.Gated | config.MoE, lora: Lora | None = None) -> Plan:
-    """Cut by hidden feature; experts are cut by their number alone, so that tensor ranks have whole ones."""
+    """Cut by hidden feature; experts are cut by their number, and by hidden feature if tensor ranks share each."""
     match part:
         case config.MoE():
             shared = plan(part.shared) if part.shared is not None else {}
             rules: Plan = {f"shared.{name}": rule for name, rule in shared.items()}
             gate: Plan = {"shared_gate": Sequence()} if part.shared_gate else {}
             dense = plan(part.dense) if part.dense is not None else {}  # of the first layers
-            return {"router": Sequence(), "experts*": Expert(), **rules, **gate, **dense}
+            stacks: Plan = {"experts.gate_up": Expert(inner_dim=2), "experts.down": Expert(inner_dim=2)}
+            return {"router": Sequence(), "experts": Expert(), **stacks, **rules, **gate, **dense}
         case config.Gated():
             adapters = [column_plan(lora, target, Column(dim=0)) for target in GATE_UP.parts]
             return {

@@ -61,17 +61,23 @@ class Transformer(nn.Module, Generic[Config]):
         """How `tensor` ranks cut the model."""
         return plan(self.config, tensor)
 
-    def to_canonical(self, name: str, tensor: Tensor, rank: int = 0, size: int = 1) -> Iterable[tuple[str, Tensor]]:
+    def to_canonical(
+        self, name: str, tensor: Tensor, rank: int = 0, size: int = 1, inner: int = 1
+    ) -> Iterable[tuple[str, Tensor]]:
         """Split a tensor shaped like parameter `name` (fused, padded, of one of `size` ranks) into canonical ones."""
-        return canonical.to_canonical(self, self.canonical_tensors, name, tensor, rank, size)
+        return canonical.to_canonical(self, self.canonical_tensors, name, tensor, (rank, size, inner))
 
-    def from_canonical(self, name: str, get: Callable[[str], Any], rank: int = 0, size: int = 1) -> Tensor:
+    def from_canonical(
+        self, name: str, get: Callable[[str], Any], rank: int = 0, size: int = 1, inner: int = 1
+    ) -> Tensor:
         """Fuse a tensor shaped like parameter `name` from whole canonical ones, sliced where cut."""
-        return canonical.from_canonical(self, self.canonical_tensors, name, get, rank, size)
+        return canonical.from_canonical(self, self.canonical_tensors, name, get, (rank, size, inner))
 
-    def canonical_regions(self, name: str, rank: int = 0, size: int = 1) -> Mapping[str, tuple[slice, ...]]:
-        """Which part of which canonical tensors parameter `name` holds on a tensor rank; () is all of it."""
-        return canonical.canonical_regions(self, self.canonical_tensors, name, rank, size)
+    def canonical_regions(
+        self, name: str, rank: int = 0, size: int = 1, inner: int = 1
+    ) -> Mapping[str, tuple[slice, ...]]:
+        """Which part of which canonical tensors parameter `name` holds on a rank; () is all of it."""
+        return canonical.canonical_regions(self, self.canonical_tensors, name, (rank, size, inner))
 
     def embed_tokens(self, tokens_BT: Tensor, positions: Tensor | None = None) -> Tensor:
         """Embeddings [B, T, D] plus those of the positions, if learned; `MtError` if a sequence is too long.

@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor, Shard
 from mt_core.config.sections import ParallelConfig
 from mt_core.contracts import Model, as_module
 from mt_core.distributed.mesh import Axis, Mesh
-from mt_core.parallel.tensor.plan import Placement
+from mt_core.parallel.tensor.placement import Placement
 
 
 class FullyShard:
@@ -46,7 +46,7 @@ class FullyShard:
         for parameter in model.parameters():
             parameter.data = parameter.data.to(wide if parameter.requires_grad else dtype)
         if experts := self._list_expert_modules():
-            expert_mesh = make_device_mesh(mesh, device, mesh.expert)
+            expert_mesh = make_device_mesh(mesh, device, mesh.expert_parts)
             for module in experts:
                 fully_shard(module, mesh=expert_mesh, **options)
         dense_mesh = make_device_mesh(mesh, device, mesh.tensor)
@@ -75,7 +75,7 @@ class FullyShard:
         for name, module in self.model.named_modules():
             axes = [self.placements[f"{name}.{leaf}"].axis for leaf, _ in module.named_parameters() if name]
             inside = any(name.startswith(f"{outer}.") for outer in modules)
-            if axes and not inside and all(axis == self.mesh.expert for axis in axes):
+            if axes and not inside and all(axis == self.mesh.expert_parts for axis in axes):
                 modules[name] = module
         return [*modules.values()]
 
@@ -155,6 +155,6 @@ def make_device_mesh(mesh: Mesh, device: torch.device, cut: Axis) -> DeviceMesh:
     assert isinstance(shard_group, dist.ProcessGroup)
     if replica.group is None:
         return DeviceMesh.from_group(shard_group, device.type)
-    axis = "expert_data_parallel" if cut == mesh.expert else "data_context"
+    axis = "expert_data_parallel" if cut == mesh.expert_parts else "data_context"
     ranks = torch.tensor(mesh.dims.group(axis, dist.get_rank())).view(replica.size, shard.size)
     return DeviceMesh.from_group([replica.group, shard_group], device.type, ranks, mesh_dim_names=("replica", "shard"))

@@ -50,8 +50,8 @@ def compute_global_norm(data_parallel: DataParallel, local_norms: Tensor) -> Ten
         square = mesh.shard.sum_(local_norms.square().sum())
     else:
         axes = [data_parallel.placements[name].axis for name, _ in _list_gradients(data_parallel)]
-        experts = _sum_squares(local_norms, [axis == mesh.expert for axis in axes])
-        others = _sum_squares(local_norms, [axis != mesh.expert for axis in axes])
+        experts = _sum_squares(local_norms, [axis == mesh.expert_parts for axis in axes])
+        others = _sum_squares(local_norms, [axis != mesh.expert_parts for axis in axes])
         square = mesh.shard.sum_(others) + mesh.expert.sum_(mesh.expert_shard.sum_(experts))
     return mesh.pipeline.sum_(mesh.tensor.sum_(square)).sqrt()
 

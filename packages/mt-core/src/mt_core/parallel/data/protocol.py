@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from mt_core.config.sections import ParallelConfig, PrecisionConfig
 from mt_core.contracts import Model
 from mt_core.distributed.mesh import Axis, Mesh
-from mt_core.parallel.tensor.plan import Placement
+from mt_core.parallel.tensor.placement import Placement
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp64": torch.float64}
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from mt_core.config.sections import ParallelConfig
 from mt_core.contracts import Model, as_module
 from mt_core.distributed.mesh import Axis, Mesh
-from mt_core.parallel.tensor.plan import Placement
+from mt_core.parallel.tensor.placement import Placement
 
 ALIGNMENT = 128
 """Elements to whose multiples parameters and buckets are padded."""

@@ -20,7 +20,13 @@ from mt_core.config.sections import TokenDispatcherName
 from mt_core.distributed.mesh import Axis
 from mt_core.parallel.expert.exchange import Exchange, make_all_gather, make_all_to_all
 from mt_core.parallel.expert.permutation import Permutation, permute, restore, sort_by_expert, sort_choices, unpermute
-from mt_core.parallel.tensor.collectives import all_gather, all_gather_async, reduce_scatter
+from mt_core.parallel.tensor.collectives import (
+    all_gather,
+    all_gather_async,
+    copy_to_tensor_parallel,
+    reduce_from_tensor_parallel,
+    reduce_scatter,
+)
 
 Experts = Callable[[Tensor, Tensor], Tensor]
 """Local experts: maps rows [R, D] in the order of their experts, and the number of rows of each, to as many rows."""
@@ -139,6 +145,36 @@ class AllGatherDispatcher:
         x_RD = permute(sent.exchange.finish(sent.x), sent.permutation, int(sent.counts.sum()))
         y_GD = unpermute(experts(x_RD, sent.counts), sent.permutation, sent.weights_NC)
         return reduce_scatter(y_GD, self.axis, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class TensorDispatcher:
+    """Passes the tokens of all tensor ranks through experts that those share, of which each has a part of the features.
+
+    Under sequence parallelism tokens are gathered and sums scattered; without it every rank has all tokens already.
+    """
+
+    axis: Axis
+    sequence: bool
+    dispatcher: TokenDispatcher
+    """What takes tokens to the experts of the expert ranks."""
+    traceable: ClassVar[bool] = False
+
+    def send(self, x_ND: Tensor, choices: Choices) -> Sent:
+        """Bring the tokens of all tensor ranks together, and begin to bring them to their experts."""
+        weights_NC, chosen_NC, kept_NC, experts = choices
+        if not self.sequence:
+            x_ND, weights_NC = (copy_to_tensor_parallel(t, self.axis) for t in (x_ND, weights_NC))
+            return self.dispatcher.send(x_ND, Choices(weights_NC, chosen_NC, kept_NC, experts))
+        x_GD, weights_GC = (all_gather(t, self.axis, 0) for t in (x_ND, weights_NC))
+        chosen_GC = all_gather_async(chosen_NC, self.axis, 0)()
+        kept_GC = None if kept_NC is None else all_gather_async(kept_NC.byte(), self.axis, 0)().bool()
+        return self.dispatcher.send(x_GD, Choices(weights_GC, chosen_GC, kept_GC, experts))
+
+    def run(self, sent: Sent, experts: Experts) -> Tensor:
+        """Sum up what the parts of experts on all tensor ranks return."""
+        y_GD = self.dispatcher.run(sent, experts)
+        return reduce_scatter(y_GD, self.axis, 0) if self.sequence else reduce_from_tensor_parallel(y_GD, self.axis)
 
 
 dispatch = LocalDispatcher()

@@ -17,7 +17,8 @@ from mt_core.distributed.mesh import Axis, Mesh
 from mt_core.errors import MtError
 from mt_core.parallel.pipeline.channels import Channels
 from mt_core.parallel.pipeline.weight_gradients import WeightGradients
-from mt_core.parallel.tensor.plan import Placement, Plan
+from mt_core.parallel.tensor.placement import Placement
+from mt_core.parallel.tensor.plan import Plan
 from mt_core.pipeline.actions import Placement as StagePlacement
 from mt_core.pipeline.actions import Schedule
 from mt_core.pipeline.layout_string import Stage

@@ -10,7 +10,8 @@ from math import prod
 
 from mt_core.config.run_config import PlannedRun
 from mt_core.errors import Problem, raise_if
-from mt_core.parallel.layout import Layout, Recompute, build_layout, problems, suggest_nearest
+from mt_core.parallel.layout import Layout, Recompute, build_layout, problems
+from mt_core.parallel.nearest_layouts import suggest_nearest
 from mt_core.pipeline.actions import Placement, Schedule
 from mt_core.pipeline.layout_string import Stage
 from mt_core.pipeline.schedule_table import SCHEDULES, build_schedule, get_size, list_problems
