@@ -101,7 +101,7 @@ def trained(config: Any, folder: Path, ranks: int = 1, *, poison: bool = True) -
         mesh=mesh,
         device=CPU,
         train_batches=data(config, mesh),
-        valid_batches=None,
+        valid_batches={},
         sinks=[sink],
         writer=AsyncWriter(folder, Ranks(mesh.world.rank, mesh.world.size, "test")),
         global_batch=lambda samples: config.batch.global_batch,

@@ -50,7 +50,7 @@ from mt_core.training.optimizer import parameter_groups
 from mt_core.training.signals import catch_stop_signals
 from mt_core.training.state import TrainState
 from mt_data.batching.batch_sizes import check_sizes, make_batch_sizes
-from mt_data.batching.loading import load_batches
+from mt_data.batching.loading import fill_up, load_batches
 from mt_models.canonical import stream_parameters
 from mt_models.config.lora import ADAPTERS
 
@@ -198,8 +198,8 @@ def open_writer(config: FullConfig, state: TrainState, tokenizer_files: Sequence
 
 def open_data(
     config: FullConfig, run_dir: Path, mesh: Mesh, planned: tuple[int, ...]
-) -> tuple[Callable[..., Iterator[Batch]], Callable[[], Iterator[Batch]] | None]:
-    """Functions that iterate over this rank's training micro-batches (from `consumed=`) and validation ones."""
+) -> tuple[Callable[..., Iterator[Batch]], Mapping[str, Callable[[], Iterator[Batch]]]]:
+    """Functions that iterate over this rank's training micro-batches, from `consumed=`, and over validation sets."""
     train, batch = config.train, config.batch
     *before, wanted = planned
     samples = (
@@ -221,7 +221,9 @@ def open_data(
         vocab_size=config.model.vocab_size,
     )
     train_batches = partial(iterate, splits.train, order=config.data.order)
-    return train_batches, partial(iterate, splits.valid, consumed=0) if splits.valid else None
+    sets = {name: fill_up(dataset, batch.global_batch) for name, dataset in splits.valid_sets.items()}
+    sets |= {"": splits.valid} if splits.valid else {}
+    return train_batches, {name: partial(iterate, dataset, consumed=0) for name, dataset in sets.items()}
 
 
 def build_state(config: FullConfig, mesh: Mesh, device: torch.device, *, resume: bool) -> TrainState:

@@ -45,7 +45,7 @@ def prepare_inputs(model: Model, batch: Batch, context: Axis, device: torch.devi
 
     def local(tensor: Tensor, *, per_token: bool) -> Tensor:
         tensor = to_device(tensor, device)
-        return shard_sequence(tensor, context, 1) if per_token else tensor
+        return shard_sequence(tensor, context, 1) if per_token and context.size > 1 else tensor
 
     arguments = {
         key.argument: local(batch[name], per_token=key.per_token)

@@ -27,7 +27,15 @@ from mt_core.training.nonfinite import NonFiniteMonitor
 from mt_core.training.seeds import seed_step
 from mt_core.training.signals import GracefulStop
 from mt_core.training.state import TrainState
-from mt_core.training.step import backward, evaluate, reduce, reduce_metrics, update
+from mt_core.training.step import (
+    EvaluationSums,
+    backward,
+    reduce,
+    reduce_evaluation,
+    reduce_metrics,
+    sum_evaluation,
+    update,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +47,8 @@ class Run:
     mesh: Mesh
     device: torch.device
     train_batches: Iterator[Batch]
-    valid_batches: Callable[[], Iterator[Batch]] | None
+    valid_batches: Mapping[str, Callable[[], Iterator[Batch]]]
+    """What iterates over each validation set, by its name; one alone has none, "". Empty without validation."""
     sinks: Sequence[MetricSink]
     """Empty on every rank but the first."""
     writer: AsyncWriter
@@ -149,13 +158,16 @@ def _check_finite(run: Run, nonfinite: NonFiniteMonitor) -> None:
 
 
 def _evaluate(run: Run) -> None:
-    assert run.valid_batches is not None
     update_heartbeat = partial(run.heartbeat.update, run.state.position.step, "evaluate")
     update_heartbeat()
     count = run.config.train.eval_batches * run.micro_batches(run.config.batch.global_batch)
-    batches = list(islice(run.valid_batches(), count))
-    state, keywords = run.state, {"update_heartbeat": update_heartbeat}
-    values = evaluate(state.model, batches, run.mesh, run.device, pipeline=state.pipeline, **keywords)
+    state, parts = run.state, dict[str, EvaluationSums]()
+    keywords = {"pipeline": state.pipeline, "update_heartbeat": update_heartbeat}
+    for name, iterate in run.valid_batches.items():
+        parts[name] = sum_evaluation(state.model, list(islice(iterate(), count)), run.mesh, run.device, **keywords)
+    values = reduce_evaluation(run.mesh, [*parts.values()])
+    for name, part in parts.items() if len(parts) > 1 else ():
+        values |= {f"{name}_{metric}": value for metric, value in reduce_evaluation(run.mesh, [part]).items()}
     _emit(run, {f"valid_{name}": value for name, value in values.items()})
 
 

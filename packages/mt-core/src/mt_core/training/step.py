@@ -69,8 +69,9 @@ def _gather_metrics(pipeline: Axis, metrics: Mapping[str, Tensor]) -> dict[str, 
 
 
 def count_samples(batches: Sequence[Batch]) -> int:
-    """Count the samples in micro-batches."""
-    return sum(len(batch["labels"]) for batch in batches)
+    """Count the samples in micro-batches; of those that have a label each, samples with label −1 do not count."""
+    labels = [batch["labels"] for batch in batches]
+    return sum(len(each) if each.dim() > 1 else int((each >= 0).sum()) for each in labels)
 
 
 def backward(
@@ -144,8 +145,17 @@ def _step(optimizer: Any, factor: Tensor, bad: Tensor) -> None:
         optimizer.step()
 
 
+class EvaluationSums(NamedTuple):
+    """What one rank has added up over batches."""
+
+    losses: Tensor
+    """fp64 on the CPU: losses of tokens and of samples, how many tokens and how many samples."""
+    metrics: dict[str, Tensor]
+    """By name, [total, weight] in fp64."""
+
+
 @torch.no_grad()
-def evaluate(
+def sum_evaluation(
     model: Model,
     batches: Sequence[Batch],
     mesh: Mesh,
@@ -153,8 +163,8 @@ def evaluate(
     *,
     pipeline: Pipeline | None = None,
     update_heartbeat: Callable[[], None] = lambda: None,
-) -> dict[str, float]:
-    """Mean `loss` over the valid tokens and samples of these batches on all ranks, and the model's metrics by name.
+) -> EvaluationSums:
+    """Add up the losses and metrics of these batches on this rank.
 
     `update_heartbeat` is called after each batch, or before each pass through a stage.
     """
@@ -168,10 +178,35 @@ def evaluate(
             metrics = add_metrics(metrics, sums.metrics)
     finally:
         model.train()
-    sums = mesh.pipeline.sum_(torch.tensor([token_losses, sample_losses], dtype=torch.float64))
-    totals = mesh.data_context.sum_(torch.tensor([*sums.tolist(), tokens, samples], dtype=torch.float64))
-    loss = float(totals[0] / max(totals[2], 1.0) + totals[1] / totals[3])
+    losses = mesh.pipeline.sum_(torch.tensor([token_losses, sample_losses], dtype=torch.float64))
+    return EvaluationSums(torch.cat([losses, losses.new_tensor([tokens, samples])]), metrics)
+
+
+def reduce_evaluation(mesh: Mesh, parts: Sequence[EvaluationSums]) -> dict[str, float]:
+    """Mean `loss` over the valid tokens and samples of all parts on all ranks, and the model's metrics by name.
+
+    Every rank must call it.
+    """
+    totals, metrics = torch.zeros(4, dtype=torch.float64), {}
+    for part in parts:
+        totals, metrics = totals + part.losses, add_metrics(metrics, part.metrics)
+    totals = mesh.data_context.sum_(totals)
+    loss = float(totals[0] / totals[2].clamp(min=1.0) + totals[1] / totals[3].clamp(min=1.0))
     return {"loss": loss, **reduce_metrics(mesh, metrics)}
+
+
+def evaluate(
+    model: Model,
+    batches: Sequence[Batch],
+    mesh: Mesh,
+    device: torch.device,
+    *,
+    pipeline: Pipeline | None = None,
+    update_heartbeat: Callable[[], None] = lambda: None,
+) -> dict[str, float]:
+    """`sum_evaluation` of batches, reduced over all ranks."""
+    sums = sum_evaluation(model, batches, mesh, device, pipeline=pipeline, update_heartbeat=update_heartbeat)
+    return reduce_evaluation(mesh, [sums])
 
 
 def _evaluate(

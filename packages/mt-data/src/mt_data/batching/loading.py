@@ -6,7 +6,8 @@ The one file of mt-data that imports torch (extra `mt-data[torch]`).
 import queue
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -57,6 +58,28 @@ def load_batches(
         device = torch.cuda.current_device() if pin and torch.cuda.is_available() else None
         loader = read_ahead(_iterate_loader(loader, device), prefetch)
     return _check_batches(loader, vocab_size)
+
+
+@dataclass(frozen=True, slots=True)
+class FilledUp:
+    """A dataset whose samples have one label each, with its last sample without a label, −1, behind its own."""
+
+    samples: Dataset
+    length: int
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> Mapping[str, Any]:
+        """The sample, or what fills up, which counts in no loss."""
+        if index < len(self.samples):
+            return self.samples[index]
+        return {**self.samples[len(self.samples) - 1], "labels": np.int64(-1)}
+
+
+def fill_up(dataset: Dataset, multiple: int) -> Dataset:
+    """The dataset filled up to a multiple of so many samples, so that every rank has whole micro-batches."""
+    return FilledUp(dataset, -(-len(dataset) // multiple) * multiple)
 
 
 def _iterate_loader(loader: DataLoader, device: int | None) -> Iterator[Batch]:

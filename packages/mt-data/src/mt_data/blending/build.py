@@ -6,7 +6,7 @@ A `DatasetReader` opens a corpus, counts it and builds a dataset of a part of it
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +38,9 @@ class Splits:
     train: Dataset | None
     valid: Dataset | None
     test: Dataset | None
+    valid_sets: Mapping[str, Dataset] = field(default_factory=dict)
+    """By name, validation sets that are evaluated whole, apart and together, in place of `valid`; each of their samples
+    has one number under `labels`."""
 
 
 @dataclass(frozen=True, slots=True)
