@@ -119,6 +119,7 @@ def test_a_resumed_run_drops_what_the_unbroken_one_dropped(tmp_path):
 
 
 NO_ORDER = ["model.pooler=false", "model.binary_head=false"]
+NO_LANGUAGE_HEADS = ["model.lm_head=false", "model.binary_head=false"]
 
 
 @pytest.mark.parametrize(
@@ -135,8 +136,13 @@ NO_ORDER = ["model.pooler=false", "model.binary_head=false"]
         ("bert", ["parallel.context=2"], "parallel.context: 2, but not all attention of model.kind = 'bert' is causal"),
         (
             "bert",
-            ["parallel.tensor=2", "parallel.sequence=true"],
-            "parallel.sequence: true, but model.pooler needs every sequence's first token on every rank",
+            [*NO_LANGUAGE_HEADS, "model.task_head.kind=multiple_choice"],
+            "model.task_head: is there, but samples of data.kind = 'bert' have no label for a whole text",
+        ),
+        (
+            "bert",
+            ["model.task_head.kind=classification", "model.task_head.classes=3"],
+            "task_head needs pooler, and stands instead of lm_head and binary_head: turn them off",
         ),
         ("t5", ["parallel.context=2"], "parallel.context: 2, but not all attention of model.kind = 't5' is causal"),
         ("t5", ["data.decoder_seq_length=50"], "data.decoder_seq_length: 50 is longer than the model's positions"),

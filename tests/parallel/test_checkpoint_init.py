@@ -57,7 +57,7 @@ def test_no_more_tensors_are_in_memory_than_one_parameter_is_fused_of(monkeypatc
     config = make_config()
     checkpoint, state = Checkpoint(config), state_of(config)
     monkeypatch.setattr(compose, "open_checkpoint", lambda path, name, options: checkpoint)
-    compose.load_weights(state, "native:anywhere")
+    compose.load_weights(state, "native:anywhere", seed=0)
     assert checkpoint.peak == {*LARGEST}
     assert not checkpoint.alive
     weights = gather_state(state, "weight")
@@ -66,7 +66,7 @@ def test_no_more_tensors_are_in_memory_than_one_parameter_is_fused_of(monkeypatc
 
 def fill_ranks(axis: Axis, layout: str, sections: dict[str, Any], path: Path) -> NamedTensors:
     state = state_of(make_config(layout, **sections), axis.size)
-    compose.load_weights(state, f"native:{path}")
+    compose.load_weights(state, f"native:{path}", seed=0)
     state.data_parallel.wait()
     return gather_state(state, "weight")
 
@@ -92,7 +92,7 @@ def test_a_checkpoint_of_another_model_is_refused_with_all_differences(tmp_path)
     tensors["other.weight"] = torch.zeros(1)
     write_model(tmp_path, config.model.model_dump(mode="json"), tensors.items())
     with pytest.raises(MtError) as caught:
-        compose.load_weights(state_of(config), f"native:{tmp_path}")
+        compose.load_weights(state_of(config), f"native:{tmp_path}", seed=0)
     assert sorted(str(problem) for problem in caught.value.problems) == [
         f"layers.0.attn.out.weight: tensor has shape (2, 2); the model needs {shapes['layers.0.attn.out.weight']}",
         f"norm.weight: tensor is missing; shape {shapes['norm.weight']}",

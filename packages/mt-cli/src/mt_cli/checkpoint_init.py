@@ -16,6 +16,7 @@ from mt_core.config.loading import Layer, locate, merge_layers
 from mt_core.config.rules import init_problems
 from mt_core.contracts import CheckpointLoader
 from mt_core.errors import MtError, Problem, raise_if
+from mt_models.config import HEADS
 
 HARMLESS = (
     "attention.core",
@@ -64,14 +65,19 @@ def add_checkpoint(layers: Sequence[Layer], *, announce: bool = False) -> list[L
 def find_contradictions(layers: Sequence[Layer], model: Mapping[str, Any], init: str) -> Iterator[Problem]:
     """Every key of a layer's model that has another value in the checkpoint's; one line for all keys of a preset.
 
-    What a higher layer sets to another value has no effect, and is no contradiction.
+    What a higher layer sets to another value has no effect, and is no contradiction. A model with a task's head may
+    have other heads than the checkpoint.
     """
-    given, effective = dict(flatten(model)), dict(flatten(get_table(merge_layers(layers), "model")))
+    merged = get_table(merge_layers(layers), "model")
+    given, effective, for_task = dict(flatten(model)), dict(flatten(merged)), "task_head" in merged
     for layer in layers:
         differing = {
             key: value
             for key, value in flatten(get_table(layer.values, "model"))
-            if effective.get(key) == value and not is_harmless(key, value, model) and _differs(key, value, given)
+            if effective.get(key) == value
+            and not is_harmless(key, value, model)
+            and not (for_task and key.partition(".")[0] in HEADS)
+            and _differs(key, value, given)
         }
         if differing and layer.source.startswith("preset "):
             keys = ", ".join(differing)

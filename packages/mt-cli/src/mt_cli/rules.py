@@ -71,6 +71,9 @@ def _samples(config: FullConfig) -> Iterator[Problem]:
         actual = f"{data.kind!r} samples are not for a model of kind {model.kind!r}"
         yield Problem("data.kind", actual, f"allowed: {', '.join(SAMPLES[model.kind])}")
     elif isinstance(model, BertConfig) and isinstance(data, BERTData):
+        if model.task_head:
+            actual = "is there, but samples of data.kind = 'bert' have no label for a whole text"
+            yield Problem("model.task_head", actual, "data of a task, which mt task prepares; or leave it out")
         yield from _two_parts(model, data)
     elif model.kind == "t5" and isinstance(data, T5Data):
         yield from _decoder(config, data)

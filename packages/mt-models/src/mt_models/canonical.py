@@ -8,15 +8,16 @@ is rounded: a round trip is bit-exact.
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mt_core.contracts import CanonicalModel, as_module
+from mt_core.contracts import CanonicalModel, Model, as_module
 from mt_core.errors import Problem, raise_if
 from mt_core.parallel.cuts import TensorCut
+from mt_models.config.task_head import HEAD_MODULES
 from mt_models.config.tensors import CanonicalTensor, Tensors
 from mt_models.fusion import Fusion, get_fusion
 
@@ -145,6 +146,34 @@ def stream_parameters(
                 fill(name, waiting.pop(name).__getitem__)
         del tensor  # or it would be in memory while the next one is read
     raise_if(stream_problems(expected, arrived))
+
+
+def fit_heads(
+    model: CanonicalModel, tensors: Iterable[tuple[str, Tensor]], seed: int, tell: Callable[[str], None]
+) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a checkpoint for a model that may have a task's head: without those of heads that the model has
+    not, or has in another shape, and with initial values, which the seed decides, of what its heads lack.
+
+    `tell` gets a line on what was left out and what was drawn. For other models the stream stays as it is.
+    """
+    if getattr(model.config, "task_head", None) is None:
+        yield from tensors
+        return
+    expected, arrived, left_out = model.config.canonical_shapes(), set[str](), set[str]()
+    for name, tensor in tensors:
+        module = name.partition(".")[0]
+        if module in HEAD_MODULES and expected.get(name) != tuple(tensor.shape):
+            left_out.add(module)
+        else:
+            arrived.add(name)
+            yield name, tensor
+    missing = [name for name in expected if name.partition(".")[0] in HEAD_MODULES and name not in arrived]
+    for name in missing:
+        yield name, cast(Model, model).initial(seed, name)
+    drawn = dict.fromkeys(name.partition(".")[0] for name in missing)
+    for what, modules in (("drawn from the seed", drawn), ("left out of the checkpoint", sorted(left_out))):
+        if modules:
+            tell(f"{what}: {', '.join(modules)}")
 
 
 def stream_problems(

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 
-from mt_core.parallel.tensor.plan import Column, Plan, Rule, Sequence, Vocab
+from mt_core.parallel.tensor.plan import Column, Plan, Replicate, Rule, Sequence, Vocab
 from mt_models.config import BertConfig, GPTConfig, T5Config, TransformerConfig
 from mt_models.config.lora import Lora
 from mt_models.layers import attention, mla, mlp
@@ -31,11 +31,11 @@ def _gpt(config: GPTConfig, tensor: int) -> Plan:
 
 def _bert(config: BertConfig, tensor: int) -> Plan:
     rules = _blocks("layers", _parts(config, tensor), ("attn_norm", "mlp_norm"))
-    whole = ["position", "embed_dropout", "embed_norm" if config.norm_place == "after" else "norm"]
+    whole = ["position", "first_token", "embed_dropout", "embed_norm" if config.norm_place == "after" else "norm"]
     whole += ["token_type"] if config.token_types else []
     whole += ["lm_head.dense", "lm_head.norm"] if config.lm_head else []
-    whole += [name for name in ("pooler", "binary_head") if getattr(config, name)]
     rules |= {name: Sequence() for name in whole} | {"embed": Vocab()}
+    rules |= {name: Replicate() for name in ("pooler", "binary_head", "task_head") if getattr(config, name)}
     return rules | ({"head": Vocab(), "loss": Vocab()} if config.lm_head else {})
 
 

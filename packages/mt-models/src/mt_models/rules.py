@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from typing import TypeAlias
 
 from mt_core.config.run_config import RunConfig
-from mt_core.config.sections import ParallelConfig
 from mt_core.config.trainable import fused_problems, get_trainable
 from mt_core.contracts import DataSection
 from mt_core.errors import Problem
@@ -25,7 +24,7 @@ def problems(config: ModelRun) -> Iterator[Problem]:
     else:
         yield from _causal(config)
     if isinstance(config.model, BertConfig):
-        yield from _heads(config.model, config.parallel)
+        yield from _heads(config.model)
     yield from fused_problems(get_trainable(config), group_fused(config.model.canonical_tensors()).values())
 
 
@@ -44,16 +43,13 @@ def _causal(config: ModelRun) -> Iterator[Problem]:
         yield Problem("parallel.context", actual, "allowed: 1")
 
 
-def _heads(model: BertConfig, parallel: ParallelConfig) -> Iterator[Problem]:
-    """Training needs a loss for every weight; the pooler reads the first token, which ranks of a sequence lack."""
-    if not model.lm_head:
+def _heads(model: BertConfig) -> Iterator[Problem]:
+    """Training needs a loss for every weight."""
+    if not model.lm_head and not model.task_head:
         yield Problem("model.lm_head", "false: without it there is nothing to train on", "allowed: true")
-    if model.pooler and not model.binary_head:
+    if model.pooler and not (model.binary_head or model.task_head):
         actual = "true, but without model.binary_head no loss reaches it"
         yield Problem("model.pooler", actual, "allowed: false, or model.binary_head = true")
-    if model.pooler and parallel.sequence:
-        actual = "true, but model.pooler needs every sequence's first token on every rank"
-        yield Problem("parallel.sequence", actual, "allowed: false, or model.pooler = model.binary_head = false")
 
 
 def _core(attention: GQA | MLA) -> Iterator[Problem]:

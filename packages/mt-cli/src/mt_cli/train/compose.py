@@ -51,7 +51,7 @@ from mt_core.training.signals import catch_stop_signals
 from mt_core.training.state import TrainState
 from mt_data.batching.batch_sizes import check_sizes, make_batch_sizes
 from mt_data.batching.loading import fill_up, load_batches
-from mt_models.canonical import stream_parameters
+from mt_models.canonical import fit_heads, stream_parameters
 from mt_models.config.lora import ADAPTERS
 
 
@@ -244,10 +244,19 @@ def load_weights(
     state: TrainState, init: str, options: Mapping[str, object] = MappingProxyType({}), *, seed: int = 0
 ) -> None:
     """Fill a model from `LOADER:PATH`, tensor by tensor; another shape is refused with all differences. Adapters that
-    the checkpoint's model has not got are drawn from the seed."""
+    the checkpoint's model has not got are drawn from the seed.
+
+    So are heads of a task that it lacks, and those that the model lacks are left out; a line on stderr names both.
+    """
     name, _, path = init.partition(":")
     checkpoint = open_checkpoint(Path(path), name, options)
     missing = state.model.config.canonical_shapes().keys() - checkpoint.config().canonical_shapes().keys()
     fresh = ((each, state.model.initial(seed, each)) for each in sorted(missing) if fnmatch(each, ADAPTERS))
+    tell = print_note if state.data_parallel.mesh.world.rank == 0 else lambda note: None
     with state.filling() as fill:
-        stream_parameters(state.model, chain(checkpoint.tensors(), fresh), fill)
+        stream_parameters(state.model, fit_heads(state.model, chain(checkpoint.tensors(), fresh), seed, tell), fill)
+
+
+def print_note(note: str) -> None:
+    """Print a line on stderr."""
+    print(f"mt: {note}", file=sys.stderr, flush=True)

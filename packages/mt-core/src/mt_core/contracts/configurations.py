@@ -51,7 +51,8 @@ class ModelConfig(Protocol):
         ...
 
     def random_inputs(self, tokens_BT: "Tensor", generator: "Generator") -> "dict[str, Tensor]":
-        """A batch around random tokens, for `mt verify`: all the model takes but labels and loss mask."""
+        """A batch around random tokens, for `mt verify`: all the model takes but the loss mask, and labels where it has
+        others than one for each token."""
         ...
 
     def flops_per_token(self, sequence: int, /) -> float:

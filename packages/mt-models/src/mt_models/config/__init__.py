@@ -13,6 +13,7 @@ from mt_models.config.moe import MoE
 from mt_models.config.norm import LayerNorm, RMSNorm
 from mt_models.config.position import Learned, Linear, Llama3, NoPosition, Relative, Rope, YaRN
 from mt_models.config.t5 import T5Config
+from mt_models.config.task_head import HEAD_MODULES, HEADS, ClassificationHead, MultipleChoiceHead
 from mt_models.config.transformer import TransformerSection
 
 TransformerConfig = GPTConfig | BertConfig | T5Config
@@ -20,8 +21,11 @@ TransformerConfig = GPTConfig | BertConfig | T5Config
 
 __all__ = [
     "GQA",
+    "HEADS",
+    "HEAD_MODULES",
     "MLA",
     "BertConfig",
+    "ClassificationHead",
     "Dense",
     "Dropout",
     "GPTConfig",
@@ -31,6 +35,7 @@ __all__ = [
     "Linear",
     "Llama3",
     "MoE",
+    "MultipleChoiceHead",
     "NoPosition",
     "RMSNorm",
     "Relative",

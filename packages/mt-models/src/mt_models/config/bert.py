@@ -7,6 +7,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from mt_models.config.attention import Unwindowed
 from mt_models.config.mlp import Dense, Gated
 from mt_models.config.norm import LayerNorm, RMSNorm
+from mt_models.config.task_head import TaskHead
 from mt_models.config.tensors import CanonicalTensor, Tensors, linear, matrix_parameters, repeat_block
 from mt_models.config.transformer import TransformerSection, random_padding
 
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
     from torch import Generator, Tensor
 
     from mt_models.models.bert import Bert
+
+RANDOM_CHOICES = 3
+"""Choices of the random questions of `mt verify`."""
 
 
 class BertConfig(TransformerSection):
@@ -41,11 +45,15 @@ class BertConfig(TransformerSection):
     """A dense layer and tanh over the first token's features."""
     binary_head: bool = True
     """Two logits from the pooler: is the second part really the second?"""
+    task_head: TaskHead | None = None
+    """What fine-tuning adds instead of the other two heads: a score for each class of a text, or for each choice."""
 
     @model_validator(mode="after")
     def _heads_have_what_they_need(self) -> Self:
         if self.binary_head and not self.pooler:
             raise ValueError("binary_head needs pooler")
+        if self.task_head and (self.lm_head or self.binary_head or not self.pooler):
+            raise ValueError("task_head needs pooler, and stands instead of lm_head and binary_head: turn them off")
         return self
 
     def build(self, tensor: int = 1) -> "Bert":
@@ -55,13 +63,28 @@ class BertConfig(TransformerSection):
         return Bert(self, tensor)
 
     def random_inputs(self, tokens_BT: "Tensor", generator: "Generator") -> "dict[str, Tensor]":
-        """Tokens of two types, padding at the end, and the order of two parts."""
+        """Tokens of two types, padding at the end, and the order of two parts; of a task, random labels and choices."""
         import torch
 
+        if self.task_head:
+            return self._random_task(tokens_BT, generator)
         text_BT = random_padding(tokens_BT, generator)
         sizes = (tokens_BT.shape, tokens_BT.shape[:1])
         types_BT, is_random_B = (torch.randint(2, size, generator=generator) for size in sizes)
         return {"text": tokens_BT, "types": types_BT, "is_random": is_random_B, "padding_mask": text_BT}
+
+    def _random_task(self, tokens_BT: "Tensor", generator: "Generator") -> "dict[str, Tensor]":
+        """Samples of the task: `RANDOM_CHOICES` texts each where its head compares choices."""
+        import torch
+
+        head = self.task_head
+        classes = head.classes if head and head.kind == "classification" else RANDOM_CHOICES
+        if head and head.kind == "multiple_choice":
+            tokens_BT = torch.stack([tokens_BT.roll(n, 1) for n in range(RANDOM_CHOICES)], 1)
+        mask_BT = random_padding(tokens_BT.flatten(0, -2), generator).view_as(tokens_BT)
+        types_BT = torch.randint(2, tokens_BT.shape, generator=generator)
+        labels_B = torch.randint(classes, tokens_BT.shape[:1], generator=generator)
+        return {"text": tokens_BT, "types": types_BT, "padding_mask": mask_BT, "labels": labels_B}
 
     def canonical_tensors(self) -> Tensors:
         """Every tensor in a checkpoint of this model, un-fused and un-padded."""
@@ -79,7 +102,8 @@ class BertConfig(TransformerSection):
             tensors |= self.vocab_tensors("head", weight=False, bias=True)
         if self.pooler:
             tensors |= linear("pooler", D, D, bias=True)
-        return tensors | (linear("binary_head", 2, D, bias=True) if self.binary_head else {})
+        tensors |= linear("binary_head", 2, D, bias=True) if self.binary_head else {}
+        return tensors | (linear("task_head", self.task_head.logits, D, bias=True) if self.task_head else {})
 
     def _block_tensors(self) -> Tensors:
         tensors = self.norm.tensors("attn_norm", self.hidden_size) | self.norm.tensors("mlp_norm", self.hidden_size)

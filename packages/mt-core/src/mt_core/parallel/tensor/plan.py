@@ -16,6 +16,7 @@ from mt_core.distributed.mesh import Axis
 from mt_core.parallel.dropout import LocalHeads, SequenceDropout, drop_features, jitter_features, number_heads
 from mt_core.parallel.expert.dispatcher import DISPATCHERS, TensorDispatcher, TokenDispatcher, dispatch
 from mt_core.parallel.tensor.cross_entropy import VocabCrossEntropy, linear_cross_entropy
+from mt_core.parallel.tensor.first_token import SharedFirstToken, take_first_token
 from mt_core.parallel.tensor.linear import (
     ColumnEmbedding,
     ColumnLinear,
@@ -129,6 +130,7 @@ PARALLEL_OPS: Mapping[tuple[type, Any], Callable[[PlanRanks], Any]] = {
     (Vocab, linear_cross_entropy): _over_tensor(VocabCrossEntropy),
     (Sequence, F.embedding): _over_tensor(SequenceEmbedding),
     (Sequence, drop_features): _over_tensor(SequenceDropout),
+    (Sequence, take_first_token): _over_tensor(SharedFirstToken),
     (Sequence, jitter_features): lambda ranks: SequenceDropout(ranks.tensor, ranks.sequence, jitter_features),
     (Column, share_features): _over_tensor(SharedFeatures),
     (Column, number_heads): lambda ranks: LocalHeads(ranks.tensor),
