@@ -67,6 +67,46 @@ def bert(**changes):
     return BertConfig.model_validate({"kind": "bert"} | values | changes)
 
 
+TASKS = {"BertForSequenceClassification": {"kind": "classification", "classes": 5}}
+TASKS |= {"MegatronBertForMultipleChoice": {"kind": "multiple_choice"}}
+
+
+@pytest.mark.parametrize("architecture", TASKS)
+def test_heads_of_tasks_go_there_and_back(architecture, tmp_path):
+    family, place = ("bert", "after") if architecture.startswith("Bert") else ("megatron-bert", "before")
+    config = bert(norm_place=place, lm_head=False, binary_head=False, task_head=TASKS[architecture])
+    model = config.build()
+    model.initialize(3)
+    save(tmp_path / "ours", config, canonical_state(model).items())
+    described = json.loads((tmp_path / "ours" / "config.json").read_text())
+    assert (described["model_type"], described["architectures"]) == (family, [architecture])
+    convert("hf", tmp_path / "ours", "native", tmp_path / "native", verify=True)
+    assert open_checkpoint(tmp_path / "native").config() == open_checkpoint(tmp_path / "ours").config()
+    assert open_checkpoint(tmp_path / "native").config().task_head == config.task_head
+    expected = transformers_logits(tmp_path / "ours", TOKENS_BT)
+    assert differ(model(TOKENS_BT).detach(), expected) <= CLOSE
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"id2label": {"0": "score"}}, "num_labels is 1; 2 or more classes: regression is not implemented"),
+        ({"problem_type": "regression"}, "problem_type is 'regression'; only 'single_label_classification'"),
+    ],
+)
+def test_regression_is_no_classification(changes, message, tmp_path):
+    config = bert(
+        norm_place="after", lm_head=False, binary_head=False, task_head={"kind": "classification", "classes": 2}
+    )
+    model = config.build()
+    model.initialize(3)
+    save(tmp_path / "ours", config, canonical_state(model).items())
+    path = tmp_path / "ours" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(MtError, match=message):
+        open_checkpoint(tmp_path / "ours").config()
+
+
 @pytest.mark.parametrize(("place", "family"), [("after", "bert"), ("before", "megatron-bert")])
 @torch.no_grad()
 def test_transformers_computes_with_our_bert(place, family, tmp_path):

@@ -47,6 +47,29 @@ def test_files_of_ngc_need_the_number_of_heads_alone(tmp_path):
     assert same(loader.tensors(), weights)
 
 
+@pytest.mark.parametrize(
+    ("head", "module"),
+    [
+        ({"kind": "classification", "classes": 3}, "classification_head"),
+        ({"kind": "multiple_choice"}, "multichoice_head"),
+    ],
+)
+def test_heads_of_tasks_have_the_names_of_the_old_classes(head, module, tmp_path):
+    task = {"lm_head": False, "binary_head": False, "head_activation": None, "task_head": head, "vocab_size": 128}
+    config = BertConfig.model_validate(BERT.model_dump() | task)
+    weights = random_weights(config)
+    save(tmp_path / "old", config, weights.items(), **sizes(2, 2))
+    stages = [contents(tmp_path / "old" / "release" / f"mp_rank_00_00{n}" / "model_optim_rng.pt") for n in (0, 1)]
+    assert module not in stages[0]["model"]
+    assert {name for name, _ in flat(stages[1]["model"]) if "head" in name} == {f"{module}|weight", f"{module}|bias"}
+    assert torch.equal(stages[1]["model"][module]["weight"], weights["task_head.weight"])
+    loader = MegatronLegacyLoader(tmp_path / "old")
+    assert loader.config() == config
+    assert same(loader.tensors(), weights)
+    with pytest.raises(MtError, match="saver core: cannot carry task_head; Megatron's old classes have one: --saver l"):
+        convert("legacy", tmp_path / "old", "core", tmp_path / "core")
+
+
 @pytest.mark.parametrize("layout", [(1, 1, 1), (2, 2, 2)], ids=str)
 def test_the_saver_writes_what_the_specification_gives_and_the_same_bits_come_back(layout, tmp_path):
     config = BERT.model_copy(update={"vocab_size": 128 * layout[0]})

@@ -125,7 +125,8 @@ def transformers_logits(path: Path, tokens_BT: Tensor) -> Tensor:
             model = getattr(transformers, how.auto_class).from_pretrained(
                 path, dtype=torch.float32, local_files_only=True, trust_remote_code=False, use_safetensors=True
             )
-            return model.eval()(**dict.fromkeys(how.inputs, tokens_BT))[how.output]
+            tokens = tokens_BT[:, None] if how.choices else tokens_BT
+            return model.eval()(**dict.fromkeys(how.inputs, tokens))[how.output]
         except Exception as err:  # of any class: it is another program's
             reason = " ".join(ANSI.sub("", f"{type(err).__name__}: {err}").split())
             problem = f"transformers {transformers.__version__} cannot compute the model, which mt can: {reason[:300]}"
@@ -151,11 +152,17 @@ class _Reference(NamedTuple):
     auto_class: str
     output: str = "logits"
     inputs: tuple[str, ...] = ("input_ids",)
+    choices: bool = False
+    """Whether a sample has several texts, of which one is given here."""
 
 
 def _reference(config: ModelConfig) -> _Reference:
     """What computes in transformers what our model's forward does."""
     match config.kind:
+        case "bert" if (head := getattr(config, "task_head", None)) is not None and head.kind == "classification":
+            return _Reference("AutoModelForSequenceClassification")
+        case "bert" if head is not None:
+            return _Reference("AutoModelForMultipleChoice", choices=True)
         case "bert" if not getattr(config, "lm_head", False):
             return _Reference("AutoModel", "last_hidden_state")
         case "bert":

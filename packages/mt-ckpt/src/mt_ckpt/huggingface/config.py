@@ -69,7 +69,7 @@ def find_lost_settings(family: Family, config: Config) -> list[str]:
     known = {
         path: value
         for path, value in ours.items()
-        if path not in family.from_tensor_names and (path in read_back or path in chosen)
+        if path.partition(".")[0] not in family.from_tensor_names and (path in read_back or path in chosen)
     }
     changed = [f"{path} = {value!r}" for path, value in known.items() if read_back.get(path) != value]
     return [*changed, *family.limits(config)]

@@ -25,7 +25,7 @@ from mt_ckpt.megatron.parameters.names import (
 )
 from mt_ckpt.megatron.parameters.pipeline import layer_locations, stack_stages
 from mt_ckpt.megatron.parameters.replicas import Ranks
-from mt_ckpt.megatron.parameters.table import Parameter, Shape, is_tied
+from mt_ckpt.megatron.parameters.table import Parameter, Shape, has_output, is_tied
 from mt_models.config import TransformerConfig
 
 MODULES = (
@@ -43,6 +43,8 @@ MODULES = (
     "output_layer.",
     "binary_head.",
     "pooler.",
+    "classification_head.",
+    "multichoice_head.",
 )
 LOCAL = (
     "input_layernorm",
@@ -184,7 +186,7 @@ def _locations(config: TransformerConfig, name: str, layout: Layout) -> Iterator
     elif name.startswith("embedding."):
         for stage in sorted({span[0] for span in stages.values()}):
             yield from _with_copies(config, stage, 0, name)
-        if name == WORD_EMBEDDINGS and is_tied(config):
+        if name == WORD_EMBEDDINGS and is_tied(config) and has_output(config):
             for stage in sorted({span[-1] for span in stages.values() if len(span) > 1}):
                 yield from _with_copies(config, stage, last, OUTPUT_LAYER)
     else:

@@ -26,6 +26,7 @@ HEADS = {
     "cls.predictions.transform.dense": "lm_head.dense",
     "cls.predictions.transform.LayerNorm": "lm_head.norm",
     "cls.seq_relationship": "binary_head",
+    "classifier": "task_head",
 }
 WEIGHTS = {
     **{
@@ -100,8 +101,53 @@ CLASSES = {  # lm_head, pooler, binary_head
 }
 
 
+TASK_CLASSES = {"classification": "ForSequenceClassification", "multiple_choice": "ForMultipleChoice"}
+"""Our kind of a task's head to the class that has one layer for it, called classifier."""
+
+
 def _heads(config: BertConfig) -> tuple[bool, bool, bool]:
     return config.lm_head, config.pooler, config.binary_head
+
+
+def _get_architecture(raw: Mapping[str, Any]) -> str:
+    """The class that wrote a file, if config.json names one."""
+    classes = raw.get("architectures")
+    return str(classes[0]) if isinstance(classes, list) and classes else ""
+
+
+def _count_labels(raw: Mapping[str, Any]) -> Any:
+    labels = raw.get("id2label")
+    return len(labels) if isinstance(labels, Mapping) and labels else raw.get("num_labels", 2)
+
+
+def _read_task_head(raw: Mapping[str, Any], names: frozenset[str]) -> dict[str, Any] | None:
+    """The head of a task, of which the class that wrote the file says what it is for."""
+    architecture = _get_architecture(raw)
+    kind = next((kind for kind, suffix in TASK_CLASSES.items() if architecture.endswith(suffix)), None)
+    if kind is None or "classifier.weight" not in names:
+        return None
+    return {"kind": kind} | ({"classes": _count_labels(raw)} if kind == "classification" else {})
+
+
+def _task_complaints(raw: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Tasks that are no choice among classes."""
+    if not _get_architecture(raw).endswith(TASK_CLASSES["classification"]):
+        return
+    if raw.get("problem_type") not in (None, "single_label_classification"):
+        yield f"problem_type is {raw['problem_type']!r}", "only 'single_label_classification' is implemented"
+    elif not isinstance(labels := _count_labels(raw), int) or labels < 2:
+        yield f"num_labels is {labels!r}", "2 or more classes: regression is not implemented"
+
+
+def _write_task(stem: str, config: BertConfig) -> Iterator[tuple[str, Any]]:
+    """The class of a model with these heads, and as many names of classes as it has."""
+    head = config.task_head
+    suffix = TASK_CLASSES[head.kind] if head else CLASSES.get(_heads(config), "ForPreTraining")
+    yield "architectures", [stem + suffix]
+    if head and head.kind == "classification":
+        labels = [f"LABEL_{n}" for n in range(head.classes)]
+        yield "id2label", {str(n): label for n, label in enumerate(labels)}
+        yield "label2id", {label: n for n, label in enumerate(labels)}
 
 
 def _has_head(path: str) -> Callable[[Mapping[str, Any], frozenset[str]], bool]:
@@ -110,8 +156,7 @@ def _has_head(path: str) -> Callable[[Mapping[str, Any], frozenset[str]], bool]:
 
     def has_head(raw: Mapping[str, Any], names: frozenset[str]) -> bool:
         suffixes = [suffix for heads, suffix in CLASSES.items() if heads[position] and suffix != "Model"]
-        classes = raw.get("architectures")
-        written_by = str(classes[0]) if isinstance(classes, list) and classes else ""
+        written_by = _get_architecture(raw)
         return HEAD_TENSORS[path] in names or (path != "pooler" and written_by.endswith(tuple(suffixes)))
 
     return has_head
@@ -137,8 +182,9 @@ def _family(model_type: str, stem: str, place: str, names: Names) -> Family:
         keys=KEYS,
         always=ALWAYS | {"norm_place": place},
         token_ids={"pad_token_id": 0},
-        from_tensor_names={path: _has_head(path) for path in HEAD_TENSORS},
-        also_written=lambda config: [("architectures", [stem + CLASSES.get(_heads(config), "ForPreTraining")])],
+        from_tensor_names={path: _has_head(path) for path in HEAD_TENSORS} | {"task_head": _read_task_head},
+        also_written=lambda config: _write_task(stem, config),
+        complaints=_task_complaints,
         ignored=IGNORED | {"is_causal": ANY},  # it has no causal mask to leave out
         required={
             "position_embedding_type": "absolute",

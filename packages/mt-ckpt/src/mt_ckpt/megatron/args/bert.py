@@ -5,14 +5,17 @@ from collections.abc import Iterator
 from mt_ckpt.megatron.args.gpt import read_activation
 from mt_ckpt.megatron.args.table import Arguments, Row, Settings, Source
 from mt_ckpt.megatron.layout import Layout
+from mt_ckpt.megatron.parameters.table import TASK_HEADS
 from mt_core.errors import Problem
 from mt_models.config import BertConfig
 
 TYPES = "embedding.tokentype_embeddings.weight"
 PREDICTS = "lm_head.dense.weight"
 """What BERT has and GPT has not."""
-HEADS = ("gelu",)
+HEADS = {True: ("gelu",), False: ("gelu", "gelu_tanh")}
 """Activations of the head in Megatron-Core, whatever the blocks have; the old classes also have the blocks' tanh."""
+BERT_ONLY = (PREDICTS, *(f"{module}.weight" for module in TASK_HEADS.values()))
+"""Tensors of which a BERT has one and a GPT none."""
 
 
 def _write_head(config: BertConfig, layout: Layout) -> Arguments:
@@ -30,9 +33,19 @@ def _read_head(source: Source) -> Settings:
 def _read_binary_head(source: Source) -> Settings:
     """Settings of what BERT has beside the language model; older args do not say whether it has a binary head."""
     types = source.shapes.get(TYPES, (0,))[0]
+    if task := _read_task_head(source):
+        return {"token_types": types, "pooler": True, "binary_head": False, "lm_head": False, "task_head": task}
     declared = source.get("bert_binary_head")
     binary = types > 0 if declared is None else bool(declared)
     return {"token_types": types, "pooler": binary, "binary_head": binary}
+
+
+def _read_task_head(source: Source) -> Settings | None:
+    """The head of a task that the old classes fine-tuned, if there is one."""
+    for kind, module in TASK_HEADS.items():
+        if shape := source.shapes.get(f"{module}.weight"):
+            return {"kind": kind} | ({"classes": shape[0]} if kind == "classification" else {})
+    return None
 
 
 ROWS = (
@@ -47,10 +60,15 @@ def get_head_activation(config: BertConfig) -> str:
     return config.head_activation or config.mlp.activation
 
 
-def bert_errors(config: BertConfig, where: str, heads: tuple[str, ...] = HEADS) -> Iterator[Problem]:
-    """Settings that Megatron's BERT cannot have, whose head has one of these activations."""
-    whole, ours, head = config.binary_head, config.mlp.activation, get_head_activation(config)
-    wanted = {"norm_place": "before", "lm_head": True, "pooler": whole, "token_types": 2 if whole else 0}
+def bert_errors(config: BertConfig, where: str, core: bool = True) -> Iterator[Problem]:
+    """Settings that the BERT of Megatron-Core, or of the old classes, cannot have."""
+    whole, ours, head, heads = config.binary_head, config.mlp.activation, get_head_activation(config), HEADS[core]
+    if config.task_head is not None and core:
+        yield Problem(where, "cannot carry task_head", "Megatron's old classes have one: --saver legacy")
+        return
+    wanted: dict[str, object] = {"norm_place": "before"}
+    if config.task_head is None:
+        wanted |= {"lm_head": True, "pooler": whole, "token_types": 2 if whole else 0}
     for name, value in wanted.items():
         if getattr(config, name) != value:
             yield Problem(where, f"cannot carry {name} = {getattr(config, name)!r}", f"Megatron's has {value!r}")

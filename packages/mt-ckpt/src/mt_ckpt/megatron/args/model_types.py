@@ -27,7 +27,7 @@ def _keep(args: Any) -> Any:
     return args
 
 
-def _no_errors(config: TransformerConfig, where: str, heads: tuple[str, ...]) -> Iterator[Problem]:
+def _no_errors(config: TransformerConfig, where: str, core: bool) -> Iterator[Problem]:
     return iter(())
 
 
@@ -42,8 +42,8 @@ class ModelType:
     """Values of position_embedding_type that it may have; any that a GPT may have, if empty."""
     gpt_args: Callable[[Any], Any] = _keep
     """The args of the GPT that is like its first stack."""
-    errors: Callable[[Any, str, tuple[str, ...]], Iterator[Problem]] = _no_errors
-    """Settings that Megatron's model of the type cannot have."""
+    errors: Callable[[Any, str, bool], Iterator[Problem]] = _no_errors
+    """Settings that Megatron-Core's model of the type, or that of the old classes, cannot have."""
 
 
 MODEL_TYPES: Mapping[str, ModelType] = {
@@ -57,7 +57,7 @@ def detect_model_type(names: Mapping[str, Any]) -> str:
     """The type of model that has tensors of such names, which are Core's."""
     modules = {name.partition(".layers.")[0] for name in names}
     if "encoder" not in modules:
-        return "bert" if bert.PREDICTS in names else "gpt"
+        return "bert" if any(name in names for name in bert.BERT_ONLY) else "gpt"
     return "t5" if "decoder" in modules else "bert"
 
 
@@ -124,9 +124,9 @@ def build_common_state(
     }
 
 
-def model_problems(config: TransformerConfig, where: str, *, heads: tuple[str, ...] = bert.HEADS) -> Iterator[Problem]:
-    """Settings that Megatron's args cannot express; `heads` are activations that a BERT's head may have."""
-    yield from MODEL_TYPES[config.kind].errors(config, where, heads)
+def model_problems(config: TransformerConfig, where: str, *, core: bool = True) -> Iterator[Problem]:
+    """Settings that Megatron's args cannot express, of Megatron-Core or of the old classes."""
+    yield from MODEL_TYPES[config.kind].errors(config, where, core)
     if config.kind == "t5":  # whose errors name a scale
         config = config.model_copy(update={"attention": config.attention.model_copy(update={"scale": None})})
     yield from _unsupported_settings(as_gpt(config), where)

@@ -90,7 +90,7 @@ ROWS = (
 """Settings that T5 has besides those of a GPT that is like its encoder."""
 
 
-def t5_errors(config: T5Config, where: str, heads: tuple[str, ...] = ()) -> Iterator[Problem]:
+def t5_errors(config: T5Config, where: str, core: bool = True) -> Iterator[Problem]:
     """Settings that Megatron's T5 cannot have."""
     if config.attention.scale is not None:
         problem = f"cannot carry attention.scale = {config.attention.scale!r}, as T5 of Hugging Face has it"

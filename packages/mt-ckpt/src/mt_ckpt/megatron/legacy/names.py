@@ -44,6 +44,8 @@ OUTSIDE: Mapping[str, tuple[str, ...]] = {
     "lm_head.layer_norm.": ("lm_head.norm.", "lm_head.layernorm."),
     "pooler.": ("language_model.pooler.",),
     "binary_head.": ("binary_head.",),
+    "classification_head.": ("classification_head.",),
+    "multichoice_head.": ("multichoice_head.",),
 }
 TIED = "word_embeddings_for_head."
 """The last stage's copy of a tied embedding."""
@@ -61,6 +63,8 @@ DICTS = (
     TIED,
     "lm_head.",
     "binary_head.",
+    "classification_head.",
+    "multichoice_head.",
 )
 """What is a dict of its own in a file; the names in it keep their dots."""
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mt_ckpt.megatron.args.bert import PREDICTS
+from mt_ckpt.megatron.args.bert import BERT_ONLY
 from mt_ckpt.megatron.layout import RANK_FILE, rank_directory, rank_file
 from mt_ckpt.megatron.legacy.names import core_state, flat
 from mt_ckpt.megatron.parameters.pipeline import declared_stages
@@ -64,7 +64,8 @@ def open_ranks(directory: Path) -> LegacyFiles:
     raise_if([*_rank_errors(present, files, ranks, pipeline), *_file_errors(raw)])
     first = raw[files[0]]
     names = [name for state in raw.values() for chunk in chunk_names(state) for name, _ in flat(state[chunk])]
-    kind = "t5" if any(name.startswith(DECODER) for name in names) else "bert" if PREDICTS in names else "gpt"
+    is_bert = any(name in names for name in BERT_ONLY)
+    kind = "t5" if any(name.startswith(DECODER) for name in names) else "bert" if is_bert else "gpt"
     states = {
         file: {chunk: core_state(state[chunk], kind) for chunk in chunk_names(state)} for file, state in raw.items()
     }

@@ -26,8 +26,6 @@ from mt_core.files import atomic_directory
 from mt_models.config import TransformerConfig
 
 WHERE = "saver legacy"
-HEADS = ("gelu", "gelu_tanh")
-"""Activations that a BERT's head may have."""
 
 
 def save(
@@ -42,7 +40,7 @@ def save(
     target_virtual_pipeline_parallel_size: Chunks = 1,
 ) -> None:
     """Write a checkpoint, whole or not at all; bits and dtypes are unchanged."""
-    raise_if(model_problems(config, WHERE, heads=HEADS))
+    raise_if(model_problems(config, WHERE, core=False))
     sizes = target_tensor_parallel_size, target_pipeline_parallel_size, target_virtual_pipeline_parallel_size
     encoder = encoder_stages(config, target_pipeline_parallel_size, target_encoder_pipeline_parallel_size)
     layout = Layout(*sizes, engine=False, encoder=encoder)

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 
-from mt_ckpt.megatron.parameters.table import COPIES, EXPERTS, OUR_SHARED_GATE, OUTSIDE, SHARED_GATE, stacks
+from mt_ckpt.megatron.parameters.table import COPIES, EXPERTS, OUR_SHARED_GATE, OUTSIDE, SHARED_GATE, TASK_HEADS, stacks
 from mt_ckpt.megatron.parameters.table import Parameter as Parameter
 from mt_models.config import TransformerConfig
 
@@ -25,6 +25,8 @@ def list_parameters(config: TransformerConfig) -> dict[str, Parameter]:
     """Every tensor of the model under its local name, with its layer's and its expert's numbers in the whole model."""
     tensors: dict[str, Parameter] = {}
     for module, parameter in OUTSIDE.items():
+        if module in TASK_HEADS.values() and module != TASK_HEADS.get(_get_task(config)):
+            continue
         tensors |= {f"{module}.{leaf}": _named(parameter, "", leaf) for leaf in LEAVES}
     for name, stack in stacks(config).items():
         for n in range(stack.layers):
@@ -46,6 +48,11 @@ def list_parameters(config: TransformerConfig) -> dict[str, Parameter]:
         for name, parameter in tensors.items()
         if all(part in shapes for part in parameter.parts)
     }
+
+
+def _get_task(config: TransformerConfig) -> str:
+    """The kind of a BERT's task head; nothing of other models."""
+    return config.task_head.kind if config.kind == "bert" and config.task_head else ""
 
 
 def second_names(config: TransformerConfig, name: str) -> list[str]:

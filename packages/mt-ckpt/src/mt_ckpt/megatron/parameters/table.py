@@ -55,6 +55,8 @@ CROSS = {
     "cross_attention.linear_proj": Parameter(("cross.out",), 1),
 }
 """What a layer of T5's decoder has besides (docs/specs/checkpoints.md §3.4)."""
+TASK_HEADS = {"classification": "classification_head", "multiple_choice": "multichoice_head"}
+"""Modules of the old classes for tasks, by our kind of the head; Megatron-Core has none."""
 OUTSIDE = {
     "embedding.word_embeddings": Parameter(("embed",), 0),
     "embedding.position_embeddings": Parameter(("position",)),
@@ -66,6 +68,7 @@ OUTSIDE = {
     "output_layer": Parameter(("head",), 0),
     "binary_head": Parameter(("binary_head",)),
     "pooler.dense": Parameter(("pooler",)),
+    **{module: Parameter(("task_head",)) for module in TASK_HEADS.values()},
 }
 """What models have besides layers; heads but the output layer are whole on every tensor rank.
 
@@ -91,6 +94,11 @@ class LayerStack:
 def is_tied(config: TransformerConfig) -> bool:
     """Whether the output layer's weight is the word embedding."""
     return config.kind == "bert" or config.tied
+
+
+def has_output(config: TransformerConfig) -> bool:
+    """Whether the model predicts tokens; a BERT with a task's head does not."""
+    return config.kind != "bert" or config.lm_head
 
 
 def stacks(config: TransformerConfig) -> dict[str, LayerStack]:
