@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from docs.pages import DOCS, PAGES, ROOT, matches, read
+from eval.finetuning.task_files import write_bert
 from preloaded import processes
 
 TUTORIAL = DOCS / "tutorials" / "first-model.md"
@@ -71,10 +72,16 @@ def test_the_tutorial_runs(first_model):
     assert {"tokenizer", "corpus_text_document.bin", "run", "hf"} <= {path.name for path in first_model.iterdir()}
 
 
+@pytest.fixture(scope="session")
+def toy_bert(build_once) -> Path:
+    """A checkpoint of a BERT, for pages that begin with a pretrained one: the role "bert"."""
+    return build_once("toy-bert", write_bert) / "bert"
+
+
 @pytest.mark.parametrize("page", WITH_COMMANDS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_the_commands_of_the_page_run(page, first_model, environment, tmp_path):
+def test_the_commands_of_the_page_run(page, first_model, toy_bert, environment, tmp_path):
     for role, name in read(page).given:
-        source = first_model / ROLES.get(role, name)
+        source = toy_bert if role == "bert" else first_model / ROLES.get(role, name)
         shutil.copytree(source, tmp_path / name) if source.is_dir() else shutil.copy(source, tmp_path / name)
     follow(page, tmp_path, environment)
 

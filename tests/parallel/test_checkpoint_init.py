@@ -39,14 +39,17 @@ class Checkpoint:
     """A loader that counts the tensors of its stream that are still in memory."""
 
     def __init__(self, config: Any) -> None:
-        self.config, self.alive, self.peak = config, set(), set()
+        self.run, self.alive, self.peak = config, set(), set()
+
+    def config(self) -> Any:
+        return self.run.model
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        for name in self.config.model.canonical_shapes():
+        for name in self.run.model.canonical_shapes():
             yield name, self.make_tracked(name)
 
     def make_tracked(self, name: str) -> Tensor:
-        tensor = make_tensor(self.config, name)
+        tensor = make_tensor(self.run, name)
         self.alive.add(name)
         weakref.finalize(tensor, self.alive.remove, name)
         self.peak = max(self.peak, {*self.alive}, key=len)

@@ -31,6 +31,7 @@ Kind = Literal[
     "ckpt-loader",
     "ckpt-saver",
     "eval-task",
+    "task",
     "optimizer",
 ]
 

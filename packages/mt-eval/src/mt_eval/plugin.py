@@ -1,18 +1,37 @@
 """What mt-eval provides."""
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
+from mt_core.errors import Problem
 from mt_core.plugins import Component, hookimpl
 
+if TYPE_CHECKING:
+    from mt_core.config.run_config import RunConfig
+    from mt_core.contracts import ModelConfig
+    from mt_data.config import DataConfig
+
 NEEDS = ("mt-eval",)
+TASKS = (
+    ("race", "race", "RACE: choose the answer to a question on a passage"),
+    ("mnli", "mnli", "MNLI: entailment, contradiction or neither"),
+    ("qqp", "qqp", "QQP: do two questions ask the same"),
+    ("glue", "run_glue", "Any task of GLUE that is a choice among classes"),
+    ("ensemble", "ensemble", "Average the predictions of several runs"),
+)
+"""Name, function and summary of what `mt task` offers."""
 
 
 @hookimpl
 def mt_components() -> Iterable[Component]:
-    """Commands `eval` and `generate`, and the tasks of `eval`."""
-    tasks, masked = "mt_eval.tasks.command", "mt_eval.tasks.masked_command"
+    """Commands `eval`, `generate` and `task`, the tasks of `eval` and `task`, and the data of the latter."""
+    tasks, masked, tuning = "mt_eval.tasks.command", "mt_eval.tasks.masked_command", "mt_eval.finetuning"
     return [
         Component("command", "eval", f"{tasks}:app", "Evaluate a checkpoint on a task", NEEDS),
+        Component("command", "task", f"{tuning}.command:app", "Fine-tune a BERT for a task", NEEDS),
+        *(Component("task", name, f"{tuning}.command:{target}", text, NEEDS) for name, target, text in TASKS),
+        Component("dataset", "glue", f"{tuning}.sections:build_glue", "Labelled texts of GLUE's tasks.", NEEDS),
+        Component("dataset", "race", f"{tuning}.sections:build_race", "Questions of RACE with four options.", NEEDS),
         Component("command", "generate", "mt_eval.generation.command:generate", "Continue prompts", NEEDS),
         Component("eval-task", "lambada", f"{tasks}:lambada", "LAMBADA: accuracy on the last word", NEEDS),
         Component("eval-task", "wikitext103", f"{tasks}:wikitext103", "WikiText-103: perplexity per word", NEEDS),
@@ -20,3 +39,13 @@ def mt_components() -> Iterable[Component]:
         Component("eval-task", "span", f"{masked}:span", "Masked spans: loss of a T5", NEEDS),
         Component("eval-task", "perplexity", f"{tasks}:perplexity", "Perplexity of any held-out text", NEEDS),
     ]
+
+
+@hookimpl
+def mt_config_rules(config: "RunConfig[ModelConfig, DataConfig]") -> list[Problem]:
+    """What is wrong between the data of a task and the model."""
+    if getattr(config.data, "kind", "") not in ("glue", "race"):
+        return []
+    from mt_eval.finetuning.sections import GLUEData, RACEData, list_problems
+
+    return [*list_problems(config.data, config.model)] if isinstance(config.data, GLUEData | RACEData) else []

@@ -137,7 +137,7 @@ def plan_samples(point: ResumePoint | None, config: FullConfig, *, allow: bool) 
         return (wanted,)
     if _is_cyclic(config) or wanted <= before[-1]:
         return before
-    if not isinstance(config.data, BUILTIN_SECTIONS):
+    if not isinstance(config.data, BUILTIN_SECTIONS) and not getattr(config.data, "order_is_fixed", False):
         if allow:
             return (wanted,)
         actual = f"wants {wanted} samples, planned were {before[-1]}; mt cannot know whether their order stays"
