@@ -194,7 +194,7 @@ def test_what_is_wrong_with_questions_is_told_by_file_and_line(tmp_path):
         "7.txt:1, question 1: options are 'a'; four texts",
         "7.txt:1, question 2: options are ['a', 'b', 'c', 4]; four texts",
         "8.txt:1: has no article, questions, options, answers; an object with article, questions, options, answers",
-        "8.txt:2: has no an object; an object with article, questions, options, answers",
+        "8.txt:2: is no object; an object with article, questions, options, answers",
         "8.txt:3: is no JSON (Expecting value: line 1 column 1 (char 0)); an object with article, questions, options "
         "and answers",
         "9.txt: is empty; a JSON object on each line",

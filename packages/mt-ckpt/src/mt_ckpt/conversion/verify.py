@@ -158,8 +158,9 @@ class _Reference(NamedTuple):
 
 def _reference(config: ModelConfig) -> _Reference:
     """What computes in transformers what our model's forward does."""
+    head = getattr(config, "task_head", None)
     match config.kind:
-        case "bert" if (head := getattr(config, "task_head", None)) is not None and head.kind == "classification":
+        case "bert" if head is not None and head.kind == "classification":
             return _Reference("AutoModelForSequenceClassification")
         case "bert" if head is not None:
             return _Reference("AutoModelForMultipleChoice", choices=True)

@@ -38,7 +38,7 @@ class Splits:
     train: Dataset | None
     valid: Dataset | None
     test: Dataset | None
-    valid_sets: Mapping[str, Dataset] = field(default_factory=dict)
+    valid_sets: Mapping[str, Dataset] = field(default_factory=dict, kw_only=True)
     """By name, validation sets that are evaluated whole, apart and together, in place of `valid`; each of their samples
     has one number under `labels`."""
 

@@ -61,9 +61,10 @@ def _read_line(file: Path, number: int, line: bytes, *, labelled: bool) -> Itera
 def _find_misfit(passage: object, *, labelled: bool) -> tuple[str, str] | None:
     """What is wrong with a passage as a whole, and what is allowed."""
     names = ("article", "questions", "options", *(["answers"] if labelled else []))
-    if not isinstance(passage, dict) or (missing := [name for name in names if name not in passage]):
-        lacks = ", ".join(missing) if isinstance(passage, dict) else "an object"
-        return f"has no {lacks}", f"an object with {', '.join(names)}"
+    if not isinstance(passage, dict):
+        return "is no object", f"an object with {', '.join(names)}"
+    if missing := [name for name in names if name not in passage]:
+        return f"has no {', '.join(missing)}", f"an object with {', '.join(names)}"
     if not isinstance(passage["article"], str) or not passage["article"].strip():
         return "article is empty or no text", "a passage"
     lists = [passage[name] for name in ("questions", "options", "answers") if name in passage]

@@ -144,7 +144,8 @@ def _build(config: TaskSection, samples: Sequence[object], seed: int) -> "Splits
         raise MtError("data.epoch_samples", actual, f"at most {len(encoded)}")
     order = EpochOrder(encoded, epoch_samples=config.epoch_samples, length=wanted, seed=seed)
     valid = sets.valid if samples[1] else {}
-    return Splits(order, None, None, {name: EncodedExamples(each, tokenizer, lengths) for name, each in valid.items()})
+    valid_sets = {name: EncodedExamples(each, tokenizer, lengths) for name, each in valid.items()}
+    return Splits(order, None, None, valid_sets=valid_sets)
 
 
 def build_glue(
