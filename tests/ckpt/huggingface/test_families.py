@@ -292,6 +292,26 @@ def test_what_a_deepseek_v3_cannot_be_is_refused_at_once(save_model):
     ]
 
 
+def test_layers_of_a_deepseek_v3_that_predict_further_tokens_are_refused_by_name(save_model, tmp_path):
+    path = save_model("deepseek_v3")
+    raw = json.loads((path / "config.json").read_text())
+    assert raw["num_nextn_predict_layers"] == 1  # as transformers writes without such a layer
+    last, stem = raw["num_hidden_layers"], "model.layers"
+
+    def add_layer(tensors):
+        block = {name: tensor for name, tensor in tensors.items() if name.startswith(f"{stem}.{last - 1}.")}
+        tensors |= {name.replace(f".{last - 1}.", f".{last}.", 1): tensor.clone() for name, tensor in block.items()}
+        tensors |= {f"{stem}.{last}.eh_proj.weight": torch.zeros(32, 64), f"{stem}.{last}.enorm.weight": torch.ones(32)}
+
+    edit(path, add_layer)
+    (problem,) = problems("hf", path, "native", tmp_path / "result")
+    assert re.search(
+        rf"{stem}\.{last}\.\*: \d+ tensors of layers that predict further tokens, num_nextn_predict_layers = 1; "
+        "mt predicts the next token alone: leave them out, as save_pretrained of transformers does$",
+        problem,
+    )
+
+
 def test_the_published_config_of_deepseek_v2_lite_is_the_preset():
     read = read_config(json.loads(DEEPSEEK_V2_LITE), FAMILIES, "config.json")
     preset = load_run_config([], [], "deepseek-v2-lite", rules=False).model

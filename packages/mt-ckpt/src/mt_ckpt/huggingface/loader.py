@@ -18,6 +18,7 @@ from mt_ckpt.tensor_streams.safetensors_directory import SafetensorsDir, read_js
 from mt_ckpt.tensor_streams.streams import merge_copies, name_tied, set_problems
 from mt_core.checkpoint.page_cache import drop_pages
 from mt_core.errors import Problem, raise_if
+from mt_models.config import GPTConfig
 
 
 class HuggingFace:
@@ -102,6 +103,7 @@ class HuggingFace:
         """Account for every tensor by the files' headers."""
         where, expected = str(self.path), unstack_shapes(self._config.canonical_shapes())
         unpacked = dict(self._unpack(self.source.headers()))
+        raise_if(self._find_further_layers(unpacked))
         unknown = [
             Problem(
                 f"{where}: {name}",
@@ -112,3 +114,15 @@ class HuggingFace:
         ]
         shapes = dict.fromkeys(self._header_shapes())  # copies count once
         raise_if([*unknown, *set_problems(where, expected, shapes)])
+
+    def _find_further_layers(self, names: Iterable[str]) -> Iterator[Problem]:
+        """Refuse stored layers that predict further tokens at once, not tensor by tensor."""
+        family, config = self._family, self._config
+        count = self._raw.get(family.further_layers)
+        if not isinstance(count, int) or not isinstance(config, GPTConfig):
+            return
+        last = [f"{family.prefix}layers.{config.layers + number}." for number in range(count)]
+        if stored := [name for name in names if name.startswith(tuple(last))]:
+            actual = f"{len(stored)} tensors of layers that predict further tokens, {family.further_layers} = {count}"
+            allowed = "mt predicts the next token alone: leave them out, as save_pretrained of transformers does"
+            yield Problem(f"{self.path}: {last[0]}*", actual, allowed)

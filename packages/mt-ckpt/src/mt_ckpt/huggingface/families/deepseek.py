@@ -175,5 +175,6 @@ DEEPSEEK_V3 = replace(
     required={"moe_layer_freq": 1, "rope_interleave": True},
     complaints=_complaints_of_v3,
     also_read=tuple(name for name in ALSO_READ if name != "topk_method"),
+    further_layers="num_nextn_predict_layers",
     token_ids={"bos_token_id": 0, "eos_token_id": 1},
 )

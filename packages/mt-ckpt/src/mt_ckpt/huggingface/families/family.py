@@ -85,6 +85,8 @@ class Family:
     """Their switches that change what the model computes: the only value we implement, also when absent."""
     complaints: Callable[[Mapping[str, Any]], Iterable[Complaint]] = _nothing
     """What else a config.json can ask for that we do not implement."""
+    further_layers: str = ""
+    """Key of config.json with the number of layers behind the last that predict further tokens; we have none."""
     token_ids: Mapping[str, int] = field(default_factory=dict)
     """Ids that transformers takes where config.json has none."""
     window: Window | None = None
