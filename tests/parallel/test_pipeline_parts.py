@@ -11,12 +11,12 @@ from layouts import DEEP, PIPELINES, pipeline_config, run_config
 from mt_cli.run_config import run_config_type
 from mt_core.distributed.mesh import Axis, Mesh
 from mt_core.errors import MtError
-from mt_core.parallel.pipeline.channels import list_routes
 from mt_core.parallel.pipeline.cut import make_pipeline
 from mt_core.parallel.pipeline.runtime import order_forward
 from mt_core.parallel.pipeline.weight_gradients import WeightGradients, split_weight_gradients
 from mt_core.pipeline.actions import Placement
 from mt_core.pipeline.layout_string import parse_layout
+from mt_core.pipeline.transfers import list_routes
 from mt_core.training.step import evaluate, reduce, update
 from mt_core.verification.ranks import run_ranks
 from mt_models.config import Learned

@@ -34,18 +34,13 @@ class PipelinedPasses:
         self.update_heartbeat = update_heartbeat
         self.dtype = next(as_module(model).parameters()).dtype
         self.sums: list[LossSums] = []
-        self.inputs: dict[int, ModelInputs] = {}
-
-    def prepare(self, microbatch: int) -> ModelInputs:
-        """The arguments of a micro-batch on the device; they are made once."""
-        if microbatch not in self.inputs:
-            batch, context = self.batches[microbatch], self.pipeline.mesh.context
-            self.inputs[microbatch] = prepare_inputs(self.model, batch, context, self.device)
-        return self.inputs[microbatch]
+        context = pipeline.mesh.context
+        self.inputs: list[ModelInputs] = [prepare_inputs(model, batch, context, device) for batch in batches]
+        """The arguments of each micro-batch on the device: copies come before messages, for which they might wait."""
 
     def edge_tensors(self, stage: int, microbatch: int) -> Mapping[str, EdgeTensor]:
         """The tensors that a stage passes on, of which a tensor rank has a part under sequence parallelism."""
-        arguments = self.prepare(microbatch).arguments
+        arguments = self.inputs[microbatch].arguments
         tensors = self.model.edge_tensors(self.pipeline.stages[stage], arguments, self.dtype)
         return {name: self._cut_tokens(tensor) for name, tensor in tensors.items()}
 
@@ -57,7 +52,7 @@ class PipelinedPasses:
 
     def forward(self, stage: int, microbatch: int, edge: Edge) -> tuple[Edge, Tensor | None]:
         """Pass a micro-batch through a stage; the last one's losses are summed up, and not differentiated."""
-        arguments, mask_BT = self.prepare(microbatch)
+        arguments, mask_BT = self.inputs[microbatch]
         output = self.model.run_stage(self.pipeline.stages[stage], edge, **arguments)
         sums = add_up_losses(output.losses, mask_BT)
         self.sums.append(sums)

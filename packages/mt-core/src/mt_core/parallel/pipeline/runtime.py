@@ -1,4 +1,4 @@
-"""Runs a schedule: one `match` over its actions, with the exchange between stages around each pass.
+"""Runs a schedule: one `match` over a rank's operations, its passes and the messages among them.
 
 What a pass computes is the caller's business. Here are the tensors between stages: each stage differentiates its own
 part of the graph, from the gradients of its outputs to those of its inputs.
@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from mt_core.contracts import EdgeTensor
-from mt_core.parallel.pipeline.channels import Message
 from mt_core.parallel.pipeline.cut import Pipeline
 from mt_core.pipeline.actions import Action, Placement, Schedule
+from mt_core.pipeline.transfers import Message, Receive, Send, order_operations
 
 Edge = Mapping[str, Tensor]
 
@@ -55,42 +55,59 @@ class ScheduleRun:
     def __init__(self, pipeline: Pipeline, work: StageWork) -> None:
         self.pipeline, self.work = pipeline, work
         self.saved: dict[tuple[int, int], _Saved] = {}
-        self.local: dict[Message, Edge] = {}
-        """Messages between two stages of this rank."""
+        self.made: dict[Message, Edge] = {}
+        """Messages that are still to be sent, or that another stage of this rank takes."""
 
     def run(self, schedule: Schedule) -> None:
         """Do all passes of a step, forward and backward."""
         ranks = range(schedule.placement.ranks)
         passes = [[*schedule.list_passes(rank)] for rank in ranks]
         left = Counter(action.chunk for action in passes[self.pipeline.rank] if action.kind != "F")
-        self.pipeline.channels.begin(passes, self.work.edge_tensors)
-        for action in passes[self.pipeline.rank]:
-            left[action.chunk] -= action.kind != "F"
-            self.work.begin_pass(action, last=not left.total())
-            match action:
-                case Action("F", microbatch, chunk):
-                    self._forward(microbatch, chunk)
-                case Action("B", microbatch, chunk):
-                    self._backward(microbatch, chunk)
-                case Action("I", microbatch, chunk):
-                    with self.pipeline.weight_gradients.postpone((microbatch, chunk)):
-                        self._backward(microbatch, chunk)
-                case Action("W", microbatch, chunk):
-                    self.pipeline.weight_gradients.compute((microbatch, chunk))
-            if action.kind != "F" and not left[action.chunk]:
-                self.work.finish_chunk(action.chunk)
+        self.pipeline.channels.begin(self.work.edge_tensors)
+        for operation in order_operations(passes, self.pipeline.placement)[self.pipeline.rank]:
+            if not isinstance(operation, Action):
+                self._exchange(operation)
+                continue
+            left[operation.chunk] -= operation.kind != "F"
+            self.work.begin_pass(operation, last=not left.total())
+            self._do(operation)
+            if operation.kind != "F" and not left[operation.chunk]:
+                self.work.finish_chunk(operation.chunk)
         self.pipeline.channels.finish()
         assert not self.saved, f"{[*self.saved]} wait for their backward pass"
+
+    def _do(self, action: Action) -> None:
+        match action:
+            case Action("F", microbatch, chunk):
+                self._forward(microbatch, chunk)
+            case Action("B", microbatch, chunk):
+                self._backward(microbatch, chunk)
+            case Action("I", microbatch, chunk):
+                with self.pipeline.weight_gradients.postpone((microbatch, chunk)):
+                    self._backward(microbatch, chunk)
+            case Action("W", microbatch, chunk):
+                self.pipeline.weight_gradients.compute((microbatch, chunk))
+
+    def _exchange(self, operation: Send | Receive) -> None:
+        match operation:
+            case Send(message):
+                self.pipeline.channels.send(message, self.made.pop(message))
+            case Receive(message):
+                self.pipeline.channels.ask(message)
 
     @torch.no_grad()
     def evaluate(self, microbatches: int) -> None:
         """Pass micro-batches through all stages, forward only."""
         order = order_forward(self.pipeline.placement, microbatches)
-        self.pipeline.channels.begin([order] * self.pipeline.placement.ranks, self.work.edge_tensors)
-        for action in order:
-            self.work.begin_pass(action, last=False)
-            self._forward(action.microbatch, action.chunk)
-            self.saved.clear()
+        self.pipeline.channels.begin(self.work.edge_tensors)
+        passes = [order] * self.pipeline.placement.ranks
+        for operation in order_operations(passes, self.pipeline.placement)[self.pipeline.rank]:
+            if isinstance(operation, Action):
+                self.work.begin_pass(operation, last=False)
+                self._do(operation)
+                self.saved.clear()
+            else:
+                self._exchange(operation)
         self.pipeline.channels.finish()
 
     def _forward(self, microbatch: int, chunk: int) -> None:
@@ -102,7 +119,7 @@ class ScheduleRun:
         outputs, loss = self.work.forward(stage, microbatch, inputs)
         self.saved[microbatch, chunk] = _Saved(inputs, outputs, loss)
         if stage + 1 < self.pipeline.placement.stages:
-            self._send(Message("features", stage, microbatch), outputs)
+            self.made[Message("features", stage, microbatch)] = outputs
 
     def _backward(self, microbatch: int, chunk: int) -> None:
         stage, saved = self.pipeline.placement.get_stage(self.pipeline.rank, chunk), self.saved.pop((microbatch, chunk))
@@ -118,17 +135,11 @@ class ScheduleRun:
                 name: torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
                 for name, tensor in saved.inputs.items()
             }
-            self._send(Message("gradients", stage, microbatch), gradients)
-
-    def _send(self, message: Message, tensors: Edge) -> None:
-        if self.pipeline.channels.is_local(message):
-            self.local[message] = tensors
-        else:
-            self.pipeline.channels.send(message, tensors)
+            self.made[Message("gradients", stage, microbatch)] = gradients
 
     def _receive(self, message: Message) -> Edge:
         if self.pipeline.channels.is_local(message):
-            return self.local.pop(message)
+            return self.made.pop(message)
         return self.pipeline.channels.receive(message)
 
 
