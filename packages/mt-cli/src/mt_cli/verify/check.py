@@ -79,7 +79,7 @@ def check(config: TransformerRun, cases: Sequence[Case], *, steps: int, document
 
 def _balances_steps(config: TransformerRun) -> bool:
     """Whether a loss takes what all data ranks have had of the step: one rank then has to have as much at once."""
-    return config.model.mlp.kind == "moe" and config.model.mlp.aux_loss_scope == "global_batch"
+    return getattr(config.model.mlp, "aux_loss_scope", None) == "global_batch"
 
 
 def with_runnable_core(config: TransformerRun) -> Any:
