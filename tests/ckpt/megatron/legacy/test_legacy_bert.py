@@ -22,7 +22,9 @@ SHARED = gpt2(layers=4, vocab_size=61).model_dump(
     exclude={"kind", "position", "tied", "post_norms", "scaled_embedding"}
 )
 SHARED |= {"head_activation": "gelu"}
-BERT = BertConfig.model_validate({name: value for name, value in SHARED.items() if name != "logit_softcap"})
+BERT = BertConfig.model_validate(
+    {name: value for name, value in SHARED.items() if name not in ("logit_softcap", "lora")}
+)
 """With Megatron's defaults: fused, the blocks' GELU is the tanh approximation and the head's the exact function."""
 
 
