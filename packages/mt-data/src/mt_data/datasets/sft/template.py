@@ -48,25 +48,30 @@ class ChatTemplate:
 
     def render(self, conversation: Sequence[Message], where: str) -> RenderedConversation:
         """The text of a conversation and the answers in it; an `MtError` if the template cannot say where they are."""
-        whole = self._write(conversation, where)
+        whole = self._write({"messages": list(conversation)}, where)
         if GENERATION.search(self.source):
             return _read_marks(whole)
         answers = []
         for number, message in enumerate(conversation):
             if message["role"] == "assistant":
-                before = self._write(conversation[:number], where, add_generation_prompt=True)
-                after = self._write(conversation[: number + 1], where)
+                earlier = list(conversation[:number])
+                before = self._write({"messages": earlier, "add_generation_prompt": True}, where)
+                after = self._write({"messages": [*earlier, message]}, where)
                 if not (after.startswith(before) and whole.startswith(after)):
                     actual = f"{self.where} writes answer {len(answers) + 1} otherwise once there is more"
                     raise MtError(where, actual, HINT)
                 answers.append((len(before), len(after)))
         return RenderedConversation(whole, tuple(answers))
 
-    def _write(self, conversation: Sequence[Message], where: str, *, add_generation_prompt: bool = False) -> str:
+    def render_prompt(self, values: Mapping[str, object], where: str) -> str:
+        """The text up to the answer that is to be written; `values` are `messages` and what else the template reads."""
+        return _read_marks(self._write({"add_generation_prompt": True, **values}, where)).text
+
+    def _write(self, values: Mapping[str, object], where: str) -> str:
         template = _compile(self.source, self.where)
-        values = {"messages": list(conversation), "tools": None, "documents": None, **self.tokens}
+        defaults = {"tools": None, "documents": None, "add_generation_prompt": False}
         try:
-            return template.render(**values, add_generation_prompt=add_generation_prompt)
+            return template.render({**defaults, **self.tokens, **values})
         except Exception as err:  # whatever a stranger's program may raise
             message = " ".join(str(err).split()) or type(err).__name__
             raise MtError(where, f"{self.where} cannot write it: {message}", "a conversation of its form") from err
@@ -77,7 +82,19 @@ def read_chat_template(config: SFTData) -> ChatTemplate:
     assert config.tokenizer is not None, "data_problems asks for one"
     model = Path(config.tokenizer.model or ".")
     directory = model if model.is_dir() else model.parent
-    source, where = _read_source(config, directory)
+    template = find_chat_template(directory, Path(config.chat_template) if config.chat_template else None)
+    if template is None:
+        actual = f'is "template", but {directory} has neither {FILE} nor a {KEY} in tokenizer_config.json'
+        raise MtError(WHERE, actual, "name a file in data.chat_template, or take another format")
+    return template
+
+
+def find_chat_template(directory: Path, path: Path | None = None) -> ChatTemplate | None:
+    """The template in the file `path`, else that of a tokenizer's directory; None if there is none."""
+    sourced = _read_source(directory, path)
+    if sourced is None:
+        return None
+    source, where = sourced
     _compile(source, where)  # a mistake shows before any work
     texts = {
         name: token.get("content") if isinstance(token, dict) else token
@@ -86,9 +103,10 @@ def read_chat_template(config: SFTData) -> ChatTemplate:
     return ChatTemplate(source, where, {name: text for name, text in texts.items() if isinstance(text, str)})
 
 
-def _read_source(config: SFTData, directory: Path) -> tuple[str, str]:
-    path = Path(config.chat_template) if config.chat_template else directory / FILE
-    if config.chat_template or path.is_file():
+def _read_source(directory: Path, path: Path | None) -> tuple[str, str] | None:
+    """The text of a template and the file that it is from."""
+    if path or (directory / FILE).is_file():
+        path = path or directory / FILE
         try:
             return path.read_text("utf-8"), str(path)
         except (OSError, UnicodeDecodeError) as err:
@@ -98,10 +116,7 @@ def _read_source(config: SFTData, directory: Path) -> tuple[str, str]:
     if isinstance(template, list):  # several, each with a name
         named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
         template = named.get(NAME)
-    if not isinstance(template, str):
-        actual = f'is "template", but {directory} has neither {FILE} nor a {KEY} in {path.name}'
-        raise MtError(WHERE, actual, "name a file in data.chat_template, or take another format")
-    return template, str(path)
+    return (template, str(path)) if isinstance(template, str) else None
 
 
 @cache
