@@ -19,7 +19,23 @@ def completions(mt, line: str, **variables: object) -> list[str]:
     ("line", "expected"),
     [
         ("mt c", ["ckpt", "config"]),
-        ("mt ", ["ckpt", "config", "data", "eval", "generate", "plan", "plugins", "train", "verify"]),
+        (
+            "mt ",
+            [
+                "ckpt",
+                "config",
+                "data",
+                "eval",
+                "generate",
+                "plan",
+                "plugins",
+                "serve",
+                "serve-client",
+                "task",
+                "train",
+                "verify",
+            ],
+        ),
         (
             "mt ckpt ",
             ["average", "convert", "convert-format", "diff", "inspect", "prune", "pull", "push", "upcycle", "verify"],

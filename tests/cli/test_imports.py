@@ -170,7 +170,7 @@ def test_help_imports_none_of_the_heavy_packages():
     assert not imported & {"torch", "numpy", "pydantic", "rich", "tokenizers", "safetensors", "transformers"}
 
 
-@pytest.mark.parametrize("command", ["data", "ckpt", "eval", "generate", "train", "config"])
+@pytest.mark.parametrize("command", ["data", "ckpt", "eval", "generate", "serve", "train", "config"])
 def test_help_of_a_command_imports_no_torch(mt, blocking, command):
     ran = mt(command, "--help", PYTHONPATH=blocking("torch"))
     assert ran.returncode == 0, ran.stderr
@@ -200,7 +200,6 @@ def test_configurations_are_shown_and_checked_without_torch(mt, blocking):
     )
 
 
-@pytest.mark.slow
 def test_what_compiles_nothing_does_not_import_dynamo():
     """It takes a second, in every process of every command."""
     modules = "mt_ckpt.tools.inspect, mt_eval.load, mt_models.models.gpt, mt_core.parallel.apply, mt_core.training.loop"

@@ -65,6 +65,8 @@ def test_the_command_line_alone_has_its_own_commands(tried):
     assert "Usage: mt data " not in tried["mt-cli"]
 
 
-@pytest.mark.parametrize("command", ["ckpt", "config", "data", "eval", "generate", "plan", "train", "verify"])
+@pytest.mark.parametrize(
+    "command", ["ckpt", "config", "data", "eval", "generate", "plan", "serve", "serve-client", "train", "verify"]
+)
 def test_a_command_starts_where_all_wheels_are_installed(command, tried):
     assert f"Usage: mt {command} " in tried["mt-cli[all]"]

@@ -24,8 +24,9 @@ TASKS = (
 
 @hookimpl
 def mt_components() -> Iterable[Component]:
-    """Commands `eval`, `generate` and `task`, the tasks of `eval` and `task`, and the data of the latter."""
+    """Commands `eval`, `generate`, `serve`, `serve-client` and `task`, tasks, and data of the last."""
     tasks, masked, tuning = "mt_eval.tasks.command", "mt_eval.tasks.masked_command", "mt_eval.finetuning"
+    serving = "mt_eval.serving"
     return [
         Component("command", "eval", f"{tasks}:app", "Evaluate a checkpoint on a task", NEEDS),
         Component("command", "task", f"{tuning}.command:app", "Fine-tune a BERT for a task", NEEDS),
@@ -33,6 +34,10 @@ def mt_components() -> Iterable[Component]:
         Component("dataset", "glue", f"{tuning}.sections:build_glue", "Labelled texts of GLUE's tasks.", NEEDS),
         Component("dataset", "race", f"{tuning}.sections:build_race", "Questions of RACE with four options.", NEEDS),
         Component("command", "generate", "mt_eval.generation.command:generate", "Continue prompts", NEEDS),
+        Component("command", "serve", f"{serving}.command:serve", "Serve a model over HTTP", NEEDS),
+        Component(
+            "command", "serve-client", f"{serving}.client_command:serve_client", "Type prompts at a server", NEEDS
+        ),
         Component("eval-task", "lambada", f"{tasks}:lambada", "LAMBADA: accuracy on the last word", NEEDS),
         Component("eval-task", "wikitext103", f"{tasks}:wikitext103", "WikiText-103: perplexity per word", NEEDS),
         Component("eval-task", "masked-lm", f"{masked}:masked_lm", "Masked words: loss of a BERT", NEEDS),
