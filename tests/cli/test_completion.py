@@ -56,7 +56,7 @@ def completions(mt, line: str, **variables: object) -> list[str]:
         ("mt config show --preset llama", ["llama2-7b", "llama3-8b"]),
         ("mt data preprocess --tokenizer-type H", ["HuggingFaceTokenizer"]),
         ("mt train run.toml --set optim.l", ["optim.lr="]),
-        ("mt config show --set model.mlp.aux", ["model.mlp.aux_loss_coeff="]),
+        ("mt config show --set model.mlp.aux", ["model.mlp.aux_loss_coeff=", "model.mlp.aux_loss_scope="]),
         ("mt plan --set parallel.seq", ["parallel.sequence="]),
         ("mt verify --set lr_schedule.min", ["lr_schedule.min_lr=", "lr_schedule.min_lr_fraction="]),
         ("mt data plan --set batch.micro", ["batch.micro_batch="]),
