@@ -200,6 +200,7 @@ def test_configurations_are_shown_and_checked_without_torch(mt, blocking):
     )
 
 
+@pytest.mark.slow
 def test_what_compiles_nothing_does_not_import_dynamo():
     """It takes a second, in every process of every command."""
     modules = "mt_ckpt.tools.inspect, mt_eval.load, mt_models.models.gpt, mt_core.parallel.apply, mt_core.training.loop"

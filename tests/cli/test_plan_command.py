@@ -127,6 +127,7 @@ def test_what_does_not_fit_is_told_with_what_would(mt, config):
     assert values["advice"][0]["bytes"] <= 30 * 2**30
 
 
+@pytest.mark.slow
 def test_more_gpus_are_named_when_nothing_else_helps(mt):
     words = ("--preset", "gpt3-175b", "--set", "batch.global_batch=64")
     shown = mt("plan", *words, "--gpus", 8).stdout

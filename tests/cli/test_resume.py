@@ -303,6 +303,7 @@ def test_a_failed_resume_leaves_the_run_as_it_was(train, tmp_path):
     assert before <= names(run_dir)
 
 
+@pytest.mark.slow
 def test_a_second_run_in_the_directory_is_refused_while_the_first_lives(train, tmp_path, corpus):
     run_dir = tmp_path / "run"
     toml = run_toml(tmp_path / "run.toml", corpus, run_dir, train={"steps": 5000}, log={"every": 1})

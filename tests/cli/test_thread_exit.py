@@ -102,6 +102,7 @@ def ended(tmp_path_factory) -> tuple[Path, dict[str, int]]:
     return folder, json.loads(done.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("case", "code"), [("end", 0), ("fail", 1), ("leave", 3), ("interrupt", -signal.SIGINT), ("prefetch", 0)]
 )

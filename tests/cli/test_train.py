@@ -158,6 +158,7 @@ def wait_for_steps(run_dir: Path, steps: int) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_bit_for_bit(tmp_path, toml):
     options = ["checkpoint.every=5", "train.steps=60"]
     whole = train(toml, f"runtime.run_dir={tmp_path / 'whole'}", *options)
@@ -303,6 +304,7 @@ def test_a_checkpoint_of_another_shape_is_refused_with_all_differences(tmp_path,
     assert "layers.0.mlp.gate.weight: unexpected tensor" in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_a_run_with_one_line_and_the_last_checkpoint(toml, small_disk):
     big = ["model.hidden_size=256", "model.mlp.ffn_hidden_size=512", "checkpoint.every=1"]
     command = [*MT, "train", str(toml), "--set", f"runtime.run_dir={small_disk}"]

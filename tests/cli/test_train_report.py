@@ -52,6 +52,7 @@ def test_a_line_comes_before_torch_is_imported(toml, blocking):
     assert "torch was imported" in done.stderr
 
 
+@pytest.mark.slow
 def test_only_the_first_rank_prints(toml):
     command = [sys.executable, "-m", "mt_cli", "train", str(toml), "--nproc", "2"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)

@@ -30,6 +30,7 @@ def start(toml: Path, *words: str) -> tuple[subprocess.Popen[bytes], int, int]:
     return process, parent_end, child_end
 
 
+@pytest.mark.slow
 def test_a_terminal_gets_the_lines_and_below_them_a_bar_with_loss_speed_and_time_left(toml):
     process, parent_end, child_end = start(toml)
     os.close(child_end)
@@ -44,6 +45,7 @@ def test_a_terminal_gets_the_lines_and_below_them_a_bar_with_loss_speed_and_time
     assert screen.index("mt: step 6 of 6") < screen.rindex("\nspeed ") < screen.rindex("mt train ")
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_one_bar_and_the_terminal_as_it_was(toml):
     process, parent_end, child_end = start(toml, "--set", "train.steps=5000")
     before = termios.tcgetattr(child_end)

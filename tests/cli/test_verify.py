@@ -148,6 +148,7 @@ class TestShrink:
         assert (model.norm, model.position, model.tied) == (config.model.norm, config.model.position, False)
         assert small.optim == config.optim.model_copy(update={"eps": 1e-4})
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("preset", ["llama3-8b", "gpt2-124m", "smollm2-135m", "mistral-7b", "gpt3-175b"])
     @pytest.mark.parametrize("exchange", ["ring", "all_to_all"])
     def test_what_can_be_cut_stays_so(self, preset, exchange):

@@ -74,6 +74,7 @@ def fill_ranks(axis: Axis, layout: str, sections: dict[str, Any], path: Path) ->
     return gather_state(state, "weight")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sections", [{}, FROZEN], ids=["all trained", "some frozen"])
 @pytest.mark.parametrize(
     "layout", ["tensor 2, sequence", "zero1 2", "replicate 2", "fsdp 2", "expert 2", "expert 2 × fsdp 2"]

@@ -17,6 +17,7 @@ def config(**parallel: Any) -> Any:
     return whole.model_copy(update={"model": whole.model.model_copy(update={"attention": SCORES})})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("documents", [False, True])
 def test_two_context_ranks_compute_what_one_rank_computes(documents):
     exchanges = [config(context=2, cp_comm_type=name) for name in ("all_gather", "all_to_all")]

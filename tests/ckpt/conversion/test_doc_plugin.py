@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 import torch
 
 from docs.pages import DOCS, read
@@ -27,6 +28,7 @@ def test_the_saver_of_the_page_has_the_options_that_its_comments_say():
     assert [option.name for option in options if option.description.endswith("[required]")] == ["width"]
 
 
+@pytest.mark.slow
 def test_the_loader_of_the_page_converts(save_model, tmp_path):
     convert("hf", save_model("llama"), "native", tmp_path / "native")
     source = open_checkpoint(tmp_path / "native")

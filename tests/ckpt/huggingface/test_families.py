@@ -106,6 +106,7 @@ def test_bits_and_logits_survive(family, changes, save_model, tmp_path):
     assert open_checkpoint(tmp_path / "hf").config() == open_checkpoint(source).config()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "changes"), CASES.values(), ids=list(CASES))
 def test_transformers_reads_and_writes_our_config_json(family, changes, save_model, tmp_path):
     source = save_model(family, **changes)

@@ -33,6 +33,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "changes", "first", "second"), CASES)
 def test_a_shared_weight_is_read_under_either_name(family, changes, first, second, save_model):
     path = save_model(family, **changes)

@@ -79,6 +79,7 @@ def test_several_changes_are_tried_together():
     assert len(first.changes) > 1
 
 
+@pytest.mark.slow
 def test_more_gpus_are_asked_for_when_nothing_else_helps():
     config = run("batch.global_batch=64", preset="gpt3-175b")
     layout = build_layout(config, 8)

@@ -119,6 +119,7 @@ def resumed_parts(axis: Axis, layout: str, saved: dict[str, Path]) -> list[dict[
     return told
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["zero1 2", "fsdp 2"])
 def test_a_sharded_state_is_cast_as_a_whole_one_is(layout, saved):
     ranks = run_ranks(2, resumed_parts, layout, saved)
