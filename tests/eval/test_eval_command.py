@@ -205,6 +205,17 @@ def test_generate_prints_the_prompt_and_what_follows(checkpoint):
     assert stdout == run_generate("--load-dir", checkpoint, *options)
 
 
+def test_generate_decays_top_p_down_to_a_bound(checkpoint):
+    def text(*options):
+        return run_generate(checkpoint, "--prompt", "a", "--max-new-tokens", 12, "--seed", 3, *options)
+
+    constant, likeliest = text("--top-p", 0.9), text("--top-k", 1)
+    assert text("--top-p", 0.9, "--top-p-decay", 1) == constant
+    assert text("--top-p", 0.9, "--top-p-decay", 0.001, "--top-p-bound", 0.9) == constant
+    assert text("--top-p", 1e-9, "--top-p-decay", 0.001) == likeliest
+    assert text("--top-p", 0.9, "--top-p-decay", 0.001) not in (constant, likeliest)
+
+
 def test_generate_reads_a_checkpoint_of_megatrons_as_it_reads_ours(checkpoint, tmp_path):
     source = open_checkpoint(checkpoint)
     save = component("ckpt-saver", "core")

@@ -67,6 +67,8 @@ class DrawOptions:
     temperature: Annotated[float, "Logits are divided by this; above 0."] = 1.0
     top_k: Annotated[int, "Draw from this many likeliest tokens; 1 takes the likeliest, 0 is off."] = 0
     top_p: Annotated[float, "Draw from the likeliest tokens that reach this probability; 0 is off."] = 0.0
+    top_p_decay: Annotated[float, "Multiply --top-p by this after every new token; 0 is off."] = 0.0
+    top_p_bound: Annotated[float, "What --top-p-decay does not take --top-p below."] = 0.0
 
 
 @expand_options
@@ -87,7 +89,7 @@ def generate(
     from mt_eval.generation.sampling import SamplingOptions
     from mt_eval.load import Checkpoint, load_model, load_tokenizer, read_ends
 
-    options = SamplingOptions(draw.temperature, draw.top_k, draw.top_p)
+    options = SamplingOptions(draw.temperature, draw.top_k, draw.top_p, draw.top_p_decay, draw.top_p_bound)
     opened = Checkpoint.open(checkpoint.path(), model.loader, model.loader_options)
     encoder = TextEncoder.create(load_tokenizer(opened, tokenizer.config()), bos=prompts.bos)
     texts = prompts.texts()
