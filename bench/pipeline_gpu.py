@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from torch.multiprocessing.spawn import spawn
 
 from mt_cli.run_config import run_config_type
 from mt_core.distributed.mesh import make_mesh
@@ -96,7 +96,7 @@ def run(rank: int, args: argparse.Namespace, schedule: str, folder: str) -> None
 def try_schedule(args: argparse.Namespace, schedule: str) -> list[list[float]] | None:
     """Loss, norm and seconds of each step; None if the ranks had to be ended."""
     with tempfile.TemporaryDirectory() as folder:
-        ranks = mp.start_processes(run, (args, schedule, folder), args.ranks, join=False, start_method="spawn")
+        ranks = spawn(run, (args, schedule, folder), args.ranks, join=False)
         assert ranks is not None
         end = time.monotonic() + args.limit
         while not ranks.join(timeout=max(end - time.monotonic(), 0.1)):

@@ -30,7 +30,7 @@ class PipelinedPasses:
         device: torch.device,
         update_heartbeat: Callable[[], None],
     ) -> None:
-        self.model, self.pipeline, self.batches, self.device = cast(StagedModel, model), pipeline, batches, device
+        self.model, self.pipeline = cast(StagedModel, model), pipeline
         self.update_heartbeat = update_heartbeat
         self.dtype = next(as_module(model).parameters()).dtype
         self.sums: list[LossSums] = []
