@@ -1,5 +1,6 @@
 """Every schedule computes what one rank computes, in fp64, gradient by gradient, alone and with every other axis."""
 
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +23,18 @@ WORLDS = sorted({ranks for ranks, _, _ in (PIPELINES | EXPERT_PIPELINES).values(
 
 
 def cases(ranks: int) -> list[tuple[str, str]]:
-    """Layouts of so many ranks, each with some models in turn: between them tied embeddings, dropout, experts."""
+    """Layouts of so many ranks, each with some models in turn: between them tied embeddings, dropout, experts. Layouts
+    of four ranks, which are most, have two models each."""
     names = list(PIPELINES)
     rows = [
         (layout, list(MODELS)[(names.index(layout) + shift) % len(MODELS)])
         for layout in names
         if PIPELINES[layout][0] == ranks
-        for shift in (0, 1, 3)
+        for shift in ((0, 3) if ranks == 4 else (0, 1, 3))
     ]
-    return rows + [(name, model) for name in EXPERT_PIPELINES if ranks == 4 for model in ("experts", *BALANCED)]
+    balanced = zip(EXPERT_PIPELINES, cycle(BALANCED))
+    experts = [(name, model) for name, other in balanced for model in ("experts", other)]
+    return rows + (experts if ranks == 4 else [])
 
 
 def disagreements(record: Record, reference: Record) -> list[str]:
