@@ -6,6 +6,7 @@ from safetensors.torch import load_file, save_file
 
 from mt_ckpt.conversion.convert import convert
 from mt_ckpt.conversion.verify import our_logits, transformers_logits
+from mt_ckpt.tensor_streams.streams import merge_copies
 from mt_core.checkpoint.detection import open_checkpoint
 from mt_core.errors import MtError
 
@@ -55,6 +56,19 @@ def test_copies_may_be_there_and_must_agree(save_model, tmp_path):
     with pytest.raises(MtError, match="head.bias: is stored twice, and differently; save the model again"):
         convert("hf", path, "native", tmp_path / "other")
     assert not (tmp_path / "other").exists()
+
+
+def test_copies_are_compared_bit_by_bit_so_they_may_hold_nan():
+    def merge(second):
+        return dict(
+            merge_copies("here", [("embed.weight", first), ("head.weight", second)], {"embed.weight"}, tied=True)
+        )
+
+    first = torch.tensor([1.0, torch.nan, 0.0])
+    assert merge(first.clone()) == {"embed.weight": first}
+    for other in (first.nan_to_num(2.0), first.half(), -first):
+        with pytest.raises(MtError, match="here: the output layer's weight differs from the embedding"):
+            merge(other)
 
 
 def test_an_untied_model_needs_both(save_model, tmp_path):

@@ -51,10 +51,19 @@ def merge_copies(
         name = name_tied(stored, tied=tied)
         if name not in first:
             yield name, tensor
-        elif not torch.equal(first[name][1], tensor):
+        elif not bitwise_equal(first[name][1], tensor):
             raise _copies_differ(where, stored, first[name][0])
         if name in repeated:
             first.setdefault(name, (stored, tensor))
+
+
+def bitwise_equal(tensor: Tensor, other: Tensor) -> bool:
+    """Whether tensors are alike in type, shape and every bit: unlike torch.equal, also where they are NaN."""
+    if tensor is other:
+        return True
+    if tensor.dtype != other.dtype or tensor.shape != other.shape:
+        return False
+    return torch.equal(*(one.contiguous().view(-1).view(torch.uint8) for one in (tensor, other)))
 
 
 def name_tied(name: str, *, tied: bool) -> str:
