@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mt_ckpt.megatron.args import bert, gpt, t5
+from mt_ckpt.megatron.args import attention, bert, gpt, t5
 from mt_ckpt.megatron.args.table import Row, Source
 from mt_ckpt.megatron.args.unsupported import EXPERTS, PLAIN
 
@@ -20,11 +20,14 @@ ROWS: Mapping[str, tuple[Row, ...]] = {"": gpt.ROWS, " (BERT)": bert.ROWS, " (T5
 BASE: dict[str, Any] = {"num_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "num_query_groups": 2}
 ROPE, WINDOW = {"position_embedding_type": "rope"}, {"window_size": (3, 0)}
 EXPERT = {"num_experts": 4, "swiglu": True, "moe_aux_loss_coeff": 0.1}
+LATENT = ROPE | {"multi_latent_attention": True, "rotary_scaling_factor": 4.0, "mscale": 0.7, "mscale_all_dim": 0.7}
 CONTEXTS: tuple[dict[str, Any], ...] = (
     {},
     {"group_query_attention": True},
     EXPERT,
     EXPERT | {"moe_router_num_groups": 2, "moe_router_group_topk": 1},
+    EXPERT | {"moe_layer_freq": [0, 1]},
+    LATENT,
     ROPE,
     ROPE | {"use_rope_scaling": True},
     WINDOW,
@@ -47,6 +50,9 @@ VALUES: Mapping[str, Any] = {
     "layernorm_epsilon": 1e-3,
     "disable_bias_linear": True,
     "bert_binary_head": True,
+    "moe_layer_freq": [0, 1],
+    "rope_type": "rope",
+    "beta_slow": 2,
 }
 """Another value of arguments that are no number and no switch."""
 FLAGS = {
@@ -57,6 +63,8 @@ FLAGS = {
 }
 """How an argument is typed, where that is not its name."""
 NOT_NEEDED = {
+    "--moe-token-drop-policy": "only with a capacity",
+    "--moe-pad-expert-input-to-capacity": "only with a capacity",
     "--apply-query-key-layer-scaling": "how scores are computed in fp16, not which",
     "--transformer-impl": "`model.attention.core` chooses among kernels",
     "--moe-grouped-gemm": "how experts are computed and named",
@@ -117,6 +125,10 @@ def render_rows() -> Iterator[str]:
     yield from (f"| `{flag}` | {', '.join(paths)} |" for flag, paths in known.items())
     for name, only in PLAIN.items():
         yield f"| `{_flag(name)}` | refused unless {_show(only)} |"
+    yield from (
+        f"| `{_flag(name)}` | with latent attention refused unless {_show(only)} |"
+        for name, only in attention.ONLY.items()
+    )
     for name, only in EXPERTS.items():
         if name not in list_arguments():
             yield f"| `{_flag(name)}` | with experts refused unless {_show(only)} |"

@@ -56,33 +56,6 @@ def test_experts_come_back_to_the_same_bits(options, native, tmp_path):  # noqa:
     assert open_checkpoint(back).config() == open_checkpoint(source).config()
 
 
-LATENT = {
-    **{"kind": "mla", "heads": 4, "kv_lora_rank": 8},
-    **{"nope_head_size": 6, "rope_head_size": 4, "v_head_size": 5},
-}
-
-
-@pytest.mark.parametrize(
-    ("changes", "lost"),
-    [
-        ({"attention": LATENT}, ["attention.kind = 'mla'"]),
-        (
-            {"mlp": MOE | {"dense_layers": 1, "dense_ffn_hidden_size": 20}},
-            ["mlp.dense_layers = 1", "mlp.dense_ffn_hidden_size = 20"],
-        ),
-    ],
-    ids=["latent attention", "dense first layers"],
-)
-def test_what_megatron_s_files_do_not_carry_is_refused(changes, lost, native, tmp_path):  # noqa: F811
-    source = native(**changes)
-    for saver in ("core", "legacy"):
-        with pytest.raises(MtError) as error:
-            convert("native", source, saver, tmp_path / saver)
-        expected = [f"saver {saver}: cannot carry {setting}; or use --saver native" for setting in lost]
-        assert [str(problem) for problem in error.value.problems] == expected
-        assert not (tmp_path / saver).exists()
-
-
 ROUTED = {
     "score": "sigmoid",
     "scaling_factor": 2.5,
@@ -113,8 +86,9 @@ def test_a_router_that_args_cannot_express_is_refused(native, tmp_path):  # noqa
     assert "cannot carry mlp.normalized = False" in str(error.value)
     for setting, changes in {
         "group_best = 1": {"groups": 2, "top_groups": 1, "group_best": 1},
-        "capacity_factor = 1.5": {"capacity_factor": 1.5},
-        "expert_bias = True": {"score": "sigmoid", "expert_bias": True},
+        r"capacity_factor = 1.5; Megatron drops tokens of a micro-batch, mt those of a sequence; or use": {
+            "capacity_factor": 1.5
+        },
     }.items():
         with pytest.raises(MtError, match=f"cannot carry mlp.{setting}"):
             save(tmp_path / "core", build_config(mlp=MOE | changes), ())
@@ -215,20 +189,42 @@ def test_what_args_ask_of_experts_and_mt_lacks_is_told_together(core):
     def change(state):
         args = state["args"]
         args.moe_latent_size, args.moe_router_score_function = 32, "sqrtsoftplus"
-        args.moe_layer_freq, args.moe_router_load_balancing_type = [0, 1], "sinkhorn"
-        args.add_bias_linear, args.swiglu = True, False
+        args.moe_layer_freq, args.moe_router_load_balancing_type = [1, 0], "sinkhorn"
+        args.add_bias_linear, args.swiglu, args.moe_expert_capacity_factor = True, False, 1.5
 
     edit(directory / "mp_rank_00" / FILE, change)
     with pytest.raises(MtError) as raised:
         MegatronCoreLoader(directory).config()
     assert found(raised) == [
         "args.swiglu is False",
+        "args.moe_expert_capacity_factor is 1.5",
         "args.moe_latent_size is 32",
         "args.add_bias_linear is True",
-        "args.moe_layer_freq is [0, 1]",
+        "args.moe_layer_freq is [1, 0]",
         "args.moe_router_score_function is 'sqrtsoftplus'",
         "args.moe_router_load_balancing_type is 'sinkhorn'",
     ]
+
+
+@pytest.mark.parametrize("frequency", [2, [0, 0], [0, 1, 1], [1, 0], "[0]*1+[1]*1", [0, 2]], ids=str)
+def test_experts_in_other_layers_than_all_after_the_first_are_refused(frequency, core):
+    directory, _ = core()
+    edit(directory / "mp_rank_00" / FILE, lambda state: setattr(state["args"], "moe_layer_freq", frequency))
+    allowed = "experts in all layers, or in all after the first: 1, or 0 and then 1 for each of 2 layers"
+    with pytest.raises(MtError) as raised:
+        MegatronCoreLoader(directory).config()
+    assert str(raised.value).endswith(f"args.moe_layer_freq is {frequency!r}; {allowed}")
+
+
+def test_a_capacity_is_refused_with_what_to_do(core, tmp_path):
+    directory, _ = core()
+    edit(directory / "mp_rank_00" / FILE, lambda state: setattr(state["args"], "moe_expert_capacity_factor", 1.5))
+    with pytest.raises(
+        MtError, match="Megatron drops tokens of a micro-batch, .* null in --megatron-args leaves it out"
+    ):
+        MegatronCoreLoader(directory).config()
+    (tmp_path / "args.json").write_text('{"moe_expert_capacity_factor": null}')
+    assert MegatronCoreLoader(directory, megatron_args=tmp_path / "args.json").config().mlp.capacity_factor is None
 
 
 def test_experts_of_another_dtype_are_told(core):

@@ -1,4 +1,5 @@
-"""megatron-core itself loads what we write, and we load what it saves: the same logits, fp32, on one and two ranks.
+"""megatron-core itself loads what we write, and we load what it saves: the same logits, fp32, on one and two ranks, and
+on one the same gradients of experts and latent attention.
 
 It runs on CPU ranks over gloo, as tests/parallel/test_against_megatron_core.py explains.
 """
@@ -6,12 +7,12 @@ It runs on CPU ranks over gloo, as tests/parallel/test_against_megatron_core.py 
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from ckpt.megatron.core_models import build_their_gpt, without_cuda
 from ckpt.megatron.test_round_trip import build_config
 from mt_ckpt.conversion.verify import our_logits
 from mt_ckpt.megatron.args.gpt import write_args
@@ -21,6 +22,7 @@ from mt_ckpt.megatron.saver import save
 from mt_ckpt.megatron.torch_format import safe_unpickle
 from mt_core.distributed.mesh import Axis
 from mt_core.verification.ranks import run_ranks
+from mt_models.canonical import load_stream
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("megatron_core")]
 
@@ -39,8 +41,41 @@ CASES = {
     "experts, all probabilities": ("llama", ROPE | EXPERTS | {"mlp": EXPERTS["mlp"] | {"normalized": False}}),
     "shared expert": ("llama", ROPE | EXPERTS | {"mlp": EXPERTS["mlp"] | SHARED | SIGMOID}),
 }
-SAVED = ("gpt2", "experts", "shared expert")
+LATENT = {"kind": "mla", "heads": 4, "kv_lora_rank": 8, "nope_head_size": 6, "rope_head_size": 4, "v_head_size": 5}
+YARN = {"kind": "yarn", "factor": 4.0, "original_positions": 8}
+DENSE_FIRST = {"dense_layers": 1, "dense_ffn_hidden_size": 24}
+BIASED = SIGMOID | {"shared_ffn_hidden_size": 12, "expert_bias": True}
+CASES |= {
+    "dense first": ("llama", ROPE | EXPERTS | {"layers": 2, "mlp": EXPERTS["mlp"] | DENSE_FIRST}),
+    "latent": (
+        "llama",
+        ROPE
+        | {"layers": 2, "attention": LATENT | {"q_lora_rank": 10}}
+        | {"position": {"kind": "rope", "theta": 500.0, "scaling": YARN | {"mscale": 0.7, "mscale_all_dim": 0.7}}},
+    ),
+    "latent, other scales": (
+        "llama",
+        ROPE
+        | {"layers": 1, "attention": LATENT}
+        | {"position": {"kind": "rope", "scaling": YARN | {"mscale": 0.5, "mscale_all_dim": 0.9}}},
+    ),
+    "latent experts": (
+        "llama",
+        ROPE | {"layers": 3, "attention": LATENT, "mlp": EXPERTS["mlp"] | DENSE_FIRST | BIASED},
+    ),
+    "latent, all experts": (
+        "llama",
+        ROPE
+        | {"layers": 2, "attention": LATENT | {"q_lora_rank": 10}, "mlp": EXPERTS["mlp"] | SHARED}
+        | {"position": {"kind": "rope", "scaling": YARN}},
+    ),
+}
+SAVED = ("gpt2", "experts", "shared expert", "dense first", "latent", "latent experts")
 """What megatron-core also saves, which takes it a second each."""
+TRAINED = ("experts", "shared expert", "latent", "latent experts", "latent, all experts")
+"""Whose gradients it computes, on one rank."""
+ROUNDING = 2.0**-24
+"""Unit roundoff of fp32."""
 TOKENS_BT = torch.randint(64, (2, 12), generator=torch.Generator().manual_seed(1))
 
 
@@ -54,74 +89,6 @@ def config_for(case: str) -> Any:
     return build_config(model, **changes)
 
 
-def without_cuda() -> None:
-    """What megatron-core lacks on this machine. Its router names a kernel of Transformer Engine that it has not
-    imported; saving waits for CUDA, and for ever for a writer process, which has died for want of psutil."""
-    from megatron.core.dist_checkpointing.strategies import filesystem_async
-    from megatron.core.transformer.moe import moe_utils
-
-    moe_utils.te_general_gemm = None
-    torch.cuda.synchronize = lambda *_: None
-    filesystem_async._process_memory = lambda: 0
-
-
-def theirs(axis: Axis, config: Any) -> Any:
-    """Their model; Megatron evaluates experts on tensor ranks, but trains them with sequence parallelism only."""
-    from parallel.test_against_megatron_core import megatron_model
-
-    if config.mlp.kind == "moe":
-        return with_experts(axis, config).eval()
-    return megatron_model(axis, SimpleNamespace(model=config))
-
-
-def with_experts(axis: Axis, config: Any) -> Any:
-    from megatron.core.models.gpt import GPTModel
-    from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
-    from megatron.core.transformer import TransformerConfig
-
-    part, mlp = config.attention, config.mlp
-    their_config = TransformerConfig(
-        num_layers=config.layers,
-        hidden_size=config.hidden_size,
-        num_attention_heads=part.heads,
-        num_query_groups=part.num_kv_heads,
-        kv_channels=part.head_size,
-        ffn_hidden_size=mlp.ffn_hidden_size,
-        normalization="RMSNorm",
-        layernorm_epsilon=config.norm.eps,
-        qk_layernorm=part.qk_norm,
-        add_bias_linear=False,
-        gated_linear_unit=True,
-        activation_func=torch.nn.functional.silu,
-        num_moe_experts=mlp.experts,
-        moe_router_topk=mlp.top_k,
-        moe_router_pre_softmax=mlp.score == "softmax" and not mlp.normalized,
-        moe_router_score_function=mlp.score,
-        moe_router_topk_scaling_factor=mlp.scaling_factor if mlp.scaling_factor != 1 else None,
-        moe_router_num_groups=mlp.groups if mlp.top_groups else None,
-        moe_router_group_topk=mlp.top_groups,
-        moe_shared_expert_intermediate_size=mlp.shared_ffn_hidden_size,
-        moe_shared_expert_gate=mlp.shared_gate,
-        moe_router_load_balancing_type="none",
-        moe_router_dtype="fp32",
-        hidden_dropout=0.0,
-        attention_dropout=0.0,
-        use_cpu_initialization=True,
-        transformer_impl="local",
-        tensor_model_parallel_size=axis.size,
-    )
-    return GPTModel(
-        their_config,
-        get_gpt_layer_local_spec(num_experts=mlp.experts, qk_layernorm=part.qk_norm, normalization="RMSNorm"),
-        vocab_size=config.vocab_size,
-        max_sequence_length=config.max_seq_len,
-        position_embedding_type="rope",
-        rotary_base=config.position.theta,
-        share_embeddings_and_output_weights=config.tied,
-    )
-
-
-@torch.no_grad()
 def exchange(axis: Axis, room: Path) -> dict[str, Any]:
     """Load ours, compute and save; the logits of this rank, and names and shapes of its state."""
     from megatron.core import dist_checkpointing
@@ -133,11 +100,14 @@ def exchange(axis: Axis, room: Path) -> dict[str, Any]:
     answers: dict[str, Any] = {}
     for case in CASES:
         config = config_for(case)
-        model = theirs(axis, config)
+        model = build_their_gpt(axis, config)
         loaded = dist_checkpointing.load(model.sharded_state_dict(), str(room / case / "ours" / "release"))
         model.load_state_dict({name: value for name, value in loaded.items() if name in model.state_dict()})
         positions, unseen = torch.arange(12).expand_as(TOKENS_BT), torch.ones(12, 12).triu(1) > 0
-        logits_BTV = model(TOKENS_BT, positions, unseen[None, None])
+        if case in TRAINED and axis.size == 1:
+            save_gradients(model, config, room / case / "gradients")
+        with torch.no_grad():
+            logits_BTV = model(TOKENS_BT, positions, unseen[None, None])
         state = model.state_dict()
         shapes = {name: getattr(value, "shape", None) for name, value in state.items()}
         answers[case] = logits_BTV.tolist(), {name: shape and tuple(shape) for name, shape in shapes.items()}
@@ -147,6 +117,19 @@ def exchange(axis: Axis, room: Path) -> dict[str, Any]:
             directory.mkdir(parents=True, exist_ok=True)
             dist_checkpointing.save({**model.sharded_state_dict(), "args": args}, str(directory))
     return answers
+
+
+def save_gradients(model: Any, config: Any, directory: Path) -> None:
+    """Save the gradients of their loss in place of weights, where our loader finds them."""
+    positions, unseen = torch.arange(12).expand_as(TOKENS_BT), torch.ones(12, 12).triu(1) > 0
+    model.train()
+    model(TOKENS_BT, positions, unseen[None, None], labels=TOKENS_BT.roll(-1, 1)).mean().backward()
+    model.eval()
+    args = write_args(config, Layout(1, 1, 1, engine=False), dtype=torch.float32, form="torch")
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    (directory / "mp_rank_00").mkdir(parents=True)
+    state = {"args": args, "model": {**model.state_dict(), **gradients}}
+    torch.save(state, directory / "mp_rank_00" / "model_optim_rng.pt")
 
 
 def saved_by_megatron(room: Path, case: str, tensor: int) -> Path:
@@ -176,6 +159,24 @@ def test_megatron_loads_ours_and_computes_the_same(case, tensor):
     their_BTV = torch.cat([torch.tensor(logits) for logits, _ in ranks], -1)
     ours = our_logits(MegatronCoreLoader(room() / case / "ours"), TOKENS_BT)
     assert (ours - their_BTV).abs().max() <= 1e-5 * ours.abs().max()
+
+
+@pytest.mark.parametrize("case", TRAINED)
+def test_every_gradient_is_megatrons(case):
+    on_ranks(1)
+    loader = MegatronCoreLoader(room() / case / "ours")
+    model = loader.config().build().train()
+    load_stream(model, loader.tensors())
+    model.token_losses(TOKENS_BT, TOKENS_BT.roll(-1, 1)).mean().backward()
+    ours: dict[str, torch.Tensor] = {}
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        ours |= model.to_canonical(name, parameter.grad)
+    theirs = dict(MegatronCoreLoader(room() / case / "gradients").tensors())
+    assert ours.keys() == {name for name in theirs if not name.endswith("router.bias")}
+    off = {name: ((ours[name] - theirs[name]).abs().max() / ours[name].abs().max()).item() / ROUNDING for name in ours}
+    print(case, max(off.items(), key=lambda p: p[1]))
+    assert {name: value for name, value in off.items() if not value <= 64} == {}
 
 
 @pytest.mark.parametrize("case", SAVED)

@@ -47,7 +47,16 @@ RUN = {
 EXPERTS: dict[str, Any] = {
     "mlp": {"kind": "moe", "ffn_hidden_size": 8, "experts": 4, "top_k": 2, "normalized": True, "aux_loss_coeff": 0.0}
 }
-MODELS: dict[str, Any] = ENCODERS | {"experts": build_config(**EXPERTS)}
+LATENT: dict[str, Any] = {
+    "attention": {
+        **{"kind": "mla", "heads": 4, "q_lora_rank": 10, "kv_lora_rank": 8},
+        **{"nope_head_size": 6, "rope_head_size": 4, "v_head_size": 5},
+    },
+    "mlp": EXPERTS["mlp"]
+    | {"score": "sigmoid", "expert_bias": True, "shared_ffn_hidden_size": 6, "shared_gate": True}
+    | {"dense_layers": 1, "dense_ffn_hidden_size": 12},
+}
+MODELS: dict[str, Any] = ENCODERS | {"experts": build_config(**EXPERTS), "latent experts": build_config(**LATENT)}
 START = {"value": 1.0, "good_steps": 0, "overflows_left": 0}
 CUT: dict[str, Any] = {"tensor": 2, "pipeline": 2}
 TARGETS = {
@@ -77,8 +86,9 @@ def write_run(path: Path, model: Any = "llama", dtype: str = "bf16", *, seed: in
     random = torch.Generator().manual_seed(seed)
     shapes = config.canonical_shapes()
     kinds = {kind: {n: torch.randn(s, generator=random) for n, s in shapes.items()} for kind in KINDS}
+    biases = {name: kinds[kind].pop(name) for name in shapes if name.endswith("router.bias") for kind in KINDS}
     kinds["exp_avg_sq"] = {name: value.square() for name, value in kinds["exp_avg_sq"].items()}
-    weights = {name: master.to(DTYPES[dtype]) for name, master in kinds["master"].items()}
+    weights = {name: master.to(DTYPES[dtype]) for name, master in kinds["master"].items()} | biases
     optim = {f"{k}.{n}": t for k, ts in kinds.items() for n, t in ts.items() if k != "master" or dtype != "fp32"}
     with torch.device("meta"):
         built = config.build()
@@ -127,6 +137,11 @@ CASES += [
     ("plain bert", "fp32", "torch, plain"),
     ("relative t5", "fp16", "torch, tensor"),
     ("t5", "bf16", "torch_dist, plain"),
+]
+CASES += [
+    ("latent experts", "bf16", "torch, experts"),
+    ("latent experts", "fp32", "torch, plain experts"),
+    ("latent experts", "fp16", "torch_dist of 0.11, experts"),
 ]
 
 
@@ -249,6 +264,7 @@ WRONG = {
     "the same": (Target("native"), "is in native format already; --to torch or torch_dist"),
     "cut": (Target("torch", tensor=3), "attention.heads = 4 does not divide by 3 tensor ranks"),
 }
+NO_EXPERTS = "pipeline stage 0{} has no experts, which 2 ranks share elsewhere; fewer stages or one expert rank; or mt"
 
 
 @pytest.mark.parametrize("case", WRONG)
@@ -257,6 +273,26 @@ def test_a_target_that_cannot_be_is_refused(case, native, tmp_path):
     with pytest.raises(MtError, match=message.replace(".", r"\.")):
         convert_format(native(), tmp_path / "there", target)
     assert not (tmp_path / "there").exists()
+
+
+def test_experts_that_only_some_stages_share_are_refused(native, tmp_path):
+    """Which optimizers Megatron saves on a stage without experts is not known."""
+    source = native("latent experts")
+    with pytest.raises(MtError, match=NO_EXPERTS.format("")):
+        convert_format(source, tmp_path / "there", Target("torch_dist", pipeline=4, expert=2))
+    with pytest.raises(MtError, match=NO_EXPERTS.format(", chunk 0")):
+        convert_format(source, tmp_path / "there", Target("torch", pipeline=2, virtual=2, expert=2))
+    convert_format(source, tmp_path / "there", Target("torch", expert=2))
+    for path in [*(tmp_path / "there").rglob("model_optim_rng.pt")]:
+        state = safe_unpickle.read(path)
+        state["args"].pipeline_model_parallel_size = 4
+        for stage in range(4):
+            rank = path.parent.with_name(f"mp_rank_00_{stage:03d}_{path.parent.name[-3:]}")
+            rank.mkdir()
+            torch.save(state, rank / path.name)
+        shutil.rmtree(path.parent)
+    with pytest.raises(MtError, match=NO_EXPERTS.format("")):
+        convert_format(tmp_path / "there", tmp_path / "back", Target("native"))
 
 
 def test_a_master_that_does_not_round_to_its_weight_is_named(native, tmp_path):

@@ -18,11 +18,11 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
+from ckpt.megatron.core_models import with_experts, without_cuda
 from ckpt.megatron.test_encoders import MODELS as ENCODERS
 from ckpt.megatron.test_encoders_oracle import their_bert, their_t5
-from ckpt.megatron.test_oracle import with_experts, without_cuda
 from ckpt.megatron.test_round_trip import build_config
-from ckpt.megatron.training_state.test_convert_format import write_run
+from ckpt.megatron.training_state.test_convert_format import LATENT, write_run
 from mt_ckpt.megatron.layout import Layout
 from mt_ckpt.megatron.optimizer import KINDS
 from mt_ckpt.megatron.placement import named_parameters, place_parameters
@@ -146,8 +146,9 @@ CASES: dict[str, Any] = {
     "t5": ENCODERS["bare t5"].model_copy(update={"layers": 1, "decoder_layers": 2, "vocab_size": 64}),
     "relative t5": ENCODERS["relative t5"].model_copy(update={"layers": 1, "decoder_layers": 1, "vocab_size": 64}),
     "experts": build_config("llama", **MODEL, **EXPERTS),
+    "latent experts": build_config("llama", **MODEL, **LATENT),
 }
-MOVED = {1: ("experts",), 2: ("bert", "t5")}
+MOVED = {1: ("experts", "latent experts"), 2: ("bert", "t5")}
 """What is moved on so many ranks."""
 FORMS = {
     "torch": Target("torch", implementation="local"),
@@ -158,7 +159,7 @@ FORMS = {
 
 
 def get_sizes(case: str, ranks: int) -> dict[str, int]:
-    return {"expert": ranks} if case == "experts" else {"tensor": ranks}
+    return {"expert": ranks} if "experts" in case else {"tensor": ranks}
 
 
 def their_model(axis: Axis, case: str) -> Any:
@@ -169,13 +170,13 @@ def their_model(axis: Axis, case: str) -> Any:
     parallel_state.destroy_model_parallel()
     given = {f"{name}_model_parallel_size": size for name, size in sizes.items()}
     parallel_state.initialize_model_parallel(**given)
-    if case != "experts":
+    if config.kind != "gpt":
         return {"bert": their_bert, "t5": their_t5}[config.kind](axis, config)
     from megatron.core import transformer
 
     with pytest.MonkeyPatch.context() as patch:
-        shared = partial(transformer.TransformerConfig, expert_model_parallel_size=axis.size)
-        patch.setattr(transformer, "TransformerConfig", shared)
+        for name in ("TransformerConfig", "MLATransformerConfig"):
+            patch.setattr(transformer, name, partial(getattr(transformer, name), expert_model_parallel_size=axis.size))
         return with_experts(SimpleNamespace(size=1), config)
 
 

@@ -57,7 +57,7 @@ class HuggingFace:
         where, mlp = str(self.path), self._config.mlp
         tensors = self._rename(self.source.tensors())
         if self._family.interleaved:
-            tensors = split_pairs(self._config, tensors)
+            tensors = ((name, split_pairs(self._config, name, tensor)) for name, tensor in tensors)
         if mlp.kind == "moe":
             tensors = stack_experts(where, tensors, mlp.experts, used=drop_pages)
         yield from merge_copies(where, tensors, self._repeated, tied=self._tied)

@@ -38,7 +38,8 @@ def save(
     family = choose_family(config, target_model_type)
     ids, described = special_ids(tokenizer_files), write_config(family, config)
     prefix = family.prefix if described["architectures"] == [family.base] else ""
-    tensors = join_pairs(config, tensors) if family.interleaved else tensors
+    if family.interleaved:
+        tensors = ((name, join_pairs(config, name, tensor)) for name, tensor in tensors)
     renamed = ((name.removeprefix(prefix), tensor) for name, tensor in _rename_tensors(family, tensors))
     with atomic_directory(path) as temporary:
         dtype = write_shards(temporary, fused.pack(family, renamed), shard_bytes)

@@ -13,10 +13,10 @@ from mt_models.config import TransformerConfig
 
 EMPTY_STATE = torch.empty(0, dtype=torch.uint8)
 """What Transformer Engine's layers take for no FP8 state."""
-LINEAR = re.compile(r"(.*\.(?:linear_qkv|linear_q|linear_kv|linear_proj|linear_fc1|linear_fc2))\.weight\d*")
+LINEAR = re.compile(r"(.*\.linear_\w+)\.weight\d*")
 NORM = re.compile(r"(.*layernorm)\.weight")
 """Norms that no linear layer of the engine's holds; each is a layer of its own there, and has a state."""
-ATTENTION = re.compile(r"linear_(?:qkv|q)$")
+ATTENTION = re.compile(r"linear_(?:qkv|q|kv_up_proj)$")
 HEAD_STATE = "output_layer._extra_state"
 
 

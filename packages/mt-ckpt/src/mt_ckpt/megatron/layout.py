@@ -74,7 +74,7 @@ def layout_errors(
     yield from (Problem(where, f"{name} is below 1", "a positive number") for name in bad)
     if bad:
         return
-    yield from _tensor_errors(config, tensor, where)
+    yield from _tensor_errors(config, layout, where)
     yield from _expert_errors(config, expert, where)
     yield from _grouped_errors(config, layout)
     if config.kind == "t5":
@@ -98,14 +98,23 @@ def _stage_errors(config: TransformerConfig, layout: Layout, where: str, *, unev
         yield Problem(where, problem, f"stages that fit: {fitting or 'none'}" if uneven else "the same number in each")
 
 
-def _tensor_errors(config: TransformerConfig, tensor: int, where: str) -> Iterator[Problem]:
-    part = config.attention
-    for name, size in (("attention.heads", part.heads), ("mlp.ffn_hidden_size", config.mlp.ffn_hidden_size)):
+def _tensor_errors(config: TransformerConfig, layout: Layout, where: str) -> Iterator[Problem]:
+    tensor, part = layout.tensor, config.attention
+    sizes = {"attention.heads": part.heads, **_list_mlp_sizes(config)}
+    if part.kind == "mla" and not layout.engine:
+        down = part.kv_lora_rank + part.rope_head_size
+        sizes |= {"attention.kv_lora_rank + rope_head_size": down, "attention.q_lora_rank": part.q_lora_rank or 0}
+    for name, size in sizes.items():
         if size % tensor:
             yield Problem(where, f"{name} = {size} does not divide by {tensor} tensor ranks", f"a divisor of {size}")
     if part.num_kv_heads % tensor and tensor % part.num_kv_heads:
         problem = f"attention.num_kv_heads = {part.num_kv_heads} and {tensor} tensor ranks"
         yield Problem(where, problem, "one must divide the other")
+
+
+def _list_mlp_sizes(config: TransformerConfig) -> dict[str, int]:
+    names = ("ffn_hidden_size", "shared_ffn_hidden_size", "dense_ffn_hidden_size")
+    return {f"mlp.{name}": size for name in names if (size := getattr(config.mlp, name, None))}
 
 
 def _expert_errors(config: TransformerConfig, expert: int, where: str) -> Iterator[Problem]:

@@ -1,72 +1,41 @@
 """Where every parameter of a model goes: which ranks store a shard of it, in which order and under which name.
 
 The list is computed once, before anything is written. The writers of `torch` files and the flat vectors of distributed
-optimizers both follow it, since vectors and ids of parameters count in the order of Megatron's named_parameters(). That
-order depends on whose layers the model is made of.
+optimizers both follow it, since vectors and ids of parameters count in the order of Megatron's named_parameters().
 """
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 from mt_ckpt.megatron.layout import Layout, StageRank
 from mt_ckpt.megatron.parameters.experts import count_experts, grouped_name, to_local_expert_index
 from mt_ckpt.megatron.parameters.fusion import FusedTensors, Rows, shard, stored_shape
 from mt_ckpt.megatron.parameters.names import (
-    EXPERT,
     LAYER,
     OUTPUT_LAYER,
     WORD_EMBEDDINGS,
     count_layers,
+    has_experts,
     list_parameters,
     second_names,
     shift_layer_index,
     te_name,
 )
+from mt_ckpt.megatron.parameters.order import sort_key
 from mt_ckpt.megatron.parameters.pipeline import layer_locations, stack_stages
 from mt_ckpt.megatron.parameters.replicas import Ranks
-from mt_ckpt.megatron.parameters.table import Parameter, Shape, has_output, is_tied
+from mt_ckpt.megatron.parameters.table import (
+    DOWN_PROJECTIONS,
+    Parameter,
+    Shape,
+    has_output,
+    is_buffer,
+    is_tied,
+)
 from mt_models.config import TransformerConfig
 
-MODULES = (
-    WORD_EMBEDDINGS,
-    "embedding.position_embeddings.",
-    "embedding.tokentype_embeddings.",
-    "encoder_relative_pos_emb.",
-    "decoder_relative_pos_emb.",
-    "encoder.layers.",
-    "encoder.final_layernorm.",
-    "decoder.layers.",
-    "decoder.final_layernorm.",
-    "lm_head.dense.",
-    "lm_head.layer_norm.",
-    "output_layer.",
-    "binary_head.",
-    "pooler.",
-    "classification_head.",
-    "multichoice_head.",
-)
-LOCAL = (
-    "input_layernorm",
-    "self_attention.linear_proj",
-    "self_attention.linear_qkv",
-    "self_attention.q_layernorm",
-    "self_attention.k_layernorm",
-    "pre_cross_attn_layernorm",
-    "cross_attention.linear_proj",
-    "cross_attention.linear_q",
-    "cross_attention.linear_kv",
-    "pre_mlp_layernorm",
-    "mlp.router",
-    "mlp.experts",
-    "mlp.shared_experts",
-    "mlp.shared_experts.linear_fc1",
-    "mlp.shared_experts.linear_fc2",
-    "mlp.linear_fc1",
-    "mlp.linear_fc2",
-)
-ENGINE = (*LOCAL[1:2], LOCAL[0], *LOCAL[2:])
-"""Transformer Engine's layers hold the norm before their weight; the first layer built is the projection."""
 RELATIVE = "_relative_pos_emb"
 """How the modules of relative biases end."""
 
@@ -96,6 +65,11 @@ class PlacedParameter:
         return f"{self.chunk} {self.copy_of or self.local_name}"
 
     @property
+    def is_parameter(self) -> bool:
+        """Whether it is trained under this name: it is neither a copy nor a buffer."""
+        return not self.copy_of and not is_buffer(self.name)
+
+    @property
     def shard_numel(self) -> int:
         """Elements of one rank's shard."""
         return math.prod(self.shard_shape)
@@ -121,13 +95,15 @@ def place_parameters(config: TransformerConfig, layout: Layout, rows: int | None
     """
     ranks, tensors = Ranks(layout.tensor, layout.expert, count_experts(config)), list_parameters(config)
     placed: list[PlacedParameter] = []
-    for name in sorted(tensors, key=lambda name: _order(name, layout)):
-        parameter = tensors[name]
+    key = partial(sort_key, config, engine=layout.engine, grouped=layout.grouped)
+    for name in sorted(tensors, key=key):
+        parameter = _cut_by(layout, name, tensors[name])
         owners = ranks.owners(parameter)
         shape = stored_shape(config, parameter, layout.tensor, rows)
+        experts = has_experts(config, name)
         for stage, chunk, local, copy_of in _locations(config, name, layout):
             local = to_local_expert_index(local, ranks.first_expert(owners[0]))
-            stored = get_stored_name(local, layout, experts=ranks.experts > 0)
+            stored = _get_stored_name(config, local, layout, experts=experts)
             placed.append(PlacedParameter(name, parameter, stage, chunk, local, stored, owners, shape, copy_of))
     return Placement(config, layout, tuple(placed))
 
@@ -143,7 +119,7 @@ def named_parameters(placement: Placement, expert_rank: int = 0) -> dict[tuple[i
     """(stage, chunk) → local name → parameter, without second names; local names are the same on all expert ranks."""
     layout = placement.layout
     return {
-        (stage, chunk): {place.local_name: place for place in places if not place.copy_of}
+        (stage, chunk): {place.local_name: place for place in places if place.is_parameter}
         for stage in range(layout.pipeline)
         for chunk, places in enumerate(select_rank(placement, (stage, expert_rank * layout.tensor)))
     }
@@ -156,17 +132,25 @@ def stream_shards(tensors: FusedTensors, placement: Placement, *, copies: bool =
     for place in placement.parameters:
         if copies or not place.copy_of:
             by_name.setdefault(place.name, []).append(place)
-    for name, parameter, whole in tensors:
+    for name, _, whole in tensors:
         for place in by_name[name]:
             for rank in place.ranks:
-                yield (place.stage, rank), place, shard(whole, parameter, rank % size, size)
+                yield (place.stage, rank), place, shard(whole, place.parameter, rank % size, size)
 
 
-def get_stored_name(name: str, layout: Layout, *, experts: bool) -> str:
-    """The name that a tensor bears in a `torch` file, for its local one."""
+def _cut_by(layout: Layout, name: str, parameter: Parameter) -> Parameter:
+    """The parameter as a layout's layers cut it: Megatron's own cut projections to compressed features too.
+
+    Source: docs/specs/checkpoints.md §3.7.
+    """
+    return parameter if layout.engine or not name.endswith(DOWN_PROJECTIONS) else replace(parameter, cut=0)
+
+
+def _get_stored_name(config: TransformerConfig, name: str, layout: Layout, *, experts: bool) -> str:
+    """The name that a tensor bears in a `torch` file, for its name in a chunk; `experts`: its layer has some."""
     if layout.grouped:
         name = grouped_name(name)
-    return te_name(name, experts=experts) if layout.engine else name
+    return te_name(config, name, experts=experts) if layout.engine else name
 
 
 def _locations(config: TransformerConfig, name: str, layout: Layout) -> Iterator[tuple[int, int, str, str | None]]:
@@ -200,16 +184,3 @@ def _with_copies(
 ) -> Iterator[tuple[int, int, str, str | None]]:
     yield stage, chunk, name, None
     yield from ((stage, chunk, second, name) for second in second_names(config, name))
-
-
-def _order(name: str, layout: Layout) -> tuple[int, ...]:
-    """Key that sorts names of the whole model as named_parameters() of its stages does."""
-    module = next(number for number, start in enumerate(MODULES) if name.startswith(start))
-    if not (layer := LAYER.match(name)):
-        return module, name.endswith(".bias")
-    order = ENGINE if layout.engine else LOCAL
-    if expert := EXPERT.search(name):
-        within = int(expert[1]), name.endswith("linear_fc2.weight")
-        return module, int(layer[1]), order.index("mlp.experts"), *(reversed(within) if layout.grouped else within)
-    part, _, leaf = name[layer.end() :].rpartition(".")
-    return module, int(layer[1]), order.index(part), leaf == "bias"

@@ -4,7 +4,7 @@ Feature 2i of a head turns with feature 2i + 1 there, feature i with i + L/2 her
 are reordered alike, so their products are the same.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -14,25 +14,21 @@ from mt_models.config import TransformerConfig
 QUERIES, KEYS = (".attn.q.weight", ".attn.q_up.weight"), ".attn.kv_down.weight"
 
 
-def split_pairs(config: TransformerConfig, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-    """A stream of canonical tensors whose rotated features stand in pairs, with those in halves; others are passed."""
-    return _reorder(config, tensors, lambda x: x.unflatten(1, (-1, 2)))
+def split_pairs(config: TransformerConfig, name: str, tensor: Tensor) -> Tensor:
+    """A canonical tensor with rotated features in halves for one in which they stand in pairs; others are kept."""
+    return _reorder(config, name, tensor, lambda x: x.unflatten(1, (-1, 2)))
 
 
-def join_pairs(config: TransformerConfig, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-    """A stream of canonical tensors with rotated features in pairs: the inverse of `split_pairs`."""
-    return _reorder(config, tensors, lambda x: x.unflatten(1, (2, -1)))
+def join_pairs(config: TransformerConfig, name: str, tensor: Tensor) -> Tensor:
+    """A canonical tensor with rotated features in pairs: the inverse of `split_pairs`."""
+    return _reorder(config, name, tensor, lambda x: x.unflatten(1, (2, -1)))
 
 
-def _reorder(
-    config: TransformerConfig, tensors: Iterable[tuple[str, Tensor]], unflatten: Callable[[Tensor], Tensor]
-) -> Iterator[tuple[str, Tensor]]:
+def _reorder(config: TransformerConfig, name: str, tensor: Tensor, unflatten: Callable[[Tensor], Tensor]) -> Tensor:
     part = config.attention
-    for name, tensor in tensors:
-        if part.kind != "mla" or not name.endswith((*QUERIES, KEYS)):
-            yield name, tensor
-            continue
-        heads = tensor.unflatten(0, (-1, len(tensor) if name.endswith(KEYS) else part.head_size))
-        plain, rotated = heads.split((heads.shape[1] - part.rope_head_size, part.rope_head_size), 1)
-        rotated = unflatten(rotated).transpose(1, 2).flatten(1, 2)
-        yield name, torch.cat((plain, rotated), 1).flatten(0, 1)
+    if part.kind != "mla" or not name.endswith((*QUERIES, KEYS)):
+        return tensor
+    heads = tensor.unflatten(0, (-1, len(tensor) if name.endswith(KEYS) else part.head_size))
+    plain, rotated = heads.split((heads.shape[1] - part.rope_head_size, part.rope_head_size), 1)
+    rotated = unflatten(rotated).transpose(1, 2).flatten(1, 2)
+    return torch.cat((plain, rotated), 1).flatten(0, 1)

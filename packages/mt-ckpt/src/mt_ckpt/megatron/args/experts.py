@@ -4,6 +4,7 @@ Source: docs/specs/checkpoints.md §1.2. A group's score is the sum of its best 
 each group that it may choose from; releases before 0.12 took two, which is the same for DeepSeek's models.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 from mt_ckpt.megatron.args.table import Arguments, Settings, Source
@@ -27,7 +28,7 @@ def write_experts(config: GPTConfig, layout: Layout) -> Arguments:
     return {
         "num_experts": mlp.experts,
         "moe_ffn_hidden_size": mlp.ffn_hidden_size,
-        "moe_layer_freq": 1,
+        "moe_layer_freq": [int(layer >= mlp.dense_layers) for layer in range(config.layers)] if mlp.dense_layers else 1,
         "moe_grouped_gemm": layout.grouped,
         "moe_shared_expert_intermediate_size": mlp.shared_ffn_hidden_size,
         "moe_shared_expert_gate": mlp.shared_gate,
@@ -47,6 +48,8 @@ def _write_router(mlp: MoE) -> Arguments:
         "moe_router_num_groups": mlp.groups if limited else None,
         "moe_router_group_topk": mlp.top_groups,
         "moe_router_dtype": "fp32",
+        "moe_router_enable_expert_bias": mlp.expert_bias,
+        "moe_router_bias_update_rate": mlp.expert_bias_update_rate,
         "moe_router_load_balancing_type": BALANCING[mlp.aux_loss_scope] if mlp.aux_loss_coeff else "none",
         "moe_aux_loss_coeff": mlp.aux_loss_coeff,
         "moe_z_loss_coeff": mlp.z_loss_coeff or None,
@@ -62,8 +65,27 @@ def read_experts(source: Source, size: int) -> Settings:
         "mlp.experts": source.get("num_experts"),
         "mlp.shared_ffn_hidden_size": source.get("moe_shared_expert_intermediate_size"),
         "mlp.shared_gate": bool(source.get("moe_shared_expert_gate")),
+        **_read_dense_layers(source, size),
         **_read_router(source),
     }
+
+
+def _read_dense_layers(source: Source, size: int) -> Settings:
+    """Settings of the first layers, which a list marks with 0 where they have no experts; each layer has a mark."""
+    frequency = source.get("moe_layer_freq")
+    dense = frequency.count(0) if isinstance(frequency, list) else 0
+    return {"mlp.dense_layers": dense, "mlp.dense_ffn_hidden_size": size} if dense else {}
+
+
+def unsupported_layers(frequency: Any, layers: Any) -> Iterator[tuple[str, str]]:
+    """What is wrong with which layers have experts: all, or all after the first ones, which a list says."""
+    if frequency is None or frequency == 1:
+        return
+    marks = frequency if isinstance(frequency, list) else []
+    dense = marks.count(0)
+    if not marks or len(marks) != layers or dense == layers or marks != [0] * dense + [1] * (len(marks) - dense):
+        allowed = f"experts in all layers, or in all after the first: 1, or 0 and then 1 for each of {layers} layers"
+        yield f"args.moe_layer_freq is {frequency!r}", allowed
 
 
 def _read_router(source: Source) -> Settings:
@@ -81,8 +103,15 @@ def _read_router(source: Source) -> Settings:
         "mlp.aux_loss_scope": SCOPES[kind] if coeff else "sequence",
         "mlp.z_loss_coeff": source.get("moe_z_loss_coeff") or 0.0,
         "mlp.jitter": source.get("moe_input_jitter_eps") or 0.0,
+        **_read_expert_bias(source),
         **_read_groups(source, top_k),
     }
+
+
+def _read_expert_bias(source: Source) -> Settings:
+    rate = source.get("moe_router_bias_update_rate")
+    biased = bool(source.get("moe_router_enable_expert_bias"))
+    return {"mlp.expert_bias": biased} | ({} if rate is None else {"mlp.expert_bias_update_rate": rate})
 
 
 def _read_groups(source: Source, top_k: int) -> Settings:

@@ -10,7 +10,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from mt_ckpt.megatron.args.attention import ATTENTION_ROWS, is_latent
 from mt_ckpt.megatron.args.experts import read_experts, write_experts
+from mt_ckpt.megatron.args.positions import POSITION_ROWS
 from mt_ckpt.megatron.args.table import (
     Arguments,
     Row,
@@ -21,35 +23,15 @@ from mt_ckpt.megatron.args.table import (
     rename,
     spell,
 )
-from mt_ckpt.megatron.args.unsupported import NORMS, POSITIONS, problems
+from mt_ckpt.megatron.args.unsupported import NORMS, problems
 from mt_ckpt.megatron.layout import Layout
 from mt_ckpt.megatron.parameters.pipeline import stage_layers
 from mt_core.errors import MtError, Problem, raise_if
 from mt_models.config import GPTConfig
 
-LLAMA3 = {"kind": "llama3", "original_positions": 8192, "low_frequency": 1.0, "high_frequency": 4.0}
-"""What --use-rope-scaling means, besides its factor."""
-FACTOR = 8.0
-"""Factor of --use-rope-scaling for args without a rope_scaling_factor."""
-
 
 def _write_vocabulary(config: GPTConfig, layout: Layout) -> Arguments:
     return {"padded_vocab_size": config.vocab_rows(layout.tensor), "vocab_size": config.vocab_size}
-
-
-def _write_kv_heads(config: GPTConfig, layout: Layout) -> Arguments:
-    part = config.attention
-    return {"num_query_groups": part.num_kv_heads, "group_query_attention": part.num_kv_heads != part.heads}
-
-
-def _read_kv_heads(source: Source) -> Settings:
-    name = "num_query_groups" if source.get("group_query_attention") else "num_attention_heads"
-    return {"attention.num_kv_heads": source.get(name)}
-
-
-def _read_head_size(source: Source) -> Settings:
-    size = source.get("kv_channels") or source.get("hidden_size") // source.get("num_attention_heads")
-    return {"attention.head_size": size}
 
 
 def _all_biased(config: GPTConfig) -> bool:
@@ -64,43 +46,16 @@ def _write_biases(config: GPTConfig, layout: Layout) -> Arguments:
 def _read_biases(source: Source) -> Settings:
     declared = source.get("add_bias_linear")
     biased = not source.get("disable_bias_linear") if declared is None else bool(declared)
-    settings = {"attention.qkv_bias": biased or bool(source.get("add_qkv_bias")), "attention.out_bias": biased}
+    qkv_biased = biased or bool(source.get("add_qkv_bias"))
+    settings = {} if is_latent(source) else {"attention.qkv_bias": qkv_biased, "attention.out_bias": biased}
     return settings if source.get("num_experts") else {**settings, "mlp.bias": biased}
-
-
-def _write_window(config: GPTConfig, layout: Layout) -> Arguments:
-    part = config.attention
-    layers = [int(part.get_window(number) is not None) for number in range(config.layers)]
-    return {
-        "window_size": (part.window - 1, 0) if part.window else None,
-        "window_attn_skip_freq": layers if part.window_layers else None,
-    }
-
-
-def _read_window(source: Source) -> Settings:
-    left, _ = source.get("window_size") or (-1, 0)
-    if left < 0:
-        return {"attention.window": None, "attention.window_layers": None}
-    layers = _read_window_layers(source.get("window_attn_skip_freq"), source.get("num_layers"))
-    return {"attention.window": left + 1, "attention.window_layers": layers}
-
-
-def _read_window_layers(frequency: Any, layers: int) -> tuple[bool, ...] | None:
-    """A list says which layers have the window; a number n, that every n-th has none."""
-    if frequency is None:
-        return None
-    if isinstance(frequency, int):
-        pattern = [(number + 1) % frequency != 0 for number in range(layers)]
-    else:
-        pattern = [bool(windowed) for windowed in frequency]
-    period = next(p for p in range(1, layers + 1) if all(pattern[n] == pattern[n % p] for n in range(layers)))
-    return None if all(pattern) else tuple(pattern[:period])
 
 
 def _write_mlp(config: GPTConfig, layout: Layout) -> Arguments:
     mlp, all_biased = config.mlp, _all_biased(config)
+    dense = mlp.dense_ffn_hidden_size if mlp.kind == "moe" else None
     return {
-        "ffn_hidden_size": mlp.ffn_hidden_size,
+        "ffn_hidden_size": dense or mlp.ffn_hidden_size,
         "swiglu": mlp.kind != "dense",
         "squared_relu": mlp.activation == "squared_relu",
         "openai_gelu": mlp.activation == "gelu_tanh" and not all_biased,
@@ -125,34 +80,6 @@ def read_activation(source: Source) -> str:
     return "gelu_tanh" if source.get("openai_gelu") or source.get("bias_gelu_fusion") else "gelu"
 
 
-def _write_positions(config: GPTConfig, layout: Layout) -> Arguments:
-    """Arguments of positions; Megatron fixes all of Llama 3's scaling but the factor."""
-    position = config.position
-    theta = position.theta if position.kind == "rope" else 10_000.0
-    scaling = position.scaling if position.kind == "rope" else None
-    llama3, linear = (scaling if scaling and scaling.kind == kind else None for kind in ("llama3", "linear"))
-    exact = llama3 is not None and llama3.model_dump(exclude={"factor"}) == LLAMA3
-    return {
-        "add_position_embedding": position.kind == "learned",
-        "use_rotary_position_embeddings": position.kind == "rope",
-        "rotary_base": int(theta) if theta == int(theta) else theta,
-        "use_rope_scaling": exact,
-        "rope_scaling_factor": llama3.factor if llama3 and exact else FACTOR,
-        "rotary_seq_len_interpolation_factor": int(linear.factor) if linear and linear.factor.is_integer() else None,
-    }
-
-
-def _read_positions(source: Source) -> Settings:
-    if source.get("position_embedding_type") != "rope":
-        return {}
-    scaling = None
-    if source.get("use_rope_scaling"):
-        scaling = {**LLAMA3, "factor": source.get("rope_scaling_factor") or FACTOR}
-    elif factor := source.get("rotary_seq_len_interpolation_factor"):
-        scaling = {"kind": "linear", "factor": factor}
-    return {"position.theta": source.get("rotary_base") or 10_000, "position.scaling": scaling}
-
-
 def _write_offset(config: GPTConfig, layout: Layout) -> Arguments:
     return {"apply_layernorm_1p": config.norm.kind == "rms" and config.norm.offset}
 
@@ -173,18 +100,13 @@ ROWS = (
     rename("hidden_size", "hidden_size"),
     Row(_write_vocabulary, lambda source: {"vocab_size": source.get("vocab_size")}),
     rename("max_seq_len", "max_position_embeddings", "seq_length"),
-    rename("attention.heads", "num_attention_heads"),
-    Row(_write_kv_heads, _read_kv_heads),
-    Row(lambda config, layout: {"kv_channels": config.attention.head_size}, _read_head_size),
-    rename("attention.qk_norm", "qk_layernorm", default=False),
-    Row(_write_window, _read_window),
+    *ATTENTION_ROWS,
     Row(_write_mlp, _read_mlp),
     Row(_write_biases, _read_biases),
     spell("norm.kind", "normalization", NORMS, "LayerNorm"),
     rename("norm.eps", "norm_epsilon", "layernorm_epsilon", default=1e-5),
     Row(_write_offset, _read_offset),
-    spell("position.kind", "position_embedding_type", POSITIONS, "learned_absolute"),
-    Row(_write_positions, _read_positions),
+    *POSITION_ROWS,
     Row(
         lambda config, layout: {"untie_embeddings_and_output_weights": not config.tied},
         lambda source: {"tied": not source.get("untie_embeddings_and_output_weights")},

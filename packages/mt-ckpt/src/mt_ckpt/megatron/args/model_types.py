@@ -19,6 +19,11 @@ SHARED = tuple(name for name in TransformerSection.model_fields if name != "kind
 """Settings that all model types have."""
 NOT_COMPARED = ("attention.core", "attention.window_layers", "dropout.embedding")
 """Settings that another one says as well, or that change no weight: args have one rate for embeddings and layers."""
+REASONS = {
+    "mlp.capacity_factor": "Megatron drops tokens of a micro-batch, mt those of a sequence",
+    "attention.norm_eps": "all norms of Megatron's have the same",
+}
+"""Why Megatron's args do not carry a setting, where it is not that they lack it."""
 VERSION = 3.0
 """checkpoint_version since 2021: query, key and value interleaved by group."""
 
@@ -134,9 +139,15 @@ def model_problems(config: TransformerConfig, where: str, *, core: bool = True) 
 
 def _unsupported_settings(config: GPTConfig, where: str) -> Iterator[Problem]:
     """Settings that would change if the arguments were read back."""
+    if config.attention.kind == "mla" and config.position.kind != "rope":
+        problem = f"cannot carry position.kind = {config.position.kind!r} with attention.kind = 'mla'"
+        yield Problem(where, problem, "Megatron's latent attention always rotates; or use --saver native")
+        return
     args = write_args(config, Layout(1, 1, 1, engine=False), dtype=None, form="torch")
     for lost in _changed(config.model_dump(), read_args(args, where).model_dump()):
-        yield Problem(where, f"cannot carry {lost}", "or use --saver native")
+        reason = REASONS.get(lost.partition(" ")[0])
+        allowed = f"{reason}; or use --saver native" if reason else "or use --saver native"
+        yield Problem(where, f"cannot carry {lost}", allowed)
 
 
 def _changed(ours: Mapping[str, Any], kept: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

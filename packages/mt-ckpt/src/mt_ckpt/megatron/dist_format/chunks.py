@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mt_ckpt.megatron.dist_format.metadata import Chunk, Stored
-from mt_ckpt.megatron.parameters.names import EXPERT, LAYER, count_layers, strip_layer_index, te_name
+from mt_ckpt.megatron.parameters.names import EXPERT, LAYER, count_layers, fuse_norm, strip_layer_index
 from mt_ckpt.megatron.parameters.table import Shape
 from mt_models.config import TransformerConfig
 
@@ -38,7 +38,7 @@ def candidate_locations(config: TransformerConfig, name: str) -> list[ChunkLocat
     together = EXPERT.sub("mlp.experts.experts.", name)
     if layer is None:
         return [ChunkLocation(name)]
-    known = dict.fromkeys((te_name(together), together))
+    known = dict.fromkeys((fuse_norm(config, together), together))
     stacked = [strip_layer_index(key) for key in known]
     return [
         *(ChunkLocation(key, (int(layer[1]), *of_expert), (count_layers(config, name), *experts)) for key in stacked),

@@ -11,7 +11,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self
 
-import torch
 from torch import Tensor
 
 from mt_ckpt.megatron.dist_format.chunks import ChunkLocation, ChunkReader, candidate_locations, join_gate_and_up
@@ -20,6 +19,7 @@ from mt_ckpt.megatron.parameters.fusion import VOCABULARY, canonical, join, stor
 from mt_ckpt.megatron.parameters.names import list_parameters, second_names
 from mt_ckpt.megatron.parameters.table import Parameter, Shape
 from mt_ckpt.megatron.torch_format import safe_unpickle
+from mt_ckpt.tensor_streams.streams import bitwise_equal
 from mt_core.errors import MtError, Problem, raise_if
 from mt_models.config import TransformerConfig
 
@@ -31,7 +31,7 @@ class DistFiles:
     """An iteration's directory with .metadata and *.distcp files; `given` arguments go before those of the files."""
 
     def __init__(self, path: Path, *, given: Mapping[str, Any] = MappingProxyType({})) -> None:
-        self.path, self.stored = path, join_gate_and_up(read_metadata(path))
+        self.path, self.stored, self.buffers = path, join_gate_and_up(read_metadata(path)), True
         if not (path / "metadata.json").is_file():
             raise MtError(str(path / "metadata.json"), "missing: its writing was interrupted", "use another iteration")
         chunks = [chunk for stored in self.stored.values() for chunk in stored.chunks]
@@ -50,9 +50,9 @@ class DistFiles:
         self.args: Any = Namespace(**{**vars(args or Namespace()), **given})
 
     def holding(self, stored: Mapping[str, Stored]) -> Self:
-        """A copy of the checkpoint with other tensors under the model's keys, such as an optimizer's moments."""
+        """A copy of the checkpoint with an optimizer's tensors of one kind under the model's keys, but for buffers'."""
         other = copy(self)
-        other.stored = dict(stored)
+        other.stored, other.buffers = dict(stored), False
         return other
 
     def shapes(self) -> dict[str, Shape]:
@@ -61,14 +61,14 @@ class DistFiles:
 
     def tensors(self, config: TransformerConfig) -> Iterator[tuple[str, Tensor]]:
         """Canonical tensors; `MtError` lists all that is wrong with keys and shapes before the first is read."""
-        names = list_parameters(config)
+        names = list_parameters(config, buffers=self.buffers)
         locations = {name: next(iter(known), None) for name, known in self._known(config, names).items()}
         raise_if(self._problems(config, names, locations))
         right = {name: place for name, place in locations.items() if place}
         ordered = sorted(names, key=lambda name: right[name].key)  # so that a chunk of many layers is read once
         boxes = ChunkReader(self.stored)
         for second, name in self._copies(config, names).items():
-            if not torch.equal(boxes.read(ChunkLocation(second)), boxes.read(right[name])):
+            if not bitwise_equal(boxes.read(ChunkLocation(second)), boxes.read(right[name])):
                 found_there = f"differs from {right[name].key}, whose copy it is"
                 raise MtError(f"{self.path}: {second}", found_there, "use another iteration")
         get = lambda name: join([boxes.read(right[name])], names[name])  # noqa: E731

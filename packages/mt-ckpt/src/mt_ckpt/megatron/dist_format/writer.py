@@ -19,6 +19,8 @@ from mt_ckpt.megatron.parameters.names import (
     LAYER,
     WORD_EMBEDDINGS,
     count_layers,
+    fuse_norm,
+    has_experts,
     list_parameters,
     second_names,
     strip_layer_index,
@@ -50,21 +52,29 @@ def write_model(files: ChunkFiles, config: TransformerConfig, tensors: FusedTens
 
 
 def chunk_location(config: TransformerConfig, name: str, *, engine: bool) -> ChunkLocation:
-    """Where a tensor goes. Names are Transformer Engine's in any case, but for the norm before experts, where its
-    layers and Megatron's own differ."""
+    """Where a tensor goes: layers share their keys, unless only some have experts."""
     layer, expert = LAYER.match(name), EXPERT.search(name)
     if layer is None:
         return ChunkLocation(name)
-    index, counts = (int(layer[1]),), (count_layers(config, name),)
+    stacked = config.mlp.kind != "moe" or not config.mlp.dense_layers
+    index, counts = ((int(layer[1]),), (count_layers(config, name),)) if stacked else ((), ())
     if expert and config.mlp.kind == "moe":
         index, counts = (*index, int(expert[1])), (*counts, config.mlp.experts)
-    key = EXPERT.sub("mlp.experts.experts.", strip_layer_index(name))
-    return ChunkLocation(te_name(key, experts=engine and config.mlp.kind == "moe"), index, counts)
+    key = EXPERT.sub("mlp.experts.experts.", _get_stored_name(config, name, engine=engine))
+    return ChunkLocation(strip_layer_index(key) if stacked else key, index, counts)
+
+
+def _get_stored_name(config: TransformerConfig, name: str, *, engine: bool) -> str:
+    """The name of a tensor in the whole model: Megatron's own layers take Transformer Engine's names for norms, those
+    before experts too, but none in a model with latent attention (docs/specs/checkpoints.md §2.5)."""
+    if engine:
+        return te_name(config, name, experts=has_experts(config, name))
+    return name if config.attention.kind == "mla" else fuse_norm(config, name)
 
 
 def extra_state_keys(config: TransformerConfig, *, engine: bool) -> Iterator[str]:
     """Keys of modules' extra states, of which there is one for each layer and expert."""
-    te_names = [te_name(name, experts=config.mlp.kind == "moe") for name in list_parameters(config)]
+    te_names = [te_name(config, name, experts=has_experts(config, name)) for name in list_parameters(config)]
     names = name_extra_states(te_names, engine=engine)
     heads = () if config.kind == "gpt" else name_head_states(config)
     for name in (*names, *heads):

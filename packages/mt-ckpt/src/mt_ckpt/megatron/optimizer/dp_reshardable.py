@@ -2,7 +2,6 @@
 (`dp_reshardable`, docs/specs/checkpoints.md §2.6), as canonical tensors.
 """
 
-import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -11,14 +10,12 @@ import torch
 from torch import Tensor
 
 from mt_ckpt.megatron.dist_format.metadata import Stored
-from mt_ckpt.megatron.layout import Layout
 from mt_ckpt.megatron.optimizer.buckets import Bucket, bucket_size, lay_out
 from mt_ckpt.megatron.optimizer.param_groups import by_optimizer, tied_across_stages
-from mt_ckpt.megatron.parameters.fusion import canonical, join, stored_shape
+from mt_ckpt.megatron.parameters.fusion import canonical, join
 from mt_ckpt.megatron.parameters.names import list_parameters
 from mt_ckpt.megatron.placement import PlacedParameter, Placement, named_parameters
 from mt_core.errors import MtError, Problem, raise_if
-from mt_models.config import TransformerConfig
 
 KEY = re.compile(
     r"(?:chained_(\d+)\.)?optimizer\.distributed\.dp_group_idx_(\d+)\.gbuf_idx_(\d+)\.dtype_(.+)\.bucket_idx_(\d+)"
@@ -83,16 +80,18 @@ def _expect_buckets(
                         yield BucketIndex(optimizer, first + rank, chunk, number), parameters, bucket
 
 
-def tensors(slots: Slots, config: TransformerConfig, layout: Layout, rows: int) -> Iterator[tuple[str, Tensor]]:
+def tensors(slots: Slots, placement: Placement) -> Iterator[tuple[str, Tensor]]:
     """Canonical tensors, each read from its part of the buckets alone."""
-    names = list_parameters(config)
+    places = {place.name: place for place in placement.parameters if place.is_parameter}
+    names = {name: places[name].parameter for name in list_parameters(placement.config, buffers=False)}
 
     def whole(name: str) -> Tensor:
-        shape = stored_shape(config, names[name], layout.tensor, rows)
-        shares = [_slice(*slots[name][rank], math.prod(shape)).reshape(shape) for rank in range(layout.tensor)]
-        return join(shares, names[name])
+        place = places[name]
+        ranks = range(placement.layout.tensor)
+        return join([_slice(*slots[name][rank], place.shard_numel).reshape(place.shard_shape) for rank in ranks],
+                    place.parameter)  # fmt: skip
 
-    yield from canonical(config, names, whole)
+    yield from canonical(placement.config, names, whole)
 
 
 def _slice(bucket: Stored, start: int, numel: int) -> Tensor:

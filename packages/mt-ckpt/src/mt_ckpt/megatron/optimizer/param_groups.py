@@ -4,9 +4,11 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
+from mt_ckpt.megatron.layout import Layout
 from mt_ckpt.megatron.parameters.names import OUTPUT_LAYER, WORD_EMBEDDINGS
+from mt_ckpt.megatron.parameters.pipeline import layer_locations
 from mt_ckpt.megatron.parameters.table import is_tied
-from mt_core.errors import MtError
+from mt_core.errors import MtError, Problem
 from mt_models.config import TransformerConfig
 
 Values = Mapping[str, Any]
@@ -26,6 +28,21 @@ def by_optimizer(parameters: Mapping[str, T], expert_ranks: int) -> list[dict[st
         {name: value for name, value in parameters.items() if is_expert_parameter(name) == experts}
         for experts in (False, True)
     ]
+
+
+def list_stages_without_experts(config: TransformerConfig, layout: Layout, where: str) -> Iterator[Problem]:
+    """The stages whose layers are all before the first experts, where ranks share these.
+
+    There the experts' optimizer has no parameters, and which optimizers Megatron then saves is in no specification.
+    """
+    if layout.expert == 1 or config.mlp.kind != "moe" or not config.mlp.dense_layers:
+        return
+    locations = layer_locations(config.layers, layout.pipeline, layout.virtual)
+    with_experts = {(stage, chunk) for stage, chunk, _ in locations[config.mlp.dense_layers :]}
+    for stage, chunk in sorted({(stage, chunk) for stage, chunk, _ in locations} - with_experts):
+        of_chunk = f", chunk {chunk}" if layout.virtual > 1 else ""
+        problem = f"pipeline stage {stage}{of_chunk} has no experts, which {layout.expert} ranks share elsewhere"
+        yield Problem(where, problem, "fewer stages or one expert rank; or mt ckpt convert, which moves weights alone")
 
 
 def is_expert_parameter(name: str) -> bool:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mt_ckpt.megatron.parameters.names import list_parameters
 from mt_ckpt.megatron.parameters.table import Parameter, Shape
+from mt_ckpt.tensor_streams.rotary_pairs import join_pairs, split_pairs
 from mt_core.errors import MtError
 from mt_models.config import TransformerConfig
 from mt_models.qkv_layout import interleave_rows, split_kv, split_qkv
@@ -97,7 +98,7 @@ def _fused(config: TransformerConfig, parts: Sequence[Tensor], parameter: Parame
         padding = config.vocab_rows(size) - config.vocab_size
         last = parts[0][-1:].expand(padding, *parts[0].shape[1:])
         return Rows((parts[0], last) if padding else (parts[0],))
-    return Rows((parts[0],))
+    return Rows((join_pairs(config, parameter.parts[0], parts[0]),))
 
 
 def split(config: TransformerConfig, whole: Tensor, parameter: Parameter) -> Mapping[str, Tensor]:
@@ -105,6 +106,7 @@ def split(config: TransformerConfig, whole: Tensor, parameter: Parameter) -> Map
     if parameter.stacked:
         tensors = [*whole.unbind()]
     elif len(parameter.parts) == 1:
+        whole = split_pairs(config, parameter.parts[0], whole)
         tensors = [whole[: config.vocab_size] if parameter.parts[0] in VOCABULARY else whole]
     else:
         fused = whole.unflatten(0, (config.attention.num_kv_heads, -1, config.attention.head_size))

@@ -4,7 +4,15 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 
-from mt_ckpt.megatron.parameters.table import COPIES, EXPERTS, OUR_SHARED_GATE, OUTSIDE, SHARED_GATE, TASK_HEADS, stacks
+from mt_ckpt.megatron.parameters.table import (
+    COPIES,
+    EXPERTS,
+    OUTSIDE,
+    TASK_HEADS,
+    WHOLE_NAMES,
+    is_buffer,
+    stacks,
+)
 from mt_ckpt.megatron.parameters.table import Parameter as Parameter
 from mt_models.config import TransformerConfig
 
@@ -14,15 +22,24 @@ LAYER = re.compile(r"(?:encoder|decoder)\.layers\.(\d+)\.")
 EXPERT = re.compile(r"mlp\.experts\.local_experts\.(\d+)\.")
 IGNORED = re.compile(r"(_extra_state|rotary_pos_emb\.inv_freq)$")
 """State of FP8 kernels, None or empty otherwise, and a buffer of old releases."""
-TE = {
-    "self_attention.linear_qkv.layer_norm_": "input_layernorm.",
-    "mlp.linear_fc1.layer_norm_": "pre_mlp_layernorm.",
+FUSED_NORMS = {
+    "input_layernorm.": "self_attention.linear_qkv.layer_norm_",
+    "pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_",
 }
-"""Names that Transformer Engine's layers give, and `torch_dist` files always, to the local ones."""
+FUSED_LATENT_NORMS = {
+    "self_attention.q_layernorm.": "self_attention.linear_q_up_proj.layer_norm_",
+    "self_attention.kv_layernorm.": "self_attention.linear_kv_up_proj.layer_norm_",
+    "pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_",
+}
+"""Norms by local name, and by the name that they have as a part of Transformer Engine's linear layer after them; those
+with latent attention, whose input goes to several layers, apart (docs/specs/checkpoints.md §2.5, §3.7)."""
 
 
-def list_parameters(config: TransformerConfig) -> dict[str, Parameter]:
-    """Every tensor of the model under its local name, with its layer's and its expert's numbers in the whole model."""
+def list_parameters(config: TransformerConfig, *, buffers: bool = True) -> dict[str, Parameter]:
+    """Every tensor of the model under its local name, with its layer's and its expert's numbers in the whole model.
+
+    Without `buffers`, only those that optimizers have a state of.
+    """
     tensors: dict[str, Parameter] = {}
     for module, parameter in OUTSIDE.items():
         if module in TASK_HEADS.values() and module != TASK_HEADS.get(_get_task(config)):
@@ -36,7 +53,7 @@ def list_parameters(config: TransformerConfig) -> dict[str, Parameter]:
                     f"{theirs}.{module}.{leaf}": _name_in_layer(config, ours, leaf, parameter) for leaf in LEAVES
                 }
             tensors |= _experts(config, n)
-            tensors[f"{theirs}.{SHARED_GATE}"] = Parameter((f"{ours}{OUR_SHARED_GATE}",))
+            tensors |= {f"{theirs}.{name}": Parameter((f"{ours}{our}",)) for name, our in WHOLE_NAMES.items()}
         final = Parameter((f"{stack.ours}norm",))
         tensors |= {f"{name}.final_layernorm.{leaf}": _named(final, "", leaf) for leaf in LEAVES}
     shapes = config.canonical_shapes()
@@ -46,7 +63,7 @@ def list_parameters(config: TransformerConfig) -> dict[str, Parameter]:
             parameter, shapes=tuple(shapes[part][dims[parameter.expert is not None]] for part in parameter.parts)
         )
         for name, parameter in tensors.items()
-        if all(part in shapes for part in parameter.parts)
+        if all(part in shapes for part in parameter.parts) and (buffers or not is_buffer(name))
     }
 
 
@@ -102,14 +119,27 @@ def _experts(config: TransformerConfig, layer: int) -> Iterator[tuple[str, Param
 
 def local_name(name: str) -> str:
     """The local name of a tensor for its local or Transformer Engine's name."""
-    for theirs, local in TE.items():
-        name = name.replace(theirs, local)
+    for local, fused in (FUSED_NORMS | FUSED_LATENT_NORMS).items():
+        name = name.replace(fused, local)
     return name
 
 
-def te_name(name: str, *, experts: bool = False) -> str:
-    """Transformer Engine's name of a tensor for its local name; a norm before experts is fused with no linear layer."""
-    for theirs, local in TE.items():
-        if not (experts and local == "pre_mlp_layernorm."):
-            name = name.replace(f".{local}", f".{theirs}")
+def has_experts(config: TransformerConfig, name: str) -> bool:
+    """Whether the layer that a name is of has experts."""
+    layer = LAYER.match(name)
+    return config.mlp.kind == "moe" and layer is not None and int(layer[1]) >= config.mlp.dense_layers
+
+
+def fuse_norm(config: TransformerConfig, name: str) -> str:
+    """The name of a norm, for its local one, as a part of a linear layer; other names are kept."""
+    for local, fused in (FUSED_LATENT_NORMS if config.attention.kind == "mla" else FUSED_NORMS).items():
+        name = name.replace(f".{local}", f".{fused}")
     return name
+
+
+def te_name(config: TransformerConfig, name: str, *, experts: bool) -> str:
+    """Transformer Engine's name of a tensor for its local name, in a layer with or without experts.
+
+    A norm before experts is fused with no linear layer.
+    """
+    return name if experts and ".pre_mlp_layernorm." in name else fuse_norm(config, name)

@@ -4,13 +4,13 @@ Source: docs/specs/checkpoints.md §3.10.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from mt_ckpt.megatron.parameters.names import OUTPUT_LAYER
-from mt_ckpt.megatron.parameters.table import Parameter, Shape
+from mt_ckpt.megatron.parameters.table import DOWN_PROJECTIONS, Parameter, Shape
+from mt_ckpt.tensor_streams.streams import bitwise_equal
 from mt_core.errors import MtError, Problem
 
 Shards = Mapping[str, Mapping[int, Tensor]]
@@ -79,6 +79,18 @@ def _misshapen(where: str, right: Shape, shards: Mapping[int, Tensor], ranks: Ra
             yield Problem(where, kinds.replace("torch.", ""), "store it in one dtype")
 
 
+def cut_as_stored(name: str, parameter: Parameter, tensors: Shards, ranks: Ranks) -> Parameter:
+    """The parameter as ranks hold it: the rows of projections to compressed features may be cut, or whole on each.
+
+    Source: docs/specs/checkpoints.md §3.7.
+    """
+    if not name.endswith(DOWN_PROJECTIONS):
+        return parameter
+    rows, rest = divmod(parameter.shapes[0][0], ranks.tensor)
+    cut = not rest and all(share.shape[:1] == (rows,) for share in tensors.get(name, {}).values())
+    return replace(parameter, cut=0) if cut else parameter
+
+
 def rank_shards(where: str, parameter: Parameter, shards: Mapping[int, Tensor], ranks: Ranks) -> list[Tensor]:
     """What the tensor ranks hold, in order; `MtError` if a rank's copy differs from the rank's that it repeats."""
     owners = ranks.owners(parameter)
@@ -93,15 +105,10 @@ def rank_shards(where: str, parameter: Parameter, shards: Mapping[int, Tensor], 
 def copy_problems(where: str, copies: Mapping[str, str], repeated: Shards, originals: Shards) -> Iterator[Problem]:
     """Tensors stored under a second name too, which differ from those under the first."""
     for second, first in copies.items():
-        if all(torch.equal(tensor, originals[first][rank]) for rank, tensor in repeated[second].items()):
+        if all(bitwise_equal(tensor, originals[first][rank]) for rank, tensor in repeated[second].items()):
             continue
         if second == OUTPUT_LAYER:
             problem = "the last stage's copy of the embedding differs from the first stage's, to which args tie it"
             yield Problem(where, problem, "set args.untie_embeddings_and_output_weights if it was trained so")
         else:
             yield Problem(f"{where}: {second}", f"differs from {first}, whose copy it is", "use another iteration")
-
-
-def bitwise_equal(tensor: Tensor, other: Tensor) -> bool:
-    """Whether tensors are the same object, or equal bit by bit: unlike torch.equal, also where they are NaN."""
-    return tensor is other or torch.equal(tensor.contiguous().view(torch.uint8), other.contiguous().view(torch.uint8))

@@ -29,21 +29,42 @@ class Parameter:
         return len(self.parts) == 2 and self.cut == 1
 
 
-BLOCK = {
-    "input_layernorm": Parameter(("attn_norm",)),
+GROUPED_ATTENTION = {
     "self_attention.linear_qkv": Parameter(("attn.q", "attn.k", "attn.v"), 0),
     "self_attention.q_layernorm": Parameter(("attn.q_norm",)),
     "self_attention.k_layernorm": Parameter(("attn.k_norm",)),
+}
+LATENT_ATTENTION = {
+    "self_attention.linear_q_proj": Parameter(("attn.q",), 0),
+    "self_attention.linear_q_down_proj": Parameter(("attn.q_down",)),
+    "self_attention.linear_q_up_proj": Parameter(("attn.q_up",), 0),
+    "self_attention.linear_kv_down_proj": Parameter(("attn.kv_down",)),
+    "self_attention.linear_kv_up_proj": Parameter(("attn.kv_up",), 0),
+    "self_attention.q_layernorm": Parameter(("attn.q_norm",)),
+    "self_attention.kv_layernorm": Parameter(("attn.kv_norm",)),
+}
+"""What projects to queries, keys and values, and norms of these, in attention of either kind.
+
+Source: docs/specs/checkpoints.md §3.7.
+"""
+DOWN_PROJECTIONS = ("self_attention.linear_q_down_proj.weight", "self_attention.linear_kv_down_proj.weight")
+"""Ends of names of tensors that are whole on every rank, but that some layers of Megatron's cut along their rows."""
+BLOCK = {
+    "input_layernorm": Parameter(("attn_norm",)),
     "self_attention.linear_proj": Parameter(("attn.out",), 1),
     "pre_mlp_layernorm": Parameter(("mlp_norm",)),
-    "mlp.router": Parameter(("mlp.router",)),
     "mlp.shared_experts.linear_fc1": Parameter(("mlp.shared.gate", "mlp.shared.up"), 1),
     "mlp.shared_experts.linear_fc2": Parameter(("mlp.shared.down",), 1),
     "mlp.linear_fc1": Parameter(("mlp.gate", "mlp.up"), 1),
     "mlp.linear_fc2": Parameter(("mlp.down",), 1),
 }
-SHARED_GATE, OUR_SHARED_GATE = "mlp.shared_experts.gate_weight", "mlp.shared_gate.weight"
-"""The gate of shared experts, whose name ends with no leaf of its own (docs/specs/checkpoints.md §3.6)."""
+EXPERT_BIAS, OUR_EXPERT_BIAS = "mlp.router.expert_bias", "mlp.router.bias"
+WHOLE_NAMES = {
+    "mlp.router.weight": "mlp.router.weight",
+    EXPERT_BIAS: OUR_EXPERT_BIAS,
+    "mlp.shared_experts.gate_weight": "mlp.shared_gate.weight",
+}
+"""Tensors beside experts, theirs to ours; not all end in `weight` or `bias` (docs/specs/checkpoints.md §3.6)."""
 EXPERTS = {
     "linear_fc1": Parameter(("mlp.experts.gate", "mlp.experts.up"), 1),
     "linear_fc2": Parameter(("mlp.experts.down",), 1),
@@ -101,13 +122,19 @@ def has_output(config: TransformerConfig) -> bool:
     return config.kind != "bert" or config.lm_head
 
 
+def is_buffer(name: str) -> bool:
+    """Whether a tensor, of either name, is no parameter: optimizers have no state of it."""
+    return name.endswith((EXPERT_BIAS, OUR_EXPERT_BIAS))
+
+
 def stacks(config: TransformerConfig) -> dict[str, LayerStack]:
     """A model's stacks by Megatron's name."""
+    block = BLOCK | (LATENT_ATTENTION if config.attention.kind == "mla" else GROUPED_ATTENTION)
     match config.kind:
         case "gpt":
-            return {"decoder": LayerStack("", config.layers, BLOCK)}
+            return {"decoder": LayerStack("", config.layers, block)}
         case "bert":
-            return {"encoder": LayerStack("", config.layers, BLOCK)}
+            return {"encoder": LayerStack("", config.layers, block)}
         case "t5":
-            decoder = LayerStack("decoder.", config.decoder_layers, BLOCK | CROSS)
-            return {"encoder": LayerStack("encoder.", config.layers, BLOCK), "decoder": decoder}
+            decoder = LayerStack("decoder.", config.decoder_layers, block | CROSS)
+            return {"encoder": LayerStack("encoder.", config.layers, block), "decoder": decoder}

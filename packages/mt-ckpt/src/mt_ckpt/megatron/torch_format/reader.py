@@ -33,13 +33,14 @@ from mt_ckpt.megatron.parameters.pipeline import declared_stages, stacks_in, sta
 from mt_ckpt.megatron.parameters.replicas import (
     Ranks,
     Shards,
-    bitwise_equal,
     copy_problems,
+    cut_as_stored,
     rank_shards,
     shard_problems,
 )
 from mt_ckpt.megatron.parameters.table import Parameter, Shape
 from mt_ckpt.megatron.torch_format import safe_unpickle
+from mt_ckpt.tensor_streams.streams import bitwise_equal
 from mt_core.errors import MtError, Problem, raise_if
 from mt_models.config import TransformerConfig
 
@@ -117,14 +118,19 @@ class TorchFiles:
         return {local_name(name): tuple(tensor.shape) for name, tensor in tensors if isinstance(tensor, Tensor)}
 
     def tensors(
-        self, config: TransformerConfig, states: Mapping[int, Mapping[int, State]] | None = None
+        self,
+        config: TransformerConfig,
+        states: Mapping[int, Mapping[int, State]] | None = None,
+        *,
+        buffers: bool = True,
     ) -> Iterator[tuple[str, Tensor]]:
         """Canonical tensors; `MtError` lists all that is wrong with files, names and shapes before the first.
 
-        `states`, if given, take the place of the files' contents: moments, for example, under the weights' names.
+        `states`, if given, take the place of the files' contents: moments, for example, under the weights' names, which
+        are no buffers' names.
         """
         ranks = Ranks(self.tensor, self.expert, count_experts(config))
-        names, where = list_parameters(config), str(self.path)
+        names, where = list_parameters(config, buffers=buffers), str(self.path)
         files = states or self.states()
         shards = self._collect_shards(
             self._used_by_t5(files) if config.kind == "t5" and self.pipeline > 1 else files, ranks
@@ -137,6 +143,7 @@ class TorchFiles:
                 if second in shards
             }
         repeated = {second: shards.pop(second) for second in copies}
+        names = {name: cut_as_stored(name, parameter, shards, ranks) for name, parameter in names.items()}
         rows = self.args.padded_vocab_size
         shapes = {name: stored_shape(config, parameter, self.tensor, rows) for name, parameter in names.items()}
         raise_if([*ranks.problems(where), *shard_problems(where, names, shapes, shards, ranks)])

@@ -14,6 +14,7 @@ import torch
 
 from mt_ckpt.megatron.args.model_types import read_model
 from mt_ckpt.megatron.dist_format.reader import DistFiles
+from mt_ckpt.megatron.layout import Layout
 from mt_ckpt.megatron.optimizer.param_groups import APART, for_experts, without_params
 from mt_ckpt.megatron.torch_format.reader import TorchFiles
 from mt_core.errors import MtError
@@ -31,6 +32,19 @@ def read_config(files: TorchFiles | DistFiles, tensor: int | None, true_vocab_si
         return config
     kept = min(files.args.padded_vocab_size, config.vocab_rows(tensor))
     return read_model(files.args, shapes, where, kept)
+
+
+def layout_from_args(args: Mapping[str, Any]) -> Layout:
+    """How the run of these arguments was cut, and whose layers it had."""
+    engine = args.get("transformer_impl", "transformer_engine") != "local"
+    return Layout(
+        args.get("tensor_model_parallel_size") or 1,
+        args.get("pipeline_model_parallel_size") or 1,
+        args.get("virtual_pipeline_model_parallel_size") or 1,
+        engine=engine,
+        expert=args.get("expert_model_parallel_size") or 1,
+        grouped=engine and bool(args.get("num_experts") and args.get("moe_grouped_gemm")),
+    )
 
 
 def common_state(

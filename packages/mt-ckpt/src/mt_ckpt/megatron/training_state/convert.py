@@ -4,9 +4,8 @@ from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
 from mt_ckpt.formats import RELEASE, iteration_directory, iteration_name
@@ -15,17 +14,19 @@ from mt_ckpt.megatron.args.t5 import NORM_NOTES
 from mt_ckpt.megatron.layout import Layout, layout_errors, write_root_files
 from mt_ckpt.megatron.optimizer import KINDS
 from mt_ckpt.megatron.optimizer.distrib_optim import depends_on_buckets
+from mt_ckpt.megatron.optimizer.param_groups import list_stages_without_experts
 from mt_ckpt.megatron.parameters.pipeline import declared_stages
 from mt_ckpt.megatron.placement import place_parameters
+from mt_ckpt.megatron.training_state.common_state import layout_from_args
 from mt_ckpt.megatron.training_state.read_native import read_native
 from mt_ckpt.megatron.training_state.read_torch import read_torch
-from mt_ckpt.megatron.training_state.read_torch_dist import layout_from_args, read_torch_dist
+from mt_ckpt.megatron.training_state.read_torch_dist import read_torch_dist
 from mt_ckpt.megatron.training_state.state import TrainingState
 from mt_ckpt.megatron.training_state.write_native import write_native
 from mt_ckpt.megatron.training_state.write_torch import write_torch
 from mt_ckpt.megatron.training_state.write_torch_dist import MCORE_0_11, PLAIN, RESHARDABLE, write_torch_dist
 from mt_ckpt.tensor_streams.safetensors_directory import read_json
-from mt_ckpt.tensor_streams.streams import align_streams
+from mt_ckpt.tensor_streams.streams import align_streams, bitwise_equal
 from mt_core.checkpoint.detection import detect_loader
 from mt_core.errors import MtError, Problem, raise_if
 from mt_core.files import atomic_directory
@@ -36,6 +37,23 @@ FORMATS = ("torch", "torch_dist", "native")
 DISTRIBUTED = "distributed"
 OPTIMIZERS = {"torch": (DISTRIBUTED, PLAIN), "torch_dist": (DISTRIBUTED, MCORE_0_11, PLAIN), "native": (DISTRIBUTED,)}
 """How the optimizer may be stored; "distributed" is what the newest release of Megatron takes."""
+
+
+class MegatronReader(Protocol):
+    """Reads one iteration of a format of Megatron's."""
+
+    def __call__(
+        self,
+        directory: Path,
+        tensor: int | None = None,
+        true_vocab_size: int | None = None,
+        given: Mapping[str, Any] = ...,
+    ) -> TrainingState:
+        """The state; for a target of Megatron's with `tensor` ranks, padding is kept."""
+        ...
+
+
+READERS: Mapping[str, MegatronReader] = {"torch": read_torch, "torch_dist": read_torch_dist}
 
 
 @dataclass(frozen=True)
@@ -128,20 +146,21 @@ def _open(
     path: Path, form: str, target: Target, options: tuple[int | None, Mapping[str, Any]]
 ) -> tuple[TrainingState, Layout]:
     """The state and the layout to write; `options` are the true vocabulary and Megatron's arguments."""
-    read: Mapping[str, Any] = {"torch": read_torch, "torch_dist": read_torch_dist}
     if form == "native":
         state = read_native(path)
         layout = _layout(target, Layout(1, 1, 1, engine=True))
     else:
         directory = iteration_directory(path)
-        plain = read[form](directory, None, *options)
+        read = READERS[form]
+        plain = read(directory, None, *options)
         raise_if(_staged_t5(plain.config, declared_stages(Namespace(**plain.args))[0]))
         layout = _layout(target, layout_from_args(plain.args))
-        state = plain if target.format == "native" else read[form](directory, layout.tensor, *options)
+        state = plain if target.format == "native" else read(directory, layout.tensor, *options)
     if target.format != "native":
         raise_if(model_problems(state.config, WHERE))
         raise_if(_staged_t5(state.config, layout.pipeline))
         raise_if(layout_errors(state.config, layout, WHERE, uneven=True))
+        raise_if(list_stages_without_experts(state.config, layout, WHERE))
     return state, layout
 
 
@@ -179,11 +198,10 @@ def _write_megatron(staging: Path, state: TrainingState, layout: Layout, target:
 
 def verify_result(staging: Path, form: str, state: TrainingState) -> None:
     """Read the result back and compare every tensor and count."""
-    read: Mapping[str, Any] = {"torch": read_torch, "torch_dist": read_torch_dist}
     if form == "native":
         back = read_native(staging)
     else:
-        back = read[form](iteration_directory(staging), None, state.config.vocab_size)
+        back = READERS[form](iteration_directory(staging), None, state.config.vocab_size)
     wrong = [
         name for name in ("iteration", "samples", "optimizer_steps") if getattr(back, name) != getattr(state, name)
     ]
@@ -197,7 +215,7 @@ def verify_result(staging: Path, form: str, state: TrainingState) -> None:
 
 
 def _same(tensor: Tensor | None, other: Tensor | None) -> bool:
-    return tensor is not None and other is not None and tensor.dtype == other.dtype and torch.equal(tensor, other)
+    return tensor is not None and other is not None and bitwise_equal(tensor, other)
 
 
 def _hints(target: Target, state: TrainingState, layout: Layout, path: Path) -> Iterator[str]:

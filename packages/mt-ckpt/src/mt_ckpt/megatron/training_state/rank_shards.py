@@ -3,18 +3,14 @@
 from typing import Any
 
 from mt_ckpt.megatron.layout import Layout, StageRank
-from mt_ckpt.megatron.optimizer import MASTER
 from mt_ckpt.megatron.parameters.fusion import FusedTensors, fuse_stream
 from mt_ckpt.megatron.placement import Placement, ShardStream, stream_shards
-from mt_ckpt.megatron.training_state.state import RandomStates, TrainingState, matching_masters
-from mt_ckpt.tensor_streams.streams import check_stream
+from mt_ckpt.megatron.training_state.state import RandomStates, TrainingState, stream_checked
 
 
 def stream_tensors(state: TrainingState, kind: str, layout: Layout) -> FusedTensors:
     """Megatron's tensors of the weights or of a kind of the optimizer's, whole, accounted for."""
-    stream = {"model": state.weights, **state.optimizer, MASTER: lambda: matching_masters(state)}[kind]()
-    tensors = check_stream(f"{state.source}: {kind}", state.config.canonical_shapes(), stream)
-    return fuse_stream(state.config, tensors, layout.tensor)
+    return fuse_stream(state.config, stream_checked(state, kind), layout.tensor)
 
 
 def stream_rank_shards(state: TrainingState, placement: Placement, kind: str) -> ShardStream:

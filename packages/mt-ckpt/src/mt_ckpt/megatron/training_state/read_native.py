@@ -8,13 +8,14 @@ from typing import Any
 from torch import Tensor
 
 from mt_ckpt.megatron.optimizer import KINDS, MASTER
+from mt_ckpt.megatron.parameters.table import is_buffer
 from mt_ckpt.megatron.training_state.run_settings import (
     build_scheduler,
     default_param_groups,
     not_carried_to_megatron,
     to_args,
 )
-from mt_ckpt.megatron.training_state.state import Stream, TrainingState
+from mt_ckpt.megatron.training_state.state import Stream, TrainingState, drop_buffers
 from mt_ckpt.native.loader import Native
 from mt_core.checkpoint import native
 from mt_core.checkpoint.shard_files import StoredTensor, open_part
@@ -41,12 +42,13 @@ def read_native(path: Path) -> TrainingState:
         raise MtError(str(loader.step), "was trained in fp64", "Megatron's optimizers are fp32")
     if not isinstance(config, TransformerConfig):
         raise MtError(str(loader.step), f"holds a {config.kind!r} model", "Megatron's files hold gpt, bert and t5")
+    names = [name for name in config.canonical_shapes() if not is_buffer(name)]
     patterns = values["optim"].get("trainable") or getattr(config, "default_trainable", ("*",))
-    _refuse_frozen(loader.step, patterns, [*config.canonical_shapes()])
-    raise_if(_problems(loader.step, stored, [*config.canonical_shapes()], fp32=fp32))
-    optimizer: dict[str, Stream] = {kind: partial(_kind, stored, kind, [*config.canonical_shapes()]) for kind in KINDS}
+    _refuse_frozen(loader.step, patterns, names)
+    raise_if(_problems(loader.step, stored, names, fp32=fp32))
+    optimizer: dict[str, Stream] = {kind: partial(_kind, stored, kind, names) for kind in KINDS}
     if fp32:
-        optimizer[MASTER] = loader.tensors
+        optimizer[MASTER] = drop_buffers(loader.tensors)
     args = to_args(values)
     scale = meta["loss_scale"]
     schedule = LRScheduleConfig.model_validate(values["lr_schedule"])

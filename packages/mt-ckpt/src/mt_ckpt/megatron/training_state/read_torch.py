@@ -12,12 +12,19 @@ from mt_ckpt.megatron.layout import StageRank, rank_directory
 from mt_ckpt.megatron.optimizer import KINDS, MASTER, MOMENTS
 from mt_ckpt.megatron.optimizer.buckets import bucket_size, lay_out, starts_in_file
 from mt_ckpt.megatron.optimizer.distrib_optim import DISTRIBUTED, IN_VECTORS
-from mt_ckpt.megatron.optimizer.param_groups import by_optimizer, count_steps, number_parameters, tied_across_stages
+from mt_ckpt.megatron.optimizer.param_groups import (
+    by_optimizer,
+    count_steps,
+    list_stages_without_experts,
+    number_parameters,
+    tied_across_stages,
+)
 from mt_ckpt.megatron.parameters.names import IGNORED, second_names
+from mt_ckpt.megatron.parameters.table import is_buffer
 from mt_ckpt.megatron.torch_format import safe_unpickle
 from mt_ckpt.megatron.torch_format.reader import CHUNK, State, TorchFiles
-from mt_ckpt.megatron.training_state.common_state import common_state, list_optimizers, read_config
-from mt_ckpt.megatron.training_state.state import RandomStates, TrainingState
+from mt_ckpt.megatron.training_state.common_state import common_state, layout_from_args, list_optimizers, read_config
+from mt_ckpt.megatron.training_state.state import RandomStates, TrainingState, drop_buffers
 from mt_core.errors import MtError, Problem, raise_if
 from mt_models.config import TransformerConfig
 
@@ -45,6 +52,7 @@ def read_torch(
     config = read_config(files, tensor, true_vocab_size)
     states = files.states()
     raise_if(_problems(directory, files, states))
+    raise_if(list_stages_without_experts(config, layout_from_args(vars(files.args)), str(directory)))
     optimizers = _read_optimizers(files, states, config)
     first = states[0][0]
     saved = unwrap_optimizers(first["optimizer"], directory, files.expert)
@@ -57,15 +65,15 @@ def read_torch(
         tensors: dict[int, dict[int, State]] = {stage: {} for stage in range(files.pipeline)}
         for (stage, rank), kinds in optimizers.items():
             tensors[stage][rank] = kinds[kind]
-        return files.tensors(config, tensors)
+        return files.tensors(config, tensors, buffers=False)
 
     def weights() -> Iterator[tuple[str, Tensor]]:
         return files.tensors(config, states)
 
-    full = all(MASTER in kinds for kinds in optimizers.values())
+    full, masters = all(MASTER in kinds for kinds in optimizers.values()), drop_buffers(weights)
     return TrainingState(
         weights=weights,
-        optimizer={kind: partial(moments, kind) if kind != MASTER or full else weights for kind in KINDS},
+        optimizer={kind: partial(moments, kind) if kind != MASTER or full else masters for kind in KINDS},
         random=RandomStates(files.tensor, files.pipeline, random) if all(random.values()) else None,
         **common,
     )
@@ -118,7 +126,7 @@ def _parameters(model: State, config: TransformerConfig) -> dict[str, Tensor]:
     return {
         name: value
         for name, value in model.items()
-        if isinstance(value, Tensor) and name not in copies and not IGNORED.search(name)
+        if isinstance(value, Tensor) and name not in copies and not IGNORED.search(name) and not is_buffer(name)
     }
 
 

@@ -9,15 +9,14 @@ from typing import Any
 
 from mt_ckpt.megatron.dist_format.metadata import Stored
 from mt_ckpt.megatron.dist_format.reader import DistFiles
-from mt_ckpt.megatron.layout import Layout
 from mt_ckpt.megatron.optimizer import KINDS, MASTER, MOMENTS, dp_reshardable
 from mt_ckpt.megatron.optimizer.fully_sharded_model_space import unflatten_all
-from mt_ckpt.megatron.optimizer.param_groups import count_steps
+from mt_ckpt.megatron.optimizer.param_groups import count_steps, list_stages_without_experts
 from mt_ckpt.megatron.parameters.names import list_parameters, second_names
 from mt_ckpt.megatron.placement import place_parameters
-from mt_ckpt.megatron.training_state.common_state import common_state, read_config
-from mt_ckpt.megatron.training_state.state import RandomStates, Stream, TrainingState
-from mt_core.errors import MtError
+from mt_ckpt.megatron.training_state.common_state import common_state, layout_from_args, read_config
+from mt_ckpt.megatron.training_state.state import RandomStates, Stream, TrainingState, drop_buffers
+from mt_core.errors import MtError, raise_if
 from mt_models.config import TransformerConfig
 
 CHAINED = re.compile(r"^chained_\d+\.")
@@ -55,7 +54,7 @@ def read_torch_dist(
 
     return TrainingState(
         weights=weights,
-        optimizer={MASTER: weights, **_optimizer(files, config)},
+        optimizer={MASTER: drop_buffers(weights), **_optimizer(files, config)},
         random=_random(files.stored),
         **common_state(directory, config, common, groups, count_steps(groups, counts)),
     )
@@ -89,26 +88,14 @@ def _by_first_names(named: Mapping[str, Stored], config: TransformerConfig) -> d
 
 def _buckets(files: DistFiles, config: TransformerConfig) -> dict[str, Stream]:
     args = vars(files.args)
-    layout, rows = layout_from_args(args), args["padded_vocab_size"]
-    placement = place_parameters(config, layout, rows)
+    layout = layout_from_args(args)
+    raise_if(list_stages_without_experts(config, layout, str(files.path)))
+    placement = place_parameters(config, layout, args["padded_vocab_size"])
     streams: dict[str, Stream] = {}
     for kind, key in ((MASTER, "param"), *((kind, kind) for kind in MOMENTS)):
         slots = dp_reshardable.locate_parameters(files.stored, key, placement, args)
-        streams[kind] = partial(dp_reshardable.tensors, slots, config, layout, rows)
+        streams[kind] = partial(dp_reshardable.tensors, slots, placement)
     return streams
-
-
-def layout_from_args(args: Mapping[str, Any]) -> Layout:
-    """How the run of these arguments was cut, and whose layers it had."""
-    engine = args.get("transformer_impl", "transformer_engine") != "local"
-    return Layout(
-        args.get("tensor_model_parallel_size") or 1,
-        args.get("pipeline_model_parallel_size") or 1,
-        args.get("virtual_pipeline_model_parallel_size") or 1,
-        engine=engine,
-        expert=args.get("expert_model_parallel_size") or 1,
-        grouped=engine and bool(args.get("num_experts") and args.get("moe_grouped_gemm")),
-    )
 
 
 def _groups(optimizer: Any, where: Path) -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]]:

@@ -12,6 +12,8 @@ from typing import Any
 from torch import Tensor
 
 from mt_ckpt.megatron.optimizer import MASTER
+from mt_ckpt.megatron.parameters.table import is_buffer
+from mt_ckpt.tensor_streams.streams import check_stream
 from mt_core.errors import Problem, raise_if
 from mt_models.config import TransformerConfig
 
@@ -41,7 +43,7 @@ class TrainingState:
     config: TransformerConfig
     weights: Stream
     optimizer: Mapping[str, Stream]
-    """A stream for every kind in KINDS; all tensors are fp32."""
+    """A stream for every kind in KINDS, without what is no parameter; all tensors are fp32."""
     iteration: int
     samples: int
     tokens: int | None
@@ -59,6 +61,20 @@ class TrainingState:
     tokenizer_files: Sequence[Path] = ()
     lost: Sequence[str] = field(default_factory=tuple)
     """What the reader found and cannot give on, in words."""
+
+
+def stream_checked(state: TrainingState, kind: str) -> Iterator[tuple[str, Tensor]]:
+    """The weights ("model") or a kind of the optimizer's tensors; `MtError` if not all come, or masters do not fit."""
+    shapes = state.config.canonical_shapes()
+    if kind != "model":
+        shapes = {name: shape for name, shape in shapes.items() if not is_buffer(name)}
+    streams = {"model": state.weights, **state.optimizer, MASTER: lambda: matching_masters(state)}
+    return check_stream(f"{state.source}: {kind}", shapes, streams[kind]())
+
+
+def drop_buffers(weights: Stream) -> Stream:
+    """The weights that an optimizer keeps masters of, as its stream of them."""
+    return lambda: ((name, tensor) for name, tensor in weights() if not is_buffer(name))
 
 
 def matching_masters(state: TrainingState) -> Iterator[tuple[str, Tensor]]:

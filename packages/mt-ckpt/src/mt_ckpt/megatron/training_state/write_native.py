@@ -10,8 +10,7 @@ from torch import Tensor
 
 from mt_ckpt.megatron.optimizer import MASTER, MOMENTS
 from mt_ckpt.megatron.training_state.run_settings import not_carried_to_mt, to_sections
-from mt_ckpt.megatron.training_state.state import TrainingState, matching_masters
-from mt_ckpt.tensor_streams.streams import check_stream
+from mt_ckpt.megatron.training_state.state import TrainingState, stream_checked
 from mt_core.checkpoint.native import step_directory
 from mt_core.checkpoint.step_writer import write
 from mt_core.config.loading import validate
@@ -52,7 +51,7 @@ def write_native(path: Path, state: TrainingState) -> list[str]:
         "loss_scale": _loss_scale(state),
         "config": {"model": state.config.model_dump(mode="json"), **_whole(sections, state.args)},
     }
-    parts = {"model": _counted(state, state.weights()), "optim": _optimizer(state, sections["precision"]["dtype"])}
+    parts = {"model": stream_checked(state, "model"), "optim": _optimizer(state, sections["precision"]["dtype"])}
     write(step_directory(path, state.iteration), parts, meta, state.tokenizer_files)
     model = state.config.model_dump(mode="json", exclude_none=True)
     (path / SETTINGS).write_text("\n".join(_toml({"model": model, **sections})), encoding="utf-8")
@@ -67,22 +66,17 @@ def _whole(sections: Mapping[str, Mapping[str, Any]], args: Mapping[str, Any]) -
 
 
 def _optimizer(state: TrainingState, dtype: str) -> Iterator[tuple[str, Tensor]]:
-    masters = _counted(state, matching_masters(state))
-    for name, tensor in masters:
+    for name, tensor in stream_checked(state, MASTER):
         if dtype != "fp32":
             yield f"{MASTER}.{name}", tensor
     for kind in MOMENTS:
-        for name, tensor in _counted(state, state.optimizer[kind]()):
+        for name, tensor in stream_checked(state, kind):
             yield f"{kind}.{name}", tensor
     with torch.device("meta"):
         model = state.config.build()
     count = torch.tensor(float(state.optimizer_steps))
     for parameter, _ in model.named_parameters():
         yield f"step.{next(iter(model.canonical_regions(parameter)))}", count
-
-
-def _counted(state: TrainingState, tensors: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-    return check_stream(str(state.source), state.config.canonical_shapes(), tensors)
 
 
 def _loss_scale(state: TrainingState) -> dict[str, float]:

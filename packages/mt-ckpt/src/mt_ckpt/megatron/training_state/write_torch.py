@@ -12,6 +12,7 @@ from mt_ckpt.megatron.layout import RANK_FILE, Layout, StageRank, rank_directori
 from mt_ckpt.megatron.optimizer import KINDS, MASTER, MOMENTS
 from mt_ckpt.megatron.optimizer.distrib_optim import write_vectors
 from mt_ckpt.megatron.optimizer.param_groups import assign_groups, by_optimizer, with_ids
+from mt_ckpt.megatron.parameters.names import WORD_EMBEDDINGS
 from mt_ckpt.megatron.placement import Placement, place_parameters, select_rank
 from mt_ckpt.megatron.torch_format.streaming_save import TorchWriter
 from mt_ckpt.megatron.torch_format.writer import finish_models
@@ -34,7 +35,7 @@ def write_torch(directory: Path, state: TrainingState, layout: Layout, *, distri
     folders = {at: directory / name for at, name in rank_directories(layout).items()}
     files = {at: TorchWriter(folder / RANK_FILE) for at, folder in folders.items()}
     weights = _write_shards(files, state, placement, "model")
-    dtype = next(iter(weights[0, 0].values())).dtype
+    dtype = weights[0, 0][f"0 {WORD_EMBEDDINGS}"].dtype
     kinds: dict[str, Placeholders] = {}
     if distributed:
         write_vectors(folders, placement, partial(stream_rank_shards, state, placement), dtype)
@@ -49,7 +50,7 @@ def write_torch(directory: Path, state: TrainingState, layout: Layout, *, distri
             scaler = build_grad_scaler(state)
             optimizers = [{"optimizer": {"param_groups": groups}, **scaler} for groups in groups_by_optimizer]
         else:
-            labels = [place.label for chunk in chunks for place in chunk if not place.copy_of]
+            labels = [place.label for chunk in chunks for place in chunk if place.is_parameter]
             optimizers = _build_optimizers(state, layout, {kind: kinds[kind][at] for kind in KINDS}, labels, dtype)
         contents = {**build_common_state(state, args), **finish_models(file, models, state.config, layout, at[0])}
         contents |= get_rng_state(state.random, layout, at)
