@@ -8,6 +8,7 @@ import torch
 
 from ckpt.megatron.test_errors import edit, found
 from ckpt.megatron.test_round_trip import build_config, sizes
+from mt_ckpt.conversion.convert import convert
 from mt_ckpt.megatron.args.gpt import read_args, write_args
 from mt_ckpt.megatron.dist_format.metadata import read_metadata
 from mt_ckpt.megatron.layout import Layout
@@ -15,6 +16,7 @@ from mt_ckpt.megatron.legacy.saver import save as save_legacy
 from mt_ckpt.megatron.loader import MegatronCoreLoader
 from mt_ckpt.megatron.saver import save
 from mt_ckpt.megatron.torch_format import safe_unpickle
+from mt_core.checkpoint.detection import open_checkpoint
 from mt_core.errors import MtError
 
 FILE = "model_optim_rng.pt"
@@ -23,6 +25,8 @@ LOW = {"attention": PART | {"q_lora_rank": 10}}
 ROUTER = {"experts": 4, "top_k": 2, "score": "sigmoid", "expert_bias": True, "expert_bias_update_rate": 0.01}
 MLP = {"mlp": {"kind": "moe", "ffn_hidden_size": 20, "dense_layers": 1, "dense_ffn_hidden_size": 24} | ROUTER}
 YARN = {"kind": "yarn", "factor": 4.0, "original_positions": 8, "mscale": 0.7, "mscale_all_dim": 0.7}
+YARN_OF_HUGGING_FACE = {name: value for name, value in YARN.items() if name not in ("kind", "original_positions")}
+YARN_OF_HUGGING_FACE |= {"rope_type": "yarn", "original_max_position_embeddings": 8}
 SCALED = {"position": {"kind": "rope", "theta": 500.0, "scaling": YARN}}
 MODELS: dict[str, dict[str, Any]] = {
     "low-rank queries, YaRN": LOW | SCALED | {"layers": 2},
@@ -65,6 +69,15 @@ def test_every_layout_gives_the_same_bits_back(model, options, tmp_path):
     loader = MegatronCoreLoader(tmp_path / "core")
     assert loader.config() == config
     assert same(dict(loader.tensors()), tensors)
+
+
+@pytest.mark.parametrize(("family", "changes"), [("deepseek_v2", {}), ("deepseek_v3", {"num_experts_per_tok": 4})])
+def test_deepseek_s_models_go_from_hugging_face_to_megatron(family, changes, save_model, tmp_path):
+    path = save_model(family, rope_scaling=YARN_OF_HUGGING_FACE, **changes)
+    convert("hf", path, "core", tmp_path / "core", options=sizes(2, 2))
+    source, result = open_checkpoint(path), open_checkpoint(tmp_path / "core")
+    assert result.config() == source.config()
+    assert same(dict(result.tensors()), dict(source.tensors()))
 
 
 def list_names(state, layer):
