@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from ckpt.megatron.test_oracle import config_for, theirs, without_cuda
+from ckpt.megatron.core_models import build_their_gpt, without_cuda
+from ckpt.megatron.test_oracle import config_for
 from mt_ckpt.megatron.args.gpt import write_args
 from mt_ckpt.megatron.dist_format.metadata import read_metadata
 from mt_ckpt.megatron.layout import Layout
@@ -34,7 +35,7 @@ def save_both(axis: Axis, room: Path) -> None:
     without_cuda()
     for case in CASES:
         config = config_for(case)
-        model = theirs(axis, config)
+        model = build_their_gpt(axis, config)
         args = write_args(config, Layout(axis.size, 1, 1, engine=False), dtype=torch.float32, form="torch_dist")
         for form, metadata in FORMS.items():
             (room / case / form).mkdir(parents=True, exist_ok=True)

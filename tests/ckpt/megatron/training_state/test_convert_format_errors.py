@@ -20,6 +20,7 @@ from mt_ckpt.megatron.layout import Layout
 from mt_ckpt.megatron.optimizer.dp_reshardable import tensors
 from mt_ckpt.megatron.optimizer.fully_sharded_model_space import unflatten
 from mt_ckpt.megatron.parameters.names import list_parameters
+from mt_ckpt.megatron.placement import place_parameters
 from mt_ckpt.megatron.torch_format import safe_unpickle
 from mt_ckpt.megatron.training_state.convert import Target, convert_format, verify_result
 from mt_ckpt.megatron.training_state.read_native import read_native
@@ -183,7 +184,7 @@ def test_flat_pieces_of_another_shape():
 def test_a_bucket_with_a_hole():
     slots = {name: {0: (Stored((10**6,)), 0)} for name in list_parameters(build_config())}
     with pytest.raises(MtError, match="lacks elements 0 to"):
-        list(tensors(slots, build_config(), Layout(1, 1, 1, engine=True), 64))
+        list(tensors(slots, place_parameters(build_config(), Layout(1, 1, 1, engine=True))))
 
 
 def test_a_result_that_is_not_read_back_as_it_was(run, tmp_path):
