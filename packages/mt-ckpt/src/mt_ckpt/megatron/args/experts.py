@@ -77,7 +77,7 @@ def _read_dense_layers(source: Source, size: int) -> Settings:
     return {"mlp.dense_layers": dense, "mlp.dense_ffn_hidden_size": size} if dense else {}
 
 
-def unsupported_layers(frequency: Any, layers: Any) -> Iterator[tuple[str, str]]:
+def unsupported_layers(frequency: object, layers: object) -> Iterator[tuple[str, str]]:
     """What is wrong with which layers have experts: all, or all after the first ones, which a list says."""
     if frequency is None or frequency == 1:
         return
