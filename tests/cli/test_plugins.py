@@ -144,7 +144,7 @@ def test_an_unknown_name_suggests_the_nearest(mt, words, message):
 def test_a_component_whose_package_is_missing_says_what_to_install(mt, plugin, requires, install):
     path = plugin("mt-x", providing("command", "x", "mt_x_command:x", "Does x.", requires))
     (path / "mt_x_command.py").write_text("import no_such_package\n")
-    assert "x         Does x.\n" in mt("--help", PYTHONPATH=path).stdout
+    assert re.search(r"^  x +Does x\.$", mt("--help", PYTHONPATH=path).stdout, re.MULTILINE)
     ran = mt("x", PYTHONPATH=path)
     assert ran.stderr == f"mt: command 'x': needs 'no_such_package', which is not installed; pip install {install}\n"
     assert ran.returncode == 2
