@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from typer import Typer
 from typer.testing import CliRunner
 
@@ -13,7 +14,7 @@ from mt_core.checkpoint import native
 from mt_core.checkpoint.detection import open_checkpoint
 from mt_core.errors import MtError
 from mt_core.plugins import Component, component, hookimpl, manager
-from mt_eval.generation.command import decode_pieces, generate
+from mt_eval.generation.command import generate
 from mt_eval.tasks.command import app
 
 TEXT = "It was the best of times, it was the worst of times. " * 4
@@ -288,6 +289,62 @@ def test_generate_needs_a_prompt_that_fits(checkpoint):
         run_generate(checkpoint, "--prompt", "x" * 60, "--max-new-tokens", 5)
 
 
-def test_a_character_is_held_back_until_its_last_byte(tokenizer):
-    assert list(decode_pieces(iter("aé!".encode()), tokenizer)) == ["a", "é", "!"]
-    assert list(decode_pieces(iter(b"a\xc3"), tokenizer)) == ["a", "\ufffd"]
+@pytest.fixture
+def lines(checkpoint, tmp_path):
+    """Runs `mt generate` on two prompts; what stdout shows, and the objects of its file."""
+
+    def run_and_read(*arguments):
+        prompts = ("--prompt", "ab", "--prompt", "c", "--max-new-tokens", 12, "--seed", 3, "--top-k", 20)
+        stdout = run_generate(checkpoint, *prompts, "--output", tmp_path / "o.jsonl", *arguments)
+        return stdout, [json.loads(line) for line in (tmp_path / "o.jsonl").read_text().splitlines()]
+
+    return run_and_read
+
+
+def test_generate_writes_a_line_of_json_for_each_prompt(lines):
+    stdout, (first, second) = lines()
+    assert first.keys() == {"prompt", "text", "finish_reason"}
+    assert (first["prompt"], first["finish_reason"], second["prompt"]) == ("ab", "length", "c")
+    assert stdout == f"--- prompt 1\nab{first['text']}\n--- prompt 2\nc{second['text']}\n"
+
+
+def test_a_stop_text_ends_its_own_text_only_and_is_no_part_of_it(lines, checkpoint):
+    _, (first, second) = lines()
+    stop = first["text"][4:6]
+    assert stop not in second["text"]
+    stdout, stopped = lines("--stop", stop, "--stop", "not there")
+    cut = first["text"][: first["text"].index(stop)]
+    assert stopped == [{"prompt": "ab", "text": cut, "finish_reason": "stop"}, second]
+    assert f"ab{cut}\n---" in stdout
+    alone = ("--prompt", "ab", "--max-new-tokens", 12, "--seed", 3, "--top-k", 20, "--stop", stop)
+    assert run_generate(checkpoint, *alone) == f"ab{cut}\n"
+
+
+def read_byte(entry):
+    """The id of a token of bytes; a part of a character is spelled `<0xC3>`."""
+    return int(entry["token"][1:-1], 16) if entry["token"].startswith("<0x") else ord(entry["token"])
+
+
+def test_log_probabilities_in_the_file_are_the_model_s_own(lines, model, tokenizer):
+    _, (first, _) = lines("--logprobs", "--top-logprobs", 2, "--temperature", 0.5, "--dtype", "fp32")
+    entries = first["logprobs"]
+    ids = [*b"ab", *map(read_byte, entries)]
+    assert tokenizer.decode(ids) == "ab" + first["text"]
+    with torch.inference_mode():
+        expected_TV = model(torch.tensor([ids]))[0].log_softmax(-1)[1:-1]
+    for entry, token, row in zip(entries, ids[2:], expected_TV, strict=True):
+        best, values = entry["top_logprobs"], row.topk(2)
+        assert entry["logprob"] == pytest.approx(row[token].item(), abs=1e-5)
+        assert [other["logprob"] for other in best] == pytest.approx(values.values.tolist(), abs=1e-5)
+        assert list(map(read_byte, best)) == values.indices.tolist()
+
+
+def test_options_of_the_texts_that_have_no_meaning_are_refused(checkpoint, tmp_path):
+    with pytest.raises(
+        MtError, match="--stop: ''; a text in UTF-8, not empty(.|\n)*--logprobs: they are written to --out"
+    ):
+        run_generate(checkpoint, "--prompt", "a", "--stop", "", "--logprobs")
+    with pytest.raises(MtError, match="--top-logprobs: there are no log-probabilities; give --logprobs too"):
+        run_generate(checkpoint, "--prompt", "a", "--top-logprobs", 1)
+    with pytest.raises(MtError, match="--output: .* its directory does not exist"):
+        run_generate(checkpoint, "--prompt", "a", "--output", tmp_path / "none" / "o.jsonl")

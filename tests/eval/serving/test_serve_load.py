@@ -7,11 +7,11 @@ import random
 import pytest
 
 from eval.serving.serve_process import LIMIT_S, start_server
+from mt_eval.generation.choices import Choice, Prompt
 from mt_eval.generation.engine import Engine
 from mt_eval.generation.requests import Request
 from mt_eval.generation.sampling import SamplingOptions
 from mt_eval.load import Checkpoint, load_model
-from mt_eval.serving.choices import Choice, Prompt
 
 REQUESTS, CLIENTS = 1000, 32
 ENDS = frozenset({256})

@@ -1,7 +1,8 @@
 """`mt generate`: continue prompts with the model of a checkpoint; only `mt` imports this module."""
 
+import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -9,12 +10,14 @@ from typing import Annotated
 from typer import Argument, Option
 
 from mt_core.cli.options import expand_options
-from mt_core.contracts import Tokenizer
 from mt_core.errors import MtError, Problem, raise_if
+from mt_core.files import atomic_file
+from mt_data.text_io.json_documents import find_surrogate
+from mt_eval.generation.choices import Choice, Prompt
+from mt_eval.generation.requests import MAX_ALTERNATIVES
+from mt_eval.generation.sampling import SamplingOptions
 from mt_eval.options import Beginning, ModelOptions, TokenizerOptions
-
-UNFINISHED = "\ufffd"
-"""What the first bytes of a character decode to before the last one arrives."""
+from mt_eval.report import check_output
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +50,6 @@ class PromptOptions:
 
     def texts(self) -> list[str]:
         """All prompts, those of the file last; an empty one begins a document."""
-        from mt_data.text_io.json_documents import find_surrogate
         from mt_data.text_io.texts import read_lines
 
         given = self.prompt or []
@@ -70,12 +72,59 @@ class DrawOptions:
     top_p_decay: Annotated[float, "Multiply --top-p by this after every new token; 0 is off."] = 0.0
     top_p_bound: Annotated[float, "What --top-p-decay does not take --top-p below."] = 0.0
 
+    def sampling(self) -> SamplingOptions:
+        """The engine's options; `MtError` for values without meaning."""
+        return SamplingOptions(self.temperature, self.top_k, self.top_p, self.top_p_decay, self.top_p_bound)
+
+
+@dataclass(frozen=True, slots=True)
+class TextOptions:
+    """Where texts end, and what is written of them."""
+
+    stop: Annotated[list[str] | None, "End a text before this one; may be given several times."] = None
+    output: Annotated[Path | None, "JSON Lines file of the new texts, one object for each prompt."] = None
+    logprobs: Annotated[bool, "Write the log-probability of each new token, before temperature and filters."] = False
+    top_logprobs: Annotated[
+        int, Option(min=0, max=MAX_ALTERNATIVES, help="With --logprobs: how many of the likeliest tokens to write too.")
+    ] = 0
+
+    def check(self) -> None:
+        """Refuse what has no meaning, before anything is computed."""
+        problems = [
+            Problem("--stop", f"{stop!r}", "a text in UTF-8, not empty")
+            for stop in self.stop or []
+            if not stop or find_surrogate(stop) is not None
+        ]
+        if self.logprobs and self.output is None:
+            problems.append(Problem("--logprobs", "they are written to --output only", "--output FILE"))
+        if self.top_logprobs and not self.logprobs:
+            problems.append(Problem("--top-logprobs", "there are no log-probabilities", "give --logprobs too"))
+        raise_if(problems)
+        check_output(self.output)
+
+    @property
+    def log_probs(self) -> int | None:
+        """What a request asks of the engine."""
+        return self.top_logprobs if self.logprobs else None
+
+    def write(self, choices: Sequence[Choice]) -> None:
+        """Write the file, whole or not at all."""
+        if self.output is None:
+            return
+        with atomic_file(self.output, "w") as file:
+            for choice in choices:
+                line = {"prompt": choice.prompt.text, "text": choice.text, "finish_reason": choice.finish}
+                if self.logprobs:
+                    line["logprobs"] = [entry.document() for entry in choice.entries]
+                file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
+
 
 @expand_options
 def generate(
     checkpoint: CheckpointOptions,
     prompts: PromptOptions,
     draw: DrawOptions,
+    text: TextOptions,
     model: ModelOptions,
     tokenizer: TokenizerOptions,
 ) -> None:
@@ -85,51 +134,35 @@ def generate(
       mt generate run --prompt "Once upon a time" --max-new-tokens 100 --seed 1
     """
     from mt_eval.encoding import TextEncoder
-    from mt_eval.generation.generate import check_prompts, stream
-    from mt_eval.generation.sampling import SamplingOptions
+    from mt_eval.generation.engine import Engine
+    from mt_eval.generation.generate import check_prompts, stream_texts
+    from mt_eval.generation.requests import Request
     from mt_eval.load import Checkpoint, load_model, load_tokenizer, read_ends
 
-    options = SamplingOptions(draw.temperature, draw.top_k, draw.top_p, draw.top_p_decay, draw.top_p_bound)
+    sampling = draw.sampling()
+    text.check()
     opened = Checkpoint.open(checkpoint.path(), model.loader, model.loader_options)
     encoder = TextEncoder.create(load_tokenizer(opened, tokenizer.config()), bos=prompts.bos)
     texts = prompts.texts()
-    tokens = [encoder.encode(text) for text in texts]
-    positions = opened.loader.config().max_seq_len
-    check_prompts(tokens, max_new_tokens=prompts.max_new_tokens, max_seq_len=positions)
+    tokens = [encoder.encode(prompt) for prompt in texts]
+    check_prompts(tokens, max_new_tokens=prompts.max_new_tokens, max_seq_len=opened.loader.config().max_seq_len)
     network = load_model(opened, device=model.device, dtype=model.dtype)
     if encoder.prefix:
         print(f"generate: every prompt begins with {encoder.describe_prefix()}", file=sys.stderr)
     end = getattr(encoder.tokenizer, "eod", None)
-    steps = stream(
-        network,
-        tokens,
-        max_new_tokens=prompts.max_new_tokens,
-        options=options,
-        seed=prompts.seed,
-        ends=read_ends(opened) or ({end} if end is not None else ()),
-    )
-    plain = [encoder.encode_plain(text) for text in texts]
+    ends = frozenset(read_ends(opened) or ({end} if end is not None else ()))
+    requests = [
+        Request(tuple(ids), prompts.max_new_tokens, sampling, prompts.seed, ends, text.log_probs, sample=number)
+        for number, ids in enumerate(tokens)
+    ]
+    whole = [Prompt(tuple(ids), len(encoder.prefix), prompt) for ids, prompt in zip(tokens, texts, strict=True)]
+    choices = [Choice(encoder.tokenizer, prompt, text.stop or (), spell=text.logprobs) for prompt in whole]
+    deltas = stream_texts(Engine(network), requests, choices)
     if len(texts) == 1:
-        _print_growing(texts[0], decode_pieces((token for _, token in steps), encoder.tokenizer, plain[0]))
+        _print_growing(texts[0], (delta.text for _, delta in deltas))
     else:
-        _print_all(texts, steps, encoder.tokenizer, plain)
-
-
-def decode_pieces(tokens: Iterable[int], tokenizer: Tokenizer, prompt: Sequence[int] = ()) -> Iterator[str]:
-    """Pieces of text as tokens arrive; a character waits until its last byte has arrived.
-
-    A piece is what the decoded whole has beyond the decoded prompt, as a first token decoded alone may lose its space.
-    """
-    ids = list(prompt)
-    printed = len(tokenizer.decode(ids)) if ids else 0
-    for token in tokens:
-        ids.append(token)
-        text = tokenizer.decode(ids)
-        if not text.endswith(UNFINISHED):
-            yield text[printed:]
-            printed = len(text)
-    if len(text := tokenizer.decode(ids)) > printed:
-        yield text[printed:]
+        _print_all(choices, deltas)
+    text.write(choices)
 
 
 def _print_growing(prompt: str, grown: Iterable[str]) -> None:
@@ -140,15 +173,11 @@ def _print_growing(prompt: str, grown: Iterable[str]) -> None:
     print()
 
 
-def _print_all(
-    prompts: list[str], steps: Iterable[tuple[int, int]], tokenizer: Tokenizer, encoded: Sequence[Sequence[int]]
-) -> None:
+def _print_all(choices: Sequence[Choice], deltas: Iterable[object]) -> None:
     from mt_core.progress import progress
 
-    new: list[list[int]] = [[] for _ in prompts]
     with progress("generating", unit="tokens") as advance:
-        for prompt, token in steps:
-            new[prompt].append(token)
+        for _ in deltas:
             advance(1)
-    for number, (prompt, before, ids) in enumerate(zip(prompts, encoded, new, strict=True), start=1):
-        print(f"--- prompt {number}\n{prompt}{''.join(decode_pieces(ids, tokenizer, before))}")
+    for number, choice in enumerate(choices, start=1):
+        print(f"--- prompt {number}\n{choice.prompt.text}{choice.text}")

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from mt_core.errors import Problem, raise_if
 from mt_eval.finite import NonFiniteOutput
+from mt_eval.generation.choices import Choice, Delta
 from mt_eval.generation.engine import Engine
 from mt_eval.generation.requests import Output, Request
 from mt_eval.generation.sampling import SamplingOptions
@@ -72,6 +73,18 @@ def run_requests(engine: Engine, requests: Iterable[Request]) -> Iterator[tuple[
                 raise NonFiniteOutput(where, "NaN or infinite logits")
             lengths[number] += 1
             yield number, output
+
+
+def stream_texts(engine: Engine, requests: Sequence[Request], choices: Sequence[Choice]) -> Iterator[tuple[int, Delta]]:
+    """Yield (index of the request, what an output adds to its choice) until all have ended.
+
+    A request whose text has come to a stop string leaves the engine at once.
+    """
+    for number, output in run_requests(engine, requests):
+        delta = choices[number].add(output)
+        if delta.finish and not output.finish:
+            engine.remove(output.request)
+        yield number, delta
 
 
 def check_prompts(prompts: Prompts, *, max_new_tokens: int, max_seq_len: int) -> None:

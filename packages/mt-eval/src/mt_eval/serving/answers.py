@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from mt_eval.serving.choices import FailedRequest
+from mt_eval.generation.choices import FailedRequest
 from mt_eval.serving.engine_thread import RETRY_AFTER_S, Stream
 from mt_eval.serving.interfaces.bodies import ApiError
 from mt_eval.serving.interfaces.calls import Call

@@ -8,8 +8,8 @@ from typing import Any, Protocol
 
 from mt_data.datasets.sft.template import ChatTemplate
 from mt_eval.encoding import TextEncoder
+from mt_eval.generation.choices import Choice, Delta, Prompt
 from mt_eval.generation.requests import Request
-from mt_eval.serving.choices import Choice, Delta, Prompt
 from mt_eval.serving.interfaces.bodies import ApiError, OpenAIBody
 
 SEED_BITS = 48

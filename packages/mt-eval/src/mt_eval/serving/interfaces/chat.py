@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
+from mt_eval.generation.choices import Choice, Delta, Prompt, TokenEntry, count_usage
 from mt_eval.generation.requests import Request
-from mt_eval.serving.choices import Choice, Delta, Prompt, TokenEntry, count_usage
 from mt_eval.serving.interfaces.bodies import MAX_LOG_PROBS, ApiError, OpenAIBody
 from mt_eval.serving.interfaces.calls import ServedModel, make_header, make_request
 
@@ -150,20 +150,7 @@ class Chat:
     def _write_log_probs(self, entries: Sequence[TokenEntry]) -> dict[str, Any] | None:
         if not self.body.logprobs:
             return None
-        return {
-            "content": [
-                {
-                    **_write_token(entry.text, entry.log_prob),
-                    "top_logprobs": [_write_token(text, value) for text, value in entry.alternatives],
-                }
-                for entry in entries
-            ],
-            "refusal": None,
-        }
-
-
-def _write_token(text: str, log_prob: float | None) -> dict[str, Any]:
-    return {"token": text, "logprob": log_prob, "bytes": list(text.encode())}
+        return {"content": [entry.document() for entry in entries], "refusal": None}
 
 
 def parse_chat(body: dict[str, Any], served: ServedModel) -> Chat:

@@ -6,8 +6,8 @@ from typing import Annotated, Any, TypeGuard
 
 from pydantic import BeforeValidator, Field
 
+from mt_eval.generation.choices import Choice, Delta, Prompt, TokenEntry, count_usage
 from mt_eval.generation.requests import Request
-from mt_eval.serving.choices import Choice, Delta, Prompt, TokenEntry, count_usage
 from mt_eval.serving.interfaces.bodies import MAX_LOG_PROBS, ApiError, OpenAIBody, Single, Unset
 from mt_eval.serving.interfaces.calls import ServedModel, make_header, make_request
 

@@ -10,9 +10,9 @@ from typing import Annotated, Any, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from mt_eval.encoding import TextEncoder
+from mt_eval.generation.choices import Choice, Delta, Prompt
 from mt_eval.generation.requests import Request
 from mt_eval.generation.sampling import SamplingOptions
-from mt_eval.serving.choices import Choice, Delta, Prompt
 from mt_eval.serving.interfaces.bodies import ApiError, Body, Unset
 from mt_eval.serving.interfaces.calls import ServedModel, draw_seed
 

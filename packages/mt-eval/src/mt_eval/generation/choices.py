@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from mt_core.contracts import Tokenizer
 from mt_eval.generation.requests import Alternatives, Output, Request
-from mt_eval.serving.text import UNFINISHED, Detokenizer, StopFinder, spell_token
+from mt_eval.generation.text import UNFINISHED, Detokenizer, StopFinder, spell_token
 
 LEAST_LOG_PROB = -9999.0
 """What stands for −∞, which JSON cannot write; OpenAI's interface does so too."""
@@ -28,6 +28,11 @@ class TokenEntry:
     """None for a first token, which nothing precedes, and where none was asked for."""
     alternatives: tuple[tuple[str, float], ...]
     """The likeliest tokens here as texts, the likeliest first; no text comes twice."""
+
+    def document(self) -> dict[str, Any]:
+        """The JSON object of the token in OpenAI's form, for chats, and the same of each alternative."""
+        others = [_write_token(text, value) for text, value in self.alternatives]
+        return {**_write_token(self.text, self.log_prob), "top_logprobs": others}
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +156,10 @@ class Choice:
         end = len(self._waiting) if all_in else sum(entry.offset < len(self.text) for entry in self._waiting)
         released, self._waiting = tuple(self._waiting[:end]), self._waiting[end:]
         return released
+
+
+def _write_token(text: str, log_prob: float | None) -> dict[str, Any]:
+    return {"token": text, "logprob": log_prob, "bytes": list(text.encode())}
 
 
 def count_usage(requests: Sequence[Request], choices: Sequence[Choice]) -> dict[str, int]:

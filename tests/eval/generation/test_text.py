@@ -7,7 +7,7 @@ from tokenizers import Tokenizer, decoders, models
 
 from mt_data.config import TokenizerConfig
 from mt_data.tokenizers.file_free import BytesTokenizer
-from mt_eval.serving.text import Detokenizer, StopFinder, spell_token
+from mt_eval.generation.text import Detokenizer, StopFinder, spell_token
 
 BYTES = BytesTokenizer(TokenizerConfig(type="bytes"))
 
