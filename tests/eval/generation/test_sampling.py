@@ -2,7 +2,14 @@ import pytest
 import torch
 
 from mt_core.errors import MtError
-from mt_eval.generation.sampling import SamplingOptions, choose_each, choose_tokens
+from mt_eval.generation.sampling import (
+    LIKELIEST,
+    SamplingOptions,
+    choose_each,
+    choose_likeliest,
+    choose_sorted,
+    choose_tokens,
+)
 
 PROBS = [0.1, 0.4, 0.2, 0.3]  # in order of probability: ids 1, 3, 2, 0
 
@@ -84,6 +91,60 @@ def test_rows_are_drawn_by_options_of_their_own():
 def test_extreme_draws_reach_only_possible_tokens(draw):
     logits_BV = torch.tensor([[-torch.inf, 1.0, -torch.inf]])
     assert choose_tokens(logits_BV, SamplingOptions(), torch.tensor([draw], dtype=torch.float64)).tolist() == [1]
+
+
+LARGE = {
+    "none": SamplingOptions(),
+    "top_k": SamplingOptions(top_k=40),
+    "top_p": SamplingOptions(top_p=0.9),
+    "cold": SamplingOptions(temperature=0.3),
+    "hot": SamplingOptions(temperature=3.0),
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_the_likeliest_tokens_give_what_the_whole_vocabulary_gives(name):
+    """Peaked and flat logits, in bf16 with many equal ones: the same token from the same draw."""
+    options, generator = LARGE[name], torch.Generator().manual_seed(1)
+    for scale in (0.01, 1.0, 3.0, 30.0):
+        for dtype in (torch.float64, torch.float32, torch.bfloat16):
+            logits_BV = (torch.randn(12, 9000, generator=generator) * scale).to(dtype)
+            draws_B = torch.rand(12, generator=generator, dtype=torch.float64)
+            expected = choose_sorted(logits_BV, options, draws_B).tolist()
+            assert choose_tokens(logits_BV, options, draws_B).tolist() == expected
+
+
+@pytest.mark.parametrize(("name", "count"), [("top_k", 40), ("cold", 256), ("top_p", 4096), ("none", 4096)])
+def test_few_tokens_are_enough_for_most_draws(name, count):
+    generator = torch.Generator().manual_seed(3)
+    logits_BV, draws_B = torch.randn(50, 9000, generator=generator) * 3, torch.rand(50, generator=generator).double()
+    assert choose_likeliest(logits_BV, LARGE[name], draws_B, count)[1].float().mean() > 0.9
+
+
+@pytest.mark.parametrize("name", LARGE)
+@pytest.mark.parametrize("shift", [-1, 0, 1])
+def test_draws_that_rounding_could_decide_are_left_to_the_whole_vocabulary(name, shift):
+    """Draws on the edge between two tokens, and one unit in the last place beside it."""
+    options = LARGE[name]
+    logits_V = torch.randn(3000, generator=torch.Generator().manual_seed(2), dtype=torch.float64) * 4
+    probs_V = (logits_V / options.temperature).softmax(-1).sort(descending=True).values
+    kept = options.top_k or (probs_V.cumsum(0) <= options.top_p).sum() + 1 if options.top_k or options.top_p else 3000
+    edges_B = probs_V[:kept].cumsum(0)[:30] / probs_V[:kept].sum()
+    draws_B = torch.nextafter(edges_B, edges_B + shift).clamp(max=1 - 2**-53)
+    logits_BV = logits_V.expand(len(draws_B), -1)
+    assert not choose_likeliest(logits_BV, options, draws_B, options.top_k or LIKELIEST[0])[1].any()
+    assert choose_tokens(logits_BV, options, draws_B).tolist() == choose_sorted(logits_BV, options, draws_B).tolist()
+
+
+def test_equal_logits_are_drawn_in_the_order_of_their_ids():
+    logits_BV = torch.zeros(64, 1000)
+    logits_BV[:, 700:710] = 9.0
+    draws_B = torch.arange(64, dtype=torch.float64) / 64
+    for options in (SamplingOptions(), SamplingOptions(top_k=5), SamplingOptions(top_k=20), SamplingOptions(top_p=0.5)):
+        chosen = choose_tokens(logits_BV, options, draws_B).tolist()
+        assert chosen == choose_sorted(logits_BV, options, draws_B).tolist()
+        if options.top_k == 5:
+            assert chosen == [700 + int(draw * 5) for draw in draws_B]
 
 
 @pytest.mark.parametrize(
