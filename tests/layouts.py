@@ -103,6 +103,7 @@ BALANCED = {
             expert_bias_update_rate=0.02,
             jitter=0.2,
             capacity_factor=0.8,
+            pad_to_capacity=True,
             aux_loss_coeff=0.3,
             z_loss_coeff=0.1,
             shared_ffn_hidden_size=16,

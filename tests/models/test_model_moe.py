@@ -182,6 +182,25 @@ def test_a_capacity_drops_nothing_in_evaluation_nor_where_there_is_room():
     assert torch.equal(wide(x_BTD), dropless(x_BTD))
 
 
+@pytest.mark.parametrize("factor", [0.5, 1.3, 4.0])
+def test_padding_to_capacity_changes_the_rows_of_experts_alone(factor):
+    """A capacity of 2, 6 and, since there are no more tokens, 8 of each of two sequences."""
+    x_BTD, g_BTD, found = normal(2, 8, 6).requires_grad_(), normal(2, 8, 6, seed=3), []
+    for pad in (True, False):
+        layer = experts(capacity_factor=factor, pad_to_capacity=pad)
+        rows = []
+        layer.experts.register_forward_pre_hook(
+            lambda module, inputs, rows=rows: rows.append(inputs[0].counts.tolist())
+        )
+        y_BTD = layer(x_BTD)
+        found.append((y_BTD, *torch.autograd.grad(y_BTD, [x_BTD, *layer.parameters()], g_BTD)))
+        layer.eval()(x_BTD)
+        assert rows[0] == [2 * {0.5: 2, 1.3: 6, 4.0: 8}[factor]] * 4 or not pad
+        assert sum(rows[1]) == 2 * 8 * 2
+    for padded, plain in zip(*found, strict=True):
+        torch.testing.assert_close(padded, plain, **EXACT)
+
+
 def test_jitter_changes_what_the_router_sees_in_training_alone():
     part = {"jitter": 0.3, "normalized": False}
     layer, x_BTD = experts(**part), normal(2, 7, 6)
@@ -252,6 +271,7 @@ def test_only_bf16_on_a_gpu_runs_grouped():
         ({"aux_loss_scope": "micro_batch"}, "aux_loss_scope 'micro_batch' needs a loss: aux_loss_coeff is 0"),
         ({"shared_gate": True}, "shared_gate needs a shared expert: shared_ffn_hidden_size is unset"),
         ({"drop_policy": "position"}, "drop_policy needs a capacity: without capacity_factor nothing is dropped"),
+        ({"pad_to_capacity": True}, "pad_to_capacity needs a capacity: without capacity_factor there is none"),
         ({"groups": 3}, "groups 3 do not divide experts 4"),
         ({"groups": 2, "top_groups": 3}, "top_groups 3 is more than groups 2"),
         ({"groups": 4, "top_groups": 1, "group_best": 1}, "top_k 2 is more than the 1 experts of top_groups 1"),

@@ -23,6 +23,7 @@ from mt_core.parallel.expert.dispatcher import (
     DISPATCHERS,
     AllGatherDispatcher,
     AllToAllDispatcher,
+    Capacity,
     Choices,
     TensorDispatcher,
     dispatch,
@@ -113,32 +114,40 @@ CASES: dict[str, Callable[[int], tuple[list[list[int]], list[list[bool]] | None]
 }
 """What the five tokens of each of two ranks choose among four experts, and what is kept."""
 DISPATCHED = [AllToAllDispatcher, AllGatherDispatcher]
+PADDED = {None: None, 5: 5, 9: 5}
+"""What an expert takes at most, and the rows that it then has of each rank: no more than there are tokens."""
 
 
 def draw(*shape: int, seed: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).requires_grad_()
 
 
-def choices_of(case: str, rank: int) -> tuple[Tensor, Choices]:
-    """A rank's tokens and where they go."""
+def choices_of(case: str, rank: int, capacity: int | None = None) -> tuple[Tensor, Choices]:
+    """A rank's tokens, all of one sequence, and where they go."""
     chosen, kept = CASES[case](rank)
     chosen_NC, kept_NC = torch.tensor(chosen), None if kept is None else torch.tensor(kept)
     weights_NC = draw(*chosen_NC.shape, seed=5 + rank)
-    return draw(len(chosen), WIDTH, seed=rank), Choices(weights_NC, chosen_NC, kept_NC, EXPERTS)
+    padding = None if capacity is None else Capacity(1, capacity)
+    return draw(len(chosen), WIDTH, seed=rank), Choices(weights_NC, chosen_NC, kept_NC, EXPERTS, padding)
 
 
-def dispatched(axis: Axis) -> dict[tuple[str, str], tuple[Tensor, ...]]:
-    """Results, and gradients of tokens, of weights and of this rank's experts, by dispatcher and case."""
+def feed(w_EDD: Tensor, seen: list[list[int]], x_RD: Tensor, counts_E: Tensor) -> Tensor:
+    """Experts that make something of padding too; `seen` gets their numbers of rows."""
+    seen.append(counts_E.tolist())
+    return (multiply_looped(x_RD, w_EDD, counts_E) + 1).sin()
+
+
+def dispatched(axis: Axis) -> dict[Any, tuple[Tensor, ...]]:
+    """Results, gradients of tokens, of weights and of local experts, and rows, by dispatcher, case and padding."""
     found = {}
-    for make, case in itertools.product(DISPATCHED, CASES):
-        x_ND, choices = choices_of(case, axis.rank)
-        w_EDD = draw(EXPERTS, WIDTH, WIDTH, seed=9)
-        local_eDD = w_EDD.chunk(axis.size)[axis.rank]
+    for make, case, capacity in itertools.product(DISPATCHED, CASES, PADDED):
+        x_ND, choices = choices_of(case, axis.rank, capacity)
+        w_EDD, seen = draw(EXPERTS, WIDTH, WIDTH, seed=9), []
         dispatcher = make(axis)
-        sent = dispatcher.send(x_ND, choices)
-        y_ND = dispatcher.run(sent, lambda x, n, w=local_eDD: multiply_looped(x, w, n).sin())
+        y_ND = dispatcher.run(dispatcher.send(x_ND, choices), partial(feed, w_EDD.chunk(axis.size)[axis.rank], seen))
         y_ND.square().sum().backward()
-        found[make.__name__, case] = tuple(t.detach() for t in (y_ND, x_ND.grad, choices.weights_NC.grad, w_EDD.grad))
+        gradients = (t.grad for t in (x_ND, choices.weights_NC, w_EDD))
+        found[make.__name__, case, capacity] = (*(t.detach() for t in (y_ND, *gradients)), torch.tensor(seen[0]))
     return found
 
 
@@ -146,11 +155,11 @@ def defined(case: str, ranks: int) -> list[tuple[Tensor, ...]]:
     """The same of every rank by a loop over tokens and their choices; gradients of experts are each rank's part."""
     w_EDD, found = draw(EXPERTS, WIDTH, WIDTH, seed=9), []
     for rank in range(ranks):
-        x_ND, (weights_NC, chosen_NC, kept_NC, _) = choices_of(case, rank)
+        x_ND, (weights_NC, chosen_NC, kept_NC, *_) = choices_of(case, rank)
         rows = [torch.zeros(WIDTH, dtype=torch.float64)] * len(x_ND)
         for n, c in itertools.product(*map(range, chosen_NC.shape)):
             if kept_NC is None or kept_NC[n, c]:
-                rows[n] = rows[n] + weights_NC[n, c] * (w_EDD[chosen_NC[n, c]] @ x_ND[n]).sin()
+                rows[n] = rows[n] + weights_NC[n, c] * (w_EDD[chosen_NC[n, c]] @ x_ND[n] + 1).sin()
         y_ND = torch.stack(rows)
         if y_ND.requires_grad:
             y_ND.square().sum().backward()
@@ -160,28 +169,32 @@ def defined(case: str, ranks: int) -> list[tuple[Tensor, ...]]:
 
 
 @pytest.fixture(scope="session")
-def exchanged(compute_once) -> list[dict[tuple[str, str], tuple[Tensor, ...]]]:
+def exchanged(compute_once) -> list[dict[Any, tuple[Tensor, ...]]]:
     """What each of two ranks found, of one launch."""
     return compute_once("dispatchers on two ranks", lambda: run_ranks(2, dispatched))
 
 
+@pytest.mark.parametrize("capacity", PADDED)
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("dispatcher", [make.__name__ for make in DISPATCHED])
-def test_a_dispatcher_is_a_dense_loop_forward_and_backward(dispatcher, case, exchanged):
-    found, expected = [rank[dispatcher, case] for rank in exchanged], defined(case, 2)
-    for (*ours, _), (*theirs, _) in zip(found, expected, strict=True):
+def test_a_dispatcher_is_a_dense_loop_forward_and_backward(dispatcher, case, capacity, exchanged):
+    found, expected = [rank[dispatcher, case, capacity] for rank in exchanged], defined(case, 2)
+    for (*ours, _, _), (*theirs, _) in zip(found, expected, strict=True):
         for a, b in zip(ours, theirs, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-13)
-    torch.testing.assert_close(sum(g_EDD for *_, g_EDD in found), expected[0][-1], rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(sum(g_EDD for *_, g_EDD, _ in found), expected[0][-1], rtol=1e-12, atol=1e-13)
+    if capacity is not None:
+        assert [rows.tolist() for *_, rows in found] == [[2 * PADDED[capacity]] * 2] * 2
 
 
+@pytest.mark.parametrize("capacity", PADDED)
 @pytest.mark.parametrize("case", CASES)
-def test_on_one_rank_it_is_the_same_loop(case):
-    x_ND, choices = choices_of(case, 1)
-    w_EDD = draw(EXPERTS, WIDTH, WIDTH, seed=9)
-    sent = dispatch.send(x_ND, choices)
-    y_ND = dispatch.run(sent, lambda x, n: multiply_looped(x, w_EDD, n).sin())
+def test_on_one_rank_it_is_the_same_loop(case, capacity):
+    x_ND, choices = choices_of(case, 1, capacity)
+    w_EDD, seen = draw(EXPERTS, WIDTH, WIDTH, seed=9), []
+    y_ND = dispatch.run(dispatch.send(x_ND, choices), partial(feed, w_EDD, seen))
     y_ND.square().sum().backward()
+    assert capacity is None or seen == [[PADDED[capacity]] * EXPERTS]
     for ours, theirs in zip((y_ND, x_ND.grad, choices.weights_NC.grad), defined(case, 2)[1], strict=False):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-13)
 

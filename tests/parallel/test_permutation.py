@@ -18,6 +18,8 @@ KEPT = {
     "some": torch.tensor([[True, False], [True, True], [False, False], [False, True], [True, True]]),
     "none": torch.zeros(TOKENS, CHOICES, dtype=torch.bool),
 }
+CASES = [*itertools.product(KEPT, (None, 3))]
+"""What is kept, and to how many rows those of each expert are padded; no expert has more than 3."""
 DTYPES = {torch.float64: (1e-12, 1e-13), torch.bfloat16: (2**-6, 2**-5)}
 """Bounds of equality; the plain form rounds products in bf16, of which a token has two, and features are near 1."""
 
@@ -27,19 +29,24 @@ def draw(*shape: int, seed: int, dtype: torch.dtype, device: str) -> Tensor:
     return values.to(device, dtype).requires_grad_()
 
 
-def results(kept: str, dtype: torch.dtype, device: str = "cpu", *, define: bool = False) -> list[Tensor]:
+def results(
+    case: tuple[str, int | None], dtype: torch.dtype, device: str = "cpu", *, define: bool = False
+) -> list[Tensor]:
     """Permuted tokens, the weighted sums of what came of them, and the gradients of tokens, rows and weights."""
+    kept, padded = case
     kept_NC = None if (mask := KEPT[kept]) is None else mask.to(device)
     scores_NE = torch.rand(TOKENS, EXPERTS, generator=torch.Generator().manual_seed(1)).to(device)
-    order, counts_E = sort_choices(scores_NE.topk(CHOICES).indices, kept_NC, EXPERTS)
+    order, counts_E = sort_choices(scores_NE.topk(CHOICES).indices, kept_NC, EXPERTS, padded)
     rows = int(counts_E.sum())
     x_ND = draw(TOKENS, WIDTH, seed=2, dtype=dtype, device=device)
     y_RD = draw(rows, WIDTH, seed=3, dtype=dtype, device=device)
     weights_NC = draw(TOKENS, CHOICES, seed=4, dtype=torch.promote_types(dtype, torch.float32), device=device)
     if define:
         choice_R = order.order_M[:rows]
-        x_RD = x_ND[choice_R // CHOICES]
-        weighted_RD = y_RD * weights_NC.flatten()[choice_R, None]
+        real_R = choice_R < TOKENS * CHOICES
+        choice_R = choice_R.where(real_R, 0)
+        x_RD = x_ND[choice_R // CHOICES] * real_R[:, None]
+        weighted_RD = y_RD * weights_NC.flatten()[choice_R, None] * real_R[:, None]
         sum_ND = torch.zeros_like(x_ND).index_add(0, choice_R // CHOICES, weighted_RD)
     else:
         x_RD, sum_ND = permute(x_ND, order, rows), unpermute(y_RD, order, weights_NC)
@@ -48,19 +55,29 @@ def results(kept: str, dtype: torch.dtype, device: str = "cpu", *, define: bool 
     return [t.detach() for t in (x_RD, sum_ND, x_ND.grad, y_RD.grad, weights_NC.grad)]
 
 
-@pytest.mark.parametrize("kept", KEPT)
-def test_the_plain_form_is_its_definition(kept):
-    for ours, theirs in zip(results(kept, torch.float64), results(kept, torch.float64, define=True), strict=True):
+@pytest.mark.parametrize("case", CASES)
+def test_the_plain_form_is_its_definition(case):
+    for ours, theirs in zip(results(case, torch.float64), results(case, torch.float64, define=True), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-13)
 
 
+@pytest.mark.parametrize("kept", KEPT)
+def test_padding_fills_up_the_rows_of_each_expert_with_zeros(kept):
+    (plain_RD, *plain), (padded_RD, *padded) = (results((kept, rows), torch.float64) for rows in (None, 3))
+    real_R = padded_RD.any(1)
+    assert torch.equal(padded_RD[real_R], plain_RD)
+    assert len(padded_RD) == 3 * EXPERTS
+    assert not padded[2][~real_R].any()
+    assert torch.equal(results((kept, 3), torch.float64)[1].any(1), plain[0].any(1))
+
+
 def check_that_kernels_are_the_plain_form(monkeypatch: Any, kernels: Any, device: str) -> None:
-    for kept, (dtype, (rtol, atol)) in itertools.product(KEPT, DTYPES.items()):
+    for case, (dtype, (rtol, atol)) in itertools.product(CASES, DTYPES.items()):
         monkeypatch.setattr(permutation, "choose_operations", lambda _: permutation.PLAIN)
-        plain = results(kept, dtype, device)
+        plain = results(case, dtype, device)
         fused = Operations(kernels.gather_tokens, kernels.add_choices, kernels.multiply_choices)
         monkeypatch.setattr(permutation, "choose_operations", lambda _, fused=fused: fused)
-        for ours, theirs in zip(results(kept, dtype, device), plain, strict=True):
+        for ours, theirs in zip(results(case, dtype, device), plain, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=rtol, atol=atol)
 
 

@@ -278,6 +278,10 @@ def test_rows_of_whole_experts_are_cut_by_sequence_parallelism_and_features_of_s
     shared = 2 * 8192 * 2 * (4096 + 14336 / 4) * 2
     assert rows("data.seq_length=8192", "parallel.tensor=4") == shared
     assert rows("data.seq_length=8192", "parallel.tensor=4", "parallel.sequence=true") == shared
+    padded = ("data.seq_length=8192", "model.mlp.capacity_factor=1.25", "model.mlp.pad_to_capacity=true")
+    assert rows(*padded) == one * 1.25
+    assert rows(*padded, "model.mlp.capacity_factor=9.0") == one * 4  # every token to each of eight experts
+    assert rows(*padded, "parallel.context=2") == one * 1.25  # each of two ranks may have all that an expert takes
 
 
 def activations(ranks: int, *overrides: str) -> dict[str, float]:

@@ -28,6 +28,7 @@ HARMLESS = (
     "mlp.jitter",
     "mlp.capacity_factor",
     "mlp.drop_policy",
+    "mlp.pad_to_capacity",
     "*dropout*",
 )
 """Patterns of keys below `model` that may differ from the checkpoint's: how it computes, and what only trains."""

@@ -18,7 +18,10 @@ DROPOUT = {f"dropout.{part}" for part in ("attention", "hidden", "embedding")}
 """Rates that only training reads; a family carries those that it has keys for."""
 ROUTER = {
     f"mlp.{setting}"
-    for setting in ("aux_loss_coeff", "aux_loss_scope", "z_loss_coeff", "jitter", "capacity_factor", "drop_policy")
+    for setting in (
+        *("aux_loss_coeff", "aux_loss_scope", "z_loss_coeff", "jitter"),
+        *("capacity_factor", "drop_policy", "pad_to_capacity"),
+    )
 }
 """Settings of a router that only training reads."""
 NOT_SEMANTIC = {"kind", "attention.core", "vocab_divisor", *ROUTER, *DROPOUT}

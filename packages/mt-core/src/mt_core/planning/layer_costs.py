@@ -72,7 +72,7 @@ class LayerCosts:
     tensor_reductions: float = 0
     """Results of which each tensor rank has a summand, such as those of output projections."""
     repeated_flops: float = 0
-    """Training FLOPs of a token that tensor ranks compute beyond their share, since the weights are whole on each."""
+    """Training FLOPs of a token that ranks compute beyond their share: weights that are whole on each, and padding."""
     kv_bytes: float = 0
     """Bytes of keys and values, which context ranks exchange."""
     query_bytes: float = 0

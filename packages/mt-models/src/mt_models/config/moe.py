@@ -1,6 +1,7 @@
 """A mixture of experts as a part of a model: the router, the experts and the shared expert."""
 
 from collections.abc import Iterator
+from math import ceil
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
@@ -59,6 +60,9 @@ class MoE(Section):
     often, rounded up, and drops the others, which are left with their remaining experts. Unset, nothing is dropped."""
     drop_policy: Literal["probability", "position"] = "probability"
     """Which tokens an expert that is full drops: those of the lowest weights, or the last ones of the sequence."""
+    pad_to_capacity: bool = False
+    """In training every expert computes as many rows as `capacity_factor` lets it take, zeros where it has fewer, so
+    that shapes and exchanges are the same in every step."""
     shared_ffn_hidden_size: PositiveInt | None = None
     """Hidden features of the shared expert, through which every token passes; unset, there is none."""
     shared_gate: bool = False
@@ -88,16 +92,18 @@ class MoE(Section):
             yield f"aux_loss_scope {self.aux_loss_scope!r} needs a loss: aux_loss_coeff is 0"
         if self.shared_gate and self.shared_ffn_hidden_size is None:
             yield "shared_gate needs a shared expert: shared_ffn_hidden_size is unset"
-        if (
-            self.capacity_factor is None
-            and "drop_policy" in self.model_fields_set
-            and self.drop_policy != "probability"
-        ):
-            yield "drop_policy needs a capacity: without capacity_factor nothing is dropped"
+        if self.capacity_factor is None:
+            yield from self._capacity_problems()
         if self.experts % self.groups:
             yield f"groups {self.groups} do not divide experts {self.experts}"
         elif self.top_groups is not None:
             yield from self._group_problems(self.top_groups, self.experts // self.groups)
+
+    def _capacity_problems(self) -> Iterator[str]:
+        if "drop_policy" in self.model_fields_set and self.drop_policy != "probability":
+            yield "drop_policy needs a capacity: without capacity_factor nothing is dropped"
+        if self.pad_to_capacity:
+            yield "pad_to_capacity needs a capacity: without capacity_factor there is none"
 
     def _group_problems(self, top_groups: int, size: int) -> Iterator[str]:
         if top_groups > self.groups:
@@ -163,22 +169,24 @@ class MoE(Section):
     def costs(self, shape: RankShape, size: int) -> LayerCosts:
         """The costs of the mixture between its norm and the residual sum, if experts are chosen equally often.
 
-        Where tensor ranks have whole experts they compute the same, unless they divide the sequence.
+        Where tensor ranks have whole experts they compute the same, unless they divide the sequence. Padding to a
+        capacity is computed, kept and exchanged as any row.
         """
         tokens, shared = shape.tokens / shape.sequence_parts, shape.expert_tensor > 1
         mixed = shape.tokens if shared else tokens  # what one rank's experts see
-        rows = mixed * self.top_k
+        repeated = 1 if shared else shape.tensor / shape.sequence_parts
+        rows = self._count_rows(shape, mixed)
         routed = rows * size * shape.element_size
         mixture = LayerCosts(
             saved=(
                 *self._saved_by_router(shape, tokens, size),
-                *self._saved_by_dispatcher(shape, tokens, mixed),
+                *self._saved_by_dispatcher(shape, tokens, mixed, rows),
                 SavedTensor("rows into and out of experts", 2 * routed),
             ),
             forward_bytes=ROUTED_TRAFFIC * routed,
             backward_bytes=ROUTED_TRAFFIC * routed,
             tensor_reductions=int(shared),
-            repeated_flops=0 if shared else self.expert_flops(size) * (shape.tensor / shape.sequence_parts - 1),
+            repeated_flops=self.expert_flops(size) * (repeated * rows / (mixed * self.top_k) - 1),
             routed_bytes=routed,
             mixed_bytes=mixed * size * shape.element_size,
         ) + gated_costs(shape, rows * self.ffn_hidden_size / shape.expert_tensor)
@@ -217,12 +225,21 @@ class MoE(Section):
         yield SavedTensor("groups that are left out", tokens * self.groups if limited else 0)
         yield SavedTensor("probabilities, and choices", probabilities * wide + rows * 8)
 
-    def _saved_by_dispatcher(self, shape: RankShape, tokens: float, mixed: float) -> Iterator[SavedTensor]:
-        """The orders of choices, and what is gathered of those of other ranks."""
+    def _count_rows(self, shape: RankShape, mixed: float) -> float:
+        """The rows of the experts that a rank's tokens pass through, `mixed` in number."""
+        if not self.pad_to_capacity or self.capacity_factor is None:
+            return mixed * self.top_k
+        sequences = shape.tokens * shape.context / shape.seq_length
+        capacity = ceil(shape.seq_length * self.top_k / self.experts * self.capacity_factor)
+        return self.experts * min(sequences * capacity, mixed)
+
+    def _saved_by_dispatcher(self, shape: RankShape, tokens: float, mixed: float, rows: float) -> Iterator[SavedTensor]:
+        """The orders of choices and of rows, and what is gathered of those of other ranks."""
         gathers = shape.expert > 1 and shape.token_dispatcher == "all_gather"
         choices = mixed * self.top_k * (shape.expert if gathers else 1)
         exchanged = 2 if shape.expert > 1 and not gathers else 0
-        yield SavedTensor("orders of choices", 8 * (2 * choices + exchanged * mixed * self.top_k))
+        ordered = rows if self.pad_to_capacity else choices
+        yield SavedTensor("orders of choices", 8 * (choices + ordered + exchanged * rows))
         yield SavedTensor(
             "weights of other ranks' choices", choices * shape.wide_size if choices > tokens * self.top_k else 0
         )

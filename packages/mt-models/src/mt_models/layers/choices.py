@@ -3,6 +3,8 @@
 Shape suffixes: B batch, T tokens, E experts, C choices of a token.
 """
 
+from math import ceil
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -27,6 +29,11 @@ def compute_capacity(chosen_BTC: Tensor, experts: int, factor: float) -> Tensor:
     """Tokens of each whole sequence that an expert takes, [B]: `factor` times an equal part of choices, rounded up."""
     tokens_B = (chosen_BTC[..., 0] < experts).sum(1).double()
     return (tokens_B * chosen_BTC.shape[-1] / experts * factor).ceil()
+
+
+def compute_full_capacity(tokens: int, choices: int, experts: int, factor: float) -> int:
+    """The capacity of a whole sequence of so many tokens without padding, than which none of that length has more."""
+    return ceil(tokens * choices / experts * factor)
 
 
 def keep_within_capacity(chosen_BTC: Tensor, weights_BTC: Tensor | None, experts: int, capacity_B: Tensor) -> Tensor:

@@ -80,7 +80,8 @@ class MoE(nn.Module):
     def list_choices(self, routing: Routing) -> Choices:
         """List the choices of the tokens of all sequences."""
         kept_NC = None if routing.kept_BTC is None else routing.kept_BTC.flatten(0, 1)
-        return Choices(routing.weights_BTC.flatten(0, 1), routing.chosen_BTC.flatten(0, 1), kept_NC, self.part.experts)
+        weights_NC, chosen_NC = routing.weights_BTC.flatten(0, 1), routing.chosen_BTC.flatten(0, 1)
+        return Choices(weights_NC, chosen_NC, kept_NC, self.part.experts, self.router.get_padding(routing))
 
     def run_shared(self, shared: nn.Module, x_BTD: Tensor) -> Tensor:
         """Pass tokens through the shared expert, and its gate if there is one."""

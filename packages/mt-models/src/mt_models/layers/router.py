@@ -14,10 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mt_core.parallel.dropout import DropoutKeys, jitter_features
+from mt_core.parallel.expert.dispatcher import Capacity
 from mt_core.parallel.expert.sequence_shards import WHOLE_SEQUENCES, SequenceShards
 from mt_models import config
 from mt_models.layers.choices import (
     compute_capacity,
+    compute_full_capacity,
     count_choices,
     keep_within_capacity,
     leave_out_padding,
@@ -105,6 +107,14 @@ class Router(nn.Module):
             return routing
         # no `_replace`, whose result Dynamo cannot carry across a graph break
         return Routing(routing.weights_BTC, routing.chosen_BTC, kept_BTC)
+
+    def get_padding(self, routing: Routing) -> Capacity | None:
+        """To how many rows those of every expert are padded; None in evaluation, and without `pad_to_capacity`."""
+        part, (sequences, tokens, choices) = self.part, routing.chosen_BTC.shape
+        if not part.pad_to_capacity or part.capacity_factor is None or not self.training:
+            return None
+        whole = tokens * self.shards.ranks
+        return Capacity(sequences, compute_full_capacity(whole, choices, part.experts, part.capacity_factor))
 
     def observe(
         self, logits_BTE: Tensor, routing: Routing, mask_BT: Tensor | None, record: RoutingRecord | None

@@ -32,6 +32,19 @@ Experts = Callable[[Tensor, Tensor], Tensor]
 """Local experts: maps rows [R, D] in the order of their experts, and the number of rows of each, to as many rows."""
 
 
+class Capacity(NamedTuple):
+    """How many rows every expert gets, whatever is chosen; what is missing is padding."""
+
+    sequences: int
+    """Sequences that the tokens are of."""
+    tokens: int
+    """Tokens of a whole sequence that an expert takes at most."""
+
+    def count_rows(self, tokens: int) -> int:
+        """The rows of an expert for so many tokens: of each sequence all of them, but no more than it takes."""
+        return self.sequences * min(self.tokens, tokens // self.sequences) if tokens else 0
+
+
 class Choices(NamedTuple):
     """Where tokens go."""
 
@@ -43,6 +56,12 @@ class Choices(NamedTuple):
     """False where an expert drops the token; None where nothing is dropped."""
     experts: int
     """All experts of the layer, on whatever rank."""
+    capacity: Capacity | None = None
+    """If given, every expert gets as many rows as that says, padding among them."""
+
+    def count_rows(self) -> int | None:
+        """The rows of an expert for these tokens, or None where that depends on what they choose."""
+        return None if self.capacity is None else self.capacity.count_rows(len(self.chosen_NC))
 
 
 class Sent(NamedTuple):
@@ -77,9 +96,9 @@ class LocalDispatcher:
     """Takes tokens to experts that are all on this rank."""
 
     def send(self, x_ND: Tensor, choices: Choices) -> Sent:
-        """Sort tokens by expert; the host waits for their number only where some are dropped."""
-        permutation, counts_E = sort_choices(choices.chosen_NC, choices.kept_NC, choices.experts)
-        rows = None if choices.kept_NC is None else int(counts_E.sum())
+        """Sort tokens by expert; the host waits for their number only where some are dropped and nothing is padded."""
+        permutation, counts_E = sort_choices(choices.chosen_NC, choices.kept_NC, choices.experts, choices.count_rows())
+        rows = None if choices.kept_NC is None or permutation.padded else int(counts_E.sum())
         return Sent(permute(x_ND, permutation, rows), choices.weights_NC, permutation, counts_E)
 
     def run(self, sent: Sent, experts: Experts) -> Tensor:
@@ -91,19 +110,25 @@ class LocalDispatcher:
 class AllToAllDispatcher:
     """Sends each row to the rank that has its expert, in one exchange of uneven parts, and the result back in another.
 
-    Counts go first, since they say how many rows a rank gets from each other; a rank may get none.
+    Counts go first, since they say how many rows a rank gets from each other; a rank may get none. Where experts get
+    equally many rows, padding among them, parts are equal and no counts go.
     """
 
     axis: Axis
     traceable: ClassVar[bool] = False
 
     def send(self, x_ND: Tensor, choices: Choices) -> Sent:
-        """Begin to send rows; the host waits for the counts."""
-        permutation, counts_E = sort_choices(choices.chosen_NC, choices.kept_NC, choices.experts)
+        """Begin to send rows; the host waits for the counts, if there are any."""
+        rows = choices.count_rows()
+        permutation, counts_E = sort_choices(choices.chosen_NC, choices.kept_NC, choices.experts, rows)
         counts_ne = counts_E.view(self.axis.size, -1)
-        received_ne = torch.empty_like(counts_ne)
-        dist.all_to_all_single(received_ne, counts_ne.contiguous(), group=self.axis.group)
-        there, here = map(tuple, torch.stack((counts_ne.sum(1), received_ne.sum(1))).tolist())
+        if rows is None:
+            received_ne = torch.empty_like(counts_ne)
+            dist.all_to_all_single(received_ne, counts_ne.contiguous(), group=self.axis.group)
+            there, here = map(tuple, torch.stack((counts_ne.sum(1), received_ne.sum(1))).tolist())
+        else:
+            received_ne = counts_ne
+            there = here = (rows * counts_ne.shape[1],) * self.axis.size
         exchange = make_all_to_all(self.axis, there, here)
         token = exchange.begin(permute(x_ND, permutation, sum(there)))
         return Sent(token, choices.weights_NC, permutation, received_ne, exchange, (there, here))
@@ -127,7 +152,7 @@ class AllGatherDispatcher:
     traceable: ClassVar[bool] = False
 
     def send(self, x_ND: Tensor, choices: Choices) -> Sent:
-        """Begin to gather tokens, and sort the choices of local experts; the host waits for the number of those."""
+        """Begin to gather tokens, and sort the choices of local experts."""
         exchange = make_all_gather(self.axis)
         token = exchange.begin(x_ND)
         weights_GC = all_gather(choices.weights_NC, self.axis, 0)
@@ -136,13 +161,19 @@ class AllGatherDispatcher:
             chosen_NC = chosen_NC.where(kept_NC, choices.experts)
         local = choices.experts // self.axis.size
         chosen_GC = all_gather_async(chosen_NC, self.axis, 0)() - self.axis.rank * local
-        permutation, counts_e = sort_choices(chosen_GC, (chosen_GC >= 0) & (chosen_GC < local), local)
+        rows = choices.count_rows()
+        rows = None if rows is None else rows * self.axis.size
+        permutation, counts_e = sort_choices(chosen_GC, (chosen_GC >= 0) & (chosen_GC < local), local, rows)
         return Sent(token, weights_GC, permutation, counts_e, exchange)
 
     def run(self, sent: Sent, experts: Experts) -> Tensor:
-        """Pass the tokens that chose local experts through those, and sum what each token got over the ranks."""
+        """Pass the tokens that chose local experts through those, and sum what each token got over the ranks.
+
+        The host waits for the number of rows unless that is padded.
+        """
         assert sent.exchange is not None
-        x_RD = permute(sent.exchange.finish(sent.x), sent.permutation, int(sent.counts.sum()))
+        rows = None if sent.permutation.padded else int(sent.counts.sum())
+        x_RD = permute(sent.exchange.finish(sent.x), sent.permutation, rows)
         y_GD = unpermute(experts(x_RD, sent.counts), sent.permutation, sent.weights_NC)
         return reduce_scatter(y_GD, self.axis, 0)
 
@@ -162,14 +193,14 @@ class TensorDispatcher:
 
     def send(self, x_ND: Tensor, choices: Choices) -> Sent:
         """Bring the tokens of all tensor ranks together, and begin to bring them to their experts."""
-        weights_NC, chosen_NC, kept_NC, experts = choices
+        weights_NC, chosen_NC, kept_NC, experts, capacity = choices
         if not self.sequence:
             x_ND, weights_NC = (copy_to_tensor_parallel(t, self.axis) for t in (x_ND, weights_NC))
-            return self.dispatcher.send(x_ND, Choices(weights_NC, chosen_NC, kept_NC, experts))
+            return self.dispatcher.send(x_ND, Choices(weights_NC, chosen_NC, kept_NC, experts, capacity))
         x_GD, weights_GC = (all_gather(t, self.axis, 0) for t in (x_ND, weights_NC))
         chosen_GC = all_gather_async(chosen_NC, self.axis, 0)()
         kept_GC = None if kept_NC is None else all_gather_async(kept_NC.byte(), self.axis, 0)().bool()
-        return self.dispatcher.send(x_GD, Choices(weights_GC, chosen_GC, kept_GC, experts))
+        return self.dispatcher.send(x_GD, Choices(weights_GC, chosen_GC, kept_GC, experts, capacity))
 
     def run(self, sent: Sent, experts: Experts) -> Tensor:
         """Sum up what the parts of experts on all tensor ranks return."""

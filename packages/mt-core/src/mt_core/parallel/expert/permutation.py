@@ -4,8 +4,11 @@
 atomic sums, so results are the same bits every time. On a GPU each is one Triton kernel instead of several of torch's,
 unless torch.compile fuses those.
 
-Shape suffixes: D model size, N tokens, C choices of a token, M = N·C choices, R ≤ M rows of those that are kept, E
-experts, e those of this rank, n ranks.
+Rows of an expert may be filled up to a fixed number with those of one more token, which is all zeros: a sum over rows
+that belong to no token of the caller's is cut off, and with it every gradient of theirs.
+
+Shape suffixes: D model size, N tokens, C choices of a token, M = N·C choices, R rows of those that are kept, at most M
+but for padding, E experts, e those of this rank, n ranks.
 """
 
 from collections.abc import Callable
@@ -25,18 +28,37 @@ class Permutation(NamedTuple):
     """The choice that stands at each position, int64."""
     back_M: Tensor
     """The position of each choice, int64."""
+    padded: bool = False
+    """Whether the choices are those of one token more, whose features are zeros and whose rows are padding."""
 
 
-def sort_choices(chosen_NC: Tensor, kept_NC: Tensor | None, experts: int) -> tuple[Permutation, Tensor]:
-    """Return the order of choices by expert, and the number of choices of each expert, [E].
+def sort_choices(
+    chosen_NC: Tensor, kept_NC: Tensor | None, experts: int, rows: int | None = None
+) -> tuple[Permutation, Tensor]:
+    """Return the order of choices by expert, and the number of rows of each expert, [E].
 
-    Choices that are not kept stand behind those of the last expert, and count for none.
+    Choices that are not kept stand behind those of the last expert, and count for none. With `rows`, which no expert
+    may have more of, each has exactly so many, and the host waits for nothing.
     """
     chosen_M = chosen_NC.flatten()
     if kept_NC is not None:
         chosen_M = chosen_M.where(kept_NC.flatten(), experts)
     counts_E = (chosen_M[:, None] == torch.arange(experts, device=chosen_M.device)).sum(0)
-    return make_permutation(chosen_M.argsort(stable=True)), counts_E
+    permutation = make_permutation(chosen_M.argsort(stable=True))
+    if rows is None:
+        return permutation, counts_E
+    return _pad(permutation, chosen_M, counts_E, rows, chosen_NC.shape[1]), torch.full_like(counts_E, rows)
+
+
+def _pad(permutation: Permutation, chosen_M: Tensor, counts_E: Tensor, rows: int, choices: int) -> Permutation:
+    """Return the order in which each expert has so many rows; positions past the last are of choices without a row."""
+    total = rows * len(counts_E)
+    skipped_E = torch.arange(len(counts_E), device=chosen_M.device) * rows - (counts_E.cumsum(0) - counts_E)
+    position_M = permutation.back_M + F.pad(skipped_E, (0, 1))[chosen_M]
+    back_M = F.pad(position_M.where(chosen_M < len(counts_E), total), (0, choices), value=total)
+    order_R = back_M.new_full((total + 1,), len(chosen_M))
+    order_R[back_M[: len(chosen_M)]] = torch.arange(len(chosen_M), device=chosen_M.device)
+    return Permutation(order_R[:total], back_M, padded=True)
 
 
 def sort_by_expert(counts_ne: Tensor, rows: int) -> Permutation:
@@ -53,13 +75,19 @@ def make_permutation(order_M: Tensor) -> Permutation:
 
 def permute(x_ND: Tensor, permutation: Permutation, rows: int | None = None) -> Tensor:
     """Return the features of the token of each choice, in the order of the permutation, [R, D]; the first `rows`."""
-    rows = len(permutation.order_M) if rows is None else rows
-    return _Permute.apply(x_ND, *permutation, rows)  # pyright: ignore[reportReturnType]
+    order_M, back_M, padded = permutation
+    rows = len(order_M) if rows is None else rows
+    x_ND = F.pad(x_ND, (0, 0, 0, 1)) if padded else x_ND
+    return _Permute.apply(x_ND, order_M, back_M, rows)  # pyright: ignore[reportReturnType]
 
 
 def unpermute(y_RD: Tensor, permutation: Permutation, weights_NC: Tensor) -> Tensor:
     """Return the sum of each token's rows times their weights, [N, D]; choices without a row add nothing."""
-    return _Unpermute.apply(y_RD, *permutation, weights_NC)  # pyright: ignore[reportReturnType]
+    order_M, back_M, padded = permutation
+    if not padded:
+        return _Unpermute.apply(y_RD, order_M, back_M, weights_NC)  # pyright: ignore[reportReturnType]
+    y_ND: Any = _Unpermute.apply(y_RD, order_M, back_M, F.pad(weights_NC, (0, 0, 0, 1)))
+    return y_ND[:-1]
 
 
 def restore(y_MD: Tensor, permutation: Permutation) -> Tensor:
@@ -117,7 +145,7 @@ def multiply_choices(y_RD: Tensor, back_M: Tensor, g_ND: Tensor) -> Tensor:
 
 def take_choices(y_RD: Tensor, back_M: Tensor) -> Tensor:
     """Return the row of each choice, zeros for those without."""
-    return F.pad(y_RD, (0, 0, 0, len(back_M) - len(y_RD)))[back_M]
+    return F.pad(y_RD, (0, 0, 0, 1))[back_M.clamp(max=len(y_RD))]
 
 
 class Operations(NamedTuple):
