@@ -24,6 +24,7 @@ import socket
 import struct
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -193,7 +194,8 @@ def _reset_interpreter(first_path: str) -> None:
     sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr
     added = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     sys.path[:] = [first_path, *added, *(path for path in BASE_PATH if path not in added)]
-    sys.path_importer_cache.clear()
+    for path in [path for path, finder in sys.path_importer_cache.items() if finder is None]:
+        del sys.path_importer_cache[path]  # it may be there by now; finders see by themselves what a folder got
     if any(name.startswith("HF_") and value != BASE_ENVIRONMENT.get(name) for name, value in os.environ.items()):
         for module in [name for name in sys.modules if name.partition(".")[0] in FORGOTTEN]:
             del sys.modules[module]
@@ -296,5 +298,7 @@ def main(listener: int, lifeline: int) -> None:
     threads = os.listdir("/proc/self/task")
     assert len(threads) == 1, f"imports started threads, and a process that has some cannot be forked: {threads}"
     gc.freeze()  # collections touch no page that a child shares
+    for each in list(weakref.finalize._registry):  # pyright: ignore[reportAttributeAccessIssue]
+        each.atexit = False  # a third of a short command's time: it would take torch's libraries of operators apart
     _collapse_pages()
     serve(socket.socket(fileno=listener), lifeline)

@@ -1,6 +1,7 @@
 """Configuration of `GPT`."""
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, PositiveFloat, model_validator
@@ -90,20 +91,15 @@ class GPTConfig(TransformerSection):
 
     def canonical_tensors(self) -> Tensors:
         """Every tensor in a checkpoint of this model, un-fused and un-padded."""
-        tensors = self.vocab_tensors("embed")
-        if self.position.kind == "learned":
-            tensors["position.weight"] = CanonicalTensor((self.max_seq_len, self.hidden_size))
-        for layer in range(self.layers):
-            tensors |= {f"layers.{layer}.{name}": tensor for name, tensor in self._block_tensors(layer).items()}
-        tensors |= self.norm.tensors("norm", self.hidden_size)
-        return tensors if self.tied else tensors | self.vocab_tensors("head")
+        return dict(_list_tensors(self))
 
     @property
     def block_norms(self) -> tuple[str, ...]:
         """Names of the norms of a block, those of heads left out."""
         return ("attn_norm", "mlp_norm", *(("attn_post_norm", "mlp_post_norm") if self.post_norms else ()))
 
-    def _block_tensors(self, layer: int) -> Tensors:
+    def block_tensors(self, layer: int) -> Tensors:
+        """The canonical tensors of one block, named without its number."""
         tensors = self._plain_tensors(layer)
         return tensors if self.lora is None else tensors | self.lora.tensors(tensors)
 
@@ -149,3 +145,14 @@ def _mean_keys(sequence: int, window: int | None) -> float:
     """Keys that a token of a sequence sees on average, the last one counted at half."""
     width = min(window or sequence, sequence)
     return width * (1 - width / (2 * sequence)) if sequence else 0.0
+
+
+@lru_cache(maxsize=32)  # plans ask a thousand times
+def _list_tensors(config: GPTConfig) -> Tensors:
+    tensors = config.vocab_tensors("embed")
+    if config.position.kind == "learned":
+        tensors["position.weight"] = CanonicalTensor((config.max_seq_len, config.hidden_size))
+    for layer in range(config.layers):
+        tensors |= {f"layers.{layer}.{name}": tensor for name, tensor in config.block_tensors(layer).items()}
+    tensors |= config.norm.tensors("norm", config.hidden_size)
+    return tensors if config.tied else tensors | config.vocab_tensors("head")
