@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from mt_core.contracts import Tokenizer
-from mt_eval.generation.requests import Alternatives, Output, Request
+from mt_eval.generation.requests import Alternatives, Beam, Output, Request
 from mt_eval.generation.text import UNFINISHED, Detokenizer, StopFinder, spell_token
 
 LEAST_LOG_PROB = -9999.0
@@ -71,7 +71,9 @@ class Choice:
     entries: list[TokenEntry] = field(default_factory=list)
     finish: Literal["stop", "length"] | None = None
     num_tokens: int = 0
-    """New tokens, one that ended the text included."""
+    """New tokens, one that ended the text included; those of all beams."""
+    beams: tuple[Beam, ...] = ()
+    """The texts of a beam search, the best first."""
 
     def __post_init__(self) -> None:
         read = self.prompt.tokens[self.prompt.num_prefix :]
@@ -89,6 +91,10 @@ class Choice:
             return Delta("")
         if output.finish == "error":
             raise FailedRequest(output.error or "the request failed")
+        if output.beams:
+            self.beams, self.finish = output.beams, output.beams[0].finish
+            self.num_tokens = sum(len(beam.tokens) for beam in output.beams)
+            return Delta("", finish=self.finish)
         text = "" if self._started else self._start(output)
         if output.token is not None:
             self.num_tokens += 1
@@ -104,6 +110,16 @@ class Choice:
         delta = Delta(text, self._release_entries(), self.finish)
         self.entries += delta.entries
         return delta
+
+    def write_beams(self) -> list["Choice"]:
+        """A whole answer for each text of a beam search, the best first."""
+        answers = []
+        for beam in self.beams:
+            answers.append(Choice(self.tokenizer, self.prompt, echo=self.echo, spell=self.spell))
+            for token in beam.tokens:
+                answers[-1].add(Output(0, token))
+            answers[-1].add(Output(0, None, finish=beam.finish))
+        return answers
 
     def _start(self, output: Output) -> str:
         """The prompt's text and entries, if the answer begins with them."""

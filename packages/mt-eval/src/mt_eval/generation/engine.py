@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from mt_core.errors import Problem, raise_if
 from mt_eval.finite import ADVICE
+from mt_eval.generation.beam_search import BeamSearch
 from mt_eval.generation.requests import Finish, Output, Request, Stats, TokenLogProb
 from mt_eval.generation.sequences import CachedModel, EngineOptions, Sequence
 
@@ -36,6 +37,12 @@ class Running:
     sequence: Sequence
     draws: random.Random
     prompt_log_probs: list[TokenLogProb | None] = field(default_factory=lambda: [None])
+    search: BeamSearch | None = None
+
+    @property
+    def sequences(self) -> list[Sequence]:
+        """All that it has in the cache: the beams of a search, else one."""
+        return self.search.sequences if self.search else [self.sequence]
 
     @property
     def new_tokens(self) -> int:
@@ -81,16 +88,21 @@ class Engine:
         if length + request.max_new_tokens > most:
             actual = f"{length} tokens and {request.max_new_tokens} new ones exceed the model's {most} positions"
             problems.append(Problem("prompt", actual, f"at most {most} together"))
-        elif (needed := self.cached.count_blocks(_longest(request))) > self.cached.pool.blocks:
+        elif (needed := request.width * self.cached.count_blocks(_longest(request))) > self.cached.pool.blocks:
             blocks, size = self.cached.pool.blocks, self.cached.pool.block_size
             actual = f"needs {needed} blocks of {size} tokens, the cache has {blocks}"
             problems.append(Problem("prompt", actual, "a larger cache (cache_gib), or fewer tokens"))
+        if request.width > (most := self.options.max_running):
+            problems.append(Problem("beam_width", f"{request.width}", f"at most {most} (max_running)"))
         return problems
 
     def remove(self, request: int) -> None:
         """Forget a request and give its blocks back at once; one that has ended is no longer there to forget."""
         self._waiting = deque(entry for entry in self._waiting if entry[0] != request)
-        if (running := self._running.pop(request, None)) is not None:
+        running = self._running.pop(request, None)
+        if running is not None and running.search is not None:
+            running.search.close()
+        elif running is not None:
             self.cached.close(running.sequence)
 
     def step(self) -> list[Output]:
@@ -99,42 +111,46 @@ class Engine:
         parts = self._plan()
         if not parts:
             return outputs
-        x_ND = self.cached.run([(running.sequence, count) for running, count in parts])
+        x_ND = self.cached.run([(sequence, count) for _, sequence, count in parts])
         ready, first = [], 0
-        for running, count in parts:
+        for running, sequence, count in parts:
             problem = self._score_prompt(running, x_ND[first : first + count])
             first += count
             if problem is not None:
                 outputs.append(self._fail(running, problem))
-            elif not running.sequence.left:
+            elif not sequence.left:
                 ready.append((running, first - 1))
         return outputs + self._draw([running for running, _ in ready], x_ND[[row for _, row in ready]])
 
     def _start(self) -> list[Output]:
         """Give blocks to waiting requests in their order; those that have nothing to compute end here."""
-        outputs = []
-        while self._waiting and len(self._running) < self.options.max_running:
+        outputs, width = [], sum(running.request.width for running in self._running.values())
+        while self._waiting and width + self._waiting[0][1].width <= self.options.max_running:
             number, request = self._waiting[0]
             if request.max_new_tokens == 0 and not request.prompt_log_probs:
                 outputs.append(Output(number, None, finish="length"))
             else:
                 reuse = not request.prompt_log_probs
-                sequence = self.cached.open(request.prompt, _longest(request), reuse=reuse)
+                sequence = self.cached.open(request.prompt, _longest(request), reuse=reuse, copies=request.width)
                 if sequence is None:
                     break
                 draws = random.Random(f"{request.seed}:{request.sample}")
-                self._running[number] = Running(number, request, sequence, draws)
+                self._running[number] = running = Running(number, request, sequence, draws)
+                if request.beams is not None:
+                    running.search = BeamSearch(request, request.beams, self.cached, sequence)
+                width += request.width
             self._waiting.popleft()
         return outputs
 
-    def _plan(self) -> list[tuple[Running, int]]:
-        """Which requests compute how many tokens in this step: single ones first."""
-        singles = [(running, 1) for running in self._running.values() if running.sequence.left == 1]
+    def _plan(self) -> list[tuple[Running, Sequence, int]]:
+        """Which sequences compute how many tokens in this step: single ones first."""
+        all_running = [(running, sequence) for running in self._running.values() for sequence in running.sequences]
+        singles = [(running, sequence, 1) for running, sequence in all_running if sequence.left == 1]
         budget, prompts = self.options.chunk_tokens - len(singles), []
-        for running in self._running.values():
-            if budget and (left := running.sequence.left) > 1:
-                prompts.append((running, min(left, budget)))
-                budget -= prompts[-1][1]
+        for running, sequence in all_running:
+            if budget and (left := sequence.left) > 1:
+                prompts.append((running, sequence, min(left, budget)))
+                budget -= prompts[-1][-1]
         return singles + prompts
 
     def _score_prompt(self, running: Running, x_ND: "Tensor") -> str | None:
@@ -163,17 +179,28 @@ class Engine:
             return []
         logits_NV = self.cached.compute_logits(x_ND)
         finite = logits_NV.amax(-1).isfinite().tolist()
-        good = [row for row, is_finite in enumerate(finite) if is_finite]
-        options = [ready[row].request.sampling.after(ready[row].new_tokens) for row in good]
-        draws = [0.0 if option.greedy else ready[row].draws.random() for row, option in zip(good, options, strict=True)]
-        tokens = dict(zip(good, choose_each(logits_NV[good], options, draws), strict=True))
-        outputs = []
-        for row, running in enumerate(ready):
-            if row not in tokens:
-                outputs.append(self._fail(running, _describe_place(running.sequence.computed)))
-            else:
-                outputs.append(self._emit(running, tokens[row], logits_NV[row : row + 1]))
+        failed = {running.id: running for running, is_finite in zip(ready, finite, strict=True) if not is_finite}
+        outputs = [self._fail(running, _describe_place(running.sequences[0].computed)) for running in failed.values()]
+        good = [row for row, running in enumerate(ready) if running.id not in failed]
+        single = [row for row in good if ready[row].search is None]
+        options = [ready[row].request.sampling.after(ready[row].new_tokens) for row in single]
+        draws = [
+            0.0 if option.greedy else ready[row].draws.random() for row, option in zip(single, options, strict=True)
+        ]
+        for row, token in zip(single, choose_each(logits_NV[single], options, draws), strict=True):
+            outputs.append(self._emit(ready[row], token, logits_NV[row : row + 1]))
+        searches = {ready[row].id: ready[row] for row in good if ready[row].search is not None}
+        for running in searches.values():
+            outputs += self._advance(running, logits_NV[[row for row in good if ready[row] is running]])
         return outputs
+
+    def _advance(self, running: Running, logits_NV: "Tensor") -> list[Output]:
+        """Take a beam search a token further; its only output, if it ends."""
+        assert running.search is not None
+        beams = running.search.advance(logits_NV)
+        if beams is None:
+            return []
+        return [self._end(running, Output(running.id, None, beams=tuple(beams)), beams[0].finish)]
 
     def _emit(self, running: Running, token: int, logits_1V: "Tensor") -> Output:
         """Append a token to its request, and end the request if it is the last."""

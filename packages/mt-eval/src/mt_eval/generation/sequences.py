@@ -108,8 +108,10 @@ class CachedModel:
         count = -(-tokens // size)
         return count if self.horizon is None else min(count, -(-(self.horizon + self.options.chunk_tokens) // size) + 1)
 
-    def open(self, tokens: Values[int], longest: int, *, reuse: bool = True) -> Sequence | None:
+    def open(self, tokens: Values[int], longest: int, *, reuse: bool = True, copies: int = 1) -> Sequence | None:
         """A sequence that will have up to `longest` tokens in the cache; None if there are too few blocks now.
+
+        There have to be enough for so many copies of it, which `fork` makes.
 
         What others have computed of its beginning is taken from the cache, but for the last token, unless `reuse` is
         off.
@@ -120,7 +122,7 @@ class CachedModel:
         first = self._first_block(len(known) * size)
         shared = [block for _, block in known[first:]]
         taken = sum(map(pool.is_unused, shared))
-        if pool.available < sequence.limit - len(shared) + taken:
+        if pool.available < copies * sequence.limit - len(shared) + taken:
             return None
         pool.share(shared)
         pool.promised += sequence.limit - len(shared)
