@@ -132,7 +132,7 @@ TORCH_FREE = [
     *(f"mt_cli.{name}" for name in ("main", "run_config", "config", "plugins_command")),
     *(f"mt_core.cli.{name}" for name in ("plugin_group", "completion", "options")),
     *("mt_core.plugin", "mt_ckpt.plugin", "mt_ckpt.command", "mt_ckpt.formats", "mt_eval.plugin", "mt_cli.plugin"),
-    *("mt_eval.tasks.command", "mt_eval.generation.command", "mt_cli.train.command"),
+    *("mt_eval.tasks.command", "mt_eval.harness.command", "mt_eval.generation.command", "mt_cli.train.command"),
 ]
 
 
@@ -170,9 +170,9 @@ def test_help_imports_none_of_the_heavy_packages():
     assert not imported & {"torch", "numpy", "pydantic", "rich", "tokenizers", "safetensors", "transformers"}
 
 
-@pytest.mark.parametrize("command", ["data", "ckpt", "eval", "generate", "serve", "train", "config"])
+@pytest.mark.parametrize("command", ["data", "ckpt", "eval", "eval harness", "generate", "serve", "train", "config"])
 def test_help_of_a_command_imports_no_torch(mt, blocking, command):
-    ran = mt(command, "--help", PYTHONPATH=blocking("torch"))
+    ran = mt(*command.split(), "--help", PYTHONPATH=blocking("torch", "lm_eval"))
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.startswith(f"Usage: mt {command} ")
 

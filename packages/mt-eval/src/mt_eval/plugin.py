@@ -39,6 +39,7 @@ def mt_components() -> Iterable[Component]:
             "command", "serve-client", f"{serving}.client_command:serve_client", "Type prompts at a server", NEEDS
         ),
         Component("eval-task", "lambada", f"{tasks}:lambada", "LAMBADA: accuracy on the last word", NEEDS),
+        Component("eval-task", "harness", "mt_eval.harness.command:harness", "Tasks of lm-evaluation-harness", NEEDS),
         Component("eval-task", "wikitext103", f"{tasks}:wikitext103", "WikiText-103: perplexity per word", NEEDS),
         Component("eval-task", "masked-lm", f"{masked}:masked_lm", "Masked words: loss of a BERT", NEEDS),
         Component("eval-task", "span", f"{masked}:span", "Masked spans: loss of a T5", NEEDS),

@@ -64,14 +64,19 @@ def publish(report: Report, output: Path | None = None) -> None:
             Problem(report.task, f"{name} is {value}", ADVICE) for name, value in wrong.items()
         )
     if output is not None:
-        with atomic_file(output, "w") as file:
-            file.write(json.dumps(report.document(), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+        write_document(output, report.document())
     if sys.stdout.isatty():
         _print_table(report)
     else:
         rows = [(name.replace("_", " "), value) for name, value in report.rows()]
         width = max(len(name) for name, _ in rows)
         print(report.task, *(f"{name:<{width}}  {value}" for name, value in rows), sep="\n")
+
+
+def write_document(output: Path, document: Mapping[str, Any]) -> None:
+    """Write a JSON file, whole or not at all."""
+    with atomic_file(output, "w") as file:
+        file.write(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def _print_table(report: Report) -> None:

@@ -54,17 +54,9 @@ class Evaluation:
     def seq_length(self, longest: int | None = None) -> tuple[int, str]:
         """Tokens in an input, and where that comes from.
 
-        It is what was asked for, else what the run trained at, else all positions of the model; of these two no more
-        than `longest`.
+        It is what `choose_seq_length` says, no more than `longest` unless more is asked for.
         """
-        asked, positions = self.task.seq_length, self.config.max_seq_len
-        if asked is not None:
-            if asked > positions:
-                raise MtError("--seq-length", f"{asked} tokens", f"1 to {positions}, the model's positions")
-            return asked, "--seq-length"
-        trained = self.checkpoint.trained_seq_length
-        known = (min(trained, positions), "samples in training") if trained else (positions, "model's positions")
-        return min(known, (longest or positions, "longest input of the task"), key=lambda pair: pair[0])
+        return choose_seq_length(self.checkpoint, self.task.seq_length, (longest, "longest input of the task"))
 
     def batch_size(self, model: GPT, length: int) -> int:
         """Inputs in a batch: what was asked for, or what fits a budget of tokens."""
@@ -103,3 +95,21 @@ class Evaluation:
             seconds=seconds,
         )
         publish(report, self.task.output)
+
+
+def choose_seq_length(
+    checkpoint: Checkpoint, asked: int | None, longest: tuple[int | None, str] = (None, "")
+) -> tuple[int, str]:
+    """Tokens in an input, and where that comes from.
+
+    It is what was asked for, else what the run trained at, else all positions of the model; of these two no more than
+    the first of `longest`, whose second says what that is.
+    """
+    positions = checkpoint.loader.config().max_seq_len
+    if asked is not None:
+        if asked > positions:
+            raise MtError("--seq-length", f"{asked} tokens", f"1 to {positions}, the model's positions")
+        return asked, "--seq-length"
+    trained = checkpoint.trained_seq_length
+    known = (min(trained, positions), "samples in training") if trained else (positions, "model's positions")
+    return min(known, (longest[0] or positions, longest[1]), key=lambda pair: pair[0])

@@ -1,0 +1,101 @@
+"""Run tasks of lm-evaluation-harness on a checkpoint and report: everything cheap is checked before the model loads."""
+
+import sys
+import time
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, cast
+
+from mt_core.distributed.process_group import pick_device
+from mt_eval.encoding import TextEncoder
+from mt_eval.harness.command import HarnessOptions
+from mt_eval.harness.results import KEPT, flatten, make_table, to_plain, write_samples
+from mt_eval.harness.tasks import SEED, load_tasks, set_num_fewshot
+from mt_eval.load import Checkpoint, load_model, load_tokenizer
+from mt_eval.options import ModelOptions, TokenizerOptions
+from mt_eval.report import Report, check_output, write_document
+from mt_eval.tasks.evaluation import choose_seq_length
+
+if TYPE_CHECKING:
+    from mt_eval.harness.model import HarnessModel
+
+
+def run_tasks(task: HarnessOptions, model: ModelOptions, tokenizer: TokenizerOptions) -> None:
+    """Run the tasks, print a table, and write the results and the samples if there is an output."""
+    started = time.monotonic()
+    from lm_eval.evaluator import evaluate
+
+    _seed_everything()
+    names, limit = task.names(), task.samples()
+    check_output(task.output)
+    checkpoint = Checkpoint.open(task.load_dir, model.loader, model.loader_options)
+    encoder = TextEncoder.create(load_tokenizer(checkpoint, tokenizer.config()), bos=task.bos)
+    seq_length, source = choose_seq_length(checkpoint, task.seq_length)
+    tasks = load_tasks(names, task.include_path or [], seq_length=seq_length)
+    set_num_fewshot(tasks["tasks"].values(), task.num_fewshot)
+    harness_model = _open_model(checkpoint, encoder, seq_length, task, model)
+    print(f"harness: inputs of at most {seq_length:,} tokens ({source})", file=sys.stderr)
+    results = cast("Mapping[str, Any] | None", evaluate(harness_model, tasks, limit=cast("int | None", limit)))
+    assert results is not None, "one process"
+    report = Report(
+        task="harness",
+        model=str(task.load_dir),
+        data=",".join(names),
+        metrics=flatten(results),
+        counts={name: count["effective"] for name, count in results["n-samples"].items()},
+        settings={
+            "seq_length": seq_length,
+            "seq_length_from": source,
+            "batch_size": task.batch_size or "auto",
+            "limit": "all" if limit is None else limit,
+            "num_fewshot": "the task's" if task.num_fewshot is None else task.num_fewshot,
+            "device": pick_device(model.device, where="--device").type,
+            "dtype": model.dtype,
+            "tokenizer": type(encoder.tokenizer).__name__,
+            "before_each_text": encoder.describe_prefix(),
+        },
+        seconds=time.monotonic() - started,
+    )
+    _publish(report, results, task)
+
+
+def _seed_everything() -> None:
+    """Seed as lm-evaluation-harness does before it loads tasks, so that those which draw have the same samples."""
+    import random
+
+    import numpy as np
+    import torch
+
+    random.seed(0)
+    np.random.seed(SEED)
+    torch.manual_seed(SEED)
+
+
+def _open_model(
+    checkpoint: Checkpoint, encoder: TextEncoder, seq_length: int, task: HarnessOptions, model: ModelOptions
+) -> "HarnessModel":
+    from mt_eval.harness.model import HarnessModel, choose_begin, choose_ends
+
+    return HarnessModel(
+        load_model(checkpoint, device=model.device, dtype=model.dtype),
+        encoder,
+        seq_length=seq_length,
+        begin=choose_begin(encoder, bos=task.bos),
+        ends=choose_ends(checkpoint, encoder.tokenizer),
+        batch_size=task.batch_size,
+    )
+
+
+def _publish(report: Report, results: Mapping[str, Any], task: HarnessOptions) -> None:
+    """Write the samples, then the results, then print: what is printed is on the disk."""
+    if task.output is not None:
+        write_samples(task.output, results.get("samples", {}))
+        document = report.document()
+        document["versions"]["lm-eval"] = version("lm-eval")
+        document["lm_eval"] = to_plain({name: results[name] for name in KEPT if name in results})
+        write_document(task.output, document)
+    rows = [("model", report.model), *((name, str(value)) for name, value in report.settings.items())]
+    rows.append(("seconds", f"{report.seconds:.1f}"))
+    width = max(len(name) for name, _ in rows)
+    print("harness", *(f"{name.replace('_', ' '):<{width}}  {value}" for name, value in rows), sep="\n")
+    print("", *make_table(results), sep="\n")
