@@ -81,6 +81,7 @@ MODELS = {
             jitter=0.1,
             z_loss_coeff=0.1,
             capacity_factor=0.8,
+            pad_to_capacity=True,
             shared_ffn_hidden_size=12,
             shared_gate=True,
         )
