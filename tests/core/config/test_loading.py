@@ -181,6 +181,36 @@ def test_a_count_and_a_fraction_replace_each_other_from_layer_to_layer(tmp_path)
     assert ends.lr_schedule.warmup_steps == 9
 
 
+def test_samples_and_steps_replace_each_other_from_layer_to_layer(tmp_path):
+    samples = ["lr_schedule.decay_samples=1000", "lr_schedule.warmup_fraction=0.25", "lr_schedule.decay_steps=8"]
+    schedule = load_run_config([], [IDS, *samples[:2]], "gpt-tiny").lr_schedule
+    assert (schedule.unit, schedule.warmup_samples, schedule.warmup_steps, schedule.get_end(5)) == (
+        "samples",
+        250,
+        0,
+        1000,
+    )
+    assert load_run_config([], [IDS, *samples], "gpt-tiny").lr_schedule.warmup_steps == 2
+    counts = tmp_path / "counts.toml"
+    counts.write_text("[lr_schedule]\nwarmup_steps = 7\ndecay_steps = 9\n")
+    words = ["lr_schedule.warmup_samples=5", "lr_schedule.decay_samples=64"]
+    assert load_run_config([counts], [IDS, *words], "gpt-tiny").lr_schedule.warmup == 5
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["warmup_samples=64"], r"lr_schedule.warmup_samples: 64; allowed: less than the decay's end, 64"),
+        (["decay=wsd"], r"lr_schedule.anneal_samples: required by decay = \"wsd\", but not given; allowed: 1 to 64"),
+        (["decay=wsd", "anneal_samples=65"], "lr_schedule.anneal_samples: 65; allowed: at most the decay's end, 64"),
+    ],
+)
+def test_a_schedule_in_samples_has_the_rules_of_one_in_steps(words, message):
+    words = [f"lr_schedule.{word}" for word in ("decay_samples=64", "warmup_samples=5", *words)]
+    with pytest.raises(MtError, match=message):
+        load_run_config([], [IDS, *words], "gpt-tiny")
+
+
 def test_a_count_and_a_fraction_in_one_place_are_refused(tmp_path):
     both = tmp_path / "both.toml"
     both.write_text("[lr_schedule]\nwarmup_steps = 7\nwarmup_fraction = 0.1\n")

@@ -3,13 +3,14 @@
 import math
 
 import pytest
+from pydantic import ValidationError
 
 from mt_core.config.sections import LRScheduleConfig
 from mt_core.training.lr_schedule import learning_rate
 
 
-def rate(step, **schedule):
-    return learning_rate(LRScheduleConfig(**schedule), 1.0, step, steps=100)
+def rate(step, *, samples=0, **schedule):
+    return learning_rate(LRScheduleConfig(**schedule), 1.0, step, samples=samples, steps=100)
 
 
 def test_warm_up_is_linear_from_zero_and_reaches_the_peak():
@@ -52,3 +53,35 @@ def test_wsd_is_flat_and_then_anneals(anneal, share):
     assert rate(60, **schedule) == 1.0
     assert rate(70, **schedule) == pytest.approx(share, rel=1e-15)
     assert rate(100, **schedule) == pytest.approx(0.0, abs=1e-15)
+
+
+@pytest.mark.parametrize("decay", ["linear", "cosine", "inverse_sqrt", "constant", "wsd"])
+@pytest.mark.parametrize("warmup", [0, 20])
+def test_counted_in_samples_it_is_the_same_function_whatever_the_step(decay, warmup):
+    anneal = {"steps": {"anneal_steps": 30}, "samples": {"anneal_samples": 30}} if decay == "wsd" else {}
+    steps = {"warmup_steps": warmup, "decay_steps": 90, **anneal.get("steps", {})}
+    samples = {"warmup_samples": warmup or None, "decay_samples": 90, **anneal.get("samples", {})}
+    for count in (0, 7, 20, 55, 80, 90, 91):
+        by_samples = rate(3, samples=count, decay=decay, min_lr=0.1, **samples)
+        assert by_samples == rate(count, decay=decay, min_lr=0.1, **steps)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "message"),
+    [
+        (
+            {"warmup_steps": 2, "decay_samples": 9},
+            "decay_samples counts samples, warmup_steps steps; count all of them",
+        ),
+        ({"decay_samples": 9, "decay_steps": 9}, "decay_samples counts samples, decay_steps steps; count all of them"),
+        ({"warmup_samples": 2}, "warmup_samples needs decay_samples, the samples after which the decay ends"),
+        ({"anneal_samples": 2}, "anneal_samples needs decay_samples, the samples after which the decay ends"),
+        (
+            {"warmup_samples": 2, "decay_samples": 9, "warmup_fraction": 0.1},
+            "warmup_samples and warmup_fraction are both given; leave one of them out",
+        ),
+    ],
+)
+def test_steps_and_samples_are_not_mixed(schedule, message):
+    with pytest.raises(ValidationError, match=message):
+        LRScheduleConfig(**schedule)

@@ -1,6 +1,7 @@
 """A training state in every format: the same bits, and a run that goes on as if it had never been moved."""
 
 import shutil
+import tomllib
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -249,11 +250,15 @@ def test_what_megatron_says_and_mt_cannot_is_named(native, tmp_path):
         "the state of the machinery that repeats failed steps (rerun_state_machine)",
         "the growing batch: set batch.rampup",
         "the decay other of the learning rate: set lr_schedule.decay",
-        "a warm-up or decay that ends within a step: lr_schedule.* are rounded to whole steps",
         "the growing weight decay: set optim.weight_decay",
         "the number of trained tokens, which Megatron does not count: taken as 224",
     ):
         assert line in done.lost
+    settings = tomllib.loads((tmp_path / "back" / "settings.toml").read_text())["lr_schedule"]
+    assert {name: count for name, count in settings.items() if name.startswith(("warmup", "decay_"))} == {
+        "warmup_samples": 3,
+        "decay_samples": 100,
+    }
 
 
 WRONG = {

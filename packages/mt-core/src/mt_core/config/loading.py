@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from mt_core.config.renamed_keys import find_renamed, translate
-from mt_core.config.sections import FRACTIONS, Section
+from mt_core.config.sections import SCHEDULE_ALTERNATIVES, Section
 from mt_core.errors import MtError, Problem, raise_if, suggest_file
 from mt_core.plugins import component, components, did_you_mean, manager
 
@@ -124,12 +124,12 @@ def read_layers(files: Sequence[Path], overrides: Sequence[str] = (), preset: st
 
 
 def merge_layers(layers: Sequence[Layer]) -> dict[str, Any]:
-    """All layers in one tree of plain values; a count over a fraction of `lr_schedule` replaces it, and the reverse."""
+    """All layers in one tree of plain values; in `lr_schedule` a key replaces those below that say the same."""
     values: dict[str, Any] = {}
     for layer in layers:
         schedule, above = values.get("lr_schedule"), layer.values.get("lr_schedule")
         if isinstance(schedule, Mapping) and isinstance(above, Mapping):
-            replaced = [pair[1 - n] for pair in FRACTIONS.items() for n in (0, 1) if pair[n] in above]
+            replaced = {pair[1 - n] for pair in SCHEDULE_ALTERNATIVES for n in (0, 1) if pair[n] in above}
             values["lr_schedule"] = {key: value for key, value in schedule.items() if key not in replaced}
         values = merge(values, layer.values)
     return values

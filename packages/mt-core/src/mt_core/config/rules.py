@@ -69,19 +69,16 @@ def _deterministic(config: TransformerRun) -> Iterator[Problem]:
 
 def _lr_schedule(config: RunConfig) -> Iterator[Problem]:
     schedule = config.lr_schedule
-    end = schedule.decay_steps or config.train.steps
-    if schedule.warmup_steps >= end:
-        yield Problem(
-            "lr_schedule.warmup_steps", f"{schedule.warmup_steps}", f"allowed: less than the decay's end, {end}"
-        )
+    end, warmup, anneal = schedule.get_end(config.train.steps), schedule.warmup, schedule.anneal_length
+    if warmup >= end:
+        yield Problem(f"lr_schedule.warmup_{schedule.unit}", f"{warmup}", f"allowed: less than the decay's end, {end}")
     if schedule.min_lr > config.optim.lr:
         yield Problem("lr_schedule.min_lr", f"{schedule.min_lr}", f"allowed: at most optim.lr, {config.optim.lr}")
-    if schedule.decay == "wsd" and schedule.anneal_steps is None:
-        yield Problem("lr_schedule.anneal_steps", 'required by decay = "wsd", but not given', f"allowed: 1 to {end}")
-    elif (schedule.anneal_steps or 0) > end:
-        yield Problem(
-            "lr_schedule.anneal_steps", f"{schedule.anneal_steps}", f"allowed: at most the decay's end, {end}"
-        )
+    where = f"lr_schedule.anneal_{schedule.unit}"
+    if schedule.decay == "wsd" and anneal is None:
+        yield Problem(where, 'required by decay = "wsd", but not given', f"allowed: 1 to {end}")
+    elif (anneal or 0) > end:
+        yield Problem(where, f"{anneal}", f"allowed: at most the decay's end, {end}")
 
 
 def init_problems(text: str, options: Mapping[str, object] = MappingProxyType({})) -> Iterator[Problem]:

@@ -155,6 +155,10 @@ class TrainConfig(Section):
 
 FRACTIONS = {"warmup_steps": "warmup_fraction", "min_lr": "min_lr_fraction"}
 """Fields of `lr_schedule` that may be given as a fraction → the field of the fraction, so that a preset's scale."""
+SCHEDULE_UNITS = tuple((f"{name}_steps", f"{name}_samples") for name in ("warmup", "decay", "anneal"))
+"""Fields of `lr_schedule` that count the same length, in steps or in samples."""
+SCHEDULE_ALTERNATIVES = (*SCHEDULE_UNITS, *FRACTIONS.items(), ("warmup_samples", "warmup_fraction"))
+"""Fields of `lr_schedule` that say the same: one that is given replaces the other of lower layers."""
 
 
 class LRScheduleConfig(Section):
@@ -168,12 +172,19 @@ class LRScheduleConfig(Section):
     """Shape after the warm-up; "wsd" stays at the highest rate and anneals at the end."""
     decay_steps: PositiveInt | None = None
     """Step at which the decay ends; unset, the last of the run."""
+    decay_samples: PositiveInt | None = None
+    """In place of `decay_steps`: the samples after which the decay ends. The whole schedule is then counted in samples,
+    so that it does not depend on how the batch grows."""
+    warmup_samples: PositiveInt | None = None
+    """In place of `warmup_steps`: samples of linear warm-up from zero; needs `decay_samples`."""
     min_lr: NonNegativeFloat = 0.0
     """Lowest learning rate after the warm-up."""
     min_lr_fraction: Annotated[float, Field(ge=0, le=1)] | None = None
     """In place of `min_lr`: the share of `optim.lr`; RUN/config.toml has the rate."""
     anneal_steps: PositiveInt | None = None
     """Last steps of "wsd", in which the rate falls; required by it."""
+    anneal_samples: PositiveInt | None = None
+    """In place of `anneal_steps`: the last samples of "wsd"; needs `decay_samples`."""
     anneal: Literal["linear", "cosine", "exponential", "minus_sqrt"] = "linear"
     """Shape of the fall of "wsd"."""
 
@@ -184,12 +195,46 @@ class LRScheduleConfig(Section):
                 raise ValueError(f"{count} and {fraction} are both given; leave one of them out")
         return self
 
+    @model_validator(mode="after")
+    def _one_unit(self) -> Self:
+        steps, samples = (
+            [name for name in names if getattr(self, name)] for names in zip(*SCHEDULE_UNITS, strict=True)
+        )
+        if samples and steps:
+            raise ValueError(f"{samples[0]} counts samples, {', '.join(steps)} steps; count all of them in samples")
+        if samples and self.decay_samples is None:
+            raise ValueError(f"{samples[0]} needs decay_samples, the samples after which the decay ends")
+        if self.warmup_samples is not None and self.warmup_fraction is not None:
+            raise ValueError("warmup_samples and warmup_fraction are both given; leave one of them out")
+        return self
+
+    @property
+    def unit(self) -> Literal["steps", "samples"]:
+        """What the schedule counts."""
+        return "steps" if self.decay_samples is None else "samples"
+
+    @property
+    def warmup(self) -> int:
+        """Length of the warm-up, in its unit."""
+        return self.warmup_samples or self.warmup_steps
+
+    @property
+    def anneal_length(self) -> int | None:
+        """Length of the fall of "wsd", in its unit."""
+        return self.anneal_samples or self.anneal_steps
+
+    def get_end(self, steps: int) -> int:
+        """Where the decay of a run of so many steps ends, in its unit."""
+        return self.decay_samples or self.decay_steps or steps
+
     def resolve_fractions(self, *, steps: int, lr: float) -> Self:
-        """Steps and rates in place of fractions, for a run of so many steps with this highest learning rate."""
-        end = self.decay_steps or steps
+        """Counts and rates in place of fractions, for a run of so many steps with this highest learning rate."""
+        end = self.get_end(steps)
         resolved: dict[str, float | None] = {}
         if self.warmup_fraction is not None:
-            resolved |= {"warmup_steps": min(round(self.warmup_fraction * end), end - 1), "warmup_fraction": None}
+            warmup = min(round(self.warmup_fraction * end), end - 1)
+            key, value = ("warmup_samples", warmup or None) if self.decay_samples else ("warmup_steps", warmup)
+            resolved |= {key: value, "warmup_fraction": None}
         if self.min_lr_fraction is not None:
             resolved |= {"min_lr": float(f"{self.min_lr_fraction * lr:.12g}"), "min_lr_fraction": None}
         return self.model_copy(update=resolved)

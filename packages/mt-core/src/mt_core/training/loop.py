@@ -114,7 +114,8 @@ def _step(
     config, state, position = run.config, run.state, run.state.position
     seed_step(config.runtime.seed, position.step, run.mesh.data_context.rank)
     batches = add_dropout_keys(batches, config.runtime.seed, consumed=position.samples, data=run.mesh.data)
-    lr = learning_rate(config.lr_schedule, config.optim.lr, position.step, steps=config.train.steps)
+    schedule, peak, steps = config.lr_schedule, config.optim.lr, config.train.steps
+    lr = learning_rate(schedule, peak, position.step, samples=position.samples, steps=steps)
     scale = state.loss_scale.value
     update_heartbeat = partial(run.heartbeat.update, position.step + 1, "forward and backward")
     loss, metrics = backward(

@@ -52,7 +52,8 @@ def read_native(path: Path) -> TrainingState:
     args = to_args(values)
     scale = meta["loss_scale"]
     schedule = LRScheduleConfig.model_validate(values["lr_schedule"])
-    rate = learning_rate(schedule, values["optim"]["lr"], meta["step"], steps=values["train"]["steps"])
+    steps = values["train"]["steps"]
+    rate = learning_rate(schedule, values["optim"]["lr"], meta["step"], samples=meta["samples"], steps=steps)
     return TrainingState(
         source=loader.step,
         config=config,

@@ -1,6 +1,6 @@
 """Between mt's settings of a run and Megatron's arguments, scheduler and parameter groups.
 
-mt counts the schedule in steps, Megatron in samples: both are the same where the batch does not grow.
+Megatron's scheduler counts samples, mt steps or samples: both are the same where the batch does not grow.
 """
 
 from collections.abc import Iterator, Mapping
@@ -29,14 +29,19 @@ PLAIN = {
     "lr_schedule.warmup_steps": "lr_warmup_iters",
     "lr_schedule.decay_steps": "lr_decay_iters",
     "lr_schedule.anneal_steps": "lr_wsd_decay_iters",
+    "lr_schedule.warmup_samples": "lr_warmup_samples",
+    "lr_schedule.decay_samples": "lr_decay_samples",
+    "lr_schedule.anneal_samples": "lr_wsd_decay_samples",
     "lr_schedule.anneal": "lr_wsd_decay_style",
     "data.seq_length": "seq_length",
     "data.decoder_seq_length": "decoder_seq_length",
     "runtime.seed": "seed",
 }
 """Settings that mean the same, ours to theirs."""
-TO_MT = {ours: theirs for ours, theirs in PLAIN.items() if not ours.startswith("data.")}
-"""Those that a file of settings for mt gets; data is the reader's to describe."""
+TO_MT = {
+    ours: theirs for ours, theirs in PLAIN.items() if not ours.startswith("data.") and not ours.endswith("_samples")
+}
+"""Those that a file of settings for mt gets; data is the reader's to describe, and the scheduler has samples."""
 
 
 def to_args(config: Values) -> dict[str, Any]:
@@ -60,10 +65,10 @@ def build_scheduler(args: Values, samples: int) -> dict[str, Any]:
     batch = args["global_batch_size"]
     return {
         "max_lr": args["lr"],
-        "lr_warmup_steps": args["lr_warmup_iters"] * batch,
+        "lr_warmup_steps": args.get("lr_warmup_samples") or args["lr_warmup_iters"] * batch,
         "num_steps": samples,
         "lr_decay_style": args["lr_decay_style"],
-        "lr_decay_steps": (args.get("lr_decay_iters") or args["train_iters"]) * batch,
+        "lr_decay_steps": args.get("lr_decay_samples") or (args.get("lr_decay_iters") or args["train_iters"]) * batch,
         "min_lr": args["min_lr"],
         "start_wd": args["weight_decay"],
         "end_wd": args["weight_decay"],
@@ -120,20 +125,30 @@ def to_sections(args: Values, scheduler: Values) -> dict[str, dict[str, Any]]:
         for name in ("anneal", "anneal_steps"):
             sections["lr_schedule"].pop(name, None)
     if batch and scheduler:
-        sections["lr_schedule"] |= {
-            "warmup_steps": round(scheduler["lr_warmup_steps"] / batch),
-            "decay_steps": round(scheduler["lr_decay_steps"] / batch),
-            "min_lr": scheduler["min_lr"],
-        }
+        sections["lr_schedule"] = _count_schedule(sections["lr_schedule"], args, scheduler, batch)
+        sections["lr_schedule"]["min_lr"] = scheduler["min_lr"]
         sections["optim"]["lr"] = scheduler["max_lr"]
     dtype = next((ours for ours, theirs in PRECISIONS.items() if args.get(theirs)), "fp32")
     sections["precision"]["dtype"] = dtype
     return {name: values for name, values in sections.items() if values}
 
 
+def _count_schedule(schedule: Values, args: Values, scheduler: Values, batch: int) -> dict[str, Any]:
+    """The schedule with the scheduler's lengths, in steps if those are whole and the batch does not grow."""
+    lengths = {"warmup": scheduler["lr_warmup_steps"], "decay": scheduler["lr_decay_steps"]}
+    if schedule.get("decay") == "wsd":
+        lengths["anneal"] = args.get("lr_wsd_decay_samples") or (args.get("lr_wsd_decay_iters") or 0) * batch
+    whole = not args.get("rampup_batch_size") and not any(length % batch for length in lengths.values())
+    unit, size = ("steps", batch) if whole else ("samples", 1)
+    counts = {f"{name}_{unit}": length // size for name, length in lengths.items() if length or name == "warmup"}
+    if counts.get("warmup_samples") == 0:
+        del counts["warmup_samples"]
+    rest = {name: value for name, value in schedule.items() if not name.endswith("_steps")}
+    return rest | counts
+
+
 def not_carried_to_mt(args: Values, scheduler: Values) -> Iterator[str]:
     """What Megatron's settings ask for and mt's have no word for."""
-    batch = args.get("global_batch_size") or 1
     if args.get("optimizer") not in (None, "adam"):
         yield f"the optimizer {args['optimizer']}: mt goes on with AdamW"
     if args.get("rampup_batch_size"):
@@ -141,8 +156,6 @@ def not_carried_to_mt(args: Values, scheduler: Values) -> Iterator[str]:
     style = scheduler.get("lr_decay_style")
     if scheduler and style not in DECAYS.values():
         yield f"the decay {style} of the learning rate: set lr_schedule.decay"
-    if any(scheduler.get(key, 0) % batch for key in ("lr_warmup_steps", "lr_decay_steps")):
-        yield "a warm-up or decay that ends within a step: lr_schedule.* are rounded to whole steps"
     if scheduler.get("start_wd") != scheduler.get("end_wd"):
         yield "the growing weight decay: set optim.weight_decay"
 
@@ -152,7 +165,9 @@ def not_carried_to_megatron(config: Values) -> Iterator[str]:
     if config["optim"]["name"] != "adamw":
         yield f"the optimizer {config['optim']['name']}: Megatron goes on with Adam"
     if config["batch"].get("rampup") or config["batch"].get("sizes"):
-        yield "the growing batch: mt's schedule counts steps, Megatron's samples"
+        counted = config["lr_schedule"].get("decay_samples") is not None
+        steps = "" if counted else "; the learning rate then counts samples of the full batch, not steps"
+        yield f"the growing batch: set --rampup-batch-size{steps}"
 
 
 def _at(config: Values, path: str) -> Any:
