@@ -45,6 +45,12 @@ doc_to_text: "{{question}}"
 doc_to_target: "{{answer}}"
 generation_kwargs: {until: ["the"], num_beams: 4}
 """,
+    "types": """
+output_type: generate_until
+doc_to_text: "{{question}}"
+doc_to_target: "{{answer}}"
+generation_kwargs: {until: [1], max_gen_toks: many, top_p: hot, do_sample: 1}
+""",
     "draws": """
 output_type: generate_until
 doc_to_text: "{{question}}"
@@ -143,7 +149,7 @@ def test_limit_shots_and_a_task_by_its_file(folder):
 def test_everything_wrong_with_the_tasks_is_said_at_once(folder, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     with pytest.raises(MtError) as error:
-        run(folder, "toy_hub,toy_beams,toy_choose,toy_draws")
+        run(folder, "toy_hub,toy_beams,toy_choose,toy_draws,toy_types")
     hub, *others = str(error.value).splitlines()
     assert hub.startswith("--tasks: toy_hub: cannot be loaded (")
     assert "nobody/none" in hub
@@ -154,6 +160,10 @@ def test_everything_wrong_with_the_tasks_is_said_at_once(folder, monkeypatch):
     assert others == [
         f"--tasks: toy_beams: generation_kwargs: num_beams = 4 is not supported; {allowed}",
         "--tasks: toy_draws: max_gen_toks: 200 new tokens in a model that reads 64; 1 to 63",
+        "--tasks: toy_types: generation_kwargs: until = [1]; a text or a list of texts",
+        "--tasks: toy_types: generation_kwargs: 'many' new tokens; a whole number",
+        "--tasks: toy_types: generation_kwargs: do_sample = 1; true or false",
+        "--tasks: toy_types: generation_kwargs: top_p = 'hot'; a number",
     ]
 
 

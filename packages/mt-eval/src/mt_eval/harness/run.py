@@ -87,15 +87,15 @@ def _open_model(
 
 
 def _publish(report: Report, results: Mapping[str, Any], task: HarnessOptions) -> None:
-    """Write the samples, then the results, then print: what is printed is on the disk."""
-    if task.output is not None:
-        write_samples(task.output, results.get("samples", {}))
-        document = report.document()
-        document["versions"]["lm-eval"] = version("lm-eval")
-        document["lm_eval"] = to_plain({name: results[name] for name in KEPT if name in results})
-        write_document(task.output, document)
+    """Print first, as writing many samples may fill the disk; then write the results, and the samples last."""
     rows = [("model", report.model), *((name, str(value)) for name, value in report.settings.items())]
     rows.append(("seconds", f"{report.seconds:.1f}"))
     width = max(len(name) for name, _ in rows)
     print("harness", *(f"{name.replace('_', ' '):<{width}}  {value}" for name, value in rows), sep="\n")
-    print("", *make_table(results), sep="\n")
+    print("", *make_table(results), sep="\n", flush=True)
+    if task.output is not None:
+        document = report.document()
+        document["versions"]["lm-eval"] = version("lm-eval")
+        document["lm_eval"] = to_plain({name: results[name] for name in KEPT if name in results})
+        write_document(task.output, document)
+        write_samples(task.output, results.get("samples", {}))

@@ -1,6 +1,6 @@
 """Texts that go on until a stop string, as lm-evaluation-harness asks for them, through the generation engine."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,8 @@ MAX_NEW_TOKENS = 256
 """Most new tokens where a task says nothing, as everywhere in lm-evaluation-harness."""
 LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 """Names of the most new tokens; the first that is given counts."""
+DRAW = ("do_sample", "temperature", "top_k", "top_p")
+"""Names of what says how a token is chosen."""
 NEUTRAL: Mapping[str, object] = {
     "num_beams": 1,
     "num_return_sequences": 1,
@@ -46,21 +48,17 @@ class TextOptions:
         """
         rest = dict(kwargs)
         until = rest.pop("until", None) or []
-        stops = tuple(stop for stop in ([until] if isinstance(until, str) else until) if stop)
+        until = [until] if isinstance(until, str) else until
         lengths = [length for name in LENGTHS if (length := rest.pop(name, None)) is not None]
-        temperature, top_k, top_p = (rest.pop(name, None) for name in ("temperature", "top_k", "top_p"))
-        draws = rest.pop("do_sample", None)
-        draws = bool(temperature) if draws is None else draws
+        draw = {name: rest.pop(name, None) for name in DRAW}
+        raise_if(_find_problems(until, lengths, draw, rest, f"{where}: generation_kwargs"))
+        draws = bool(draw["temperature"]) if draw["do_sample"] is None else draw["do_sample"]
         sampling = SamplingOptions(top_k=1)
         if draws:
-            top_p = 0.0 if top_p in (None, 1, 1.0) else float(top_p)
-            sampling = SamplingOptions(1.0 if temperature is None else float(temperature), int(top_k or 0), top_p)
-        allowed = f"until, {', '.join(LENGTHS)}, do_sample, temperature, top_k, top_p"
-        raise_if(
-            Problem(f"{where}: generation_kwargs", f"{name} = {value!r} is not supported", allowed)
-            for name, value in rest.items()
-            if name not in NEUTRAL or NEUTRAL[name] != value
-        )
+            temperature = 1.0 if draw["temperature"] is None else float(draw["temperature"])
+            top_p = 0.0 if draw["top_p"] in (None, 1) else float(draw["top_p"])
+            sampling = SamplingOptions(temperature, int(draw["top_k"] or 0), top_p)
+        stops = tuple(filter(None, until))
         return cls(stops, int(lengths[0]) if lengths else MAX_NEW_TOKENS, sampling)
 
     def check(self, seq_length: int, where: str) -> None:
@@ -68,6 +66,26 @@ class TextOptions:
         if not 0 < self.max_new_tokens < seq_length:
             actual = f"{self.max_new_tokens} new tokens in a model that reads {seq_length}"
             raise MtError(f"{where}: max_gen_toks", actual, f"1 to {seq_length - 1}")
+
+
+def _find_problems(
+    until: object, lengths: Sequence[object], draw: Mapping[str, object], rest: Mapping[str, object], where: str
+) -> Iterator[Problem]:
+    """What is of a wrong type, and what cannot be obeyed."""
+    if not isinstance(until, list) or not all(isinstance(stop, str) for stop in until):
+        yield Problem(where, f"until = {until!r}", "a text or a list of texts")
+    for length in lengths:
+        if type(length) is not int:
+            yield Problem(where, f"{length!r} new tokens", "a whole number")
+    for name, value in draw.items():
+        if value is not None and (type(value) is bool) is not (name == "do_sample"):
+            yield Problem(where, f"{name} = {value!r}", "true or false" if name == "do_sample" else "a number")
+        elif value is not None and not isinstance(value, int | float):
+            yield Problem(where, f"{name} = {value!r}", "a number")
+    allowed = f"until, {', '.join((*LENGTHS, *DRAW))}"
+    for name, value in rest.items():
+        if name not in NEUTRAL or NEUTRAL[name] != value:
+            yield Problem(where, f"{name} = {value!r} is not supported", allowed)
 
 
 @dataclass(slots=True)
