@@ -17,7 +17,7 @@ DEFAULTS = {
 }
 REAL = {
     "llama": "is_llama_config transformers.js_config pretraining_tp rope_interleaved max_sequence_length auto_map",
-    "mistral": "torch_dtype use_cache _name_or_path",
+    "mistral": "torch_dtype use_cache _name_or_path _model_name_or_path",
     "mixtral": "output_router_logits router_aux_loss_coef router_jitter_noise",
     "qwen2": "max_window_layers use_mrope use_sliding_window sliding_window",
     "qwen3_moe": "intermediate_size output_router_logits router_aux_loss_coef mlp_only_layers decoder_sparse_step",

@@ -10,8 +10,16 @@ ANY = object()
 """Allowed value of a key that says nothing of the computation."""
 
 BOOKKEEPING = (
-    *("_name_or_path", "_commit_hash", "_num_labels", "architectures", "auto_map", "transformers_version"),
-    *("torch_dtype", "dtype", "tokenizer_class", "transformers.js_config", "model_max_length", "max_sequence_length"),
+    *("_name_or_path", "_model_name_or_path", "_commit_hash", "_num_labels", "architectures", "auto_map"),
+    *(
+        "transformers_version",
+        "torch_dtype",
+        "dtype",
+        "tokenizer_class",
+        "transformers.js_config",
+        "model_max_length",
+        "max_sequence_length",
+    ),
     *("is_llama_config", "unsloth_fixed", "unsloth_version", "output_past", "model_input_names"),
 )
 """Where a file comes from and which other files go with it; `dtype` is that of the tensors, which they have."""
