@@ -194,6 +194,17 @@ def test_names_that_are_not_of_the_readers_folders_are_looked_for_among_lm_evals
     monkeypatch.setattr("lm_eval.tasks.manager.__file__", str(tmp_path / "manager.py"))
     printed = run(folder, "toy_cho*", "--limit", 0.25).stdout
     assert re.findall(r"^(toy_\w+) +0 +1 +acc ", printed, re.MULTILINE) == ["toy_choose", "toy_chosen"]
+    (tmp_path / "both.yaml").write_text(
+        "group: toy_both\ntask: [toy_choose, toy_chosen]\naggregate_metric_list: [{metric: acc}]\n"
+    )
+    printed = run(folder, "toy_both", "--limit", 2).stdout
+    assert {name for name, _ in re.findall(r"^(toy_\w+) .* acc +(\S+)", printed, re.MULTILINE)} == {
+        *("toy_both", "toy_choose", "toy_chosen")
+    }
+    with pytest.raises(
+        MtError, match="^--tasks: Duplicate task 'toy_chosen': found .*; ask for each task once, by its"
+    ):
+        run(folder, "toy_both,toy_chosen")
     with pytest.raises(MtError) as error:
         run(folder, "toy_chosn,toy_reed,toy_choose")
     listed = "`lm-eval ls tasks` lists all; --include-path names a folder of your own"

@@ -47,7 +47,10 @@ def load_tasks(names: Sequence[str], include: Sequence[Path], *, seq_length: int
             loaded += groups or read["tasks"].values()
             problems += [problem for task in read["tasks"].values() for problem in _check(task, seq_length)]
     raise_if(problems)
-    return manager.load(loaded)
+    try:
+        return manager.load(loaded)
+    except ValueError as err:  # a task that is asked for twice, as when its group is too
+        raise MtError("--tasks", str(err), "ask for each task once, by its name or by its group's") from err
 
 
 def set_num_fewshot(tasks: "Iterable[Task]", asked: int | None) -> None:
