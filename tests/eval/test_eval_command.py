@@ -15,6 +15,8 @@ from mt_core.checkpoint.detection import open_checkpoint
 from mt_core.errors import MtError
 from mt_core.plugins import Component, component, hookimpl, manager
 from mt_eval.generation.command import generate
+from mt_eval.generation.engine import Engine
+from mt_eval.generation.requests import BeamOptions, Request
 from mt_eval.tasks.command import app
 
 TEXT = "It was the best of times, it was the worst of times. " * 4
@@ -348,3 +350,32 @@ def test_options_of_the_texts_that_have_no_meaning_are_refused(checkpoint, tmp_p
         run_generate(checkpoint, "--prompt", "a", "--top-logprobs", 1)
     with pytest.raises(MtError, match="--output: .* its directory does not exist"):
         run_generate(checkpoint, "--prompt", "a", "--output", tmp_path / "none" / "o.jsonl")
+
+
+def test_generate_searches_with_beams(checkpoint, tmp_path, model, tokenizer):
+    prompts = ("--prompt", "ab", "--max-new-tokens", 6, "--dtype", "fp32", "--output", tmp_path / "o.jsonl")
+    stdout = run_generate(checkpoint, *prompts, "--beam-width", 3, "--length-penalty", 0.5)
+    (line,) = [json.loads(line) for line in (tmp_path / "o.jsonl").read_text().splitlines()]
+    engine = Engine(model)
+    engine.add(Request((97, 98), 6, ends=frozenset({256}), beams=BeamOptions(3, 0.5)))
+    outputs = []
+    while not outputs:
+        outputs = engine.step()
+    expected = outputs[0].beams
+    assert line.keys() == {"prompt", "beams"}
+    assert len(line["beams"]) == len(expected) == 3
+    for number, (written, beam) in enumerate(zip(line["beams"], expected, strict=True), start=1):
+        assert "ab" + written["text"] == tokenizer.decode([97, 98, *beam.tokens])
+        assert written["finish_reason"] == beam.finish
+        assert (written["score"], written["logprob"]) == pytest.approx((beam.score, beam.log_prob), abs=1e-4)
+        assert f"--- prompt 1, beam {number}, score {written['score']:.4f}" in stdout
+
+
+def test_beams_beside_what_they_would_not_obey_are_refused(checkpoint):
+    words = (checkpoint, "--prompt", "a", "--beam-width", 2)
+    with pytest.raises(MtError, match="--beam-width: together with options of drawing; one(.|\n)*--stop or --log"):
+        run_generate(*words, "--top-k", 1, "--stop", "x")
+    with pytest.raises(MtError, match="--length-penalty: there are no beams; give --beam-width too"):
+        run_generate(checkpoint, "--prompt", "a", "--length-penalty", 2)
+    with pytest.raises(MtError, match=r"beam_width: 33; at most 32 \(max_running\)"):
+        run_generate(checkpoint, "--prompt", "a", "--beam-width", 33, "--max-new-tokens", 2)

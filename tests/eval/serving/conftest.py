@@ -115,7 +115,8 @@ class RunningServer:
         self._runner.start()
 
     def stop(self) -> None:
-        self.engine.gate.set()
+        if isinstance(self.engine, ScriptedEngine):
+            self.engine.gate.set()
         self._uvicorn.should_exit = True
         self._runner.join(LIMIT_S)
         assert not self._runner.is_alive()

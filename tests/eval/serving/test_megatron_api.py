@@ -3,6 +3,8 @@
 import pytest
 
 from eval.serving.conftest import ScriptedEngine
+from mt_eval.generation.engine import Engine
+from mt_eval.generation.requests import BeamOptions, Request
 from mt_eval.generation.sampling import SamplingOptions
 
 
@@ -53,6 +55,29 @@ def test_an_answer_ends_before_line_feeds(start, field, text):
     assert answer["segments"] == [["p", *text]]
 
 
+def test_beams_are_the_likeliest_texts_with_their_scores(start, model, tokenizer):
+    """Of one prompt, the best first; they end at the stop token, which is no part of the text."""
+    server = start(Engine(model))
+    settings = {"prompts": ["ab"], "tokens_to_generate": 5, "beam_width": 3, "random_seed": 4}
+    for fields, ends, penalty in (({}, {256}, 1.0), ({"stop_token": 100, "length_penalty": 0.5}, {100}, 0.5)):
+        answer = server.post("/api", **settings, **fields)
+        engine = Engine(model)
+        engine.add(Request((97, 98), 5, ends=frozenset(ends), beams=BeamOptions(3, penalty)))
+        outputs = []
+        while not outputs:
+            outputs = engine.step()
+        assert answer.keys() == {"text", "segments", "scores"}
+        assert answer["scores"] == [beam.score for beam in outputs[0].beams]
+        assert answer["text"] == [tokenizer.decode([97, 98, *beam.tokens]) for beam in outputs[0].beams]
+        assert [segments[:2] for segments in answer["segments"]] == [["a", "b"]] * 3
+        assert [len(segments) for segments in answer["segments"]] == [2 + len(beam.tokens) for beam in outputs[0].beams]
+
+
+def test_more_beams_than_run_at_a_time_are_refused(start, model):
+    status, text = start(Engine(model)).refuse("/api", {"prompts": ["a"], "tokens_to_generate": 2, "beam_width": 33})
+    assert (status, text) == (400, "beam_width: 33; at most 32 (max_running)")
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -78,7 +103,15 @@ def test_an_answer_ends_before_line_feeds(start, field, text):
         ({"top_p_decay": 0.5}, "top_p_decay, top_p_bound: only with top_p"),
         ({"top_p": 0.5, "top_p_bound": 0.2}, "top_p_bound: only with top_p_decay"),
         ({"top_p": 0.5, "top_p_decay": 0.9, "top_p_bound": 0.6}, "top_p_bound: 0.6; at most top_p, which is 0.5"),
-        ({"beam_width": 3}, "beam_width: 3; is not served: leave it out"),
+        ({"beam_width": 0}, "beam_width: 0; input should be greater than or equal to 1"),
+        ({"beam_width": 2.0}, "beam_width: 2.0; input should be a valid integer"),
+        ({"beam_width": 2, "prompts": ["a", "b"]}, "beam_width: 2 prompts; one, in each request"),
+        ({"beam_width": 2, "length_penalty": 1}, "length_penalty: 1; a number with a decimal point"),
+        ({"beam_width": 2, "length_penalty": 10.5}, "length_penalty: 10.5; input should be less than or equal to 10"),
+        ({"beam_width": 2, "stop_token": 257}, "stop_token: 257 is no token; ids from 0 to 256"),
+        ({"beam_width": 2, "top_k": 3, "logprobs": True}, "beam_width: together with logprobs, top_k; a beam search"),
+        ({"stop_token": 3}, "stop_token, length_penalty: only with beam_width"),
+        ({"length_penalty": 1.0}, "stop_token, length_penalty: only with beam_width"),
         ({"prevent_newline_after_colon": True}, "prevent_newline_after_colon: True; is not served: leave it out"),
         ({"add_BOS": "yes"}, "add_BOS: 'yes'; input should be a valid boolean"),
         ({"random_seed": -2}, "random_seed: -2; input should be greater than or equal to -1"),

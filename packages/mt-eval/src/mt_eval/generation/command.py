@@ -14,7 +14,7 @@ from mt_core.errors import MtError, Problem, raise_if
 from mt_core.files import atomic_file
 from mt_data.text_io.json_documents import find_surrogate
 from mt_eval.generation.choices import Choice, Prompt
-from mt_eval.generation.requests import MAX_ALTERNATIVES
+from mt_eval.generation.requests import MAX_ALTERNATIVES, BeamOptions
 from mt_eval.generation.sampling import SamplingOptions
 from mt_eval.options import Beginning, ModelOptions, TokenizerOptions
 from mt_eval.report import check_output
@@ -78,6 +78,29 @@ class DrawOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class BeamSearchOptions:
+    """A search for the likeliest texts, which draws nothing."""
+
+    beam_width: Annotated[int, Option(min=0, help="Search for this many likeliest texts of a prompt; 0 is off.")] = 0
+    length_penalty: Annotated[float, "A beam's log-probability is divided by its length to this power."] = 1.0
+
+    def beams(self, draw: DrawOptions, text: "TextOptions") -> BeamOptions | None:
+        """The engine's options, if a search is asked for; `MtError` for options that have no meaning with it."""
+        if not self.beam_width:
+            if self.length_penalty != 1.0:
+                raise MtError("--length-penalty", "there are no beams", "give --beam-width too")
+            return None
+        problems = []
+        if draw != DrawOptions():
+            problems.append(Problem("--beam-width", "together with options of drawing", "one of the two"))
+        if text.stop or text.logprobs:
+            actual = "together with --stop or --logprobs"
+            problems.append(Problem("--beam-width", actual, "leave those out: beams end at the model's ends"))
+        raise_if(problems)
+        return BeamOptions(self.beam_width, self.length_penalty)
+
+
+@dataclass(frozen=True, slots=True)
 class TextOptions:
     """Where texts end, and what is written of them."""
 
@@ -113,7 +136,19 @@ class TextOptions:
             return
         with atomic_file(self.output, "w") as file:
             for choice in choices:
-                line = {"prompt": choice.prompt.text, "text": choice.text, "finish_reason": choice.finish}
+                line: dict[str, object] = {"prompt": choice.prompt.text}
+                if choice.beams:
+                    line["beams"] = [
+                        {
+                            "text": answer.text,
+                            "finish_reason": beam.finish,
+                            "score": beam.score,
+                            "logprob": beam.log_prob,
+                        }
+                        for answer, beam in zip(choice.write_beams(), choice.beams, strict=True)
+                    ]
+                else:
+                    line |= {"text": choice.text, "finish_reason": choice.finish}
                 if self.logprobs:
                     line["logprobs"] = [entry.document() for entry in choice.entries]
                 file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
@@ -124,6 +159,7 @@ def generate(
     checkpoint: CheckpointOptions,
     prompts: PromptOptions,
     draw: DrawOptions,
+    search: BeamSearchOptions,
     text: TextOptions,
     model: ModelOptions,
     tokenizer: TokenizerOptions,
@@ -141,6 +177,7 @@ def generate(
 
     sampling = draw.sampling()
     text.check()
+    beams = search.beams(draw, text)
     opened = Checkpoint.open(checkpoint.path(), model.loader, model.loader_options)
     encoder = TextEncoder.create(load_tokenizer(opened, tokenizer.config()), bos=prompts.bos)
     texts = prompts.texts()
@@ -152,13 +189,15 @@ def generate(
     end = getattr(encoder.tokenizer, "eod", None)
     ends = frozenset(read_ends(opened) or ({end} if end is not None else ()))
     requests = [
-        Request(tuple(ids), prompts.max_new_tokens, sampling, prompts.seed, ends, text.log_probs, sample=number)
+        Request(
+            tuple(ids), prompts.max_new_tokens, sampling, prompts.seed, ends, text.log_probs, sample=number, beams=beams
+        )
         for number, ids in enumerate(tokens)
     ]
     whole = [Prompt(tuple(ids), len(encoder.prefix), prompt) for ids, prompt in zip(tokens, texts, strict=True)]
     choices = [Choice(encoder.tokenizer, prompt, text.stop or (), spell=text.logprobs) for prompt in whole]
     deltas = stream_texts(Engine(network), requests, choices)
-    if len(texts) == 1:
+    if len(texts) == 1 and beams is None:
         _print_growing(texts[0], (delta.text for _, delta in deltas))
     else:
         _print_all(choices, deltas)
@@ -180,4 +219,7 @@ def _print_all(choices: Sequence[Choice], deltas: Iterable[object]) -> None:
         for _ in deltas:
             advance(1)
     for number, choice in enumerate(choices, start=1):
-        print(f"--- prompt {number}\n{choice.prompt.text}{choice.text}")
+        if not choice.beams:
+            print(f"--- prompt {number}\n{choice.prompt.text}{choice.text}")
+        for place, (answer, beam) in enumerate(zip(choice.write_beams(), choice.beams, strict=True), start=1):
+            print(f"--- prompt {number}, beam {place}, score {beam.score:.4f}\n{choice.prompt.text}{answer.text}")
