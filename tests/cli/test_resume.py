@@ -114,6 +114,18 @@ def test_a_run_whose_plan_grew_resumes_bit_for_bit(train, read):
     assert meta(run_dir)["planned_samples"] == [24, 48]
 
 
+def test_a_rate_counted_in_samples_follows_them_after_a_resume_with_another_batch(train):
+    rate = ["lr_schedule.decay=linear", "lr_schedule.decay_samples=60", "lr_schedule.warmup_samples=6", "log.every=1"]
+    train(*rate)
+    run_dir = train(*rate, "batch.global_batch=2", "train.steps=16")
+    lines = [line for line in metrics(run_dir) if "loss" in line]
+    before = [0, *(line["samples"] for line in lines)][:-1]
+    assert before == [*range(0, 24, 4), *range(24, 44, 2)]
+    peak = meta(run_dir)["config"]["optim"]["lr"]
+    expected = [peak * (count / 6 if count <= 6 else (60 - count) / 54) for count in before]
+    assert [line["lr"] for line in lines] == pytest.approx(expected, rel=1e-14)
+
+
 def test_a_checkpoint_without_a_plan_goes_on_with_that_of_its_configuration(train, read, corpus, tmp_path):
     run_dir = train()
     file = native.resolve(run_dir) / "meta.json"

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 NAMES = ("loss", "grad_norm", "expert_load_max", "expert_load_min", "router_entropy", "dropped_share")
 LAYOUTS = {
     "one": (1, []),
-    "expert 2": (2, ["parallel.expert=2"]),
+    "expert 2": (2, ["parallel.expert=2", "parallel.token_dispatcher=all_gather"]),
     "pipeline 2": (2, ["parallel.pipeline=2", "recompute.granularity=full"]),
 }
 

@@ -8,7 +8,7 @@ from mt_core.checkpoint.native import resolve
 from mt_core.distributed.mesh import Axis, Mesh
 from mt_core.errors import MtError
 from mt_core.parallel.context.zigzag import gather_sequence
-from mt_core.training.batch_inputs import add_dropout_keys, prepare_inputs, valid_tokens
+from mt_core.training.batch_inputs import add_dropout_keys, prepare_inputs, sum_sizes, unequal_problems, valid_tokens
 from mt_core.training.optimizer import parameter_groups
 from mt_core.training.step import backward, evaluate, reduce, update
 from mt_core.verification.measure import save_state
@@ -170,3 +170,26 @@ def test_context_ranks_take_parts_that_join_to_the_whole():
         assert joined.keys() == whole.keys()
         for name, tensor in joined.items():
             assert torch.equal(tensor, whole[name]), name
+
+
+@pytest.mark.parametrize(
+    ("sizes", "equal"),
+    [
+        ([[(1, 8), (1, 8)], [(1, 8), (1, 8)]], True),
+        ([[(1, 6), (1, 8)], [(2, 3), (2, 4)]], True),
+        ([[(1, 8), (1, 8)], [(1, 8), (1, 7)]], False),
+        ([[(1, 6), (1, 8)], [(1, 8), (1, 6)]], False),
+    ],
+)
+def test_micro_batches_of_other_sizes_on_other_ranks_are_named(sizes, equal):
+    ranks = [[{"labels": torch.zeros(shape)} for shape in shapes] for shapes in sizes]
+    total = float(sum(map(sum_sizes, ranks)))
+    problems = [[*unequal_problems(batches, total, len(ranks))] for batches in ranks]
+    if equal:
+        assert problems == [[], []]
+    else:
+        message = (
+            f"batch: has micro-batches of {sizes[1][0][1]}, {sizes[1][1][1]} tokens on this rank, and of other sizes"
+        )
+        assert str(problems[1][0]).startswith(message)
+        assert 'or set "all_to_all"' in str(problems[1][0])

@@ -83,6 +83,22 @@ def batch_problems(keys: Mapping[str, BatchKey], batch: Batch, kind: str) -> Ite
             yield Problem("batch", f"has no {name!r}, only {actual}", f"a model of kind {kind!r} needs it")
 
 
+def sum_sizes(batches: Sequence[Batch]) -> int:
+    """Number of labels in a rank's micro-batches, those of the second counted twice and so on, for ranks to compare."""
+    return sum(number * batch["labels"].numel() for number, batch in enumerate(batches, 1))
+
+
+def unequal_problems(batches: Sequence[Batch], total: float, ranks: int) -> Iterator[Problem]:
+    """What is wrong if `total`, the ranks' sum of `sum_sizes`, is not that of equal micro-batches on all ranks."""
+    if sum_sizes(batches) * ranks != total:
+        sizes = ", ".join(str(batch["labels"].numel()) for batch in batches)
+        actual = f"has micro-batches of {sizes} tokens on this rank, and of other sizes on others"
+        hint = (
+            'parallel.token_dispatcher = "all_gather" needs equal ones: make samples of one length, or set "all_to_all"'
+        )
+        yield Problem("batch", actual, hint)
+
+
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """A copy there, for which the host does not wait: from unpinned memory it would, for all work queued before it."""
     return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)

@@ -18,9 +18,16 @@ from mt_core.config.run_config import RunConfig
 from mt_core.contracts import MetricSink
 from mt_core.distributed.heartbeat import Heartbeat
 from mt_core.distributed.mesh import Mesh
-from mt_core.errors import MtError
+from mt_core.errors import MtError, raise_if
 from mt_core.parallel.expert.balance import finish_routing
-from mt_core.training.batch_inputs import Batch, add_dropout_keys, count_untrained, valid_tokens
+from mt_core.training.batch_inputs import (
+    Batch,
+    add_dropout_keys,
+    count_untrained,
+    sum_sizes,
+    unequal_problems,
+    valid_tokens,
+)
 from mt_core.training.lr_schedule import learning_rate
 from mt_core.training.metrics import ThroughputMeter
 from mt_core.training.nonfinite import NonFiniteMonitor
@@ -101,9 +108,11 @@ def train(run: Run, stop: GracefulStop) -> bool:
 
 def _agree(run: Run, batches: Sequence[Batch], stop: GracefulStop) -> tuple[float, int, bool]:
     """The step's valid tokens, its samples without any, and whether any rank was asked to stop."""
-    counts = [valid_tokens(batches), count_untrained(batches), float(stop.signal is not None)]
+    counts = [valid_tokens(batches), count_untrained(batches), float(stop.signal is not None), sum_sizes(batches)]
     sums = torch.tensor(counts, dtype=torch.float64)
     run.mesh.world.sum_(sums)
+    if run.config.parallel.token_dispatcher == "all_gather":
+        raise_if(unequal_problems(batches, float(sums[3]), run.mesh.world.size))
     copies = run.mesh.context.size * run.mesh.tensor.size * run.mesh.pipeline.size
     return float(sums[0]) / copies, round(float(sums[1]) / copies), bool(sums[2])
 

@@ -146,7 +146,11 @@ class AllToAllDispatcher:
 
 @dataclass(frozen=True, slots=True)
 class AllGatherDispatcher:
-    """Gives every rank the tokens of all, and sums what their experts return; ranks must have equally many tokens."""
+    """Gives every rank the tokens of all, and sums what their experts return.
+
+    Ranks must have equally many tokens, which the training loop makes sure of: here it would take one more
+    collective.
+    """
 
     axis: Axis
     traceable: ClassVar[bool] = False
