@@ -91,7 +91,7 @@ class GPTConfig(TransformerSection):
 
     def canonical_tensors(self) -> Tensors:
         """Every tensor in a checkpoint of this model, un-fused and un-padded."""
-        return dict(_list_tensors(self))
+        return dict(_list_tensors(self))  # pyright: ignore[reportArgumentType]  # frozen sections are hashable
 
     @property
     def block_norms(self) -> tuple[str, ...]:
