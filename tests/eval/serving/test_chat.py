@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from eval.serving.conftest import ScriptedEngine
+from eval.serving.running_server import ScriptedEngine
 from mt_data.datasets.sft.template import ChatTemplate
 
 PATH = "/v1/chat/completions"

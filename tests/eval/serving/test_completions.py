@@ -2,7 +2,7 @@
 
 import pytest
 
-from eval.serving.conftest import ScriptedEngine, wait_until
+from eval.serving.running_server import ScriptedEngine, wait_until
 from mt_eval.generation.sampling import SamplingOptions
 
 PATH = "/v1/completions"

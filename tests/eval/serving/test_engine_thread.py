@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from eval.serving.conftest import ScriptedEngine, wait_until
+from eval.serving.running_server import ScriptedEngine, wait_until
 from mt_eval.serving.interfaces.bodies import ApiError
 
 PATH = "/v1/completions"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from eval.serving.conftest import ScriptedEngine
+from eval.serving.running_server import ScriptedEngine
 from mt_eval.generation.engine import Engine
 from mt_eval.generation.requests import BeamOptions, Request
 from mt_eval.generation.sampling import SamplingOptions

@@ -3,7 +3,7 @@
 import pytest
 
 from eval.serving.chromium import Browser, find_chromium
-from eval.serving.conftest import ScriptedEngine, wait_until
+from eval.serving.running_server import ScriptedEngine, wait_until
 
 pytestmark = pytest.mark.slow
 

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from eval.serving.conftest import LIMIT_S, ScriptedEngine
+from eval.serving.running_server import LIMIT_S, ScriptedEngine
 from mt_core.errors import MtError
 from mt_eval.serving.client_command import complete, parse_address
 
