@@ -82,6 +82,8 @@ def test_options_are_in_groups():
         "Checkpoint options",
         "Prompt options",
         "Draw options",
+        "Beam search options",
+        "Text options",
         "Model options",
         "Tokenizer options",
     ]
