@@ -124,8 +124,8 @@ def test_one_distribution_can_hold_several_plugins(mt, plugin):
     ("words", "message"),
     [
         (["pluginz"], "mt: command: unknown name 'pluginz'; did you mean 'plugins'? allowed: ckpt, config, data, "),
-        (["eval", "lambda"], "mt: eval-task: unknown name 'lambda'; did you mean 'lambada'? allowed: lambada, "),
-        (["eval", "LAMBADA"], "mt: eval-task: unknown name 'LAMBADA'; did you mean 'lambada'? allowed: lambada, "),
+        (["eval", "lambda"], "mt: eval-task: unknown name 'lambda'; did you mean 'lambada'? allowed: harness, "),
+        (["eval", "LAMBADA"], "mt: eval-task: unknown name 'LAMBADA'; did you mean 'lambada'? allowed: harness, "),
         (["config", "show", "--preset", "GPT-Tiny"], "mt: preset: unknown name 'GPT-Tiny'; did you mean 'gpt-tiny'? "),
         (["config", "show", "--preset", "gpt2"], "mt: preset: unknown name 'gpt2'; did you mean 'gpt2-124m'? allowed:"),
     ],
