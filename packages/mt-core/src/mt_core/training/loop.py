@@ -108,10 +108,12 @@ def train(run: Run, stop: GracefulStop) -> bool:
 
 def _agree(run: Run, batches: Sequence[Batch], stop: GracefulStop) -> tuple[float, int, bool]:
     """The step's valid tokens, its samples without any, and whether any rank was asked to stop."""
-    counts = [valid_tokens(batches), count_untrained(batches), float(stop.signal is not None), sum_sizes(batches)]
+    gathers = run.config.parallel.token_dispatcher == "all_gather"
+    size = sum_sizes(batches) if gathers else 0
+    counts = [valid_tokens(batches), count_untrained(batches), float(stop.signal is not None), size]
     sums = torch.tensor(counts, dtype=torch.float64)
     run.mesh.world.sum_(sums)
-    if run.config.parallel.token_dispatcher == "all_gather":
+    if gathers:
         raise_if(unequal_problems(batches, float(sums[3]), run.mesh.world.size))
     copies = run.mesh.context.size * run.mesh.tensor.size * run.mesh.pipeline.size
     return float(sums[0]) / copies, round(float(sums[1]) / copies), bool(sums[2])

@@ -41,7 +41,8 @@ PLAIN = {
 TO_MT = {
     ours: theirs for ours, theirs in PLAIN.items() if not ours.startswith("data.") and not ours.endswith("_samples")
 }
-"""Those that a file of settings for mt gets; data is the reader's to describe, and the scheduler has samples."""
+"""Settings that a file for mt gets from Megatron's arguments: neither data, which its reader describes, nor counts of
+samples, which come from the scheduler."""
 
 
 def to_args(config: Values) -> dict[str, Any]:
