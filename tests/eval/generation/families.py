@@ -33,9 +33,12 @@ FAMILIES: dict[str, dict[str, Any]] = {
 
 
 @cache
-def make_family(name: str, dtype: torch.dtype = torch.float32) -> GPT:
-    """Build the model, with weights of 0.2 and a vocabulary of 97."""
-    config = GPTConfig.model_validate(CONFIG | {"vocab_size": 97, "init_std": 0.2} | FAMILIES[name])
+def make_family(name: str, dtype: torch.dtype = torch.float32, window: int | None = None) -> GPT:
+    """Build the model, with weights of 0.2 and a vocabulary of 97; `window` is instead of the family's."""
+    fields = CONFIG | {"vocab_size": 97, "init_std": 0.2} | FAMILIES[name]
+    if window is not None:
+        fields["attention"] = fields["attention"] | {"window": window}
+    config = GPTConfig.model_validate(fields)
     model = config.build()
     model.initialize(3)
     return model.to(dtype).eval().requires_grad_(False)

@@ -127,7 +127,7 @@ def test_a_search_does_not_depend_on_others_and_others_not_on_it(name):
     outputs = finish(engine, *others[:3], *searches, *others[3:])
     assert [outputs[3][0].beams, outputs[4][0].beams] == expected
     assert [strip(each) for each in outputs[:3] + outputs[5:]] == alone
-    assert (engine.stats.free_blocks, engine.cached.pool.promised) == (24, 0)
+    assert (engine.stats.free_blocks, engine.cached.pool.available) == (24, 24)
 
 
 def test_a_search_that_is_removed_gives_its_blocks_back(model):
@@ -137,7 +137,7 @@ def test_a_search_that_is_removed_gives_its_blocks_back(model):
         assert engine.step() == []
     assert engine.stats.free_blocks < 32
     engine.remove(number)
-    assert (engine.idle, engine.stats.free_blocks, engine.cached.pool.promised) == (True, 32, 0)
+    assert (engine.idle, engine.stats.free_blocks, engine.cached.pool.available) == (True, 32, 32)
 
 
 def test_logits_that_are_not_finite_end_the_search(model):
@@ -148,7 +148,7 @@ def test_logits_that_are_not_finite_end_the_search(model):
     ((failed,), (good,)) = finish(engine, Request(PROMPT, 4, beams=BeamOptions(3)), Request((1,), 1))
     assert (failed.finish, failed.beams) == ("error", ())
     assert good.finish == "length"
-    assert engine.cached.pool.promised == 0
+    assert engine.cached.pool.available == engine.stats.total_blocks
 
 
 @pytest.mark.parametrize(

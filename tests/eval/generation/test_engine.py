@@ -105,7 +105,7 @@ def test_blocks_return_to_the_start_after_a_thousand_requests():
         engine.remove(number)
     stats, pool = engine.stats, engine.cached.pool
     assert (stats.running, stats.waiting, stats.free_blocks, stats.total_blocks) == (0, 0, 24, 24)
-    assert (pool.promised, engine.idle, engine.step()) == (0, True, [])
+    assert (pool.available, engine.idle, engine.step()) == (24, True, [])
 
 
 def test_a_request_waits_for_blocks_and_starts_when_they_are_free():
@@ -141,6 +141,24 @@ def test_windows_of_all_layers_need_few_blocks():
     (outputs,) = finish(Engine(make_family("mistral"), options), Request(tuple(range(50)), 14, GREEDY))
     (expected,) = finish(Engine(make_family("mistral")), Request(tuple(range(50)), 14, GREEDY))
     assert strip(outputs) == strip(expected)
+
+
+def test_a_block_that_one_request_leaves_and_another_has_is_not_free():
+    """Two requests begin alike; each comes to have four blocks of its own, which five blocks are too few for."""
+    model = make_family("mistral", window=10)
+    options = EngineOptions(blocks=5, block_size=4, chunk_tokens=2, max_running=2)
+    request = Request(tuple(range(13)), 10, GREEDY)
+    engine = Engine(model, options)
+    first = engine.add(request)
+    for _ in range(6):
+        assert engine.step() == []
+    second = engine.add(request)
+    outputs = {first: [], second: []}
+    while not engine.idle:
+        for output in engine.step():
+            outputs[output.request].append(output)
+    (expected,) = finish(Engine(model), request)
+    assert [strip(each) for each in outputs.values()] == [strip(expected)] * 2
 
 
 @pytest.mark.parametrize(

@@ -26,11 +26,9 @@ class BeamSearch:
     def __init__(self, request: Request, options: BeamOptions, cached: CachedModel, sequence: Sequence) -> None:
         """Begin with the sequence of the prompt, which was opened for `options.width` copies."""
         self.options, self.sequences = options, [sequence]
-        self._request, self._cached, self._limit = request, cached, sequence.limit
+        self._request, self._cached = request, cached
         self._sums = [0.0]
         self._finished: list[Beam] = []
-        self._surplus = 0
-        self._promise()
 
     @property
     def new_tokens(self) -> int:
@@ -68,8 +66,7 @@ class BeamSearch:
         """Give all blocks back."""
         for sequence in self.sequences:
             self._cached.close(sequence)
-        self._cached.pool.promised -= self._surplus
-        self.sequences, self._surplus = [], 0
+        self.sequences = []
 
     def _find_candidates(self, logits_NV: "Tensor") -> Values[tuple[int, int, float]]:
         """The likeliest continuations as (number of the beam, token, sum of log-probabilities), the likeliest first."""
@@ -107,15 +104,3 @@ class BeamSearch:
             sequence = self.sequences[parent]
             following.append(self._cached.fork(sequence) if children[parent] else sequence)
         self.sequences = following
-        self._promise()
-
-    def _promise(self) -> None:
-        """Promise as many blocks as the beams need if they come to share none.
-
-        The sequences promise what each of them lacks, as if it had its blocks alone; this adds the blocks that they
-        share, which a window takes from all of them but frees once, and those of beams that are not open.
-        """
-        blocks = [block for sequence in self.sequences for block in sequence.blocks]
-        surplus = (self.options.width - len(self.sequences)) * self._limit + len(blocks) - len(set(blocks))
-        self._cached.pool.promised += surplus - self._surplus
-        self._surplus = surplus

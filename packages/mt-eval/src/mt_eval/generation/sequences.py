@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mt_core.errors import MtError, Problem, raise_if
-from mt_eval.generation.blocks import ROOT, BlockPool, Prefix
+from mt_eval.generation.blocks import ROOT, BlockPool, Prefix, Reservation
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,10 +61,10 @@ class EngineOptions:
 class Sequence:
     """Tokens of one text, of which the first `computed` are in the cache."""
 
-    def __init__(self, tokens: Values[int], limit: int) -> None:
+    def __init__(self, tokens: Values[int], reservation: Reservation) -> None:
         self.tokens = list(tokens)
-        self.limit = limit
-        """Most blocks that it has at a time."""
+        self.reservation = reservation
+        """Where its blocks come from; it may share it with copies."""
         self.computed = 0
         self.table: list[int] = []
         """Blocks by their number; 0 where a block is out of every window."""
@@ -117,15 +117,14 @@ class CachedModel:
         off.
         """
         pool, size = self.pool, self.pool.block_size
-        sequence = Sequence(tokens, self.count_blocks(longest))
         known = pool.find_prefix(tokens, (len(tokens) - 1) // size) if reuse and self.options.prefix_reuse else []
         first = self._first_block(len(known) * size)
         shared = [block for _, block in known[first:]]
-        taken = sum(map(pool.is_unused, shared))
-        if pool.available < copies * sequence.limit - len(shared) + taken:
+        keeps = copies == 1 and self._first_block(longest) == 0  # copies are closed one by one
+        reservation = pool.reserve(copies * self.count_blocks(longest), shared, keeps=keeps)
+        if reservation is None:
             return None
-        pool.share(shared)
-        pool.promised += sequence.limit - len(shared)
+        sequence = Sequence(tokens, reservation)
         sequence.table, sequence.first = [0] * first + shared, first
         sequence.computed, sequence.registered = len(known) * size, len(known)
         sequence.prefix = known[-1][0] if known else ROOT
@@ -133,22 +132,26 @@ class CachedModel:
         return sequence
 
     def close(self, sequence: Sequence) -> None:
-        """Give the blocks of a sequence back."""
-        self.pool.promised -= sequence.limit - len(sequence.blocks)
-        self.pool.release(sequence.blocks)
-        sequence.table, sequence.limit, sequence.first = [], 0, 0
+        """Give the blocks of a sequence back; copies of it go on."""
+        reservation = sequence.reservation
+        self.pool.release(sequence.blocks, reservation)
+        sequence.table, sequence.first = [], 0
+        reservation.sequences -= 1
+        if not reservation.sequences:
+            self.pool.end(reservation)
 
     def fork(self, sequence: Sequence) -> Sequence:
-        """Another sequence with the same beginning; full blocks are shared. There must be blocks enough."""
-        child = Sequence(sequence.tokens, sequence.limit)
+        """Another sequence with the same beginning; full blocks are shared. It is one of those it was opened for."""
+        reservation = sequence.reservation
+        child = Sequence(sequence.tokens, reservation)
         child.computed, child.first, child.prefix = sequence.computed, sequence.first, sequence.prefix
         child.registered, child.table = sequence.registered, list(sequence.table)
-        self.pool.share(child.blocks)
-        self.pool.promised += child.limit - len(child.blocks)
+        reservation.sequences += 1
+        self.pool.share(child.blocks, reservation)
         if child.computed % self.pool.block_size:
-            last, copy = child.table[-1], self.pool.take()
+            last, copy = child.table[-1], self.pool.take(reservation)
             self.cache.copy([last], [copy])
-            self.pool.release([last])
+            self.pool.release([last], reservation)
             child.table[-1] = copy
         return child
 
@@ -176,8 +179,7 @@ class CachedModel:
         size, new = self.pool.block_size, []
         for sequence, count in parts:
             while len(sequence.table) * size < sequence.computed + count:
-                sequence.table.append(self.pool.take())
-                self.pool.promised -= 1
+                sequence.table.append(self.pool.take(sequence.reservation))
                 new.append(sequence.table[-1])
         if new:
             self.cache.clear(new)
@@ -224,8 +226,7 @@ class CachedModel:
         if first > sequence.first:
             left = sequence.table[sequence.first : first]
             sequence.table[sequence.first : first] = [0] * len(left)
-            self.pool.release(left)
-            self.pool.promised += len(left)
+            self.pool.release(left, sequence.reservation)
             sequence.first = first
 
     def _first_block(self, position: int) -> int:
