@@ -25,6 +25,8 @@ os.environ["TORCHINDUCTOR_VEC_ISA_OK"] = "1"  # nor one for each vector instruct
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # commands that tests start find compiled modules: 3 s less each
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell sets it in the background, and children inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
+# Woken ranks take no processor from those that run: one stopped in a lock of gloo's keeps gloo's other thread spinning.
+os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 processes.install(processes.fork_from_server)
 
 
