@@ -1,4 +1,4 @@
-"""Run pipelines between GPUs, which `mt train` refuses until they are proven there, and compare with one CPU rank.
+"""Run pipelines between GPUs, and compare with one CPU rank.
 
 usage: pipeline_gpu.py [--ranks 2] [--device cuda|cpu] [--dtype fp64] [--layers 8] [--schedules NAME …]
 
@@ -15,22 +15,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
+from rank_steps import RankSteps
 from torch.multiprocessing.spawn import spawn
 
 from mt_cli.run_config import run_config_type
-from mt_core.distributed.mesh import make_mesh
-from mt_core.distributed.topology import resolve_dims
-from mt_core.parallel.apply import parallelize
-from mt_core.parallel.pipeline.cut import connect_pipeline
 from mt_core.pipeline.schedule_table import SCHEDULES
-from mt_core.plugins import component
-from mt_core.training.loss_scale import LossScale
-from mt_core.training.optimizer import parameter_groups
-from mt_core.training.state import TrainState
-from mt_core.training.step import backward, reduce, update
-from mt_core.verification.measure import measure, random_batches
+from mt_core.verification.measure import measure
 
 MOST = 1e-9
 
@@ -62,32 +53,11 @@ def make_config(args: argparse.Namespace, schedule: str | None = None) -> Any:
 
 def run(rank: int, args: argparse.Namespace, schedule: str, folder: str) -> None:
     """Steps of one rank; the first writes losses, norms and seconds."""
-    cuda = args.device == "cuda"
-    device = torch.device("cuda", rank) if cuda else torch.device("cpu")
-    if cuda:
-        torch.cuda.set_device(device)
-    store = f"file://{folder}/store"
-    dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if cuda else "gloo", init_method=store, rank=rank, world_size=args.ranks
-    )
-    config = make_config(args, schedule)
-    mesh = make_mesh(resolve_dims(config.parallel, args.ranks))
-    model, data_parallel, pipeline = parallelize(config, mesh, device, connect=connect_pipeline)
-    groups = parameter_groups(data_parallel.main_params, data_parallel.shapes, config.optim.weight_decay)
-    optimizer = component("optimizer", config.optim.name)(groups, config.optim)
-    scale = LossScale.initial(config.precision)
-    TrainState(model, data_parallel, optimizer, loss_scale=scale, pipeline=pipeline).initialize(config.runtime.seed)
-    tokens, lines = config.batch.global_batch * config.data.seq_length, []
+    steps, lines = RankSteps(make_config(args, schedule), rank, args.ranks, folder, cuda=args.device == "cuda"), []
     for step in range(args.steps):
-        batches, start = list(random_batches(config, mesh, step, documents=False)), time.perf_counter()
-        loss, _ = backward(model, data_parallel, batches, tokens, device, scale=scale.value, pipeline=pipeline)
-        reduce(data_parallel)
-        updated = update(
-            data_parallel, optimizer, lr=config.optim.lr, clip_norm=config.optim.clip_norm, scale=scale.value
-        )
-        data_parallel.wait()
-        norm = float(updated.norm)
-        lines.append(f"{float(mesh.sum_over_losses_(loss.double()))!r} {norm!r} {time.perf_counter() - start!r}")
+        start = time.perf_counter()
+        loss, norm = (part.double() for part in steps.run(step))
+        lines.append(f"{float(steps.mesh.sum_over_losses_(loss))!r} {float(norm)!r} {time.perf_counter() - start!r}")
     if rank == 0:
         (Path(folder) / "steps").write_text("\n".join(lines))
     dist.destroy_process_group()

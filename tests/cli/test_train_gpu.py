@@ -9,6 +9,7 @@ import torch
 from mt_cli.run_config import load_run_config
 from mt_cli.train.compose import run
 from mt_core.checkpoint import native
+from mt_core.pipeline.schedule_table import SCHEDULES
 from tiny import byte_corpus, metrics, run_toml
 
 pytestmark = pytest.mark.gpu
@@ -65,3 +66,17 @@ def test_two_deterministic_runs_are_bit_equal(tmp_path, dtype):
     for part in ("model", "optim"):
         one, two = (dict(native.stream(native.step_directory(tmp_path / name, 6), part)) for name in ("one", "two"))
         assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("schedule", [*SCHEDULES])
+def test_stages_on_two_gpus_agree_with_one_cpu_rank(tmp_path, losses, schedule):
+    fp64 = ("precision.dtype=fp64", "model.layers=4", "batch.micro_batch=1")
+    one = losses("one", "runtime.device=cpu", *fp64)
+    toml = run_toml(tmp_path / "run.toml", byte_corpus(tmp_path / "bytes_text_document"), tmp_path / "stages")
+    words = (*fp64, "parallel.pipeline=2", f"pipeline.schedule={schedule}")
+    options = [word for setting in words for word in ("--set", setting)]
+    subprocess.run([sys.executable, "-m", "mt_cli", "train", str(toml), "--nproc", "2", *options], check=True)
+    for a, b in zip(one, metrics(tmp_path / "stages"), strict=True):
+        assert b["loss"] == pytest.approx(a["loss"], rel=1e-12)
+        assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=1e-12)

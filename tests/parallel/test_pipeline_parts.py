@@ -9,9 +9,8 @@ import torch
 
 from layouts import DEEP, PIPELINES, pipeline_config, run_config
 from mt_cli.run_config import run_config_type
-from mt_core.distributed.mesh import Axis, Mesh
+from mt_core.distributed.mesh import Axis
 from mt_core.errors import MtError
-from mt_core.parallel.pipeline.cut import make_pipeline
 from mt_core.parallel.pipeline.runtime import order_forward
 from mt_core.parallel.pipeline.weight_gradients import WeightGradients, split_weight_gradients
 from mt_core.pipeline.actions import Placement
@@ -101,15 +100,6 @@ def test_gradients_of_weights_that_waited_are_those_computed_at_once():
     plain.token_losses(tokens_BT, tokens_BT).mean().backward()
     for (name, one), (_, other) in zip(plain.named_parameters(), split.named_parameters(), strict=True):
         torch.testing.assert_close(one.grad, other.grad, rtol=1e-12, atol=1e-15, msg=name)
-
-
-def test_stages_on_gpus_are_refused_until_they_are_proven_there():
-    with pytest.raises(MtError) as caught:
-        make_pipeline(pipeline_config(TIED, "1f1b 2"), Mesh(), torch.device("cuda"))
-    assert str(caught.value) == (
-        "parallel.pipeline: 2, but between GPUs stages may wait for each other without end; "
-        'allowed: 1 on GPUs, or runtime.device = "cpu"'
-    )
 
 
 def test_channels_carry_one_kind_of_message_one_way():

@@ -22,8 +22,6 @@ from mt_core.planning.pipeline.pipeline_plan import ASSUMPTIONS, PipelinePlan
 from mt_core.planning.pipeline.schedule_comparison import Candidate, Recommendation
 from mt_core.planning.plan import ASSUMPTIONS as ALWAYS
 
-NOT_RUN = "planned only: mt train does not run a pipeline on GPUs yet"
-
 
 def list_lines(
     config: TransformerRun,
@@ -61,7 +59,6 @@ def _describe_pipeline(config: TransformerRun, plan: PipelinePlan) -> Iterator[s
     each = f", {placement.chunks} stages each" if placement.chunks > 1 else ""
     shape = " in V shape" if placement.shape == "v" else ""
     yield f"pipeline   {placement.ranks} ranks{each}{shape}: {kind.title}, {format_layout(plan.stages)}"
-    yield f"           {NOT_RUN}"
     yield from (f"           {problem}" for problem in stage_problems(config))
 
 
@@ -128,7 +125,6 @@ def get_values(
     return values | {
         "memory": full | {"rank": plan.fullest, "totals": [each.total for each in plan.plans]},
         "pipeline": {
-            "runs": False,
             "microbatches": plan.schedule.microbatches,
             **_get_schedule_values(plan),
             "schedules": [_get_candidate_values(candidate) for candidate in candidates],

@@ -31,22 +31,13 @@ class ParallelModel(NamedTuple):
     """None where every rank has all layers."""
 
 
-def parallelize(
-    config: RunConfig,
-    mesh: Mesh,
-    device: torch.device,
-    *,
-    connect: Callable[[RunConfig, Mesh, torch.device], Pipeline] = make_pipeline,
-) -> ParallelModel:
-    """Build a run's model, its parameters allocated on `device` but uninitialised, and its parallelism.
-
-    `connect` connects the stages of a pipeline; `bench/pipeline_gpu.py` gives one that asks no questions.
-    """
+def parallelize(config: RunConfig, mesh: Mesh, device: torch.device) -> ParallelModel:
+    """Build a run's model, its parameters allocated on `device` but uninitialised, and its parallelism."""
     with torch.device("meta"):
         model = config.model.build(mesh.tensor.size)
     plan = model.plan(mesh.tensor.size)
     freeze(model, get_trainable(config))
-    pipeline = connect(config, mesh, device) if mesh.pipeline.size > 1 else None
+    pipeline = make_pipeline(config, mesh, device) if mesh.pipeline.size > 1 else None
     if pipeline is not None:
         plan = cut_model(cast(StagedModel, model), pipeline, plan)
     placements = apply_plan(

@@ -5,7 +5,8 @@ beside arithmetic. When which message is sent and asked for is the business of `
 sent about shapes, which both sides know from the micro-batch.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -33,13 +34,11 @@ class Channels:
             if axis.size > 1:
                 self.axes[route] = axis
         for route, axis in self.axes.items():
-            greeting = torch.zeros(1, device=device)
-            if route.source == self.rank:
-                axis.send(greeting, 1 - axis.rank)
-            else:
-                axis.receive_(greeting, 1 - axis.rank)
+            begin = _begin_sending if route.source == self.rank else _begin_receiving
+            for work in begin([torch.zeros(1, device=device)], axis):
+                work.wait()
         self.arriving: dict[Message, tuple[dict[str, Tensor], list[dist.Work]]] = {}
-        self.sent: list[tuple[Tensor, dist.Work]] = []
+        self.sent: list[tuple[list[Tensor], list[dist.Work]]] = []
 
     def begin(self, shapes: Shapes) -> None:
         """Begin a step whose messages have these tensors."""
@@ -56,8 +55,7 @@ class Channels:
             name: torch.empty(tensor.shape, dtype=tensor.dtype, device=self.device)
             for name, tensor in self.shapes(message.edge, message.microbatch).items()
         }
-        works = [dist.irecv(t, group=axis.group, group_src=1 - axis.rank) for t in tensors.values()]
-        self.arriving[message] = tensors, [work for work in works if work is not None]
+        self.arriving[message] = tensors, _begin_receiving([*tensors.values()], axis)
 
     def receive(self, message: Message) -> dict[str, Tensor]:
         """The tensors of a message that was asked for, once they are there."""
@@ -68,19 +66,19 @@ class Channels:
 
     def send(self, message: Message, tensors: Mapping[str, Tensor]) -> None:
         """Begin to send tensors, in the order of the shapes, to the rank of the message's target."""
-        axis = self._get_axis(message)
+        leaving: list[Tensor] = []
         for name, expected in self.shapes(message.edge, message.microbatch).items():
             tensor = tensors[name].detach().contiguous()
             assert (tensor.shape, tensor.dtype) == expected[:2], f"{name}: {tensor.shape} is not {expected.shape}"
-            work = dist.isend(tensor, group=axis.group, group_dst=1 - axis.rank)
-            if work is not None:
-                self.sent.append((tensor, work))
-        self.sent = [(tensor, work) for tensor, work in self.sent if not work.is_completed()]
+            leaving.append(tensor)
+        self.sent.append((leaving, _begin_sending(leaving, self._get_axis(message))))
+        self.sent = [(some, works) for some, works in self.sent if not all(work.is_completed() for work in works)]
 
     def finish(self) -> None:
         """Wait until everything that was sent has left, and check that nothing is still expected."""
-        for _, work in self.sent:
-            work.wait()
+        for _, works in self.sent:
+            for work in works:
+                work.wait()
         self.sent.clear()
         assert not self.arriving, f"{[*self.arriving]} are expected"
 
@@ -88,3 +86,19 @@ class Channels:
         route = find_route(message, self.placement)
         assert route is not None, f"{message} stays on its rank"
         return self.axes[route]
+
+
+def _begin_sending(tensors: Sequence[Tensor], axis: Axis) -> list[dist.Work]:
+    """Begin to send the other rank of a channel the tensors of a message, all at once."""
+    return _exchange(dist.isend, tensors, axis)
+
+
+def _begin_receiving(tensors: Sequence[Tensor], axis: Axis) -> list[dist.Work]:
+    """Begin to receive the tensors of a message from the other rank of a channel, in place."""
+    return _exchange(dist.irecv, tensors, axis)
+
+
+def _exchange(operation: Callable[..., Any], tensors: Sequence[Tensor], axis: Axis) -> list[dist.Work]:
+    return dist.batch_isend_irecv(
+        [dist.P2POp(operation, tensor, group=axis.group, group_peer=1 - axis.rank) for tensor in tensors]
+    )

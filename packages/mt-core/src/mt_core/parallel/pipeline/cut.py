@@ -14,7 +14,6 @@ import torch.distributed as dist
 from mt_core.config.run_config import RunConfig
 from mt_core.contracts import StagedModel, TransformerModelConfig, as_module
 from mt_core.distributed.mesh import Axis, Mesh
-from mt_core.errors import MtError
 from mt_core.parallel.pipeline.channels import Channels
 from mt_core.parallel.pipeline.weight_gradients import WeightGradients
 from mt_core.parallel.tensor.placement import Placement
@@ -66,14 +65,6 @@ class Pipeline:
 
 
 def make_pipeline(config: RunConfig, mesh: Mesh, device: torch.device) -> Pipeline:
-    """Connect the ranks of a pipeline where that is proven to work, which it is not between GPUs (`MtError`)."""
-    if device.type == "cuda":  # GPipe's first step did not end; the present order of messages has not been measured
-        actual = f"{config.parallel.pipeline}, but between GPUs stages may wait for each other without end"
-        raise MtError("parallel.pipeline", actual, 'allowed: 1 on GPUs, or runtime.device = "cpu"')
-    return connect_pipeline(config, mesh, device)
-
-
-def connect_pipeline(config: RunConfig, mesh: Mesh, device: torch.device) -> Pipeline:
     """Connect the ranks of a pipeline, whose tensors are on `device`; every rank must call it."""
     placement = get_placement(config)
     stages = cut_stages(count_layers(cast(TransformerModelConfig, config.model)), placement, config.pipeline)
