@@ -92,6 +92,15 @@ def test_dualpipev_waits_as_its_authors_count(ranks, more, overlap):
     assert max(idle(timeline)) == (ranks - 1) * ((3 - overlap) + 2 - 3)
 
 
+@given(RANKS, st.integers(0, 32))
+@FEW
+def test_dualpipev_waits_no_longer_where_features_leave_before_the_backward_pass(ranks, more):
+    schedule = build_schedule("dualpipev", ScheduleSize(ranks, 2 * ranks + more, 2))
+    together, apart = play(schedule), play(schedule.in_sequence())
+    assert apart.work == together.work
+    assert apart.seconds <= together.seconds
+
+
 @pytest.mark.parametrize("ranks", [9, 10, 13, 16])
 @pytest.mark.parametrize("more", [0, 1, 2, 5])
 def test_generated_schedules_reach_the_earliest_end_with_many_ranks_too(ranks, more):

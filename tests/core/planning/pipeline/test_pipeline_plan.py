@@ -196,15 +196,13 @@ def test_experts_and_the_head_do_not_wait_for_their_gradients(preset, linear):
     assert count_split_share(head) == 0
 
 
-def test_passes_that_run_together_hide_the_exchange_with_experts():
+def test_passes_that_run_together_hide_no_exchange_with_experts():
     overrides = ("parallel.pipeline=2", "parallel.expert=4", "parallel.sharding=zero1", "batch.global_batch=32")
     made = make(8, *overrides, "pipeline.schedule=dualpipev", preset="mixtral-8x7b")
     plain = make(8, *overrides, "pipeline.schedule=zbv", preset="mixtral-8x7b")
-    hidden, whole = (each.plans[0].step.parts["waiting for expert"] for each in (made, plain))
-    assert 0 < hidden < 0.8 * whole
-    assert make(8, *overrides[:1], "pipeline.schedule=dualpipev").timeline.work[0] == pytest.approx(
-        make(8, *overrides[:1], "pipeline.schedule=zbv").timeline.work[0]
-    )
+    for one, other in zip(made.plans, plain.plans, strict=True):
+        assert one.step.parts["waiting for expert"] == pytest.approx(other.step.parts["waiting for expert"])
+    assert made.timeline.work == pytest.approx(plain.timeline.work)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ schedule says for each rank which pass of which microbatch through which chunk c
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 PassKind = Literal["F", "B", "I", "W"]
@@ -104,3 +104,8 @@ class Schedule:
     def list_passes(self, rank: int) -> Iterator[Action]:
         """The passes of a rank in order, those that overlap one after the other."""
         return (action for step in self.steps[rank] for action in step.passes)
+
+    def in_sequence(self) -> "Schedule":
+        """The schedule without passes that run together: each of them ends before the next begins, as on a GPU's one
+        stream, and what it made leaves at once."""
+        return replace(self, steps=tuple(tuple(self.list_passes(rank)) for rank in range(self.placement.ranks)))

@@ -14,7 +14,7 @@ from mt_core.parallel.layout import Layout, Recompute, build_layout, problems
 from mt_core.parallel.nearest_layouts import suggest_nearest
 from mt_core.pipeline.actions import Placement, Schedule
 from mt_core.pipeline.layout_string import Stage
-from mt_core.pipeline.schedule_table import SCHEDULES, build_schedule, get_size, list_problems
+from mt_core.pipeline.schedule_table import build_schedule, get_size, list_problems
 from mt_core.pipeline.simulator import StageCosts, Timeline, simulate
 from mt_core.pipeline.stages import balance_stages, count_layers, cut_stages
 from mt_core.planning.activations import count_activations
@@ -34,7 +34,7 @@ ASSUMPTIONS = (
     "Where the backward pass is split, activations are kept until the weights' gradients are computed, recomputed ones "
     "too; the weights' gradients of experts and of the output layer are computed along with the inputs'.",
     "With runtime.compile and with fsdp no backward pass is split: schedules that would split it run it whole.",
-    "Passes that run together hide the exchange of tokens with experts, and no other collective.",
+    "Passes that DualPipeV runs together are computed one after the other, as mt train does.",
 )
 
 
@@ -165,9 +165,8 @@ class _Planner:
     def plan(self) -> PipelinePlan:
         """Simulate the step, and count what each rank has of it."""
         costs = [self._count_costs(each, part) for each, part in zip(self.passes, self.parts, strict=True)]
-        overlap = self._get_hidden_share() if SCHEDULES[self.schedule.name].overlapping else 0.0
         send = self._make_send("", "forward", 1).seconds(self.profile)
-        timeline = simulate(self.schedule, costs, send=send, overlap=overlap)
+        timeline = simulate(self.schedule.in_sequence(), costs, send=send)
         sync = [self._predict_sync(rank) for rank in range(self.placement.ranks)]
         ends = (
             timeline.events[rank][-1].end + each.after + self._count_tied_seconds(rank)
@@ -195,15 +194,6 @@ class _Planner:
         rest = passes.backward_input + passes.backward_weight - weight
         kept = count_activations(part, replace(self.layout, recompute=Recompute())).saved if share else 0.0
         return StageCosts(passes.forward, rest, weight, saved, kept / saved if saved else 0.0)
-
-    def _get_hidden_share(self) -> float:
-        """How much of the shorter of two passes is waiting for the exchange with experts, which the other one hides."""
-        shares = [
-            each.waited.get("expert", 0.0) / min(each.forward, each.backward_input + each.backward_weight)
-            for each, stage in zip(self.passes, self.stages, strict=True)
-            if stage.layers
-        ]
-        return min(1.0, *shares) if shares else 0.0
 
     def _predict_sync(self, rank: int) -> Sync:
         """What a rank does once a step, tied embeddings left out."""
@@ -264,10 +254,6 @@ class _Planner:
         for number in numbers:
             for axis, waiting in self.passes[number].waited.items():
                 waited[axis] = waited.get(axis, 0.0) + waiting * count
-        passes = [self.passes[number] for number in numbers]
-        serial = count * sum(each.seconds for each in passes)
-        if "expert" in waited:
-            waited["expert"] -= serial - timeline.work[rank]  # what passes that run together hide
         waited = {axis: waited.get(axis, 0.0) + sync.waited.get(axis, 0.0) for axis in {**waited, **sync.waited}}
         parts = divide_work(work, count, waited)
         return parts | {"waiting for other stages": seconds - sum(parts.values())}
