@@ -41,6 +41,24 @@ def test_inspect_shows_the_files_and_the_step(native):
     assert any(line.endswith("  model/rank-00000-of-00001-00001.safetensors") for line in lines)
 
 
+@pytest.mark.parametrize(
+    ("parallel", "expected"),
+    [
+        ({"tensor": 2, "expert": 2, "expert_tensor": 1}, "tensor 2, expert 2, expert_tensor 1"),
+        ({"tensor": 2, "expert": 2, "expert_tensor": None}, "tensor 2, expert 2, expert_tensor 2"),
+        ({"expert": 2, "tensor": 2}, "tensor 2, expert 2"),
+    ],
+)
+def test_inspect_tells_how_many_tensor_ranks_shared_an_expert(native, parallel, expected):
+    path = native / "step-00000000" / "meta.json"
+    meta = json.loads(path.read_text())
+    path.write_text(json.dumps({**meta, "config": {**meta["config"], "parallel": parallel}}))
+    assert f"parallel: {expected}" in mt_ckpt("inspect", native).stdout.splitlines()
+    assert "expert_tensor" not in expected or json.loads(mt_ckpt("inspect", native, "--json").stdout)["run"][
+        "parallel"
+    ]["expert_tensor"] == int(expected[-1])
+
+
 def test_inspect_as_json_has_every_tensor_and_file(native, hugging_face):
     ours, theirs = (json.loads(mt_ckpt("inspect", path, "--json").stdout) for path in (native, hugging_face))
     assert ours["tensors"][0] == {"name": "embed.weight", "shape": [61, 32], "dtype": "float32", "bytes": 7808}

@@ -24,7 +24,7 @@ LAYER = re.compile(r"^layers\.(\d+)\.")
 FILES_SHOWN = 16
 """Lines of files in the report; JSON has them all."""
 
-PARALLEL = ("data", "tensor", "pipeline", "context", "expert", "sharding")
+PARALLEL = ("data", "tensor", "pipeline", "context", "expert", "expert_tensor", "sharding")
 """Settings of `parallel` that say how a run was laid out."""
 
 
@@ -121,8 +121,16 @@ def read_stored_files(path: Path, format: str) -> StoredFiles:
     step = native.resolve(path)
     meta = native.read_meta(step)
     run = {key: meta[key] for key in ("step", "samples", "tokens") if key in meta}
-    layout = {key: value for key, value in meta["config"].get("parallel", {}).items() if key in PARALLEL}
+    layout = _get_layout(meta["config"].get("parallel", {}))
     return StoredFiles(step, _sizes(step), {**run, "format": meta["format"], "parallel": layout})
+
+
+def _get_layout(parallel: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that say how a run was laid out; unset, `expert_tensor` was all tensor ranks."""
+    layout = {key: parallel[key] for key in PARALLEL if key in parallel}
+    if "expert_tensor" in layout:
+        layout["expert_tensor"] = layout["expert_tensor"] or layout.get("tensor", 1)
+    return layout
 
 
 def _sizes(directory: Path) -> dict[str, int]:
