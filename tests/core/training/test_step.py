@@ -1,15 +1,21 @@
 """The training step on one rank: one loss however the batch is cut, and what a run keeps between steps (fp64)."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from layouts import run_config
+from mt_core.checkpoint.async_save import AsyncWriter
+from mt_core.checkpoint.commit_protocol import Ranks
 from mt_core.checkpoint.native import resolve
 from mt_core.distributed.mesh import Axis, Mesh
 from mt_core.errors import MtError
 from mt_core.parallel.context.zigzag import gather_sequence
-from mt_core.training.batch_inputs import add_dropout_keys, prepare_inputs, sum_sizes, unequal_problems, valid_tokens
+from mt_core.training.batch_inputs import add_dropout_keys, check_equal_sizes, prepare_inputs, valid_tokens
+from mt_core.training.loop import Run, train
 from mt_core.training.optimizer import parameter_groups
+from mt_core.training.signals import GracefulStop
 from mt_core.training.step import backward, evaluate, reduce, update
 from mt_core.verification.measure import save_state
 from mt_core.verification.ranks import run_ranks
@@ -172,24 +178,72 @@ def test_context_ranks_take_parts_that_join_to_the_whole():
             assert torch.equal(tensor, whole[name]), name
 
 
+SIZES = {
+    "equal": [[(1, 8), (1, 8)], [(1, 8), (1, 8)], [(1, 8), (1, 8)]],
+    "equal in sum": [[(1, 6), (1, 8)], [(2, 3), (2, 4)], [(3, 2), (1, 8)]],
+    "the mean on one rank": [[(1, 8), (1, 6)], [(1, 8), (1, 7)], [(1, 8), (1, 8)]],
+    "in another order": [[(1, 6), (1, 8)], [(1, 8), (1, 6)], [(1, 6), (1, 8)]],
+}
+"""Shapes of two micro-batches' labels on each of three ranks."""
+HINT = 'parallel.token_dispatcher = "all_gather" needs equal ones: make samples of one length, or set "all_to_all"'
+
+
+def refusals_of_sizes(axis: Axis) -> dict[str, str]:
+    found = {}
+    for case, ranks in SIZES.items():
+        try:
+            check_equal_sizes([{"labels": torch.zeros(shape)} for shape in ranks[axis.rank]], axis)
+        except MtError as err:
+            found[case] = str(err)
+    return found
+
+
+def test_micro_batches_of_other_sizes_are_refused_by_every_rank_with_the_same_words():
+    expected = {
+        "the mean on one rank": f"batch: ranks have 6 to 8 tokens in micro-batch 2; {HINT}",
+        "in another order": "batch: ranks have 6 to 8 tokens in micro-batch 1, 6 to 8 tokens in micro-batch 2; " + HINT,
+    }
+    assert run_ranks(3, refusals_of_sizes) == [expected] * 3
+
+
+def trained_unequally(axis: Axis, folder: Path, sizes: list[int], valid_sizes: list[int]) -> str:
+    """What the training loop says of sequences that are as long as `sizes`, by rank, in its second step; `valid_sizes`
+    are those of its validation."""
+    parallel = {"expert": 2, "token_dispatcher": "all_gather"}
+    batch, train_keys = {"micro_batch": 1, "global_batch": 2}, {"steps": 2, "eval_every": 1, "eval_batches": 1}
+    config = run_config("experts", parallel=parallel, batch=batch, train=train_keys)
+
+    def make(length: int) -> dict[str, torch.Tensor]:
+        ids = torch.arange(length)[None]
+        return {"tokens": ids, "labels": ids, "loss_mask": torch.ones_like(ids).float()}
+
+    state = state_of(config, axis.size)
+    run = Run(
+        config=config,
+        state=state,
+        mesh=state.data_parallel.mesh,
+        device=CPU,
+        train_batches=iter([make(16), make(sizes[axis.rank])]),
+        valid_batches={"": lambda: iter([make(valid_sizes[axis.rank])])},
+        sinks=[],
+        writer=AsyncWriter(folder, Ranks(axis.rank, axis.size, "test")),
+        global_batch=lambda samples: 2,
+    )
+    try:
+        train(run, GracefulStop())
+    except MtError as err:
+        return f"{err} in step {state.position.step + 1}"
+    return ""
+
+
 @pytest.mark.parametrize(
-    ("sizes", "equal"),
+    ("sizes", "valid_sizes", "expected"),
     [
-        ([[(1, 8), (1, 8)], [(1, 8), (1, 8)]], True),
-        ([[(1, 6), (1, 8)], [(2, 3), (2, 4)]], True),
-        ([[(1, 8), (1, 8)], [(1, 8), (1, 7)]], False),
-        ([[(1, 6), (1, 8)], [(1, 8), (1, 6)]], False),
+        ([16, 12], [16, 16], f"batch: ranks have 12 to 16 tokens in micro-batch 1; {HINT} in step 2"),
+        ([16, 16], [8, 12], f"batch: ranks have 8 to 12 tokens in micro-batch 1; {HINT} in step 2"),
+        ([12, 12], [8, 8], ""),
     ],
+    ids=["training", "validation", "equal"],
 )
-def test_micro_batches_of_other_sizes_on_other_ranks_are_named(sizes, equal):
-    ranks = [[{"labels": torch.zeros(shape)} for shape in shapes] for shapes in sizes]
-    total = float(sum(map(sum_sizes, ranks)))
-    problems = [[*unequal_problems(batches, total, len(ranks))] for batches in ranks]
-    if equal:
-        assert problems == [[], []]
-    else:
-        message = (
-            f"batch: has micro-batches of {sizes[1][0][1]}, {sizes[1][1][1]} tokens on this rank, and of other sizes"
-        )
-        assert str(problems[1][0]).startswith(message)
-        assert 'or set "all_to_all"' in str(problems[1][0])
+def test_no_rank_waits_for_one_whose_tokens_cannot_be_gathered(sizes, valid_sizes, expected, tmp_path):
+    assert run_ranks(2, trained_unequally, tmp_path, sizes, valid_sizes) == [expected] * 2

@@ -83,16 +83,23 @@ def batch_problems(keys: Mapping[str, BatchKey], batch: Batch, kind: str) -> Ite
             yield Problem("batch", f"has no {name!r}, only {actual}", f"a model of kind {kind!r} needs it")
 
 
-def sum_sizes(batches: Sequence[Batch]) -> int:
-    """Number of labels in a rank's micro-batches, those of the second counted twice and so on, for ranks to compare."""
-    return sum(number * batch["labels"].numel() for number, batch in enumerate(batches, 1))
+def check_equal_sizes(batches: Sequence[Batch], world: Axis) -> None:
+    """Refuse micro-batches whose numbers of labels differ between ranks; every rank must call it with as many.
+
+    All ranks raise the same `MtError`, so that none waits for the others.
+    """
+    sizes = torch.tensor([batch["labels"].numel() for batch in batches])
+    largest, negated = world.max_(torch.stack([sizes, -sizes])).tolist()
+    raise_if(_unequal_problems(largest, [-size for size in negated]))
 
 
-def unequal_problems(batches: Sequence[Batch], total: float, ranks: int) -> Iterator[Problem]:
-    """What is wrong if `total`, the ranks' sum of `sum_sizes`, is not that of equal micro-batches on all ranks."""
-    if sum_sizes(batches) * ranks != total:
-        sizes = ", ".join(str(batch["labels"].numel()) for batch in batches)
-        actual = f"has micro-batches of {sizes} tokens on this rank, and of other sizes on others"
+def _unequal_problems(largest: Sequence[int], smallest: Sequence[int]) -> Iterator[Problem]:
+    """What differs between ranks, by the sizes of their micro-batches."""
+    pairs = [(number, *ends) for number, ends in enumerate(zip(smallest, largest, strict=True), 1)]
+    wrong = [f"{low} to {high} tokens in micro-batch {number}" for number, low, high in pairs if low != high]
+    if wrong:
+        more = f" and in {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        actual = f"ranks have {', '.join(wrong[:3])}{more}"
         hint = (
             'parallel.token_dispatcher = "all_gather" needs equal ones: make samples of one length, or set "all_to_all"'
         )

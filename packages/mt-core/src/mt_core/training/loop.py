@@ -18,14 +18,13 @@ from mt_core.config.run_config import RunConfig
 from mt_core.contracts import MetricSink
 from mt_core.distributed.heartbeat import Heartbeat
 from mt_core.distributed.mesh import Mesh
-from mt_core.errors import MtError, raise_if
+from mt_core.errors import MtError
 from mt_core.parallel.expert.balance import finish_routing
 from mt_core.training.batch_inputs import (
     Batch,
     add_dropout_keys,
+    check_equal_sizes,
     count_untrained,
-    sum_sizes,
-    unequal_problems,
     valid_tokens,
 )
 from mt_core.training.lr_schedule import learning_rate
@@ -108,15 +107,18 @@ def train(run: Run, stop: GracefulStop) -> bool:
 
 def _agree(run: Run, batches: Sequence[Batch], stop: GracefulStop) -> tuple[float, int, bool]:
     """The step's valid tokens, its samples without any, and whether any rank was asked to stop."""
-    gathers = run.config.parallel.token_dispatcher == "all_gather"
-    size = sum_sizes(batches) if gathers else 0
-    counts = [valid_tokens(batches), count_untrained(batches), float(stop.signal is not None), size]
+    _check_sizes(run, batches)
+    counts = [valid_tokens(batches), count_untrained(batches), float(stop.signal is not None)]
     sums = torch.tensor(counts, dtype=torch.float64)
     run.mesh.world.sum_(sums)
-    if gathers:
-        raise_if(unequal_problems(batches, float(sums[3]), run.mesh.world.size))
     copies = run.mesh.context.size * run.mesh.tensor.size * run.mesh.pipeline.size
     return float(sums[0]) / copies, round(float(sums[1]) / copies), bool(sums[2])
+
+
+def _check_sizes(run: Run, batches: Sequence[Batch]) -> None:
+    """Refuse micro-batches of unequal sizes where ranks gather each other's tokens, which would wait or mix them up."""
+    if run.config.parallel.token_dispatcher == "all_gather":
+        check_equal_sizes(batches, run.mesh.world)
 
 
 def _step(
@@ -176,7 +178,9 @@ def _evaluate(run: Run) -> None:
     state, parts = run.state, dict[str, EvaluationSums]()
     keywords = {"pipeline": state.pipeline, "update_heartbeat": update_heartbeat}
     for name, iterate in run.valid_batches.items():
-        parts[name] = sum_evaluation(state.model, list(islice(iterate(), count)), run.mesh, run.device, **keywords)
+        batches = list(islice(iterate(), count))
+        _check_sizes(run, batches)
+        parts[name] = sum_evaluation(state.model, batches, run.mesh, run.device, **keywords)
     values = reduce_evaluation(run.mesh, [*parts.values()])
     for name, part in parts.items() if len(parts) > 1 else ():
         values |= {f"{name}_{metric}": value for metric, value in reduce_evaluation(run.mesh, [part]).items()}
