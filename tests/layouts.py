@@ -134,6 +134,7 @@ EXPERT_LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
         4,
         {"expert": 2, "tensor": 2, "sequence": True, "token_dispatcher": "all_gather", "sharding": "fsdp"},
     ),
+    "expert 2 × tensor 2 in replicas 2": (8, {"expert": 2, "tensor": 2, "bucket_size": 2000}),
 }
 """The same for mixtures of experts, data ranks besides expert ranks where there are four: zero1 and fsdp share dense
 weights among all ranks, or those of a copy, and each expert among those of them that hold it."""
@@ -144,6 +145,7 @@ EIGHT = "E|t|t|t|t||t|tL"
 PIPELINES: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
     "gpipe 2": (2, {}, {"schedule": "gpipe"}),
     "1f1b 2": (2, {}, {}),
+    "interleaved 2 of 2 stages": (2, {}, {"schedule": "interleaved", "layout": "Et|t*2|t*2|tL"}),
     "interleaved 2 of 3 stages": (2, {}, {"schedule": "interleaved", "virtual_stages": 3}),
     "zb-h1 2": (2, {}, {"schedule": "zb-h1"}),
     "zb-2p 2, uneven": (2, {}, {"schedule": "zb-2p", "num_layers_in_first_stage": 1}),
@@ -196,10 +198,35 @@ EXPERT_PIPELINES: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
         {"expert": 2, "sharding": "fsdp"},
         {"schedule": "interleaved", "virtual_stages": 3},
     ),
+    "zb-h1 2 × expert 2 × context 2": (4, {"expert": 2, "context": 2}, {"schedule": "zb-h1"}),
+    "1f1b 2 × expert 2 × tensor 2, sequence": (8, {"expert": 2, "tensor": 2, "sequence": True}, {}),
 }
+"""Experts in stages, with the other axes."""
 
 SAMPLES = 8
 """Of every step."""
+
+STEPS = 20
+"""Of long runs, whose gradients are compared in the first three steps, and losses and norms in all."""
+LONG = {
+    *(layout for layout, (_, parallel, _) in PIPELINES.items() if not parallel),
+    "1f1b 2 × tensor 2, sequence",
+    "interleaved 2 × context 2",
+    "interleaved 2 × zero1 2",
+    "1f1b 2 × fsdp 2",
+    "1f1b 2 × tensor 2, sequence × zero1 2",
+    "1f1b 2 × expert 2",
+    "expert 2",
+    "expert 4",
+    "expert 2 × zero1 2",
+    "expert 2 × tensor 2",
+    "expert 2 × tensor 2 of whole experts",
+    "expert 2 × context 2",
+}
+"""Layouts of which one model runs long: every schedule alone, and an axis of each kind beside stages and experts."""
+STEADY = {"lr": 1e-3, "eps": 1e-4}
+"""The `optim` section of long runs. With a tenfold rate roundings grow by each step, in 20 of them to 2e-10 with
+experts and to 2e-7 where some drop tokens, between cuts into micro-batches on one rank; with this one to 1e-14."""
 
 
 def run_config(model: str = "gqa", layers: int = 2, **sections: Any) -> Any:
@@ -231,9 +258,14 @@ def run_config(model: str = "gqa", layers: int = 2, **sections: Any) -> Any:
 def pipeline_config(model: str, layout: str, **sections: Any) -> Any:
     """The configuration of a deep model in a layout of `PIPELINES` or `EXPERT_PIPELINES`."""
     ranks, parallel, pipeline = (PIPELINES | EXPERT_PIPELINES)[layout]
-    length = int(layout.split()[1].rstrip(","))
+    length = get_length(layout)
     assert ranks % length == 0
     return run_config(model, DEEP, parallel=parallel | {"pipeline": length}, pipeline=pipeline, **sections)
+
+
+def get_length(layout: str) -> int:
+    """The stages' ranks of a layout of `PIPELINES` or `EXPERT_PIPELINES`: the number behind its schedule."""
+    return int(layout.split()[1].rstrip(","))
 
 
 def data_ranks(ranks: int, parallel: dict[str, Any]) -> int:

@@ -12,7 +12,7 @@ import torch
 from hypothesis import HealthCheck, given, note, settings
 from torch import Tensor
 
-from layouts import BALANCED, EXPERT_LAYOUTS, LAYOUTS, SAMPLES, data_ranks, run_config
+from layouts import BALANCED, EXPERT_LAYOUTS, LAYOUTS, LONG, SAMPLES, STEADY, STEPS, data_ranks, run_config
 from mt_cli.verify.record import record, records
 from mt_core.checkpoint.native import resolve
 from mt_core.checkpoint.shard_files import open_part
@@ -45,44 +45,73 @@ EXPERT_2 = Axis("expert", 1, 2)
 """The second of two ranks."""
 
 
-def cases(layout: str) -> list[tuple[str, str]]:
-    """Model and variant; those of a model change from layout to layout."""
+def cases(layout: str) -> list[tuple[str, str, int]]:
+    """Model, variant and steps; they change from layout to layout, of some of which one model runs long."""
     first = list(EXPERT_LAYOUTS).index(layout)
-    return [(model, list(VARIANTS)[(first + n) % 4]) for n, model in enumerate(("experts", *BALANCED))]
+    models = ("experts", *BALANCED)
+    steps = [STEPS if layout in LONG and n == first % 3 else 3 for n in range(3)]
+    return [(model, list(VARIANTS)[(first + n) % 4], steps[n]) for n, model in enumerate(models)]
 
 
-def config_of(layout: str, model: str, variant: str) -> Any:
+def config_of(layout: str, model: str, variant: str, steps: int) -> Any:
     ranks, parallel = EXPERT_LAYOUTS[layout]
     accumulation, recompute = VARIANTS[variant]
     micro = max(1, SAMPLES // data_ranks(ranks, parallel) // accumulation)
-    return run_config(
-        model, parallel=parallel, recompute=recompute, batch={"micro_batch": micro, "global_batch": SAMPLES}
-    )
+    sections = {"batch": {"micro_batch": micro, "global_batch": SAMPLES}}
+    sections |= {"optim": STEADY} if steps == STEPS else {}
+    return run_config(model, parallel=parallel, recompute=recompute, **sections)
 
 
 @pytest.fixture(scope="session")
-def recorded(compute_once) -> Callable[[str], dict[tuple[str, str], Record]]:
-    """All runs of a layout, on the same ranks."""
+def recorded(compute_once) -> Callable[[int, int], dict[tuple[str, str], Record]]:
+    """All runs of so many ranks and steps, on the same ranks."""
 
-    def run(layout: str) -> dict[tuple[str, str], Record]:
-        configs = [config_of(layout, *case) for case in cases(layout)]
-        return dict(zip(cases(layout), records(configs, EXPERT_LAYOUTS[layout][0]), strict=True))
+    def run(ranks: int, steps: int) -> dict[tuple[str, str], Record]:
+        layouts = [layout for layout, (size, _) in EXPERT_LAYOUTS.items() if size == ranks]
+        chosen = [(layout, *case) for layout in layouts for case in cases(layout) if case[-1] == steps]
+        options = {"steps": steps, "gradient_steps": 3, "timeout_s": 600.0}
+        found = records([config_of(*case) for case in chosen], ranks, **options)
+        return {case[:2]: record for case, record in zip(chosen, found, strict=True)}
 
-    return lambda layout: compute_once(f"expert parity, {layout}", lambda: run(layout))
+    return lambda ranks, steps: compute_once(f"experts, {ranks} ranks, {steps} steps", lambda: run(ranks, steps))
+
+
+@pytest.fixture(scope="session")
+def one_rank(compute_once, reference) -> Callable[[str, int], Record]:
+    """The same steps of a model on one rank."""
+
+    def run(model: str) -> Record:
+        config = run_config(model, batch={"micro_batch": SAMPLES, "global_batch": SAMPLES}, optim=STEADY)
+        return measure(config, 1, steps=STEPS, gradient_steps=3)
+
+    def get(model: str, steps: int) -> Record:
+        if steps == STEPS:
+            return compute_once(f"two layers of {model}, {steps} steps on one rank", lambda: run(model))
+        return reference[model, False]
+
+    return get
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("layout", "model", "variant"), [(each, *case) for each in EXPERT_LAYOUTS for case in cases(each)]
+    ("layout", "model", "variant", "steps"), [(each, *case) for each in EXPERT_LAYOUTS for case in cases(each)]
 )
-def test_losses_norms_gradients_and_weights_of_three_steps_are_those_of_one_rank(
-    layout, model, variant, recorded, reference
+def test_losses_norms_gradients_and_weights_of_all_steps_are_those_of_one_rank(
+    layout, model, variant, steps, recorded, one_rank
 ):
-    assert disagreements(recorded(layout)[model, variant], reference[model, False]) == []
+    found = recorded(EXPERT_LAYOUTS[layout][0], steps)[layout, model]
+    assert disagreements(found, one_rank(model, steps)) == []
+
+
+def test_mixtures_that_drop_tokens_and_that_do_not_run_twenty_steps():
+    assert {model for layout in EXPERT_LAYOUTS for model, _, steps in cases(layout) if steps == STEPS} == {
+        "experts",
+        *BALANCED,
+    }
 
 
 def test_every_variant_is_somewhere_in_it():
-    assert {variant for layout in EXPERT_LAYOUTS for _, variant in cases(layout)} == {*VARIANTS}
+    assert {variant for layout in EXPERT_LAYOUTS for _, variant, _ in cases(layout)} == {*VARIANTS}
 
 
 @pytest.mark.slow

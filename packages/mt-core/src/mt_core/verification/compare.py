@@ -18,7 +18,7 @@ class Difference:
 
 
 def compare_records(run: Record, reference: Record) -> list[Difference]:
-    """Differences of losses, norms, each gradient (the worst of all steps) and each weight, in that order.
+    """Differences of losses, norms, each gradient (the worst of all recorded steps) and each weight, in that order.
 
     A tensor's scale is its largest element, or the root mean square of all tensors where that is more: the gradient of
     a key's bias, for one, is zero but for rounding.

@@ -33,7 +33,7 @@ class Record:
     losses: list[float]
     norms: list[float]
     gradients: list[NamedTensors]
-    """Gradients of each step, under canonical names, before clipping."""
+    """Gradients of each step, or of the first ones alone, under canonical names, before clipping."""
     weights: NamedTensors
     """After the last step."""
     metrics: list[dict[str, float]] = field(default_factory=list)
@@ -45,12 +45,14 @@ def measure(
     ranks: int,
     *,
     steps: int = 3,
+    gradient_steps: int | None = None,
     documents: bool = False,
     start: Path | None = None,
     save: Path | None = None,
 ) -> Record:
     """Run `steps` steps on the CPU as one of `ranks` joined ranks; every rank must call it.
 
+    Gradients are recorded in the first `gradient_steps` steps, by default in all: gathering them is a third of a step.
     `documents` cuts the sequences into documents that do not see each other, with padding at the end. `start` is a
     checkpoint to go on from, `save` a run directory to save the end in.
     """
@@ -65,15 +67,15 @@ def measure(
     else:
         state.load(start, config.precision)
     record = Record([], [], [], {})
-    for _ in range(steps):
-        _step(config, state, record, documents=documents)
+    for number in range(steps):
+        _step(config, state, record, documents=documents, gradients=gradient_steps is None or number < gradient_steps)
     record.weights = gather_state(state, "weight")
     if save is not None:
         save_state(config, state, save)
     return record
 
 
-def _step(config: RunConfig, state: TrainState, record: Record, *, documents: bool) -> None:
+def _step(config: RunConfig, state: TrainState, record: Record, *, documents: bool, gradients: bool) -> None:
     data_parallel, mesh, scale = state.data_parallel, state.data_parallel.mesh, state.loss_scale.value
     batches = list(random_batches(config, mesh, state.position.step, documents=documents))
     tokens = config.batch.global_batch * config.data.seq_length
@@ -81,7 +83,8 @@ def _step(config: RunConfig, state: TrainState, record: Record, *, documents: bo
     loss, metrics = backward(state.model, data_parallel, batches, tokens, device, scale=scale, pipeline=pipeline)
     reduce(data_parallel)
     record.metrics.append(reduce_metrics(mesh, metrics))
-    record.gradients.append({name: g / scale for name, g in gather_state(state, "gradient").items()})
+    if gradients:
+        record.gradients.append({name: g / scale for name, g in gather_state(state, "gradient").items()})
     updated = update(data_parallel, state.optimizer, lr=config.optim.lr, clip_norm=config.optim.clip_norm, scale=scale)
     finish_routing(state.model, mesh, updated.norm.isfinite())
     data_parallel.wait()
