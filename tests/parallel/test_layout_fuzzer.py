@@ -59,9 +59,9 @@ def layouts(draw: st.DrawFn, experts: bool = False, most: int = 8) -> tuple[int,
 
 @st.composite
 def pipelines(draw: st.DrawFn) -> tuple[int, str, dict[str, Any]]:
-    """The same with stages: every schedule, layers cut anywhere, and every other axis."""
+    """The same with stages: every schedule, layers cut anywhere, and every other axis, the experts' too."""
     length = draw(st.sampled_from([2, 3, 4]))
-    ranks, model, sections = draw(layouts(most=8 // length))
+    ranks, model, sections = draw(layouts(experts=draw(st.booleans()), most=8 // length))
     schedule = draw(st.sampled_from(sorted(SCHEDULES)))
     fewest, most = SCHEDULES[schedule].chunks
     chunks = draw(st.integers(fewest, most or 3))
