@@ -9,9 +9,10 @@ from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import get_args
 
 from mt_core.errors import Problem, raise_if
-from mt_core.pipeline.actions import Action, Placement, Schedule, Step
+from mt_core.pipeline.actions import Action, PassKind, Placement, Schedule, Step
 
 Result = tuple[str, int, int]
 """What a pass makes: "F" features, "I" the gradient of its input or "W" of its weights; its stage and microbatch."""
@@ -29,15 +30,15 @@ class StageCosts:
     weight_part: float = 1
     """What the weight pass needs when the input pass is done, as a share of it; above 1 if that pass recomputes it."""
 
-    def get_seconds(self, action: Action) -> float:
+    def get_seconds(self, kind: PassKind) -> float:
         """How long a pass runs."""
         both = self.backward_input + self.backward_weight
-        return {"F": self.forward, "B": both, "I": self.backward_input, "W": self.backward_weight}[action.kind]
+        return {"F": self.forward, "B": both, "I": self.backward_input, "W": self.backward_weight}[kind]
 
-    def get_freed(self, action: Action) -> float:
+    def get_freed(self, kind: PassKind) -> float:
         """Memory that is free again when a pass is done."""
         kept = self.activations * self.weight_part
-        return {"F": 0, "B": self.activations, "I": self.activations - kept, "W": kept}[action.kind]
+        return {"F": 0, "B": self.activations, "I": self.activations - kept, "W": kept}[kind]
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,59 +145,61 @@ class _Run:
     """Ranks at their places in the lists, and what is done so far."""
 
     def __init__(self, schedule: Schedule, costs: Sequence[StageCosts], send: float, overlap: float) -> None:
-        self.schedule, self.costs, self.send, self.overlap = schedule, costs, send, overlap
-        ranks = schedule.placement.ranks
+        self.schedule, self.send, self.overlap = schedule, send, overlap
+        placement, kinds = schedule.placement, get_args(PassKind)
+        self.stages = [placement.get_stages(rank) for rank in range(placement.ranks)]
+        self.ranks = [placement.get_rank(stage) for stage in range(placement.stages)]
+        self.seconds = [{kind: each.get_seconds(kind) for kind in kinds} for each in costs]
+        self.taken = [each.activations for each in costs]
+        self.freed = [{kind: each.get_freed(kind) for kind in kinds} for each in costs]
         self.ends: dict[Result, float] = {}
         self.waiting: dict[Result, list[int]] = {}
-        self.events: list[list[Event]] = [[] for _ in range(ranks)]
-        self.live, self.peaks = [0.0] * ranks, [0.0] * ranks
+        self.events: list[list[Event]] = [[] for _ in range(placement.ranks)]
+        self.live, self.peaks = [0.0] * placement.ranks, [0.0] * placement.ranks
 
     def play(self) -> None:
         """Let every rank go on until all are done or wait."""
         able = deque(range(self.schedule.placement.ranks))
         while able:
             rank = able.popleft()
-            steps = self.schedule.steps[rank]
-            while len(self.events[rank]) < len(steps):
-                step = steps[len(self.events[rank])]
-                inputs = list(self._list_step_inputs(rank, step))
+            steps, events, stages = self.schedule.steps[rank], self.events[rank], self.stages[rank]
+            while len(events) < len(steps):
+                step = steps[len(events)]
+                passes = [(stages[action.chunk], action) for action in step.passes]
+                inputs = [each for stage, action in passes for each in list_inputs(action, stage, len(self.ranks))]
                 if missing := next((result for result in inputs if result not in self.ends), None):
                     self.waiting.setdefault(missing, []).append(rank)
                     break
-                for result in self._do(rank, step, inputs):
+                events.append(self._run(rank, step, passes, inputs))
+                for result in self._finish(passes, events[-1].end):
                     able.extend(self.waiting.pop(result, ()))
 
-    def _do(self, rank: int, step: Step, inputs: list[Result]) -> list[Result]:
-        """Run a step as soon as rank and inputs allow; return what it makes."""
-        events, placement = self.events[rank], self.schedule.placement
-        arrivals = (
-            self.ends[result] + (self.send if placement.get_rank(result[1]) != rank else 0) for result in inputs
-        )
-        start = max(events[-1].end if events else 0, *arrivals, 0)
-        stages = [placement.get_stage(rank, action.chunk) for action in step.passes]
-        times = [self.costs[stage].get_seconds(action) for stage, action in zip(stages, step.passes, strict=True)]
+    def _run(self, rank: int, step: Step, passes: list[tuple[int, Action]], inputs: list[Result]) -> Event:
+        """Run a step as soon as rank and inputs allow."""
+        start = self.events[rank][-1].end if self.events[rank] else 0.0
+        for result in inputs:
+            arrival = self.ends[result] + (self.send if self.ranks[result[1]] != rank else 0)
+            start = max(start, arrival)
+        times = [self.seconds[stage][action.kind] for stage, action in passes]
         end = start + sum(times) - (self.overlap * min(times) if len(times) > 1 else 0)
-        events.append(Event(step, start, end))
-        self._count_memory(rank, step, stages)
+        self._count_memory(rank, passes)
+        return Event(step, start, end)
+
+    def _finish(self, passes: list[tuple[int, Action]], end: float) -> list[Result]:
+        """Note that the results of passes are there, and return which they are."""
         results: list[Result] = []
-        for stage, action in zip(stages, step.passes, strict=True):
+        for stage, action in passes:
             kinds = ("I", "W") if action.kind == "B" else (action.kind,)
             results += [(kind, stage, action.microbatch) for kind in kinds]
         self.ends.update(dict.fromkeys(results, end))
         return results
 
-    def _count_memory(self, rank: int, step: Step, stages: list[int]) -> None:
+    def _count_memory(self, rank: int, passes: list[tuple[int, Action]]) -> None:
         """What forward passes make is there while backward passes of the same step still need theirs."""
-        pairs = list(zip(stages, step.passes, strict=True))
-        self.live[rank] += sum(self.costs[stage].activations for stage, action in pairs if action.kind == "F")
-        self.peaks[rank] = max(self.peaks[rank], self.live[rank])
-        self.live[rank] -= sum(self.costs[stage].get_freed(action) for stage, action in pairs)
-        self.peaks[rank] = max(self.peaks[rank], self.live[rank])
-
-    def _list_step_inputs(self, rank: int, step: Step) -> Iterator[Result]:
-        placement = self.schedule.placement
-        for action in step.passes:
-            yield from list_inputs(action, placement.get_stage(rank, action.chunk), placement.stages)
+        live = self.live[rank] + sum([self.taken[stage] for stage, action in passes if action.kind == "F"])
+        freed = sum([self.freed[stage][action.kind] for stage, action in passes])
+        self.live[rank] = live - freed
+        self.peaks[rank] = max(self.peaks[rank], live, live - freed)
 
     def list_deadlocked(self) -> Iterator[Problem]:
         """Who waits for what, if anyone does."""

@@ -1,5 +1,6 @@
 """Configuration of `GPT`."""
 
+from collections import Counter
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, Literal, Self
@@ -134,10 +135,12 @@ class GPTConfig(TransformerSection):
         token sees on average: half of the sequence, as in docs/benchmarks.md, or fewer in a window.
         """
         projections = 6 * matrix_parameters(self.attention.tensors("attn", self.hidden_size, self.norm))
-        feeding = sum(self.get_mlp(layer).flops_per_token(self.hidden_size) for layer in range(self.layers))
+        first = self.mlp.dense_layers if self.mlp.kind == "moe" else 0
+        counts = ((self.get_mlp(0), first), (self.mlp, self.layers - first))
+        feeding = sum(count * mlp.flops_per_token(self.hidden_size) for mlp, count in counts if count)
         matrices = self.layers * projections + feeding + 6 * self.vocab_size * self.hidden_size
-        windows = (self.attention.get_window(n) for n in range(self.layers))
-        keys = sum(_mean_keys(sequence, window) for window in windows)
+        windows = Counter(self.attention.get_window(n) for n in range(self.layers))
+        keys = sum(count * _mean_keys(sequence, window) for window, count in windows.items())
         return matrices + self.attention.score_flops(keys)
 
 
