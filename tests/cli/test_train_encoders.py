@@ -89,7 +89,10 @@ def check_evaluation(kind, folder, lines):
     assert ran.exit_code == 0, ran.output
     report = json.loads(output.read_text())
     valid = {name.removeprefix("valid_"): value for name, value in lines[-1].items() if name.startswith("valid_")}
+    errors = {name: report["metrics"].pop(f"{name}_stderr") for name in valid}
+    assert all(0 < error < 1 for error in errors.values())
     assert report["metrics"] == pytest.approx(valid, rel=2e-5)
+    assert len(output.with_name(f"result.{task}.jsonl").read_text().splitlines()) == 16
     assert (report["task"], report["counts"]) == (task, {"samples": 16})
     assert report["settings"]["seed"] == 1234
     assert ran.output.startswith(f"{task}\n")

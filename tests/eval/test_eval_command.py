@@ -61,9 +61,30 @@ def test_perplexity_prints_a_table_and_writes_json(checkpoint, held_out, tmp_pat
         "tokenizer": "BytesTokenizer",
         "before_each_text": "none",
     }
+    samples = [json.loads(line) for line in (tmp_path / "r.perplexity.jsonl").read_text().splitlines()]
+    loss_sum = report["metrics"]["loss"] * len(TEXT)
+    assert samples == [
+        {"where": str(held_out), "tokens": len(TEXT), "bytes": len(TEXT), "loss_sum": pytest.approx(loss_sum)}
+    ]
     assert (report["model"], report["data"], report["task"]) == (str(checkpoint), str(held_out), "perplexity")
     assert report["versions"].keys() == {"python", "torch", "mt-eval"}
     assert report["seconds"] > 0
+
+
+def test_a_metric_of_several_documents_has_its_standard_error_beside_it(checkpoint, passages, tmp_path):
+    words = ("perplexity", "--load-dir", checkpoint, "--data", passages, "--output", tmp_path / "r.json")
+    stdout = run(app, *words).stdout
+    metrics = json.loads((tmp_path / "r.json").read_text())["metrics"]
+    lines = [json.loads(line) for line in (tmp_path / "r.perplexity.jsonl").read_text().splitlines()]
+    tokens, loss = sum(line["tokens"] for line in lines), metrics["loss"]
+    assert [line["where"] for line in lines] == [f"{passages}:1", f"{passages}:2"]
+    assert loss == pytest.approx(sum(line["loss_sum"] for line in lines) / tokens, rel=1e-12)
+    squares = sum((line["loss_sum"] - loss * line["tokens"]) ** 2 for line in lines)
+    error = math.sqrt(squares * 2) / tokens
+    assert metrics["loss_stderr"] == pytest.approx(error, rel=1e-9)
+    assert metrics["perplexity_stderr"] == pytest.approx(math.exp(loss) * error, rel=1e-9)
+    assert f"loss              {loss:.4f} ± {error:.4f}\n" in stdout
+    assert "stderr" not in stdout
 
 
 def test_wikitext103_overlaps_by_32_unless_told_otherwise(checkpoint, held_out):
@@ -71,6 +92,7 @@ def test_wikitext103_overlaps_by_32_unless_told_otherwise(checkpoint, held_out):
     assert stdout.splitlines()[3].startswith("adjusted perplexity")
     assert "overlapping eval     32\n" in stdout
     assert f"original words       {len(TEXT.split())}\n" in stdout
+    assert "detokenizer          wikitext\n" in stdout
 
 
 def test_lambada_tells_both_accuracies_unless_one_is_asked_for(checkpoint, passages):

@@ -15,7 +15,7 @@ REPORT = Report(
     task="lambada",
     model="run",
     data="d.jsonl",
-    metrics={"strict_accuracy": 0.4567891},
+    metrics={"strict_accuracy": 0.4567891, "strict_accuracy_stderr": 0.0069393},
     counts={"passages": 5153},
     settings={"dtype": "fp32"},
     seconds=12.34,
@@ -28,7 +28,7 @@ def test_lines_are_aligned_where_there_is_no_terminal(capsys):
         "lambada\n"
         "model            run\n"
         "data             d.jsonl\n"
-        "strict accuracy  0.4568\n"
+        "strict accuracy  0.4568 ± 0.0069\n"
         "passages         5,153\n"
         "dtype            fp32\n"
         "seconds          12.3\n"
@@ -48,8 +48,11 @@ def test_a_terminal_gets_a_table():
 
 
 def test_nothing_unfinished_is_left_beside_the_output(tmp_path):
-    publish(REPORT, tmp_path / "r.json")
-    assert [path.name for path in tmp_path.iterdir()] == ["r.json"]
+    publish(REPORT, tmp_path / "r.json", iter([{"where": "d.jsonl:1", "text": "é"}, {"where": "d.jsonl:2"}]))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["r.json", "r.lambada.jsonl"]
+    assert (tmp_path / "r.lambada.jsonl").read_text("utf-8") == (
+        '{"where": "d.jsonl:1", "text": "é"}\n{"where": "d.jsonl:2"}\n'
+    )
 
 
 def test_a_metric_that_is_not_finite_is_refused_and_nothing_written(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import resource
+import statistics
 from contextlib import contextmanager
 
 import pytest
@@ -98,6 +99,10 @@ def test_predictions_are_those_of_the_last_evaluation(files, trained):
     assert [each.label for each in sets["test"]] == [None] * 3
     for ours, theirs in zip(sets["test"], sets["dev_matched"], strict=False):
         assert ours.scores == pytest.approx(dict(theirs.scores), abs=1e-6)
+    summary = json.loads((run / "predictions" / "summary.json").read_text())
+    assert summary.keys() == {"dev_matched", "dev_mismatched", "test", "all"}
+    assert summary["test"] == {"correct": 0, "labelled": 0}
+    assert summary["all"]["labelled"] == 20
     line = json.loads((run / "predictions" / "test.jsonl").read_text().splitlines()[0])
     assert line.keys() == {"uid", "label", "prediction", "scores"}
     assert line["scores"].keys() == {"contradiction", "entailment", "neutral"}
@@ -163,8 +168,15 @@ def test_an_ensemble_averages_probabilities_of_the_same_examples(tmp_path):
             write_predictions(tmp_path / f"run-{number}" / "predictions" / f"{name}.jsonl", rows)
     done = mt_task("ensemble", tmp_path / "run-0", tmp_path / "run-1", "--save-dir", tmp_path / "both")
     assert done.exit_code == 0
-    assert done.output.splitlines()[0] == "dev   1 of 2 right, accuracy 0.5000"
-    assert done.output.splitlines()[-1] == "all   2 of 4 right, accuracy 0.5000"
+    assert done.output.splitlines()[0] == "dev   1 of 2 right, accuracy 0.5000 ± 0.5000"
+    assert done.output.splitlines()[-1] == "all   2 of 4 right, accuracy 0.5000 ± 0.2887"
+    summary = json.loads((tmp_path / "both" / "summary.json").read_text())
+    assert summary["all"] == {
+        "correct": 2,
+        "labelled": 4,
+        "accuracy": 0.5,
+        "accuracy_stderr": pytest.approx(statistics.stdev([0, 1, 0, 1]) / 2),
+    }
     first, second = read_predictions(tmp_path / "both" / "dev.jsonl")
     assert (first.scores, first.prediction) == ({"0": pytest.approx(0.55), "1": pytest.approx(0.45)}, "0")
     assert (second.scores, second.prediction) == ({"0": pytest.approx(0.25), "1": pytest.approx(0.75)}, "1")

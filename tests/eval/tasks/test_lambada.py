@@ -1,4 +1,5 @@
 import math
+import statistics
 from types import SimpleNamespace
 
 import pytest
@@ -9,7 +10,17 @@ from mt_core.errors import MtError
 from mt_data.config import TokenizerConfig
 from mt_eval.encoding import TextEncoder
 from mt_eval.finite import NonFiniteOutput
-from mt_eval.tasks.lambada import Cloze, compute_hits, count_correct, loose, make_clozes, read_passages, strict
+from mt_eval.tasks.lambada import (
+    Cloze,
+    answer,
+    compute_choices,
+    compute_metrics,
+    list_samples,
+    loose,
+    make_clozes,
+    read_passages,
+    strict,
+)
 
 
 class Bigram(nn.Module):
@@ -25,6 +36,11 @@ class Bigram(nn.Module):
     def forward(self, tokens_BT):
         assert tokens_BT.shape[1] <= self.config.max_seq_len
         return self.table[tokens_BT]
+
+
+def count_correct(model, examples, *, seq_length, batch_size):
+    answers = answer(model, examples, seq_length=seq_length, batch_size=batch_size)
+    return {mode: sum(each.correct for each in row) for mode, row in answers.items()}
 
 
 def count(model, text, encoder, seq_length=64):
@@ -119,9 +135,34 @@ def test_two_passages_that_are_equal_both_count(encoder):
     assert count_correct(Bigram("b c"), examples, seq_length=64, batch_size=4) == {"strict": 2}
 
 
-def test_hits_are_told_for_each_target_token():
+def test_there_is_a_choice_for_each_target_token():
     clozes = [Cloze((97, 98, 99), 1), Cloze((97, 98, 99), 2)]
-    assert compute_hits(Bigram("abd"), clozes, seq_length=64, batch_size=1) == {(97, 98, 99): (1, 0)}
+    assert compute_choices(Bigram("abd"), clozes, seq_length=64, batch_size=1) == {(97, 98, 99): (98, 100)}
+
+
+def test_samples_have_what_was_asked_and_what_was_said(encoder, tokenizer):
+    passages = [("f:1", "ab cde"), ("f:2", "ab cdd"), ("f:3", "b c")]
+    examples = {mode: make_clozes(passages, mode, encoder) for mode in ("strict", "loose")}
+    answers = answer(Bigram("b cde"), examples, seq_length=64, batch_size=2)
+    first, second, third = list_samples(passages, answers, tokenizer)
+    assert first == {
+        "where": "f:1",
+        "text": "ab cde",
+        "strict": {"target": " cde", "prediction": " cde", "correct": True},
+        "loose": {"target": "e", "prediction": "e", "correct": True},
+    }
+    assert second["strict"] == {"target": " cdd", "prediction": " cde", "correct": False}
+    assert (third["strict"]["correct"], third["loose"]["correct"]) == (True, True)
+    error = statistics.stdev([1, 0, 1]) / math.sqrt(3)
+    assert compute_metrics(answers) == pytest.approx(
+        {
+            "strict_accuracy": 2 / 3,
+            "strict_accuracy_stderr": error,
+            "loose_accuracy": 2 / 3,
+            "loose_accuracy_stderr": error,
+        },
+        rel=1e-12,
+    )
 
 
 def test_one_word_is_refused_with_its_line(encoder):

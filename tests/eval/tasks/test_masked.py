@@ -82,15 +82,31 @@ def test_a_model_without_a_run_has_the_losses_that_transformers_has(tmp_path, to
     batch = {name: torch.stack([torch.as_tensor(sample[name]) for sample in samples]) for name in samples[0]}
     with torch.no_grad():
         logits = theirs(batch["text"], attention_mask=batch["padding_mask"], token_type_ids=batch["types"])
-    words, order = logits.prediction_logits.transpose(1, 2), logits.seq_relationship_logits
+    words, order = logits.prediction_logits.transpose(1, 2).double(), logits.seq_relationship_logits.double()
+    losses_BT = torch.nn.functional.cross_entropy(words, batch["labels"], ignore_index=-1, reduction="none")
+    sums_B, sizes_B = losses_BT.sum(-1), (batch["labels"] >= 0).sum(-1)
+    order_B = torch.nn.functional.cross_entropy(order, batch["is_random"], reduction="none")
+    hits_B, count = (order.argmax(-1) == batch["is_random"]).double(), len(samples)
+    word_loss = (sums_B.sum() / sizes_B.sum()).item()
+    clustered_B = (sums_B - word_loss * sizes_B) / sizes_B.sum()
+    both_B = clustered_B + (order_B - order_B.mean()) / count
     expected = {
-        "masked_lm_loss": torch.nn.functional.cross_entropy(words, batch["labels"], ignore_index=-1).item(),
-        "sentence_order_loss": torch.nn.functional.cross_entropy(order, batch["is_random"]).item(),
-        "sentence_order_accuracy": (order.argmax(-1) == batch["is_random"]).float().mean().item(),
+        "masked_lm_loss": word_loss,
+        "masked_lm_loss_stderr": (clustered_B.square().sum() * count / (count - 1)).sqrt().item(),
+        "sentence_order_loss": order_B.mean().item(),
+        "sentence_order_loss_stderr": (order_B.std() / count**0.5).item(),
+        "sentence_order_accuracy": hits_B.mean().item(),
+        "sentence_order_accuracy_stderr": (hits_B.std() / count**0.5).item(),
+        "loss": word_loss + order_B.mean().item(),
+        "loss_stderr": (both_B.square().sum() * count / (count - 1)).sqrt().item(),
     }
-    expected["loss"] = expected["masked_lm_loss"] + expected["sentence_order_loss"]
     assert found["metrics"] == pytest.approx(expected, rel=1e-5)
-    assert found["counts"] == {"samples": len(samples)}
+    assert found["counts"] == {"samples": count}
+    lines = [json.loads(line) for line in (tmp_path / "result.masked-lm.jsonl").read_text().splitlines()]
+    assert [line["sample"] for line in lines] == list(range(count))
+    assert [line["masked_lm_loss"]["sum"] for line in lines] == pytest.approx(sums_B.tolist(), rel=1e-5)
+    assert [line["masked_lm_loss"]["size"] for line in lines] == sizes_B.tolist()
+    assert [line["sentence_order_loss"]["sum"] for line in lines] == pytest.approx(order_B.tolist(), rel=1e-5)
     assert found["settings"] | {"batch_size": 0} == {
         "split": "0,1,0",
         "seed": 5,

@@ -1,6 +1,6 @@
 import pytest
 
-from mt_eval.tasks.wikitext103 import DETOKENIZATION, detokenize
+from mt_eval.tasks.detokenization import PTB, WIKITEXT, detokenize
 
 RULES = {
     "plural possessives": ("the actors ' roles", "the actors' roles"),
@@ -19,11 +19,27 @@ RULES = {
 }
 
 
+PTB_RULES = {
+    "apostrophes": ("Avon 's and the investors ' view", "Avon's and the investors' view"),
+    "negations": ("it does n't", "it doesn't"),
+    "numerals": ("about N people", "about1 people"),
+    "dollars": ("$ 1 billion", "$1 billion"),
+    "number signs": ("# 1 choice", "#1 choice"),
+}
+
+
 def test_there_is_a_golden_string_for_each_rule():
-    assert list(RULES) == [name for name, _ in DETOKENIZATION]
+    assert list(RULES) == [name for name, _ in WIKITEXT]
+    assert list(PTB_RULES) == [name for name, _ in PTB]
 
 
-@pytest.mark.parametrize(("name", "rule"), DETOKENIZATION)
+@pytest.mark.parametrize(("name", "rule"), PTB)
+def test_a_rule_of_the_treebank_alone_and_with_the_others_gives_its_golden_string(name, rule):
+    before, after = PTB_RULES[name]
+    assert rule(before) == after == detokenize(before, "ptb")
+
+
+@pytest.mark.parametrize(("name", "rule"), WIKITEXT)
 def test_a_rule_alone_gives_its_golden_string(name, rule):
     before, after = RULES[name]
     assert rule(before) == after

@@ -115,6 +115,12 @@ def read_ends(checkpoint: Checkpoint) -> set[int]:
     return set()
 
 
+def choose_ends(checkpoint: Checkpoint, tokenizer: Tokenizer) -> frozenset[int]:
+    """Ids at which a text ends: those that the checkpoint's files say, else the tokenizer's end of document."""
+    end = getattr(tokenizer, "eod", None)
+    return frozenset(read_ends(checkpoint) or ({end} if end is not None else ()))
+
+
 def check_tokenizer(tokenizer: Tokenizer, *, original: Tokenizer | None, where: str, vocab_size: int) -> None:
     """Refuse a tokenizer with ids the model does not know, or whose ids mean other tokens than in training."""
     from mt_data.tokenizers import fingerprint

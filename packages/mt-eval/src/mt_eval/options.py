@@ -27,6 +27,20 @@ Beginning = Annotated[
 """Whether texts begin with a token of their own, for commands that read texts."""
 
 
+LoadDir = Annotated[Path, "Checkpoint: a run, a step or a Hugging Face directory."]
+BatchSize = Annotated[
+    int | None, Option(min=1, help="Sequences in a batch; changes the speed only.", show_default=False)
+]
+SeqLength = Annotated[
+    int | None,
+    Option(min=1, help="Longest input in tokens; at most what the run trained at if not given.", show_default=False),
+]
+Output = Annotated[
+    Path | None, "Also write the results to this JSON file, and the samples of each task to a .jsonl beside it."
+]
+"""Where results go, for commands that evaluate."""
+
+
 @dataclass(frozen=True, slots=True)
 class ModelOptions:
     """How a checkpoint becomes a model."""
@@ -74,16 +88,9 @@ class TokenizerOptions:
 class TaskOptions:
     """What every evaluation task on texts takes."""
 
-    load_dir: Annotated[Path, "Checkpoint: a run, a step or a Hugging Face directory."]
+    load_dir: LoadDir
     data: Annotated[Path, "The file to evaluate on; .gz, .zst and .bz2 are decompressed."]
-    seq_length: Annotated[
-        int | None,
-        Option(
-            min=1, help="Longest input in tokens; at most what the run trained at if not given.", show_default=False
-        ),
-    ] = None
-    batch_size: Annotated[
-        int | None, Option(min=1, help="Sequences in a batch; changes the speed only.", show_default=False)
-    ] = None
+    seq_length: SeqLength = None
+    batch_size: BatchSize = None
     bos: Beginning = None
-    output: Annotated[Path | None, "Also write the results to this JSON file."] = None
+    output: Output = None

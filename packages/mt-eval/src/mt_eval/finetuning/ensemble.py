@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mt_core.errors import MtError, Problem, raise_if
 from mt_core.files import atomic_directory
-from mt_eval.finetuning.predictions import FOLDER, Prediction, read_predictions, write_predictions
+from mt_eval.finetuning.predictions import FOLDER, Prediction, read_predictions, write_predictions, write_summary
 
 MOST_PROBLEMS = 5
 """Examples that are named, of those in which two files differ."""
@@ -71,7 +71,8 @@ def _differences(
 
 
 def write_ensemble(sets: Mapping[str, Sequence[Prediction]], directory: Path) -> None:
-    """Write a file for each set to a new directory, all of them or none."""
+    """Write a file for each set and a summary to a new directory, all of them or none."""
     with atomic_directory(directory) as temporary:
         for name, predictions in sets.items():
             write_predictions(temporary / f"{name}.jsonl", predictions)
+        write_summary(temporary, sets)

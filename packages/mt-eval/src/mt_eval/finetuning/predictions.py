@@ -17,6 +17,8 @@ from mt_core.progress import progress
 from mt_eval.finetuning.examples import UNLABELLED, EncodedExamples, Example
 from mt_eval.finetuning.sections import TaskSection, get_classes, load_sets, make_lengths
 from mt_eval.finite import NonFiniteOutput
+from mt_eval.report import write_document
+from mt_eval.standard_errors import compute_share, pair_errors
 
 if TYPE_CHECKING:
     import torch
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 
 FOLDER = "predictions"
 """Where a run keeps them: a file for each validation and test set."""
+SUMMARY = "summary.json"
+"""How many are right, beside them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +68,15 @@ class Accuracy:
     def __str__(self) -> str:
         if not self.labelled:
             return "no labels"
-        return f"{self.correct:,} of {self.labelled:,} right, accuracy {self.correct / self.labelled:.4f}"
+        share, error = compute_share(self.correct, self.labelled)
+        text = f"{self.correct:,} of {self.labelled:,} right, accuracy {share:.4f}"
+        return text if error is None else f"{text} ± {error:.4f}"
+
+    def dump(self) -> dict[str, float]:
+        """Plain values: what is right, of how many, and their share with its standard error over examples."""
+        counts = {"correct": self.correct, "labelled": self.labelled}
+        accuracy = {"accuracy": compute_share(self.correct, self.labelled)} if self.labelled else {}
+        return counts | pair_errors(accuracy)
 
 
 def predict(
@@ -119,14 +131,26 @@ def predict_run(
             model, samples, get_classes(data), batch_size=config["batch"]["micro_batch"], device=device
         )
         write_predictions(run_dir / FOLDER / f"{name}.jsonl", predictions[name])
+    write_summary(run_dir / FOLDER, predictions)
     return predictions
+
+
+def count_accuracies(sets: Mapping[str, Sequence[Prediction]]) -> dict[str, Accuracy]:
+    """How many predictions of each set, and of `all` together if there are several, are right."""
+    counts = {name: Accuracy.count(predictions) for name, predictions in sets.items()}
+    if len(counts) > 1:
+        counts["all"] = sum(counts.values(), Accuracy(0, 0))
+    return counts
+
+
+def write_summary(folder: Path, sets: Mapping[str, Sequence[Prediction]]) -> None:
+    """Write the accuracy of each set to `summary.json` in a folder of predictions."""
+    write_document(folder / SUMMARY, {name: each.dump() for name, each in count_accuracies(sets).items()})
 
 
 def print_accuracies(sets: Mapping[str, Sequence[Prediction]]) -> None:
     """Print how many predictions of each set, and of all together, are right."""
-    counts = {name: Accuracy.count(predictions) for name, predictions in sets.items()}
-    if len(counts) > 1:
-        counts["all"] = sum(counts.values(), Accuracy(0, 0))
+    counts = count_accuracies(sets)
     width = max(map(len, counts), default=0)
     for name, accuracy in counts.items():
         print(f"{name:<{width}}  {accuracy}")

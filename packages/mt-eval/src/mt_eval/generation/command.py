@@ -173,7 +173,7 @@ def generate(
     from mt_eval.generation.engine import Engine
     from mt_eval.generation.generate import check_prompts, stream_texts
     from mt_eval.generation.requests import Request
-    from mt_eval.load import Checkpoint, load_model, load_tokenizer, read_ends
+    from mt_eval.load import Checkpoint, choose_ends, load_model, load_tokenizer
 
     sampling = draw.sampling()
     text.check()
@@ -186,8 +186,7 @@ def generate(
     network = load_model(opened, device=model.device, dtype=model.dtype)
     if encoder.prefix:
         print(f"generate: every prompt begins with {encoder.describe_prefix()}", file=sys.stderr)
-    end = getattr(encoder.tokenizer, "eod", None)
-    ends = frozenset(read_ends(opened) or ({end} if end is not None else ()))
+    ends = choose_ends(opened, encoder.tokenizer)
     requests = [
         Request(
             tuple(ids), prompts.max_new_tokens, sampling, prompts.seed, ends, text.log_probs, sample=number, beams=beams

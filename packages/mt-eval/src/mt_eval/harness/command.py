@@ -9,14 +9,14 @@ from typer import Option
 from mt_core.cli.options import expand_options
 from mt_core.errors import MtError
 from mt_core.plugins import import_library
-from mt_eval.options import Beginning, ModelOptions, TokenizerOptions
+from mt_eval.options import BatchSize, Beginning, LoadDir, ModelOptions, Output, SeqLength, TokenizerOptions
 
 
 @dataclass(frozen=True, slots=True)
 class HarnessOptions:
     """Which tasks are run on which checkpoint, and how."""
 
-    load_dir: Annotated[Path, "Checkpoint: a run, a step or a Hugging Face directory."]
+    load_dir: LoadDir
     tasks: Annotated[str, "Names of tasks or groups, patterns, or task files, with commas between them."]
     include_path: Annotated[list[Path] | None, "A folder of your own task files; may be given several times."] = None
     num_fewshot: Annotated[
@@ -25,19 +25,10 @@ class HarnessOptions:
     limit: Annotated[
         float | None, Option(help="Only so many samples of each task, or this share of them if below 1.")
     ] = None
-    seq_length: Annotated[
-        int | None,
-        Option(
-            min=2, help="Longest input in tokens; at most what the run trained at if not given.", show_default=False
-        ),
-    ] = None
-    batch_size: Annotated[
-        int | None, Option(min=1, help="Sequences in a batch; changes the speed only.", show_default=False)
-    ] = None
+    seq_length: SeqLength = None
+    batch_size: BatchSize = None
     bos: Beginning = None
-    output: Annotated[
-        Path | None, "Also write the results to this JSON file, and the samples of each task to a .jsonl beside it."
-    ] = None
+    output: Output = None
 
     def names(self) -> list[str]:
         """The tasks that are asked for, each once."""

@@ -20,13 +20,12 @@ from mt_eval.encoding import TextEncoder
 from mt_eval.harness.loglikelihood import Continuation, score_continuations
 from mt_eval.harness.tasks import SEED
 from mt_eval.harness.texts import TextOptions, generate_texts
-from mt_eval.load import Checkpoint, load_model, load_tokenizer, read_ends
+from mt_eval.load import Checkpoint, choose_ends, load_model, load_tokenizer
 from mt_eval.tasks.evaluation import choose_seq_length
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
 
-    from mt_core.contracts import Tokenizer
     from mt_models.models.gpt import GPT
 
 ARGUMENTS = ("load_dir", "loader", "device", "dtype", "bos", "max_length", "batch_size", "max_batch_size")
@@ -196,12 +195,6 @@ def choose_begin(encoder: TextEncoder, *, bos: bool | None) -> int | None:
         return encoder.prefix[-1]
     named = None if bos is False else getattr(encoder.tokenizer, "bos", None)
     return getattr(encoder.tokenizer, "eod", None) if named is None else named
-
-
-def choose_ends(checkpoint: Checkpoint, tokenizer: "Tokenizer") -> frozenset[int]:
-    """Ids at which a text ends: those that the checkpoint's files say, else the tokenizer's end of document."""
-    end = getattr(tokenizer, "eod", None)
-    return frozenset(read_ends(checkpoint) or ({end} if end is not None else ()))
 
 
 register_model("mt")(HarnessModel)  # not as a decorator, whose type would hide the signature

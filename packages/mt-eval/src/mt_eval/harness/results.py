@@ -1,12 +1,11 @@
 """Results of lm-evaluation-harness in the manner of mt: a table for people, JSON and one line a sample for programs."""
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mt_core.files import atomic_file
+from mt_eval.report import write_samples
 
 KEPT = ("results", "groups", "group_subtasks", "versions", "n-shot", "n-samples", "higher_is_better", "configs")
 """Parts of lm-eval's own document that are written as they are, under `lm_eval`."""
@@ -46,19 +45,12 @@ def make_table(results: Mapping[str, Any]) -> list[str]:
     return ["  ".join(f"{text:<{width}}" for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
-def name_samples(output: Path, task: str) -> Path:
-    """The file of a task's samples: `results.arc_easy.jsonl` beside `results.json`."""
-    return output.with_name(f"{output.stem}.{task.replace('/', '_')}.jsonl")
-
-
-def write_samples(output: Path, samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+def write_all_samples(output: Path, samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
     """Write a file of JSON lines for each task: a sample with its requests, the model's answers and its metrics."""
     from lm_eval.utils import handle_non_serializable
 
     for task, lines in samples.items():
-        with atomic_file(name_samples(output, task), "w") as file:
-            for line in lines:
-                file.write(json.dumps(line, ensure_ascii=False, default=handle_non_serializable) + "\n")
+        write_samples(output, task, lines, handle_non_serializable)
 
 
 def to_plain(value: object) -> Any:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, cast
 from mt_core.distributed.process_group import pick_device
 from mt_eval.encoding import TextEncoder
 from mt_eval.harness.command import HarnessOptions
-from mt_eval.harness.results import KEPT, flatten, make_table, to_plain, write_samples
+from mt_eval.harness.results import KEPT, flatten, make_table, to_plain, write_all_samples
 from mt_eval.harness.tasks import SEED, load_tasks, set_num_fewshot
-from mt_eval.load import Checkpoint, load_model, load_tokenizer
+from mt_eval.load import Checkpoint, choose_ends, load_model, load_tokenizer
 from mt_eval.options import ModelOptions, TokenizerOptions
 from mt_eval.report import Report, check_output, write_document
 from mt_eval.tasks.evaluation import choose_seq_length
@@ -74,7 +74,7 @@ def _seed_everything() -> None:
 def _open_model(
     checkpoint: Checkpoint, encoder: TextEncoder, seq_length: int, task: HarnessOptions, model: ModelOptions
 ) -> "HarnessModel":
-    from mt_eval.harness.model import HarnessModel, choose_begin, choose_ends
+    from mt_eval.harness.model import HarnessModel, choose_begin
 
     return HarnessModel(
         load_model(checkpoint, device=model.device, dtype=model.dtype),
@@ -98,4 +98,4 @@ def _publish(report: Report, results: Mapping[str, Any], task: HarnessOptions) -
         document["versions"]["lm-eval"] = version("lm-eval")
         document["lm_eval"] = to_plain({name: results[name] for name in KEPT if name in results})
         write_document(task.output, document)
-        write_samples(task.output, results.get("samples", {}))
+        write_all_samples(task.output, results.get("samples", {}))

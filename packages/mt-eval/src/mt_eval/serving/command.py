@@ -118,19 +118,18 @@ def describe_model(
     from mt_core.contracts import ID_FILES
     from mt_data.datasets.sft.template import find_chat_template
     from mt_eval.encoding import TextEncoder
-    from mt_eval.load import load_tokenizer, read_ends
+    from mt_eval.load import choose_ends, load_tokenizer
     from mt_eval.serving.interfaces.calls import Limits, ServedModel
 
     config = opened.loader.config()
     encoder = TextEncoder.create(load_tokenizer(opened, tokenizer.config()), bos=listen.bos)
-    end = getattr(encoder.tokenizer, "eod", None)
     files = [file for file in opened.loader.tokenizer_files() if file.name not in ID_FILES]
     context = config.max_seq_len
     return ServedModel(
         name=listen.name or opened.path.resolve().name,
         encoder=encoder,
         vocab_size=config.vocab_size,
-        ends=frozenset(read_ends(opened) or ({end} if end is not None else ())),
+        ends=choose_ends(opened, encoder.tokenizer),
         limits=Limits(
             context=context,
             prompt=min(limits.max_prompt_tokens or context, context),

@@ -33,7 +33,15 @@ def lambada(
       mt eval lambada --load-dir hf --data lambada_test.jsonl --strict
     """
     from mt_eval.tasks.evaluation import Evaluation
-    from mt_eval.tasks.lambada import MODES, count_correct, get_max_tokens, make_clozes, read_passages
+    from mt_eval.tasks.lambada import (
+        MODES,
+        answer,
+        compute_metrics,
+        get_max_tokens,
+        list_samples,
+        make_clozes,
+        read_passages,
+    )
 
     run = Evaluation.start("lambada", task, model=model, tokenizer=tokenizer)
     passages = read_passages(task.data)
@@ -42,11 +50,13 @@ def lambada(
     seq_length, source = run.seq_length(get_max_tokens(examples))
     network = run.load_model()
     batch_size = run.batch_size(network, seq_length)
-    correct = count_correct(network, examples, seq_length=seq_length, batch_size=batch_size)
+    answers = answer(network, examples, seq_length=seq_length, batch_size=batch_size)
+    correct = {f"{mode}_correct": sum(each.correct for each in row) for mode, row in answers.items()}
     run.finish(
-        {f"{mode}_accuracy": count / len(passages) for mode, count in correct.items()},
-        counts={"passages": len(passages)} | {f"{mode}_correct": count for mode, count in correct.items()},
+        compute_metrics(answers),
+        counts={"passages": len(passages)} | correct,
         settings={"seq_length": seq_length, "seq_length_from": source, "batch_size": batch_size},
+        samples=list_samples(passages, answers, run.encoder.tokenizer),
     )
 
 
@@ -58,25 +68,37 @@ def wikitext103(
     overlapping_eval: Annotated[
         int, Option(min=1, help="Targets scored by each window after the first; fewer is slower. Published: 32.")
     ] = 32,
+    detokenizer: Annotated[
+        str,
+        Option(
+            help="How words become running text: wikitext, ptb (Penn Treebank) or none.",
+            autocompletion=lambda: ["wikitext", "ptb", "none"],
+        ),
+    ] = "wikitext",
 ) -> None:
     """WikiText-103: perplexity per word of the original file, as published for Megatron.
 
     --data is the word-tokenised test file. Windows have --seq-length tokens: 1024, or what the run trained at if fewer.
     Each starts --overlapping-eval tokens after the one before; with the sequence length they do not overlap, which is
-    32 times as fast and gives a somewhat higher perplexity.
+    32 times as fast and gives a somewhat higher perplexity. Another word-tokenised file needs its own --detokenizer;
+    the path says nothing.
 
     Example:
       mt eval wikitext103 --load-dir hf --data wiki.test.tokens
     """
     from mt_data.text_io.texts import read_text
     from mt_eval.tasks.evaluation import Evaluation
-    from mt_eval.tasks.wikitext103 import compute_metrics, prepare
+    from mt_eval.tasks.wikitext103 import compute_metrics, list_samples, prepare
 
     run = Evaluation.start("wikitext103", task, model=model, tokenizer=tokenizer)
-    text, words = prepare(read_text(task.data), run.encoder, str(task.data))
-    loss_sum, settings = run.score(text, overlapping_eval)
-    counts = {"tokens": len(text.tokens), "original_words": words}
-    run.finish(compute_metrics(loss_sum, text, words), counts=counts, settings=settings)
+    text, words = prepare(read_text(task.data), run.encoder, str(task.data), detokenizer)
+    losses, settings = run.score(text, overlapping_eval)
+    run.finish(
+        compute_metrics(losses, text, words),
+        counts={"articles": len(text.documents), "tokens": len(text.tokens), "original_words": sum(words)},
+        settings=settings | {"detokenizer": detokenizer},
+        samples=list_samples(losses, text, words),
+    )
 
 
 @expand_options
@@ -98,11 +120,15 @@ def perplexity(
       mt eval perplexity --load-dir run --data heldout.jsonl
     """
     from mt_eval.tasks.evaluation import Evaluation
-    from mt_eval.tasks.perplexity import compute_metrics, prepare, read_documents
+    from mt_eval.tasks.perplexity import compute_metrics, list_samples, prepare, read_documents
 
     run = Evaluation.start("perplexity", task, model=model, tokenizer=tokenizer)
     documents = read_documents(task.data)
-    text, size = prepare(documents, run.encoder)
-    loss_sum, settings = run.score(text, overlapping_eval)
-    counts = {"documents": len(documents), "tokens": len(text.tokens), "bytes": size}
-    run.finish(compute_metrics(loss_sum, text, size), counts=counts, settings=settings)
+    text, sizes = prepare(documents, run.encoder)
+    losses, settings = run.score(text, overlapping_eval)
+    run.finish(
+        compute_metrics(losses, text, sizes),
+        counts={"documents": len(documents), "tokens": len(text.tokens), "bytes": sum(sizes)},
+        settings=settings,
+        samples=list_samples(losses, text, sizes),
+    )

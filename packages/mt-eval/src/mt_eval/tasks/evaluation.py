@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Self
 
@@ -12,8 +12,8 @@ from mt_core.errors import MtError
 from mt_eval.encoding import TextEncoder
 from mt_eval.load import Checkpoint, load_model, load_tokenizer
 from mt_eval.options import ModelOptions, TaskOptions, TokenizerOptions
-from mt_eval.report import Report, Value, check_output, publish
-from mt_eval.tasks.scoring import TokenizedText, check_stride, make_windows, sum_loss
+from mt_eval.report import Report, Sample, Value, check_output, publish
+from mt_eval.tasks.scoring import TokenizedText, check_stride, make_windows, sum_losses
 from mt_models.models.gpt import GPT
 
 BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
@@ -62,8 +62,8 @@ class Evaluation:
         """Inputs in a batch: what was asked for, or what fits a budget of tokens."""
         return self.task.batch_size or max(1, BATCH_TOKENS[next(model.parameters()).device.type] // length)
 
-    def score(self, text: TokenizedText, stride: int | None) -> tuple[float, dict[str, Value]]:
-        """Sum of losses over windows of a text, and the settings that it was computed with."""
+    def score(self, text: TokenizedText, stride: int | None) -> tuple[list[float], dict[str, Value]]:
+        """Sum of losses of each document of a text, over windows, and the settings that it was computed with."""
         seq_length, source = self.seq_length(LONGEST_WINDOW)
         stride = stride or seq_length
         check_stride(stride, seq_length)
@@ -72,12 +72,19 @@ class Evaluation:
         total = len(text.tokens)
         count = sum(1 for _ in make_windows(total, seq_length, stride))
         print(f"{self.name}: {total:,} tokens in {count:,} windows of {seq_length:,} ({source})", file=sys.stderr)
-        loss_sum = sum_loss(model, text, seq_length=seq_length, stride=stride, batch_size=batch_size)
+        losses = sum_losses(model, text, seq_length=seq_length, stride=stride, batch_size=batch_size)
         lengths = {"seq_length": seq_length, "seq_length_from": source}
-        return loss_sum, lengths | {"overlapping_eval": stride, "batch_size": batch_size}
+        return losses, lengths | {"overlapping_eval": stride, "batch_size": batch_size}
 
-    def finish(self, metrics: Mapping[str, float], *, counts: Mapping[str, int], settings: Mapping[str, Value]) -> None:
-        """Print and save what came out."""
+    def finish(
+        self,
+        metrics: Mapping[str, float],
+        *,
+        counts: Mapping[str, int],
+        settings: Mapping[str, Value],
+        samples: Iterable[Sample],
+    ) -> None:
+        """Print and save what came out, of all samples and of each."""
         how = {
             "device": pick_device(self.model.device, where="--device").type,
             "dtype": self.model.dtype,
@@ -94,7 +101,7 @@ class Evaluation:
             settings={**settings, **how},
             seconds=seconds,
         )
-        publish(report, self.task.output)
+        publish(report, self.task.output, samples)
 
 
 def choose_seq_length(

@@ -7,17 +7,20 @@ passage counts only if every token of its target is the arg-max.
 Shape suffixes: B passages in a batch, T tokens, V vocabulary.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from mt_core.contracts import Tokenizer
 from mt_core.errors import MtError
 from mt_core.progress import progress
 from mt_data.text_io.inputs import guess_format
 from mt_data.text_io.texts import read_documents
 from mt_eval.encoding import TextEncoder
 from mt_eval.finite import NonFiniteOutput
+from mt_eval.report import Sample
+from mt_eval.standard_errors import compute_mean, pair_errors
 
 if TYPE_CHECKING:
     from mt_models.models.gpt import GPT
@@ -78,8 +81,8 @@ def get_max_tokens(examples: Mapping[str, Sequence[Cloze]]) -> int:
     return max(len(cloze.tokens) for mode in examples.values() for cloze in mode)
 
 
-def compute_hits(model: "GPT", clozes: Iterable[Cloze], *, seq_length: int, batch_size: int) -> dict[Tokens, Tokens]:
-    """For each token sequence, 1 or 0 for each of its target tokens: is it the arg-max, teacher forced?
+def compute_choices(model: "GPT", clozes: Iterable[Cloze], *, seq_length: int, batch_size: int) -> dict[Tokens, Tokens]:
+    """For each token sequence, the arg-max at each of its target tokens, each predicted from the true ones before it.
 
     Of clozes with the same tokens the longest target counts. Sequences longer than `seq_length` + 1 lose tokens behind
     the prefix. Batches hold sequences of similar length. Logits without a finite maximum are an `MtError` naming the
@@ -99,14 +102,13 @@ def compute_hits(model: "GPT", clozes: Iterable[Cloze], *, seq_length: int, batc
             for row, tokens in enumerate(rows):
                 tokens_BT[row, : len(tokens)] = torch.tensor(tokens)
             largest_BT, chosen_BT = model(tokens_BT[:, :-1].to(device)).max(-1)
-            hits_BT = chosen_BT == tokens_BT[:, 1:].to(device)
             finite_BT = largest_BT.isfinite().tolist()
-            for cloze, tokens, hit_T, finite_T in zip(batch, rows, hits_BT.int().tolist(), finite_BT, strict=True):
+            for cloze, tokens, chosen_T, finite_T in zip(batch, rows, chosen_BT.tolist(), finite_BT, strict=True):
                 targets = slice(len(tokens) - 1 - cloze.target, len(tokens) - 1)
                 if not all(finite_T[targets]):
                     place = len(cloze.tokens) - cloze.target + finite_T[targets].index(False)
                     raise NonFiniteOutput(f"{cloze.where}, token {place - cloze.prefix + 1}", "NaN or infinite logits")
-                result[cloze.tokens] = tuple(hit_T[targets])
+                result[cloze.tokens] = tuple(chosen_T[targets])
             advance(len(rows))
     return result
 
@@ -117,15 +119,48 @@ def _cut_left(cloze: Cloze, most: int) -> Tokens:
     return cloze.tokens[: cloze.prefix] + cloze.tokens[cloze.prefix :][-rest:]
 
 
-def count_correct(
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a model says in place of the end of a passage."""
+
+    target: Tokens
+    prediction: Tokens
+
+    @property
+    def correct(self) -> bool:
+        """Whether every token is right."""
+        return self.prediction == self.target
+
+    def dump(self, tokenizer: Tokenizer) -> dict[str, Any]:
+        """Plain values, tokens as texts."""
+        target, prediction = (tokenizer.decode([*tokens]) for tokens in (self.target, self.prediction))
+        return {"target": target, "prediction": prediction, "correct": self.correct}
+
+
+def answer(
     model: "GPT", examples: Mapping[str, Sequence[Cloze]], *, seq_length: int, batch_size: int
-) -> dict[str, int]:
-    """Passages answered right in each mode; a sequence that two modes share is computed once."""
+) -> dict[str, list[Answer]]:
+    """What the model says of each passage in each mode; a sequence that two modes share is computed once."""
     clozes = [cloze for mode in examples.values() for cloze in mode]
     if (longest := max(cloze.prefix + cloze.target for cloze in clozes)) > seq_length:
         raise MtError("--seq-length", f"{seq_length} is shorter than a target", f"at least {longest}")
-    hits_by_tokens = compute_hits(model, clozes, seq_length=seq_length, batch_size=batch_size)
+    choices = compute_choices(model, clozes, seq_length=seq_length, batch_size=batch_size)
     return {
-        mode: sum(all(hits_by_tokens[c.tokens][-c.target :]) for c in mode_examples)
+        mode: [Answer(c.tokens[-c.target :], choices[c.tokens][-c.target :]) for c in mode_examples]
         for mode, mode_examples in examples.items()
     }
+
+
+def compute_metrics(answers: Mapping[str, Sequence[Answer]]) -> dict[str, float]:
+    """The accuracy of each mode, with its standard error over passages."""
+    return pair_errors(
+        {f"{mode}_accuracy": compute_mean([each.correct for each in row]) for mode, row in answers.items()}
+    )
+
+
+def list_samples(
+    passages: Sequence[tuple[str, str]], answers: Mapping[str, Sequence[Answer]], tokenizer: Tokenizer
+) -> Iterator[Sample]:
+    """A line for each passage: where it stands, its text, and target, prediction and whether that is right by mode."""
+    for number, (where, text) in enumerate(passages):
+        yield {"where": where, "text": text} | {mode: row[number].dump(tokenizer) for mode, row in answers.items()}

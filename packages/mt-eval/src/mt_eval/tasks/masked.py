@@ -6,10 +6,10 @@ none, such as one of Hugging Face, takes the defaults of `data.kind`.
 """
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,16 +17,20 @@ from mt_core.checkpoint import native
 from mt_core.checkpoint.commit_protocol import META
 from mt_core.config.loading import Layer, merge, validate
 from mt_core.config.sections import RuntimeConfig
-from mt_core.contracts import Dataset
+from mt_core.contracts import Dataset, Losses
 from mt_core.contracts.checkpoints import ID_FILES
 from mt_core.errors import MtError
 from mt_core.plugins import component
 from mt_eval.finite import NonFiniteOutput
 from mt_eval.load import Checkpoint, load_network
 from mt_eval.options import TokenizerOptions
+from mt_eval.report import Sample
+from mt_eval.standard_errors import compute_influences, compute_ratio, compute_share, compute_stderr, pair_errors
 from mt_models.config import BertConfig, T5Config
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from mt_data.config import BERTData, T5Data, TokenizerConfig
 
 KINDS = {"bert": BertConfig, "t5": T5Config}
@@ -142,24 +146,79 @@ def open_samples(data: "BERTData | T5Data", held_out: HeldOut, run: Mapping[str,
         yield FirstSamples(splits.valid, min(held_out.samples or len(splits.valid), len(splits.valid))), seed
 
 
+@dataclass(frozen=True, slots=True)
+class SampleLosses:
+    """What a model loses on each sample, by the names under which training logs it."""
+
+    sums: Mapping[str, Sequence[float]]
+    """The sum of each loss over what a sample hides, in nats."""
+    sizes: Mapping[str, Sequence[float]]
+    """Over how many tokens that is the sum; 1 for a loss of the whole sample."""
+    shares: Mapping[str, tuple[float, float]]
+    """How many samples are right by each metric beside them, such as an accuracy, and of how many."""
+
+    def compute_metrics(self) -> dict[str, float]:
+        """Means as an evaluation of `mt train` has them, `loss` the sum of the losses, with standard errors over
+        samples."""
+        losses = {name: compute_ratio(sums, self.sizes[name]) for name, sums in self.sums.items()}
+        influences = [compute_influences(sums, self.sizes[name]) for name, sums in self.sums.items()]
+        error = compute_stderr([sum(each) for each in zip(*influences, strict=True)])
+        total = sum(value for value, _ in losses.values())
+        shares = {name: compute_share(*counts) for name, counts in self.shares.items()}
+        return pair_errors({"loss": (total, error), **losses, **shares})
+
+    def list_samples(self) -> Iterator[Sample]:
+        """A line for each sample: its number, and each sum with the tokens that it is over."""
+        names = list(self.sums)
+        columns = [*zip(*(zip(self.sums[name], self.sizes[name], strict=True) for name in names), strict=True)]
+        for number, pairs in enumerate(columns):
+            yield {"sample": number} | {
+                name: {"sum": total, "size": size} for name, (total, size) in zip(names, pairs, strict=True)
+            }
+
+
 def compute_losses(
     checkpoint: Checkpoint, samples: Dataset, *, length: int, batch_size: int | None, device: str, dtype: str
-) -> tuple[dict[str, float], int]:
-    """The loss and the model's metrics, as an evaluation of `mt train` computes them, and the samples in a batch."""
+) -> tuple[SampleLosses, int]:
+    """The losses of each sample, which are those of `mt train`, and the samples in a batch."""
+    import torch
+
     from mt_core.distributed.mesh import Mesh
     from mt_core.distributed.process_group import pick_device
-    from mt_core.training.step import evaluate
+    from mt_core.training.batch_inputs import prepare_inputs
     from mt_data.batching.loading import load_batches
 
     chosen = pick_device(device, where="--device")
-    batch = batch_size or max(1, BATCH_TOKENS[chosen.type] // length)
+    rows = batch_size or max(1, BATCH_TOKENS[chosen.type] // length)
     model = load_network(checkpoint, device=device, dtype=dtype)
     vocab_size = checkpoint.loader.config().vocab_size
-    batches = load_batches(samples, micro_batch=batch, consumed=0, order="sequential", vocab_size=vocab_size)
-    metrics = evaluate(model, list(batches), Mesh(), chosen)
-    if not all(map(isfinite, metrics.values())):
-        one_by_one = load_batches(samples, micro_batch=1, consumed=0, order="sequential", vocab_size=vocab_size)
-        for number, single in enumerate(one_by_one):
-            if not isfinite(evaluate(model, [single], Mesh(), chosen)["loss"]):
-                raise NonFiniteOutput(f"{checkpoint.path}: sample {number}", "a loss that is not finite")
-    return metrics, batch
+    batches = load_batches(samples, micro_batch=rows, consumed=0, order="sequential", vocab_size=vocab_size)
+    sums, sizes = defaultdict[str, list[float]](list), defaultdict[str, list[float]](list)
+    shares = defaultdict[str, list[tuple[float, float]]](list)
+    for number, batch in enumerate(batches):
+        arguments, mask_BT = prepare_inputs(model, batch, Mesh().context, chosen)
+        with torch.inference_mode():
+            losses: Losses = model.losses(**arguments)
+        for name, (sums_B, sizes_B) in _sum_by_sample(losses, mask_BT).items():
+            if not sums_B.isfinite().all():
+                place = number * rows + int((~sums_B.isfinite()).nonzero()[0])
+                raise NonFiniteOutput(f"{checkpoint.path}: sample {place}", "a loss that is not finite")
+            sums[name] += sums_B.tolist()
+            sizes[name] += sizes_B.tolist()
+        for name, (total, weight) in losses.metrics.items():
+            shares[name].append((float(total), float(weight)))
+    counts = {name: (sum(t for t, _ in pairs), sum(w for _, w in pairs)) for name, pairs in shares.items()}
+    return SampleLosses(sums, sizes, counts), rows
+
+
+def _sum_by_sample(losses: Losses, mask_BT: "Tensor | None") -> "dict[str, tuple[Tensor, Tensor]]":
+    """The sum of each loss over the tokens of a sample that count, fp64 [B], and how many do, [B]."""
+    import torch
+
+    named: dict[str, tuple[Tensor, Tensor]] = {}
+    if losses.tokens is not None:
+        valid_BT = torch.ones_like(losses.tokens) if mask_BT is None else mask_BT
+        named[losses.tokens_name or "token_loss"] = (losses.tokens.double() * valid_BT).sum(-1), valid_BT.sum(-1)
+    if losses.samples is not None:
+        named[losses.samples_name or "sample_loss"] = losses.samples.double(), torch.ones_like(losses.samples)
+    return named

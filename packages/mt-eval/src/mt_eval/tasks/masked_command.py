@@ -2,20 +2,19 @@
 
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 from typer import Option
 
 from mt_core.cli.options import expand_options
-from mt_eval.options import ModelOptions, TokenizerOptions
+from mt_eval.options import BatchSize, LoadDir, ModelOptions, Output, TokenizerOptions
 
 
 @dataclass(frozen=True, slots=True)
 class MaskedOptions:
     """What the tasks of hidden words take."""
 
-    load_dir: Annotated[Path, "Checkpoint: a run, a step or a Hugging Face directory."]
+    load_dir: LoadDir
     data: Annotated[str, "Prefix of a .bin/.idx pair of sentences; mt data preprocess --split-sentences writes one."]
     split: Annotated[
         str | None,
@@ -34,10 +33,8 @@ class MaskedOptions:
             min=1, help="Tokens in a sample; the run's, or the model's positions, if not given.", show_default=False
         ),
     ] = None
-    batch_size: Annotated[
-        int | None, Option(min=1, help="Samples in a batch; changes the speed only.", show_default=False)
-    ] = None
-    output: Annotated[Path | None, "Also write the results to this JSON file."] = None
+    batch_size: BatchSize = None
+    output: Output = None
 
 
 @expand_options
@@ -80,7 +77,7 @@ def _evaluate(name: str, kind: str, task: MaskedOptions, model: ModelOptions, to
     chosen = masked.make_tokenizer_config(checkpoint, tokenizer)
     data = masked.make_data_section(config, run, held_out, chosen)
     with masked.open_samples(data, held_out, run) as (samples, seed):
-        metrics, batch_size = masked.compute_losses(
+        losses, batch_size = masked.compute_losses(
             checkpoint,
             samples,
             length=data.seq_length,
@@ -100,4 +97,5 @@ def _evaluate(name: str, kind: str, task: MaskedOptions, model: ModelOptions, to
         "tokenizer": chosen.type,
     }
     seconds = time.monotonic() - started
-    publish(Report(name, str(task.load_dir), task.data, metrics, counts, settings, seconds), task.output)
+    report = Report(name, str(task.load_dir), task.data, losses.compute_metrics(), counts, settings, seconds)
+    publish(report, task.output, losses.list_samples())

@@ -12,6 +12,7 @@ import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from mt_core.errors import MtError
@@ -42,10 +43,21 @@ class TokenizedText:
         """Tokens that are predicted."""
         return len(self.tokens) - len(self.unscored | {0})
 
+    def find_document(self, place: int) -> int:
+        """The number of the document at a place in `tokens`; what stands before the first one is part of it."""
+        return max(bisect_right(self.documents, place, key=lambda document: document[0]) - 1, 0)
+
+    def count_scored(self) -> list[int]:
+        """Tokens of each document that are predicted, an end of document behind it among them."""
+        firsts = [0, *(first for first, _ in self.documents[1:]), len(self.tokens)]
+        counts = [last - first for first, last in pairwise(firsts)]
+        for place in self.unscored | ({0} if self.tokens else set()):
+            counts[self.find_document(place)] -= 1
+        return counts
+
     def locate(self, place: int) -> str:
         """The document and the token in it, from 1, that stand at a place in `tokens`."""
-        number = max(bisect_right(self.documents, place, key=lambda document: document[0]) - 1, 0)
-        first, name = self.documents[number]
+        first, name = self.documents[self.find_document(place)]
         return f"{name}, token {place - first + 1}"
 
 
@@ -74,14 +86,19 @@ def compute_perplexity(mean_loss: float) -> float:
     return math.exp(min(LOSS_CAP, mean_loss))
 
 
+def compute_perplexity_stderr(mean_loss: float, error: float | None) -> float | None:
+    """The standard error of exp of a mean loss, to first order; None if that has none or is capped."""
+    return None if error is None or mean_loss > LOSS_CAP else math.exp(mean_loss) * error
+
+
 def check_stride(stride: int, seq_length: int) -> None:
     """Refuse a stride that would skip targets."""
     if not 1 <= stride <= seq_length:
         raise MtError("--overlapping-eval", f"{stride}", f"1 to {seq_length}, the length of a window")
 
 
-def sum_loss(model: "GPT", text: TokenizedText, *, seq_length: int, stride: int, batch_size: int) -> float:
-    """Sum over the scored tokens of −log p(token | the tokens before it in its window), in nats.
+def sum_losses(model: "GPT", text: TokenizedText, *, seq_length: int, stride: int, batch_size: int) -> list[float]:
+    """For each document, the sum over its scored tokens of −log p(token | the tokens before it in its window), in nats.
 
     A loss that is not finite is an `MtError` naming the first token that has one.
     """
@@ -94,21 +111,25 @@ def sum_loss(model: "GPT", text: TokenizedText, *, seq_length: int, stride: int,
     sequence = torch.as_tensor(text.tokens, dtype=torch.int64)
     counted = torch.ones_like(sequence, dtype=torch.bool)
     counted[list(text.unscored)] = False
+    firsts = torch.tensor([first for first, _ in text.documents])
     spans = list(make_windows(len(sequence), seq_length, stride))
-    total = torch.zeros((), dtype=torch.float64, device=device)
+    sums = torch.zeros(len(firsts), dtype=torch.float64)
     with torch.inference_mode(), progress("scoring", len(spans), "windows") as advance:
         for first in range(0, len(spans), batch_size):
             batch = spans[first : first + batch_size]
             tokens_BT, labels_BT, scored_BT = (t.to(device) for t in _tensors(sequence, counted, batch))
-            losses_BT = model.token_losses(tokens_BT, labels_BT).double().masked_fill(~scored_BT, 0)
-            if not (batch_sum := losses_BT.sum()).isfinite():
+            losses_BT = model.token_losses(tokens_BT, labels_BT).double().masked_fill(~scored_BT, 0).cpu()
+            if not losses_BT.sum().isfinite():
                 row = int((~losses_BT.isfinite()).any(-1).nonzero()[0])
                 rows = slice(row, row + 1)
                 place = _find_first(model, tokens_BT[rows], labels_BT[rows], scored_BT[rows])
                 raise NonFiniteOutput(text.locate(batch[row].start + place + 1), "a loss that is not finite")
-            total += batch_sum
+            starts_B = torch.tensor([span.start for span in batch])
+            places_BT = starts_B[:, None] + torch.arange(1, 1 + losses_BT.shape[1])
+            documents_BT = (torch.searchsorted(firsts, places_BT, right=True) - 1).clamp(min=0)
+            sums.index_add_(0, documents_BT.flatten(), losses_BT.flatten())
             advance(len(batch))
-    return total.item()
+    return sums.tolist()
 
 
 def _find_first(model: "GPT", tokens_BT: "Tensor", labels_BT: "Tensor", scored_BT: "Tensor") -> int:

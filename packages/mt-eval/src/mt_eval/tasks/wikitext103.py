@@ -5,87 +5,81 @@ models with different vocabularies compare: adjusted perplexity = exp(loss · (T
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 from mt_core.errors import MtError
 from mt_eval.encoding import TextEncoder
-from mt_eval.tasks.scoring import TokenizedText, compute_perplexity
+from mt_eval.report import Sample
+from mt_eval.standard_errors import compute_ratio, pair_errors
+from mt_eval.tasks.detokenization import detokenize
+from mt_eval.tasks.scoring import TokenizedText, compute_perplexity, compute_perplexity_stderr
+
+TITLE = re.compile(r"(?:^|(?<=\n \n)|(?<=\n\n)) ?(= [^=\n]+ =) ?(?:\n ?\n|$)")
+"""The line that begins an article, between empty ones; titles of its sections have more signs."""
+SEAM = 100
+"""Characters before an article that are encoded with it, so that its tokens are those that it has inside the text."""
 
 
-def prepare(raw: str, encoder: TextEncoder, where: str = "text") -> tuple[TokenizedText, int]:
-    """Tokens of the stripped and detokenised text, and the number of words in the stripped original.
+def prepare(
+    raw: str, encoder: TextEncoder, where: str = "text", detokenizer: str = "wikitext"
+) -> tuple[TokenizedText, list[int]]:
+    """Tokens of the stripped and detokenised text, and for each article the number of words in the stripped original.
 
     Words are the pieces between single spaces, line breaks included: 245,566 in the test set.
     """
     raw = raw.strip()
-    if (words := len(raw.split(" "))) < 2:
+    if raw.count(" ") < 1:
         raise MtError(where, "holds no two words", "the word-tokenised file, with spaces between words")
+    text = detokenize(raw, detokenizer)
     size = len(encoder.prefix)
-    tokens = [*encoder.prefix, *encoder.encode_plain(detokenize(raw))]
-    return TokenizedText(tokens, frozenset(range(size)), ((size, where),)), words
+    tokens = [*encoder.prefix, *encoder.encode_plain(text)]
+    titles = list(_find_titles(raw, text, detokenizer))
+    words = [raw.count(" ", first, last) for first, last in pairwise([0, *(each[1] for each in titles[1:]), len(raw)])]
+    words[0] += 1
+    places = [size]
+    for (_, _, first), (_, _, last) in pairwise(titles):
+        before = text[max(0, first - SEAM) : first]
+        places.append(min(places[-1] + len(encoder.encode_pair(before, text[first:last])[1]), len(tokens) - 1))
+    names = [f"{where}, {title}" if title else where for title, _, _ in titles]
+    return TokenizedText(tokens, frozenset(range(size)), list(zip(places, names, strict=True))), words
 
 
-def compute_metrics(loss_sum: float, text: TokenizedText, words: int) -> dict[str, float]:
-    """Adjusted perplexity first: it is the one that is published."""
-    loss = loss_sum / text.num_scored
-    ratio = text.num_scored / (words - 1)
-    return {
-        "adjusted_perplexity": compute_perplexity(loss * ratio),
-        "token_perplexity": compute_perplexity(loss),
-        "loss": loss,
-        "token_ratio": ratio,
+def _find_titles(raw: str, text: str, detokenizer: str) -> Iterator[tuple[str, int, int]]:
+    """The title of each article, and where it begins in the original and in the detokenised text.
+
+    Line breaks before a title belong to its article, as tokenizers join them, and so does what stands before the first
+    one. A text without titles is one article.
+    """
+    place, first = 0, True
+    for heading in TITLE.finditer(raw):
+        title = detokenize(heading[1], detokenizer)
+        match = re.search(f"(?<!=){re.escape(title)}(?!=)", text[place:])
+        if match is None:  # a rule joined it to another line
+            continue
+        before = text[: place + match.start()].rstrip()
+        yield title, 0 if first else heading.start(), 0 if first else len(before)
+        place, first = place + match.end(), False
+    if first:
+        yield "", 0, 0
+
+
+def compute_metrics(losses: Sequence[float], text: TokenizedText, words: Sequence[int]) -> dict[str, float]:
+    """Adjusted perplexity first: it is the one that is published. Standard errors are those over articles."""
+    loss, error = compute_ratio(losses, text.count_scored())
+    spaces = [words[0] - 1, *words[1:]]
+    word_loss, word_error = compute_ratio(losses, spaces)
+    values = {
+        "adjusted_perplexity": (compute_perplexity(word_loss), compute_perplexity_stderr(word_loss, word_error)),
+        "token_perplexity": (compute_perplexity(loss), compute_perplexity_stderr(loss, error)),
+        "loss": (loss, error),
+        "token_ratio": (text.num_scored / sum(spaces), None),
     }
+    return pair_errors(values)
 
 
-Rule = tuple[str, Callable[[str], str]]
-
-
-def _joined(*replacements: tuple[str, str]) -> Callable[[str], str]:
-    def apply(text: str) -> str:
-        for old, new in replacements:
-            text = text.replace(old, new)
-        return text
-
-    return apply
-
-
-def _unpadded(*pairs: str) -> Callable[[str], str]:
-    """Trim white space just inside each nearest pair of marks, without a pass per pair found."""
-    patterns = [re.compile(f"({re.escape(a)})([^{re.escape(b)}]*)({re.escape(b)})") for a, b in pairs]
-
-    def apply(text: str) -> str:
-        for pattern in patterns:
-            text = pattern.sub(lambda match: match[1] + match[2].strip() + match[3], text)
-        return text
-
-    return apply
-
-
-def _slashed_apostrophe(text: str) -> str:
-    """Join an apostrophe and a digit between two literal slashes; kept because the published figures had it."""
-    return re.sub(r"/' ([0-9])/", r"/'\1/", text)
-
-
-DETOKENIZATION: tuple[Rule, ...] = (
-    ("plural possessives", _joined(("s '", "s'"))),
-    ("slashed years", _slashed_apostrophe),
-    ("marks inside words and numbers", _joined((" @-@ ", "-"), (" @,@ ", ","), (" @.@ ", "."))),
-    ("space before punctuation", _joined(*((f" {mark} ", f"{mark} ") for mark in ":;.!?,"))),
-    ("space inside brackets and quotes", _unpadded("()", "[]", "{}", '""', "''")),
-    ("headings", _joined(*((" ".join("=" * n), "=" * n) for n in (4, 3, 2)))),
-    ("degrees", _joined((" ° ", "°"))),
-    ("space around line breaks", _joined((" \n", "\n"), ("\n ", "\n"))),
-    ("numerals", _joined((" N ", " 1 "))),
-    ("possessives", _joined((" 's", "'s"))),
-)
-"""Rules that undo the word tokenization of the WikiText releases, in the order that they are applied.
-
-The order matters: later rules see what earlier ones left.
-"""
-
-
-def detokenize(text: str) -> str:
-    """Running text of a word-tokenised WikiText file."""
-    for _, rule in DETOKENIZATION:
-        text = rule(text)
-    return text
+def list_samples(losses: Sequence[float], text: TokenizedText, words: Sequence[int]) -> Iterator[Sample]:
+    """A line for each article: where it stands, tokens that are predicted, original words, and the sum of losses in
+    nats."""
+    for (_, where), tokens, count, loss in zip(text.documents, text.count_scored(), words, losses, strict=True):
+        yield {"where": where, "tokens": tokens, "original_words": count, "loss_sum": loss}
