@@ -43,7 +43,7 @@ def completions(mt, line: str, **variables: object) -> list[str]:
         ("mt config s", ["schema", "show"]),
         ("mt data pre", ["preprocess"]),
         ("mt eval l", ["lambada"]),
-        ("mt eval ", ["harness", "lambada", "masked-lm", "perplexity", "span", "wikitext103"]),
+        ("mt eval ", ["harness", "lambada", "masked-lm", "perplexity", "qa", "span", "wikitext103"]),
         ("mt ckpt convert --load", ["--load-dir", "--loader"]),
         ("mt ckpt convert --ta", []),
         ("mt ckpt convert --loader legacy --saver hf --ta", ["--target-model-type"]),

@@ -43,6 +43,7 @@ def mt_components() -> Iterable[Component]:
         Component("eval-task", "wikitext103", f"{tasks}:wikitext103", "WikiText-103: perplexity per word", NEEDS),
         Component("eval-task", "masked-lm", f"{masked}:masked_lm", "Masked words: loss of a BERT", NEEDS),
         Component("eval-task", "span", f"{masked}:span", "Masked spans: loss of a T5", NEEDS),
+        Component("eval-task", "qa", f"{tasks}:qa", "Questions: F1 and exact match of answers", NEEDS),
         Component("eval-task", "perplexity", f"{tasks}:perplexity", "Perplexity of any held-out text", NEEDS),
     ]
 

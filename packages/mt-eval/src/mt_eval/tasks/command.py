@@ -132,3 +132,53 @@ def perplexity(
         settings=settings,
         samples=list_samples(losses, text, sizes),
     )
+
+
+@expand_options
+def qa(
+    task: TaskOptions,
+    model: ModelOptions,
+    tokenizer: TokenizerOptions,
+    contexts: Annotated[int, Option(min=0, help="Passages that stand before the question, if the data has some.")] = 5,
+    template: Annotated[
+        str | None, Option(help="The prompt, {question} in it; 'Question: …', 'Answer:' on two lines if not given.")
+    ] = None,
+    max_new_tokens: Annotated[int, Option(min=1, help="Most new tokens of an answer.")] = 64,
+    stop: Annotated[list[str] | None, "End an answer before this text; may be given several times."] = None,
+    limit: Annotated[int | None, Option(min=1, help="The first questions only, so many.")] = None,
+) -> None:
+    """Question answering without examples: F1 and exact match of greedy answers.
+
+    --data has a JSON object on each line, or a list of them: "question", "answers", a list of texts, and "ctxs", a
+    list of objects with "title" and "text", if passages are to help. F1, precision and recall compare with the first
+    answer, exact match with all.
+
+    Example:
+      mt eval qa --load-dir hf --data nq_test.json --output results.json
+    """
+    from mt_eval.load import choose_ends
+    from mt_eval.tasks import qa as questions
+    from mt_eval.tasks.evaluation import Evaluation
+
+    questions.check_template(template or questions.TEMPLATE)
+    run = Evaluation.start("qa", task, model=model, tokenizer=tokenizer)
+    asked = questions.read_questions(task.data, limit)
+    prompts = [question.make_prompt(template or questions.TEMPLATE, contexts) for question in asked]
+    seq_length, source = run.seq_length()
+    ends = choose_ends(run.checkpoint, run.encoder.tokenizer)
+    how = questions.Answering(max_new_tokens, seq_length, ends, tuple(stop or ()), task.batch_size)
+    predictions, cut = questions.answer(run.load_model(), run.encoder, prompts, how)
+    scores = questions.score(asked, predictions)
+    run.finish(
+        questions.compute_metrics(scores),
+        counts={"questions": len(asked), "cut_prompts": cut},
+        settings={
+            "seq_length": seq_length,
+            "seq_length_from": source,
+            "batch_size": task.batch_size or "auto",
+            "max_new_tokens": max_new_tokens,
+            "contexts": contexts,
+            "template": template or questions.TEMPLATE,
+        },
+        samples=questions.list_samples(asked, predictions, scores),
+    )
