@@ -1,7 +1,7 @@
 """Layers go to stages as the configuration says, in Megatron's rules; what does not fit is refused with what does."""
 
 import re
-from itertools import chain
+from itertools import accumulate, chain, combinations_with_replacement, pairwise
 
 import pytest
 from hypothesis import given
@@ -11,7 +11,7 @@ from mt_core.config.sections import PipelineConfig
 from mt_core.errors import MtError
 from mt_core.pipeline.actions import Placement
 from mt_core.pipeline.layout_string import Stage, format_layout, parse_layout
-from mt_core.pipeline.stages import Layers, balance_stages, cut_stages, number_layers
+from mt_core.pipeline.stages import Layers, balance_stages, balance_unequal, cut_stages, number_layers
 
 
 def count(layers: int, placement: Placement, **keys: object) -> list[int]:
@@ -236,3 +236,28 @@ def test_numbers_of_layers_that_a_refusal_names_pass(layers, ranks, chunks, firs
 )
 def test_ends_that_take_as_long_as_layers_leave_fewer_to_their_stages(first, last, counts):
     assert [len(stage.layers) for stage in balance_stages(32, 4, first=first, last=last)] == counts
+
+
+@given(
+    st.lists(st.sampled_from([1.0, 2.0, 3.5]), min_size=1, max_size=8),
+    st.integers(1, 5),
+    st.sampled_from([0.0, 0.5, 2.0]),
+    st.sampled_from([0.0, 1.0, 4.0]),
+)
+def test_the_longest_stage_of_unequal_layers_is_as_short_as_any_cut_makes_it(seconds, stages, first, last):
+    def get_longest(counts: list[int]) -> float:
+        bounds = pairwise([0, *accumulate(counts)])
+        loads = [sum(seconds[start:end]) for start, end in bounds]
+        loads[0] += first
+        loads[-1] += last
+        return max(loads)
+
+    cuts = combinations_with_replacement(range(len(seconds) + 1), stages - 1)
+    shortest = min(get_longest([b - a for a, b in pairwise([0, *cut, len(seconds)])]) for cut in cuts)
+    found = balance_unequal(seconds, stages, first=first, last=last)
+    assert [*chain(*(stage.layers for stage in found))] == [*range(len(seconds))]
+    assert get_longest([len(stage.layers) for stage in found]) == pytest.approx(shortest, rel=1e-12)
+
+
+def test_equally_long_layers_are_divided_as_before():
+    assert balance_unequal([0.1] * 32, 4, first=0.1, last=0.5) == balance_stages(32, 4, first=1, last=5)

@@ -1,5 +1,6 @@
 """Layers bring their own costs and sizes: planning and the rules of layouts count what a model's configuration says."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +25,7 @@ class StateSpace:
     hidden_size: int = 64
     vocab_size: int = 128
 
-    def layer_costs(self, shape: RankShape, /) -> LayerCosts:
+    def layer_costs(self, shape: RankShape, layers: Sequence[int] | None = None, /) -> LayerCosts:
         state = SavedTensor("states of all chunks", shape.tokens * 16 * shape.element_size / shape.tensor, core=True)
         projected = SavedTensor("projected input", shape.tokens * 128 * shape.element_size / shape.tensor)
         return LayerCosts(saved=(projected, state), gradient_bytes=512, forward_bytes=1e9, tensor_reductions=1)
@@ -39,7 +40,10 @@ class StateSpace:
         return self.base.canonical_cuts()
 
     def flops_per_token(self, sequence: int) -> float:
-        return 6e6 + sequence
+        return self.layer_flops(sequence, range(self.layers)) + 6e5
+
+    def layer_flops(self, sequence: int, layers: Sequence[int], /) -> float:
+        return len(layers) * (1e6 + sequence)
 
 
 def plan_state_space(*overrides: str, tensor: int = 1) -> tuple[Any, Layout]:

@@ -12,17 +12,19 @@ from mt_core.pipeline.rank_schedules import ScheduleSize
 from mt_core.pipeline.schedule_table import build_schedule
 from mt_core.pipeline.stages import balance_stages, number_layers
 from mt_core.planning.activations import count_activations
-from mt_core.planning.communication import micro_batches
+from mt_core.planning.communication import micro_batches, transfers
 from mt_core.planning.memory import by_category
 from mt_core.planning.pipeline.pipeline_plan import (
     PipelinePlan,
+    balance_by_time,
     check_pipeline,
     count_split_share,
     plan_pipeline,
     plan_schedule,
 )
 from mt_core.planning.plan import plan
-from mt_core.planning.stage_model import cut_run
+from mt_core.planning.stage_model import cut_run, get_kind
+from mt_core.planning.step_time import predict_passes
 
 SEQUENCE = 8192 * 4096 * 2
 """Bytes of a micro-batch's features in bf16, llama3-8b."""
@@ -75,14 +77,45 @@ def test_ranks_have_all_tensors_and_only_a_tied_embedding_twice(schedule, preset
     assert sorted(names) == sorted(expected)
 
 
-def test_stages_share_the_arithmetic():
-    config = run("batch.global_batch=16")
-    parts = [cut_run(config, [stage]) for stage in number_layers([3, 20, 9])]
-    for length in (0, 8192):
+@pytest.mark.parametrize(("preset", "layers"), [("llama3-8b", 32), ("deepseek-v2-lite", 27), ("gemma-2-2b", 26)])
+def test_stages_share_the_arithmetic_and_the_activations(preset, layers):
+    """Layers of several kinds too: a first one without experts, and windows in every other one."""
+    config = run("batch.global_batch=16", preset=preset)
+    layout = check_pipeline(config, 1)
+    parts = [cut_run(config, [stage]) for stage in number_layers([3, layers - 12, 9])]
+    for length in (0, 16384):
         total = sum(part.model.flops_per_token(length) for part in parts)
-        assert total == pytest.approx(config.model.flops_per_token(length))
-    assert [part.model.vocab_size for part in parts] == [0, 0, 128_256]
-    assert [part.model.layers for part in parts] == [3, 20, 9]
+        assert total == pytest.approx(config.model.flops_per_token(length), rel=1e-12)
+    saved = sum(count_activations(part, layout).saved for part in parts)
+    assert saved == pytest.approx(count_activations(config, layout).saved, rel=1e-12)
+    assert [part.model.vocab_size for part in parts] == [0, 0, config.model.vocab_size]
+    assert [part.model.layers for part in parts] == [3, layers - 12, 9]
+
+
+def test_a_stage_of_dense_layers_before_experts_is_planned_as_dense_layers_are():
+    config = run("model.mlp.dense_layers=2", "parallel.expert=2", preset="deepseek-v2-lite")
+    layout = check_pipeline(config, 2)
+    dense = config.model_copy(update={"model": config.model.model_copy(update={"mlp": config.model.mlp.dense})})
+    ours, theirs = (cut_run(each, [Stage(range(2))]) for each in (config, dense))
+    assert count_activations(ours, layout) == count_activations(theirs, layout)
+    assert predict_passes(ours, layout, h200()) == predict_passes(theirs, layout, h200())
+    assert {t.axis for t in transfers(ours, layout)} == {t.axis for t in transfers(theirs, layout)} == {"data"}
+    mixed = cut_run(config, [Stage(range(2, 4))])
+    assert "expert" in {t.axis for t in transfers(mixed, layout)}
+    assert predict_passes(mixed, layout, h200()) != predict_passes(ours, layout, h200())
+    assert get_kind(ours, layout) != get_kind(mixed, layout) == get_kind(cut_run(config, [Stage(range(5, 7))]), layout)
+
+
+def test_stages_of_equal_time_have_fewer_of_the_longer_layers():
+    long = ("model.mlp.dense_layers=4", "model.mlp.dense_ffn_hidden_size=43776")
+    config = run(*long, "model.layers=28", "parallel.pipeline=4", preset="deepseek-v2-lite")
+    layout = check_pipeline(config, 4)
+    stages = balance_by_time(config, layout, h200(), Placement(4))
+    seconds = [predict_passes(cut_run(config, [stage]), layout, h200()).seconds for stage in stages]
+    even = [predict_passes(cut_run(config, [s]), layout, h200()).seconds for s in number_layers([7] * 4)]
+    assert len(stages[0].layers) < 7
+    assert max(seconds) < 0.9 * max(even)
+    assert max(seconds) < 1.2 * min(seconds)
 
 
 def test_weights_lie_where_their_layers_are():

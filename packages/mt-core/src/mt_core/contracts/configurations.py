@@ -161,6 +161,10 @@ class TransformerModelConfig(ModelConfig, Protocol):
 class PlannedModelConfig(TransformerModelConfig, Protocol):
     """The configuration of a model that `mt plan` can count."""
 
-    def layer_costs(self, shape: "RankShape", /) -> "LayerCosts":
-        """What one layer costs a rank in one micro-batch; all layers are alike."""
+    def layer_costs(self, shape: "RankShape", layers: Sequence[int] | None = None, /) -> "LayerCosts":
+        """What one of these layers costs a rank in one micro-batch, on average; of all layers if None or empty."""
+        ...
+
+    def layer_flops(self, sequence: int, layers: Sequence[int], /) -> float:
+        """The part of `flops_per_token` that is in these layers."""
         ...

@@ -5,6 +5,7 @@ The keys are those of the section `pipeline`; Megatron's rules are in docs/specs
 
 from collections.abc import Iterator, Sequence
 from itertools import accumulate, pairwise
+from math import inf
 from typing import NamedTuple, NoReturn
 
 from mt_core.config.sections import PipelineConfig
@@ -64,6 +65,43 @@ def balance_stages(layers: int, stages: int, *, first: float = 0, last: float = 
         counts[least] += 1
         loads[least] += 1
     return number_layers(counts)
+
+
+def balance_unequal(seconds: Sequence[float], stages: int, *, first: float = 0, last: float = 0) -> tuple[Stage, ...]:
+    """Stages of which the longest is as short as can be, by the seconds of each layer, of embedding and of head.
+
+    Of several such cuts it is one whose squares of times add up to little. Layers that take equally long are divided
+    as `balance_stages` does.
+    """
+    if len({*seconds}) == 1:
+        return balance_stages(len(seconds), stages, first=first / seconds[0], last=last / seconds[0])
+    sums = [*accumulate(seconds, initial=first)]
+    best, cuts = [(load, load * load) for load in sums], list[list[int]]()
+    for number in range(1, stages):
+        more = last if number == stages - 1 else 0.0
+        choices = [_cut_best(best[: end + 1], sums, more) for end in range(len(sums))]
+        best, starts = [choice[:2] for choice in choices], [start for *_, start in choices]
+        cuts.append(starts)
+    bounds = [len(seconds)]
+    for starts in reversed(cuts):
+        bounds.append(starts[bounds[-1]])
+    return number_layers([end - start for start, end in pairwise([0, *reversed(bounds)])])
+
+
+def _cut_best(best: Sequence[tuple[float, float]], sums: Sequence[float], more: float) -> tuple[float, float, int]:
+    """Where the last stage before layer `len(best) - 1` begins, with the longest time and the squares of all stages.
+
+    `best` are those of the stages before, by the layer behind them; the last stage takes `more` beside its layers.
+    """
+    end = sums[len(best) - 1] + more
+    shortest = (inf, inf, 0)
+    for start in reversed(range(len(best))):
+        time = end - sums[start]
+        if time > shortest[0]:  # and the longer it is the earlier it begins
+            break
+        longest, squares = best[start]
+        shortest = min(shortest, (max(longest, time), squares + time * time, start))
+    return shortest
 
 
 def _list_contradictions(config: PipelineConfig) -> Iterator[Problem]:

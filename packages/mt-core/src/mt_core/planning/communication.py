@@ -66,7 +66,7 @@ def micro_batches(config: PlannedRun, layout: Layout) -> int:
 def transfers(config: PlannedRun, layout: Layout) -> list[Transfer]:
     """Every collective of a step that carries more than a few numbers."""
     rows = (*_tensor(config, layout), *_context(config, layout), *_expert(config, layout), *_data(config, layout))
-    return [row for row in rows if row.calls]
+    return [row for row in rows if row.calls and row.size]
 
 
 def _tensor(config: PlannedRun, layout: Layout) -> Iterator[Transfer]:

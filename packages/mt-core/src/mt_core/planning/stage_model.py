@@ -4,14 +4,15 @@ Embedding and positions lie before the layers in a model's list of canonical ten
 head that uses the embedding's weight needs a copy of it where the two are on different ranks.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mt_core.config.run_config import PlannedRun
 from mt_core.config.sections import PipelineConfig
 from mt_core.contracts import PlannedModelConfig
-from mt_core.planning.layer_costs import LayerCosts, RankShape
+from mt_core.parallel.layout import Layout
+from mt_core.planning.layer_costs import LayerCosts, RankShape, get_layer_costs
 from mt_core.planning.parameters import find_layer
 
 if TYPE_CHECKING:
@@ -60,14 +61,17 @@ class StageModel:
         return self.whole.canonical_cuts()
 
     def flops_per_token(self, sequence: int, /) -> float:
-        """Training FLOPs per token: a share of those of all layers, and those of the head if it is here."""
-        head = 6 * self.whole.vocab_size * self.whole.hidden_size
-        layers = (self.whole.flops_per_token(sequence) - head) * self.layers / self.whole.layers
-        return layers + (head if self.loss else 0)
+        """Training FLOPs per token in the layers, and in the head if it is here."""
+        head = 6 * self.whole.vocab_size * self.whole.hidden_size if self.loss else 0
+        return self.layer_flops(sequence, self.numbers) + head
 
-    def layer_costs(self, shape: RankShape, /) -> LayerCosts:
-        """What one layer costs a rank."""
-        return self.whole.layer_costs(shape)
+    def layer_flops(self, sequence: int, layers: Sequence[int], /) -> float:
+        """The part of them in these layers of the whole model."""
+        return self.whole.layer_flops(sequence, layers)
+
+    def layer_costs(self, shape: RankShape, layers: Sequence[int] | None = None, /) -> LayerCosts:
+        """What one of the layers costs a rank, on average."""
+        return self.whole.layer_costs(shape, layers or self.numbers)
 
 
 def cut_run(config: PlannedRun, stages: "Sequence[Stage]") -> Any:
@@ -79,6 +83,13 @@ def cut_run(config: PlannedRun, stages: "Sequence[Stage]") -> Any:
         any(stage.loss for stage in stages),
     )
     return drop_pipeline(config).model_copy(update={"model": model})
+
+
+def get_kind(part: Any, layout: Layout) -> Hashable:
+    """What is equal of parts of one model, made by `cut_run`, that compute, hold and exchange the same in a pass."""
+    model, length = part.model, part.data.seq_length
+    flops = model.flops_per_token(0), model.flops_per_token(length)
+    return model.layers, model.embedding, model.loss, flops, get_layer_costs(part, layout)
 
 
 def drop_pipeline(config: PlannedRun) -> PlannedRun:

@@ -1,7 +1,7 @@
 """Configuration of `GPT`."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
@@ -112,21 +112,24 @@ class GPTConfig(TransformerSection):
         tensors |= self.attention.tensors("attn", self.hidden_size, self.norm)
         return tensors | self.get_mlp(layer).tensors("mlp", self.hidden_size)
 
-    def layer_costs(self, shape: RankShape) -> LayerCosts:
-        """What one layer costs a rank in one micro-batch, on average; post-norms are left out."""
+    def layer_costs(self, shape: RankShape, layers: Sequence[int] | None = None) -> LayerCosts:
+        """What one of these layers costs a rank in one micro-batch, on average, by default of all; post-norms are left
+        out."""
         rotary, dropped = self.position.kind == "rope", self.dropout.attention > 0
         attention = self.attention.costs(shape, self.hidden_size, self.norm, rotary=rotary, dropout=dropped)
-        norm, mlp = self.norm.costs(shape, self.hidden_size), self._mlp_costs(shape)
+        norm, mlp = self.norm.costs(shape, self.hidden_size), self._mlp_costs(shape, layers or range(self.layers))
         dropout = self.dropout.costs(shape, self.hidden_size)
         return norm + attention + dropout + norm + mlp + dropout
 
-    def _mlp_costs(self, shape: RankShape) -> LayerCosts:
-        """The costs of a block's feed-forward layer, on average over the blocks."""
-        costs = self.mlp.costs(shape, self.hidden_size)
-        if self.mlp.kind != "moe" or self.mlp.dense is None:
-            return costs
-        share = self.mlp.dense_layers / self.layers
-        return self.mlp.dense.costs(shape, self.hidden_size).scale(share) + costs.scale(1 - share)
+    def _mlp_costs(self, shape: RankShape, layers: Sequence[int]) -> LayerCosts:
+        """The costs of a block's feed-forward layer, on average over these blocks."""
+        size, dense = self.hidden_size, self.mlp.dense if self.mlp.kind == "moe" else None
+        if self.mlp.kind != "moe" or dense is None:
+            return self.mlp.costs(shape, size)
+        share = sum(layer < self.mlp.dense_layers for layer in layers) / len(layers)
+        if share in (0, 1):
+            return (dense if share else self.mlp).costs(shape, size)
+        return dense.costs(shape, size).scale(share) + self.mlp.costs(shape, size).scale(1 - share)
 
     def flops_per_token(self, sequence: int) -> float:
         """Training FLOPs per token: 6 · matrix parameters + 12 · layers · heads · head_size · keys.
@@ -134,14 +137,18 @@ class GPTConfig(TransformerSection):
         The output layer counts as a matrix, and so do the experts that a token passes through. `keys` are those that a
         token sees on average: half of the sequence, as in docs/benchmarks.md, or fewer in a window.
         """
+        return self.layer_flops(sequence, range(self.layers)) + 6 * self.vocab_size * self.hidden_size
+
+    def layer_flops(self, sequence: int, layers: Sequence[int]) -> float:
+        """The part of `flops_per_token` that is in these layers."""
         projections = 6 * matrix_parameters(self.attention.tensors("attn", self.hidden_size, self.norm))
         first = self.mlp.dense_layers if self.mlp.kind == "moe" else 0
-        counts = ((self.get_mlp(0), first), (self.mlp, self.layers - first))
+        dense = sum(layer < first for layer in layers)
+        counts = ((self.get_mlp(0), dense), (self.mlp, len(layers) - dense))
         feeding = sum(count * mlp.flops_per_token(self.hidden_size) for mlp, count in counts if count)
-        matrices = self.layers * projections + feeding + 6 * self.vocab_size * self.hidden_size
-        windows = Counter(self.attention.get_window(n) for n in range(self.layers))
+        windows = Counter(self.attention.get_window(layer) for layer in layers)
         keys = sum(count * _mean_keys(sequence, window) for window, count in windows.items())
-        return matrices + self.attention.score_flops(keys)
+        return len(layers) * projections + feeding + self.attention.score_flops(keys)
 
 
 def _mean_keys(sequence: int, window: int | None) -> float:

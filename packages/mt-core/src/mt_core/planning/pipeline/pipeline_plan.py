@@ -16,7 +16,7 @@ from mt_core.pipeline.actions import Placement, Schedule
 from mt_core.pipeline.layout_string import Stage
 from mt_core.pipeline.schedule_table import build_schedule, get_size, list_problems
 from mt_core.pipeline.simulator import StageCosts, Timeline, simulate
-from mt_core.pipeline.stages import balance_stages, count_layers, cut_stages
+from mt_core.pipeline.stages import balance_unequal, count_layers, cut_stages
 from mt_core.planning.activations import count_activations
 from mt_core.planning.communication import Phase, Transfer, micro_batches, transfers
 from mt_core.planning.compute import Compute, compute
@@ -26,7 +26,7 @@ from mt_core.planning.memory import GIB, Item, count_working, memory
 from mt_core.planning.parameters import count_rank_elements, find_layer
 from mt_core.planning.plan import Plan
 from mt_core.planning.precision import BYTES, state_bytes
-from mt_core.planning.stage_model import cut_run, drop_pipeline, is_tied
+from mt_core.planning.stage_model import cut_run, drop_pipeline, get_kind, is_tied
 from mt_core.planning.step_time import Passes, StepTime, Sync, divide_work, predict_passes, predict_sync
 
 ASSUMPTIONS = (
@@ -107,11 +107,14 @@ def balance_by_time(
     config: PlannedRun, layout: Layout, profile: Profile, placement: Placement
 ) -> tuple[Stage, ...]:  # fmt: skip
     """Stages that take equally long, as far as whole layers allow: embedding and head leave fewer to their stages."""
-    layer, first, last = (
-        predict_passes(cut_run(config, [stage]), layout, profile).seconds
-        for stage in (Stage(range(1)), Stage(range(0), embedding=True), Stage(range(0), loss=True))
-    )
-    return balance_stages(config.model.layers, placement.stages, first=first / layer, last=last / layer)
+    ends = (Stage(range(0), embedding=True), Stage(range(0), loss=True))
+    parts = [
+        cut_run(config, [stage]) for stage in (*(Stage(range(n, n + 1)) for n in range(config.model.layers)), *ends)
+    ]
+    kinds = [get_kind(part, layout) for part in parts]
+    seconds = {kind: predict_passes(part, layout, profile).seconds for kind, part in zip(kinds, parts, strict=True)}
+    *layers, first, last = (seconds[kind] for kind in kinds)
+    return balance_unequal(layers, placement.stages, first=first, last=last)
 
 
 def plan_schedule(
@@ -155,12 +158,11 @@ class _Planner:
         self.passes = self._predict_alike()
 
     def _predict_alike(self) -> list[Passes]:
-        """The passes of every stage; those of stages with as many layers and the same ends are predicted once."""
-        alike: dict[tuple[int, bool, bool], Passes] = {}
-        for stage, part in zip(self.stages, self.parts, strict=True):
-            key = (len(stage.layers), stage.embedding, stage.loss)
-            alike[key] = alike.get(key) or predict_passes(part, self.layout, self.profile)
-        return [alike[len(stage.layers), stage.embedding, stage.loss] for stage in self.stages]
+        """The passes of every stage; those of stages of one kind are predicted once."""
+        kinds = [get_kind(part, self.layout) for part in self.parts]
+        parts = dict(zip(kinds, self.parts, strict=True))
+        alike = {kind: predict_passes(part, self.layout, self.profile) for kind, part in parts.items()}
+        return [alike[kind] for kind in kinds]
 
     def plan(self) -> PipelinePlan:
         """Simulate the step, and count what each rank has of it."""
