@@ -142,6 +142,9 @@ weights among all ranks, or those of a copy, and each expert among those of them
 EIGHT = "E|t|t|t|t||t|tL"
 """Eight stages of six layers, one of them empty."""
 
+PASS_TIMES = [[3, 2, 0.5], [0.5, 3, 1], [1, 1, 0.5], [1, 0.5, 3]]
+"""By which passes of four micro-batches through four stages come in another order than if all took equally long."""
+
 PIPELINES: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
     "gpipe 2": (2, {}, {"schedule": "gpipe"}),
     "1f1b 2": (2, {}, {}),
@@ -156,7 +159,7 @@ PIPELINES: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
     "interleaved 4": (4, {}, {"schedule": "interleaved", "layout": EIGHT}),
     "interleaved 3, groups of 4": (3, {}, {"schedule": "interleaved", "microbatch_group_size": 4}),
     "zb-h1 4": (4, {}, {"schedule": "zb-h1", "layout": "Et|t|t*2|t*2L"}),
-    "zb-2p 4": (4, {}, {"schedule": "zb-2p", "layout": "Et|t|t*2|t*2L"}),
+    "zb-2p 4": (4, {}, {"schedule": "zb-2p", "layout": "Et|t|t*2|t*2L", "pass_times": PASS_TIMES}),
     "zbv 4": (4, {}, {"schedule": "zbv", "layout": EIGHT}),
     "dualpipev 4": (4, {}, {"schedule": "dualpipev", "layout": EIGHT}),
     "1f1b 2 × tensor 2, sequence": (4, {"tensor": 2, "sequence": True}, {}),

@@ -70,6 +70,9 @@ def pipelines(draw: st.DrawFn) -> tuple[int, str, dict[str, Any]]:
     layout = "E" + "|".join("t" * (end - start) for start, end in pairwise([0, *cuts, DEEP])) + "L"
     sections["parallel"] |= {"pipeline": length}
     sections["pipeline"] = {"schedule": schedule, "virtual_stages": chunks, "layout": layout}
+    if SCHEDULES[schedule].generated:
+        lengths = st.lists(st.sampled_from([0.5, 1, 2]), min_size=3, max_size=3)
+        sections["pipeline"]["pass_times"] = draw(st.none() | st.lists(lengths, min_size=count, max_size=count))
     config = run_config(model, DEEP, **sections)
     assume(not list(problems(config, ranks * length)))
     return ranks * length, model, sections

@@ -1,6 +1,7 @@
 """Every schedule does each pass once, in an order that can be done, and holds what it is known to hold."""
 
 from collections import Counter
+from dataclasses import replace
 from typing import get_args
 
 import pytest
@@ -28,8 +29,50 @@ def schedules(draw, name: str | None = None) -> Schedule:
     return build_schedule(name, ScheduleSize(ranks, count, chunks, group))
 
 
+@st.composite
+def timed_sizes(draw) -> tuple[str, ScheduleSize]:
+    """A generated schedule and its size with times of every stage's passes."""
+    name = draw(st.sampled_from([each for each, kind in SCHEDULES.items() if kind.generated]))
+    ranks, chunks = draw(st.integers(1, 8)), SCHEDULES[name].chunks[0]
+    count, stages = draw(st.integers(1, 24)), ranks * chunks
+    lengths = st.tuples(st.floats(0.1, 3), st.floats(0, 3), st.floats(0, 3))
+    times = draw(st.lists(lengths, min_size=stages, max_size=stages))
+    return name, ScheduleSize(ranks, count, chunks, pass_times=tuple(times))
+
+
 def play(schedule: Schedule) -> Timeline:
     return simulate(schedule, [StageCosts()] * schedule.placement.stages)
+
+
+@given(timed_sizes())
+@settings(max_examples=40, deadline=None)
+def test_passes_ordered_by_their_times_never_take_longer_and_hold_no_more_microbatches(drawn):
+    name, size = drawn
+    costs = [StageCosts(*each) for each in size.pass_times]
+    timed, fixed = (simulate(build_schedule(name, each), costs) for each in (size, replace(size, pass_times=None)))
+    assert timed.seconds <= fixed.seconds
+    assert max(timed.peak_activations) <= 2 * size.ranks
+
+
+def test_passes_of_one_length_come_in_the_same_order_whatever_it_is():
+    for name, chunks in (("zb-2p", 1), ("zbv", 2)):
+        plain = ScheduleSize(4, 9, chunks)
+        timed = replace(plain, pass_times=((2.0, 2.0, 2.0),) * 4 * chunks)
+        assert build_schedule(name, timed) == build_schedule(name, plain)
+
+
+@pytest.mark.parametrize(
+    ("name", "microbatches", "times", "before", "after"),
+    [
+        ("zb-2p", 4, [(1.0, 1.5, 0.5)] * 2, 13.5, 13.0),
+        ("zbv", 8, [(1.0, 1.5, 0.5)] * 4, 53.0, 50.0),
+    ],
+)
+def test_short_weight_passes_make_another_order_shorter(name, microbatches, times, before, after):
+    size = ScheduleSize(2, microbatches, len(times) // 2)
+    costs = [StageCosts(*each) for each in times]
+    schedules = [build_schedule(name, replace(size, pass_times=given)) for given in (None, tuple(times))]
+    assert [simulate(each, costs).seconds for each in schedules] == [before, after]
 
 
 @given(schedules())
@@ -220,6 +263,23 @@ def test_a_v_sends_nothing_where_it_turns():
             ScheduleSize(4, 8, 1, 4),
             "pipeline.microbatch_group_size: 4, but 1f1b has no groups of microbatches; "
             'leave it unset, or pipeline.schedule = "interleaved"',
+        ),
+        (
+            "zb-h1",
+            ScheduleSize(2, 4, pass_times=((1, 1, 1),) * 2),
+            "pipeline.pass_times: are given, but the order of zb-h1 is fixed; "
+            'leave them out, or schedule = "zb-2p" or "zbv"',
+        ),
+        (
+            "zbv",
+            ScheduleSize(2, 4, 2, pass_times=((1, 1, 1),) * 2),
+            "pipeline.pass_times: 2 stages, but there are 4; give 4 times three numbers",
+        ),
+        (
+            "zb-2p",
+            ScheduleSize(2, 4, pass_times=((1, 1, 1), (0, 1, 1))),
+            "pipeline.pass_times: [0, 1, 1] for a stage; allowed: a forward pass above 0, and two times that are not "
+            "below",
         ),
     ],
 )

@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -31,13 +32,17 @@ COMMUNICATORS: dict[str, Communicator] = {
 
 
 def list_sizes() -> list[tuple[str, ScheduleSize]]:
-    """Every schedule with up to 8 ranks, and the numbers of microbatches and chunks that it takes."""
+    """Every schedule with up to 8 ranks, and the numbers of microbatches and chunks that it takes; those that are
+    generated also for passes of unequal length."""
     sizes: list[tuple[str, ScheduleSize]] = []
     for name, kind in SCHEDULES.items():
         for ranks, count, chunks in product(range(2, 9), COUNTS, CHUNKS.get(name, kind.chunks[:1])):
             size = ScheduleSize(ranks, count, chunks)
             if kind.takes(size):
                 sizes.append((name, size))
+            if kind.generated and count == 8:
+                times = [(1.0 + (3 * stage) % 4, 2.0, (stage % 3) / 2) for stage in range(ranks * chunks)]
+                sizes.append((name, replace(size, pass_times=tuple(times))))
     return sizes
 
 

@@ -1,14 +1,17 @@
 """All schedules for one run, and which of them is recommended."""
 
+import json
+
 import pytest
 
 from core.planning.configs import h200, run
 from mt_core.pipeline.layout_string import parse_layout
-from mt_core.planning.pipeline.pipeline_plan import check_pipeline
+from mt_core.planning.pipeline.pipeline_plan import check_pipeline, plan_pipeline
 from mt_core.planning.pipeline.schedule_comparison import (
     Candidate,
     balance_candidate,
     compare_schedules,
+    order_candidate,
     recommend_schedule,
 )
 
@@ -142,3 +145,31 @@ def test_what_is_compiled_or_sharded_by_fsdp_splits_no_backward_pass():
         assert split.timeline.peak_activations == pytest.approx(plain.timeline.peak_activations)
     by_name = {each.name: each.plan for each in compare()}
     assert by_name["zb-h1"].seconds < 0.95 * by_name["1f1b"].seconds
+
+
+def test_passes_ordered_by_their_times_make_stages_of_equal_time_faster_still():
+    config = run("parallel.pipeline=2", "batch.global_batch=16", preset="gemma-2-2b")
+    layout = check_pipeline(config, 2)
+    for name in ("zbv", "zb-2p"):
+        plain = next(each for each in compare_schedules(config, layout, h200()) if each.name == name)
+        balanced = balance_candidate(config, layout, h200(), plain)
+        ordered = order_candidate(config, layout, h200(), balanced)
+        assert ordered.plan.seconds < 0.98 * balanced.plan.seconds
+        assert ordered.plan.stages == balanced.plan.stages
+        assert ordered.plan.times == balanced.plan.times
+        assert ordered.changes == (*balanced.changes, f"pipeline.pass_times={json.dumps(ordered.pass_times)}")
+        again = run("parallel.pipeline=2", "batch.global_batch=16", *ordered.changes, preset="gemma-2-2b")
+        assert plan_pipeline(again, layout, h200()) == ordered.plan
+        candidates = {each.name: each.plan for each in compare_schedules(again, layout, h200())}
+        assert candidates[name] == ordered.plan
+        assert candidates["1f1b"] is not None
+
+
+def test_an_order_that_is_fixed_or_no_shorter_is_left():
+    config = run("parallel.pipeline=4", "batch.global_batch=16", preset="gpt3-175b")
+    config = config.model_copy(update={"parallel": run("parallel.pipeline=4").parallel})
+    layout = check_pipeline(config, 4)
+    by_name = {each.name: each for each in compare_schedules(config, layout, h200())}
+    for name in ("1f1b", "zb-h1", "dualpipev", "zb-2p"):
+        assert order_candidate(config, layout, h200(), by_name[name]) is None
+    assert order_candidate(config, layout, h200(), Candidate("zbv", 2, reason="no")) is None

@@ -100,10 +100,15 @@ def _plan_pipeline(
     run: PlannedRun, gpus: int, kind: "Profile", picture: Path | None, *, as_json: bool, explain: bool
 ) -> "tuple[Plan, str]":
     """The plan of the fullest rank of a pipeline, and the report of all; its picture is written."""
-    from mt_cli.plan.pipeline_report import get_values, list_lines
+    from mt_cli.plan.pipeline_report import Faster, get_values, list_lines
     from mt_core.files import atomic_file, disk_errors
     from mt_core.planning.pipeline.pipeline_plan import check_pipeline, plan_pipeline
-    from mt_core.planning.pipeline.schedule_comparison import balance_candidate, compare_schedules, recommend_schedule
+    from mt_core.planning.pipeline.schedule_comparison import (
+        balance_candidate,
+        compare_schedules,
+        order_candidate,
+        recommend_schedule,
+    )
     from mt_core.planning.pipeline.schedule_svg import draw_schedule
 
     config = _at_full_batch(run)
@@ -113,6 +118,8 @@ def _plan_pipeline(
     candidates = compare_schedules(config, layout, kind, counts)
     recommended = recommend_schedule(candidates)
     balanced = balance_candidate(config, layout, kind, recommended.candidate) if recommended else None
+    ordered = order_candidate(config, layout, kind, balanced or recommended.candidate) if recommended else None
+    faster = Faster(balanced, ordered)
     if picture is not None:
         with disk_errors(picture.parent):
             picture.parent.mkdir(parents=True, exist_ok=True)
@@ -120,9 +127,9 @@ def _plan_pipeline(
         with atomic_file(picture, "w") as file:
             file.write(draw_schedule(made.timeline, title, unit="ms", factor=1e3))
     if as_json:
-        printed = json.dumps(get_values(config, made, kind, candidates, recommended, balanced), indent=2)
+        printed = json.dumps(get_values(config, made, kind, candidates, recommended, faster), indent=2)
     else:
-        printed = "\n".join(list_lines(config, made, kind, candidates, recommended, balanced, explain=explain))
+        printed = "\n".join(list_lines(config, made, kind, candidates, recommended, faster, explain=explain))
     return made.plans[made.fullest], printed
 
 

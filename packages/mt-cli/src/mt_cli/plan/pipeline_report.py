@@ -2,7 +2,7 @@
 
 import shlex
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from mt_cli.plan.report import (
     describe_communication,
@@ -23,13 +23,22 @@ from mt_core.planning.pipeline.schedule_comparison import Candidate, Recommendat
 from mt_core.planning.plan import ASSUMPTIONS as ALWAYS
 
 
+class Faster(NamedTuple):
+    """What makes a recommended schedule faster, where anything does."""
+
+    balanced: Candidate | None
+    """Stages that take equally long."""
+    ordered: Candidate | None
+    """Passes ordered by their times, with those stages."""
+
+
 def list_lines(
     config: TransformerRun,
     plan: PipelinePlan,
     profile: Profile,
     candidates: Sequence[Candidate],
     recommended: Recommendation | None,
-    balanced: Candidate | None,
+    faster: Faster,
     *,
     explain: bool,
 ) -> Iterator[str]:
@@ -41,7 +50,7 @@ def list_lines(
     totals = ", ".join(f"{each.total / GIB:.1f}" for each in plan.plans)
     yield f"  {'every rank of the pipeline':<34}{totals}"
     yield from _describe_schedules(plan, candidates)
-    yield from _describe_recommendation(recommended, balanced)
+    yield from _describe_recommendation(recommended, faster)
     yield from describe_communication(busiest, profile, whose=f"rank {plan.busiest}")
     yield from describe_step(config, busiest, profile, _count_gpus(plan), whose=f" of rank {plan.busiest}")
     if explain:
@@ -87,16 +96,17 @@ def _describe_schedules(plan: PipelinePlan, candidates: Sequence[Candidate]) -> 
         )
 
 
-def _describe_recommendation(recommended: Recommendation | None, balanced: Candidate | None) -> Iterator[str]:
-    """What to set, and the stages that make it faster still."""
-    if recommended:
-        yield f"  recommended: {_join(recommended.candidate)} ({recommended.reason})"
-    if recommended and recommended.candidate.plan and balanced and balanced.plan:
-        less = 1 - balanced.plan.seconds / recommended.candidate.plan.seconds
-        taken = (
-            f"{balanced.plan.seconds * 1e3:,.1f} ms, {less * 100:.1f}% less; bubble {balanced.plan.timeline.bubble:.1%}"
-        )
-        yield f"  with stages of equal time: {_join(balanced)} ({taken})"
+def _describe_recommendation(recommended: Recommendation | None, faster: Faster) -> Iterator[str]:
+    """What to set, and the stages and the order of passes that make it faster still."""
+    if recommended is None:
+        return
+    yield f"  recommended: {_join(recommended.candidate)} ({recommended.reason})"
+    before = recommended.candidate.plan
+    for what, each in (("stages of equal time", faster.balanced), ("passes ordered by their times", faster.ordered)):
+        if before and each and each.plan:
+            less = 1 - each.plan.seconds / before.seconds
+            bubble = f"bubble {each.plan.timeline.bubble:.1%}"
+            yield f"  with {what}: {_join(each)} ({each.plan.seconds * 1e3:,.1f} ms, {less * 100:.1f}% less; {bubble})"
 
 
 def _join(candidate: Candidate) -> str:
@@ -115,7 +125,7 @@ def get_values(
     profile: Profile,
     candidates: Sequence[Candidate],
     recommended: Recommendation | None,
-    balanced: Candidate | None,
+    faster: Faster,
 ) -> dict[str, Any]:
     """Everything in the report as plain values: bytes, seconds, shares of 1; memory is that of the fullest rank."""
     gpus = _count_gpus(plan)
@@ -131,9 +141,8 @@ def get_values(
             "recommended": None
             if recommended is None
             else {"set": list(recommended.candidate.changes), "reason": recommended.reason},
-            "balanced": None
-            if balanced is None or balanced.plan is None
-            else {"set": list(balanced.changes), **_get_schedule_values(balanced.plan)},
+            "balanced": _get_change_values(faster.balanced),
+            "ordered": _get_change_values(faster.ordered),
         },
         "advice": [],
         "assumptions": [*ALWAYS, *ASSUMPTIONS],
@@ -144,6 +153,12 @@ def _get_candidate_values(candidate: Candidate) -> dict[str, Any]:
     if candidate.plan is None:
         return {"schedule": candidate.name, "virtual_stages": candidate.chunks, "refused": candidate.reason}
     return _get_schedule_values(candidate.plan)
+
+
+def _get_change_values(candidate: Candidate | None) -> dict[str, Any] | None:
+    if candidate is None or candidate.plan is None:
+        return None
+    return {"set": list(candidate.changes), **_get_schedule_values(candidate.plan)}
 
 
 def _get_schedule_values(plan: PipelinePlan) -> dict[str, Any]:

@@ -92,6 +92,9 @@ class PipelineConfig(Section):
     """Count head and loss as a layer of the last stage, which then has one layer fewer."""
     layout: str | None = None
     """Every stage in Megatron's letters, such as "Et*3|t*4|t*4|t*3L": E embedding, t a layer, L head and loss."""
+    pass_times: tuple[tuple[float, float, float], ...] | None = None
+    """With "zb-2p" and "zbv": times of every stage's forward, input and weight pass in any unit, by which the order of
+    passes is made where that is shorter; unset, all are equally long. `mt plan` says which."""
 
 
 class RecomputeConfig(Section):

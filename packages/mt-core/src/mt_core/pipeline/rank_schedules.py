@@ -21,6 +21,8 @@ class ScheduleSize:
     """Stages of each rank."""
     group: int | None = None
     """Microbatches that pass through a chunk before the next chunk's turn comes, if interleaved; unset, one a rank."""
+    pass_times: tuple[tuple[float, float, float], ...] | None = None
+    """Times of every stage's forward, input and weight pass, for schedules that are generated."""
 
 
 def order_gpipe(rank: int, size: ScheduleSize) -> list[Step]:

@@ -8,7 +8,7 @@ from itertools import count, islice
 from mt_core.config.run_config import RunConfig
 from mt_core.errors import Problem, raise_if
 from mt_core.pipeline.actions import Placement, Schedule, Shape, Step
-from mt_core.pipeline.list_scheduling import ZB_2P, ZBV, Urgency, generate_steps
+from mt_core.pipeline.list_scheduling import ZB_2P, ZBV, StepsByRank, Urgency, fit_steps
 from mt_core.pipeline.rank_schedules import (
     ScheduleSize,
     order_1f1b,
@@ -18,8 +18,6 @@ from mt_core.pipeline.rank_schedules import (
     order_zb_h1,
 )
 from mt_core.plugins import did_you_mean
-
-StepsByRank = tuple[tuple[Step, ...], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +29,8 @@ class ScheduleKind:
     shape: Shape = "loop"
     chunks: tuple[int, int | None] = (1, 1)
     """Fewest and most stages of a rank."""
+    generated: bool = False
+    """Whether the times of passes decide on their order."""
     split_backward: bool = False
     """Whether gradients of inputs and of weights are computed apart."""
     overlapping: bool = False
@@ -47,7 +47,7 @@ def _by_rank(order: Callable[[int, ScheduleSize], list[Step]]) -> Callable[[Sche
 
 def _generate(urgency: Urgency, size: ScheduleSize, placement: Placement) -> StepsByRank:
     """Activations of at most twice as many stages as there are ranks."""
-    return generate_steps(placement, size.microbatches, urgency, most_live=2 * size.ranks)
+    return fit_steps(placement, size.microbatches, urgency, size.pass_times, most_live=2 * size.ranks)
 
 
 def _takes_interleaved(size: ScheduleSize) -> bool:
@@ -68,8 +68,8 @@ SCHEDULES = {
         rule="groups of {group}, and a last one of none or at least {ranks}",
     ),
     "zb-h1": ScheduleKind("ZB-H1", _by_rank(order_zb_h1), split_backward=True),
-    "zb-2p": ScheduleKind("ZB-2P", partial(_generate, ZB_2P), split_backward=True),
-    "zbv": ScheduleKind("ZBV", partial(_generate, ZBV), "v", (2, 2), split_backward=True),
+    "zb-2p": ScheduleKind("ZB-2P", partial(_generate, ZB_2P), generated=True, split_backward=True),
+    "zbv": ScheduleKind("ZBV", partial(_generate, ZBV), "v", (2, 2), generated=True, split_backward=True),
     "dualpipev": ScheduleKind(
         "DualPipeV",
         _by_rank(order_dualpipev),
@@ -88,7 +88,7 @@ def get_size(config: RunConfig, microbatches: int) -> ScheduleSize:
     """The size of a run's schedule in a step of so many microbatches."""
     keys = config.pipeline
     chunks = keys.virtual_stages or SCHEDULES[keys.schedule].chunks[0]
-    return ScheduleSize(config.parallel.pipeline, microbatches, chunks, keys.microbatch_group_size)
+    return ScheduleSize(config.parallel.pipeline, microbatches, chunks, keys.microbatch_group_size, keys.pass_times)
 
 
 def get_placement(config: RunConfig) -> Placement:
@@ -141,6 +141,7 @@ def list_chunk_problems(name: str, size: ScheduleSize) -> Iterator[Problem]:
         numbers = f"{fewest}" if most == fewest else f"{fewest} or more"
         reason = f"{size.chunks}, but a rank of {name} has {numbers}"
         yield Problem("pipeline.virtual_stages", reason, f"allowed: {numbers}")
+    yield from _list_time_problems(name, size)
     if size.group is None:
         return
     if name != "interleaved":
@@ -149,3 +150,18 @@ def list_chunk_problems(name: str, size: ScheduleSize) -> Iterator[Problem]:
     elif size.group < size.ranks:
         reason = f"{size.group} is less than parallel.pipeline {size.ranks}"
         yield Problem("pipeline.microbatch_group_size", reason, f"allowed: {size.ranks} and more")
+
+
+def _list_time_problems(name: str, size: ScheduleSize) -> Iterator[Problem]:
+    """Why a schedule cannot follow the times of passes."""
+    if size.pass_times is None:
+        return
+    key, stages, given = "pipeline.pass_times", size.ranks * size.chunks, len(size.pass_times)
+    if not SCHEDULES[name].generated:
+        names = " or ".join(f'"{each}"' for each, kind in SCHEDULES.items() if kind.generated)
+        yield Problem(key, f"are given, but the order of {name} is fixed", f"leave them out, or schedule = {names}")
+    elif given != stages:
+        yield Problem(key, f"{given} stages, but there are {stages}", f"give {stages} times three numbers")
+    elif any(each[0] <= 0 or min(each) < 0 for each in size.pass_times):
+        wrong = next(str([*each]) for each in size.pass_times if each[0] <= 0 or min(each) < 0)
+        yield Problem(key, f"{wrong} for a stage", "allowed: a forward pass above 0, and two times that are not below")

@@ -14,6 +14,7 @@ from mt_core.parallel.layout import Layout, Recompute, build_layout, problems
 from mt_core.parallel.nearest_layouts import suggest_nearest
 from mt_core.pipeline.actions import Placement, Schedule
 from mt_core.pipeline.layout_string import Stage
+from mt_core.pipeline.list_scheduling import PassTimes
 from mt_core.pipeline.schedule_table import build_schedule, get_size, list_problems
 from mt_core.pipeline.simulator import StageCosts, Timeline, simulate
 from mt_core.pipeline.stages import balance_unequal, count_layers, cut_stages
@@ -47,6 +48,8 @@ class PipelinePlan:
     stages: tuple[Stage, ...]
     plans: tuple[Plan, ...]
     """The plan of each rank of the pipeline; the step of all is equally long."""
+    times: tuple[PassTimes, ...]
+    """Seconds of each stage's forward, input and weight pass."""
 
     @property
     def schedule(self) -> Schedule:
@@ -186,7 +189,8 @@ class _Planner:
             )
             for rank in range(self.placement.ranks)
         )
-        return PipelinePlan(timeline, self.stages, plans)
+        times = tuple((each.forward, each.backward_input, each.backward_weight) for each in costs)
+        return PipelinePlan(timeline, self.stages, plans, times)
 
     def _count_costs(self, passes: Passes, part: PlannedRun) -> StageCosts:
         """Times and activations of a stage; what runs along with the gradients of inputs counts as theirs."""

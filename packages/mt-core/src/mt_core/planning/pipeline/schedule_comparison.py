@@ -1,5 +1,6 @@
 """Every pipeline schedule for one run, side by side, and the one to choose."""
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -7,6 +8,7 @@ from mt_core.config.run_config import PlannedRun
 from mt_core.errors import MtError, raise_if
 from mt_core.parallel.layout import Layout
 from mt_core.pipeline.layout_string import Stage, format_layout
+from mt_core.pipeline.list_scheduling import PassTimes
 from mt_core.pipeline.rank_schedules import ScheduleSize
 from mt_core.pipeline.schedule_table import SCHEDULES, build_schedule, list_problems
 from mt_core.pipeline.stages import balance_stages, count_layers, cut_stages
@@ -30,13 +32,16 @@ class Candidate:
     reason: str = ""
     layout: str = ""
     """The layout of its stages, where that is to be set."""
+    pass_times: tuple[PassTimes, ...] | None = None
+    """The times that its passes are ordered by, where those are to be set."""
 
     @property
     def changes(self) -> tuple[str, ...]:
         """What to set, as values of `--set`."""
         several = (f"pipeline.virtual_stages={self.chunks}",) if self.name == "interleaved" else ()
         layout = (f'pipeline.layout="{self.layout}"',) if self.layout else ()
-        return (f"pipeline.schedule={self.name}", *several, *layout)
+        times = (f"pipeline.pass_times={json.dumps(self.pass_times)}",) if self.pass_times else ()
+        return (f"pipeline.schedule={self.name}", *several, *layout, *times)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +76,8 @@ def _try_schedule(
 ) -> Candidate:
     name, chunks = variant
     group = config.pipeline.microbatch_group_size if name == "interleaved" else None
-    size = ScheduleSize(config.parallel.pipeline, micro_batches(config, layout), chunks, group)
+    times = config.pipeline.pass_times if name == config.pipeline.schedule else None
+    size = ScheduleSize(config.parallel.pipeline, micro_batches(config, layout), chunks, group, times)
     if size.ranks * chunks > config.model.layers:
         return Candidate(name, chunks, reason=f"{config.model.layers} layers for {size.ranks * chunks} stages")
     try:
@@ -115,6 +121,19 @@ def balance_candidate(config: PlannedRun, layout: Layout, profile: Profile, cand
     plan = plan_schedule(config, layout, profile, schedule, stages)
     shorter = plan.seconds < candidate.plan.seconds * (1 - EQUAL) and plan.fits >= candidate.plan.fits
     return replace(candidate, plan=plan, layout=format_layout(stages)) if shorter else None
+
+
+def order_candidate(config: PlannedRun, layout: Layout, profile: Profile, candidate: Candidate) -> Candidate | None:
+    """A generated schedule with its passes ordered by their times, if that makes its step shorter and still fits."""
+    if candidate.plan is None or not SCHEDULES[candidate.name].generated:
+        return None
+    plain = candidate.plan
+    unit = max(map(max, plain.times)) / 100
+    times = tuple((max(round(f / unit, 1), 0.1), round(i / unit, 1), round(w / unit, 1)) for f, i, w in plain.times)
+    size = ScheduleSize(config.parallel.pipeline, plain.schedule.microbatches, candidate.chunks, pass_times=times)
+    plan = plan_schedule(config, layout, profile, build_schedule(candidate.name, size), plain.stages)
+    shorter = plan.seconds < plain.seconds * (1 - EQUAL) and plan.fits >= plain.fits
+    return replace(candidate, plan=plan, pass_times=times) if shorter else None
 
 
 def _explain(best: tuple[Candidate, PipelinePlan], plain: PipelinePlan | None, *, alone: bool) -> str:
