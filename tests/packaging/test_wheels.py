@@ -1,6 +1,7 @@
 """A wheel of each package has what it needs in it, and runs alone in an empty environment."""
 
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -63,6 +64,13 @@ def test_a_package_is_found_where_only_its_requirements_are_installed(package, t
 def test_the_command_line_alone_has_its_own_commands(tried):
     assert "Usage: mt train " in tried["mt-cli"]
     assert "Usage: mt data " not in tried["mt-cli"]
+
+
+def test_the_command_line_brings_lm_eval_by_its_extra(dist):
+    tool = runpy.run_path(str(ROOT / "tools" / "try_wheels.py"))
+    brought = tool["close_over"]("mt-cli[lm-eval]", tool["read_requirements"](dist))
+    assert {"lm-eval", "mt-eval"} <= brought
+    assert "lm-eval" not in tool["close_over"]("mt-cli[eval]", tool["read_requirements"](dist))
 
 
 @pytest.mark.parametrize(

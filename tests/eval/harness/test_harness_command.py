@@ -216,6 +216,6 @@ def test_names_that_are_not_of_the_readers_folders_are_looked_for_among_lm_evals
 
 def test_without_lm_eval_it_says_what_to_install(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
-    message = "mt eval harness: needs 'lm_eval', which is not installed; pip install 'mt-eval[lm-eval]'"
+    message = "mt eval harness: needs 'lm_eval', which is not installed; pip install 'mt-cli[lm-eval]'"
     with pytest.raises(MtError, match=f"^{re.escape(message)}$"):
         run(folder, "toy_choose")

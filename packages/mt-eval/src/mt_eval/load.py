@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import torch
 
     from mt_data.config import TokenizerConfig
+    from mt_data.datasets.sft.template import ChatTemplate
     from mt_models.models.gpt import GPT
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
@@ -119,6 +120,14 @@ def choose_ends(checkpoint: Checkpoint, tokenizer: Tokenizer) -> frozenset[int]:
     """Ids at which a text ends: those that the checkpoint's files say, else the tokenizer's end of document."""
     end = getattr(tokenizer, "eod", None)
     return frozenset(read_ends(checkpoint) or ({end} if end is not None else ()))
+
+
+def find_template(checkpoint: Checkpoint, path: Path | None = None) -> "ChatTemplate | None":
+    """The chat template in the file `path`, else that of the checkpoint's tokenizer; None if there is none."""
+    from mt_data.datasets.sft.template import find_chat_template
+
+    files = [file for file in checkpoint.loader.tokenizer_files() if file.name not in ID_FILES]
+    return find_chat_template(files[0].parent if files else checkpoint.path, path)
 
 
 def check_tokenizer(tokenizer: Tokenizer, *, original: Tokenizer | None, where: str, vocab_size: int) -> None:

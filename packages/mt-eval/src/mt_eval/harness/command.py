@@ -7,7 +7,7 @@ from typing import Annotated
 from typer import Option
 
 from mt_core.cli.options import expand_options
-from mt_core.errors import MtError
+from mt_core.errors import MtError, Problem, raise_if
 from mt_core.plugins import import_library
 from mt_eval.options import BatchSize, Beginning, LoadDir, ModelOptions, Output, SeqLength, TokenizerOptions
 
@@ -46,8 +46,43 @@ class HarnessOptions:
         return int(self.limit)
 
 
+@dataclass(frozen=True, slots=True)
+class ChatOptions:
+    """Whether a sample is asked as a conversation."""
+
+    apply_chat_template: Annotated[bool, "Ask each sample as a conversation, written by the chat template."] = False
+    chat_template: Annotated[Path | None, "Jinja file for conversations; the tokenizer's own if not given."] = None
+    system_instruction: Annotated[str | None, "A text that stands before each sample; in a chat, the system's."] = None
+    fewshot_as_multiturn: Annotated[
+        bool | None,
+        Option(
+            "--fewshot-as-multiturn/--fewshot-in-one-turn",
+            help="Solved examples are turns of the conversation, as they are if not given, or all part of the first.",
+            show_default=False,
+        ),
+    ] = None
+
+    def check(self) -> None:
+        """Refuse what means something for conversations only."""
+        if self.apply_chat_template:
+            return
+        raise_if(
+            Problem(name, "samples are not asked as conversations", "give --apply-chat-template too")
+            for name, value in (
+                ("--chat-template", self.chat_template),
+                ("--fewshot-as-multiturn", self.fewshot_as_multiturn),
+            )
+            if value
+        )
+
+    @property
+    def multiturn(self) -> bool:
+        """Whether solved examples are turns of their own."""
+        return self.apply_chat_template if self.fewshot_as_multiturn is None else self.fewshot_as_multiturn
+
+
 @expand_options
-def harness(task: HarnessOptions, model: ModelOptions, tokenizer: TokenizerOptions) -> None:
+def harness(task: HarnessOptions, chat: ChatOptions, model: ModelOptions, tokenizer: TokenizerOptions) -> None:
     """lm-evaluation-harness: any of its tasks, or yours in its format.
 
     Needs the extra lm-eval. Tasks fetch their data from the Hugging Face hub, or from the files that they name.
@@ -55,7 +90,7 @@ def harness(task: HarnessOptions, model: ModelOptions, tokenizer: TokenizerOptio
     Example:
       mt eval harness --load-dir run --tasks arc_easy,hellaswag --limit 100 --output results.json
     """
-    import_library("lm_eval", where="mt eval harness", requires=["mt-eval[lm-eval]"])
+    import_library("lm_eval", where="mt eval harness", requires=["mt-cli[lm-eval]"])
     from mt_eval.harness.run import run_tasks
 
-    run_tasks(task, model, tokenizer)
+    run_tasks(task, chat, model=model, tokenizer=tokenizer)

@@ -4,9 +4,10 @@ Numbers are those of its own `hf` model on the same weights, with two deliberate
 put where `mt eval` puts it, and it is never scored, which `hf` does in rolling log-likelihoods.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -16,11 +17,12 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window, simpl
 
 from mt_core.errors import MtError, Problem, raise_if
 from mt_core.plugins import did_you_mean
+from mt_data.datasets.sft.template import FILE, KEY, ChatTemplate
 from mt_eval.encoding import TextEncoder
 from mt_eval.harness.loglikelihood import Continuation, score_continuations
 from mt_eval.harness.tasks import SEED
 from mt_eval.harness.texts import TextOptions, generate_texts
-from mt_eval.load import Checkpoint, choose_ends, load_model, load_tokenizer
+from mt_eval.load import Checkpoint, choose_ends, find_template, load_model, load_tokenizer
 from mt_eval.tasks.evaluation import choose_seq_length
 
 if TYPE_CHECKING:
@@ -44,14 +46,17 @@ class HarnessModel(TemplateLM):
         begin: int | None,
         ends: frozenset[int] = frozenset(),
         batch_size: int | None = None,
+        find_template: Callable[[], ChatTemplate | None] = lambda: None,
     ) -> None:
         """`begin` is what a text follows that nothing stands before; `ends` are ids at which a generated text ends.
 
         Inputs have at most `seq_length` tokens, and batches `batch_size` rows, or as many as fit a budget of tokens.
+        The template that writes conversations is looked for when one is asked.
         """
         super().__init__()
         self.network, self.encoder, self.max_length = network, encoder, seq_length
         self.begin, self.ends, self.rows = begin, ends, batch_size
+        self._find_template = find_template
 
     @classmethod
     def create_from_arg_string(cls, arg_string: str, additional_config: Mapping[str, Any] | None = None) -> Self:
@@ -83,6 +88,7 @@ class HarnessModel(TemplateLM):
             begin=choose_begin(encoder, bos=bos),
             ends=choose_ends(checkpoint, encoder.tokenizer),
             batch_size=int(rows) if rows.isdecimal() else None,
+            find_template=partial(find_template, checkpoint),
         )
 
     @property
@@ -102,6 +108,21 @@ class HarnessModel(TemplateLM):
         """Ids of a text behind its prefix, unless that is spelled in the text already or not asked for."""
         encoder = self._plain_encoder if add_special_tokens is False else self._choose_encoder(string)
         return [*encoder.prefix, *encoder.encode_plain(string)]
+
+    @property
+    def tokenizer_name(self) -> str:
+        """What lm-evaluation-harness's cache of requests tells tokenizers and templates apart by."""
+        return f"{type(self.encoder.tokenizer).__name__}-{sha256(self._template.source.encode()).hexdigest()[:16]}"
+
+    def chat_template(self, chat_template: bool | str = False) -> str:
+        """The Jinja text of the template that writes conversations."""
+        return self._template.source
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """The text of a conversation up to the answer, or up to the end of the last message, which is to go on."""
+        values = {"messages": chat_history, "add_generation_prompt": add_generation_prompt}
+        text = self._template.render_prompt(values, "mt eval harness")
+        return text if add_generation_prompt else _end_with(text, chat_history[-1]["content"])
 
     def loglikelihood_rolling(self, requests: list["Instance"], disable_tqdm: bool = False) -> list[float]:
         """Log-probability of each whole text, in windows that do not overlap."""
@@ -167,6 +188,14 @@ class HarnessModel(TemplateLM):
         return self._plain_encoder if self._spelled and text.startswith(self._spelled) else self.encoder
 
     @cached_property
+    def _template(self) -> ChatTemplate:
+        template = self._find_template()
+        if template is None:
+            actual = "the tokenizer of this model has no chat template"
+            raise MtError("apply_chat_template", actual, f"a {KEY} in tokenizer_config.json, or {FILE} beside it")
+        return template
+
+    @cached_property
     def _plain_encoder(self) -> TextEncoder:
         return replace(self.encoder, prefix=())
 
@@ -183,6 +212,13 @@ class HarnessModel(TemplateLM):
         if self.rows:
             sizes = replace(sizes, max_running=self.rows, chunk_tokens=max(self.rows, sizes.chunk_tokens))
         return Engine(self.network, sizes)
+
+
+def _end_with(text: str, message: str) -> str:
+    """A conversation's text without what follows the last message."""
+    place = text.rindex(message.strip())
+    whole = message.lstrip()
+    return text[: place + len(whole if text.startswith(whole, place) else message.strip())]
 
 
 def choose_begin(encoder: TextEncoder, *, bos: bool | None) -> int | None:

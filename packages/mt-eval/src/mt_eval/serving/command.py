@@ -115,15 +115,12 @@ def describe_model(
     opened: "Checkpoint", listen: ListenOptions, limits: LimitOptions, tokenizer: TokenizerOptions
 ) -> "ServedModel":
     """What the interfaces know of a checkpoint's model."""
-    from mt_core.contracts import ID_FILES
-    from mt_data.datasets.sft.template import find_chat_template
     from mt_eval.encoding import TextEncoder
-    from mt_eval.load import choose_ends, load_tokenizer
+    from mt_eval.load import choose_ends, find_template, load_tokenizer
     from mt_eval.serving.interfaces.calls import Limits, ServedModel
 
     config = opened.loader.config()
     encoder = TextEncoder.create(load_tokenizer(opened, tokenizer.config()), bos=listen.bos)
-    files = [file for file in opened.loader.tokenizer_files() if file.name not in ID_FILES]
     context = config.max_seq_len
     return ServedModel(
         name=listen.name or opened.path.resolve().name,
@@ -137,7 +134,7 @@ def describe_model(
             prompts=limits.max_prompts,
             body=limits.max_body_bytes,
         ),
-        template=find_chat_template(files[0].parent if files else opened.path, listen.chat_template),
+        template=find_template(opened, listen.chat_template),
     )
 
 
