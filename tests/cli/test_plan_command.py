@@ -266,3 +266,15 @@ def test_stages_of_equal_time_are_named_for_the_shell(mt, config):
     again = json.loads(mt("plan", config, "--gpus", 8, *words, *options, "--json").stdout)["pipeline"]
     assert again["seconds"] == balanced["seconds"]
     assert again["layout"] == balanced["layout"]
+
+
+def test_times_to_order_passes_by_are_named_for_the_shell(mt):
+    words = ("--preset", "gemma-2-2b", "--set", "parallel.pipeline=2", "--set", "batch.global_batch=16")
+    values = json.loads(mt("plan", "--gpus", 2, *words, "--json").stdout)["pipeline"]
+    assert values["ordered"]["set"][:-1] == values["balanced"]["set"]
+    assert values["ordered"]["seconds"] < values["balanced"]["seconds"]
+    shown = mt("plan", "--gpus", 2, *words).stdout
+    (line,) = [line for line in shown.splitlines() if line.startswith("  with passes ordered by their times: ")]
+    options = shlex.split(line.partition(": ")[2].rpartition(" (")[0])
+    again = json.loads(mt("plan", "--gpus", 2, *words, *options, "--json").stdout)["pipeline"]
+    assert again["seconds"] == values["ordered"]["seconds"]

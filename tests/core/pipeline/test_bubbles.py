@@ -107,3 +107,25 @@ def test_generated_schedules_reach_the_earliest_end_with_many_ranks_too(ranks, m
     """Other orders of urgency reach it up to nine ranks only."""
     timeline = play(build_schedule("zbv", ScheduleSize(ranks, 2 * ranks - 1 + more, 2)))
     assert idle(timeline) == [ranks - 1] * ranks
+
+
+@given(st.integers(2, 8), st.integers(0, 48))
+@FEW
+def test_where_no_backward_pass_is_split_zero_bubble_schedules_wait_as_1f1b_or_longer(ranks, more):
+    """As with torch.compile and FSDP2; a backward pass is twice as long as a forward pass."""
+    microbatches = 2 * ranks + more
+
+    def play_whole(name: str, chunks: int = 1) -> Timeline:
+        schedule = build_schedule(name, ScheduleSize(ranks, microbatches, chunks))
+        costs = StageCosts(6 / chunks, 12 / chunks, 0, 1 / chunks, 0)
+        return simulate(schedule, [costs] * schedule.placement.stages)
+
+    plain = play_whole("1f1b")
+    assert plain.bubble == pytest.approx((ranks - 1) / microbatches)
+    assert play_whole("zb-h1").bubble == pytest.approx(plain.bubble)
+    assert play_whole("zb-h1").peak_activations == plain.peak_activations == (*range(ranks, 0, -1),)
+    assert play_whole("zb-2p").bubble == pytest.approx(plain.bubble)
+    assert play_whole("zb-2p").peak_activations == (*range(2 * ranks - 1, 0, -2),)
+    assert play_whole("zbv", 2).bubble > plain.bubble
+    assert play_whole("dualpipev", 2).bubble == pytest.approx(5 / 6 * plain.bubble)
+    assert set(play_whole("dualpipev", 2).peak_activations) == {ranks + 0.5}
