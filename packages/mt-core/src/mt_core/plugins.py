@@ -32,6 +32,7 @@ Kind = Literal[
     "ckpt-saver",
     "eval-task",
     "task",
+    "toxicity-scorer",
     "optimizer",
 ]
 

@@ -24,13 +24,16 @@ TASKS = (
 
 @hookimpl
 def mt_components() -> Iterable[Component]:
-    """Commands `eval`, `generate`, `serve`, `serve-client` and `task`, tasks, and data of the last."""
+    """Commands `eval`, `generate`, `serve`, `serve-client` and `task`, tasks, data of the last, and scorers."""
     tasks, masked, tuning = "mt_eval.tasks.command", "mt_eval.tasks.masked_command", "mt_eval.finetuning"
-    serving = "mt_eval.serving"
+    serving, detoxify = "mt_eval.serving", "mt_eval.detoxify"
     return [
         Component("command", "eval", f"{tasks}:app", "Evaluate a checkpoint on a task", NEEDS),
-        Component("command", "task", f"{tuning}.command:app", "Fine-tune a BERT for a task", NEEDS),
+        Component("command", "task", f"{tuning}.command:app", "Fine-tune a model for a task", NEEDS),
         *(Component("task", name, f"{tuning}.command:{target}", text, NEEDS) for name, target, text in TASKS),
+        Component("task", "detoxify", f"{detoxify}.command:app", "Make a model less toxic by its own texts", NEEDS),
+        Component("toxicity-scorer", "local", f"{detoxify}.classifier:LocalClassifier", "A small classifier", NEEDS),
+        Component("toxicity-scorer", "perspective", f"{detoxify}.perspective:Perspective", "Perspective's API", NEEDS),
         Component("dataset", "glue", f"{tuning}.sections:build_glue", "Labelled texts of GLUE's tasks.", NEEDS),
         Component("dataset", "race", f"{tuning}.sections:build_race", "Questions of RACE with four options.", NEEDS),
         Component("command", "generate", "mt_eval.generation.command:generate", "Continue prompts", NEEDS),

@@ -28,6 +28,7 @@ from mt_core.contracts.models import (
     StageOutput,
     as_module,
 )
+from mt_core.contracts.scorers import ToxicityScorer
 
 __all__ = [
     "ID_FILES",
@@ -53,6 +54,7 @@ __all__ = [
     "StageOutput",
     "StagedModel",
     "Tokenizer",
+    "ToxicityScorer",
     "TransformerModelConfig",
     "as_module",
 ]

@@ -19,7 +19,7 @@ from mt_eval.options import TokenizerOptions
 if TYPE_CHECKING:
     from mt_eval.finetuning.recipe import Recipe
 
-app = plugin_group("task", "Fine-tune a BERT for a task, and use what comes out.")
+app = plugin_group("task", "Fine-tune a model for a task, and use what comes out.")
 """`mt task`: each task is imported when it is run."""
 
 
