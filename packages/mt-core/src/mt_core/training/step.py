@@ -6,7 +6,7 @@ samples of the step; one without losses of tokens has that alone.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -20,6 +20,7 @@ from mt_core.parallel.pipeline.cut import Pipeline
 from mt_core.parallel.pipeline.runtime import ScheduleRun
 from mt_core.training.batch_inputs import Batch, prepare_inputs, valid_tokens
 from mt_core.training.losses import LossSums, add_metrics, add_up_losses
+from mt_core.training.optimizer_step import step_optimizer
 from mt_core.training.pipelined_step import PipelinedPasses, PipelinedStep
 
 
@@ -124,25 +125,10 @@ def update(
     factor = (clip_norm / (norm + 1e-6)).clamp(max=1.0) if clip_norm else torch.ones_like(norm)
     for group in optimizer.param_groups:
         group["lr"] = lr
-    _step(optimizer, factor / scale, ~norm.isfinite())
-    data_parallel.all_gather_params()
+    data_parallel.wait()  # the all-gather before may still read what the optimizer writes
+    rounded = step_optimizer(optimizer, data_parallel.rounded_params, factor / scale, ~norm.isfinite())
+    data_parallel.all_gather_params(rounded=rounded)
     return Update(norm, local_norms)
-
-
-def _step(optimizer: Any, factor: Tensor, bad: Tensor) -> None:
-    """Step with gradients × factor, unless they are bad; torch's fused kernels do both without waiting for the GPU."""
-    fused = optimizer.defaults.get("fused")
-    if fused and factor.dtype == torch.float32:
-        optimizer.grad_scale = factor.reciprocal()
-    else:
-        for group in optimizer.param_groups:
-            gradients = [p.grad for p in group["params"] if p.grad is not None]
-            if gradients:  # a rank may have no main parameter
-                torch._foreach_mul_(gradients, factor)  # pyright: ignore[reportPrivateImportUsage]
-    if fused:
-        optimizer.found_inf = bad.float()
-    if fused or not bad:
-        optimizer.step()
 
 
 class EvaluationSums(NamedTuple):

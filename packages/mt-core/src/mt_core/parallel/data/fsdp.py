@@ -65,6 +65,7 @@ class FullyShard:
         self.main_params: Mapping[str, nn.Parameter] = {
             name: nn.Parameter(shard) for name, shard in local.items() if name in trainable
         }
+        self.rounded_params: Mapping[Tensor, Tensor] = {}
         self.frozen: Mapping[str, Tensor] = {name: shard for name, shard in local.items() if name not in trainable}
 
     def _list_expert_modules(self) -> list[nn.Module]:
@@ -138,7 +139,7 @@ class FullyShard:
             assert isinstance(gradient, DTensor)
             main_param.grad = gradient.to_local()
 
-    def all_gather_params(self) -> None:
+    def all_gather_params(self, *, rounded: bool = False) -> None:
         """Discard the gradients: the main parameters are the model's own shards, which the forward pass gathers."""
         for parameter in (*self.main_params.values(), *self.model.parameters()):
             parameter.grad = None

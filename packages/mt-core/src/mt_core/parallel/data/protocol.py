@@ -29,6 +29,9 @@ class DataParallel(Protocol):
     main_params: Mapping[str, nn.Parameter]
     """This rank's shard of each trainable parameter, in fp32 or wider, which the optimizer updates; parameters of which
     the rank has no element are left out."""
+    rounded_params: Mapping[Tensor, Tensor]
+    """By main parameter, the same part of the model's weights, flat, where those have a narrower data type and are kept
+    between steps."""
     frozen: Mapping[str, Tensor]
     """This rank's shard of each parameter that is not trained, in `dtype`: no gradient, no optimizer state."""
     shapes: Mapping[str, torch.Size]
@@ -67,8 +70,11 @@ class DataParallel(Protocol):
         """Set the `.grad` of every main parameter to its shard of the gradients' sum over all tokens."""
         ...
 
-    def all_gather_params(self) -> None:
-        """Update the model's weights from the main parameters of all ranks; the all-gather may outlast this call."""
+    def all_gather_params(self, *, rounded: bool = False) -> None:
+        """Update the model's weights from the main parameters of all ranks; the all-gather may outlast this call.
+
+        `rounded`: this rank's parts of the weights, `rounded_params`, are those of the main parameters already.
+        """
         ...
 
     def wait(self) -> None:

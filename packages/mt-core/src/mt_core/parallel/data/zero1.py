@@ -80,7 +80,12 @@ class Buckets:
         self.spans = lay_out(trainable, config.bucket_size, axes)
         self.buckets = [*self._allocate(device, dtype, gradients)]
         self.main_params: Mapping[str, nn.Parameter] = {
-            name: nn.Parameter(shard) for name, shard in self._list_local_shards()
+            name: nn.Parameter(shard) for name, shard, _ in self._list_local_shards()
+        }
+        self.rounded_params: Mapping[Tensor, Tensor] = {
+            self.main_params[name]: rounded
+            for name, shard, rounded in self._list_local_shards()
+            if rounded.dtype != shard.dtype
         }
         self.frozen: Mapping[str, Tensor] = {
             name: torch.zeros(shape, dtype=dtype, device=device)
@@ -112,14 +117,17 @@ class Buckets:
             sums = weights.new_zeros(length, dtype=gradients)
             yield Bucket(weights, sums, local, main_params, frozenset(spans), shard, replica)
 
-    def _list_local_shards(self) -> Iterator[tuple[str, Tensor]]:
+    def _list_local_shards(self) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """List this rank's part of each parameter: the main one, in its shape where it is whole, and the weights'."""
         for name in (name for name in self.shapes if name in self.spans):
             bucket = self.buckets[self.spans[name].bucket]
             start, stop = self._range(name, bucket.shard.rank)
             if start < stop:
                 offset = self.spans[name].start + start - bucket.local.start
-                flat = bucket.main_params[offset : offset + stop - start]
-                yield name, flat.view(self.shapes[name]) if stop - start == self.spans[name].length else flat
+                part = slice(offset, offset + stop - start)
+                flat, rounded = bucket.main_params[part], bucket.weights[bucket.local][part]
+                whole = stop - start == self.spans[name].length
+                yield name, flat.view(self.shapes[name]) if whole else flat, rounded
 
     def _range(self, name: str, rank: int) -> tuple[int, int]:
         """Return the first and last + 1 of a parameter's elements that are in a shard rank's part."""
@@ -177,18 +185,28 @@ class Buckets:
 
     def _accumulate(self, name: str, weight: Tensor) -> None:
         if weight.grad is None:
-            return  # postponed by a pass for gradients of inputs alone
-        gradient = self._view_buffer(name, "gradients")
-        if name in self._fresh:
-            self._set(gradient.view(-1), weight.grad.flatten())
-            self._fresh.discard(name)
-        else:
-            self._add(gradient.view(-1), weight.grad.flatten())
+            return  # of a compiled layer, which adds the gradient itself
+        total, overwrite = self.open_sum(name)
+        self.add_to(total, weight.grad, overwrite=overwrite)
         weight.grad = None
+        self.finish_gradient(name)
+
+    def open_sum(self, name: str) -> tuple[Tensor, bool]:
+        """Return the sum of a parameter's gradients, shaped like it, and whether the caller is to overwrite it."""
+        overwrite = name in self._fresh
+        self._fresh.discard(name)
+        return self._view_buffer(name, "gradients"), overwrite
+
+    def add_to(self, total: Tensor, gradient: Tensor, *, overwrite: bool = False) -> None:
+        """Add a gradient, of as many elements, to a sum, or overwrite it."""
+        (self._set if overwrite else self._add)(total.view(-1), gradient.flatten())
+
+    def finish_gradient(self, name: str) -> None:
+        """In the step's last backward pass, reduce the parameter's bucket if it is complete now."""
         if self._last and self.config.overlap_grad_reduce:
             bucket = self.buckets[self.spans[name].bucket]
             bucket.waiting.discard(name)
-            if not bucket.waiting:
+            if not bucket.waiting and not bucket.reduced:
                 self._start_reduction(bucket)
 
     def _start_reduction(self, bucket: Bucket) -> None:
@@ -216,14 +234,14 @@ class Buckets:
             main_param.grad = gradient.to(main_param.dtype)
 
     @torch.no_grad()
-    def all_gather_params(self) -> None:
+    def all_gather_params(self, *, rounded: bool = False) -> None:
         """Round the main parameters, then gather the parts of all shard ranks, the model's first weights first."""
         self.wait()  # the previous all-gather into these buffers must have completed
         for main_param in self.main_params.values():
             main_param.grad = None
         for bucket in reversed(self.buckets):
             part = bucket.weights[bucket.local]
-            if part.data_ptr() != bucket.main_params.data_ptr():
+            if part.data_ptr() != bucket.main_params.data_ptr() and not rounded:
                 part.copy_(bucket.main_params)
             if (axis := bucket.shard).size > 1:
                 bucket.gathering = dist.all_gather_into_tensor(bucket.weights, part, group=axis.group, async_op=True)
