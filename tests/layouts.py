@@ -258,6 +258,12 @@ def run_config(model: str = "gqa", layers: int = 2, **sections: Any) -> Any:
     return run_config_type().model_validate(values | sections)
 
 
+def runtime_config(weight_gradients: str, parallel: dict[str, Any]) -> dict[str, Any]:
+    """The `runtime` section of a run on CPUs that adds up gradients of weights so; FSDP2 does so itself."""
+    fsdp = parallel.get("sharding") == "fsdp"
+    return {"device": "cpu", "weight_gradients": "auto" if fsdp else weight_gradients}
+
+
 def pipeline_config(model: str, layout: str, **sections: Any) -> Any:
     """The configuration of a deep model in a layout of `PIPELINES` or `EXPERT_PIPELINES`."""
     ranks, parallel, pipeline = (PIPELINES | EXPERT_PIPELINES)[layout]

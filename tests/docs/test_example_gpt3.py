@@ -111,9 +111,9 @@ def test_the_page_shows_what_is_printed(folder, environment):
 
 
 def test_reasons_of_the_page_are_the_plan_s(folder, environment):
-    """Figures in its text: recompute, and ZBV where nothing is compiled."""
+    """Figures in its text: recompute, and ZBV."""
     text = (EXAMPLE / "README.md").read_text()
-    words = ("--set recompute.granularity=full", "--schedule zbv --set runtime.compile=false")
+    words = ("--set recompute.granularity=full", "--schedule zbv")
     full, zbv = (
         json.loads(run(f"mt plan run.toml --gpus 1024 --json {word}", folder, environment).stdout) for word in words
     )

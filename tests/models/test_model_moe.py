@@ -11,8 +11,8 @@ from mt_core.distributed.mesh import Mesh
 from mt_core.parallel.dropout import DropoutKeys, jitter_features
 from mt_core.parallel.expert.balance import finish_routing
 from mt_models import config
+from mt_models.layers.expert_products import multiply_grouped, multiply_looped, runs_grouped
 from mt_models.layers.mlp import make_mlp
-from mt_models.layers.moe import multiply_grouped, multiply_looped, runs_grouped
 from mt_models.layers.router import choose_experts
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}

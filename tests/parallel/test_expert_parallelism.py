@@ -2,7 +2,7 @@
 
 import itertools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,18 @@ import torch
 from hypothesis import HealthCheck, given, note, settings
 from torch import Tensor
 
-from layouts import BALANCED, EXPERT_LAYOUTS, LAYOUTS, LONG, SAMPLES, STEADY, STEPS, data_ranks, run_config
+from layouts import (
+    BALANCED,
+    EXPERT_LAYOUTS,
+    LAYOUTS,
+    LONG,
+    SAMPLES,
+    STEADY,
+    STEPS,
+    data_ranks,
+    run_config,
+    runtime_config,
+)
 from mt_cli.verify.record import record, records
 from mt_core.checkpoint.native import resolve
 from mt_core.checkpoint.shard_files import open_part
@@ -35,9 +46,9 @@ from mt_core.verification.compare import compare_records, tensor_differences
 from mt_core.verification.measure import Record, measure
 from mt_core.verification.ranks import run_ranks
 from mt_models.config import MoE
+from mt_models.layers.expert_products import multiply_grouped, multiply_looped
 from mt_models.layers.mlp import make_mlp
 from mt_models.layers.mlp import plan as make_plan
-from mt_models.layers.moe import multiply_grouped, multiply_looped
 from parallel.test_layout_fuzzer import layouts
 from parallel.test_parity_matrix import RTOL, VARIANTS, disagreements
 
@@ -55,9 +66,9 @@ def cases(layout: str) -> list[tuple[str, str, int]]:
 
 def config_of(layout: str, model: str, variant: str, steps: int) -> Any:
     ranks, parallel = EXPERT_LAYOUTS[layout]
-    accumulation, recompute = VARIANTS[variant]
+    accumulation, recompute, sums = VARIANTS[variant]
     micro = max(1, SAMPLES // data_ranks(ranks, parallel) // accumulation)
-    sections = {"batch": {"micro_batch": micro, "global_batch": SAMPLES}}
+    sections = {"batch": {"micro_batch": micro, "global_batch": SAMPLES}, "runtime": runtime_config(sums, parallel)}
     sections |= {"optim": STEADY} if steps == STEPS else {}
     return run_config(model, parallel=parallel, recompute=recompute, **sections)
 
@@ -160,9 +171,10 @@ def choices_of(case: str, rank: int, capacity: int | None = None) -> tuple[Tenso
     return draw(len(chosen), WIDTH, seed=rank), Choices(weights_NC, chosen_NC, kept_NC, EXPERTS, padding)
 
 
-def feed(w_EDD: Tensor, seen: list[list[int]], x_RD: Tensor, counts_E: Tensor) -> Tensor:
+def feed(w_EDD: Tensor, seen: list[list[int]], x_RD: Tensor, counts_E: Tensor, rows: Sequence[int] | None) -> Tensor:
     """Experts that make something of padding too; `seen` gets their numbers of rows."""
     seen.append(counts_E.tolist())
+    assert rows is None or [*rows] == seen[-1]
     return (multiply_looped(x_RD, w_EDD, counts_E) + 1).sin()
 
 
@@ -422,7 +434,7 @@ def in_bf16(axis: Axis, device: str) -> list[tuple[Tensor, ...]]:
     return found
 
 
-def two_products(multiply: Any, into_EFD: Tensor, out_EDF: Tensor, x_MD: Tensor, counts_E: Tensor) -> Tensor:
+def two_products(multiply: Any, into_EFD: Tensor, out_EDF: Tensor, x_MD: Tensor, counts_E: Tensor, _: Any) -> Tensor:
     return multiply(multiply(x_MD, into_EFD, counts_E) / 32, out_EDF, counts_E) / 32
 
 

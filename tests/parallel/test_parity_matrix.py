@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from layouts import LAYOUTS, MODELS, SAMPLES, data_ranks, run_config
+from layouts import LAYOUTS, MODELS, SAMPLES, data_ranks, run_config, runtime_config
 from mt_cli.verify.record import records
 from mt_core.config.sections import ParallelConfig
 from mt_core.verification.compare import compare_records
@@ -18,13 +18,13 @@ pytestmark = pytest.mark.slow
 RTOL = 1e-12
 """A few hundred roundings of 2⁻⁵³ in sequence; tensors are compared relative to their largest element."""
 
-VARIANTS: dict[str, tuple[int, dict[str, Any]]] = {
-    "accumulation 1": (1, {}),
-    "accumulation 4, full recompute": (4, {"granularity": "full", "method": "uniform", "layers": 2}),
-    "accumulation 2, selective recompute": (2, {"granularity": "selective"}),
-    "accumulation 1, block recompute": (1, {"granularity": "full", "method": "block", "layers": 1}),
+VARIANTS: dict[str, tuple[int, dict[str, Any], str]] = {
+    "accumulation 1": (1, {}, "separate"),
+    "accumulation 4, full recompute": (4, {"granularity": "full", "method": "uniform", "layers": 2}, "fused"),
+    "accumulation 2, selective recompute": (2, {"granularity": "selective"}, "fused"),
+    "accumulation 1, block recompute": (1, {"granularity": "full", "method": "block", "layers": 1}, "separate"),
 }
-"""Micro-batches of a step and the `recompute` section."""
+"""Micro-batches of a step, the `recompute` section, and how gradients of weights are added up, but under FSDP2."""
 
 
 def cases(layout: str) -> list[tuple[str, str]]:
@@ -35,10 +35,11 @@ def cases(layout: str) -> list[tuple[str, str]]:
 
 def config_of(layout: str, model: str, variant: str) -> Any:
     ranks, parallel = LAYOUTS[layout]
-    accumulation, recompute = VARIANTS[variant]
+    accumulation, recompute, sums = VARIANTS[variant]
     micro = max(1, SAMPLES // data_ranks(ranks, parallel) // accumulation)
     batch = {"micro_batch": micro, "global_batch": SAMPLES}
-    return run_config(model, parallel=parallel, recompute=recompute, batch=batch)
+    runtime = runtime_config(sums, parallel)
+    return run_config(model, parallel=parallel, recompute=recompute, batch=batch, runtime=runtime)
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,7 @@ from layouts import (
     get_length,
     pipeline_config,
     run_config,
+    runtime_config,
 )
 from mt_cli.verify.record import record, records
 from mt_core.checkpoint.native import resolve
@@ -60,10 +61,12 @@ def config_of(layout: str, model: str, steps: int) -> Any:
     length = get_length(layout)
     takes_half = "microbatch_group_size" not in pipeline and (pipeline.get("schedule") != "dualpipev" or length == 2)
     halved = steps == STEPS and takes_half and data_ranks(ranks, parallel | {"pipeline": length}) == 1
-    recompute = RECOMPUTE[[*PIPELINES, *EXPERT_PIPELINES].index(layout) % len(RECOMPUTE)]
+    number = [*PIPELINES, *EXPERT_PIPELINES].index(layout)
+    recompute, sums = RECOMPUTE[number % len(RECOMPUTE)], ("fused", "separate")[number % 2]
     batch = {"micro_batch": 1 + halved, "global_batch": SAMPLES}
     optim = {"optim": STEADY} if steps == STEPS else {}
-    return pipeline_config(model, layout, recompute=recompute, batch=batch, **optim)
+    runtime = runtime_config(sums, parallel)
+    return pipeline_config(model, layout, recompute=recompute, batch=batch, runtime=runtime, **optim)
 
 
 def test_every_model_is_cut_into_stages_of_two_and_of_more_ranks():

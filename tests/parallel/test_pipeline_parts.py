@@ -6,13 +6,16 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from layouts import DEEP, PIPELINES, pipeline_config, run_config
 from mt_cli.run_config import run_config_type
 from mt_core.distributed.mesh import Axis
 from mt_core.errors import MtError
 from mt_core.parallel.pipeline.runtime import order_forward
-from mt_core.parallel.pipeline.weight_gradients import WeightGradients, split_weight_gradients
+from mt_core.parallel.tensor.summed_linear import SummedLinear
+from mt_core.parallel.tensor.weight_gradients import PostponedProducts, WeightSum
+from mt_core.parallel.weight_sums import list_weights
 from mt_core.pipeline.actions import Placement
 from mt_core.pipeline.layout_string import parse_layout
 from mt_core.pipeline.transfers import list_routes
@@ -80,26 +83,54 @@ def test_stages_of_an_encoder_and_a_decoder_have_what_they_use():
     assert [[*part.layers] for part in parts] == [["encoder.0"], ["encoder.1"], ["decoder.0"], ["decoder.1"]]
 
 
-def test_gradients_of_weights_that_waited_are_those_computed_at_once():
+class Sums:
+    """Sums of gradients in the parameters' data type, and which parameters a pass has ended for."""
+
+    def __init__(self, model: Any) -> None:
+        self.sums = {name: torch.full_like(p, torch.nan) for name, p in model.named_parameters()}
+        self.fresh, self.finished = {*self.sums}, []
+
+    def open_sum(self, name: str) -> tuple[Tensor, bool]:
+        fresh = name in self.fresh
+        self.fresh.discard(name)
+        return self.sums[name], fresh
+
+    def add_to(self, total: Tensor, gradient: Tensor, *, overwrite: bool = False) -> None:
+        (total.copy_ if overwrite else total.add_)(gradient.view_as(total))
+
+    def finish_gradient(self, name: str) -> None:
+        self.finished.append(name)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_gradients_of_weights_that_waited_are_those_computed_at_once(fused):
     tokens_BT = torch.randint(257, (2, 16), generator=torch.Generator().manual_seed(0))
-    postponed = WeightGradients()
-    whole, split = built(llama()), built(llama())
-    for model in (whole, split):
-        split_weight_gradients(model, postponed)
+    postponed = PostponedProducts()
+    whole, split, plain = built(llama()), built(llama()), built(llama())
+    sums, names = (
+        [Sums(whole), Sums(split)],
+        {id(p): n for model in (whole, split) for n, p in model.named_parameters()},
+    )
+    for model, each in zip((whole, split), sums, strict=True):
+        for module, weight in list_weights(model):
+            module.op = SummedLinear(module.op, WeightSum(names[id(weight)], weight, each, postponed, lambda *_: fused))
     whole.token_losses(tokens_BT, tokens_BT).mean().backward()
     with postponed.postpone((0, 0)):
         split.token_losses(tokens_BT, tokens_BT).mean().backward()
-    linear = {name for name, p in split.named_parameters() if p.grad is None}
-    assert linear == {
+    linear = {
         f"layers.{n}.{part}.weight" for n in (0, 1) for part in ("attn.qkv", "attn.out", "mlp.gate_up", "mlp.down")
     }
+    assert sums[1].fresh == {*sums[1].sums}
+    assert not sums[1].finished
     postponed.compute((0, 0))
-    for (name, one), (_, other) in zip(whole.named_parameters(), split.named_parameters(), strict=True):
-        assert torch.equal(one.grad, other.grad), name
-    plain = built(llama())
     plain.token_losses(tokens_BT, tokens_BT).mean().backward()
-    for (name, one), (_, other) in zip(plain.named_parameters(), split.named_parameters(), strict=True):
-        torch.testing.assert_close(one.grad, other.grad, rtol=1e-12, atol=1e-15, msg=name)
+    for name, parameter in plain.named_parameters():
+        for each, model in zip(sums, (whole, split), strict=True):
+            found = each.sums[name] if name in linear else model.get_parameter(name).grad
+            torch.testing.assert_close(found, parameter.grad, rtol=1e-12, atol=1e-15, msg=name)
+            assert (each.finished.count(name), model.get_parameter(name).grad is None) == (
+                (1, True) if name in linear else (0, False)
+            )
 
 
 def test_channels_carry_one_kind_of_message_one_way():

@@ -1,6 +1,7 @@
 """From a configuration to this rank's part of a model: the one path that applies every kind of parallelism."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -16,10 +17,13 @@ from mt_core.parallel.data.protocol import DataParallel, make_data_parallel
 from mt_core.parallel.expert.dispatcher import TokenDispatcher
 from mt_core.parallel.expert.sequence_shards import SequenceShards, keep, make_sequence_shards
 from mt_core.parallel.pipeline.cut import Pipeline, connect_tied, cut_model, make_pipeline
-from mt_core.parallel.pipeline.weight_gradients import split_weight_gradients
 from mt_core.parallel.recompute import list_modules_with_core, recompute
 from mt_core.parallel.tensor.cross_entropy import VocabCrossEntropy, compile_kernels, linear_cross_entropy
 from mt_core.parallel.tensor.placement import apply_plan
+from mt_core.parallel.weight_sums import sum_weight_gradients
+
+KEEPS_FACTORS = MappingProxyType({"allow_buffer_reuse": False, "inplace_buffers": False})
+"""Options of Inductor under which compiled code writes into no tensor twice, so that postponed products keep theirs."""
 
 
 class ParallelModel(NamedTuple):
@@ -55,14 +59,15 @@ def parallelize(config: RunConfig, mesh: Mesh, device: torch.device) -> Parallel
         core = make_context_core(config.parallel.cp_comm_type, module.core, axis=mesh.context)
         module.core = disable_tracing(core) if config.runtime.compile and mesh.context.size > 1 else core
     share_sequences(model, make_sequence_shards(mesh, sequence=config.parallel.sequence))
-    if pipeline is not None and pipeline.splits_backward:
-        split_weight_gradients(as_module(model), pipeline.weight_gradients)
     recompute(model, config.recompute)
+    postponed = pipeline.postponed if pipeline is not None and pipeline.splits_backward else None
     if config.runtime.compile:
-        compile_parts(model, mesh, sequence=config.parallel.sequence)
+        options = KEEPS_FACTORS if postponed else {}
+        compile_parts(model, mesh, sequence=config.parallel.sequence, options=options)
     data_parallel = make_data_parallel(
         model, placements, mesh, device=device, precision=config.precision, parallel=config.parallel
     )
+    sum_weight_gradients(model, data_parallel, config, postponed)
     allocate_buffers(as_module(model), data_parallel.dtype, device)
     if config.runtime.compile:
         data_parallel.compile()
@@ -94,8 +99,8 @@ def share_sequences(model: Model, shards: SequenceShards) -> None:
             module.shards = shards
 
 
-def compile_parts(model: Model, mesh: Mesh, *, sequence: bool) -> None:
-    """Compile each block and the loss with torch.compile."""
+def compile_parts(model: Model, mesh: Mesh, *, sequence: bool, options: Mapping[str, bool]) -> None:
+    """Compile each block, with these options of Inductor, and the loss with torch.compile."""
     modules: Any = model.modules()
     ranks, *functions = make_sequence_shards(mesh, sequence=sequence)
     share_sequences(model, SequenceShards(ranks, *(f if f is keep else disable_tracing(f) for f in functions)))
@@ -106,7 +111,7 @@ def compile_parts(model: Model, mesh: Mesh, *, sequence: bool) -> None:
         elif not getattr(op, "traceable", True):
             module.op = UntracedDispatcher(op) if hasattr(op, "send") else disable_tracing(op)
     for block in model.layers.values():
-        block.forward = torch.compile(block.forward)  # pyright: ignore[reportArgumentType] a module's method
+        block.forward = torch.compile(block.forward, options=dict(options))  # pyright: ignore[reportArgumentType] a module's method
 
 
 class UntracedDispatcher:

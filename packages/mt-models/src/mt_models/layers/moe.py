@@ -7,20 +7,22 @@ Shape suffixes: B batch, T tokens, D model size, E experts, F hidden features, N
 M = N·C tokens in the order of their experts.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import MappingProxyType
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mt_core.parallel.dropout import DropoutKeys
 from mt_core.parallel.expert.dispatcher import Choices, Sent, TokenDispatcher, dispatch
 from mt_core.parallel.tensor.plan import used_elsewhere
+from mt_core.parallel.tensor.weight_gradients import WeightSum
 from mt_models import config
 from mt_models.config.mlp import GATE_UP
 from mt_models.fusion import stack_parts
 from mt_models.layers.basic import Linear
+from mt_models.layers.expert_products import multiply_grouped, multiply_looped, multiply_summed, runs_grouped
+from mt_models.layers.fused_gate import gate
 from mt_models.layers.router import Router, Routing
 from mt_models.layers.router_losses import RoutingRecord
 
@@ -32,6 +34,16 @@ class ExpertWeights(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(shape))
         self.op = used_elsewhere
+        self.weight_sum: WeightSum | None = None
+        """What the gradient is added to, unless the engine does that."""
+
+    def multiply(self, x_MI: Tensor, counts_E: Tensor, rows: Sequence[int] | None) -> Tensor:
+        """Each expert's rows times its weight, the first of whose dims after the experts' are outputs."""
+        product = multiply_grouped if runs_grouped(x_MI, self.weight) else multiply_looped
+        weight_EOI = self.weight.flatten(1, -2)
+        if self.weight_sum is None:
+            return product(x_MI, weight_EOI, counts_E)
+        return multiply_summed(x_MI, weight_EOI, counts_E, rows, self.weight_sum, product)
 
 
 class Experts(nn.Module):
@@ -50,11 +62,11 @@ class Experts(nn.Module):
         """Pass tokens on their way through their experts; return each token's weighted sum, [N, D]."""
         return self.op.run(sent, self.feed)
 
-    def feed(self, x_MD: Tensor, counts_E: Tensor) -> Tensor:
-        """[M, D] to the same shape, for rows whose experts are all on this rank."""
-        multiply = multiply_grouped if runs_grouped(x_MD, self.gate_up.weight, self.down.weight) else multiply_looped
-        gate_MF, up_MF = multiply(x_MD, self.gate_up.weight.flatten(1, 2), counts_E).chunk(2, -1)
-        return multiply(self.activation(gate_MF) * up_MF, self.down.weight, counts_E)
+    def feed(self, x_MD: Tensor, counts_E: Tensor, rows: Sequence[int] | None) -> Tensor:
+        """[M, D] to the same shape, for rows whose experts are all on this rank; `rows` are their counts on the host,
+        if those are known."""
+        gate_up_M2F = self.gate_up.multiply(x_MD, counts_E, rows)
+        return self.down.multiply(gate(gate_up_M2F, self.activation), counts_E, rows)
 
 
 class MoE(nn.Module):
@@ -87,21 +99,3 @@ class MoE(nn.Module):
         """Pass tokens through the shared expert, and its gate if there is one."""
         y_BTD = shared(x_BTD)
         return y_BTD if self.shared_gate is None else self.shared_gate(x_BTD).sigmoid() * y_BTD
-
-
-def multiply_looped(x_MI: Tensor, weight_EOI: Tensor, counts_E: Tensor) -> Tensor:
-    """Each expert's rows times its weight, one expert after the other."""
-    parts = x_MI.split(counts_E.tolist())
-    return torch.cat([F.linear(part, weight) for part, weight in zip(parts, weight_EOI, strict=True)])
-
-
-def multiply_grouped(x_MI: Tensor, weight_EOI: Tensor, counts_E: Tensor) -> Tensor:
-    """Each expert's rows times its weight, in one kernel, which needs no counts on the host."""
-    return F.grouped_mm(x_MI, weight_EOI.transpose(1, 2), offs=counts_E.cumsum(0).to(torch.int32))
-
-
-def runs_grouped(x_MD: Tensor, *weights: Tensor) -> bool:
-    """Whether torch's grouped product takes these: some rows, in bf16 on a GPU since Hopper, of whole 16 bytes."""
-    if x_MD.device.type != "cuda" or not len(x_MD) or torch.cuda.get_device_capability(x_MD.device) < (9, 0):
-        return False
-    return all(t.dtype == torch.bfloat16 and t.shape[-1] % 8 == 0 for t in (x_MD, *weights))

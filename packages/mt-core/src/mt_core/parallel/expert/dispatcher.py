@@ -8,9 +8,9 @@ Shape suffixes: D model size, N tokens, G those of all n ranks, C choices of a t
 M = N·C rows in the order of their experts, R rows that reach this rank's experts.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 import torch.distributed as dist
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mt_core.config.sections import TokenDispatcherName
 from mt_core.distributed.mesh import Axis
-from mt_core.parallel.expert.exchange import Exchange, make_all_gather, make_all_to_all
+from mt_core.parallel.expert.exchange import Exchange, make_all_gather, make_all_to_all, read_async
 from mt_core.parallel.expert.permutation import Permutation, permute, restore, sort_by_expert, sort_choices, unpermute
 from mt_core.parallel.tensor.collectives import (
     all_gather,
@@ -28,8 +28,9 @@ from mt_core.parallel.tensor.collectives import (
     reduce_scatter,
 )
 
-Experts = Callable[[Tensor, Tensor], Tensor]
-"""Local experts: maps rows [R, D] in the order of their experts, and the number of rows of each, to as many rows."""
+Experts = Callable[[Tensor, Tensor, Sequence[int] | None], Tensor]
+"""Local experts: maps rows [R, D] in the order of their experts, and the number of rows of each, to as many rows. The
+last argument are those numbers on the host, where it has them."""
 
 
 class Capacity(NamedTuple):
@@ -77,6 +78,8 @@ class Sent(NamedTuple):
     """What brings rows or tokens of other ranks."""
     sizes: tuple[tuple[int, ...], ...] = ()
     """Rows that go to each rank, and rows that come from each, where those are exchanged."""
+    rows: tuple[int, ...] | None = None
+    """Rows of each local expert, where the host has them."""
 
 
 class TokenDispatcher(Protocol):
@@ -103,7 +106,7 @@ class LocalDispatcher:
 
     def run(self, sent: Sent, experts: Experts) -> Tensor:
         """Pass rows through their experts, and add up those of each token."""
-        return unpermute(experts(sent.x, sent.counts), sent.permutation, sent.weights_NC)
+        return unpermute(experts(sent.x, sent.counts, None), sent.permutation, sent.weights_NC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,20 +121,27 @@ class AllToAllDispatcher:
     traceable: ClassVar[bool] = False
 
     def send(self, x_ND: Tensor, choices: Choices) -> Sent:
-        """Begin to send rows; the host waits for the counts, if there are any."""
+        """Begin to send rows; the host waits for the counts, if there are any, while rows are sorted."""
         rows = choices.count_rows()
         permutation, counts_E = sort_choices(choices.chosen_NC, choices.kept_NC, choices.experts, rows)
-        counts_ne = counts_E.view(self.axis.size, -1)
-        if rows is None:
-            received_ne = torch.empty_like(counts_ne)
-            dist.all_to_all_single(received_ne, counts_ne.contiguous(), group=self.axis.group)
-            there, here = map(tuple, torch.stack((counts_ne.sum(1), received_ne.sum(1))).tolist())
-        else:
-            received_ne = counts_ne
-            there = here = (rows * counts_ne.shape[1],) * self.axis.size
+        received_ne, read = self._exchange_counts(counts_E.view(self.axis.size, -1), rows)
+        x_MD = permute(x_ND, permutation)
+        leaving, coming = read()
+        there, here = (tuple(map(sum, parts)) for parts in (leaving, coming))
         exchange = make_all_to_all(self.axis, there, here)
-        token = exchange.begin(permute(x_ND, permutation, sum(there)))
-        return Sent(token, choices.weights_NC, permutation, received_ne, exchange, (there, here))
+        token = exchange.begin(x_MD if sum(there) == len(x_MD) else x_MD[: sum(there)])
+        by_expert = tuple(map(sum, zip(*coming, strict=True)))
+        return Sent(token, choices.weights_NC, permutation, received_ne, exchange, (there, here), by_expert)
+
+    def _exchange_counts(self, counts_ne: Tensor, rows: int | None) -> tuple[Tensor, Callable[[], list[Any]]]:
+        """Return the rows that come from each rank for each local expert, and a function that returns on the host the
+        rows that go, [n, e], and those that come."""
+        if rows is not None:
+            known = [[rows] * counts_ne.shape[1]] * self.axis.size
+            return counts_ne, lambda: [known, known]
+        received_ne = torch.empty_like(counts_ne)
+        dist.all_to_all_single(received_ne, counts_ne.contiguous(), group=self.axis.group)
+        return received_ne, read_async(torch.stack((counts_ne, received_ne)))
 
     def run(self, sent: Sent, experts: Experts) -> Tensor:
         """Sort what came by expert, pass it through the experts and send the results back."""
@@ -139,7 +149,7 @@ class AllToAllDispatcher:
         there, here = sent.sizes
         by_expert = sort_by_expert(sent.counts, sum(here))
         x_RD = permute(sent.exchange.finish(sent.x), by_expert)
-        y_RD = restore(experts(x_RD, sent.counts.sum(0)), by_expert)
+        y_RD = restore(experts(x_RD, sent.counts.sum(0), sent.rows), by_expert)
         y_MD = make_all_to_all(self.axis, here, there)(y_RD)
         return unpermute(y_MD, sent.permutation, sent.weights_NC)
 
@@ -156,7 +166,8 @@ class AllGatherDispatcher:
     traceable: ClassVar[bool] = False
 
     def send(self, x_ND: Tensor, choices: Choices) -> Sent:
-        """Begin to gather tokens, and sort the choices of local experts."""
+        """Begin to gather tokens, and sort the choices of local experts; the host waits for their number unless it is
+        padded."""
         exchange = make_all_gather(self.axis)
         token = exchange.begin(x_ND)
         weights_GC = all_gather(choices.weights_NC, self.axis, 0)
@@ -168,17 +179,15 @@ class AllGatherDispatcher:
         rows = choices.count_rows()
         rows = None if rows is None else rows * self.axis.size
         permutation, counts_e = sort_choices(chosen_GC, (chosen_GC >= 0) & (chosen_GC < local), local, rows)
-        return Sent(token, weights_GC, permutation, counts_e, exchange)
+        by_expert = counts_e.tolist() if rows is None else [rows] * local
+        return Sent(token, weights_GC, permutation, counts_e, exchange, rows=tuple(by_expert))
 
     def run(self, sent: Sent, experts: Experts) -> Tensor:
-        """Pass the tokens that chose local experts through those, and sum what each token got over the ranks.
-
-        The host waits for the number of rows unless that is padded.
-        """
+        """Pass the tokens that chose local experts through those, and sum what each token got over the ranks."""
         assert sent.exchange is not None
-        rows = None if sent.permutation.padded else int(sent.counts.sum())
-        x_RD = permute(sent.exchange.finish(sent.x), sent.permutation, rows)
-        y_GD = unpermute(experts(x_RD, sent.counts), sent.permutation, sent.weights_NC)
+        assert sent.rows is not None
+        x_RD = permute(sent.exchange.finish(sent.x), sent.permutation, sum(sent.rows))
+        y_GD = unpermute(experts(x_RD, sent.counts, sent.rows), sent.permutation, sent.weights_NC)
         return reduce_scatter(y_GD, self.axis, 0)
 
 

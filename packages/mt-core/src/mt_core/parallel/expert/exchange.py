@@ -5,7 +5,7 @@ transposed exchange begins where the other ended.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -102,3 +102,19 @@ def all_to_all_async(x_MD: Tensor, axis: Axis, sent: Sequence[int], received: Se
         return y_RD
 
     return wait
+
+
+def read_async(x: Tensor) -> Callable[[], list[Any]]:
+    """Begin to copy a tensor to the host; the function waits for it alone and returns its `tolist`."""
+    if not x.is_cuda:
+        return x.tolist
+    host = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
+    host.copy_(x, non_blocking=True)
+    arrived = torch.cuda.Event()
+    arrived.record()
+
+    def read() -> list[Any]:
+        arrived.synchronize()
+        return host.tolist()
+
+    return read

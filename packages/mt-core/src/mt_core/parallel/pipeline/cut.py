@@ -15,9 +15,9 @@ from mt_core.config.run_config import RunConfig
 from mt_core.contracts import StagedModel, TransformerModelConfig, as_module
 from mt_core.distributed.mesh import Axis, Mesh
 from mt_core.parallel.pipeline.channels import Channels
-from mt_core.parallel.pipeline.weight_gradients import WeightGradients
 from mt_core.parallel.tensor.placement import Placement
 from mt_core.parallel.tensor.plan import Plan
+from mt_core.parallel.tensor.weight_gradients import PostponedProducts
 from mt_core.pipeline.actions import Placement as StagePlacement
 from mt_core.pipeline.actions import Schedule
 from mt_core.pipeline.layout_string import Stage
@@ -35,7 +35,7 @@ class Pipeline:
     stages: tuple[Stage, ...]
     """All of the model, in order."""
     channels: Channels
-    weight_gradients: WeightGradients
+    postponed: PostponedProducts
     """Gradients of weights that the schedule computes apart from those of inputs."""
 
     @property
@@ -55,9 +55,9 @@ class Pipeline:
 
     @property
     def splits_backward(self) -> bool:
-        """Whether gradients of weights are computed apart: what is compiled, or sharded by FSDP2, cannot be split."""
-        whole = self.config.runtime.compile or self.config.parallel.sharding == "fsdp"
-        return SCHEDULES[self.config.pipeline.schedule].split_backward and not whole
+        """Whether gradients of weights are computed apart: FSDP2 frees weights after a pass, so its cannot be split."""
+        splits = SCHEDULES[self.config.pipeline.schedule].split_backward
+        return splits and self.config.parallel.sharding != "fsdp"
 
     def build_schedule(self, microbatches: int) -> Schedule:
         """The schedule of a step of so many micro-batches; `MtError` if it does not take them."""
@@ -68,7 +68,7 @@ def make_pipeline(config: RunConfig, mesh: Mesh, device: torch.device) -> Pipeli
     """Connect the ranks of a pipeline, whose tensors are on `device`; every rank must call it."""
     placement = get_placement(config)
     stages = cut_stages(count_layers(cast(TransformerModelConfig, config.model)), placement, config.pipeline)
-    return Pipeline(config, mesh, placement, stages, Channels(mesh, placement, device), WeightGradients())
+    return Pipeline(config, mesh, placement, stages, Channels(mesh, placement, device), PostponedProducts())
 
 
 def cut_model(model: StagedModel, pipeline: Pipeline, plan: Plan) -> Plan:

@@ -83,10 +83,10 @@ class ScheduleRun:
             case Action("B", microbatch, chunk):
                 self._backward(microbatch, chunk)
             case Action("I", microbatch, chunk):
-                with self.pipeline.weight_gradients.postpone((microbatch, chunk)):
+                with self.pipeline.postponed.postpone((microbatch, chunk)):
                     self._backward(microbatch, chunk)
             case Action("W", microbatch, chunk):
-                self.pipeline.weight_gradients.compute((microbatch, chunk))
+                self.pipeline.postponed.compute((microbatch, chunk))
 
     def _exchange(self, operation: Send | Receive) -> None:
         match operation:

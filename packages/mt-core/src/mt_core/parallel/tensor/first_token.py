@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mt_core.distributed.mesh import Axis
 from mt_core.parallel.tensor.collectives import gather_from_tensor_parallel
-from mt_core.parallel.tensor.linear import SEQUENCE
+from mt_core.parallel.tensor.linear_operators import SEQUENCE
 
 
 def take_first_token(x_BTD: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mt_core.distributed.mesh import Axis, find_axis
 from mt_core.parallel.tensor import collectives
-from mt_core.parallel.tensor.linear import SEQUENCE
+from mt_core.parallel.tensor.linear_operators import SEQUENCE
 
 
 def share_features(x_BTK: Tensor) -> Tensor:

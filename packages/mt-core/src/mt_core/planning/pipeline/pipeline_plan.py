@@ -24,7 +24,7 @@ from mt_core.planning.compute import Compute, compute
 from mt_core.planning.gpu_profile import Profile
 from mt_core.planning.layer_costs import count_tokens
 from mt_core.planning.memory import GIB, Item, count_working, memory
-from mt_core.planning.parameters import count_rank_elements, find_layer
+from mt_core.planning.parameters import count_rank_elements
 from mt_core.planning.plan import Plan
 from mt_core.planning.precision import BYTES, state_bytes
 from mt_core.planning.stage_model import cut_run, drop_pipeline, get_kind, is_tied
@@ -129,22 +129,16 @@ def plan_schedule(
 
 def can_split_backward(config: PlannedRun) -> bool:
     """Whether gradients of weights can be computed apart from those of inputs, as schedules without a bubble need."""
-    return not config.runtime.compile and config.parallel.sharding != "fsdp"
+    return config.parallel.sharding != "fsdp"
 
 
 def count_split_share(part: PlannedRun) -> float:
-    """The share of a stage's products with weights whose gradients can wait: those of linear layers, not of experts."""
+    """The share of a stage's products with weights whose gradients can wait: those of linear layers and experts, not of
+    routers and the head."""
     model = part.model
-    total, cuts = model.flops_per_token(0), model.canonical_cuts()
-    matrices = [
-        prod(shape)
-        for name, shape in model.canonical_shapes().items()
-        if find_layer(name) is not None
-        and len(shape) == 2
-        and not (name in cuts and cuts[name].axis == "expert")
-        and not name.endswith("router.weight")
-    ]
-    return min(6 * sum(matrices) / total, 1.0) if total else 0.0
+    total = model.flops_per_token(0)
+    routers = sum(prod(shape) for name, shape in model.canonical_shapes().items() if name.endswith("router.weight"))
+    return (model.layer_flops(0, range(model.layers)) - 6 * routers) / total if total else 0.0
 
 
 class _Planner:
