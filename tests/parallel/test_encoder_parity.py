@@ -36,6 +36,7 @@ MODELS: dict[str, dict[str, Any]] = {
         **BIASED,
         **TASK,
     },
+    "bert, numbers": {"kind": "bert", "attention": ATTENTION, "task_head": {"kind": "regression"}, **BIASED, **TASK},
     "bert, choices": {
         "kind": "bert",
         "attention": ATTENTION,
@@ -116,6 +117,7 @@ METRICS = {
     "bert": {"masked_lm_loss", "sentence_order_loss", "sentence_order_accuracy"},
     "bert, norms after, no order": {"masked_lm_loss"},
     "bert, classes": {"accuracy"},
+    "bert, numbers": set(),
     "bert, choices": {"accuracy"},
     "t5": {"span_loss"},
     "t5 of Megatron": {"span_loss"},

@@ -67,14 +67,17 @@ def bert(**changes):
     return BertConfig.model_validate({"kind": "bert"} | values | changes)
 
 
-TASKS = {"BertForSequenceClassification": {"kind": "classification", "classes": 5}}
-TASKS |= {"MegatronBertForMultipleChoice": {"kind": "multiple_choice"}}
+TASKS = [
+    ("BertForSequenceClassification", {"kind": "classification", "classes": 5}),
+    ("MegatronBertForMultipleChoice", {"kind": "multiple_choice"}),
+    ("BertForSequenceClassification", {"kind": "regression"}),
+]
 
 
-@pytest.mark.parametrize("architecture", TASKS)
-def test_heads_of_tasks_go_there_and_back(architecture, tmp_path):
+@pytest.mark.parametrize(("architecture", "head"), TASKS)
+def test_heads_of_tasks_go_there_and_back(architecture, head, tmp_path):
     family, place = ("bert", "after") if architecture.startswith("Bert") else ("megatron-bert", "before")
-    config = bert(norm_place=place, lm_head=False, binary_head=False, task_head=TASKS[architecture])
+    config = bert(norm_place=place, lm_head=False, binary_head=False, task_head=head)
     model = config.build()
     model.initialize(3)
     save(tmp_path / "ours", config, canonical_state(model).items())
@@ -90,11 +93,17 @@ def test_heads_of_tasks_go_there_and_back(architecture, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"id2label": {"0": "score"}}, "num_labels is 1; 2 or more classes: regression is not implemented"),
-        ({"problem_type": "regression"}, "problem_type is 'regression'; only 'single_label_classification'"),
+        (
+            {"problem_type": "regression"},
+            "problem_type is 'regression'; with num_labels = 2 only 'single_label_classification' is implemented",
+        ),
+        (
+            {"problem_type": "multi_label_classification", "id2label": {"0": "score"}},
+            "problem_type is 'multi_label_classification'; with num_labels = 1 only 'regression' is implemented",
+        ),
     ],
 )
-def test_regression_is_no_classification(changes, message, tmp_path):
+def test_several_labels_and_several_numbers_are_refused(changes, message, tmp_path):
     config = bert(
         norm_place="after", lm_head=False, binary_head=False, task_head={"kind": "classification", "classes": 2}
     )

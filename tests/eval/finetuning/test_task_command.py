@@ -168,14 +168,18 @@ def test_an_ensemble_averages_probabilities_of_the_same_examples(tmp_path):
             write_predictions(tmp_path / f"run-{number}" / "predictions" / f"{name}.jsonl", rows)
     done = mt_task("ensemble", tmp_path / "run-0", tmp_path / "run-1", "--save-dir", tmp_path / "both")
     assert done.exit_code == 0
-    assert done.output.splitlines()[0] == "dev   1 of 2 right, accuracy 0.5000 ± 0.5000"
-    assert done.output.splitlines()[-1] == "all   2 of 4 right, accuracy 0.5000 ± 0.2887"
+    assert done.output.startswith("dev   1 of 2 right, accuracy 0.5000 ± 0.5000, f1 0.6667 ± 0.5000, matthews")
+    assert done.output.splitlines()[-1].startswith("all   2 of 4 right, accuracy 0.5000 ± 0.2887, f1 0.6667")
     summary = json.loads((tmp_path / "both" / "summary.json").read_text())
     assert summary["all"] == {
         "correct": 2,
         "labelled": 4,
         "accuracy": 0.5,
         "accuracy_stderr": pytest.approx(statistics.stdev([0, 1, 0, 1]) / 2),
+        "f1": pytest.approx(2 / 3),
+        "f1_stderr": pytest.approx(statistics.pstdev([0.5, 0.5, 0.8, 0.8]) * 3**0.5),
+        "matthews_correlation": 0.0,
+        "matthews_correlation_stderr": 0.0,
     }
     first, second = read_predictions(tmp_path / "both" / "dev.jsonl")
     assert (first.scores, first.prediction) == ({"0": pytest.approx(0.55), "1": pytest.approx(0.45)}, "0")

@@ -98,6 +98,7 @@ ROWS = {
     "qqp": ("id|qid1|qid2|question1|question2|is_duplicate", "9|1|2|Why?|How?|0"),
     "rte": ("index|sentence1|sentence2|label", "3|A.|B.|entailment"),
     "sst-2": ("sentence|label", "so good|1"),
+    "sts-b": ("index|genre|sentence1|sentence2|score", "5|news|A.|B.|3.800", "6|news|A.|A.|5"),
     "wnli": ("index|sentence1|sentence2|label", "0|A.|B.|1"),
 }
 EXAMPLES = {
@@ -107,6 +108,7 @@ EXAMPLES = {
     "qqp": [("9", "Why?", "How?", 0)],
     "rte": [("3", "A.", "B.", 0)],
     "sst-2": [("2", "so good", None, 1)],
+    "sts-b": [("5", "A.", "B.", 3.8), ("6", "A.", "A.", 5.0)],
     "wnli": [("0", "A.", "B.", 1)],
 }
 
@@ -118,6 +120,20 @@ def test_each_task_of_glue_has_its_layout(task, tmp_path):
     examples = read(glue(task, write_tsv(tmp_path / "train.tsv", *rows, start=start)))
     assert examples == [Example(uid, ((first, second),), label) for uid, first, second, label in EXAMPLES[task]]
     assert {*ROWS, "mnli"} == {*LAYOUTS}
+
+
+def test_numbers_are_labels_from_0_to_5(tmp_path):
+    rows = [("0", "A.", "B.", score) for score in ("5.1", "-0.5", "nan", "much", "2.5")]
+    path = write_tsv(tmp_path / "a.tsv", ("index", "sentence1", "sentence2", "score"), *rows)
+    with pytest.raises(MtError) as error:
+        load_sets(glue("sts-b", path))
+    assert [str(problem).removeprefix(f"{tmp_path}/") for problem in error.value.problems] == [
+        f"a.tsv:{line}: label {score!r}; a number from 0 to 5"
+        for line, score in enumerate(("5.1", "-0.5", "nan", "much"), 2)
+    ]
+    (sample,) = EncodedExamples([Example("a", (("1", "2"),), 2.5)], Words(), Lengths(7))
+    assert (sample["labels"].dtype, float(sample["labels"])) == ("float32", 2.5)
+    assert get_classes(glue("sts-b")) == []
 
 
 def test_races_options_fill_the_gap_or_follow_the_question(tmp_path):

@@ -13,13 +13,14 @@ if TYPE_CHECKING:
 
 NEEDS = ("mt-eval",)
 TASKS = (
-    ("race", "race", "RACE: choose the answer to a question on a passage"),
-    ("mnli", "mnli", "MNLI: entailment, contradiction or neither"),
-    ("qqp", "qqp", "QQP: do two questions ask the same"),
-    ("glue", "run_glue", "Any task of GLUE that is a choice among classes"),
-    ("ensemble", "ensemble", "Average the predictions of several runs"),
+    ("race", "command:race", "RACE: choose the answer to a question on a passage"),
+    ("mnli", "command:mnli", "MNLI: entailment, contradiction or neither"),
+    ("qqp", "command:qqp", "QQP: do two questions ask the same"),
+    ("glue", "command:run_glue", "Any task of GLUE"),
+    ("predict", "predict_command:predict", "Predict files with a tuned checkpoint"),
+    ("ensemble", "predict_command:ensemble", "Average the predictions of several runs"),
 )
-"""Name, function and summary of what `mt task` offers."""
+"""Name, module and function, and summary of what `mt task` offers."""
 
 
 @hookimpl
@@ -30,7 +31,7 @@ def mt_components() -> Iterable[Component]:
     return [
         Component("command", "eval", f"{tasks}:app", "Evaluate a checkpoint on a task", NEEDS),
         Component("command", "task", f"{tuning}.command:app", "Fine-tune a model for a task", NEEDS),
-        *(Component("task", name, f"{tuning}.command:{target}", text, NEEDS) for name, target, text in TASKS),
+        *(Component("task", name, f"{tuning}.{target}", text, NEEDS) for name, target, text in TASKS),
         Component("task", "detoxify", f"{detoxify}.command:app", "Make a model less toxic by its own texts", NEEDS),
         Component("toxicity-scorer", "local", f"{detoxify}.classifier:LocalClassifier", "A small classifier", NEEDS),
         Component("toxicity-scorer", "perspective", f"{detoxify}.perspective:Perspective", "Perspective's API", NEEDS),

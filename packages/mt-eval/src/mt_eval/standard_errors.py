@@ -50,3 +50,17 @@ def compute_share(correct: float, count: float) -> tuple[float, float | None]:
     """The share of samples that are right and its standard error, which is `compute_mean` of as many ones and zeros."""
     share = correct / count
     return share, math.sqrt(share * (1 - share) / (count - 1)) if count > 1 else None
+
+
+def compute_jackknife(without: Sequence[float], counts: Sequence[int] | None = None) -> float | None:
+    """The standard error of a result from what it is without each sample; None of fewer than two samples.
+
+    With `counts`, each value is that of so many samples. Of a mean it is `compute_mean`'s.
+    """
+    counts = [1] * len(without) if counts is None else counts
+    total = sum(counts)
+    if total < 2:
+        return None
+    mean = math.fsum(value * count for value, count in zip(without, counts, strict=True)) / total
+    squares = math.fsum(count * (value - mean) ** 2 for value, count in zip(without, counts, strict=True))
+    return math.sqrt(squares * (total - 1) / total)

@@ -70,6 +70,11 @@ def test_heads_of_tasks_have_the_names_of_the_old_classes(head, module, tmp_path
     assert same(loader.tensors(), weights)
     with pytest.raises(MtError, match="saver core: cannot carry task_head; Megatron's old classes have one: --saver l"):
         convert("legacy", tmp_path / "old", "core", tmp_path / "core")
+    number = BertConfig.model_validate(BERT.model_dump() | task | {"task_head": {"kind": "regression"}})
+    with pytest.raises(
+        MtError, match="cannot carry a task_head of kind 'regression'; Megatron has none: --saver hf or n"
+    ):
+        save(tmp_path / "number", number, random_weights(number).items(), **sizes(1, 1))
 
 
 @pytest.mark.parametrize("layout", [(1, 1, 1), (2, 2, 2)], ids=str)

@@ -160,7 +160,7 @@ def _reference(config: ModelConfig) -> _Reference:
     """What computes in transformers what our model's forward does."""
     head = getattr(config, "task_head", None)
     match config.kind:
-        case "bert" if head is not None and head.kind == "classification":
+        case "bert" if head is not None and head.kind in ("classification", "regression"):
             return _Reference("AutoModelForSequenceClassification")
         case "bert" if head is not None:
             return _Reference("AutoModelForMultipleChoice", choices=True)

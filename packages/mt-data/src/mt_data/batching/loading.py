@@ -74,7 +74,8 @@ class FilledUp:
         """The sample, or what fills up, which counts in no loss."""
         if index < len(self.samples):
             return self.samples[index]
-        return {**self.samples[len(self.samples) - 1], "labels": np.int64(-1)}
+        last = self.samples[len(self.samples) - 1]
+        return {**last, "labels": np.full_like(last["labels"], -1)[()]}
 
 
 def fill_up(dataset: Dataset, multiple: int) -> Dataset:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
-from typer import Argument, Exit, Option
+from typer import Exit, Option
 
 from mt_core.cli.completion import complete_names
 from mt_core.cli.options import CheckpointCommand, MultiValueCommand, PluginValues, expand_options
@@ -105,9 +105,9 @@ def qqp(task: FineTuning, tokenizer: TokenizerOptions) -> None:
 def run_glue(
     task: FineTuning,
     tokenizer: TokenizerOptions,
-    name: Annotated[str, Option("--task-name", help="cola, mnli, mrpc, qnli, qqp, rte, sst-2 or wnli.")],
+    name: Annotated[str, Option("--task-name", help="cola, mnli, mrpc, qnli, qqp, rte, sst-2, sts-b or wnli.")],
 ) -> None:
-    """GLUE: the class of a sentence or of a pair, in the layout of any of its tasks.
+    """GLUE: the class of a sentence or of a pair, or how alike a pair is, in the layout of any of its tasks.
 
     Example:
       mt task glue --task-name rte --load-dir bert --train-data RTE/train.tsv --valid-data RTE/dev.tsv --save-dir run
@@ -123,23 +123,6 @@ def run_glue(
 
 for _command in (race, mnli, qqp, run_glue):
     cast(Any, _command).command_class = TaskCommand
-
-
-def ensemble(
-    runs: Annotated[list[Path], Argument(help="Runs of mt task, or files of predictions of one set.")],
-    save_dir: Annotated[Path, Option(help="New directory for a file of predictions of each set.")],
-) -> None:
-    """Ensemble: the mean of several runs' probabilities, for every set that they predicted.
-
-    Example:
-      mt task ensemble run-1 run-2 run-3 --save-dir ensemble
-    """
-    from mt_eval.finetuning.ensemble import average, find_files, write_ensemble
-    from mt_eval.finetuning.predictions import print_accuracies
-
-    sets = {name: average(files) for name, files in find_files(runs).items()}
-    write_ensemble(sets, save_dir)
-    print_accuracies(sets)
 
 
 def _fine_tune(name: str, task: FineTuning, tokenizer: TokenizerOptions, max_qa_length: int | None = None) -> None:
@@ -171,9 +154,9 @@ def _fine_tune(name: str, task: FineTuning, tokenizer: TokenizerOptions, max_qa_
     except Exit as ended:
         if ended.exit_code:
             raise
-    from mt_eval.finetuning.predictions import predict_run, print_accuracies
+    from mt_eval.finetuning.predictions import predict_run, print_qualities
 
-    print_accuracies(predict_run(task.save_dir, data, tests))
+    print_qualities(predict_run(task.save_dir, data, tests))
 
 
 def _choose(defaults: "Recipe", task: FineTuning, positions: int) -> "Recipe":

@@ -1,9 +1,10 @@
-"""Predictions of several runs as one: the mean of their probabilities.
+"""Predictions of several runs as one: the mean of their probabilities, or numbers, and a threshold if there is one.
 
 Source: docs/specs/evaluation.md §3.4.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from mt_core.errors import MtError, Problem, raise_if
@@ -68,6 +69,39 @@ def _differences(
                 yield Problem(f"{file}:{number}", f"{name} {value!r}, not {getattr(expected, name)!r}", allowed)
         if row.scores.keys() != expected.scores.keys():
             yield Problem(f"{file}:{number}", f"classes {', '.join(row.scores)}", f"{', '.join(expected.scores)}")
+
+
+def choose_threshold(
+    sets: Mapping[str, Sequence[Prediction]], names: Sequence[str], given: float | None = None
+) -> float:
+    """The threshold, 0.00 to 0.99 in hundredths, with the most right predictions on the sets of these names.
+
+    Of several that are as good it is the one nearest to 0.5, of two of those the lower.
+    """
+    problems = [Problem("--tune-threshold", f"no set {name!r}", ", ".join(sets)) for name in names if name not in sets]
+    if given is not None:
+        problems.append(Problem("--threshold", f"{given}, together with --tune-threshold", "one of the two"))
+    raise_if(problems)
+    labelled = [each for name in names for each in sets[name] if each.label is not None]
+    _check_two_classes([*sets[names[0]], *labelled])
+    if not labelled:
+        raise MtError("--tune-threshold", f"no example of {', '.join(names)} has a label", "sets with labels")
+    correct = dict[float, int]()
+    for threshold in (hundredths / 100 for hundredths in range(100)):
+        correct[threshold] = sum(replace(each, threshold=threshold).prediction == each.label for each in labelled)
+    most = max(correct.values())
+    return min((t for t, right in correct.items() if right == most), key=lambda t: (abs(t - 0.5), t))
+
+
+def apply_threshold(sets: Mapping[str, Sequence[Prediction]], threshold: float) -> dict[str, list[Prediction]]:
+    """The predictions that a threshold makes of the same probabilities."""
+    _check_two_classes([each for predictions in sets.values() for each in predictions])
+    return {name: [replace(each, threshold=threshold) for each in predictions] for name, predictions in sets.items()}
+
+
+def _check_two_classes(predictions: Sequence[Prediction]) -> None:
+    if wrong := next((each for each in predictions if len(each.scores) != 2), None):
+        raise MtError("threshold", f"the classes are {', '.join(wrong.scores)}", "a task of two classes")
 
 
 def write_ensemble(sets: Mapping[str, Sequence[Prediction]], directory: Path) -> None:

@@ -31,7 +31,8 @@ class Example:
     """What the file calls it."""
     texts: tuple[tuple[str, str | None], ...]
     """A first text and a second, if there is one; of multiple choice, those of each choice."""
-    label: int = UNLABELLED
+    label: float = UNLABELLED
+    """Number of its class; of tasks without classes, a float, what the text is to have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,8 @@ class EncodedExamples:
         return len(self.examples)
 
     def __getitem__(self, index: int) -> "Mapping[str, np.ndarray | np.generic]":
-        """Int64 [T], or [C, T] of C choices: `text`, `types` and `padding_mask`, 1 where text is; and `labels`."""
+        """Int64 [T], or [C, T] of C choices: `text`, `types` and `padding_mask`, 1 where text is; and `labels`,
+        float32 where they are no classes."""
         import numpy as np
 
         example = self.examples[index]
@@ -87,7 +89,8 @@ class EncodedExamples:
             text[row, : len(tokens)], types[row, : len(tokens)], mask[row, : len(tokens)] = tokens, kinds, 1
         arrays = {"text": text, "types": types, "padding_mask": mask}
         arrays = {name: array if len(array) > 1 else array[0] for name, array in arrays.items()}
-        return {**arrays, "labels": np.int64(example.label)}
+        label = np.float32(example.label) if isinstance(example.label, float) else np.int64(example.label)
+        return {**arrays, "labels": label}
 
     def _encode(self, example: Example) -> Iterator[tuple[list[int], list[int]]]:
         """Each choice; a text that several share is tokenized once."""

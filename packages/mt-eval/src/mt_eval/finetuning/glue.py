@@ -25,6 +25,8 @@ class Layout:
     """Columns of what names an example; without them the line's number does."""
     headerless: tuple[str, ...] = ()
     """Columns of files without a line of names."""
+    scale: tuple[float, float] | None = None
+    """Lowest and highest label of a task whose labels are numbers."""
 
 
 YES_NO = {"0": 0, "1": 1}
@@ -38,13 +40,14 @@ LAYOUTS: Mapping[str, Layout] = {
     "qqp": Layout(("question1", "question2"), YES_NO, "is_duplicate", ("id",)),
     "rte": Layout(PAIR, ENTAILED),
     "sst-2": Layout(("sentence",), YES_NO),
+    "sts-b": Layout(PAIR, {}, "score", scale=(0.0, 5.0)),
     "wnli": Layout(PAIR, YES_NO),
 }
-"""By the name of the task. STS-B, whose labels are numbers on a scale, is no choice among classes."""
+"""By the name of the task."""
 
 
 def list_classes(task: str) -> list[str]:
-    """The classes of a task, in the order of their numbers."""
+    """The classes of a task, in the order of their numbers; none of a task whose labels are numbers."""
     labels = LAYOUTS[task].labels
     return sorted(labels, key=labels.__getitem__)
 
@@ -96,9 +99,22 @@ def _read_row(
     texts = [clean_text(row[name]) for name in layout.texts]
     if empty := [name for name, text in zip(layout.texts, texts, strict=True) if not text]:
         return Problem(where, f"{', '.join(empty)} is empty", "a text")
-    label = row.get(layout.label)
-    if label is not None and label not in layout.labels:
-        return Problem(where, f"label {label!r}", f"allowed: {', '.join(layout.labels)}")
+    given = row.get(layout.label)
+    label = UNLABELLED if given is None else _read_label(given, layout)
+    if label is None:
+        allowed = f"a number from {layout.scale[0]:g} to {layout.scale[1]:g}" if layout.scale else ""
+        return Problem(where, f"label {given!r}", allowed or f"allowed: {', '.join(layout.labels)}")
     uid = "-".join(row[name] for name in layout.uid) if {*layout.uid} <= row.keys() else str(number)
     pair = (texts[0], texts[1] if len(texts) > 1 else None)
-    return Example(uid, (pair,), UNLABELLED if label is None else layout.labels[label])
+    return Example(uid, (pair,), label)
+
+
+def _read_label(given: str, layout: Layout) -> float | None:
+    """The class's number, or the number itself; None if it is none of the task's."""
+    if layout.scale is None:
+        return layout.labels.get(given)
+    try:
+        label = float(given)
+    except ValueError:
+        return None
+    return label if layout.scale[0] <= label <= layout.scale[1] else None

@@ -1,7 +1,7 @@
-"""What a fine-tuned model says of examples: a probability for each class, and files of such predictions.
+"""What a fine-tuned model says of examples: a probability for each class, or a number, and files of such predictions.
 
 A file is JSON lines, in the order of the examples: `uid`, `label` (null if the example has none), `prediction`, and
-`scores`, the probability of each class by its name. It appears whole or not at all.
+`scores`, the probability of each class by its name, or the number as `score`. It appears whole or not at all.
 """
 
 import json
@@ -15,10 +15,10 @@ from mt_core.errors import MtError
 from mt_core.files import atomic_file, open_to_read
 from mt_core.progress import progress
 from mt_eval.finetuning.examples import UNLABELLED, EncodedExamples, Example
+from mt_eval.finetuning.metrics import Quality, measure
 from mt_eval.finetuning.sections import TaskSection, get_classes, load_sets, make_lengths
 from mt_eval.finite import NonFiniteOutput
 from mt_eval.report import write_document
-from mt_eval.standard_errors import compute_share, pair_errors
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +29,8 @@ FOLDER = "predictions"
 """Where a run keeps them: a file for each validation and test set."""
 SUMMARY = "summary.json"
 """How many are right, beside them."""
+NUMBER = "score"
+"""What a prediction that is a number is called among the scores, where it is alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,47 +38,30 @@ class Prediction:
     """What a model says of one example."""
 
     uid: str
-    label: str | None
+    label: str | float | None
+    """A class, or a number of tasks whose labels are numbers."""
     scores: Mapping[str, float]
+    threshold: float | None = None
+    """The probability above which the second of two classes is predicted; None for the likelier one."""
 
     @property
-    def prediction(self) -> str:
-        """The class with the highest probability; of equal ones the first."""
+    def is_number(self) -> bool:
+        """Whether it is a number, and no class."""
+        return tuple(self.scores) == (NUMBER,)
+
+    @property
+    def prediction(self) -> str | float:
+        """The class with the highest probability, of equal ones the first, or as the threshold says; or the number."""
+        if self.is_number:
+            return self.scores[NUMBER]
+        if self.threshold is not None:
+            first, second = self.scores
+            return second if self.scores[second] > self.threshold else first
         return max(self.scores, key=lambda name: self.scores[name])
 
     def dump(self) -> dict[str, Any]:
         """Plain values of a line."""
         return {"uid": self.uid, "label": self.label, "prediction": self.prediction, "scores": dict(self.scores)}
-
-
-@dataclass(frozen=True, slots=True)
-class Accuracy:
-    """How many of the examples with a label have been predicted right."""
-
-    correct: int
-    labelled: int
-
-    @classmethod
-    def count(cls, predictions: Sequence[Prediction]) -> "Accuracy":
-        """Count predictions that are the label."""
-        labelled = [each for each in predictions if each.label is not None]
-        return cls(sum(each.prediction == each.label for each in labelled), len(labelled))
-
-    def __add__(self, other: "Accuracy") -> "Accuracy":
-        return Accuracy(self.correct + other.correct, self.labelled + other.labelled)
-
-    def __str__(self) -> str:
-        if not self.labelled:
-            return "no labels"
-        share, error = compute_share(self.correct, self.labelled)
-        text = f"{self.correct:,} of {self.labelled:,} right, accuracy {share:.4f}"
-        return text if error is None else f"{text} ± {error:.4f}"
-
-    def dump(self) -> dict[str, float]:
-        """Plain values: what is right, of how many, and their share with its standard error over examples."""
-        counts = {"correct": self.correct, "labelled": self.labelled}
-        accuracy = {"accuracy": compute_share(self.correct, self.labelled)} if self.labelled else {}
-        return counts | pair_errors(accuracy)
 
 
 def predict(
@@ -86,11 +71,16 @@ def predict(
     *,
     batch_size: int,
     device: "torch.device",
+    labels: Sequence[str] = (),
 ) -> list[Prediction]:
-    """The model's prediction of each example; a logit that is not finite is an `MtError` that names the example."""
+    """The model's prediction of each example, a number if there are no classes; a logit that is not finite is an
+    `MtError` that names the example.
+
+    `classes` are in the order of the logits; `labels`, if given, are the same in the order of the samples' labels.
+    """
     import torch
 
-    predictions = list[Prediction]()
+    predictions, labels = list[Prediction](), labels or classes
     with torch.inference_mode(), progress("predicting", len(samples), "examples") as advance:
         for first in range(0, len(samples), batch_size):
             numbers = range(first, min(first + batch_size, len(samples)))
@@ -99,15 +89,21 @@ def predict(
                 name: torch.stack([torch.from_numpy(array[name]) for array in arrays]).to(device)
                 for name in ("text", "types", "padding_mask")
             }
-            logits_BC = model(batch["text"], batch["types"], batch["padding_mask"])
-            for number, row in zip(numbers, logits_BC.double().softmax(-1).tolist(), strict=True):
+            outputs_BC = model(batch["text"], batch["types"], batch["padding_mask"]).double()
+            rows = outputs_BC.softmax(-1) if classes else outputs_BC
+            for number, row in zip(numbers, rows.tolist(), strict=True):
                 example = samples.examples[number]
                 if not all(map(isfinite, row)):
                     raise NonFiniteOutput(f"example {example.uid}", "a logit that is not finite")
-                label = None if example.label == UNLABELLED else classes[example.label]
-                predictions.append(Prediction(example.uid, label, dict(zip(classes, row, strict=True))))
+                label = None if example.label == UNLABELLED else _spell_label(example.label, labels)
+                scores = dict(zip(classes or (NUMBER,), row, strict=True))
+                predictions.append(Prediction(example.uid, label, {name: scores[name] for name in labels or scores}))
             advance(len(numbers))
     return predictions
+
+
+def _spell_label(label: float, classes: Sequence[str]) -> str | float:
+    return classes[int(label)] if classes else label
 
 
 def predict_run(
@@ -135,25 +131,25 @@ def predict_run(
     return predictions
 
 
-def count_accuracies(sets: Mapping[str, Sequence[Prediction]]) -> dict[str, Accuracy]:
-    """How many predictions of each set, and of `all` together if there are several, are right."""
-    counts = {name: Accuracy.count(predictions) for name, predictions in sets.items()}
-    if len(counts) > 1:
-        counts["all"] = sum(counts.values(), Accuracy(0, 0))
-    return counts
+def measure_sets(sets: Mapping[str, Sequence[Prediction]]) -> dict[str, Quality]:
+    """How right the predictions of each set are, and those of `all` together if there are several."""
+    qualities = {name: measure(predictions) for name, predictions in sets.items()}
+    if len(qualities) > 1:
+        qualities["all"] = measure([each for predictions in sets.values() for each in predictions])
+    return qualities
 
 
 def write_summary(folder: Path, sets: Mapping[str, Sequence[Prediction]]) -> None:
-    """Write the accuracy of each set to `summary.json` in a folder of predictions."""
-    write_document(folder / SUMMARY, {name: each.dump() for name, each in count_accuracies(sets).items()})
+    """Write the metrics of each set to `summary.json` in a folder of predictions."""
+    write_document(folder / SUMMARY, {name: each.dump() for name, each in measure_sets(sets).items()})
 
 
-def print_accuracies(sets: Mapping[str, Sequence[Prediction]]) -> None:
-    """Print how many predictions of each set, and of all together, are right."""
-    counts = count_accuracies(sets)
-    width = max(map(len, counts), default=0)
-    for name, accuracy in counts.items():
-        print(f"{name:<{width}}  {accuracy}")
+def print_qualities(sets: Mapping[str, Sequence[Prediction]]) -> None:
+    """Print how right the predictions of each set, and of all together, are."""
+    qualities = measure_sets(sets)
+    width = max(map(len, qualities), default=0)
+    for name, quality in qualities.items():
+        print(f"{name:<{width}}  {quality}")
 
 
 def write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:
@@ -178,9 +174,12 @@ def _read_lines(path: Path, lines: Iterable[bytes]) -> Iterator[Prediction]:
             values = json.loads(line)
             scores = {str(name): float(score) for name, score in values["scores"].items()}
             label = values["label"]
-            if not scores or not all(map(isfinite, scores.values())) or label not in (None, *scores):
+            prediction = Prediction(str(values["uid"]), label, scores)
+            is_number = isinstance(label, float | int) and not isinstance(label, bool) and isfinite(label)
+            fits = label is None or (is_number if prediction.is_number else label in scores)
+            if not scores or not all(map(isfinite, scores.values())) or not fits:
                 raise ValueError("scores of no class, or a label that is none of them")
-            yield Prediction(str(values["uid"]), label, scores)
+            yield prediction
         except (ValueError, KeyError, TypeError, AttributeError) as err:
             allowed = "an object with uid, label and scores, as mt task writes them"
             raise MtError(f"{path}:{number}", f"is no prediction ({err})", allowed) from err

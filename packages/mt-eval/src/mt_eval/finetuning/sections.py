@@ -20,7 +20,7 @@ from mt_models.config import BertConfig
 if TYPE_CHECKING:
     from mt_data.blending.build import Splits, SplitSizes
 
-GLUETask = Literal["cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst-2", "wnli"]
+GLUETask = Literal["cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst-2", "sts-b", "wnli"]
 
 
 class TaskData(DataConfig):
@@ -39,7 +39,7 @@ class TaskData(DataConfig):
 
 
 class GLUEData(TaskData):
-    """A text, or a pair of texts, and a class."""
+    """A text, or a pair of texts, and a class or a number."""
 
     kind: Literal["glue"] = "glue"
     task: GLUETask
@@ -59,15 +59,16 @@ TaskSection = GLUEData | RACEData
 
 
 def get_classes(data: TaskSection) -> list[str]:
-    """The classes of a task's samples as files spell them, in the order of their numbers."""
+    """The classes of a task's samples as files spell them, in the order of their numbers; none if they are numbers."""
     return glue.list_classes(data.task) if isinstance(data, GLUEData) else list(race.LETTERS)
 
 
 def make_task_head(data: TaskSection) -> dict[str, Any]:
     """The head that a model needs for a task."""
-    if isinstance(data, GLUEData):
-        return {"kind": "classification", "classes": len(get_classes(data))}
-    return {"kind": "multiple_choice"}
+    if isinstance(data, RACEData):
+        return {"kind": "multiple_choice"}
+    classes = get_classes(data)
+    return {"kind": "classification", "classes": len(classes)} if classes else {"kind": "regression"}
 
 
 def read_examples(

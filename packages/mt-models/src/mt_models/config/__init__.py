@@ -13,7 +13,7 @@ from mt_models.config.moe import MoE
 from mt_models.config.norm import LayerNorm, RMSNorm
 from mt_models.config.position import Learned, Linear, Llama3, NoPosition, Relative, Rope, YaRN
 from mt_models.config.t5 import T5Config
-from mt_models.config.task_head import HEAD_MODULES, HEADS, ClassificationHead, MultipleChoiceHead
+from mt_models.config.task_head import HEAD_MODULES, HEADS, ClassificationHead, MultipleChoiceHead, RegressionHead
 from mt_models.config.transformer import TransformerSection
 
 TransformerConfig = GPTConfig | BertConfig | T5Config
@@ -38,6 +38,7 @@ __all__ = [
     "MultipleChoiceHead",
     "NoPosition",
     "RMSNorm",
+    "RegressionHead",
     "Relative",
     "Rope",
     "T5Config",

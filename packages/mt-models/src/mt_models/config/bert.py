@@ -46,7 +46,7 @@ class BertConfig(TransformerSection):
     binary_head: bool = True
     """Two logits from the pooler: is the second part really the second?"""
     task_head: TaskHead | None = None
-    """What fine-tuning adds instead of the other two heads: a score for each class of a text, or for each choice."""
+    """What fine-tuning adds instead of the other two heads: a score for each class or choice, or a number."""
 
     @model_validator(mode="after")
     def _heads_have_what_they_need(self) -> Self:
@@ -84,6 +84,8 @@ class BertConfig(TransformerSection):
         mask_BT = random_padding(tokens_BT.flatten(0, -2), generator).view_as(tokens_BT)
         types_BT = torch.randint(2, tokens_BT.shape, generator=generator)
         labels_B = torch.randint(classes, tokens_BT.shape[:1], generator=generator)
+        if head and head.kind == "regression":
+            labels_B = labels_B + torch.rand(labels_B.shape, generator=generator)
         return {"text": tokens_BT, "types": types_BT, "padding_mask": mask_BT, "labels": labels_B}
 
     def canonical_tensors(self) -> Tensors:

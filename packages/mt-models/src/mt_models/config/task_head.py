@@ -1,6 +1,6 @@
 """Heads of BERT for tasks on whole texts, which fine-tuning adds. Torch-free.
 
-Both read the pooler's vector and have one linear layer, `task_head.weight` and `task_head.bias` in checkpoints.
+All read the pooler's vector and have one linear layer, `task_head.weight` and `task_head.bias` in checkpoints.
 """
 
 from typing import Annotated, Literal
@@ -39,4 +39,15 @@ class MultipleChoiceHead(Section):
         return 1
 
 
-TaskHead = Annotated[ClassificationHead | MultipleChoiceHead, Field(discriminator="kind")]
+class RegressionHead(Section):
+    """A number for each text, or pair of texts, such as how alike both are."""
+
+    kind: Literal["regression"] = "regression"
+
+    @property
+    def logits(self) -> int:
+        """Outputs of a text."""
+        return 1
+
+
+TaskHead = Annotated[ClassificationHead | MultipleChoiceHead | RegressionHead, Field(discriminator="kind")]

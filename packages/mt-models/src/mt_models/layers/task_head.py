@@ -52,6 +52,13 @@ def compute_class_losses(logits_BC: Tensor, labels_B: Tensor) -> Losses:
     return Losses(samples=losses_B, metrics={ACCURACY: MetricSum(hits_B.sum(), counted_B.sum())})
 
 
+def compute_squared_errors(outputs_B1: Tensor, labels_B: Tensor) -> Losses:
+    """The squared error of each sample's number, [B], fp32 or wider; 0 without a label, which is any below 0."""
+    outputs_B = outputs_B1[:, 0].to(torch.promote_types(outputs_B1.dtype, torch.float32))
+    errors_B = outputs_B - labels_B.to(outputs_B.dtype)
+    return Losses(samples=errors_B.square().where(labels_B >= 0, 0))
+
+
 def count_choices(tokens: Tensor) -> int:
     """The texts of a sample: its choices if tokens are [B, C, T], else 1."""
     return tokens.shape[1] if tokens.dim() == 3 else 1

@@ -28,6 +28,7 @@ from mt_models.layers.mlp import ACTIVATIONS, make_mlp
 from mt_models.layers.task_head import (
     FirstToken,
     compute_class_losses,
+    compute_squared_errors,
     count_choices,
     drop_pooled,
     flatten_choices,
@@ -228,7 +229,7 @@ class Bert(Transformer[BertConfig]):
 
         Those are the cross-entropy of each label in nats, [B, T], in fp32 or wider, negative labels counting as 0; with
         `is_random_next_B`, 1 where the two parts are exchanged, also that of the binary head, [B], and how often it is
-        right. With a task's head labels are the classes of samples, [B], and so are the losses.
+        right. With a task's head labels are the classes of samples, or their numbers, [B], and so are the losses.
         """
         dropout = self.start_dropout(tokens_BT, dropout_keys_B)
         x_BTD = self.embed_inputs(tokens_BT, types_BT, positions, dropout) if stage.embedding else edge[FEATURES]
@@ -248,7 +249,9 @@ class Bert(Transformer[BertConfig]):
     ) -> Losses:
         """The losses of the heads from the last features, as `run_stage` describes them."""
         if self.task_head is not None:
-            return compute_class_losses(self.task_logits(x_BTD, choices, dropout), labels_BT)
+            assert self.config.task_head is not None
+            compute = compute_squared_errors if self.config.task_head.kind == "regression" else compute_class_losses
+            return compute(self.task_logits(x_BTD, choices, dropout), labels_BT)
         assert self.lm_head is not None, "rules refuse to train without model.lm_head"
         weight_VD, bias_V = self.output()
         losses_BT = self.loss(self.lm_head(x_BTD), weight_VD, labels_BT.clamp(min=0), bias_V)

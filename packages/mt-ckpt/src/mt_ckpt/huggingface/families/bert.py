@@ -101,8 +101,14 @@ CLASSES = {  # lm_head, pooler, binary_head
 }
 
 
-TASK_CLASSES = {"classification": "ForSequenceClassification", "multiple_choice": "ForMultipleChoice"}
-"""Our kind of a task's head to the class that has one layer for it, called classifier."""
+TASK_CLASSES = {
+    "classification": "ForSequenceClassification",
+    "multiple_choice": "ForMultipleChoice",
+    "regression": "ForSequenceClassification",
+}
+"""Our kind of a task's head to the class that has one layer for it, called classifier; with one label, for numbers."""
+REGRESSION, CLASSIFICATION = "regression", "single_label_classification"
+"""What files call the problem; without it, one label is a regression."""
 
 
 def _heads(config: BertConfig) -> tuple[bool, bool, bool]:
@@ -126,17 +132,20 @@ def _read_task_head(raw: Mapping[str, Any], names: frozenset[str]) -> dict[str, 
     kind = next((kind for kind, suffix in TASK_CLASSES.items() if architecture.endswith(suffix)), None)
     if kind is None or "classifier.weight" not in names:
         return None
+    if kind == "classification" and _count_labels(raw) == 1:
+        return {"kind": "regression"}
     return {"kind": kind} | ({"classes": _count_labels(raw)} if kind == "classification" else {})
 
 
 def _task_complaints(raw: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Tasks that are no choice among classes."""
+    """Tasks that are neither a choice among classes nor one number."""
     if not _get_architecture(raw).endswith(TASK_CLASSES["classification"]):
         return
-    if raw.get("problem_type") not in (None, "single_label_classification"):
-        yield f"problem_type is {raw['problem_type']!r}", "only 'single_label_classification' is implemented"
-    elif not isinstance(labels := _count_labels(raw), int) or labels < 2:
-        yield f"num_labels is {labels!r}", "2 or more classes: regression is not implemented"
+    labels, problem = _count_labels(raw), raw.get("problem_type")
+    if not isinstance(labels, int) or labels < 1:
+        yield f"num_labels is {labels!r}", "1 or more"
+    elif problem not in (None, wanted := REGRESSION if labels == 1 else CLASSIFICATION):
+        yield f"problem_type is {problem!r}", f"with num_labels = {labels} only {wanted!r} is implemented"
 
 
 def _write_task(stem: str, config: BertConfig) -> Iterator[tuple[str, Any]]:
@@ -144,8 +153,10 @@ def _write_task(stem: str, config: BertConfig) -> Iterator[tuple[str, Any]]:
     head = config.task_head
     suffix = TASK_CLASSES[head.kind] if head else CLASSES.get(_heads(config), "ForPreTraining")
     yield "architectures", [stem + suffix]
-    if head and head.kind == "classification":
-        labels = [f"LABEL_{n}" for n in range(head.classes)]
+    if head and head.kind == "regression":
+        yield "problem_type", REGRESSION
+    if head and head.kind != "multiple_choice":
+        labels = [f"LABEL_{n}" for n in range(head.logits)]
         yield "id2label", {str(n): label for n, label in enumerate(labels)}
         yield "label2id", {label: n for n, label in enumerate(labels)}
 

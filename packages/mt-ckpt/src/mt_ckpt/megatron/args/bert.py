@@ -62,6 +62,9 @@ def get_head_activation(config: BertConfig) -> str:
 
 def bert_errors(config: BertConfig, where: str, core: bool = True) -> Iterator[Problem]:
     """Settings that the BERT of Megatron-Core, or of the old classes, cannot have."""
+    if config.task_head is not None and config.task_head.kind == "regression":
+        yield Problem(where, "cannot carry a task_head of kind 'regression'", "Megatron has none: --saver hf or native")
+        return
     whole, ours, head, heads = config.binary_head, config.mlp.activation, get_head_activation(config), HEADS[core]
     if config.task_head is not None and core:
         yield Problem(where, "cannot carry task_head", "Megatron's old classes have one: --saver legacy")
