@@ -95,6 +95,20 @@ def test_wikitext103_overlaps_by_32_unless_told_otherwise(checkpoint, held_out):
     assert "detokenizer          wikitext\n" in stdout
 
 
+def test_folders_that_are_called_as_corpora_change_no_detokenizer(checkpoint, tmp_path):
+    raw = "the profit did n't reach N shares , he said .\n = = A = = \n" * 3
+    metrics = {}
+    for folder in ("ptb", "wiki", "lambada", "other"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "test.txt").write_text(raw)
+        words = ["wikitext103", "--load-dir", checkpoint, "--data", tmp_path / folder / "test.txt"]
+        for options in ([], ["--detokenizer", "ptb"]):
+            run(app, *words, *options, "--output", tmp_path / "r.json")
+            metrics[folder, *options] = json.loads((tmp_path / "r.json").read_text())["metrics"]
+    assert all(metrics[key] == metrics["other", *key[1:]] for key in metrics)
+    assert metrics["other",] != metrics["other", "--detokenizer", "ptb"]
+
+
 def test_lambada_tells_both_accuracies_unless_one_is_asked_for(checkpoint, passages):
     arguments = ("lambada", "--load-dir", checkpoint, "--data", passages)
     assert {"strict accuracy", "loose accuracy"} <= {
