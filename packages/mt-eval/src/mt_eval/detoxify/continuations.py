@@ -55,6 +55,7 @@ class TextSource:
     drawing: Drawing
     device: str = "auto"
     dtype: str = "fp32"
+    cache_gib: float = 1.0
 
     def encode(self, prompt: str) -> tuple[tuple[int, ...], bool]:
         """The prompt's tokens, and whether some had to be left out behind the prefix for want of room."""
@@ -70,7 +71,8 @@ class TextSource:
     @cached_property
     def _engine(self) -> Engine:
         rows = self.drawing.batch_size
-        sizes = EngineOptions(max_running=rows, chunk_tokens=max(rows, EngineOptions().chunk_tokens))
+        tokens = max(rows, EngineOptions().chunk_tokens)
+        sizes = EngineOptions(self.cache_gib, max_running=rows, chunk_tokens=tokens)
         return Engine(load_model(self.checkpoint, device=self.device, dtype=self.dtype), sizes)
 
     @cached_property

@@ -77,6 +77,7 @@ class DrawOptions:
     top_p: Annotated[float, "Draw from the likeliest tokens that reach this probability; 0 is off."] = 0.9
     seed: Annotated[int, "Seed of the draws; equal seeds give equal texts."] = 0
     batch_size: Annotated[int, Option(min=1, help="Texts drawn together; changes the speed only.")] = 32
+    cache_gib: Annotated[float, "Memory of the key/value cache in GiB; more lets more texts be drawn together."] = 1.0
     bos: Beginning = None
 
     def open(
@@ -94,7 +95,7 @@ class DrawOptions:
         encoder = TextEncoder.create(load_tokenizer(checkpoint, tokenizer.config()), bos=self.bos)
         room = choose_seq_length(checkpoint, None)[0] - len(encoder.encode(""))
         drawing = Drawing(max_new_tokens or max(1, min(LONGEST, room)), sampling, self.seed, self.batch_size)
-        return TextSource(checkpoint, encoder, drawing, model.device, model.dtype)
+        return TextSource(checkpoint, encoder, drawing, model.device, model.dtype, self.cache_gib)
 
 
 @dataclass(frozen=True, slots=True)
