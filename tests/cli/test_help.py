@@ -85,6 +85,7 @@ def test_options_are_in_groups():
         "Beam search options",
         "Text options",
         "Model options",
+        "Rank options",
         "Tokenizer options",
     ]
     assert {"Options of --loader core", "Options of --loader legacy"} <= {*titles}

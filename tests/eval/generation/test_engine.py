@@ -261,7 +261,10 @@ def test_a_model_in_training_mode_is_refused():
 @pytest.mark.parametrize(
     ("cut", "message"),
     [
-        (lambda m: setattr(m, "embed", None), "model: is cut into stages of a pipeline"),
+        (
+            lambda m: setattr(m, "embed", None),
+            "model: is a stage of a pipeline, without the other stages; a whole model, or the SharedModel",
+        ),
         (lambda m: setattr(m.embed, "weight", torch.nn.Parameter(m.embed.weight[:64])), "model: has 64 of 97 rows"),
     ],
 )

@@ -219,3 +219,14 @@ def test_without_lm_eval_it_says_what_to_install(folder, monkeypatch):
     message = "mt eval harness: needs 'lm_eval', which is not installed; pip install 'mt-cli[lm-eval]'"
     with pytest.raises(MtError, match=f"^{re.escape(message)}$"):
         run(folder, "toy_choose")
+
+
+def test_ranks_share_the_model(folder, everything):
+    """Log-likelihoods, rolling ones and texts on two tensor ranks are those of one process."""
+    run(folder, "toy_choose,toy_read,toy_write", "--nproc", "2", "--output", folder / "ranks.json")
+    _, document, samples = everything
+    shared = json.loads((folder / "ranks.json").read_text("utf-8"))
+    assert shared["settings"]["ranks"] == "tensor 2 × pipeline 1"
+    assert shared["metrics"] == pytest.approx(document["metrics"], rel=1e-5)
+    texts = [json.loads(line) for line in (folder / "ranks.toy_write.jsonl").read_text("utf-8").splitlines()]
+    assert [text["filtered_resps"] for text in texts] == [text["filtered_resps"] for text in samples["write"]]

@@ -55,13 +55,18 @@ def pick_dtype(name: str = "fp32") -> "torch.dtype":
 
 def load_model(checkpoint: Checkpoint, *, device: str = "auto", dtype: str = "fp32") -> "GPT":
     """The GPT with its weights, in eval mode, in `dtype` on `device`; `MtError` for a model of another kind."""
+    check_generates(checkpoint)
+    return load_network(checkpoint, device=device, dtype=dtype)
+
+
+def check_generates(checkpoint: Checkpoint) -> None:
+    """Refuse a checkpoint whose model is no GPT."""
     from mt_models.config import BertConfig, T5Config
 
     config = checkpoint.loader.config()
     if isinstance(config, BertConfig | T5Config):
         actual = f"holds a model of kind {config.kind!r}, which does not continue a text"
         raise MtError(str(checkpoint.path), actual, "a model of kind gpt")
-    return load_network(checkpoint, device=device, dtype=dtype)
 
 
 def load_network(checkpoint: Checkpoint, *, device: str = "auto", dtype: str = "fp32") -> Any:

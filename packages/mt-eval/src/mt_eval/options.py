@@ -11,6 +11,7 @@ from typer import Option
 
 from mt_core.cli.completion import complete_names
 from mt_core.cli.options import PluginValues
+from mt_core.errors import MtError
 
 if TYPE_CHECKING:
     from mt_data.config import TokenizerConfig
@@ -62,6 +63,26 @@ class ModelOptions:
     dtype: Annotated[
         str, Option(help="fp32 or bf16, of weights and activations.", autocompletion=lambda: ["fp32", "bf16"])
     ] = "fp32"
+
+
+@dataclass(frozen=True, slots=True)
+class RankOptions:
+    """How many ranks share the model, each on a device of this machine."""
+
+    nproc: Annotated[int, Option(min=1, help="Ranks to start on this machine, one a device, that share the model.")] = 1
+    pipeline: Annotated[
+        int, Option(min=1, help="Stages of layers that the ranks are divided into; those of a stage share matrices.")
+    ] = 1
+
+    def __post_init__(self) -> None:
+        if self.nproc % self.pipeline:
+            allowed = f"a divisor of --nproc {self.nproc}; the ranks of each stage share its matrices"
+            raise MtError("--pipeline", f"{self.pipeline}", allowed)
+
+    @property
+    def tensor(self) -> int:
+        """Ranks of each stage."""
+        return self.nproc // self.pipeline
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from mt_data.text_io.json_documents import find_surrogate
 from mt_eval.generation.choices import Choice, Prompt
 from mt_eval.generation.requests import MAX_ALTERNATIVES, BeamOptions
 from mt_eval.generation.sampling import SamplingOptions
-from mt_eval.options import Beginning, ModelOptions, TokenizerOptions
+from mt_eval.options import Beginning, ModelOptions, RankOptions, TokenizerOptions
 from mt_eval.report import check_output
 
 
@@ -162,6 +162,7 @@ def generate(
     search: BeamSearchOptions,
     text: TextOptions,
     model: ModelOptions,
+    ranks: RankOptions,
     tokenizer: TokenizerOptions,
 ) -> None:
     """Continue prompts. A single one is printed as it grows, several when all of them are done.
@@ -172,8 +173,9 @@ def generate(
     from mt_eval.encoding import TextEncoder
     from mt_eval.generation.engine import Engine
     from mt_eval.generation.generate import check_prompts, stream_texts
+    from mt_eval.generation.ranks.processes import open_model
     from mt_eval.generation.requests import Request
-    from mt_eval.load import Checkpoint, choose_ends, load_model, load_tokenizer
+    from mt_eval.load import Checkpoint, choose_ends, load_tokenizer
 
     sampling = draw.sampling()
     text.check()
@@ -183,7 +185,6 @@ def generate(
     texts = prompts.texts()
     tokens = [encoder.encode(prompt) for prompt in texts]
     check_prompts(tokens, max_new_tokens=prompts.max_new_tokens, max_seq_len=opened.loader.config().max_seq_len)
-    network = load_model(opened, device=model.device, dtype=model.dtype)
     if encoder.prefix:
         print(f"generate: every prompt begins with {encoder.describe_prefix()}", file=sys.stderr)
     ends = choose_ends(opened, encoder.tokenizer)
@@ -195,11 +196,12 @@ def generate(
     ]
     whole = [Prompt(tuple(ids), len(encoder.prefix), prompt) for ids, prompt in zip(tokens, texts, strict=True)]
     choices = [Choice(encoder.tokenizer, prompt, text.stop or (), spell=text.logprobs) for prompt in whole]
-    deltas = stream_texts(Engine(network), requests, choices)
-    if len(texts) == 1 and beams is None:
-        _print_growing(texts[0], (delta.text for _, delta in deltas))
-    else:
-        _print_all(choices, deltas)
+    with open_model(opened, model, ranks) as network:
+        deltas = stream_texts(Engine(network), requests, choices)
+        if len(texts) == 1 and beams is None:
+            _print_growing(texts[0], (delta.text for _, delta in deltas))
+        else:
+            _print_all(choices, deltas)
     text.write(choices)
 
 

@@ -22,6 +22,7 @@ from mt_eval.generation.sequences import CachedModel, EngineOptions, Sequence
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from mt_eval.generation.ranks.shared_model import SharedModel
     from mt_models.models.gpt import GPT
 
 LOG_PROB_ROWS = 32
@@ -53,8 +54,8 @@ class Running:
 class Engine:
     """Runs requests together, each as if it were alone."""
 
-    def __init__(self, model: "GPT", options: EngineOptions | None = None) -> None:
-        """The model is in eval mode; the cache is allocated at once."""
+    def __init__(self, model: "GPT | SharedModel", options: EngineOptions | None = None) -> None:
+        """The model is in eval mode, or one that ranks share; the cache is allocated at once."""
         self.options, self.config = options or EngineOptions(), model.config
         self.cached = CachedModel(model, self.options)
         self._waiting: deque[tuple[int, Request]] = deque()

@@ -4,7 +4,6 @@ Shape suffixes: N tokens of a pass, D hidden size, V vocabulary.
 """
 
 from collections.abc import Sequence as Values
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,6 +13,8 @@ from mt_eval.generation.blocks import ROOT, BlockPool, Prefix, Reservation
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from mt_eval.generation.ranks.part import ModelPart
+    from mt_eval.generation.ranks.shared_model import SharedModel
     from mt_models.models.gpt import GPT
 
 
@@ -22,7 +23,7 @@ class EngineOptions:
     """The sizes of an engine. None of them changes a token."""
 
     cache_gib: float = 1.0
-    """Memory of the cache; less is taken where all requests that can run at a time need less."""
+    """Memory of the cache, on each rank; less is taken where all requests that can run at a time need less."""
     blocks: int | None = None
     """Blocks of the cache, if not as many as `cache_gib` has."""
     block_size: int = 16
@@ -49,13 +50,12 @@ class EngineOptions:
             problems.append(Problem("chunk_tokens", f"{self.chunk_tokens}", allowed))
         raise_if(problems)
 
-    def count_blocks(self, model: "GPT") -> int:
+    def count_blocks(self, part: "ModelPart | SharedModel", max_seq_len: int) -> int:
         """Blocks of the cache of a model."""
         if self.blocks is not None:
             return self.blocks
-        size = model.make_cache(1, self.block_size).nbytes
-        most = self.max_running * -(-model.config.max_seq_len // self.block_size)
-        return max(1, min(int(self.cache_gib * 2**30) // size, most))
+        most = self.max_running * -(-max_seq_len // self.block_size)
+        return max(1, min(int(self.cache_gib * 2**30) // part.measure_block(self.block_size), most))
 
 
 class Sequence:
@@ -86,18 +86,22 @@ class Sequence:
 
 
 class CachedModel:
-    """A GPT in eval mode, and the blocks of its cache."""
+    """A GPT in eval mode, and the blocks of its cache; ranks may share both."""
 
-    def __init__(self, model: "GPT", options: EngineOptions) -> None:
-        from mt_eval.generation.batch_invariance import BatchInvariance
+    def __init__(self, model: "GPT | SharedModel", options: EngineOptions) -> None:
+        from mt_eval.generation.ranks.part import ModelPart
+        from mt_eval.generation.ranks.shared_model import SharedModel
 
-        check_whole(model)
-        self.model, self.options = model, options
-        blocks = options.count_blocks(model)
-        self.cache = model.make_cache(blocks + 1, options.block_size)
+        self.options, config = options, model.config
+        if isinstance(model, SharedModel):
+            self.part = model
+        else:
+            check_whole(model)
+            self.part = ModelPart(model)
+        blocks = options.count_blocks(self.part, config.max_seq_len)
+        self.part.allocate(blocks + 1, options.block_size)
         self.pool = BlockPool(blocks, options.block_size)
-        self.arithmetic = BatchInvariance() if self.cache.exact else nullcontext()
-        windows = self.cache.windows
+        windows = [config.attention.get_window(layer) for layer in range(config.layers)]
         self.horizon = None if None in windows else max(window for window in windows if window is not None)
         """Tokens that are seen, if all layers have windows."""
         self.prefix_hits = 0
@@ -150,7 +154,7 @@ class CachedModel:
         self.pool.share(child.blocks, reservation)
         if child.computed % self.pool.block_size:
             last, copy = child.table[-1], self.pool.take(reservation)
-            self.cache.copy([last], [copy])
+            self.part.copy([last], [copy])
             self.pool.release([last], reservation)
             child.table[-1] = copy
         return child
@@ -172,8 +176,6 @@ class CachedModel:
 
     def _pass(self, parts: Values[tuple[Sequence, int]]) -> "Tensor":
         """The features of the next so many tokens of each sequence, [N, D]."""
-        import torch
-
         from mt_models.layers.kv_cache import Span
 
         size, new = self.pool.block_size, []
@@ -181,13 +183,11 @@ class CachedModel:
             while len(sequence.table) * size < sequence.computed + count:
                 sequence.table.append(self.pool.take(sequence.reservation))
                 new.append(sequence.table[-1])
-        if new:
-            self.cache.clear(new)
         spans = [Span(sequence.computed, count, sequence.table) for sequence, count in parts]
         ids = [token for s, count in parts for token in s.tokens[s.computed : s.computed + count]]
-        tokens_N1 = torch.tensor(ids, device=self.cache.k.device)[:, None]
-        with torch.inference_mode(), self.arithmetic:
-            return self.model.hidden(tokens_N1, cache=self.cache.place(spans))[:, 0]
+        x_ND = self.part.run(ids, spans, new)
+        assert x_ND is not None, "the first rank has the last stage"
+        return x_ND
 
     def _run_singly(self, sequence: Sequence, count: int) -> "Tensor":
         """The features of the next tokens, each computed before the next is in the cache.
@@ -198,7 +198,7 @@ class CachedModel:
         import torch
 
         start = sequence.computed
-        self.cache.forget(sequence.table, start, start + count)
+        self.part.forget(sequence.table, start, start + count)
         parts = []
         for sequence.computed in range(start, start + count):
             parts.append(self._pass([(sequence, 1)]))
@@ -207,10 +207,9 @@ class CachedModel:
 
     def compute_logits(self, x_ND: "Tensor") -> "Tensor":
         """Logits [N, V] of the true vocabulary for features [N, D]."""
-        import torch
-
-        with torch.inference_mode(), self.arithmetic:
-            return self.model.logits(x_ND[:, None])[:, 0]
+        logits_NV = self.part.compute_logits(x_ND, len(x_ND))
+        assert logits_NV is not None, "the first rank has the last stage"
+        return logits_NV
 
     def _register(self, sequence: Sequence) -> None:
         size = self.pool.block_size
@@ -235,12 +234,13 @@ class CachedModel:
 
 
 def check_whole(model: "GPT") -> None:
-    """Refuse a model that ranks share: its logits or features would be a part of the true ones."""
+    """Refuse a part of a model that comes without the other ranks: logits or features would be parts of the true
+    ones."""
+    allowed = "a whole model, or the SharedModel of all ranks (mt generate --nproc)"
     if model.embed is None or len(model.layers) < model.config.layers:
-        actual = "is cut into stages of a pipeline, through which generation does not pass"
-        raise MtError("model", actual, "load it whole (mt ckpt convert, or parallel.pipeline = 1)")
+        raise MtError("model", "is a stage of a pipeline, without the other stages", allowed)
     if len(model.embed.weight) < model.config.vocab_size:
         actual = f"has {len(model.embed.weight)} of {model.config.vocab_size} rows of the vocabulary on this rank"
-        raise MtError("model", actual, "load it whole (parallel.tensor = 1)")
+        raise MtError("model", actual, allowed)
     if model.training:
         raise MtError("model", "is in training mode, in which it drops features", "call model.eval() first")

@@ -9,7 +9,16 @@ from typer import Option
 from mt_core.cli.options import expand_options
 from mt_core.errors import MtError, Problem, raise_if
 from mt_core.plugins import import_library
-from mt_eval.options import BatchSize, Beginning, LoadDir, ModelOptions, Output, SeqLength, TokenizerOptions
+from mt_eval.options import (
+    BatchSize,
+    Beginning,
+    LoadDir,
+    ModelOptions,
+    Output,
+    RankOptions,
+    SeqLength,
+    TokenizerOptions,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +91,9 @@ class ChatOptions:
 
 
 @expand_options
-def harness(task: HarnessOptions, chat: ChatOptions, model: ModelOptions, tokenizer: TokenizerOptions) -> None:
+def harness(
+    task: HarnessOptions, chat: ChatOptions, model: ModelOptions, ranks: RankOptions, tokenizer: TokenizerOptions
+) -> None:
     """lm-evaluation-harness: any of its tasks, or yours in its format.
 
     Needs the extra lm-eval. Tasks fetch their data from the Hugging Face hub, or from the files that they name.
@@ -93,4 +104,4 @@ def harness(task: HarnessOptions, chat: ChatOptions, model: ModelOptions, tokeni
     import_library("lm_eval", where="mt eval harness", requires=["mt-cli[lm-eval]"])
     from mt_eval.harness.run import run_tasks
 
-    run_tasks(task, chat, model=model, tokenizer=tokenizer)
+    run_tasks(task, chat, model=model, ranks=ranks, tokenizer=tokenizer)

@@ -18,6 +18,7 @@ from mt_eval.tasks.evaluation import BATCH_TOKENS
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from mt_eval.generation.ranks.shared_model import SharedModel
     from mt_models.models.gpt import GPT
 
 LOGIT_ROWS = 256
@@ -53,7 +54,7 @@ class Score:
 
 
 def score_continuations(
-    model: "GPT", continuations: Sequence[Continuation], *, seq_length: int, batch_size: int | None = None
+    model: "GPT | SharedModel", continuations: Sequence[Continuation], *, seq_length: int, batch_size: int | None = None
 ) -> list[Score]:
     """Scores in the order of the continuations; long inputs come first, and lose tokens on the left.
 
@@ -84,7 +85,9 @@ def _find_problems(continuations: Sequence[Continuation], seq_length: int) -> It
             yield Problem(continuation.where, actual, f"at most {seq_length}: raise --seq-length, or shorten it")
 
 
-def _make_batches(inputs: dict[Input, list[int]], model: "GPT", batch_size: int | None) -> Iterator[list[Input]]:
+def _make_batches(
+    inputs: dict[Input, list[int]], model: "GPT | SharedModel", batch_size: int | None
+) -> Iterator[list[Input]]:
     """Inputs of similar length together, the longest first, so that memory is largest at the start."""
     order = sorted(inputs, key=lambda tokens: (-len(tokens), tokens))
     budget = BATCH_TOKENS[next(model.parameters()).device.type]
@@ -96,7 +99,7 @@ def _make_batches(inputs: dict[Input, list[int]], model: "GPT", batch_size: int 
 
 
 def _score_batch(
-    model: "GPT", inputs: list[Input], groups: list[list[tuple[int, Continuation]]], scores: list[Score]
+    model: "GPT | SharedModel", inputs: list[Input], groups: list[list[tuple[int, Continuation]]], scores: list[Score]
 ) -> None:
     """Add what a batch says to the scores of the continuations of each of its inputs."""
     import torch

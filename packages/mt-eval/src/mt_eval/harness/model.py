@@ -28,6 +28,7 @@ from mt_eval.tasks.evaluation import choose_seq_length
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
 
+    from mt_eval.generation.ranks.shared_model import SharedModel
     from mt_models.models.gpt import GPT
 
 ARGUMENTS = ("load_dir", "loader", "device", "dtype", "bos", "max_length", "batch_size", "max_batch_size")
@@ -39,7 +40,7 @@ class HarnessModel(TemplateLM):
 
     def __init__(
         self,
-        network: "GPT",
+        network: "GPT | SharedModel",
         encoder: TextEncoder,
         *,
         seq_length: int,

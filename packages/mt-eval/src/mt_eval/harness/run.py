@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any, cast
 from mt_core.distributed.process_group import pick_device
 from mt_core.errors import MtError
 from mt_eval.encoding import TextEncoder
+from mt_eval.generation.ranks.processes import open_model
 from mt_eval.harness.command import ChatOptions, HarnessOptions
 from mt_eval.harness.results import KEPT, flatten, make_table, to_plain, write_all_samples
 from mt_eval.harness.tasks import SEED, load_tasks, set_num_fewshot
-from mt_eval.load import Checkpoint, choose_ends, find_template, load_model, load_tokenizer
-from mt_eval.options import ModelOptions, TokenizerOptions
+from mt_eval.load import Checkpoint, choose_ends, find_template, load_tokenizer
+from mt_eval.options import ModelOptions, RankOptions, TokenizerOptions
 from mt_eval.report import Report, check_output, write_document
 from mt_eval.tasks.evaluation import choose_seq_length
 
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
     from mt_data.datasets.sft.template import ChatTemplate
 
 
-def run_tasks(task: HarnessOptions, chat: ChatOptions, *, model: ModelOptions, tokenizer: TokenizerOptions) -> None:
+def run_tasks(
+    task: HarnessOptions, chat: ChatOptions, *, model: ModelOptions, ranks: RankOptions, tokenizer: TokenizerOptions
+) -> None:
     """Run the tasks, print a table, and write the results and the samples if there is an output."""
     started = time.monotonic()
     from lm_eval.evaluator import evaluate
@@ -38,25 +41,25 @@ def run_tasks(task: HarnessOptions, chat: ChatOptions, *, model: ModelOptions, t
     seq_length, source = choose_seq_length(checkpoint, task.seq_length)
     tasks = load_tasks(names, task.include_path or [], seq_length=seq_length)
     set_num_fewshot(tasks["tasks"].values(), task.num_fewshot)
-    network = load_model(checkpoint, device=model.device, dtype=model.dtype)
-    harness_model = HarnessModel(
-        network,
-        encoder,
-        seq_length=seq_length,
-        begin=choose_begin(encoder, bos=task.bos),
-        ends=choose_ends(checkpoint, encoder.tokenizer),
-        batch_size=task.batch_size,
-        find_template=lambda: template,
-    )
     print(f"harness: inputs of at most {seq_length:,} tokens ({source})", file=sys.stderr)
-    answers = evaluate(
-        harness_model,
-        tasks,
-        limit=cast("int | None", limit),
-        apply_chat_template=chat.apply_chat_template,
-        system_instruction=chat.system_instruction,
-        fewshot_as_multiturn=chat.multiturn,
-    )
+    with open_model(checkpoint, model, ranks) as network:
+        harness_model = HarnessModel(
+            network,
+            encoder,
+            seq_length=seq_length,
+            begin=choose_begin(encoder, bos=task.bos),
+            ends=choose_ends(checkpoint, encoder.tokenizer),
+            batch_size=task.batch_size,
+            find_template=lambda: template,
+        )
+        answers = evaluate(
+            harness_model,
+            tasks,
+            limit=cast("int | None", limit),
+            apply_chat_template=chat.apply_chat_template,
+            system_instruction=chat.system_instruction,
+            fewshot_as_multiturn=chat.multiturn,
+        )
     results = cast("Mapping[str, Any] | None", answers)
     assert results is not None, "one process"
     report = Report(
@@ -76,6 +79,7 @@ def run_tasks(task: HarnessOptions, chat: ChatOptions, *, model: ModelOptions, t
             "num_fewshot": "the task's" if task.num_fewshot is None else task.num_fewshot,
             "device": pick_device(model.device, where="--device").type,
             "dtype": model.dtype,
+            "ranks": f"tensor {ranks.tensor} × pipeline {ranks.pipeline}" if ranks.nproc > 1 else "1",
             "tokenizer": type(encoder.tokenizer).__name__,
             "before_each_text": encoder.describe_prefix(),
         },

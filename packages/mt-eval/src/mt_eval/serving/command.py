@@ -12,7 +12,7 @@ from mt_core.cli.options import expand_options
 from mt_core.errors import MtError
 from mt_core.plugins import import_library
 from mt_eval.generation.command import CheckpointOptions
-from mt_eval.options import Beginning, ModelOptions, TokenizerOptions
+from mt_eval.options import Beginning, ModelOptions, RankOptions, TokenizerOptions
 
 if TYPE_CHECKING:
     from mt_eval.load import Checkpoint
@@ -72,6 +72,7 @@ def serve(
     limits: LimitOptions,
     sizes: EngineSizes,
     model: ModelOptions,
+    ranks: RankOptions,
     tokenizer: TokenizerOptions,
 ) -> None:
     """Serve a model over HTTP: OpenAI's completions and chat, Megatron's PUT /api, and a page to type at.
@@ -84,8 +85,9 @@ def serve(
     for library in ("starlette", "uvicorn"):
         import_library(library, where="mt serve", requires=["mt-eval[serve]"])
     from mt_eval.generation.engine import Engine
+    from mt_eval.generation.ranks.processes import open_model
     from mt_eval.generation.sequences import EngineOptions
-    from mt_eval.load import Checkpoint, load_model
+    from mt_eval.load import Checkpoint
     from mt_eval.serving.app import Server
     from mt_eval.serving.engine_thread import EngineThread
     from mt_eval.serving.http_server import open_socket, run_server
@@ -104,11 +106,11 @@ def serve(
     listener = open_socket(listen.host, listen.port)
     opened = Checkpoint.open(checkpoint.path(), model.loader, model.loader_options)
     served = describe_model(opened, listen, limits, tokenizer)
-    engine = Engine(load_model(opened, device=model.device, dtype=model.dtype), options)
     if not listen.api_key and not _is_local(listener.getsockname()[0]):
         print(f"serve: anyone who reaches {listen.host} may use the model: give --api-key", file=sys.stderr)
-    server = Server(served, EngineThread(engine, max_waiting=limits.max_waiting), listen.api_key or None)
-    run_server(server, listener, drain_s=limits.drain_seconds)
+    with open_model(opened, model, ranks) as network:
+        engine = EngineThread(Engine(network, options), max_waiting=limits.max_waiting)
+        run_server(Server(served, engine, listen.api_key or None), listener, drain_s=limits.drain_seconds)
 
 
 def describe_model(

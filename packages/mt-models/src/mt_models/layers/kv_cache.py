@@ -92,15 +92,17 @@ class KVCache:
         block_size: int,
         *,
         groups: int | None = None,
+        layers: range | None = None,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> None:
-        """`groups` are those of this rank's share of the heads, if it is not all of them."""
+        """`groups` are those of this rank's share of the heads, and `layers` the numbers of its layers, if not all."""
         assert KEY_TILE % block_size == 0, "a tile of keys is whole blocks"
         G, K, V = config.attention.cache_sizes
         self.block_size, self.blocks = block_size, blocks
-        self.windows = [config.attention.get_window(layer) for layer in range(config.layers)]
-        shape = (config.layers, G if groups is None else groups, blocks, block_size)
+        layers = range(config.layers) if layers is None else layers
+        self.windows = [config.attention.get_window(layer) for layer in layers]
+        shape = (len(layers), G if groups is None else groups, blocks, block_size)
         self.k = torch.zeros(*shape, K, dtype=dtype, device=device)
         self.v = torch.zeros(*shape, V, dtype=dtype, device=device) if V else None
         self.exact = self.k.device.type == "cpu"

@@ -228,10 +228,19 @@ class GPT(Transformer[GPTConfig]):
         return cap_logits(F.linear(x_BTD, self.output_weight)[..., : self.config.vocab_size], self.config.logit_softcap)
 
     def make_cache(self, blocks: int, block_size: int) -> KVCache:
-        """A KV cache on this model's device and in its dtype, for the key/value groups that this rank has."""
-        weight, layer = self.embed.weight, self.layers["0"].attn
+        """A KV cache on this model's device and in its dtype, for the layers and groups of heads that this rank has."""
+        weight, numbers = next(self.parameters()), [int(number) for number in self.layers]
+        layer = self.layers[str(numbers[0])].attn
         groups = len(layer.qkv.weight) if isinstance(layer, Attention) else None
-        return KVCache(self.config, blocks, block_size, groups=groups, dtype=weight.dtype, device=weight.device)
+        return KVCache(
+            self.config,
+            blocks,
+            block_size,
+            groups=groups,
+            layers=range(numbers[0], numbers[-1] + 1),
+            dtype=weight.dtype,
+            device=weight.device,
+        )
 
 
 def round_to_dtype(value: float, dtype: torch.dtype) -> float:
