@@ -218,6 +218,12 @@ def test_labels_that_are_missing_or_of_one_kind_are_refused(tmp_path):
     write(path, {"text": "a", "toxicity": 0.5})
     with pytest.raises(MtError, match="1 texts that are not toxic, and 0 that are; some of both"):
         LocalClassifier(labelled_data=path)
+    write(path, {"text": "!", "toxicity": 1}, {"text": "?", "toxicity": 0})
+    with pytest.raises(MtError, match="a.jsonl: holds no word; texts of a language"):
+        LocalClassifier(labelled_data=path)
+    write(path, {"text": "a", "toxicity": 1}, {"text": "b", "toxicity": 0})
+    a, b = (each["toxicity"] for each in LocalClassifier(labelled_data=path).score(["a", "b"]))
+    assert a > b
 
 
 def test_without_scikit_learn_the_local_classifier_says_what_to_install():

@@ -5,6 +5,7 @@ It knows what its sentences taught it, which is little: 170 of our own come with
 """
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from importlib.metadata import version
@@ -23,6 +24,7 @@ SENTENCES = "sentences.jsonl"
 TOXIC = 0.5
 """Labels above it are toxic."""
 BATCH_SIZE = 512
+WORD = r"\b\w+\b"
 
 
 class LocalClassifier:
@@ -61,7 +63,7 @@ def make_pipeline() -> Any:
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline, make_union
 
-    words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
+    words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=WORD)
     parts = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4), sublinear_tf=True)
     return make_pipeline(make_union(words, parts), LogisticRegression(C=10, max_iter=1000))
 
@@ -82,6 +84,8 @@ def read_labelled(raw: str, path: Path) -> tuple[list[str], list[int]]:
     if {*labels} != {0, 1}:
         actual = f"{labels.count(0)} texts that are not toxic, and {labels.count(1)} that are"
         raise MtError(str(path), actual, f"some of both; toxic ones have a toxicity above {TOXIC}")
+    if not any(re.search(WORD, text) for text in texts):
+        raise MtError(str(path), "holds no word", "texts of a language")
     return texts, labels
 
 
