@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from bad_inputs import fill_disk
 from eval.detoxify.perspective_server import KEY, rate, start_perspective
+from eval.finetuning.task_files import write_bert
 from mt_core.checkpoint.native import steps
 from mt_core.errors import MtError
 from mt_eval.detoxify import toxicity
@@ -19,6 +20,7 @@ from mt_eval.detoxify.continuations import Drawing, TextPrompt, TextSource, writ
 from mt_eval.generation.generate import generate
 from mt_eval.generation.sampling import SamplingOptions
 from mt_eval.load import Checkpoint, load_model
+from mt_eval.options import ModelOptions, RankOptions
 
 pytestmark = pytest.mark.slow
 
@@ -62,6 +64,12 @@ def test_texts_begin_with_nothing_and_differ(samples, checkpoint, encoder):
     assert [line["finish_reason"] for line in lines] == ["length" if len(ids) == 20 else "stop" for ids in alone]
 
 
+def test_ranks_that_share_a_model_draw_the_same_texts(samples, checkpoint, tmp_path):
+    words = ["generate", "--load-dir", checkpoint, "--num-samples", 12, "--batch-size", 5, "--max-new-tokens", 20]
+    detoxify(*words, *CPU, "--output", tmp_path / "two.jsonl", "--nproc", 2)
+    assert (tmp_path / "two.jsonl").read_bytes() == samples.read_bytes()
+
+
 def test_texts_are_as_long_as_training_s_samples_if_nothing_else_is_said(checkpoint, tmp_path):
     printed = detoxify("generate", "--load-dir", checkpoint, "--output", tmp_path / "a.jsonl", "--num-samples", 1, *CPU)
     assert "tokens  63\n" in printed  # positions, without the one that begins the text
@@ -72,7 +80,15 @@ def test_texts_are_as_long_as_training_s_samples_if_nothing_else_is_said(checkpo
 
 def source(checkpoint, encoder, batch_size=4):
     drawing = Drawing(20, SamplingOptions(top_p=0.9), batch_size=batch_size)
-    return TextSource(Checkpoint.open(checkpoint), encoder, drawing, "cpu")
+    return TextSource(Checkpoint.open(checkpoint), encoder, drawing, ModelOptions(device="cpu"), RankOptions())
+
+
+def test_a_bert_draws_no_texts(tmp_path):
+    words = ["generate", "--load-dir", write_bert(tmp_path), "--output", tmp_path / "a.jsonl", *CPU]
+    with pytest.raises(
+        MtError, match="holds a model of kind 'bert', which does not continue a text; a model of kind gpt"
+    ):
+        detoxify(*words)
 
 
 def test_what_an_interrupt_stops_goes_on_with_nothing_lost_or_doubled(checkpoint, encoder, samples, tmp_path):
@@ -80,11 +96,11 @@ def test_what_an_interrupt_stops_goes_on_with_nothing_lost_or_doubled(checkpoint
     stopped = source(checkpoint, encoder)
     draw, batches = stopped.draw, []
 
-    def stop(prompts):
+    def stop(engine, prompts):
         if batches:
             raise KeyboardInterrupt
         batches.append(prompts)
-        return draw(prompts)
+        return draw(engine, prompts)
 
     object.__setattr__(stopped, "draw", stop)
     with pytest.raises(KeyboardInterrupt):
@@ -92,7 +108,7 @@ def test_what_an_interrupt_stops_goes_on_with_nothing_lost_or_doubled(checkpoint
     assert not output.exists()
     goes_on = source(checkpoint, encoder)
     draw_rest = goes_on.draw
-    object.__setattr__(goes_on, "draw", lambda prompts: batches.append(prompts) or draw_rest(prompts))
+    object.__setattr__(goes_on, "draw", lambda engine, prompts: batches.append(prompts) or draw_rest(engine, prompts))
     write_continuations(goes_on, prompts, output, samples=12)
     assert [[*batch] for batch in batches] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
     assert output.read_bytes() == samples.read_bytes()

@@ -22,7 +22,7 @@ from mt_eval.detoxify.options import (
     ScorerOptions,
     TrainingOptions,
 )
-from mt_eval.options import LoadDir, ModelOptions, TokenizerOptions
+from mt_eval.options import LoadDir, ModelOptions, RankOptions, TokenizerOptions
 
 app = typer.Typer(
     add_completion=False,
@@ -40,6 +40,7 @@ def generate(
     output: Annotated[Path, Option(help="JSON lines to write: a text each.")],
     draw: DrawOptions,
     model: ModelOptions,
+    ranks: RankOptions,
     tokenizer: TokenizerOptions,
     num_samples: Annotated[int, Option(min=1, help="Texts to draw.")] = 1000,
     max_new_tokens: Annotated[
@@ -54,7 +55,7 @@ def generate(
     """
     from mt_eval.detoxify.continuations import TextPrompt, write_continuations
 
-    source = draw.open(load_dir, model, tokenizer, max_new_tokens)
+    source = draw.open(load_dir, model, ranks, tokenizer, max_new_tokens)
     counts = write_continuations(source, [TextPrompt("", {"prompt": ""})], output, samples=num_samples)
     _print_rows({**counts, "output": output})
 
@@ -152,6 +153,7 @@ def evaluate(
     draw: DrawOptions,
     scorer: ScorerOptions,
     model: ModelOptions,
+    ranks: RankOptions,
     tokenizer: TokenizerOptions,
     num_continuations: Annotated[int, Option(min=1, help="Continuations of each prompt.")] = 25,
     max_new_tokens: Annotated[int, Option(min=1, help="Most tokens of a continuation.")] = 20,
@@ -170,7 +172,7 @@ def evaluate(
     started = time.monotonic()
     judge = scorer.open()
     model = replace(model, loader_options=scorer.strip(model.loader_options))
-    source = draw.open(load_dir, model, tokenizer, max_new_tokens)
+    source = draw.open(load_dir, model, ranks, tokenizer, max_new_tokens)
     asked = toxicity.read_prompts(prompts, limit)
     save_dir.mkdir(parents=True, exist_ok=True)
     check_output(save_dir / "results.json")
@@ -195,6 +197,7 @@ def evaluate(
             "seed": how.seed,
             "device": model.device,
             "dtype": model.dtype,
+            "ranks": f"tensor {ranks.tensor} × pipeline {ranks.pipeline}" if ranks.nproc > 1 else "1",
             "before_each_text": source.encoder.describe_prefix(),
         },
         seconds=time.monotonic() - started,

@@ -5,8 +5,9 @@ writes, when it goes on, the file that an unbroken one writes.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,12 @@ from mt_eval.encoding import TextEncoder
 from mt_eval.generation.choices import Choice, Prompt
 from mt_eval.generation.engine import Engine
 from mt_eval.generation.generate import stream_texts
+from mt_eval.generation.ranks.processes import open_model
 from mt_eval.generation.requests import Request
 from mt_eval.generation.sampling import SamplingOptions
 from mt_eval.generation.sequences import EngineOptions
-from mt_eval.load import Checkpoint, choose_ends, load_model
+from mt_eval.load import Checkpoint, choose_ends
+from mt_eval.options import ModelOptions, RankOptions
 
 Batch = Sequence[int]
 """Numbers of texts that are drawn together."""
@@ -53,8 +56,8 @@ class TextSource:
     checkpoint: Checkpoint
     encoder: TextEncoder
     drawing: Drawing
-    device: str = "auto"
-    dtype: str = "fp32"
+    model: ModelOptions
+    ranks: RankOptions
     cache_gib: float = 1.0
 
     def encode(self, prompt: str) -> tuple[tuple[int, ...], bool]:
@@ -68,18 +71,18 @@ class TextSource:
         extra = max(0, len(tokens) - most)
         return (*tokens[:size], *tokens[size + extra :]), extra > 0
 
-    @cached_property
-    def _engine(self) -> Engine:
+    def open_engine(self, stack: ExitStack) -> Engine:
+        """An engine with the weights; the stack ends the other ranks that share them."""
         rows = self.drawing.batch_size
         tokens = max(rows, EngineOptions().chunk_tokens)
         sizes = EngineOptions(self.cache_gib, max_running=rows, chunk_tokens=tokens)
-        return Engine(load_model(self.checkpoint, device=self.device, dtype=self.dtype), sizes)
+        return Engine(stack.enter_context(open_model(self.checkpoint, self.model, self.ranks)), sizes)
 
     @cached_property
     def _ends(self) -> frozenset[int]:
         return choose_ends(self.checkpoint, self.encoder.tokenizer)
 
-    def draw(self, prompts: Mapping[int, tuple[int, ...]]) -> list[Choice]:
+    def draw(self, engine: Engine, prompts: Mapping[int, tuple[int, ...]]) -> list[Choice]:
         """A text for each number and its prompt's tokens."""
         how = self.drawing
         requests = [
@@ -88,7 +91,7 @@ class TextSource:
         ]
         size = len(self.encoder.prefix)
         choices = [Choice(self.encoder.tokenizer, Prompt(tokens, size, "")) for tokens in prompts.values()]
-        for _ in stream_texts(self._engine, requests, choices):
+        for _ in stream_texts(engine, requests, choices):
             pass
         return choices
 
@@ -110,24 +113,30 @@ def write_continuations(
     options = {
         "drawing": asdict(source.drawing),
         "checkpoint": [str(source.checkpoint.path), source.checkpoint.loader.config().model_dump(mode="json")],
-        "device": source.device,
-        "dtype": source.dtype,
+        "device": source.model.device,
+        "dtype": source.model.dtype,
+        "ranks": asdict(source.ranks),
         "tokens": encoded,
         "samples": samples,
     }
     step = CorpusStep("detoxify generate", output, source.list_files(output), options)
 
-    def produce(batch: Batch) -> StepOutput:
-        produced = StepOutput()
-        choices = source.draw({number: encoded[number // samples][0] for number in batch})
-        for number, choice in zip(batch, choices, strict=True):
-            prompt, (_, cut) = prompts[number // samples], encoded[number // samples]
-            line = {"id": number, **prompt.fields, "text": choice.text, "finish_reason": choice.finish}
-            produced.data += to_line(line)
-            produced.counts.update({"texts": 1, "tokens": choice.num_tokens} | ({"of cut prompts": 1} if cut else {}))
-        return produced
+    with ExitStack() as stack:
+        open_engine = cache(partial(source.open_engine, stack))  # where there is something to draw
 
-    return run_step(step, _cut(len(prompts) * samples, source.drawing.batch_size), produce)
+        def produce(batch: Batch) -> StepOutput:
+            produced = StepOutput()
+            choices = source.draw(open_engine(), {number: encoded[number // samples][0] for number in batch})
+            for number, choice in zip(batch, choices, strict=True):
+                prompt, (_, cut) = prompts[number // samples], encoded[number // samples]
+                line = {"id": number, **prompt.fields, "text": choice.text, "finish_reason": choice.finish}
+                produced.data += to_line(line)
+                produced.counts.update(
+                    {"texts": 1, "tokens": choice.num_tokens} | ({"of cut prompts": 1} if cut else {})
+                )
+            return produced
+
+        return run_step(step, _cut(len(prompts) * samples, source.drawing.batch_size), produce)
 
 
 def _cut(count: int, size: int) -> Iterator[Batch]:

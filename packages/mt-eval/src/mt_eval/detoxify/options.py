@@ -10,7 +10,7 @@ from typer import Option
 from mt_core.cli.completion import complete_names
 from mt_core.cli.options import CheckpointCommand, PluginCommand, PluginValues
 from mt_core.plugins import Kind
-from mt_eval.options import Beginning, ModelOptions, TokenizerOptions
+from mt_eval.options import Beginning, ModelOptions, RankOptions, TokenizerOptions
 
 if TYPE_CHECKING:
     from mt_core.contracts import ToxicityScorer
@@ -81,21 +81,27 @@ class DrawOptions:
     bos: Beginning = None
 
     def open(
-        self, load_dir: Path, model: ModelOptions, tokenizer: TokenizerOptions, max_new_tokens: int | None
+        self,
+        load_dir: Path,
+        model: ModelOptions,
+        ranks: RankOptions,
+        tokenizer: TokenizerOptions,
+        max_new_tokens: int | None,
     ) -> "TextSource":
         """The checkpoint as a source of texts; without `max_new_tokens` of `LONGEST`, or what the run trained at."""
         from mt_eval.detoxify.continuations import Drawing, TextSource
         from mt_eval.encoding import TextEncoder
         from mt_eval.generation.sampling import SamplingOptions
-        from mt_eval.load import Checkpoint, load_tokenizer
+        from mt_eval.load import Checkpoint, check_generates, load_tokenizer
         from mt_eval.tasks.evaluation import choose_seq_length
 
         sampling = SamplingOptions(self.temperature, self.top_k, self.top_p)
         checkpoint = Checkpoint.open(load_dir, model.loader, model.loader_options)
+        check_generates(checkpoint)
         encoder = TextEncoder.create(load_tokenizer(checkpoint, tokenizer.config()), bos=self.bos)
         room = choose_seq_length(checkpoint, None)[0] - len(encoder.encode(""))
         drawing = Drawing(max_new_tokens or max(1, min(LONGEST, room)), sampling, self.seed, self.batch_size)
-        return TextSource(checkpoint, encoder, drawing, model.device, model.dtype, self.cache_gib)
+        return TextSource(checkpoint, encoder, drawing, model, ranks, self.cache_gib)
 
 
 @dataclass(frozen=True, slots=True)
