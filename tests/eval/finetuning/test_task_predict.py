@@ -83,6 +83,16 @@ def test_the_order_of_another_checkpoint_s_classes_has_to_be_named(folder, tmp_p
         assert new == pytest.approx(old, abs=1e-6)
 
 
+def test_a_run_without_files_to_evaluate_has_no_predictions(folder, tmp_path):
+    printed = mt_task(
+        *("mnli", "--load-dir", folder / "bert", "--train-data", folder / "train.tsv", "--save-dir", tmp_path / "run"),
+        *("--epochs", 1, "--micro-batch-size", 8, "--global-batch-size", 16, *QUICK),
+    )
+    assert "right" not in printed
+    assert (tmp_path / "run" / "step-00000001").is_dir()
+    assert not (tmp_path / "run" / "predictions").exists()
+
+
 def test_what_a_checkpoint_cannot_predict_is_refused(folder, tmp_path):
     words = ["predict", "--data", folder / "dev.tsv", "--save-dir", tmp_path / "out", *CPU, "--load-dir"]
     assert "has no head for a task; the task needs {'kind': 'classification', 'classes': 3}" in refusal(

@@ -109,11 +109,17 @@ def _spell_label(label: float, classes: Sequence[str]) -> str | float:
 def predict_run(
     run_dir: Path, data: TaskSection, tests: Mapping[str, Sequence[Example]]
 ) -> dict[str, list[Prediction]]:
-    """Predict every validation and test set with a run's last step, and write a file for each to RUN/predictions."""
+    """Predict every validation and test set with a run's last step, and write a file for each to RUN/predictions.
+
+    Nothing is written if there are no sets.
+    """
     from mt_core.checkpoint.native import read_meta, steps
     from mt_core.distributed.process_group import pick_device
     from mt_eval.load import Checkpoint, load_network, load_tokenizer
 
+    sets = {**load_sets(data).valid, **tests}
+    if not sets:
+        return {}
     step = steps(run_dir)[-1]
     config = read_meta(step)["config"]
     checkpoint = Checkpoint.open(step, "native")
@@ -121,7 +127,7 @@ def predict_run(
     model = load_network(checkpoint, device=device.type)
     tokenizer = cast("MaskingTokenizer", load_tokenizer(checkpoint))
     predictions = dict[str, list[Prediction]]()
-    for name, examples in {**load_sets(data).valid, **tests}.items():
+    for name, examples in sets.items():
         samples = EncodedExamples(examples, tokenizer, make_lengths(data))
         predictions[name] = predict(
             model, samples, get_classes(data), batch_size=config["batch"]["micro_batch"], device=device
