@@ -260,7 +260,7 @@ def _import_without_plugins(name: str) -> None:
     from mt_core import plugins
 
     before = set(sys.modules)
-    importlib.import_module(name)
+    _import_if_installed(name)
     if plugins.manager.cache_info().currsize:
         plugins.manager.cache_clear()
         plugins.broken.clear()
@@ -284,6 +284,15 @@ def _collapse_pages() -> None:
                 madvise(page, HUGE_PAGE, MADV_COLLAPSE)  # only a hint
 
 
+def _import_if_installed(name: str) -> None:
+    """Import a module unless it needs a library that is not here: the command that needs it says so."""
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("mt_"):
+            raise
+
+
 def main(listener: int, lifeline: int) -> None:
     """Import everything and serve the socket `listener` until `lifeline` closes; both are descriptors."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is pytest's, whose end is this process's
@@ -294,7 +303,7 @@ def main(listener: int, lifeline: int) -> None:
             if not module.name.endswith("__main__"):
                 _import_without_plugins(module.name)
     for name in OTHERS:
-        importlib.import_module(name)
+        _import_if_installed(name)
     threads = os.listdir("/proc/self/task")
     assert len(threads) == 1, f"imports started threads, and a process that has some cannot be forked: {threads}"
     gc.freeze()  # collections touch no page that a child shares
