@@ -39,16 +39,18 @@ class KeyIndex:
     """Where the keys of sequences are that have equally many tokens in a pass, and which of them a token sees."""
 
     blocks: Tensor
-    """Blocks of the cache, one sequence after the other, as many for each."""
-    seen_BTS: Tensor
-    """False for keys of the future, those outside the window, and what is behind the sequence."""
+    """Blocks of the cache, as many for each sequence: for the first group those of one sequence after the other, then
+    for the second. The blocks of a group are numbered behind those of the group before."""
+    hidden_BTS: Tensor
+    """True for keys of the future, those outside the window, and what is behind the sequence."""
 
 
 class SpanGroup:
     """Spans of equally many tokens: the rows of a pass from `first` on."""
 
-    def __init__(self, spans: Sequence[Span], first: int, block_size: int, device: torch.device) -> None:
-        self.spans, self.block_size, self.device = spans, block_size, device
+    def __init__(self, spans: Sequence[Span], first: int, cache: "KVCache") -> None:
+        self.spans, self.block_size, self.device = spans, cache.block_size, cache.k.device
+        self.firsts_G1 = torch.arange(cache.k.shape[1], device=self.device)[:, None] * cache.blocks
         self.tokens = spans[0].tokens
         self.rows = slice(first, first + len(spans) * self.tokens)
         self._indices: dict[int | None, KeyIndex] = {}
@@ -76,10 +78,10 @@ class SpanGroup:
         keys_BS = starts_B[:, None] + torch.arange(keys, device=self.device)
         queries_BT = first_B[:, None] + torch.arange(self.tokens, device=self.device)
         behind_BTS = queries_BT[:, :, None] - keys_BS[:, None]
-        seen_BTS = behind_BTS >= 0
+        hidden_BTS = behind_BTS < 0
         if window is not None:
-            seen_BTS &= behind_BTS < window
-        return KeyIndex(torch.tensor(tables, device=self.device), seen_BTS)
+            hidden_BTS |= behind_BTS >= window
+        return KeyIndex((self.firsts_G1 + torch.tensor(tables, device=self.device)).flatten(), hidden_BTS)
 
 
 class KVCache:
@@ -155,7 +157,7 @@ class CachePass:
         for single, same in groupby(spans, lambda span: span.tokens == 1):
             same = list(same)
             for part in [same] if single else [[span] for span in same]:
-                self.groups.append(SpanGroup(part, first, size, device))
+                self.groups.append(SpanGroup(part, first, cache))
                 first = self.groups[-1].rows.stop
 
     @cached_property
@@ -188,12 +190,17 @@ class LayerCache:
             index = group.index_keys(self.window)
             sequences = len(group.spans)
             k_GBSK, v_GBSV = (
-                None if t is None else t.index_select(1, index.blocks).unflatten(1, (sequences, -1)).flatten(2, 3)
-                for t in (self.k, self.v)
+                None if t is None else gather_blocks(t, index.blocks, sequences) for t in (self.k, self.v)
             )
             q_BTHK = q_N1HK[group.rows, 0].unflatten(0, (sequences, group.tokens))
             assert k_GBSK is not None
             v_GBSV = k_GBSK[..., :values] if v_GBSV is None else v_GBSV
-            y_BTHV = attend_cached(q_BTHK, k_GBSK, v_GBSV, index.seen_BTS, scores, exact=self.exact)
+            y_BTHV = attend_cached(q_BTHK, k_GBSK, v_GBSV, index.hidden_BTS, scores, exact=self.exact)
             parts.append(y_BTHV.flatten(0, 1))
         return (parts[0] if len(parts) == 1 else torch.cat(parts))[:, None]
+
+
+def gather_blocks(stored: Tensor, blocks: Tensor, sequences: int) -> Tensor:
+    """Copy blocks of a layer, [G, blocks, block size, K], to where they lie in order: [G, B, S, K]."""
+    rows = stored.flatten(0, 1).flatten(1).index_select(0, blocks)  # along the first dim threads share the work
+    return rows.view(len(stored), sequences, -1, stored.shape[-1])

@@ -24,29 +24,29 @@ QUERY_ROWS = 4
 
 
 def attend_cached(
-    q_BTHK: Tensor, k_GBSK: Tensor, v_GBSV: Tensor, seen_BTS: Tensor, scores: ScoreMods, *, exact: bool
+    q_BTHK: Tensor, k_GBSK: Tensor, v_GBSV: Tensor, hidden_BTS: Tensor, scores: ScoreMods, *, exact: bool
 ) -> Tensor:
-    """Attend to the keys that are seen, [B, T, H, V]; the softmax is computed in fp32 or wider.
+    """Attend to the keys that are not hidden, [B, T, H, V]; the softmax is computed in fp32 or wider.
 
-    With several tokens there is one sequence. The window of the scores is in `seen_BTS`.
+    With several tokens there is one sequence. The window of the scores is in `hidden_BTS`.
     """
     B, T, H, _ = q_BTHK.shape
     assert B == 1 or T == 1, "several sequences have one token each"
     G = len(k_GBSK)
     q_GBTRK = q_BTHK.unflatten(2, (G, -1)).permute(2, 0, 1, 3, 4)
     if not exact:
-        y_GBQV = _attend_tile(q_GBTRK.flatten(2, 3), k_GBSK, v_GBSV, seen_BTS, scores)
+        y_GBQV = _attend_tile(q_GBTRK.flatten(2, 3), k_GBSK, v_GBSV, hidden_BTS, scores)
         y_GBTRV = y_GBQV.unflatten(2, (T, -1))
     else:
         R = H // G
         q_GBTQK = F.pad(q_GBTRK, (0, 0, 0, -R % QUERY_ROWS)).contiguous()
         if T == 1:
-            y_GBTQV = _attend_tile(q_GBTQK[:, :, 0], k_GBSK, v_GBSV, seen_BTS, scores)[:, :, None]
+            y_GBTQV = _attend_tile(q_GBTQK[:, :, 0], k_GBSK, v_GBSV, hidden_BTS, scores)[:, :, None]
         else:  # each token is a sequence of its own with the same keys
             keys, values = (x.expand(-1, T, -1, -1) for x in (k_GBSK, v_GBSV))
             parts = [
                 _attend_tile(
-                    q_GBTQK[g : g + 1, 0], keys[g : g + 1], values[g : g + 1], seen_BTS.transpose(0, 1), scores
+                    q_GBTQK[g : g + 1, 0], keys[g : g + 1], values[g : g + 1], hidden_BTS.transpose(0, 1), scores
                 )
                 for g in range(G)
             ]
@@ -55,13 +55,13 @@ def attend_cached(
     return y_GBTRV.permute(1, 2, 0, 3, 4).flatten(2, 3)
 
 
-def _attend_tile(q_GBQK: Tensor, k_GBSK: Tensor, v_GBSV: Tensor, seen_BTS: Tensor, scores: ScoreMods) -> Tensor:
+def _attend_tile(q_GBQK: Tensor, k_GBSK: Tensor, v_GBSV: Tensor, hidden_BTS: Tensor, scores: ScoreMods) -> Tensor:
     """Attention of rows [G, B, Q, K], T tokens after each other, to the keys of their sequence: [G, B, Q, V]."""
-    T, scale = seen_BTS.shape[1], scores.scale or q_GBQK.shape[-1] ** -0.5
+    T, scale = hidden_BTS.shape[1], scores.scale or q_GBQK.shape[-1] ** -0.5
     scores_GBQS = _multiply(q_GBQK, k_GBSK.mT).mul_(scale)
     if scores.softcap is not None:
         scores_GBQS = scores.softcap * torch.tanh(scores_GBQS / scores.softcap)
-    scores_GBQS.unflatten(2, (T, -1)).masked_fill_(~seen_BTS[:, :, None], -math.inf)
+    scores_GBQS.unflatten(2, (T, -1)).masked_fill_(hidden_BTS[:, :, None], -math.inf)
     wide = torch.promote_types(scores_GBQS.dtype, torch.float32)
     weights_GBQS = scores_GBQS.softmax(-1, dtype=wide).to(v_GBSV.dtype)
     total = None

@@ -18,7 +18,8 @@ from mt_core.distributed.mesh import Mesh
 from mt_core.parallel.tensor.collectives import all_gather_async
 from mt_core.parallel.tensor.cross_entropy import cap_logits
 from mt_core.pipeline.layout_string import Stage
-from mt_eval.generation.batch_invariance import BatchInvariance
+from mt_eval.generation.exact.batch_invariance import BatchInvariance
+from mt_eval.generation.exact.layers import make_exact
 from mt_models.layers.kv_cache import CachePass, KVCache, Span
 from mt_models.models.gpt import GPT
 
@@ -32,7 +33,9 @@ class ModelPart:
         self.stage = stage or Stage(range(model.config.layers), embedding=True, loss=True)
         weight = next(model.parameters())
         self.device, self.dtype = weight.device, weight.dtype
-        self.arithmetic = BatchInvariance() if self.device.type == "cpu" else nullcontext()
+        exact = BatchInvariance(model.parameters()) if self.device.type == "cpu" else None
+        self._logits = nullcontext() if exact is None else exact
+        self._layers = nullcontext() if exact is None else make_exact(model, exact)
         self._cache: KVCache | None = None
 
     def measure_block(self, block_size: int) -> int:
@@ -57,7 +60,7 @@ class ModelPart:
         step = self.cache.place(spans)
         self.model.check_length(step.length)
         tokens_N1 = torch.tensor(tokens, device=self.device)[:, None]
-        with torch.inference_mode(), self.arithmetic:
+        with torch.inference_mode(), self._layers:
             x_N1D = self._pass_stage(tokens_N1, step.positions_N1, step)
         return None if x_N1D is None else x_N1D[:, 0]
 
@@ -73,7 +76,7 @@ class ModelPart:
         if not self.stage.loss:
             return None
         axis, config = self.mesh.tensor, self.model.config
-        with torch.inference_mode(), self.arithmetic:
+        with torch.inference_mode(), self._logits:
             if axis.size == 1:
                 assert x_ND is not None
                 return self.model.logits(x_ND[:, None])[:, 0]
