@@ -16,9 +16,10 @@ import torch
 from mt_ckpt.huggingface.config import write_config
 from mt_ckpt.huggingface.families.llama import LLAMA
 from mt_core.config.loading import read_preset
-from mt_eval.generation.engine import Engine, EngineOptions
+from mt_eval.generation.engine import Engine
 from mt_eval.generation.requests import Request
 from mt_eval.generation.sampling import SamplingOptions
+from mt_eval.generation.sequences import EngineOptions
 from mt_models.canonical import canonical_state
 from mt_models.config import GPTConfig
 from mt_models.models.gpt import GPT
@@ -157,8 +158,8 @@ def compare(ours: Callable[[], Timing], theirs: Callable[[], Timing], repeats: i
     print(f"ratio {ratio:.2f}, equal tokens {sum(places) / len(places):.1%}")
 
 
-def make_engine(model: GPT, load: Load, chunk_tokens: int) -> Engine:
+def make_engine(model: GPT, load: Load, chunk_tokens: int, *, graphs: bool = True) -> Engine:
     """An engine whose cache has room for all requests, and which reuses nothing of earlier ones."""
     count = len(load.prompts)
     sizes = {"blocks": load.most_blocks, "max_running": count, "chunk_tokens": max(chunk_tokens, count)}
-    return Engine(model, EngineOptions(**sizes, prefix_reuse=False))
+    return Engine(model, EngineOptions(**sizes, graphs=graphs, prefix_reuse=False))

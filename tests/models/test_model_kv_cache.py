@@ -7,6 +7,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from eval.generation.families import make_family
 from models.parts import COMBINATIONS, LATENT, attention, tiny
 from mt_core.errors import MtError
 from mt_models.layers.kv_cache import Span
@@ -112,3 +113,24 @@ def test_more_positions_than_the_model_has_is_an_error(make_model):
     cache = model.make_cache(8, 4)
     with pytest.raises(MtError, match=r"a sequence of 17 tokens; at most model\.max_seq_len = 16"):
         model(torch.zeros(1, 1, dtype=torch.int64), cache.place([Span(16, 1, [1, 2, 3, 4, 5])]))
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "mistral", "gemma2", "mla"])
+def test_prompts_that_need_not_be_exact_are_computed_together(name):
+    """Whole ones by a fused core, others behind what the cache has; as on a GPU."""
+    model, results = make_family(name), []
+    draw = torch.Generator().manual_seed(0)
+    tokens_N1 = torch.randint(97, (36, 1), generator=draw)
+    tables = [[1, 2, 3], [4, 5, 6], [7, 8, 9], [10, 11, 12]]
+    for exact in (True, False):
+        cache = model.make_cache(13, 4)
+        cache.exact = exact
+        parts = []
+        for start, tokens in ((0, 5), (5, 3), (8, 1)):  # whole prompts, a part of each, a token of each
+            spans = [Span(start, tokens, table) for table in tables]
+            step = cache.place(spans)
+            assert exact or len(step.groups) == 1
+            with torch.inference_mode():
+                parts.append(model.hidden(tokens_N1[4 * start : 4 * (start + tokens)], cache=step))
+        results.append(torch.cat(parts))
+    torch.testing.assert_close(results[1], results[0], rtol=0, atol=2e-5)

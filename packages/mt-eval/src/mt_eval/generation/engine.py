@@ -17,7 +17,7 @@ from mt_core.errors import Problem, raise_if
 from mt_eval.finite import ADVICE
 from mt_eval.generation.beam_search import BeamSearch
 from mt_eval.generation.requests import Finish, Output, Request, Stats, TokenLogProb
-from mt_eval.generation.sequences import CachedModel, EngineOptions, Sequence
+from mt_eval.generation.sequences import CachedModel, Decoded, EngineOptions, Sequence
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -112,6 +112,8 @@ class Engine:
         parts = self._plan()
         if not parts:
             return outputs
+        if (decoded := self._decode(parts)) is not None:
+            return outputs + self._draw([running for running, *_ in parts], decoded)
         x_ND = self.cached.run([(sequence, count) for _, sequence, count in parts])
         ready, first = [], 0
         for running, sequence, count in parts:
@@ -121,7 +123,18 @@ class Engine:
                 outputs.append(self._fail(running, problem))
             elif not sequence.left:
                 ready.append((running, first - 1))
-        return outputs + self._draw([running for running, _ in ready], x_ND[[row for _, row in ready]])
+        if not ready:
+            return outputs
+        logits_NV = self.cached.compute_logits(x_ND[[row for _, row in ready]])
+        decoded = Decoded(logits_NV, logits_NV.amax(-1).isfinite().tolist())
+        return outputs + self._draw([running for running, _ in ready], decoded)
+
+    def _decode(self, parts: Values[tuple[Running, Sequence, int]]) -> Decoded | None:
+        """Compute a step of one token a sequence as it was recorded; None if it is another step, or none is."""
+        scored = any(running.request.prompt_log_probs and not running.new_tokens for running, *_ in parts)
+        if scored or any(count > 1 for *_, count in parts):
+            return None
+        return self.cached.decode([sequence for _, sequence, _ in parts])
 
     def _start(self) -> list[Output]:
         """Give blocks to waiting requests in their order; those that have nothing to compute end here."""
@@ -172,23 +185,24 @@ class Engine:
             scores += score_tokens(logits_NV, targets[rows], request.log_probs or 0)
         return None
 
-    def _draw(self, ready: Values[Running], x_ND: "Tensor") -> list[Output]:
-        """Draw a token of each request from the features of its last token."""
+    def _draw(self, ready: Values[Running], decoded: Decoded) -> list[Output]:
+        """Draw a token of each request from the logits that follow its last one."""
         from mt_eval.generation.sampling import choose_each
 
-        if not ready:
-            return []
-        logits_NV = self.cached.compute_logits(x_ND)
-        finite = logits_NV.amax(-1).isfinite().tolist()
+        logits_NV, finite = decoded.logits_NV, decoded.finite
         failed = {running.id: running for running, is_finite in zip(ready, finite, strict=True) if not is_finite}
         outputs = [self._fail(running, _describe_place(running.sequences[0].computed)) for running in failed.values()]
         good = [row for row, running in enumerate(ready) if running.id not in failed]
         single = [row for row in good if ready[row].search is None]
         options = [ready[row].request.sampling.after(ready[row].new_tokens) for row in single]
-        draws = [
-            0.0 if option.greedy else ready[row].draws.random() for row, option in zip(single, options, strict=True)
-        ]
-        for row, token in zip(single, choose_each(logits_NV[single], options, draws), strict=True):
+        if decoded.likeliest is not None and all(option.greedy for option in options):
+            tokens = [decoded.likeliest[row] for row in single]
+        else:
+            draws = [
+                0.0 if option.greedy else ready[row].draws.random() for row, option in zip(single, options, strict=True)
+            ]
+            tokens = choose_each(logits_NV[single], options, draws)
+        for row, token in zip(single, tokens, strict=True):
             outputs.append(self._emit(ready[row], token, logits_NV[row : row + 1]))
         searches = {ready[row].id: ready[row] for row in good if ready[row].search is not None}
         for running in searches.values():

@@ -32,6 +32,8 @@ class EngineOptions:
     """Most tokens of one step; every running request has one of them before prompts have any."""
     max_running: int = 32
     """Most requests that run at a time."""
+    graphs: bool = True
+    """Whether steps of one token a sequence are recorded as CUDA graphs, on a GPU."""
     prefix_reuse: bool = True
     """Whether prompts take from the cache what earlier requests have computed of their beginnings."""
 
@@ -85,10 +87,23 @@ class Sequence:
         return len(self.tokens) - self.computed
 
 
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """What follows the last tokens of some sequences."""
+
+    logits_NV: "Tensor"
+    """They last until the next step."""
+    finite: list[bool]
+    """Whether each row's largest logit is finite."""
+    likeliest: list[int] | None = None
+    """The likeliest token of each row, where a step has found it."""
+
+
 class CachedModel:
     """A GPT in eval mode, and the blocks of its cache; ranks may share both."""
 
     def __init__(self, model: "GPT | SharedModel", options: EngineOptions) -> None:
+        from mt_eval.generation.decode_step import DecodeStep, can_record
         from mt_eval.generation.ranks.part import ModelPart
         from mt_eval.generation.ranks.shared_model import SharedModel
 
@@ -99,12 +114,15 @@ class CachedModel:
             check_whole(model)
             self.part = ModelPart(model)
         blocks = options.count_blocks(self.part, config.max_seq_len)
-        self.part.allocate(blocks + 1, options.block_size)
+        self.part.allocate(blocks + 2, options.block_size)
         self.pool = BlockPool(blocks, options.block_size)
         windows = [config.attention.get_window(layer) for layer in range(config.layers)]
         self.horizon = None if None in windows else max(window for window in windows if window is not None)
         """Tokens that are seen, if all layers have windows."""
         self.prefix_hits = 0
+        self.decoder: DecodeStep | None = None
+        if isinstance(self.part, ModelPart) and options.graphs and can_record(self.part.model, self.part.cache.k):
+            self.decoder = DecodeStep(self.part.model, self.part.cache, scratch=blocks + 1)
 
     def count_blocks(self, tokens: int) -> int:
         """Most blocks that a sequence of so many tokens has at a time."""
@@ -169,20 +187,44 @@ class CachedModel:
             if count > 1 and not bool(x_ND[first : first + count].isfinite().all()):
                 x_ND = torch.cat((x_ND[:first], self._run_singly(sequence, count), x_ND[first + count :]))
             first += count
-            sequence.computed += count
-            self._register(sequence)
-            self._leave_window(sequence)
+            self._advance(sequence, count)
         return x_ND
 
-    def _pass(self, parts: Values[tuple[Sequence, int]]) -> "Tensor":
-        """The features of the next so many tokens of each sequence, [N, D]."""
-        from mt_models.layers.kv_cache import Span
+    def decode(self, sequences: Values[Sequence]) -> Decoded | None:
+        """Compute the only token that is left of each sequence, and what follows it, in a recorded step if there is
+        one for this model."""
+        from mt_eval.generation.decode_step import Row
 
+        if self.decoder is None or self.decoder.failed:
+            return None
+        if new := self._take_blocks([(sequence, 1) for sequence in sequences]):
+            self.part.clear(new)
+        rows = [Row(sequence.tokens[-1], sequence.computed, sequence.table) for sequence in sequences]
+        decoded = self.decoder.run(rows)
+        if decoded is not None:
+            for sequence in sequences:
+                self._advance(sequence, 1)
+        return decoded
+
+    def _advance(self, sequence: Sequence, count: int) -> None:
+        sequence.computed += count
+        self._register(sequence)
+        self._leave_window(sequence)
+
+    def _take_blocks(self, parts: Values[tuple[Sequence, int]]) -> list[int]:
+        """Give sequences the blocks that their next tokens need; those blocks, which are to be cleared."""
         size, new = self.pool.block_size, []
         for sequence, count in parts:
             while len(sequence.table) * size < sequence.computed + count:
                 sequence.table.append(self.pool.take(sequence.reservation))
                 new.append(sequence.table[-1])
+        return new
+
+    def _pass(self, parts: Values[tuple[Sequence, int]]) -> "Tensor":
+        """The features of the next so many tokens of each sequence, [N, D]."""
+        from mt_models.layers.kv_cache import Span
+
+        new = self._take_blocks(parts)
         spans = [Span(sequence.computed, count, sequence.table) for sequence, count in parts]
         ids = [token for s, count in parts for token in s.tokens[s.computed : s.computed + count]]
         x_ND = self.part.run(ids, spans, new)

@@ -17,6 +17,7 @@ from mt_models.config.lora import Lora
 from mt_models.fusion import Fusion
 from mt_models.layers.attention_cores import Core, ScoreMods
 from mt_models.layers.basic import Linear, make_norm
+from mt_models.layers.decode_pass import DecodeLayer
 from mt_models.layers.dropout import ATTENTION, CROSS, AttentionDropout
 from mt_models.layers.kv_cache import LayerCache
 from mt_models.layers.lora import add_adapter, column_plan, make_adapter, make_linear, row_plan
@@ -67,7 +68,7 @@ class Attention(nn.Module):
         self,
         x_BTD: Tensor,
         rotation: Rotation | None = None,
-        cache: LayerCache | None = None,
+        cache: LayerCache | DecodeLayer | None = None,
         segment_ids_BT: Tensor | None = None,
         *,
         padding_mask_BT: Tensor | None = None,
@@ -83,10 +84,10 @@ class Attention(nn.Module):
         k_BSGK = add_adapter(qkv_BTGXK[..., -2, :], self.k, x_BTD)
         v_BSGK = add_adapter(qkv_BTGXK[..., -1, :], self.v, x_BTD)
         q_BTHK, k_BSGK = self.q_norm(q_BTHK), self.k_norm(k_BSGK)
+        if cache is not None:
+            return self.out(cache.attend(q_BTHK, k_BSGK, v_BSGK, scores=self.scores, rotation=rotation))
         if rotation is not None:
             q_BTHK, k_BSGK = rotate(q_BTHK, rotation), rotate(k_BSGK, rotation)
-        if cache is not None:
-            return self.out(cache.attend(q_BTHK, k_BSGK, v_BSGK, scores=self.scores))
         more = {"padding_mask_BS": padding_mask_BT, "bias_HTS": bias_HTT}
         given = {name: tensor for name, tensor in more.items() if tensor is not None}  # plain cores take neither
         given |= pass_dropout(self.dropout(dropout, q_BTHK.shape[2]))

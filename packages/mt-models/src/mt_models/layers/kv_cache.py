@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from mt_models.config import GPTConfig
-from mt_models.layers.attention_cores import PLAIN, ScoreMods
+from mt_models.layers.attention_cores import PLAIN, ScoreMods, attend_sdpa
 from mt_models.layers.paged_attention import KEY_TILE, attend_cached
+from mt_models.layers.rope import Rotation, rotate
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,9 +155,10 @@ class CachePass:
         """Positions that the longest sequence has after the pass."""
         self.groups: list[SpanGroup] = []
         first = 0
-        for single, same in groupby(spans, lambda span: span.tokens == 1):
-            same = list(same)
-            for part in [same] if single else [[span] for span in same]:
+        for _, equal in groupby(spans, lambda span: (span.tokens, span.start == 0)):
+            same = list(equal)
+            # where results are to be exact, a prompt's products have one shape, whatever other prompts there are
+            for part in [[span] for span in same] if cache.exact and same[0].tokens > 1 else [same]:
                 self.groups.append(SpanGroup(part, first, cache))
                 first = self.groups[-1].rows.stop
 
@@ -175,29 +177,48 @@ class LayerCache:
         self.k, self.v = cache.k[layer], None if cache.v is None else cache.v[layer]
 
     def attend(
-        self, q_N1HK: Tensor, k_N1GK: Tensor, v_N1GV: Tensor | None, *, scores: ScoreMods = PLAIN, values: int = 0
+        self,
+        q_N1HK: Tensor,
+        k_N1GK: Tensor,
+        v_N1GV: Tensor | None,
+        *,
+        scores: ScoreMods = PLAIN,
+        values: int = 0,
+        rotation: Rotation | None = None,
     ) -> Tensor:
         """Store the tokens' keys and values, and attend to those of their sequences up to them, [N, 1, H, V].
 
-        Without values, they are the first `values` features of the keys. The window is that of the layer.
+        Queries and keys are rotated first, if there is a rotation. Without values, they are the first `values` features
+        of the keys. The window is that of the layer.
         """
+        if rotation is not None:
+            q_N1HK, k_N1GK = rotate(q_N1HK, rotation), rotate(k_N1GK, rotation)
         for stored, new in ((self.k, k_N1GK), (self.v, v_N1GV)):
             if stored is None or new is None:
                 continue
             stored.flatten(1, 2).index_copy_(1, self.step.slots_N, new[:, 0].transpose(0, 1).to(stored.dtype))
         parts = []
         for group in self.step.groups:
-            index = group.index_keys(self.window)
             sequences = len(group.spans)
+            q_BTHK = q_N1HK[group.rows, 0].unflatten(0, (sequences, group.tokens))
+            if v_N1GV is not None and self._sees_only_new(group, scores):
+                new = (x[group.rows, 0].unflatten(0, (sequences, group.tokens)) for x in (k_N1GK, v_N1GV))
+                parts.append(attend_sdpa(q_BTHK, *new, scores=ScoreMods(scores.scale)).flatten(0, 1))
+                continue
+            index = group.index_keys(self.window)
             k_GBSK, v_GBSV = (
                 None if t is None else gather_blocks(t, index.blocks, sequences) for t in (self.k, self.v)
             )
-            q_BTHK = q_N1HK[group.rows, 0].unflatten(0, (sequences, group.tokens))
             assert k_GBSK is not None
             v_GBSV = k_GBSK[..., :values] if v_GBSV is None else v_GBSV
             y_BTHV = attend_cached(q_BTHK, k_GBSK, v_GBSV, index.hidden_BTS, scores, exact=self.exact)
             parts.append(y_BTHV.flatten(0, 1))
         return (parts[0] if len(parts) == 1 else torch.cat(parts))[:, None]
+
+    def _sees_only_new(self, group: SpanGroup, scores: ScoreMods) -> bool:
+        """Whether a fused core can attend, as whole sequences are in the pass and nothing is to be exact."""
+        windowed = self.window is not None and self.window < group.tokens
+        return not (self.exact or windowed or scores.softcap) and all(span.start == 0 for span in group.spans)
 
 
 def gather_blocks(stored: Tensor, blocks: Tensor, sequences: int) -> Tensor:

@@ -22,6 +22,7 @@ from mt_models.config import MLA, GPTConfig
 from mt_models.fusion import Fusion
 from mt_models.layers.attention_cores import Core, ScoreMods
 from mt_models.layers.basic import Linear, make_norm
+from mt_models.layers.decode_pass import DecodeLayer
 from mt_models.layers.dropout import ATTENTION, AttentionDropout
 from mt_models.layers.kv_cache import LayerCache
 from mt_models.layers.rope import Rotation, rotate
@@ -69,7 +70,7 @@ class LatentAttention(nn.Module):
         self,
         x_BTD: Tensor,
         rotation: Rotation | None = None,
-        cache: LayerCache | None = None,
+        cache: LayerCache | DecodeLayer | None = None,
         segment_ids_BT: Tensor | None = None,
         *,
         dropout: DropoutKeys | None = None,
@@ -84,7 +85,7 @@ class LatentAttention(nn.Module):
         more = pass_dropout(self.dropout(dropout, q_BTHK.shape[2]))
         return self.out(self.core(q_BTHK, k_BSHK, v_BSHV, segment_ids_BT, **more))
 
-    def attend_latents(self, q_BTHK: Tensor, key_BTX: Tensor, cache: LayerCache) -> Tensor:
+    def attend_latents(self, q_BTHK: Tensor, key_BTX: Tensor, cache: LayerCache | DecodeLayer) -> Tensor:
         """Attend to cached latents as they are, [B, T, H, V]: what would expand them is applied to queries and results.
 
         A key is the latent and the shared features, X = C + L (arXiv:2405.04434, §2.1.2).

@@ -28,10 +28,10 @@ def attend_cached(
 ) -> Tensor:
     """Attend to the keys that are not hidden, [B, T, H, V]; the softmax is computed in fp32 or wider.
 
-    With several tokens there is one sequence. The window of the scores is in `hidden_BTS`.
+    Where it is to be exact, several tokens are of one sequence. The window of the scores is in `hidden_BTS`.
     """
     B, T, H, _ = q_BTHK.shape
-    assert B == 1 or T == 1, "several sequences have one token each"
+    assert B == 1 or T == 1 or not exact, "several sequences have one token each"
     G = len(k_GBSK)
     q_GBTRK = q_BTHK.unflatten(2, (G, -1)).permute(2, 0, 1, 3, 4)
     if not exact:

@@ -20,6 +20,7 @@ from mt_models.config import GPTConfig
 from mt_models.layers.attention import Attention
 from mt_models.layers.attention_cores import Core
 from mt_models.layers.basic import CrossEntropy, Embedding, Linear, make_norm
+from mt_models.layers.decode_pass import DecodeLayer, DecodePass
 from mt_models.layers.dropout import ATTENTION_OUTPUT, EMBEDDING, MLP_OUTPUT, HiddenDropout
 from mt_models.layers.kv_cache import CachePass, KVCache, LayerCache
 from mt_models.layers.mla import LatentAttention
@@ -51,7 +52,7 @@ class Block(nn.Module):
         self,
         x_BTD: Tensor,
         rotation: Rotation | None,
-        cache: LayerCache | None = None,
+        cache: LayerCache | DecodeLayer | None = None,
         segment_ids_BT: Tensor | None = None,
         record: RoutingRecord | None = None,
         dropout: DropoutKeys | None = None,
@@ -101,7 +102,7 @@ class GPT(Transformer[GPTConfig]):
         self.head = None if config.tied else Linear(D, rows)
         self.loss = CrossEntropy(config.vocab_size, config.logit_softcap)
 
-    def forward(self, tokens_BT: Tensor, cache: CachePass | None = None) -> Tensor:
+    def forward(self, tokens_BT: Tensor, cache: CachePass | DecodePass | None = None) -> Tensor:
         """Logits [B, T, V] for the token after each; with a cache tokens are rows [N, 1] of the sequences it says."""
         return self.logits(self.hidden(tokens_BT, cache=cache, dropout=self.start_dropout(tokens_BT, None)))
 
@@ -115,7 +116,7 @@ class GPT(Transformer[GPTConfig]):
         self,
         tokens_BT: Tensor,
         positions: Tensor | None = None,
-        cache: CachePass | None = None,
+        cache: CachePass | DecodePass | None = None,
         dropout: DropoutKeys | None = None,
     ) -> Tensor:
         """Final normalised features [B, T, D]; `MtError` if a sequence is longer than `max_seq_len`."""
@@ -142,7 +143,7 @@ class GPT(Transformer[GPTConfig]):
         self,
         x_BTD: Tensor,
         positions: Tensor,
-        cache: CachePass | None = None,
+        cache: CachePass | DecodePass | None = None,
         segment_ids_BT: Tensor | None = None,
         records: Sequence[RoutingRecord] | None = None,
         dropout: DropoutKeys | None = None,

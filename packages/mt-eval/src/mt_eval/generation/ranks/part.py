@@ -87,6 +87,10 @@ class ModelPart:
             whole_NV = all_gather_async(part_NV, axis, -1)()[:, : config.vocab_size]
             return cap_logits(whole_NV, config.logit_softcap)
 
+    def clear(self, blocks: Sequence[int]) -> None:
+        """Fill blocks with zeros."""
+        self.cache.clear(blocks)
+
     def forget(self, table: Sequence[int], start: int, end: int) -> None:
         """Fill the places of a sequence's positions from `start` to before `end` with zeros."""
         self.cache.forget(table, start, end)

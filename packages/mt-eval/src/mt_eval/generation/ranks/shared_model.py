@@ -92,6 +92,11 @@ class SharedModel:
         self._calls.send("compute_logits", None, rows)
         return _of_last_stage(self._part.compute_logits(x_ND, rows))
 
+    def clear(self, blocks: Sequence[int]) -> None:
+        """Fill blocks with zeros, on all ranks."""
+        self._calls.send("clear", blocks)
+        self._part.clear(blocks)
+
     def forget(self, table: Sequence[int], start: int, end: int) -> None:
         """Fill the places of a sequence's positions from `start` to before `end` with zeros, on all ranks."""
         self._calls.send("forget", table, start, end)
