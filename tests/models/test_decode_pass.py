@@ -32,7 +32,7 @@ def interpreted(monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     monkeypatch.delitem(sys.modules, name, raising=False)
     kernels = importlib.import_module(name)
-    monkeypatch.delitem(sys.modules, name)
+    del sys.modules[name], sys.modules["mt_models.layers"].decode_kernels
     monkeypatch.setattr(decode_pass, "import_kernels", lambda: kernels)
 
 
@@ -86,3 +86,24 @@ def test_the_kernels_on_a_gpu_are_torch_s():
     model.initialize(3)
     for dtype, tolerance in ((torch.float32, 1e-3), (torch.bfloat16, 0.1)):
         check_model(model.eval().requires_grad_(False), "cuda", dtype, kernels=True, tolerance=tolerance)
+
+
+def test_the_kernels_compile_for_a_gpu_that_is_not_here():
+    compiler = pytest.importorskip("triton.compiler")
+    from triton.backends.compiler import GPUTarget
+
+    from mt_models.layers import decode_kernels
+
+    pointers = dict.fromkeys(("q", "k", "v", "q_out", "k_cache", "v_cache", "out"), "*bf16")
+    pointers |= {"cos": "*fp32", "sin": "*fp32", "slots": "*i64", "positions": "*i64", "tables": "*i32"}
+    types = pointers | {"scale": "fp32", "softcap": "fp32"}
+    attend = {"queries": 4, "rows": 16, "size": 128, "block_size": 16, "tile": 64, "capped": True}
+    for kernel, constants in (
+        (decode_kernels._store_kernel, {"heads": 32, "size": 128, "rotated": True}),
+        (decode_kernels._attend_kernel, attend),
+    ):
+        names = kernel.arg_names
+        signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in names}
+        places = {(names.index(name),): value for name, value in constants.items()}
+        source = compiler.ASTSource(kernel, signature, places)
+        assert compiler.compile(source, target=GPUTarget("cuda", 90, 32)).asm["cubin"]

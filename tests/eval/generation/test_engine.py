@@ -194,6 +194,13 @@ def test_sizes_that_mean_nothing_are_refused(options, message):
         EngineOptions(**options)
 
 
+def test_a_step_has_as_many_tokens_as_suit_the_device():
+    assert Engine(make_family("llama")).cached.chunk_tokens == EngineOptions().choose_chunk("cpu") == 256
+    assert EngineOptions().choose_chunk("cuda") == 2048
+    assert EngineOptions(max_running=3000).choose_chunk("cuda") == 3000
+    assert EngineOptions(chunk_tokens=64).choose_chunk("cuda") == 64
+
+
 def test_the_cache_has_the_memory_that_it_is_given_and_no_more_than_it_can_use():
     model = make_family("llama")  # a block of 16 tokens has 16 · 2 layers · 2 · 2 groups · 8 features · 4 bytes
     assert Engine(model, EngineOptions(cache_gib=100 * 4096 / 2**30)).stats.total_blocks == 100

@@ -74,8 +74,7 @@ class TextSource:
     def open_engine(self, stack: ExitStack) -> Engine:
         """An engine with the weights; the stack ends the other ranks that share them."""
         rows = self.drawing.batch_size
-        tokens = max(rows, EngineOptions().chunk_tokens)
-        sizes = EngineOptions(self.cache_gib, max_running=rows, chunk_tokens=tokens)
+        sizes = EngineOptions(self.cache_gib, max_running=rows)
         return Engine(stack.enter_context(open_model(self.checkpoint, self.model, self.ranks)), sizes)
 
     @cached_property

@@ -160,7 +160,7 @@ class Engine:
         """Which sequences compute how many tokens in this step: single ones first."""
         all_running = [(running, sequence) for running in self._running.values() for sequence in running.sequences]
         singles = [(running, sequence, 1) for running, sequence in all_running if sequence.left == 1]
-        budget, prompts = self.options.chunk_tokens - len(singles), []
+        budget, prompts = self.cached.chunk_tokens - len(singles), []
         for running, sequence in all_running:
             if budget and (left := sequence.left) > 1:
                 prompts.append((running, sequence, min(left, budget)))

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from mt_models.models.gpt import GPT
 
 
+CHUNKS = {"cpu": 256, "cuda": 2048}
+"""Tokens of a step: as many as keep a device busy, and the running requests waiting for little time."""
+
+
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
     """The sizes of an engine. None of them changes a token."""
@@ -28,8 +32,9 @@ class EngineOptions:
     """Blocks of the cache, if not as many as `cache_gib` has."""
     block_size: int = 16
     """Tokens of a block; a power of 2 up to 128."""
-    chunk_tokens: int = 256
-    """Most tokens of one step; every running request has one of them before prompts have any."""
+    chunk_tokens: int | None = None
+    """Most tokens of one step; every running request has one of them before prompts have any. If not given, 256 on the
+    CPU and 2,048 on a GPU, or `max_running`."""
     max_running: int = 32
     """Most requests that run at a time."""
     graphs: bool = True
@@ -47,10 +52,14 @@ class EngineOptions:
             problems.append(Problem("block_size", f"{self.block_size}", "a power of 2 from 1 to 128"))
         if self.max_running < 1:
             problems.append(Problem("max_running", f"{self.max_running}", "1 or more"))
-        if self.chunk_tokens < self.max_running:
+        if self.chunk_tokens is not None and self.chunk_tokens < self.max_running:
             allowed = f"max_running = {self.max_running} or more, as each running request has a token in every step"
             problems.append(Problem("chunk_tokens", f"{self.chunk_tokens}", allowed))
         raise_if(problems)
+
+    def choose_chunk(self, device: str) -> int:
+        """Most tokens of a step on a device of this type."""
+        return self.chunk_tokens or max(CHUNKS.get(device, CHUNKS["cuda"]), self.max_running)
 
     def count_blocks(self, part: "ModelPart | SharedModel", max_seq_len: int) -> int:
         """Blocks of the cache of a model."""
@@ -113,6 +122,7 @@ class CachedModel:
         else:
             check_whole(model)
             self.part = ModelPart(model)
+        self.chunk_tokens = options.choose_chunk(self.part.device.type)
         blocks = options.count_blocks(self.part, config.max_seq_len)
         self.part.allocate(blocks + 2, options.block_size)
         self.pool = BlockPool(blocks, options.block_size)
@@ -128,7 +138,7 @@ class CachedModel:
         """Most blocks that a sequence of so many tokens has at a time."""
         size = self.pool.block_size
         count = -(-tokens // size)
-        return count if self.horizon is None else min(count, -(-(self.horizon + self.options.chunk_tokens) // size) + 1)
+        return count if self.horizon is None else min(count, -(-(self.horizon + self.chunk_tokens) // size) + 1)
 
     def open(self, tokens: Values[int], longest: int, *, reuse: bool = True, copies: int = 1) -> Sequence | None:
         """A sequence that will have up to `longest` tokens in the cache; None if there are too few blocks now.

@@ -211,7 +211,7 @@ class HarnessModel(TemplateLM):
 
         sizes = EngineOptions()
         if self.rows:
-            sizes = replace(sizes, max_running=self.rows, chunk_tokens=max(self.rows, sizes.chunk_tokens))
+            sizes = replace(sizes, max_running=self.rows)
         return Engine(self.network, sizes)
 
 

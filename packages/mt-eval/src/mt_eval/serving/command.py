@@ -59,7 +59,9 @@ class EngineSizes:
     """What runs at a time; changes speed and memory only."""
 
     max_running: Annotated[int, Option(min=1, help="Most prompts that are continued at a time.")] = 32
-    chunk_tokens: Annotated[int, Option(min=1, help="Most tokens of a step, those of new prompts included.")] = 256
+    chunk_tokens: Annotated[
+        int | None, Option(min=1, help="Most tokens of a step; 256 on the CPU and 2048 on a GPU if not given.")
+    ] = None
     cache_gib: Annotated[float, "Memory of the key/value cache in GiB."] = 1.0
     block_size: Annotated[int, "Tokens of a block of the cache; a power of 2 up to 128."] = 16
     prefix_reuse: Annotated[bool, Option(help="Compute equal beginnings of prompts once.")] = True

@@ -143,7 +143,7 @@ def answer(model: "GPT", encoder: TextEncoder, prompts: Sequence[str], how: Answ
     choices = [Choice(encoder.tokenizer, Prompt(ids, size, ""), how.stops) for ids in tokens]
     sizes = EngineOptions()
     if rows := how.batch_size:
-        sizes = replace(sizes, max_running=rows, chunk_tokens=max(rows, sizes.chunk_tokens))
+        sizes = replace(sizes, max_running=rows)
     with progress("answering", len(prompts), "questions") as advance:
         for _, delta in stream_texts(Engine(model, sizes), requests, choices):
             advance(1 if delta.finish else 0)

@@ -57,7 +57,7 @@ class SharedModel:
     """What `ModelPart` offers, of all ranks together, and what scoring needs of a model."""
 
     def __init__(self, part: ModelPart, calls: Calls) -> None:
-        self._part, self._calls = part, calls
+        self._part, self._calls, self.device = part, calls, part.device
         self._has_cache = False
 
     @property
