@@ -122,7 +122,7 @@ def play(config: Any, ranks: list[dict[str, Any]], send: float) -> Timeline:
     costs = []
     for stage in range(placement.stages):
         parts = {kind: medians[f"{kind} {stage}"] for kind in "FBIW" if f"{kind} {stage}" in medians}
-        costs.append(StageCosts(parts["F"], parts.get("B") or parts["I"], parts.get("W", 0)))
+        costs.append(StageCosts(parts["F"], parts.get("I") or parts["B"], parts.get("W", 0)))  # a whole B is I and W
         print(f"  stage {stage}: " + ", ".join(f"{kind} {seconds * 1e3:.1f} ms" for kind, seconds in parts.items()))
     return simulate(schedule.in_sequence(), costs, send=send)
 
