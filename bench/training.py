@@ -2,7 +2,8 @@
 
 usage: training.py RUN.toml|PRESET [--steps 30] [--warmup 10] [--set section.field=value …]
 
-Prints medians of the timed steps: ms, tokens/s a rank, TFLOP/s (causal attention at half), and peak memory.
+Prints medians of the timed steps: ms, tokens/s a rank, TFLOP/s (causal attention at half), and peak memory; of a
+mixture also how evenly its experts were chosen.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 
 from mt_cli.run_config import load_run_config
+from mt_core.parallel.expert.balance import METRICS
 from mt_data.indexed.writer import IndexedWriter
 
 
@@ -78,6 +80,8 @@ def report(args: argparse.Namespace, lines: list[dict], timed: list[dict]) -> No
         f"{ms:.1f} ms/step (of {len(timed)}), {rate:,.0f} tokens/s/rank, {tflops:.2f} TFLOP/s/rank{share}, "
         f"peak {peak:.1f} GiB | loss {lines[0]['loss']:.3f} -> {lines[-1]['loss']:.3f}"
     )
+    if routing := {name: statistics.median(line[name] for line in timed) for name in METRICS if name in timed[0]}:
+        print("routing: " + ", ".join(f"{name} {value:.3f}" for name, value in routing.items()))
 
 
 if __name__ == "__main__":

@@ -33,8 +33,8 @@ from mt_core.planning.step_time import Passes, StepTime, Sync, divide_work, pred
 ASSUMPTIONS = (
     "Tensors between stages travel beside the arithmetic of both, and never wait for each other.",
     "Where the backward pass is split, activations are kept until the weights' gradients are computed, recomputed ones "
-    "too; the weights' gradients of experts and of the output layer are computed along with the inputs'.",
-    "With runtime.compile and with fsdp no backward pass is split: schedules that would split it run it whole.",
+    "too; the weights' gradients of routers and of the output layer are computed along with the inputs'.",
+    "With fsdp no backward pass is split: schedules that would split it run it whole.",
     "Passes that DualPipeV runs together are computed one after the other, as mt train does.",
 )
 
