@@ -305,7 +305,7 @@ class RuntimeConfig(Section):
     """Compile blocks, the loss and the adding up of gradients with torch.compile."""
     weight_gradients: Literal["auto", "separate", "fused"] = "auto"
     """Add gradients of matrices to their sums inside the matrix products ("fused") or after them; "auto" takes what a
-    first try shows to be faster on a GPU, and "fused" there if `deterministic`."""
+    first try shows to be faster on a GPU, and adds after them on a CPU or if `deterministic`."""
     deterministic: bool = False
     """Two runs give identical losses and checkpoints; what cannot is refused by name."""
     stall_timeout: PositiveFloat = 600.0

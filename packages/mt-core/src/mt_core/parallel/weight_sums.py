@@ -1,7 +1,8 @@
 """Which layers add the gradients of their weights to the step's sums themselves, and whether inside the product.
 
 Inside the product a gradient is read and written in fp32 by the matrix kernel, which saves a pass over memory and costs
-the kernel some of its speed. What is faster depends on the shape, so each shape is timed once, at its first product.
+the kernel some of its speed. What is faster depends on the shape, so each shape is timed once, at its first product, on a
+GPU; a deterministic run and a CPU, which would convert factors to multiply into a wider type, add outside.
 """
 
 from collections import Counter
@@ -34,9 +35,10 @@ def sum_weight_gradients(
             actual = f"fused, with parallel.sharding = {config.parallel.sharding}"
             raise MtError("runtime.weight_gradients", actual, "auto or separate: FSDP2 adds up gradients itself")
         return
-    if postponed is None and (way == "separate" or (way == "auto" and data_parallel.device.type == "cpu")):
+    tries = way == "auto" and data_parallel.device.type == "cuda" and not config.runtime.deterministic
+    if postponed is None and not tries and way != "fused":
         return
-    fused = Probe().is_faster if way == "auto" and not config.runtime.deterministic else lambda *_: way != "separate"
+    fused = Probe().is_faster if tries else lambda *_: way == "fused"
     names = {id(weight): name for name, weight in model.named_parameters()}
     used = Counter(id(weight) for _, weight in list_weights(as_module(model)))
     for module, weight in list_weights(as_module(model)):
@@ -63,12 +65,7 @@ class Probe:
         self.faster: dict[tuple[int, ...], bool] = {}
 
     def is_faster(self, total_OI: Tensor, g_MO: Tensor, x_MI: Tensor, add: Callable[[Tensor], None]) -> bool:
-        """Whether the product is added faster inside than by `add`. The sum holds nothing of value yet.
-
-        On a CPU it is not: a product into a wider type converts its factors.
-        """
-        if not g_MO.is_cuda:
-            return False
+        """Whether the product is added faster inside than by `add`. The sum holds nothing of value yet."""
         shape = (*g_MO.shape, x_MI.shape[1])
         if shape not in self.faster:
             inside = time_on_gpu(lambda: multiply_into(total_OI, g_MO, x_MI, overwrite=False))
