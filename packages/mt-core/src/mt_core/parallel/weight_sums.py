@@ -1,8 +1,8 @@
 """Which layers add the gradients of their weights to the step's sums themselves, and whether inside the product.
 
 Inside the product a gradient is read and written in fp32 by the matrix kernel, which saves a pass over memory and costs
-the kernel some of its speed. What is faster depends on the shape, so each shape is timed once, at its first product, on a
-GPU; a deterministic run and a CPU, which would convert factors to multiply into a wider type, add outside.
+the kernel some of its speed. What is faster depends on the shape, so on a GPU each shape is timed once, at its first
+product; a deterministic run and a CPU, which would convert factors to multiply into a wider type, add outside.
 """
 
 from collections import Counter
